@@ -42,6 +42,8 @@ fn format(image: &Path) {
     file.set_len(TEMPLATE_BYTES)
         .expect("a sparse file costs nothing");
     drop(file);
+    // Distributions have mke2fs in sbin, which is not in a user's PATH. The host's mke2fs.conf must not decide on
+    // features.
     let output = Command::new("mke2fs")
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .env("E2FSPROGS_FAKE_TIME", "1577836800")
@@ -49,6 +51,7 @@ fn format(image: &Path) {
         .args([
             "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0",
         ])
+        // No feature by default: a newer mke2fs would add some that the kernel of the image lacks.
         .args([
             "-O",
             "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\

@@ -73,6 +73,7 @@ impl<R: Read> TarReader<R> {
                 ErrorKind::UnexpectedEof => broken_off(),
                 _ => error,
             })?;
+            // A block of zeros ends the archive; a second one follows, which need not be read.
             if header.iter().all(|byte| *byte == 0) {
                 return Ok(None);
             }
@@ -84,6 +85,7 @@ impl<R: Read> TarReader<R> {
                 // What holds for all entries, and targets of links: neither is a path or a length.
                 b'g' | b'K' => self.expect(bytes),
                 kind => {
+                    // The extended header wins: a length of 8 GiB and more has no room in the other.
                     let bytes = size.unwrap_or(bytes);
                     self.expect(bytes);
                     return Ok(Some(TarEntry {
@@ -189,6 +191,7 @@ fn sum(header: &[u8; BLOCK]) -> u64 {
     let own = CHECKSUM.0..CHECKSUM.0 + CHECKSUM.1;
     let bytes = header.iter().enumerate();
     bytes
+        // The sum is taken with spaces in its own place.
         .map(|(at, byte)| u64::from(if own.contains(&at) { b' ' } else { *byte }))
         .sum()
 }
@@ -214,6 +217,7 @@ fn extended(
         let space = records.iter().position(|byte| *byte == b' ');
         let (digits, _) = records.split_at(space.ok_or_else(wrong)?);
         let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+        // The length counts the whole record, its own digits with it.
         let length: usize = digits.parse().map_err(|_| wrong())?;
         let (record, rest) = records.split_at_checked(length).ok_or_else(wrong)?;
         let record = record.get(digits.len() + 1..).ok_or_else(wrong)?;
@@ -261,6 +265,7 @@ fn path_record(path: &str) -> Vec<u8> {
     let mut length = rest.len();
     loop {
         let record = format!("{length}{rest}");
+        // A longer number can make the record longer, which is why it is tried again.
         if record.len() == length {
             return record.into_bytes();
         }
@@ -281,6 +286,7 @@ fn block(name: &[u8], kind: u8, bytes: u64) -> [u8; BLOCK] {
     put(KIND, &[kind]);
     put(MAGIC, b"ustar\x0000");
     let sum = sum(&header);
+    // Six digits, a zero and a space, as the oldest programs wrote it.
     let text = format!("{sum:06o}\0 ");
     header[CHECKSUM.0..CHECKSUM.0 + CHECKSUM.1].copy_from_slice(text.as_bytes());
     header

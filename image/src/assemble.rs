@@ -48,6 +48,7 @@ pub fn build(
     out_dir: &Path,
     progress: &mut dyn FnMut(BuildProgress),
 ) -> Result<Manifest, ImageError> {
+    // In one order and each once, whatever was asked for: the manifest must not depend on that.
     let forms: Vec<ImageForm> = ImageForm::ALL
         .into_iter()
         .filter(|form| forms.contains(form))
@@ -179,6 +180,7 @@ impl<'a> ImageBuild<'a> {
     fn kernels(&mut self, form: ImageForm, out: &mut OutDir<'_>) -> Result<(), ImageError> {
         self.say("copying the kernel");
         out.bytes(form, OutputRole::Kernel, "bzImage", &self.loaded.kernel)?;
+        // Only some hypervisors boot it (PVH); without it the others still work.
         match &self.loaded.vmlinux {
             Some(vmlinux) => out.bytes(form, OutputRole::Vmlinux, "vmlinux", vmlinux),
             None => Ok(()),
@@ -190,12 +192,14 @@ impl<'a> ImageBuild<'a> {
     }
 
     fn make_uki(&mut self, form: ImageForm) -> Result<Rc<[u8]>, ImageError> {
+        // Two forms have the same program, and compressing takes seconds.
         if let Some(made) = &self.uki {
             return Ok(Rc::clone(made));
         }
         self.say("compressing the initramfs");
         // It is read by firmware, from flash, or comes over a network.
         let initrd = zstandard::frame(&self.archive());
+        // Before joining: it is the cheaper place to fail.
         check_size(form, self.loaded.kernel.len() + initrd.len())?;
         self.say("joining the EFI program");
         let sections = uki::sections(

@@ -30,12 +30,14 @@ pub(crate) fn archive(entries: &[TreeEntry<'_>]) -> Vec<u8> {
             &entry.kind,
         );
     }
+    // Documentation/driver-api/early-userspace/buffer-format.rst: "TRAILER!!!" ends an archive.
     member(&mut out, 0, TRAILER, 0, &TreeEntryKind::File(&[]));
     pad(&mut out, BLOCK_BYTES);
     out
 }
 
 fn member(out: &mut Vec<u8>, inode: u32, name: &str, mode: u32, kind: &TreeEntryKind<'_>) {
+    // A folder has at least its own name and the entry "." in it.
     let links = if matches!(kind, TreeEntryKind::Dir) {
         2
     } else {

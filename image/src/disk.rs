@@ -57,6 +57,7 @@ pub(crate) fn write(path: &Path, uki: &[u8], ids: &BuildIds) -> io::Result<()> {
 }
 
 fn write_table(mut file: File, ids: &BuildIds) -> io::Result<File> {
+    // UEFI 2.10 §5.2.3: programs that do not know GPT see a disk that is full.
     ProtectiveMBR::with_lb_size(lba(DISK_BYTES / LBA_BYTES - 1))
         .overwrite_lba0(&mut file)
         .map_err(io::Error::other)?;

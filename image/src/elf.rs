@@ -38,6 +38,7 @@ impl<'a> StaticElf<'a> {
         if !segments.iter().any(|segment| segment.kind == PT_LOAD) {
             return Err("it loads nothing, so it is not an executable".into());
         }
+        // The machine has no dynamic loader.
         if let Some(interp) = segments.iter().find(|segment| segment.kind == PT_INTERP) {
             return Err(not_static(&format!(
                 "it asks for the interpreter {}",
@@ -60,6 +61,7 @@ impl<'a> StaticElf<'a> {
     /// Done here rather than by `strip` so that the bytes do not follow the host's binutils.
     pub(crate) fn stripped(&self) -> Vec<u8> {
         let mut out = self.bytes[..self.loaded_end].to_vec();
+        // The sections behind the segments are cut off: the header must not point to them.
         out[SECTION_TABLE].fill(0);
         out[SECTION_COUNTS].fill(0);
         out

@@ -30,6 +30,7 @@ pub(crate) fn write(tree: &[TreeEntry<'_>], uuid: Uuid, output: &Path) -> Result
         source,
     };
     let staging = tempfile::Builder::new()
+        // Beside the output and not in /tmp, which may be small or another file system.
         .prefix(".root-")
         .tempdir_in(dir)
         .map_err(at)?;
@@ -43,6 +44,7 @@ fn stage(tree: &[TreeEntry<'_>], root: &Path) -> io::Result<()> {
     for entry in tree {
         let path = root.join(entry.path);
         match &entry.kind {
+            // Device nodes take root; the kernel mounts devtmpfs there.
             TreeEntryKind::Char { .. } => continue,
             TreeEntryKind::Dir => fs::create_dir(&path)?,
             TreeEntryKind::File(bytes) => fs::write(&path, bytes)?,
@@ -60,6 +62,7 @@ fn stage(tree: &[TreeEntry<'_>], root: &Path) -> io::Result<()> {
 fn run(uuid: Uuid, output: &Path, root: &Path) -> Result<Output, ImageError> {
     let run = |program: &str| {
         Command::new(program)
+            // Times and owners are fixed: two builds must give the same bytes.
             .args(["-T0", "--all-root", "-U", &uuid.to_string()])
             .arg(output)
             .arg(root)
@@ -68,6 +71,7 @@ fn run(uuid: Uuid, output: &Path, root: &Path) -> Result<Output, ImageError> {
     };
     let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     match run(TOOL) {
+        // sbin is not in the PATH of an ordinary user.
         Err(error) if missing(&error) => run(FALLBACK),
         other => other,
     }
@@ -93,6 +97,7 @@ fn check(result: &Output) -> Result<(), ImageError> {
     }
     let said = String::from_utf8_lossy(&result.stderr);
     let said = said.trim();
+    // The end of what a tool says has the reason.
     let start = said.ceil_char_boundary(said.len().saturating_sub(STDERR_BYTES_MAX));
     Err(ImageError::ToolFailed {
         tool: TOOL,

@@ -89,6 +89,7 @@ pub(crate) fn write(file: &File, volume: &FatVolume, root: &[FatNode<'_>]) -> io
         |sector: u32| (u64::from(volume.first_lba) + u64::from(sector)) * u64::from(SECTOR_BYTES);
     let boot = boot_sector(volume, &geometry);
     let info = info_sector(geometry.clusters - used, layout.table.len() as u32);
+    // FAT32 File System Specification: the boot sector is repeated at sector 6, with its FSInfo.
     for copy in [0, BACKUP_SECTOR] {
         file.write_all_at(&boot, at(copy))?;
         file.write_all_at(&info, at(copy + INFO_SECTOR))?;
@@ -157,6 +158,7 @@ impl AsRef<[u8]> for FatContents<'_> {
 
 impl<'a> FatLayout<'a> {
     fn new() -> Self {
+        // The specification wants the media byte in the first entry and an end mark in the second.
         let media = CHAIN_END & !0xff | u32::from(MEDIA_DISK);
         Self {
             table: vec![media, CHAIN_END],
@@ -207,6 +209,7 @@ impl<'a> FatLayout<'a> {
     }
 
     fn file(&mut self, data: &'a [u8]) -> u32 {
+        // An empty file has no cluster: its entry says zero.
         if data.is_empty() {
             return 0;
         }
@@ -218,6 +221,7 @@ impl<'a> FatLayout<'a> {
     /// Chains as many clusters as `bytes` need, one at least, and returns the first.
     fn reserve(&mut self, bytes: usize) -> u32 {
         let first = self.table.len() as u32;
+        // A folder has at least one cluster, also without entries.
         let count = bytes.div_ceil(CLUSTER_BYTES).max(1) as u32;
         self.table.extend(first + 1..first + count);
         self.table.push(CHAIN_END);
@@ -241,7 +245,9 @@ fn entry(name: ShortName, attributes: u8, cluster: u32, bytes: u32) -> [u8; ENTR
 
 fn boot_sector(volume: &FatVolume, geometry: &FatGeometry) -> [u8; SECTOR_BYTES as usize] {
     let mut out = [0; SECTOR_BYTES as usize];
+    // A jump over the fields, as the specification demands even where no code follows.
     put(&mut out, 0, &[0xeb, 0x58, 0x90]);
+    // The specification recommends this name: some drivers look at it.
     put(&mut out, 3, b"MSWIN4.1");
     put(&mut out, 11, &(SECTOR_BYTES as u16).to_le_bytes());
     put(&mut out, 13, &[CLUSTER_SECTORS as u8]);

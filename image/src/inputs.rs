@@ -61,6 +61,7 @@ pub(crate) struct EfiStub {
 
 impl InputContents {
     pub(crate) fn read(inputs: &ImageInputs, forms: &[ImageForm]) -> Result<Self, ImageError> {
+        // Texts first: a typing error should not cost reading hundreds of megabytes.
         check_text(inputs)?;
         check_stub(inputs, forms)?;
         let mut files = Vec::new();

@@ -13,12 +13,14 @@ const RELEASE_BYTES_MAX: usize = 64;
 /// The release of a bzImage, such as `6.12.95-alknet`.
 pub(crate) fn release(bzimage: &[u8]) -> Result<String, String> {
     let bytes = |at: usize, len: usize| bzimage.get(at..at + len);
+    // Documentation/arch/x86/boot.rst: the boot flag, and the header's magic number.
     if bytes(BOOT_FLAG_AT, 2) != Some(&BOOT_FLAG) || bytes(MAGIC_AT, 4) != Some(MAGIC) {
         return Err("it has no x86 boot header; name arch/x86/boot/bzImage".into());
     }
     let pointer = bytes(RELEASE_POINTER_AT, 2)
         .and_then(|b| b.first_chunk())
         .copied();
+    // Documentation/arch/x86/boot.rst, kernel_version: the pointer counts from 0x200.
     let at = RELEASE_BASE + usize::from(u16::from_le_bytes(pointer.unwrap_or_default()));
     let text = bzimage.get(at..).unwrap_or_default();
     let text = &text[..text.len().min(RELEASE_BYTES_MAX)];

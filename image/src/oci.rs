@@ -96,6 +96,7 @@ impl Blobs {
     fn pack(self, index: &Value) -> Vec<u8> {
         let mut tar = Tar::default();
         tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+        // Sorted by hash: two builds must give the same bytes.
         for (hash, bytes) in &self.by_hash {
             tar.file(&format!("blobs/sha256/{hash}"), 0o644, bytes);
         }

@@ -21,6 +21,7 @@ impl Tar {
 
     /// The archive with its two closing blocks.
     pub(crate) fn finish(mut self) -> Vec<u8> {
+        // Two blocks of zeros end an archive (POSIX, ustar interchange format).
         self.out.resize(self.out.len() + 2 * BLOCK_BYTES, 0);
         self.out
     }

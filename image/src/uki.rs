@@ -90,6 +90,7 @@ pub(crate) fn append(stub: &[u8], sections: &[UkiSection<'_>]) -> Result<Vec<u8>
         address = address
             .checked_add(size(section.data.len())?)
             .ok_or_else(too_large)?;
+        // A figure that firmware does not use; it may wrap in a stub that states nonsense.
         data_bytes = data_bytes.wrapping_add(raw_bytes);
     }
     let count = (layout.count + sections.len()) as u16;

@@ -77,6 +77,7 @@ pub(crate) struct OpenedData {
 /// Runs the machine. Whatever happens, PID 1 does not end: the last resort is a reason on the
 /// console and a reboot.
 pub(crate) fn run() -> ! {
+    // The kernel panics when PID 1 ends, and then nothing is written that would say why.
     let outcome = panic::catch_unwind(AssertUnwindSafe(start));
     match outcome {
         Ok(Err(InitError::NotTheMachine)) => {
@@ -92,6 +93,7 @@ pub(crate) fn run() -> ! {
 fn fatal(reason: &str) -> ! {
     eprintln!("\nalknet: fatal: {reason}");
     eprintln!("alknet: rebooting in {} seconds", FATAL_PAUSE.as_secs());
+    // A user who reads the reason may switch the machine off before the pause ends.
     sync();
     thread::sleep(FATAL_PAUSE);
     sync();
@@ -105,6 +107,7 @@ fn fatal(reason: &str) -> ! {
 fn start() -> Result<(), InitError> {
     let mut facts = InitFacts::default();
     stage::reach(&mut facts.stages, BootStageName::Init);
+    // Before the first mount: a container's mounts are not ours to change.
     if in_container() {
         return Err(InitError::NotTheMachine);
     }
@@ -168,6 +171,7 @@ async fn serve(
     }
     let console = open_console(&log, &events);
     let mut machine = InitMachine::new(booted, log, events, watchdog, console);
+    // Starts the node now and not with the first event.
     machine.turn(MachineEvent::Tick);
     loop {
         let event = tokio::select! {

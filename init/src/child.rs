@@ -76,6 +76,7 @@ impl NodeProcess {
             log.warn(error);
         }
         let pid = execute(&theirs, keeper.descriptor(), input).map_err(InitError::Spawn)?;
+        // From outside: a child that lowered it itself would need CAP_SYS_RESOURCE after it gave up root.
         let score = fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
         if let Err(error) = score {
             tracing::debug!(%error, "the node keeps its default memory score");
@@ -136,10 +137,13 @@ fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) 
     let control = control.as_raw_fd();
     let vault = vault.map(|area| area.as_raw_fd());
     let errors = output.try_clone()?;
+    // The program that runs, also where its file was replaced.
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0(NODE_NAME)
         .arg("node")
+        // The kernel puts unknown words of its command line into the environment of PID 1
+        // (admin-guide/kernel-parameters).
         .env_clear()
         .current_dir("/")
         .uid(NODE_UID)
@@ -147,6 +151,7 @@ fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) 
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(errors);
+    // Without control groups the node runs all the same, and reports that its workers have no limits.
     let group = groups::node_entrance().ok();
     let entrance = group.as_ref().map(AsRawFd::as_raw_fd);
     // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
@@ -254,6 +259,7 @@ async fn write_control(
     let mut outcome = write_message(&mut writer, &start).await;
     let mut next = 0;
     let mut grown = log.follow();
+    // Records from before this node are there already; waiting for the next would hold them back.
     grown.mark_changed();
     while outcome.is_ok() {
         outcome = tokio::select! {
@@ -264,6 +270,7 @@ async fn write_control(
             },
             _ = grown.changed() => write_records(&mut writer, life, &log, &mut next).await,
         };
+        // A batch leaves the rest for the next turn, so that a message in between is not late.
         if next < log.ring().next() {
             grown.mark_changed();
         }
@@ -277,6 +284,7 @@ async fn write_records(
     next: &mut u64,
 ) -> io::Result<()> {
     let mut lines = Vec::new();
+    // The lock ends before the write, which waits for the node.
     {
         let ring = log.ring();
         *next = ring.oldest().max(*next);

@@ -43,6 +43,7 @@ pub(crate) fn decide(
     build_s: u64,
     stored_s: Option<u64>,
 ) -> (ClockSource, Option<u64>) {
+    // Before the build it says nothing new. Far after it, it would keep the clock wrong at every boot.
     let stored = stored_s.filter(|at| *at > build_s && *at - build_s < NOTE_AGE_S_MAX);
     let floor = stored.unwrap_or(build_s);
     if now_s >= floor {
@@ -99,6 +100,7 @@ fn now_s() -> u64 {
 pub(crate) fn rfc3339_now() -> Option<String> {
     let now = clock_gettime(ClockId::CLOCK_REALTIME).ok()?;
     let seconds = u64::try_from(now.tv_sec()).ok()?;
+    // A wrong time in a record misleads more than none.
     (seconds >= BUILD_TIME_S).then_some(())?;
     let millis = u16::try_from(now.tv_nsec() / 1_000_000).ok()?;
     Some(rfc3339(seconds, millis))

@@ -105,6 +105,8 @@ pub(crate) fn clear_workers() -> Result<(), InitError> {
     for entry in left {
         let path = entry.map_err(InitError::at("look into", workers))?.path();
         if path.is_dir() {
+            // cgroup.kill also reaches processes that fork meanwhile (admin-guide/cgroup-v2); a list of PIDs would
+            // not.
             set(&path, "cgroup.kill", "1")?;
             remove(&path)?;
         }
@@ -115,6 +117,7 @@ pub(crate) fn clear_workers() -> Result<(), InitError> {
 fn remove(group: &Path) -> Result<(), InitError> {
     for _ in 0..REMOVALS_MAX {
         match fs::remove_dir(group) {
+            // The kill returns before the processes are gone; until then the folder is busy.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 std::thread::sleep(REMOVAL_PAUSE);
             }
@@ -148,5 +151,6 @@ fn give(path: &Path) -> Result<(), InitError> {
 }
 
 fn memory_bytes() -> u64 {
+    // Without the figure there is no limit: one that is too small would end every worker.
     sysinfo().map_or(u64::MAX, |info| info.ram_total())
 }

@@ -25,6 +25,7 @@ const HELPER_NAME: &str = "alknet-errand";
 pub(crate) fn run(errand: &HelperTask) -> io::Result<HelperOutcome> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut child = execute(&theirs)?;
+    // With a copy of the child's end here, its end would never show as the end of the stream.
     drop(theirs);
     let outcome = converse(&ours, errand, ERRAND_TIME);
     // Whatever it said, nothing of it stays. PID 1 collects every child itself, so that only the number
@@ -89,11 +90,13 @@ fn converse(
     let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
     serde_json::to_writer(&mut *line, errand)?;
     line.push(b'\n');
+    // A child that does not read must not hold the thread.
     channel.set_write_timeout(Some(time))?;
     channel.write_all(&line)?;
     let mut answer = Zeroizing::new(vec![0; LINE_BYTES_MAX]);
     let mut filled = 0;
     loop {
+        // Recomputed for each read: a child that sends byte by byte gets no more time.
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(late());

@@ -141,6 +141,7 @@ impl HelperOutcome {
     pub fn presentable(self) -> Self {
         match self {
             Self::Refused { refusal, text } => {
+                // An escape sequence of the other node would reach the console.
                 let plain = |c: char| if c.is_control() { ' ' } else { c };
                 let text = text.chars().map(plain).take(TEXT_CHARS_MAX).collect();
                 Self::Refused { refusal, text }

@@ -34,6 +34,7 @@ impl LinkStatus {
     /// Answers with this code from now on; with `None`, not at all.
     pub(crate) fn say(&mut self, code: Option<&str>) {
         let said = self.answering.as_ref().map(|(code, _)| code.as_str());
+        // A restart for the same code would close the port for a moment.
         if said == code {
             return;
         }

@@ -83,6 +83,7 @@ fn cost(record: &LogRecord) -> usize {
 
 fn cut(message: &mut String) {
     if message.len() > MESSAGE_BYTES_MAX {
+        // Cut between characters: the record is sent as JSON, which is UTF-8.
         let end = (0..=MESSAGE_BYTES_MAX)
             .rev()
             .find(|at| message.is_char_boundary(*at))
@@ -130,6 +131,7 @@ impl InitLog {
             target: target.to_owned(),
             message: message.to_string(),
         };
+        // The lock ends before receivers wake, which take it themselves.
         let next = {
             let mut ring = self.ring();
             ring.push(author, record);
@@ -140,6 +142,7 @@ impl InitLog {
 
     /// The ring, for a moment.
     pub(crate) fn ring(&self) -> MutexGuard<'_, InitLogRing> {
+        // A panic in between leaves at worst a wrong byte count; a log that panics in turn would hide the reason.
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,10 +190,12 @@ impl Subscriber for RingSubscriber {
     }
 
     fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
+        // So that disabled events cost nothing at their place.
         Some(tracing::level_filters::LevelFilter::INFO)
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        // Spans are not shown. An id must not be zero.
         span::Id::from_u64(self.spans.fetch_add(1, Ordering::Relaxed).max(1))
     }
 
@@ -241,6 +246,7 @@ impl Visit for FieldFormatter {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         use fmt::Write;
         let outcome = if field.name() == "message" {
+            // `tracing` records fields in the order of their declaration, where the message may come last.
             let rest = std::mem::take(&mut self.0);
             write!(self.0, "{value:?}{rest}")
         } else {
@@ -252,6 +258,7 @@ impl Visit for FieldFormatter {
 
 /// Splits the syslog priority off a line of the node's standard error, `<4>text`.
 pub(crate) fn split_priority(line: &str) -> (&'static str, &str) {
+    // sd-daemon(3): the digits are the priority. A line without one is the program's own text.
     let Some((priority, rest)) = line
         .strip_prefix('<')
         .and_then(|rest| rest.split_once('>'))

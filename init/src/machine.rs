@@ -380,6 +380,7 @@ impl InitMachine {
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }
+        // Last: the node and the consoles hear once of everything that this turn changed.
         self.tell_link();
         self.tell();
     }
@@ -445,6 +446,7 @@ impl InitMachine {
             }
             self.shown.clone_from(&self.status);
         }
+        // The status came from the node itself.
         if !facts_changed {
             return;
         }
@@ -459,6 +461,7 @@ impl InitMachine {
 
 /// What a panic said.
 pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
+    // `panic!` with a literal has a `&str`, with arguments a `String`; `panic_any` may have anything.
     let text = payload
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned());

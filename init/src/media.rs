@@ -59,6 +59,7 @@ impl VaultMedia {
     /// The secrets for a vault that is there; nothing is read where none would help.
     pub(crate) fn secrets_for(vault: &Alkv) -> MediaSecrets {
         let mut slots = vault.slots().iter();
+        // Reading media mounts volumes, which takes seconds on slow drives.
         if slots.any(|slot| slot.kind() == SlotType::Provisioning) {
             load(&paths()).secrets
         } else {

@@ -63,6 +63,7 @@ const TABLE: &[MountEntry] = &[
         source: "devtmpfs",
         target: "/dev",
         fstype: "devtmpfs",
+        // Device files are what it is for, so not MS_NODEV.
         flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
         data: Some("mode=0755"),
         when: MountRequirement::Always,
@@ -80,6 +81,7 @@ const TABLE: &[MountEntry] = &[
         target: "/run",
         fstype: "tmpfs",
         flags: LOCKED,
+        // What is written there is memory that the node and its workers then lack.
         data: Some("mode=0755,size=25%"),
         when: MountRequirement::Always,
     },
@@ -88,6 +90,7 @@ const TABLE: &[MountEntry] = &[
         target: "/sys/fs/cgroup",
         fstype: "cgroup2",
         flags: LOCKED,
+        // Delegated groups cannot change the limits that their parent set (admin-guide/cgroup-v2, "Delegation").
         data: Some("nsdelegate"),
         when: MountRequirement::FolderExists,
     },
@@ -192,6 +195,7 @@ pub(crate) fn standard_streams() -> Result<(), InitError> {
         for fd in first..=last {
             duplicate(&file, fd)?;
         }
+        // It is one of the wanted descriptors already: dropping the file would close it again.
         if (first..=last).contains(&file.as_raw_fd()) {
             std::mem::forget(file);
         }
@@ -200,6 +204,7 @@ pub(crate) fn standard_streams() -> Result<(), InitError> {
 }
 
 fn duplicate(file: &OwnedFd, fd: i32) -> Result<(), InitError> {
+    // Standard streams stay open in children, the placeholder at 3 does not.
     let flags = if fd > 2 { libc::O_CLOEXEC } else { 0 };
     if file.as_raw_fd() == fd {
         return Ok(());

@@ -90,6 +90,7 @@ impl InitNetwork {
         let handle = NetManager::start(wish.plan.clone(), network)?;
         let (wishes, asked) = watch::channel(wish);
         let work = attend(handle, news, asked, self.events.clone());
+        // Two tasks: the inner one may panic, and the outer one reports that.
         let task = tokio::spawn(report(tokio::spawn(work), self.events.clone()));
         self.running = Some(NetworkTask { wishes, task });
         Ok(())
@@ -185,6 +186,7 @@ async fn attend(
 
 /// The configured servers, else those that the network offers.
 fn time_servers(configured: &[String], offered: &[String]) -> Vec<String> {
+    // An administrator who names servers may trust no others with the clock.
     if configured.is_empty() {
         return offered.to_vec();
     }
@@ -195,6 +197,7 @@ fn time_news(event: TimeEvent) -> Option<NetworkEvent> {
     let (level, message) = match event {
         TimeEvent::Synced { .. } => return Some(NetworkEvent::Synced),
         TimeEvent::Stepped { offset_ms } => ("info", format!("clock set by {offset_ms} ms")),
+        // A network without time servers is an ordinary one: the console shows the state of the clock.
         TimeEvent::Failed { reason } => ("debug", format!("no time: {reason}")),
         _ => return None,
     };

@@ -56,6 +56,7 @@ pub(crate) fn watch(events: &mpsc::Sender<MachineEvent>) {
             }
         }
     }
+    // Without ACPI, as on most arm64 boards, there is no such family.
     if let Ok(socket) = acpi_socket() {
         tokio::spawn(follow(socket, has_acpi_press, events.clone()));
     }
@@ -114,6 +115,7 @@ fn has_key(bitmap: &str, key: u16) -> bool {
 fn has_press(bytes: &[u8]) -> bool {
     bytes.chunks_exact(INPUT_EVENT_BYTES).any(|event| {
         let value = u32::from_ne_bytes([event[20], event[21], event[22], event[23]]);
+        // Value 1 is the press; 0 is the release and 2 a repeat (Documentation/input/event-codes.rst, EV_KEY).
         u16_at(event, 16) == EV_KEY && u16_at(event, 18) == KEY_POWER && value == 1
     })
 }
@@ -157,6 +159,7 @@ fn acpi_group(socket: &File) -> io::Result<u32> {
 
 fn family_request() -> Vec<u8> {
     let mut name = ACPI_FAMILY.as_bytes().to_vec();
+    // Generic netlink takes names as NUL-terminated strings.
     name.push(0);
     let attribute = 4 + name.len();
     let total = HEADERS_BYTES + attribute.next_multiple_of(4);
@@ -193,6 +196,7 @@ fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(rest.get(..4)?, 0));
+        // The upper two bits are flags (NLA_TYPE_MASK).
         let kind = u16_at(rest, 2) & 0x3fff;
         let value = rest.get(4..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);

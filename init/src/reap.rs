@@ -58,6 +58,7 @@ pub(crate) fn collect() -> ReapRound {
                 round.alone = true;
                 return round;
             }
+            // Stopped and continued children have not ended.
             Ok(_) | Err(Errno::EINTR) => {}
             // A signal number this library does not know: collected all the same.
             Err(Errno::EINVAL) => {}

@@ -89,7 +89,9 @@ impl NodeSettings {
         }
         let settled = kept.settled;
         let mut settings = Self::from_loaded(loaded, lasting, kept);
+        // The medium is still needed while a credential of it is not kept.
         settings.settled &= settled;
+        // A machine that was never configured has lost nothing.
         settings.lost &= paths.is_configured;
         settings
     }
@@ -167,6 +169,7 @@ impl NodeSettings {
     /// What was wrong with a pasted document, which is not used: `read` is what came of it.
     pub(crate) fn refuse_pasted(&mut self, read: &Self) -> Vec<MachineDiagnostic> {
         let known = |one: &&MachineDiagnostic| {
+            // What the sources say without the pasted document is no fault of it.
             !self.problems.contains(one) && one.code != "config-salvaged"
         };
         let wrong: Vec<MachineDiagnostic> = read.problems.iter().filter(known).cloned().collect();

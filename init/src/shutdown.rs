@@ -73,6 +73,7 @@ impl Shutdown {
     pub(crate) fn step(&mut self, now: u64, node_gone: bool, alone: bool) -> Option<ShutdownStep> {
         let (phase, step) = match self.phase {
             ShutdownPhase::Closing => return None,
+            // Nothing is left that a signal or a wait would be for.
             _ if alone => (ShutdownPhase::Closing, ShutdownStep::Close),
             ShutdownPhase::Draining { until } if node_gone || now >= until => {
                 let until = now + TERMINATE_MS_MAX;
@@ -129,6 +130,7 @@ fn guard_with(
         .name("bound".to_owned())
         .spawn(move || {
             wait(Duration::from_millis(BOUND_MS));
+            // Memory outlives a reset: also where the ordinary way hangs, no key is left in it.
             keeper.lock();
             end(action);
         });
@@ -142,6 +144,7 @@ pub(crate) fn close(action: PowerAction, reset: Option<&Path>) {
     let reset = reset.map(Path::to_owned);
     let work = move || {
         let begun = boot_ms();
+        // Before the unmount, which may fail: the data are written in any case.
         sync();
         if let Err(error) = data::close() {
             tracing::warn!(%error, "the data partition could not be unmounted");
@@ -149,6 +152,7 @@ pub(crate) fn close(action: PowerAction, reset: Option<&Path>) {
         if let Some(device) = &reset
             && let Err(error) = data::erase(device)
         {
+            // The log goes down with the node, and only the console is left.
             eprintln!("alknet: {} is not erased: {error}", device.display());
         }
         sync();
@@ -160,6 +164,7 @@ pub(crate) fn close(action: PowerAction, reset: Option<&Path>) {
         .spawn(work.clone())
         .is_err()
     {
+        // Without a thread the bound's own thread still ends the machine.
         work();
     }
 }

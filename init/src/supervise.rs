@@ -175,6 +175,7 @@ impl NodeSupervisor {
         match &mut self.state {
             SupervisorState::Idle => {
                 self.state = SupervisorState::Waiting { until: now };
+                // The time in which the node was not wanted must not count against it.
                 self.last_well = now;
                 self.graces = 0;
             }
@@ -276,6 +277,7 @@ impl NodeSupervisor {
         let SupervisorState::Running(running) = &mut self.state else {
             return;
         };
+        // An answer to an earlier question says nothing of now.
         let Some(question) = running.asked.take_if(|asked| asked.number == number) else {
             return;
         };
@@ -285,6 +287,7 @@ impl NodeSupervisor {
         }
         running.unwell = 0;
         running.unwell_since = None;
+        // Only what serves is well: a node that answers and never serves has to end as well.
         if running.ready {
             self.last_well = now;
             self.graces = 0;

@@ -33,6 +33,7 @@ pub(crate) fn open() -> Result<Tpm<File>, TpmError> {
 
 /// Whether [`open`] refuses until the machine restarts.
 pub(crate) fn is_closed() -> bool {
+    // The flag guards no other memory.
     IS_CLOSED.load(Ordering::Relaxed)
 }
 
@@ -45,6 +46,7 @@ pub(crate) fn begin_closing() {
 pub(crate) fn close() -> Result<(), TpmError> {
     match connect() {
         Ok(mut tpm) => tpm.close_slots(),
+        // A machine without one has nothing that could still open.
         Err(TpmError::Absent | TpmError::Unsupported(_)) => Ok(()),
         Err(error) => Err(error),
     }
@@ -98,6 +100,7 @@ fn usable(sealed: Result<(), TpmError>) -> Result<bool, TpmError> {
         Ok(()) => Ok(true),
         Err(TpmError::Absent | TpmError::Unsupported(_)) => Ok(false),
         Err(error @ (TpmError::NotMeasured(_) | TpmError::OwnerPassword)) => Err(error),
+        // Busy or silent for the moment: the slot is tried, and the first boot waits if that fails.
         Err(_) => Ok(true),
     }
 }

@@ -53,6 +53,7 @@ async fn take(socket: AsyncFd<OwnedFd>, events: mpsc::Sender<MachineEvent>) {
                     return;
                 }
             }
+            // accept(2): the caller may hang up before it is taken. The others still come.
             Ok(Err(error)) => tracing::debug!(%error, "a caller is gone"),
             Err(_not_yet) => {}
         }

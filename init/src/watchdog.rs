@@ -42,6 +42,8 @@ impl Watchdog {
         found.sort_by_key(|one| one.kind == SOFTWARE);
         let mut found = found.into_iter();
         let mut chosen = found.next()?;
+        // Opening a watchdog starts it (Documentation/watchdog/watchdog-api.rst): those that nothing feeds would
+        // reboot the machine.
         for other in found {
             other.disarm();
         }
@@ -106,6 +108,7 @@ fn candidates(dev: &Path) -> Vec<std::path::PathBuf> {
                 .is_some_and(|number| number.parse::<u8>().is_ok())
         })
         .collect();
+    // The order of a folder is chance; the first one is taken.
     paths.sort();
     paths
 }

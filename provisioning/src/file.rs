@@ -26,9 +26,11 @@ pub(crate) fn read_bounded(
     let file = match open(path) {
         Ok(file) => file,
         Err(error) if is_absent(&error) => return Ok(None),
+        // A link or a socket where a file should be is no fault of the medium's hardware.
         Err(error) if is_special(&error) => return Err(not_a_file()),
         Err(error) => return Err(failed(error)),
     };
+    // A folder or a device can be opened for reading too.
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(not_a_file());
     }
@@ -39,6 +41,7 @@ pub(crate) fn read_bounded(
 pub(crate) fn read_from(file: &File, limit: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     // A buffer that grows leaves its beginnings behind, and they may be secret.
     let mut bytes = Zeroizing::new(Vec::with_capacity(limit + 2));
+    // One byte more than the limit, so that the caller sees that it is exceeded.
     file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
@@ -55,6 +58,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
 /// without waiting it would be none, and each read of it many lines of the kernel's.
 pub(crate) fn open_device(path: &Path) -> io::Result<File> {
     let kind = fs::symlink_metadata(path)?.file_type();
+    // Opening a character device can have effects of its own, such as on a tape or a terminal.
     if !kind.is_file() && !kind.is_block_device() {
         return Err(io::ErrorKind::InvalidInput.into());
     }

@@ -51,6 +51,7 @@ pub fn volume_label(device: &mut (impl Read + Seek)) -> io::Result<Option<Volume
         let label = fat.label(device)?;
         return Ok(Some(volume(FileSystem::Vfat, &label)));
     }
+    // Behind the system area, whose content the standard leaves open (ECMA-119, 6.2.1).
     let descriptor = read_at(device, ISO_DESCRIPTOR_OFFSET, 72)?;
     Ok(descriptor
         .filter(|found| found.starts_with(b"\x01CD001\x01"))
@@ -85,6 +86,7 @@ impl FatBootSector {
         let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;
         let (sector_bytes, cluster_sectors) = (u16_at(11), u64::from(sector[13]));
         let (reserved, fats, root_entries) = (u16_at(14), u64::from(sector[16]), u16_at(17));
+        // The signature alone is on every boot sector, also on one of a partition table.
         let plausible = sector[510..] == [0x55, 0xaa]
             && matches!(sector_bytes, 512 | 1024 | 2048 | 4096)
             && cluster_sectors.is_power_of_two()
@@ -93,11 +95,13 @@ impl FatBootSector {
         if !plausible {
             return None;
         }
+        // FAT32 has its own field for the size, and leaves the older one zero.
         let is_fat32 = u16_at(22) == 0;
         let fat_sectors = if is_fat32 { u32_at(36) } else { u16_at(22) };
         let after_fats = reserved + fats * fat_sectors;
         // Whatever a hostile volume writes, the offset stays below 2^53: no sum here overflows.
         let (first_sector, root_bytes, label_at) = if is_fat32 {
+            // Clusters are numbered from 2.
             let cluster = u32_at(44).checked_sub(2)?;
             let first = after_fats + cluster * cluster_sectors;
             (first, cluster_sectors * sector_bytes, 71)
@@ -126,10 +130,13 @@ fn root_label(root: &[u8]) -> Option<[u8; 11]> {
     const DIRECTORY: u8 = 0x10;
     const LONG_NAME: u8 = 0x0f;
     root.chunks_exact(DIR_ENTRY_BYTES)
+        // An entry that begins with zero ends the folder.
         .take_while(|entry| entry[0] != 0)
+        // Deleted entries stay, with this byte in place of their first letter.
         .filter(|entry| entry[0] != 0xe5)
         .find(|entry| {
             let attributes = entry[ATTRIBUTES];
+            // A part of a long name carries the bit of a label too.
             attributes & LONG_NAME != LONG_NAME && attributes & (VOLUME_ID | DIRECTORY) == VOLUME_ID
         })
         .and_then(|entry| entry[..11].try_into().ok())
@@ -141,6 +148,7 @@ fn read_at(
     offset: u64,
     length: usize,
 ) -> io::Result<Option<Vec<u8>>> {
+    // lseek(2) takes a signed offset.
     if i64::try_from(offset).is_err() {
         return Ok(None);
     }

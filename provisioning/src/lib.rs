@@ -188,6 +188,7 @@ fn load_all(
     let mut documents = Vec::new();
     for offer in &offers {
         let bytes = offer.document.as_ref();
+        // The secrets leave the document before it is compared, kept or refused: an error may quote its line.
         let mut parted = bytes.map_or_else(Default::default, |bytes| secrets::part(bytes));
         collector.take(offer, &mut parted);
         if bytes.is_some() {
@@ -218,6 +219,7 @@ fn load_all(
         problems: choice.problems,
         salvaged,
         secrets,
+        // A sealed node takes them once: a medium that stays attached must not put old ones back.
         takes_credentials: !(paths.is_sealed && (settled || paths.is_configured)),
         is_stored: store.as_ref().is_some_and(StoredConfig::has_correct),
     }
@@ -295,6 +297,7 @@ fn first(
         return None;
     }
     let first = saying.remove(0);
+    // The same document on two media is no conflict.
     let others = saying.iter().filter(|other| other.bytes != first.bytes);
     let others: Vec<_> = others.map(|other| other.source.to_string()).collect();
     if !others.is_empty() {
@@ -357,7 +360,10 @@ impl DocumentChoice {
                     self.keep(store, &medium.bytes);
                     return chosen;
                 }
+                // The medium's document was taken before: what an administrator changed since then is in the store,
+                // and wins.
                 Some(chosen) => fallback = Some(chosen),
+                // Kept for the last resort: some of it may still be readable.
                 None => self.refused = Some(medium),
             }
         }
@@ -392,6 +398,7 @@ impl DocumentChoice {
                     format!("{error}; so {} counts as a new document", medium.source),
                     "check the data partition",
                 ));
+                // Taken once more rather than ignored: it may be what the administrator brought to mend the node.
                 true
             }
         }
@@ -436,6 +443,7 @@ impl DocumentChoice {
         };
         let document = OfferedDocument::stored(source, bytes);
         let chosen = self.parse(&document);
+        // The first document that was refused is the one that was meant to count.
         if chosen.is_none() && self.refused.is_none() {
             self.refused = Some(document);
         }
@@ -456,6 +464,7 @@ impl DocumentChoice {
                 .map(|error| SourceDiagnostic::refused(source, error));
             self.problems.extend(refused);
         }
+        // A document with a mistake in its secrets is refused as a whole, as one with any other mistake.
         let is_good = self.problems.len() == before;
         let config = parsed.ok().filter(|_| is_good)?;
         Some((config, source.clone(), false, names(bytes)))

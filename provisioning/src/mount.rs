@@ -81,6 +81,7 @@ impl KernelMounter {
         flags: MsFlags,
     ) -> io::Result<Mounted> {
         fs::create_dir_all(at)?;
+        // A foreign medium brings no devices and no programs.
         let flags = flags | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
         let kind = Some(file_system.kernel_name());
         mount(Some(device), at, kind, flags, None::<&str>)?;
@@ -109,6 +110,7 @@ impl Mounter for KernelMounter {
 /// Names of block devices that have a size, each place on a disk once.
 pub(crate) fn devices(paths: &SourcePaths) -> Vec<String> {
     let Ok(entries) = fs::read_dir(&paths.block_class) else {
+        // Without block devices, such as in a container, the other sources still count.
         return Vec::new();
     };
     let mut names: Vec<String> = entries
@@ -118,7 +120,9 @@ pub(crate) fn devices(paths: &SourcePaths) -> Vec<String> {
             !is_empty(&device) && !is_its_disk(&device)
         })
         .collect();
+    // The folder has no order of its own, and which medium counts must be the same at each start.
     names.sort_unstable();
+    // Each is opened and read, and a machine with many disks should still start in time.
     names.truncate(DEVICES_MAX);
     names
 }

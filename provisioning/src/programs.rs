@@ -67,6 +67,7 @@ pub fn programs(
     let place = "the boot partition, or of an attached volume with the label CIDATA";
     let (next, next_from) = next.ok_or_else(|| missing(NEXT, place))?;
     let mut started = None;
+    // Firmware starts from the boot partition: a program of that name elsewhere is not what runs.
     for volume in volumes.iter().filter(|volume| volume.is_boot()) {
         started = find(volume, STARTED)?;
         if started.is_some() {
@@ -100,6 +101,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, ProvisioningError> {
         path: path.to_owned(),
         limit: PROGRAM_BYTES_MAX,
     };
+    // Before the reading, which takes long on a slow medium.
     if metadata.len() > PROGRAM_BYTES_MAX {
         return Err(too_large());
     }

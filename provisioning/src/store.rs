@@ -43,6 +43,7 @@ impl StoredConfig {
     /// Puts a document from a medium in place.
     pub(crate) fn apply(&self, document: &[u8]) -> Result<(), ProvisioningError> {
         self.keep(document)?;
+        // Last: a start that finds the power gone in between takes the same document once more.
         self.put(APPLIED, document)
     }
 
@@ -67,6 +68,7 @@ impl StoredConfig {
     fn put_other(&self, name: &str, document: &[u8]) -> Result<(), ProvisioningError> {
         let found = self.read(name).ok().flatten();
         if found.as_deref() == Some(document) {
+            // The same bytes are not written again: flash wears, and a write can be cut short.
             return Ok(());
         }
         self.put(name, document)

@@ -15,6 +15,7 @@ pub(crate) fn clean(bytes: &[u8]) -> Option<&[u8]> {
         return None;
     }
     let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    // Some hypervisors pad a document with zeros, or end it with one.
     let end = text.iter().rposition(|byte| *byte != 0);
     Some(&text[..end.map_or(0, |at| at + 1)])
 }
@@ -32,6 +33,7 @@ pub(crate) fn offset(bytes: &[u8]) -> usize {
 fn is_utf_16(bytes: &[u8]) -> bool {
     let zeros = |odd: usize| {
         let start = bytes.get(..4).unwrap_or_default();
+        // UTF-16 without a mark: of its first letters, which are ASCII, every second byte is zero.
         let is_zero = |(at, byte): (usize, &u8)| (*byte == 0) == (at % 2 == odd);
         start.len() == 4 && start.iter().enumerate().all(is_zero)
     };

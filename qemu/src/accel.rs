@@ -133,6 +133,7 @@ fn verdict(kernel: Option<&Path>) -> Accel {
     {
         return Accel::Tcg;
     }
+    // One probe at a time: several at once would be slow and so look late.
     let _one = PROBING.lock();
     let cache = cache_file();
     let known = cache.as_deref().and_then(known);
@@ -253,6 +254,7 @@ fn follow_kept(
             Ok(None) => {}
         }
         let passed = begun.elapsed();
+        // Time for which the guest was ready and had no processor says nothing about KVM.
         if passed.saturating_sub(kept_waiting()) > limit || passed > most {
             return KvmProbe::Late;
         }

@@ -48,6 +48,7 @@ impl EscapeStripper {
                 EscapeState::EscapeIntermediate
             }
             (EscapeState::Csi, 0x20..=0x3f) => EscapeState::Csi,
+            // These move the cursor to another line: to a reader of text that is a line end.
             (EscapeState::Csi, b'B' | b'E' | b'H' | b'd' | b'f') => {
                 self.partial.push(b'\n');
                 EscapeState::Text
@@ -73,6 +74,7 @@ impl EscapeStripper {
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     text.push_str(&String::from_utf8_lossy(valid));
+                    // A character may be cut between two reads: its beginning waits for the rest.
                     let Some(bad) = error.error_len() else {
                         break after.to_vec();
                     };

@@ -220,6 +220,7 @@ impl VmBuilder {
         let mut attempt = 1;
         let mut vm = loop {
             match Vm::start(&self, accel) {
+                // The ports are chosen before QEMU binds them, so that another process may be quicker.
                 Err(error) => match port_taken(&error) {
                     Some(said) if attempt < PORT_ATTEMPTS => {
                         attempt += 1;

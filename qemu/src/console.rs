@@ -163,6 +163,7 @@ impl VmConsole {
         let deadline = Instant::now() + limit;
         let mut log = self.shared.lock();
         loop {
+            // Before the end is looked at: what a machine said last counts after it has ended.
             if let Some(found) = ready(&log) {
                 return WaitResult::Said(found);
             }
@@ -244,6 +245,7 @@ impl ConsoleLog {
         let ends = needles
             .iter()
             .filter_map(|needle| text.find(needle).map(|at| (at, at + needle.len())));
+        // The first in the text, not the first in the list: a test waits for what comes first.
         ends.min().map(|(_, end)| ConsoleMark(mark.0 + end))
     }
 
@@ -292,6 +294,7 @@ impl ConsoleFollower {
             instructions,
             text,
         });
+        // Released before the waiters wake, which take it.
         drop(log);
         self.shared.changed.notify_all();
     }

@@ -142,6 +142,7 @@ pub fn content(path: &Path) -> Result<Vec<u8>> {
 fn content_sparse(path: &Path) -> io::Result<Vec<u8>> {
     let (mut content, mut end) = (Vec::new(), 0);
     each_page(&File::open(path)?, |at, page| {
+        // A hole counts as one page of zeros, so that "ab" before and after a hole is not one text.
         if at != end {
             content.extend(ZEROES);
         }

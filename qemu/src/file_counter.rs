@@ -93,6 +93,7 @@ fn compile(scratch: &Path, output: &Path) -> Result<()> {
 
 /// Moves the finished file into the cache in one step; the cache may be on another file system.
 fn install(fresh: &Path, built: &Path) -> Result<()> {
+    // Written beside and renamed: several tests may build it at once, and load only a whole one.
     let staged = built.with_extension(format!("{}.new", std::process::id()));
     fs::copy(fresh, &staged)
         .and_then(|_| fs::rename(&staged, built))

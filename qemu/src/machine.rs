@@ -278,6 +278,7 @@ impl MachineSpec {
             args.all(["-S"]);
         }
         if let GuestMemory::Restored(_) = self.memory {
+            // The memory is loaded by a command once the machine is there.
             args.pair("-incoming", "defer");
         }
         if self.counted {
@@ -291,6 +292,7 @@ impl MachineSpec {
     fn firmware_and_kernel(&self, layout: &MachineResources, args: &mut QemuArguments) {
         if self.secure_boot {
             args.pair("-global", "driver=cfi.pflash01,property=secure,value=on");
+            // Edk2 with SMM refuses to start where the machine can sleep and its memory would be unprotected.
             args.pair("-global", "ICH9-LPC.disable_s3=1");
         }
         if let Some((code, vars)) = &layout.firmware {
@@ -350,6 +352,7 @@ impl MachineSpec {
 }
 
 fn without_speed(argument: &str) -> String {
+    // The speed is measured on each host; a saved machine must fit all the same.
     let is_speed = |word: &&str| word.starts_with(TSC_SPEED);
     let kept = argument.split(' ').filter(|word| !is_speed(word));
     kept.collect::<Vec<_>>().join(" ")

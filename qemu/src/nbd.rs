@@ -99,6 +99,7 @@ fn negotiate(stream: &mut (impl Read + Write), store: &impl NbdBackend) -> io::R
         stream.read_exact(&mut data)?;
         match option {
             option::EXPORT_NAME => {
+                // NBD protocol: 124 zeros follow unless the client said that it does without them.
                 let mut export = export(store).to_vec();
                 export.resize(export.len() + if padded { 124 } else { 0 }, 0);
                 stream.write_all(&export)?;
@@ -184,6 +185,7 @@ fn answer(
     request: &NbdRequest,
 ) -> io::Result<bool> {
     let carries = matches!(request.command, command::READ | command::WRITE);
+    // Refused by ending the connection: the payload that follows could not be skipped safely.
     if carries && request.length > PAYLOAD_BYTES_MAX {
         return Err(malformed("a request that is too long"));
     }

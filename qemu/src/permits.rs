@@ -75,6 +75,7 @@ impl MachinePermit {
         restored: bool,
         planned_mib: Option<u32>,
     ) -> Result<Self> {
+        // A test that has a machine already must not wait: the others might wait for what it holds.
         let is_first = held_mib.load(Ordering::Relaxed) == 0;
         let share = ThreadMemoryShare::reserve(held_mib, wanted_mib, planned_mib)?;
         let wait = PermitWait {
@@ -243,6 +244,7 @@ impl FileSemaphore {
         let path = self.folder.join(name);
         let mut options = OpenOptions::new();
         options.create(true).append(true);
+        // The folder may be below /tmp, where another user could put a link.
         options.custom_flags(libc::O_NOFOLLOW).open(path)
     }
 }

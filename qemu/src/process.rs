@@ -190,6 +190,7 @@ fn die_with_parent(parent: u32) -> io::Result<()> {
 /// Moves `fds` to 3, 4, 5 …. They are parked above every target first, so that none is overwritten
 /// before it was moved.
 fn place(fds: &[RawFd], parked: &mut [RawFd]) -> io::Result<()> {
+    // Copies go above all wanted numbers first, or one could overwrite another that is still needed.
     let above = FIRST_FD + libc::c_int::try_from(fds.len()).unwrap_or(libc::c_int::MAX / 2);
     for (fd, parked) in fds.iter().zip(parked.iter_mut()) {
         // SAFETY: F_DUPFD_CLOEXEC takes two integers; the result is checked.

@@ -49,6 +49,7 @@ impl Qmp {
             shared,
             writer: Mutex::new(QmpWriter { stream, next_id: 0 }),
         };
+        // QEMU takes no other command before this one (QEMU, docs/interop/qmp-spec).
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
@@ -58,6 +59,7 @@ impl Qmp {
         let id = self.send(command, arguments)?;
         let answer = self
             .shared
+            // By the number: two threads may wait for their own answers at a time.
             .wait(deadline(ANSWER_LIMIT), |log| log.answers.remove(&id));
         match answer {
             Some(QmpReply::Return(value)) => Ok(value),
@@ -185,6 +187,7 @@ impl QmpShared {
                 return Some(value);
             }
             let left = deadline.checked_duration_since(Instant::now());
+            // Looked at after what came: an answer may be the last thing that QEMU sent.
             let left = left.filter(|_| !log.closed)?;
             log = self
                 .changed
@@ -215,6 +218,7 @@ impl QmpShared {
                 self.lock().events.push(QmpEvent { name, data })
             }
             Ok(QmpMessage::Greeting { .. }) => {}
+            // A line that is not understood answers no command, and the rest of the connection is still good.
             Err(error) => tracing::warn!(%error, line, "QEMU said something that is not QMP"),
         }
         self.changed.notify_all();

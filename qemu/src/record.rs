@@ -35,6 +35,7 @@ impl DiskRecorder {
     pub fn serve(base: &Path) -> Result<Self> {
         let scratch = ScratchDir::new()?;
         let (socket, file) = (scratch.file("nbd"), scratch.file("disk"));
+        // The recording begins with the disk as it was, so the original is left as it is.
         disk::copy(base, &file)?;
         let live = LiveDisk::open(&file)?;
         let listener =
@@ -167,7 +168,9 @@ impl DiskRecording {
         let flushed = done
             .iter()
             .rposition(|event| matches!(event, DiskEvent::Flush));
+        // What was written before the last flush has to be there.
         let safe = flushed.map_or(0, |index| index + 1);
+        // Each moment draws other fates, and the same ones whenever it is tried again.
         let mut random = CutRng::new(seed ^ (at as u64).rotate_left(32));
         // Some caches lose nearly everything, some nearly nothing: both ends matter.
         let survival = random.below(5) * 25;
@@ -294,6 +297,7 @@ impl WriteFate {
         match event {
             DiskEvent::Flush => Self::Kept,
             _ if whole => Self::Kept,
+            // A disk writes one sector whole or not at all, so a write of one has no halves.
             _ if torn && event.bytes() > SECTOR_BYTES => Self::Torn(tear),
             _ => Self::Dropped,
         }
@@ -425,6 +429,7 @@ impl LiveDisk {
     fn note(&self, event: DiskEvent, bytes: usize) -> io::Result<()> {
         self.wait();
         let mut log = self.log();
+        // A machine that writes without end would take the host's memory.
         if log.bytes.saturating_add(bytes) > RECORDED_BYTES_MAX {
             tracing::error!("a recording is full: the machine wrote {} bytes", log.bytes);
             return Err(io::ErrorKind::StorageFull.into());
@@ -493,10 +498,12 @@ fn write_zeroes(file: &File, offset: u64, length: u64) -> io::Result<()> {
     use nix::fcntl::{FallocateFlags, fallocate};
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
+    // fallocate(2) refuses a length of zero.
     if length == 0 {
         return Ok(());
     }
     match fallocate(file, flags, signed(offset)?, signed(length)?) {
+        // Not every file system can make holes.
         Err(nix::Error::EOPNOTSUPP) => write_zero_bytes(file, offset, length),
         result => Ok(result?),
     }

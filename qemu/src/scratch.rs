@@ -93,6 +93,7 @@ fn make_private(folder: &Path) -> Result<()> {
         if opened.metadata()?.uid() != nix::unistd::getuid().as_raw() {
             return Err(io::Error::other("it belongs to another user"));
         }
+        // The folder may have been made by an older version, with another mode.
         opened.set_permissions(Permissions::from_mode(PRIVATE))
     });
     opened.map_err(Error::io(format!(
@@ -106,6 +107,7 @@ fn lock(dir: &Path) -> io::Result<File> {
     let [unlocked, locked] = [UNLOCKED, LOCK].map(|name| dir.join(name));
     let file = File::create(&unlocked)?;
     file.lock()?;
+    // Under this name only once it is locked: a sweep of another process takes an unlocked one for abandoned.
     fs::rename(unlocked, locked)?;
     Ok(file)
 }

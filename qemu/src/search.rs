@@ -47,6 +47,7 @@ impl<'a> PatternSearch<'a> {
         for run in runs(memory) {
             for at in run.start..run.end.min(last) {
                 let beginning = beginning(memory, at);
+                // The small table answers for nearly all places, and stays in the processor's cache.
                 if !self.may_begin[slot(beginning)] {
                     continue;
                 }
@@ -75,12 +76,14 @@ fn runs(memory: &[u8]) -> Vec<Range<usize>> {
     const ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
     let mut runs: Vec<Range<usize>> = Vec::new();
     for (number, page) in memory.chunks(PAGE_BYTES).enumerate() {
+        // Most of a machine's memory was never written.
         if page == &ZEROES[..page.len()] {
             continue;
         }
         let at = number * PAGE_BYTES;
         let end = at + page.len();
         match runs.last_mut() {
+            // Joined, since what is looked for may cross from one page to the next.
             Some(last) if last.end == at => last.end = end,
             _ => runs.push(at..end),
         }

@@ -72,6 +72,7 @@ impl PlatformOwner {
             python.args([option, OWNER]).arg(&self.certificate);
         }
         python
+            // With Microsoft's keys in it the firmware would start what others signed, too.
             .args(["--no-microsoft", "--sb", "--output"])
             .arg(file);
         run(python, "virt-firmware")

@@ -110,6 +110,7 @@ fn firmware_in(named: Option<&Path>, secure: bool) -> Result<UefiFirmware> {
         code: at(code),
         template: at(template),
     });
+    // The code and the variables have to be of one build: half of a pair starts no machine.
     let found = there.find(|firmware| firmware.code.exists() && firmware.template.exists());
     found.ok_or_else(|| Error::Missing {
         what: "UEFI firmware for QEMU",

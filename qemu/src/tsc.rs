@@ -47,6 +47,7 @@ fn sample() -> Option<(Instant, u64)> {
         let before = Instant::now();
         let ticks = ticks()?;
         attempt += 1;
+        // The thread may have been interrupted between the two readings, which would make the pair wrong.
         if before.elapsed() <= SAME_TIME || attempt == ATTEMPTS {
             return Some((before, ticks));
         }

@@ -371,6 +371,7 @@ impl Vm {
         self.tpm = None;
         self.permit = None;
         self.console.finish();
+        // The last events tell why the machine ended.
         self.qmp.wait_closed(deadline(EVENTS_LIMIT));
         Ok(VmExit {
             status,
@@ -398,6 +399,7 @@ impl Vm {
             GuestMemory::Restored(folder) => Some((snapshot::memory_of(folder), false)),
         };
         let forwarded = machine.nics.iter().map(|nic| nic.forwards().len()).sum();
+        // Claimed here: QEMU's command line has to name them.
         let ports = std::iter::repeat_with(ReservedPort::claim).take(forwarded);
         let ports: Vec<ReservedPort> = ports
             .collect::<Result<_, _>>()
@@ -539,6 +541,7 @@ fn spawn(arguments: Vec<OsString>, stderr: &Path, fds: Vec<OwnedFd>) -> Result<C
 
 /// QEMU's own words beat those about the connection it closed.
 fn not_started(process: &ChildProcess, stderr: &Path, error: Error) -> Error {
+    // Only a lost connection leaves the reason to what QEMU wrote.
     if !matches!(error, Error::QmpLost { .. }) {
         return error;
     }
@@ -581,6 +584,7 @@ fn firmware(machine: &MachineSpec, scratch: &ScratchDir) -> Result<Option<(PathB
     let tools::UefiFirmware { code, template } = tools::firmware(machine.secure_boot)?;
     let kept = machine.variables.clone();
     let vars = kept.unwrap_or_else(|| scratch.file("vars.fd"));
+    // Variables that a test keeps go on where its last machine left them.
     if !vars.exists() {
         fs::copy(template, &vars).map_err(Error::io("copying the firmware's variables"))?;
     }
@@ -619,6 +623,7 @@ fn seed(machine: &MachineSpec, scratch: &ScratchDir) -> Result<Option<PathBuf>> 
     };
     let folder = scratch.file("seed");
     fs::create_dir(&folder)
+        // The volume counts only with this file in it, which may be empty.
         .and_then(|()| fs::write(folder.join("meta-data"), []))
         .and_then(|()| fs::write(folder.join("user-data"), user_data))
         .map_err(Error::io("writing a NoCloud volume"))?;

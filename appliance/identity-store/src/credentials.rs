@@ -25,6 +25,7 @@ impl CredentialStore for IdentityDb {
     ) -> BoxFuture<'a, Result<(), CredentialError>> {
         let fits = (1..=PROVIDER_BYTES_MAX).contains(&provider.len())
             && sealed.data.len() <= SEALED_BYTES_MAX;
+        // The same bounds at the write as at the next start, which would leave the row out.
         if !fits {
             let what = "a name has 1 to 255 bytes, and a sealed secret at most 1 MiB";
             let error = io::Error::new(io::ErrorKind::InvalidInput, what);
@@ -33,6 +34,7 @@ impl CredentialStore for IdentityDb {
         let (db, provider) = (Arc::clone(&self.0), provider.to_owned());
         let done = in_background(move || {
             db.write(|connection| rows::put_credential(connection, &provider, &sealed))?;
+            // After the disk has it: what is read from memory is there after a restart too.
             lock(&db.credentials).insert(provider, sealed);
             Ok(())
         });
@@ -42,6 +44,7 @@ impl CredentialStore for IdentityDb {
     fn delete<'a>(&'a self, provider: &'a str) -> BoxFuture<'a, Result<bool, CredentialError>> {
         let (db, provider) = (Arc::clone(&self.0), provider.to_owned());
         let done = in_background(move || {
+            // Without a change nothing is written, which spares the disk a transaction.
             if !lock(&db.credentials).contains_key(&provider) {
                 return Ok(false);
             }

@@ -52,6 +52,7 @@ impl IdentityDb {
         self.write_enrolment(move |connection| {
             connection.execute(
                 "UPDATE enrolment_tokens SET record = ?3, expires = ?4, revision = revision + 1 \
+                 // Only over what the caller read: of two changes at a time the later one finds nothing to change.
                  WHERE key_id = ?1 AND revision = ?2",
                 params![
                     new.key_id.as_str(),
@@ -135,5 +136,6 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Option<EnrolmentRecord>> {
 
 /// What is beyond SQLite's numbers is beyond any time.
 fn number(number: u64) -> i64 {
+    // SQLite's integers have a sign.
     i64::try_from(number).unwrap_or(i64::MAX)
 }

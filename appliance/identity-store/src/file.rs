@@ -29,6 +29,7 @@ enum IdentityFileError {
 impl From<rusqlite::Error> for IdentityFileError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
+            // These two are known of the file itself; any other error may be over at the next start.
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged,
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
                 Self::Left(IdentityStoreDiagnostic::Unusable(
@@ -54,6 +55,7 @@ pub(crate) fn open(
 ) -> Option<(Connection, IdentityRows)> {
     let refused = match try_open(path, found) {
         Ok(opened) => return Some(opened),
+        // What is damaged is kept for an administrator: it may be all that is left of the peers.
         Err(IdentityFileError::Damaged) => set_aside(path, found),
         Err(refused) => Err(refused),
     };
@@ -85,6 +87,7 @@ pub(crate) fn settle(connection: &Connection, path: &Path) -> Result<(), String>
     }
     // SQLite does not wait until the disk has the new length. The old log would count again, with a damaged block.
     match File::open(quarantine::with(path, LOG)).and_then(|log| log.sync_all()) {
+        // Without a log there is nothing that could count again.
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
         _ => Ok(()),
     }
@@ -107,12 +110,14 @@ fn try_open(
     alknet_durable::private(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
+    // A node that is ending still holds the file for a moment.
     connection.busy_timeout(BUSY)?;
     // Until the file is known to be whole nothing is written to it, nor its log deleted.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Before the first look: no other process may change the file meanwhile, and the index of the
     // log is not shared through a third file.
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    // A schema that another program wrote into the file runs no functions.
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     let check: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
@@ -123,6 +128,7 @@ fn try_open(
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     match what {
         IdentityFileKind::Empty | IdentityFileKind::Ours => {}
+        // A newer program's tables are left alone: this one does not know what is in them.
         IdentityFileKind::Newer(version) => {
             return Err(IdentityFileError::Left(IdentityStoreDiagnostic::Newer(
                 version,

@@ -137,6 +137,7 @@ impl IdentityDbInner {
         let mut connection = lock(&self.connection);
         let written = self.opened(&mut connection).and_then(|connection| {
             let done = connection
+                // The lock for writing is taken at the beginning, and not in the middle, where it could be refused.
                 .transaction_with_behavior(TransactionBehavior::Immediate)
                 .and_then(|transaction| {
                     let done = write(&transaction)?;

@@ -20,6 +20,7 @@ pub(crate) fn set(path: &Path) -> io::Result<()> {
     let free = names(path).find(|name| !name.exists());
     let free = free
         .ok_or_else(|| io::Error::other(format!("{ASIDE_MAX} damaged files lie there already")))?;
+    // The file before its log: with the file gone, `finish` sees at the next start that the log is still to follow.
     fs::rename(path, &free)?;
     move_log(path, &free)
 }
@@ -37,6 +38,7 @@ pub(crate) fn finish(path: &Path) -> io::Result<()> {
 
 fn move_log(path: &Path, to: &Path) -> io::Result<()> {
     for suffix in BESIDE {
+        // The log belongs to the damaged file: beside a new one of that name SQLite would play it back.
         match fs::rename(with(path, suffix), with(to, suffix)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -72,6 +72,7 @@ fn table<T>(
     while let Some(row) = rows.next()? {
         match read(row) {
             Ok(one) => all.push(one),
+            // One row that cannot be read does not take the others away.
             Err(why) => {
                 let name = row.get::<_, String>(0).unwrap_or_default();
                 unreadable.push(format!("'{name}': {why}"));
@@ -91,6 +92,7 @@ fn json<T: DeserializeOwned>(row: &Row<'_>, n: usize) -> Result<T, String> {
 
 fn peer(row: &Row<'_>) -> Result<PeerEntry, String> {
     let entry: PeerEntry = json(row, 1)?;
+    // The name is in the row twice: where they differ, one of the two was damaged.
     if entry.peer_id.as_str() == text(row, 0)? {
         return Ok(entry);
     }

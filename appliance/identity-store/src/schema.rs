@@ -51,6 +51,7 @@ pub(crate) fn look(connection: &Connection) -> rusqlite::Result<IdentityFileKind
     let tables = "SELECT count(*) FROM sqlite_schema";
     let tables: i64 = connection.query_row(tables, [], |row| row.get(0))?;
     Ok(match (application, version) {
+        // A file without numbers but with tables is another program's.
         (0, 0) if tables == 0 => IdentityFileKind::Empty,
         (APPLICATION_ID, SCHEMA_VERSION) => IdentityFileKind::Ours,
         (APPLICATION_ID, later) if later > SCHEMA_VERSION => IdentityFileKind::Newer(later),
@@ -62,6 +63,7 @@ pub(crate) fn look(connection: &Connection) -> rusqlite::Result<IdentityFileKind
 pub(crate) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(TABLES)?;
+    // In the same transaction as the tables: without the number the file would be taken for a foreign one.
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()

@@ -30,12 +30,15 @@ pub(crate) fn run(node: &NodeArgs, file: &str, json: bool) -> Result<CommandExit
         "-" => read_stdin()?,
         file => read_file(file)?,
     };
+    // All of it before the first call: a mistake in the last line would leave the others made.
     let lines = parse(&text)?;
     node.reached(async |node| {
         let mut exit = CommandExit::Ok;
+        // The node takes this many requests of one connection at a time, and refuses more.
         for flight in lines.chunks(flight_len(node).await) {
             for (line, outcome) in flight.iter().zip(send(node, flight, timeout).await) {
                 let ended = print(line, outcome, json)?;
+                // The first failure gives the exit code.
                 if exit == CommandExit::Ok {
                     exit = ended;
                 }
@@ -47,6 +50,7 @@ pub(crate) fn run(node: &NodeArgs, file: &str, json: bool) -> Result<CommandExit
 
 fn parse(text: &[u8]) -> Result<Vec<BatchLine>, CommandError> {
     let lines = text.split(|byte| *byte == b'\n').enumerate();
+    // The last line of a file ends with a newline, and so does a line to set others apart.
     let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
     lines
         .map(|(n, line)| {

@@ -136,6 +136,7 @@ impl CliCallRequest {
         node: &NodeCaller,
         printer: &ResponsePrinter,
     ) -> Result<CommandExit, CommandError> {
+        // A hub does not describe the operations of its peers, so what kind it is shows in the answer.
         if node.is_behind_hub() {
             return self.make_at_peer(node, printer).await;
         }
@@ -145,6 +146,7 @@ impl CliCallRequest {
                 return self.follow(node, printer).await;
             }
             Ok(_) => node.call_retrying(operation, input, self.options()).await,
+            // The node may serve what it does not list, such as to this key alone.
             Err(error) if error.code == ErrorCode::NotFound => {
                 node.call_with(operation, input, self.options()).await
             }

@@ -181,10 +181,12 @@ impl NodeCaller {
         let Some((hub, peer)) = &self.behind else {
             return error;
         };
+        // Only this answer is ambiguous: it may mean the hub's table, the peer or the operation.
         if error.code != ErrorCode::NotFound {
             return error;
         }
         let asked = self.connection.call(WHOAMI, &Value::Null).await;
+        // Every hub has this operation, for any key.
         if asked.is_err_and(|error| error.code == ErrorCode::NotFound) {
             let text = format!("'{hub}' is no hub: it passes no calls on to peers");
             return CallError::new(ErrorCode::NotFound, text);

@@ -86,6 +86,7 @@ impl CliDialer {
             runtime.map_err(|e| CommandError::local(format!("cannot start the runtime: {e}")))?;
         let result = runtime.block_on(async {
             let result = work(self).await;
+            // Sent before the process ends: over UDP nothing else lets the other side know.
             self.dialer.close().await;
             result
         });

@@ -54,6 +54,7 @@ pub(crate) fn run(args: &EnrollArgs, json: bool) -> Result<CommandExit, CommandE
         peer_name: Some(enrolled.name.clone()),
         ..NamedNode::direct(&at)
     };
+    // The hub's own name is a suggestion only: the administrator's choice wins.
     let suggested = enrolled.hub.names.iter().find_map(|name| first_label(name));
     let hub = NodeBook::change(&dir, |book| {
         book.remember(args.hub.as_deref(), suggested, named)

@@ -113,6 +113,7 @@ pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<CommandExit, CommandEr
             anywhere,
         } => {
             let (node, share) = which.arranged()?;
+            // An empty list lifts the bound, and no list leaves it as it is.
             let from = (anywhere || !from.is_empty()).then_some(from);
             if from.is_none() && approve.is_none() {
                 return Err(CommandError::usage(

@@ -178,6 +178,7 @@ impl FileSource {
                 CommandError::usage(format!("cannot read {}: {error}", path.display()))
             })?;
             content.extend_from_slice(&read);
+            // Two PEM blocks must not run together in one line.
             if !read.ends_with(b"\n") && paths.len() > 1 {
                 content.push(b'\n');
             }
@@ -255,6 +256,7 @@ async fn sent(
     drop(progress);
     let input = json!({ "upload": upload, "commit": true });
     let options = CallOptions {
+        // The node unpacks and checks everything before it answers.
         timeout: Some(COMMIT_TIMEOUT),
         ..CallOptions::default()
     };

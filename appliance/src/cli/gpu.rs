@@ -32,6 +32,7 @@ pub(crate) fn run(args: GpuArgs, json: bool) -> Result<CommandExit, CommandError
     })?;
     let mut command = vec![OsString::from(NAME)];
     command.extend(args.command);
+    // clap took the option from the command line before the rest was passed on.
     command.extend(json.then(|| OsString::from("--json")));
     let arguments = texts(command)?;
     let environment = std::env::vars_os().map(|(mut name, value)| {
@@ -40,6 +41,7 @@ pub(crate) fn run(args: GpuArgs, json: bool) -> Result<CommandExit, CommandError
         name
     });
     let environment = texts(environment)?;
+    // From the open file: it has no name in a file system.
     let become_it: Result<Infallible, _> = nix::unistd::fexecve(&program, &arguments, &environment);
     match become_it {
         Ok(never) => match never {},

@@ -72,6 +72,7 @@ pub(crate) fn run(args: &HelpArgs, json: bool) -> Result<CommandExit, CommandErr
 
 fn help_of(verb: &[String]) -> Result<String, CommandError> {
     let mut command = command();
+    // Without this the text of a verb lacks the options that every verb takes.
     command.build();
     let mut found = &mut command;
     for word in verb {
@@ -102,6 +103,7 @@ pub(crate) fn refused(error: &clap::Error) -> ExitCode {
 /// Whether the command line asks for JSON. It was not understood, so that its words are looked at.
 fn wants_json() -> bool {
     let words = std::env::args_os().skip(1);
+    // What stands behind `--` belongs to the verb.
     let mut options = words.take_while(|word| word != "--");
     options.any(|word| word == "--json")
 }

@@ -143,6 +143,7 @@ pub(crate) struct LabelArgs {
 impl LabelArgs {
     /// With each word in its place: labels have a '=', which neither nodes nor peers have.
     fn arranged(mut self) -> Result<(NodeArgs, String, Vec<PeerLabel>), CommandError> {
+        // With the peer's name in the place of the node, the first label was taken for the peer.
         if let Some(label) = self.which.take_if(|word| word.contains('=')) {
             self.set.insert(0, label);
         }

@@ -30,6 +30,7 @@ impl StateArgs {
         use std::os::unix::fs::DirBuilderExt;
         std::fs::DirBuilder::new()
             .recursive(true)
+            // The key lies in it.
             .mode(0o700)
             .create(&dir)
             .map_err(|error| {
@@ -68,6 +69,7 @@ impl StateArgs {
 pub(crate) fn refuse_foreign(path: &Path, about: &Metadata, us: u32) -> Result<(), CommandError> {
     let refused = |why: String| Err(CommandError::local(format!("{}: {why}", path.display())));
     let (owner, mode) = (about.uid(), about.mode() & 0o777);
+    // Root can write any file of the user's in any case.
     if owner != us && owner != ROOT {
         return refused(format!(
             "it belongs to user {owner} and not to you (user {us}), so that its nodes and its key are not used"
@@ -91,6 +93,7 @@ pub(crate) fn own_user() -> u32 {
 fn default_dir() -> Result<PathBuf, CommandError> {
     let base = std::env::var_os("XDG_STATE_HOME")
         .map(PathBuf::from)
+        // A relative path is to be ignored (XDG Base Directory Specification).
         .filter(|p| p.is_absolute());
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
     base.or_else(home)

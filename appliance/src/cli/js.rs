@@ -192,6 +192,7 @@ fn repl(args: &ReplArgs, json: bool) -> Result<CommandExit, CommandError> {
                     output::text(shown)?;
                 }
                 Err(mut error) if is_scripts(&error) => {
+                    // The session goes on: with lines from a file the last exit tells that one of them failed.
                     exit = CommandExit::Failed;
                     if let Some(recording) = &mut recording {
                         recording.take_failed(&mut error)?;
@@ -236,6 +237,7 @@ fn read_input(typed: bool) -> Result<Option<String>, CommandError> {
         }
         if text.trim().is_empty() {
             text.clear();
+        // Too long for the node in any case; what it answers says so.
         } else if text.len() > INPUT_BYTES_MAX || is_whole(&text) {
             return Ok(Some(text));
         }
@@ -245,6 +247,7 @@ fn read_input(typed: bool) -> Result<Option<String>, CommandError> {
 /// Whether nothing is open that a further line has to close. Patterns are not looked into: a bracket
 /// in one waits for an empty line.
 fn is_whole(text: &str) -> bool {
+    // A blank line sends what stands there, where the brackets were counted wrong.
     if text.ends_with("\n\n") {
         return true;
     }
@@ -266,6 +269,7 @@ fn is_whole(text: &str) -> bool {
             }
             ('"' | '\'' | '`', _) => loop {
                 match chars.next() {
+                    // A quote that is not closed is a mistake, which the node reports, but a template goes on.
                     None => return c != '`',
                     // Only templates go over lines.
                     Some('\n') if c != '`' => break,

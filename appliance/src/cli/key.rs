@@ -78,6 +78,7 @@ fn rotate(args: &KeyRotateArgs, json: bool) -> Result<CommandExit, CommandError>
     let keys = files.begin(keys, &mut record)?;
     let exits = tell_all(&keys, &mut record, &args.dial, json)?;
     match keys.stage {
+        // The key changes only when all know it: a node that does not would refuse the new one.
         RotationStage::Before if record.is_announced() => files.swap(&keys, &mut record)?,
         RotationStage::Before => files.write(&record)?,
         RotationStage::After => files.prolong(&mut record)?,

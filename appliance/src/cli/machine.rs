@@ -74,6 +74,7 @@ pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandEr
     let mut input = json!({ "follow": args.follow });
     match (args.last, since) {
         (Some(last), _) => input["last"] = last.into(),
+        // The node counts records and no time: all are asked for, and the older ones left out here.
         (None, Some(_)) => input["last"] = RECORDS_MAX.into(),
         (None, None) => {}
     }
@@ -212,6 +213,7 @@ pub(crate) fn power(
 /// Whether a person typed yes.
 fn is_yes(input: &mut impl BufRead) -> Result<bool, CommandError> {
     let mut line = String::new();
+    // A stream without an end of line would fill the memory.
     let mut limited = input.take(ANSWER_BYTES_MAX);
     let read = limited.read_line(&mut line);
     read.map_err(|error| CommandError::usage(format!("cannot read the answer: {error}")))?;

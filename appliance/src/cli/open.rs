@@ -284,6 +284,7 @@ fn find(dirs: &[PathBuf]) -> Option<PathBuf> {
     };
     let mut candidates = OPENERS.iter().flat_map(|name| {
         dirs.iter()
+            // A relative folder in PATH would start a program from where the user happens to be.
             .filter(|dir| dir.is_absolute())
             .map(move |dir| dir.join(name))
     });
@@ -301,6 +302,7 @@ fn opened(opener: &Path, state: &Path, link: &str) -> Result<(), CommandError> {
     };
     write_leading_to(&file, link).map_err(|error| failed(&file, error))?;
     let mut command = Command::new(opener);
+    // The file and not the link, whose ticket would stand in the list of processes.
     command.arg(&file);
     command
         .stdin(Stdio::null())
@@ -311,6 +313,7 @@ fn opened(opener: &Path, state: &Path, link: &str) -> Result<(), CommandError> {
 }
 
 fn write_leading_to(file: &Path, link: &str) -> io::Result<()> {
+    // Removed and made again: a link or a file of others in its place would show the ticket to them.
     match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -57,6 +57,7 @@ impl ShowOperationArgs {
     /// With each word in its place: a single word with a '/' is the operation.
     fn arranged(mut self) -> Self {
         if self.operation.is_none() {
+            // With one word it is the operation where it looks like one.
             self.operation = self.node.node.take_if(|word| is_operation(word));
         }
         self
@@ -103,6 +104,7 @@ fn list(node: &NodeArgs, json: bool) -> Result<CommandExit, CommandError> {
 /// The whole description; of a peer of a hub the summary, which is what hubs have.
 fn describe(node: &NodeArgs, operation: &str, json: bool) -> Result<CommandExit, CommandError> {
     node.reached(async |node| {
+        // A hub lists the operations of its peers, but does not describe them.
         if !node.is_behind_hub() {
             let spec = node.schema(operation).await.map_err(of_call)?;
             show(&json!(spec), json)?;

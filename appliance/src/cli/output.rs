@@ -20,6 +20,7 @@ fn acts(c: char) -> bool {
     c.is_control()
         || matches!(
             c,
+            // These turn the direction of the text or break the line, so that a name could show as another one.
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
         )
 }
@@ -27,6 +28,7 @@ fn acts(c: char) -> bool {
 /// The text with `\u{…}` for each character that acts, but for those in `kept`.
 fn escaped<'t>(text: &'t str, kept: &[char]) -> Cow<'t, str> {
     let acts = |c: char| acts(c) && !kept.contains(&c);
+    // Most text has none, and is shown without a copy.
     if !text.contains(acts) {
         return Cow::Borrowed(text);
     }
@@ -214,6 +216,7 @@ impl<W: Write> Write for EscapingWriter<W> {
             let (valid, after) = match std::str::from_utf8(rest) {
                 Ok(valid) => (valid, None),
                 Err(error) => {
+                    // A character may be cut where one write ends and the next begins.
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     let valid = std::str::from_utf8(valid).unwrap_or_default();
                     (valid, Some((after, error.error_len())))
@@ -247,6 +250,7 @@ fn written(text: &str) -> Result<(), CommandError> {
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
         .map_err(|error| match error.kind() {
+            // Such as `head`, which has read enough.
             io::ErrorKind::BrokenPipe => {
                 CommandError::new(CommandExit::Ok, "CLOSED", "the reader went away")
             }

@@ -121,8 +121,11 @@ impl KeyPin {
     fn new(key: PeerKey) -> Option<Self> {
         let (hash, ed25519) = match &key {
             PeerKey::Ed25519(public) => {
+                // curl compares the hash of the whole key structure, and not of the bare key.
                 let spki = PeerKey::ed25519_spki(public);
                 let name = BASE32_NOPAD.encode(public).to_ascii_lowercase();
+                // No name server knows the top-level domain `invalid` (RFC 6761, 6.4), so that only /etc/hosts leads
+                // there.
                 let name = format!("{name}.alknet.invalid");
                 (
                     Sha256::digest(spki).into(),

@@ -195,6 +195,7 @@ async fn asked(node: &NodeCaller, key: &str) -> Result<PeerId, CommandError> {
         return Ok(name);
     }
     let said_nothing = [of_hub.err(), listed.err()].into_iter().flatten();
+    // These three say only that the caller may not ask there; another error is what went wrong.
     let mut failed = said_nothing.filter(|error| {
         let codes = [
             ErrorCode::Forbidden,
@@ -232,6 +233,7 @@ impl ProposalsArgs {
     /// With each word in its place: a single word that is a path or begins an id is no node.
     fn arranged(mut self) -> Self {
         let is_which = |word: &str| is_operation(word) || is_id_or_prefix(word);
+        // A node may have a name that looks like the beginning of an id.
         if self.which.is_none() && !self.node.is_known() {
             self.which = self.node.node.take_if(|word| is_which(word));
         }
@@ -406,6 +408,7 @@ fn lines(answer: &Value) -> Vec<String> {
     }
     for (name, value) in answer.as_object().into_iter().flatten() {
         match (name.as_str(), value) {
+            // Each of these has lines of its own below or above.
             ("proposal" | "difference" | "report" | "grants" | "record" | "versions", _) => {}
             (_, Value::Null) => {}
             ("active", Value::Bool(false)) => {

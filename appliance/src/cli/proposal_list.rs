@@ -84,6 +84,7 @@ impl ListedProposals {
             if !self.seen.insert(Sha256::digest(id).into()) {
                 return Err(no_list("it lists a proposal twice"));
             }
+            // Nor may a node that makes up ids fill the memory.
             if self.seen.len() as u64 > BUNDLES_MAX {
                 let text = format!("it lists more than the {BUNDLES_MAX} that a node keeps");
                 return Err(no_list(&text));

@@ -62,6 +62,7 @@ impl ProvisionHost for CliHost<'_> {
     /// The terminal, only where a person sits at it: standard input and standard error are
     /// terminals. A program that is started from a terminal has a controlling terminal as well.
     fn terminal(&mut self) -> Option<Box<dyn WordsTerminal>> {
+        // A pipe or a script beside a terminal: the words would be shown to a person who does not expect them.
         let is_there = io::stdin().is_terminal() && io::stderr().is_terminal();
         let tty = ControllingTerminal::open().filter(|_| is_there)?;
         Some(Box::new(tty))

@@ -42,6 +42,7 @@ impl ServeArgs {
 
 /// Serves until a signal stops it.
 pub(crate) fn run(args: ServeArgs, json: bool) -> Result<CommandExit, CommandError> {
+    // Before the configuration: two nodes with one state directory would write over each other.
     let lock = StateLock::take(&args.state.dir()?)?;
     run_locked(args, lock, json)
 }
@@ -88,6 +89,7 @@ fn configuration(args: ServeArgs) -> Result<StartupConfig, CommandError> {
         },
         Some(file) => from_file(file)?,
     };
+    // The command line wins over the file.
     overlay.put_over(&mut configured.config);
     configured.overlay = overlay;
     Ok(configured)
@@ -101,6 +103,8 @@ fn from_file(file: PathBuf) -> Result<StartupConfig, CommandError> {
         Ok((config, good)) => (config, Some(good), Vec::new()),
         Err(errors) => {
             let name = file.display().to_string();
+            // A node far away should come up with its last good configuration, so that a person can mend it from
+            // there.
             let config = last_good(&file).ok_or_else(|| refused(&name, &errors))?;
             (config, None, node::refusal(&name, &errors))
         }

@@ -44,6 +44,7 @@ pub(crate) fn run(args: &NodeStatusArgs, json: bool) -> Result<CommandExit, Comm
         Ok(if problems.is_empty() {
             CommandExit::Ok
         } else {
+            // A monitor reads the exit code alone.
             CommandExit::Failed
         })
     })

@@ -214,10 +214,12 @@ impl NodeNames {
     /// # Errors
     /// The text is no node.
     pub(crate) fn named(&self, text: &str) -> Result<NodeRoute, CommandError> {
+        // As the console of a machine shows it, in the code that is scanned.
         let text = text.strip_prefix("alknet:").unwrap_or(text);
         if let Some((peer, hub)) = worker_of(text)? {
             return self.behind(hub, peer);
         }
+        // No name here has any of these, so that it is an address.
         if text.contains(['@', ':', '.']) {
             return dialled(text, text);
         }
@@ -308,6 +310,7 @@ impl NodeNames {
     /// The node of a command that names none. The list comes first also where it is empty: it is refused in a folder
     /// that others may write, and the file of the node that runs here would be theirs as well.
     fn default_name(&self) -> Result<Option<&str>, CommandError> {
+        // What the user chose counts before what happens to run.
         if let Some(name) = self.book()?.default_name() {
             return Ok(Some(name));
         }
@@ -339,6 +342,7 @@ pub(crate) fn no_node() -> CommandError {
 /// What stands for the peer is a key without the word before it. As the name of a peer it would pin nothing, and the
 /// host behind it would be dialled by its public certificate alone.
 pub(crate) fn worker_of(text: &str) -> Result<Option<(&str, &str)>, CommandError> {
+    // A key has its kind and a colon before the sign, and a peer's name has no colon.
     let worker = text.split_once('@').filter(|(peer, _)| !peer.contains(':'));
     match worker {
         Some((peer, hub)) if is_bare_key(peer) => Err(CommandError::usage(format!(
@@ -354,6 +358,7 @@ fn is_bare_key(word: &str) -> bool {
     let is_hex = || word.bytes().all(|b| b.is_ascii_hexdigit());
     let is_base32 = || {
         word.bytes()
+            // The digits of base32 are 2 to 7 (RFC 4648, 6).
             .all(|b| b.is_ascii_alphabetic() || (b'2'..=b'7').contains(&b))
     };
     match word.len() {

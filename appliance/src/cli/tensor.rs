@@ -122,6 +122,7 @@ fn pull(args: &PullArgs, json: bool) -> Result<CommandExit, CommandError> {
         tensor,
         output: made,
     } = TensorPullRequest::read(&args.what)?;
+    // Before the download, which may take hours.
     if !args.force && made.symlink_metadata().is_ok() {
         let text = format!(
             "{} is there already: --force writes over it",

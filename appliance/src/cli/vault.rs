@@ -103,6 +103,7 @@ fn check_dialling(status: &ArgMatches) -> Result<(), clap::Error> {
     if is_given(&NODE) || PEER.iter().any(is_given) {
         return Ok(());
     }
+    // An option that has no effect would let the user believe that a node was asked.
     match DIALLING.iter().find(|name| is_given(name)) {
         None => Ok(()),
         Some(option) => {

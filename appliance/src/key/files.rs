@@ -134,6 +134,7 @@ impl KeyFiles {
             Err(error) => return tracing::warn!("no old key is deleted: {}", error.message),
         };
         let over = record.old_until_s.is_some_and(|end| now_s >= end);
+        // Between the note and the rename the old key is still the one in use.
         if !over || self.in_use().ok() != record.new {
             return;
         }
@@ -197,6 +198,7 @@ impl KeyFiles {
     /// The keys as the files have them; a new one, not kept yet, where no rotation runs.
     pub(crate) fn keys(&self, record: &RotationRecord) -> Result<RotationKeys, CommandError> {
         let key = self.load()?;
+        // The rename was done: the key in use is the one that the record calls new.
         if record.new == Some(key.public()) {
             return Ok(RotationKeys {
                 stage: RotationStage::After,
@@ -206,6 +208,7 @@ impl KeyFiles {
         }
         let made = NodeKey::load(&self.beside(".new")).map_err(CommandError::local)?;
         let goes_on = made.as_ref().map(NodeKey::public) == record.new;
+        // A third key made now would be one that these nodes never heard of.
         if !goes_on && record.targets.iter().any(|node| node.told) {
             return Err(CommandError::local(format!(
                 "{} is gone, and nodes know its key: put it back, or delete {} and let an \
@@ -233,6 +236,7 @@ impl KeyFiles {
     ) -> Result<RotationKeys, CommandError> {
         if keys.stage == RotationStage::Before {
             let path = self.beside(".new");
+            // On the disk before a node hears of it: a key that is lost after that cannot be made again.
             if !path.exists() {
                 keys.new.store(&path).map_err(CommandError::local)?;
             }
@@ -253,6 +257,7 @@ impl KeyFiles {
             old.store(&self.old()).map_err(CommandError::local)?;
         }
         record.old_until_s = record.latest_end_s().max(Some(now_s() + OVERLAP_S));
+        // Before the rename, which is what shows at the next start that the key was changed.
         self.write(record)?;
         fs::rename(self.beside(".new"), &self.key)
             .and_then(|()| alknet_durable::sync_folder(self.dir()))

@@ -81,6 +81,7 @@ fn statement(
     new: &NodeKey,
 ) -> Result<Vec<u8>, RotationNoticeError> {
     let refuse = |what: &str| Err(RotationNoticeError::Protocol(what.to_owned()));
+    // The statement is signed for one node: another one could pass it on and take the peer's place there.
     if !pins.contains(&wanted.hub) {
         return refuse("the node wants a statement for another node's key than the pinned one");
     }

@@ -148,6 +148,7 @@ fn trusted(tls: &TlsSection, problems: &NodeDiagnostics) -> ClientTlsOptions {
     client_options(tls).unwrap_or_else(|error| {
         let subject = tls.roots.as_deref().unwrap_or("tls.roots");
         problems.set(ROOTS_FAILED, subject, error.to_string());
+        // Without roots no public certificate is trusted, which is safer than to trust others than the named ones.
         ClientTlsOptions {
             roots: RootCertStore::empty(),
             ..ClientTlsOptions::default()
@@ -227,6 +228,7 @@ impl AcmeHttpTransport {
     fn new(dialer: &Arc<EndpointDialer>) -> Self {
         let options = ClientOptions {
             reach: DialAllowList::Anywhere,
+            // An authority names each address itself (RFC 8555, 7.1), and a redirect could lead requests elsewhere.
             redirects: Redirects::No,
             ..ClientOptions::default()
         };

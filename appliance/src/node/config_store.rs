@@ -148,6 +148,7 @@ impl InitConfigStore {
     async fn keep(&self, document: &[u8]) -> Result<(), String> {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
+        // Before the request is sent: PID 1 may answer at once.
         self.waiting().insert(n, answer);
         let document = String::from_utf8_lossy(document).into_owned();
         let sent = self.to_init.send(InitMessage::KeepConfig { n, document });

@@ -27,6 +27,7 @@ impl InitMessageReader {
     /// # Errors
     /// The line is too long, no message, or cannot be read.
     pub(crate) async fn next(&mut self) -> io::Result<Option<NodeMessage>> {
+        // Bounded over several reads: a future that is dropped leaves its part of a line behind.
         let room = (LINE_BYTES_MAX - self.line.len()) as u64;
         let mut limited = (&mut self.read).take(room);
         limited.read_until(b'\n', &mut self.line).await?;

@@ -27,6 +27,7 @@ fn tell(dialer: &EndpointDialer, before: PeerKeyIndex, identities: &Identities) 
     let peers = identities.entries().peers;
     let peers = peers.into_iter().filter(|peer| peer.enabled);
     let now: PeerKeyIndex = peers.map(|peer| (peer.peer_id, peer.keys)).collect();
+    // A removed peer's keys must not be dialled any more.
     for id in before.keys().filter(|id| !now.contains_key(*id)) {
         dialer.forget_peer(id);
     }

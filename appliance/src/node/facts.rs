@@ -263,6 +263,7 @@ fn host_links() -> Vec<LinkFacts> {
         let Some(address) = entry.address.as_ref().and_then(ip_of) else {
             continue;
         };
+        // No other machine reaches the node there.
         if address.is_loopback() {
             continue;
         }

@@ -130,6 +130,7 @@ fn kill_workers() -> io::Result<(usize, usize)> {
 fn is_walled_in(process: &str) -> bool {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let has = |wall: &str| status.lines().any(|line| line == wall);
+    // proc_pid_status(5) writes them in this form.
     has("NoNewPrivs:\t1") && has("Seccomp:\t2")
 }
 

@@ -51,6 +51,7 @@ impl DirectoryWatch {
     pub(super) fn start(file: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let what = AddWatchFlags::IN_CLOSE_WRITE
+            // Editors write a new file and rename it over the old one, which shows in the folder alone.
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE
@@ -73,11 +74,13 @@ impl DirectoryWatch {
         self.next().await?;
         let at_last = Instant::now() + patience;
         let is_quiet = async {
+            // A program that writes the file piece by piece is given time to end.
             while let Ok(more) = timeout(quiet, self.next()).await {
                 more?;
             }
             Ok::<_, io::Error>(())
         };
+        // With writes that never pause it is read all the same.
         timeout_at(at_last, is_quiet).await.unwrap_or(Ok(()))
     }
 

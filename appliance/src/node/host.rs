@@ -173,6 +173,7 @@ fn iroh_target(about: &NodeDescription) -> Option<String> {
     let addresses = about.iroh();
     let v4 = addresses.iter().find(|address| address.is_ipv4());
     let mut address = *v4.or_else(|| addresses.first())?;
+    // The unspecified address is no destination (RFC 4291, 2.5.2 for IPv6).
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

@@ -97,6 +97,7 @@ impl NodeImports {
 impl ImportContext {
     async fn follow(self, import: ImportConfig) {
         let outcome = match import.kind {
+            // A document does not change while the node runs; a server of tools says when its list does.
             ImportKind::OpenApi => self.once(&import).await,
             _ => self.again_and_again(&import).await,
         };
@@ -166,6 +167,7 @@ impl ImportContext {
                     adapter.changed().await;
                 }
                 Err(error) => {
+                    // A server may start after the node, or be away for a time.
                     self.tell(import, &format!("{error:#}"), WAIT);
                     rest(&mut pause, &mut credentials).await;
                 }
@@ -202,6 +204,7 @@ impl ImportContext {
         });
         installed.await.context("importing was given up")??;
         tracing::info!(operations = count, "imported {}", import.namespace);
+        // What failed before is over.
         self.lock().remove(&import.namespace);
         Ok(())
     }

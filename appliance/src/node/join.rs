@@ -46,6 +46,7 @@ const WHOAMI: Duration = Duration::from_secs(15);
 pub(crate) fn fill_in(config: &mut NodeConfig) {
     for join in &mut config.join {
         if let Some(Ok(code)) = join.code.as_ref().map(|code| code.parse::<JoinCode>()) {
+            // With the key in the configuration the hub is a known peer, whose calls the node takes.
             join.key = Some(code.key().to_string());
         }
     }
@@ -150,6 +151,7 @@ async fn supervise(context: Arc<JoinContext>, mut stopped: watch::Receiver<bool>
         kept.retain(|hub, task| {
             let stays = wanted.contains(hub);
             if !stays {
+                // The connection ends with the task, before a new entry for the same hub connects.
                 task.abort();
             }
             stays
@@ -254,13 +256,16 @@ async fn keep(
         let began = Instant::now();
         let ended = once(&context, &hub).await;
         if *stopped.borrow() {
+            // A connection that the stop itself ended is no reason for another one.
             return;
         }
+        // Only after a long one: a hub that lets the node in and drops it would else be asked without a pause.
         if began.elapsed() >= HEALTHY {
             pauses.reset();
         }
         let pause = match ended {
             HubConnectionEnd::Lost(at_least) => pauses.next(random()).max(at_least),
+            // The random part comes on top, so that many nodes that were refused together do not return together.
             HubConnectionEnd::Unwanted(at_least) => at_least + pauses.next(random()),
         };
         tokio::select! {
@@ -280,6 +285,7 @@ async fn once(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd {
         Ok(true) => context.unwanted.clear(&hub.key),
         Ok(false) => {
             connection.close(CloseCode::Normal, "");
+            // The hub answers and does not know the key: the token of the join string is what makes it known.
             return enrol_with(context, hub).await;
         }
         Err(error) => {
@@ -307,6 +313,7 @@ async fn connect(
             Ok(connection) => return Ok(connection),
             Err(error) => {
                 if error.is_permanent() {
+                    // Such as another key at the address, which asking more often does not change.
                     at_least = UNWANTED;
                 }
                 tracing::warn!(%hub, at = target.address(), %error, "join.failed");
@@ -321,6 +328,7 @@ async fn knows_us(connection: &CallConnection) -> Result<bool, CallError> {
     let asked = timeout(WHOAMI, connection.call("hub/whoami", &Value::Null)).await;
     match asked.unwrap_or_else(|_| Err(CallError::unavailable("no answer in time"))) {
         Ok(answer) => Ok(!answer.value()["peer_id"].is_null()),
+        // A program that has no such operation is no hub that enrols, and the connection is of use all the same.
         Err(error) if error.code == ErrorCode::NotFound => Ok(true),
         Err(error) => Err(error),
     }

@@ -119,6 +119,7 @@ impl NodeKeyRotation {
     /// Goes as far as it can, and says how far that is. What did not work is tried again by the next
     /// call.
     async fn rotate(&self, drop: &[PeerKey]) -> Result<Value, CallError> {
+        // Two rotations at a time would each make a key.
         let _turn = self.turn.lock().await;
         let files = self.files()?;
         files.tidy();
@@ -133,10 +134,12 @@ impl NodeKeyRotation {
         record.wait_for(waited_for.map(ToString::to_string).collect());
         let keys = files.begin(keys, &mut record).map_err(local)?;
         let refusals = self.tell_all(&keys, &mut record).await;
+        // A hub that does not know the new key would refuse the node after its restart.
         if record.is_announced() {
             files.swap(&keys, &mut record).map_err(local)?;
             self.replaced(&keys, &record);
         } else {
+            // What was told so far is kept, and another call goes on from there.
             files.write(&record).map_err(local)?;
         }
         Ok(self.answer(files, &keys, &record, &refusals))
@@ -153,6 +156,7 @@ impl NodeKeyRotation {
     /// Whether a rotation may begin.
     fn check(&self, keys: &RotationKeys) -> Result<(), CallError> {
         let conflict = |what: &str| Err(CallError::new(ErrorCode::Conflict, what));
+        // The statement is signed with the key of the connection, which is the one that this process holds.
         if keys.old.as_ref().map(NodeKey::public) != Some(self.key.public()) {
             return conflict("another key was put in place: restart the node, which then uses it");
         }
@@ -196,6 +200,7 @@ impl NodeKeyRotation {
     ) -> Result<crate::key::RotationResponse, CallError> {
         let gone = || CallError::unavailable("there is no connection to this hub at the moment");
         let hub: PeerKey = hub.parse().map_err(|_| gone())?;
+        // Over the connection that is there: the hub takes the word of a key from that key alone.
         let connection = self.reached.get(&hub).ok_or_else(gone)?;
         let pins = [hub];
         let told = tell(&connection, &pins, &self.key, new);

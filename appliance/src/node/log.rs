@@ -108,6 +108,7 @@ impl NodeLogRing {
 
     /// Adds a record, dropping the oldest ones beyond [`RING_BYTES_MAX`].
     pub(crate) fn push(&self, mut record: LogRecord) {
+        // What a peer sends may be in it, and one record could push out all others.
         truncate(&mut record.message, MESSAGE_BYTES_MAX);
         let mut records = self.lock();
         records.bytes += cost(&record);
@@ -196,6 +197,7 @@ impl LogReader {
         let oldest = records.first.min(most);
         if self.at < oldest {
             let lost = oldest - self.at;
+            // The reader goes on with what is there, and shows that something is missing.
             self.at = oldest;
             return Some(LogEntry::Lost(lost));
         }
@@ -251,6 +253,7 @@ impl<S: Subscriber> Layer<S> for RingLayer {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
         let ours = metadata.target().starts_with("alknet");
         let level = self.ring.0.tuning.load().level;
+        // Libraries log what they do in detail, which says nothing to an administrator.
         *metadata.level() <= if ours { level } else { level.min(Level::WARN) }
     }
 
@@ -371,6 +374,7 @@ impl Visit for LogText<'_> {
 /// Milliseconds since the kernel started.
 pub(crate) fn boot_ms() -> u64 {
     use nix::time::{ClockId, clock_gettime};
+    // This clock runs on while the machine sleeps (clock_gettime(2)).
     let since = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
     since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
@@ -378,6 +382,7 @@ pub(crate) fn boot_ms() -> u64 {
 /// The wall clock in RFC 3339, or nothing while it is before the binary was made.
 pub(crate) fn now() -> Option<String> {
     let now = Timestamp::now();
+    // A time before the program was built is a clock that was never set.
     let sane = u64::try_from(now.as_second()).is_ok_and(|now| now >= alknet_init::BUILD_TIME_S);
     sane.then(|| format!("{now:.3}"))
 }

@@ -94,6 +94,7 @@ impl NodeMemory {
     /// What the group of this process, and each group around it, may have (cgroup version 2), where there is a limit.
     fn of_group() -> Option<Self> {
         let own = read("/proc/self/cgroup")?;
+        // The line of the second version of control groups has the number 0 and no controllers (cgroups(7)).
         let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
         Self::of_groups(Path::new(GROUPS), path)
     }
@@ -102,12 +103,15 @@ impl NodeMemory {
     /// of its host, of which nothing is mounted but its own end.
     fn of_groups(mount: &Path, path: &str) -> Option<Self> {
         let own = mount.join(path.trim_start_matches('/'));
+        // Each group above limits those below it.
         let groups = own.ancestors().take_while(|it| it.starts_with(mount));
         let limits = groups.filter_map(|group| {
             let [most, high, used, kinds] =
                 ["memory.max", "memory.high", "memory.current", "memory.stat"]
                     .map(|file| fs::read_to_string(group.join(file)));
             let (used, kinds) = (used.ok()?, kinds.ok()?);
+            // Above `memory.high` the kernel slows the group down (Documentation/admin-guide/cgroup-v2.rst), which is
+            // too late for connections.
             let limits = [most, high].map(|limit| Self::of_limit(&limit.ok()?, &used, &kinds));
             limits.into_iter().flatten().reduce(Self::within)
         });
@@ -115,6 +119,7 @@ impl NodeMemory {
     }
 
     fn of_limit(most: &str, used: &str, kinds: &str) -> Option<Self> {
+        // `max` is no number, and no limit.
         let total_bytes = most.trim().parse::<u64>().ok()?;
         let used = used.trim().parse::<u64>().ok()?;
         // Copies of files and names, which the kernel lets go first.
@@ -238,12 +243,15 @@ impl MemoryRelief {
                 tokio::time::sleep(LOOK).await;
                 let now = NodeMemory::now().map_or(0, |now| now.available_bytes);
                 if now < memory.available_bytes / 2 {
+                    // It falls faster than the pause allows for.
                     break;
                 }
             }
             if ended > 0 || rounds % ROUNDS_OF_UNKNOWN == 0 {
+                // The allocator keeps freed pages for each thread, and the kernel counts them as used.
                 allocator::ask_back();
                 for _ in 0..WAKES {
+                    // A thread gives back when it goes to sleep, so each is woken once.
                     tokio::spawn(tokio::task::yield_now());
                 }
             }

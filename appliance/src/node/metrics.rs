@@ -117,6 +117,7 @@ fn memory(into: &mut Metrics) {
 fn certificates(store: &CertificateStore, into: &mut Metrics) {
     let mut seen = Vec::new();
     for one in store.list() {
+        // The first of a name is the one that is served; two series with one label are no valid text.
         let Some(name) = one.names.first().filter(|name| !seen.contains(*name)) else {
             continue;
         };

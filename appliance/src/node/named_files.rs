@@ -40,6 +40,7 @@ pub(crate) fn missing(config: &NodeConfig, folder: Option<&Path>) -> Vec<ConfigE
     let site = config.http.site.iter();
     let site = site.map(|path| (("http.site".to_owned(), path), PathKind::Folder));
     let named = files.chain(site);
+    // A stored file is on the node, and not on the machine that checks the document.
     let named = named.filter(|((_, path), _)| StoredFileName::referred_to(path).is_none());
     let named = named.filter_map(|((key, path), kind)| absent(key, Path::new(path), kind));
     let documents = folder.into_iter().flat_map(|it| documents(config, it));

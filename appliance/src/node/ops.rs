@@ -84,6 +84,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
         vault,
         powers.clone(),
     ));
+    // Without PID 1 the vault could not be opened again by a person at the machine.
     if let (Some(vault), Some(to_init)) = (&node.vault, &node.to_init) {
         builder.add(vault::lock(vault.clone(), to_init.clone(), powers));
     }
@@ -91,6 +92,7 @@ pub(crate) fn register(builder: &mut RegistryBuilder, node: &NodeContext) {
         node.people.clone(),
         Arc::clone(&node.about),
     ));
+    // Only where the machine was started for tests.
     if node.facts.load().fault_injection {
         builder.add(super::fault::operation(node.clone()));
     }
@@ -216,6 +218,7 @@ fn power(node: NodeContext, action: PowerAction) -> Registration {
             let message = InitMessage::Power { action, by };
             let sent = match &to_init {
                 Some(to_init) => to_init.send(message).await.is_ok(),
+                // On a host the machine is not the node's.
                 None => false,
             };
             if sent {

@@ -80,6 +80,7 @@ impl Reloader {
 
     async fn apply_in_turn(&self, change: &ConfigChange<'_>) -> Result<ReloadOutcome, ApplyError> {
         let mut applied = self.handle.apply(change)?;
+        // No reason to refuse: the document may come before its files.
         applied.warnings.extend(self.missing_files(change.document));
         if change.dry_run {
             return Ok(ReloadOutcome {
@@ -88,12 +89,14 @@ impl Reloader {
                 kept_error: None,
             });
         }
+        // What was refused before is over with a document that counts.
         self.problems.store(Arc::default());
         if applied.changed {
             audit(&change.source, &applied);
         }
         let kept = match change.source {
             ConfigSource::Operation(_) => self.keeper.keep(change.document).await,
+            // The document came from the file, which is not written to.
             _ => self.keeper.keep_last_good(change.document),
         };
         if let Err(error) = &kept {

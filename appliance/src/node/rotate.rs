@@ -102,6 +102,7 @@ impl RotatingPeer {
         }
         let by_key = ctx.conn().key.filter(|_| who.kind == IdentityKind::Peer);
         let held = by_key.filter(|key| {
+            // A token beside the key may say another name than the key's own.
             let holder = people.identities.by_key(key);
             holder.is_some_and(|holder| holder.id == who.id)
         });
@@ -167,6 +168,7 @@ fn check(
 ) -> Result<(), CallError> {
     let now_s =
         now_s.ok_or_else(|| CallError::unavailable(IdentityStoreError::ClockUnset.to_string()))?;
+    // An old statement could be sent again by another machine that saw it.
     if !statement.is_timely(now_s) {
         let what = "the time is more than ten minutes from the node's: sign with the node's time";
         return Err(CallError::invalid_input(what).with_details(json!({ "time": now_s })));
@@ -175,6 +177,7 @@ fn check(
         ("new", statement.new, by_new),
         ("old", statement.old, by_old),
     ] {
+        // A signature that cannot be decoded is refused as a wrong one is.
         let signature = BASE64URL_NOPAD.decode(proof.as_bytes()).unwrap_or_default();
         if !is_signed(key, &statement.transcript(), &signature) {
             let what = format!(

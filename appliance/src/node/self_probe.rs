@@ -113,6 +113,7 @@ impl SelfProbe {
         self.arrivals.look(true);
         let looks = places(names, self.port).into_iter();
         let looks: Vec<_> = looks.map(|at| probe.look(at, self.h3)).collect();
+        // In order, and a few at a time, so that the probe is no burden to the node itself.
         let found: Vec<_> = stream::iter(looks).buffered(PROBES_AT_ONCE).collect().await;
         self.arrivals.look(false);
         probe.dialer.close().await;
@@ -137,6 +138,7 @@ fn names(config: &NodeConfig) -> Vec<String> {
         .chain(&config.node.domain)
         .chain(&config.tls.acme.domains);
     let names: BTreeSet<_> = names
+        // A name with a star cannot be dialled.
         .filter(|name| !name.starts_with('*'))
         .map(|name| name.to_ascii_lowercase())
         .collect();
@@ -236,6 +238,7 @@ impl ExternalProbe {
             present_key: false,
             ..DialRequest::new(at.clone(), PeerVerification::Pinned(vec![self.own]), alpn)
         };
+        // Pinned to the node's own key: only the node, or its twin, can finish this handshake.
         let Ok(dialled) = self.dialer.connect(request).await else {
             return AddressHolder::Other;
         };
@@ -255,6 +258,7 @@ impl ExternalProbe {
         match self.dialer.connect(request).await {
             Ok(_) => Some(true),
             Err(error) if error.kind == DialErrorKind::Impostor => Some(false),
+            // Not reached says nothing of the certificate.
             Err(_) => None,
         }
     }

@@ -38,6 +38,7 @@ impl StateLock {
         options.read(true).write(true).create(true).mode(0o600);
         let path = state_dir.join(LOCK_FILE);
         let file = options.open(&path).map_err(failed)?;
+        // The kernel lets go of it with the process, so that a crash leaves no lock behind.
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
                 note(&mut file).map_err(failed)?;
@@ -54,6 +55,7 @@ impl StateLock {
 
 /// Writes down whose it is.
 fn note(file: &mut File) -> io::Result<()> {
+    // The number before may be longer.
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;
     writeln!(file, "{}", std::process::id())

@@ -39,6 +39,7 @@ async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {
                 records,
             }) => break (config, state_dir, facts, vault, records),
             Some(NodeMessage::Log { record }) => ring.push(record),
+            // PID 1 may send these before the start, and they are answered after it.
             Some(other) => early.push(other),
             None => bail!("PID 1 closed the channel before it said what to serve"),
         }
@@ -112,6 +113,7 @@ async fn changed(
     node.facts.store(Arc::new(facts));
     // PID 1 sends facts when the vault is locked or opened at the machine.
     node.powers.refresh();
+    // A status that says the same would wake PID 1 for nothing.
     if node.status() != before {
         let status = node.tell();
         to_init.send(InitMessage::Status { status }).await?;

@@ -116,6 +116,7 @@ fn planned(
 ) -> Result<ApiKey, CallError> {
     let entries = identities.entries();
     let stored = entries.api_keys.iter();
+    // Those of the configuration were not made here, and do not count.
     let stored = stored.filter(|key| !identities.is_configured(&key.id()));
     if stored.count() >= TOKENS_MAX {
         let message = format!("there are {TOKENS_MAX} tokens: revoke unused ones");
@@ -274,6 +275,7 @@ pub(crate) fn list(people: IdentityServices) -> Registration {
 fn listed(identities: &Identities) -> Value {
     let entries = identities.entries();
     let now_s = identities.now_s();
+    // Without a clock a token with an end is refused, so it is shown as ended.
     let over = |end: Option<u64>| end.is_some_and(|end| now_s.is_none_or(|now| now >= end));
     let source = |id: &PeerId| match identities.is_configured(id) {
         true => "config",

@@ -155,6 +155,7 @@ fn write(dir: &Path, vault: &Vault, arriving: &Receiver<AuditMessage>, written: 
     let mut handed = 0;
     let mut log = None;
     while let Ok(first) = arriving.recv() {
+        // All that waits, so that one write to the disk does for it.
         for one in std::iter::once(first).chain(arriving.try_iter()) {
             match one {
                 AuditMessage::Own(record) => pending.push(record),
@@ -171,11 +172,13 @@ fn write(dir: &Path, vault: &Vault, arriving: &Receiver<AuditMessage>, written: 
         }
         let Some(open) = &mut log else { continue };
         if !matches!(vault.state(), VaultState::Unlocked { .. }) {
+            // The log is sealed with a key of the vault: what happens meanwhile waits in memory.
             continue;
         }
         if let Err(error) = pending.flush(open, vault) {
             tracing::error!(%error, kept = pending.len(), "the vault's log cannot be written");
         } else if handed > 0 {
+            // Only now may PID 1 forget them.
             written(std::mem::take(&mut handed));
         }
     }
@@ -184,6 +187,7 @@ fn write(dir: &Path, vault: &Vault, arriving: &Receiver<AuditMessage>, written: 
 fn open(dir: &Path) -> Option<AuditLog> {
     let opened = AuditLog::open(dir).or_else(|error| {
         tracing::error!(%error, "the vault's log is damaged; it is put aside and a new one begins");
+        // The damaged log is evidence, and stays for an administrator.
         AuditLog::begin_anew(dir)
     });
     opened
@@ -328,6 +332,7 @@ pub(crate) fn lock(
             } else {
                 vault.vault.lock();
             }
+            // At once, and not with the next tick: no operation uses a credential after the answer.
             powers.refresh();
             let told = InitMessage::VaultLocked {
                 hard: input.hard,

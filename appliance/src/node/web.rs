@@ -51,6 +51,7 @@ impl DescriptionSource for OpenApiCache {
     fn text(&self, digest: &str) -> Bytes {
         let kept = self.made.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, text)) = kept.as_ref().filter(|(of, _)| of == digest) {
+            // Made once for each set of operations, since any caller can ask for it.
             return text.clone();
         }
         drop(kept);
@@ -81,6 +82,7 @@ impl WebGateway {
     ) -> Self {
         let gateway = Arc::new(Gateway::default());
         let http = &config.http;
+        // A page on a node that hides, or beside a site of its own, would show what it is.
         let alone = !http.stealth && http.site.is_none() && http.decoy == Decoy::NotFound;
         let wanted = http.enabled && http.page.unwrap_or(alone);
         let page = wanted.then(|| AdminPage::new(Arc::clone(&gateway), identities, now));
@@ -110,6 +112,7 @@ fn tools(config: &NodeConfig) -> McpOptions {
     let port = config.listen.port;
     let settings = HttpSettings::new(config);
     let own = settings.names().iter().flat_map(|name| {
+        // A browser leaves the usual port out of the origin (RFC 6454, 6.2).
         let usual = (port == 443).then(|| format!("https://{name}"));
         usual.into_iter().chain([format!("https://{name}:{port}")])
     });

@@ -11,6 +11,7 @@ use crate::digest;
 pub(crate) fn settle(fresh: &Path, place: &Path) -> io::Result<()> {
     fs::create_dir_all(place.parent().unwrap_or(place))?;
     match fs::rename(fresh, place) {
+        // Another command put the same there first, and a folder that is not empty is not replaced.
         Err(_) if place.exists() => Ok(()),
         moved => moved,
     }
@@ -22,6 +23,7 @@ pub(crate) fn forget_old(parent: &Path, made: &Path, kept: usize) -> io::Result<
     let mut folders: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
+        // What has another name was not put here by this code.
         if !entry.file_name().to_str().is_some_and(digest::is_key) {
             continue;
         }

@@ -133,6 +133,7 @@ impl XtaskContext {
     /// lock again.
     pub fn claim(&self) -> Result<Arc<BuildLock>> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        // A second lock in the same process would wait for the first one for ever.
         if let Some(lock) = held.upgrade() {
             return Ok(lock);
         }
@@ -230,6 +231,7 @@ impl XtaskContext {
                     let result = context.step(name, |cx| {
                         let result = work(cx);
                         if result.is_err() {
+                            // The other jobs would go on for minutes, and their result would not be used.
                             cx.abandoned.store(true, Ordering::Relaxed);
                         }
                         result
@@ -284,6 +286,7 @@ impl XtaskContext {
             match led {
                 Ok(child) => children.push(child),
                 Err(error) => {
+                    // Those that were started are ended: without the others their work is of no use.
                     end(&children)?;
                     return Err(cannot_run(command)(error));
                 }

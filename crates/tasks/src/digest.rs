@@ -31,6 +31,7 @@ pub(crate) fn of_file(path: &Path) -> io::Result<String> {
 pub(crate) fn key<'a>(inputs: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hasher = Sha256::new();
     for input in inputs {
+        // With its length, so that no two lists of inputs make the same bytes.
         hasher.update((input.len() as u64).to_le_bytes());
         hasher.update(input);
     }

@@ -129,6 +129,7 @@ fn build(cx: &XtaskContext) -> Result<PathBuf> {
         .args(["--release", "--package", "alknet-fuzz", "--bins"])
         .args(["--features", "engine"])
         .env("CARGO_TARGET_DIR", &target)
+        // Cargo takes these before `RUSTFLAGS`.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         // Its front would have these programs compiled for the lints, and slow.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
@@ -189,6 +190,7 @@ impl FuzzTargetRun {
         command
             .arg(format!("-max_total_time={}", minutes * 60))
             .args(["-use_value_profile=1", "-print_final_stats=1"])
+            // libFuzzer writes what is new into the first folder, and only reads the others.
             .args([&self.own, &self.tree]);
         command
     }
@@ -224,6 +226,7 @@ impl FuzzTargetRun {
             .args([&self.tree, &self.own]);
         cx.run(&mut command, title, &format!("{}-minimise", self.log()))?;
         let kept = files(scratch.path())?;
+        // Only after the merge succeeded: until then the corpus in the tree is the only one.
         for old in files(&self.tree)? {
             let removed = fs::remove_file(&old);
             removed.map_err(TaskError::io(format!("remove {}", old.display())))?;

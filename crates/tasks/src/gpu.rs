@@ -95,6 +95,7 @@ pub(crate) fn cached(cx: &XtaskContext) -> Result<Option<GpuExecutable>> {
 fn folder(cx: &XtaskContext, built: &Path) -> Result<PathBuf> {
     let hash =
         digest::of_file(built).map_err(TaskError::io(format!("read {}", built.display())))?;
+    // What strips the program is part of what it becomes.
     let tools = kernel::tool_versions()?;
     let inputs = [hash.as_bytes(), tools.as_bytes()];
     let steps = STEPS.into_iter().chain(PACKERS.map(locked));
@@ -122,6 +123,7 @@ fn check(program: &Path, selection: &DriverSelection) -> Result<()> {
     linked.sort_unstable();
     let mut wanted: Vec<&str> = selection.names().iter().map(String::as_str).collect();
     wanted.sort_unstable();
+    // Cargo may have kept a program that was linked with other drivers.
     if output.status.success() && linked == wanted {
         return Ok(());
     }

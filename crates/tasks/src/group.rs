@@ -46,6 +46,7 @@ fn stop_if_ending(
 ) -> MutexGuard<'static, ProcessGroups> {
     if groups.ending {
         drop(groups);
+        // The thread that ends the process is at work, and nothing may be started behind its back.
         loop {
             thread::park();
         }
@@ -69,6 +70,7 @@ impl ProcessGroup {
         command: &mut Command,
         spawn: impl FnOnce(&mut Command) -> io::Result<Child>,
     ) -> io::Result<Self> {
+        // A group of its own, so that what the program starts can be ended with it.
         command.process_group(0);
         // SAFETY: the closure makes one system call and allocates nothing, as between fork and exec it
         // has to.
@@ -96,6 +98,7 @@ impl ProcessGroup {
 
     /// Whether the program has ended. It stays a zombie, which keeps its number from other processes.
     pub(crate) fn has_ended(&self) -> io::Result<bool> {
+        // Not reaped: the number of the group stays taken until it was signalled.
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         Ok(waitid(Id::Pid(pid(&self.child)), flags)? != WaitStatus::StillAlive)
     }
@@ -184,6 +187,7 @@ pub(crate) fn end_with_this_process() -> io::Result<()> {
         send(Signal::SIGCONT);
         thread::sleep(GRACE);
         send(Signal::SIGKILL);
+        // As a shell tells the end by a signal.
         exit(128 + i32::from(number[0]));
     });
     // Handlers, not blocked signals: programs inherit what is blocked, and could not be ended.

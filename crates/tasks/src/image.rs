@@ -143,6 +143,7 @@ fn inputs(
     binary: &Path,
     forms: &[ImageForm],
 ) -> Result<ImageInputs> {
+    // The other forms need no stub, and the download is spared.
     let needs_stub = forms
         .iter()
         .any(|form| matches!(form, ImageForm::Uki | ImageForm::Raw));

@@ -155,6 +155,7 @@ fn bench(cx: &XtaskContext, arguments: &[String]) -> Result<()> {
         command.arg("--sources").arg(sources);
     }
     let error = command.args(arguments).exec();
+    // Reached only where `exec` failed: the lock is held until then.
     drop(lock);
     Err(TaskError::io(format!("start {}", program.display()))(error))
 }

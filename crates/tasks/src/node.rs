@@ -194,6 +194,7 @@ pub fn builder(
             let root = file(OutputRole::Root).ok_or_else(|| lacks(form, OutputRole::Root))?;
             Ok(builder.disk(VirtioDisk::file(root).read_only()))
         }
+        // The disk brings its own boot loader, so that QEMU is given no kernel.
         ImageForm::Raw if machine == MachineType::Uefi => Ok(builder),
         _ => Err(TaskError::Arguments(format!(
             "form {form} does not start on this machine: use direct or erofs on microvm or q35, raw on uefi"
@@ -242,6 +243,7 @@ pub fn power_off(
     cli: &NodeCli,
     node: &ReachableNode,
 ) -> Result<()> {
+    // This machine has no power button.
     if machine == MachineType::Microvm {
         cli.call(node, "node/reboot")?;
     } else {

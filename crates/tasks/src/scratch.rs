@@ -27,6 +27,7 @@ impl ScratchFolder {
     pub(crate) fn new(parent: &Path, prefix: &str) -> Result<Self> {
         let trouble = || TaskError::io(format!("make a folder in {}", parent.display()));
         fs::create_dir_all(parent).map_err(trouble())?;
+        // Here, since a command that was killed could not remove its own.
         remove_orphans(parent, prefix).map_err(trouble())?;
         let folder = tempfile::Builder::new()
             .prefix(prefix)
@@ -50,6 +51,7 @@ fn lock(folder: &Path) -> io::Result<File> {
     let [unlocked, locked] = [UNLOCKED, LOCK].map(|name| folder.join(name));
     let file = File::create(&unlocked)?;
     file.lock()?;
+    // Under its final name only once it is locked, so that another command never finds it free.
     fs::rename(unlocked, locked)?;
     Ok(file)
 }

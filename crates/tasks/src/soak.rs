@@ -129,6 +129,7 @@ pub(crate) fn run(cx: &mut XtaskContext, arguments: &SoakArgs) -> Result<()> {
         };
         if let Err(failure) = result {
             eprintln!("{name}: {failure}");
+            // The other campaigns run all the same: each takes hours, and its result counts by itself.
             first_failure.get_or_insert(failure);
         }
     }
@@ -215,6 +216,7 @@ fn tests(
         skipped: &surroundings.skipped(),
         end: &context::tail(&cx.log(&log)),
     });
+    // A failed campaign has a summary too.
     publish(cx, arguments, name, &summary)?;
     result
 }

@@ -32,6 +32,7 @@ impl RawTerminal {
             unsafe { signal(kind, SigHandler::Handler(count_end)) }
                 .map_err(|error| TaskError::io("catch signals")(error.into()))?;
         }
+        // Without one, such as in a test, there are no keys to take and nothing to restore.
         let before = if io::stdin().is_terminal() {
             Some(take_keys()?)
         } else {
@@ -75,7 +76,9 @@ fn take_keys() -> Result<Termios> {
     let before = termios::tcgetattr(input.as_fd()).map_err(trouble)?;
     let mut mode = before.clone();
     mode.local_flags
+        // Ctrl-C comes as a byte then, and is counted here.
         .remove(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG);
+    // termios(3): a read returns with the first byte, and does not wait for more.
     mode.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
     mode.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
     termios::tcsetattr(input.as_fd(), SetArg::TCSANOW, &mode).map_err(trouble)?;

@@ -250,6 +250,7 @@ pub fn python_folder(cx: &XtaskContext, packages: &str) -> Result<PathBuf> {
     command
         .args(["-m", "pip", "install", "--quiet"])
         .args(["--disable-pip-version-check", "--no-cache-dir"])
+        // Only the listed files, by their hashes; and no source packages, whose scripts would run.
         .args(["--no-deps", "--require-hashes", "--only-binary", ":all:"])
         .arg("--requirement")
         .arg(&list)
@@ -334,6 +335,7 @@ pub fn node_folder(cx: &XtaskContext, [package, lock]: [&str; 2]) -> Result<Path
     prepare().map_err(TaskError::io(format!("make {}", fresh.display())))?;
     let mut command = Command::new("npm");
     command
+        // `ci` takes exactly the versions and hashes of the lock file.
         .args(["ci", "--ignore-scripts", "--omit=optional"])
         .args(["--no-audit", "--no-fund", "--no-update-notifier"])
         .arg("--cache")
@@ -462,6 +464,7 @@ pub(crate) fn pinned(cx: &XtaskContext) -> Result<Vec<PathBuf>> {
 /// What compiled packages are made for.
 fn python_version() -> Result<String> {
     let output = Command::new("python3")
+        // Packages with compiled parts fit one version of Python alone.
         .args(["-c", "import sys; print(sys.implementation.cache_tag)"])
         .output()
         .map_err(TaskError::io("run python3"))?;

@@ -138,6 +138,7 @@ fn stay(vm: &mut Vm, machine: MachineType, cli: &NodeCli, node: &ReachableNode) 
             1 => return leave(vm, machine, cli, node, shown),
             _ => return Ok(vm.cut_power().map(drop)?),
         }
+        // The machine may have switched itself off.
         if vm.qmp().wait_closed(Duration::ZERO) {
             show_console(vm, shown).map_err(TaskError::io("write to the terminal"))?;
             return Ok(());
@@ -164,6 +165,7 @@ fn leave(
     let polite = node::power_off(vm, machine, cli, node);
     show_console(vm, shown).map_err(TaskError::io("write to the terminal"))?;
     if let Err(error) = polite {
+        // A machine that does not switch itself off must not stay behind.
         vm.cut_power()?;
         return Err(error);
     }
@@ -252,6 +254,7 @@ fn make(path: &Path, image: &ImageFiles, form: ImageForm) -> Result<()> {
     alknet_qemu::copy(&disk, path)?;
     let grow = || {
         let file = File::options().write(true).open(path)?;
+        // The partition for the data takes what stands behind the image.
         file.set_len(file.metadata()?.len() + DATA_BYTES)
     };
     grow().map_err(TaskError::io(format!("grow {}", path.display())))

@@ -36,6 +36,7 @@ fn write(value: &Value, out: &mut String) -> Option<()> {
         }
         Value::Object(fields) => {
             let mut names: Vec<_> = fields.iter().collect();
+            // RFC 8785 §3.2.3: names in the order of their UTF-16 code units.
             names.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
             out.push('{');
             for (at, (name, field)) in names.into_iter().enumerate() {

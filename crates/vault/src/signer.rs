@@ -76,6 +76,7 @@ impl<K> RevocableKey<K> {
     }
 
     pub(crate) fn with<R>(&self, act: impl FnOnce(&K) -> R) -> Result<R, VaultError> {
+        // The other process may have taken all keys back: the number in the shared memory says so.
         if self.area.hard_locks() != self.hard_locks {
             return Err(VaultError::Locked);
         }

@@ -106,6 +106,7 @@ impl Vault {
     /// Takes the words in. The passphrase is BIP39's, empty for none.
     pub fn unlock(&self, words: &Entropy, passphrase: &SecretStr) -> Result<Epoch, VaultError> {
         let seed = words.seed(passphrase)?;
+        // After the derivation, which takes milliseconds: the lock is held for the change only.
         let mut seen = self.seen();
         let epoch = self.0.area.unlock(self.0.device, &seed);
         let epoch = epoch.map(Epoch).ok_or(VaultError::AlreadyUnlocked)?;
@@ -119,6 +120,7 @@ impl Vault {
         let mut seen = self.seen();
         seen.state = VaultState::Locked;
         let was_open = self.0.area.lock();
+        // The observer may call the vault again.
         drop(seen);
         if was_open {
             self.tell(&AuditEvent::Locked { hard: false });
@@ -129,6 +131,7 @@ impl Vault {
     /// now on, and are wiped when it notices ([`Vault::notice`]).
     pub fn lock_hard(&self) {
         let mut seen = self.seen();
+        // Before the keys are revoked: a key that is derived meanwhile is refused by the number.
         seen.hard_locks = self.0.area.count_hard_lock();
         seen.state = VaultState::Locked;
         let was_open = self.0.area.lock();
@@ -152,6 +155,7 @@ impl Vault {
         if !revoked && seen.state == state {
             return None;
         }
+        // Taken over before the keys are revoked: two threads that notice report the change once.
         *seen = now;
         drop(seen);
         if revoked {
@@ -261,6 +265,7 @@ impl Vault {
     ) -> Result<SealedBlob, VaultError> {
         let target = self.readable_key(to)?;
         let plaintext = blob.open(&self.readable_key(blob.key_version())?, label)?;
+        // It was opened all the same: only a record that opens counts as rotated.
         if blob.key_version() == to {
             return Ok(blob.clone());
         }
@@ -349,6 +354,7 @@ impl Vault {
         let held = RevocableKey::new(key, Arc::clone(&self.0.area), hard_locks);
         let weak: Weak<dyn Revoke> = Arc::downgrade(&(Arc::clone(&held) as Arc<dyn Revoke>));
         let mut all = self.held();
+        // Keys that were dropped leave their places here; no other step would remove them.
         all.retain(|other| other.strong_count() > 0);
         all.push(weak);
         drop(all);

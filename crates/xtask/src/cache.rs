@@ -68,6 +68,7 @@ pub fn folder() -> Result<PathBuf, String> {
 }
 
 fn folder_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, String> {
+    // A variable that is set to nothing counts as not set.
     let set = |name: &str| variable(name).filter(|value| !value.as_os_str().is_empty());
     let folder = set("ALKNET_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|base| base.join("alknet")))
@@ -125,6 +126,7 @@ pub fn resolve(cache: &Path) -> Result<PathBuf, String> {
             Err(error) => error,
         };
         let above = there.file_name().zip(there.parent());
+        // Another error, such as a folder that cannot be entered, says nothing of what is above.
         let Some((name, above)) = above.filter(|_| error.kind() == io::ErrorKind::NotFound) else {
             return Err(trouble(cache, &error));
         };
@@ -220,6 +222,7 @@ fn keep_apart(clone: &Path, cache: &Path) -> io::Result<Result<(), String>> {
             mirror.display()
         )));
     }
+    // The mirror is made to have the clone's files alone: everything else in it is removed.
     let overwritten = clone.starts_with(&mirror);
     let within =
         mirror.starts_with(clone) && (cache == clone || cache.starts_with(clone.join(".git")));

@@ -42,6 +42,7 @@ pub(crate) fn left_kib() -> Option<u64> {
     ];
     let left = known.iter().flat_map(|(hierarchy, own)| {
         let mounts = hierarchy.mounts.iter().map(Path::new);
+        // A hierarchy that the system does not have has no files, and bounds nothing.
         mounts.filter_map(move |mount| hierarchy.left_kib_below(mount, (*own)?))
     });
     left.min()
@@ -63,6 +64,7 @@ impl Hierarchy {
     /// such folder, and the limit is that of the top.
     fn left_kib_below(&self, mount: &Path, own: &str) -> Option<u64> {
         let own = mount.join(own.trim_start_matches('/'));
+        // A group is bounded by those above it as well.
         let groups = own.ancestors().take_while(|group| group.starts_with(mount));
         groups.filter_map(|group| self.left_kib_of(group)).min()
     }

@@ -14,6 +14,7 @@ const MODE: u32 = 0o755;
 /// replaced: the path says how the front compiles, and not which program it is.
 pub fn install(program: &Path, cache: &Path) -> io::Result<()> {
     let path = rustc::path(cache);
+    // It stays where it is the same: cargo compiles everything again for another time of its compiler.
     if is_same(program, &path)? {
         return Ok(());
     }
@@ -28,6 +29,7 @@ pub fn install(program: &Path, cache: &Path) -> io::Result<()> {
 
 /// Whether a copy of the program lies there, which can be run.
 fn is_same(program: &Path, path: &Path) -> io::Result<bool> {
+    // A link in its place is replaced, and not followed.
     let there = match fs::symlink_metadata(path) {
         Ok(there) => there,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

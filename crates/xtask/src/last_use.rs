@@ -108,6 +108,7 @@ impl LastUse {
 
     fn note_at(&self, set: BuildSet, messages: &str, now: SystemTime) -> io::Result<()> {
         let units = UnitFinder::for_target(&self.target).units(messages);
+        // A build that broke off names only some of what it needs.
         let set = if succeeded(messages) {
             set
         } else {
@@ -318,6 +319,7 @@ impl<'a> UnitFinder<'a> {
             .iter()
             .filter(|artefact| artefact.device_and_inode == own)
             .collect();
+        // By the file and not by its name, where a link shows it: two versions have the same name.
         if !linked.is_empty() {
             return linked.iter().filter_map(hash).collect();
         }
@@ -381,6 +383,7 @@ fn string(json: &str) -> Option<(String, &str)> {
         match letter {
             '"' => return Some((text, &body[at + 1..])),
             '\\' => match rest.next()?.1 {
+                // Paths have no other escapes; a line with one is not understood rather than misread.
                 escaped @ ('"' | '\\' | '/') => text.push(escaped),
                 _ => return None,
             },

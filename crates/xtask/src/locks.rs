@@ -26,6 +26,7 @@ pub fn take(path: &Path, sharing: Sharing, waiting: impl FnOnce(&str)) -> io::Re
             .create(true)
             .truncate(false)
             .open(path)?;
+        // First without waiting, to show who holds it.
         let tried = match sharing {
             Sharing::Shared => file.try_lock_shared(),
             Sharing::Exclusive => file.try_lock(),

@@ -41,6 +41,7 @@ the machine that `up` keeps.";
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // Before all else: cargo starts this program under another name in the place of the compiler.
     if let Some(text) = rustc::stand_in() {
         eprintln!("{text}");
         return ExitCode::from(EXIT_USAGE);
@@ -97,6 +98,7 @@ fn cargo(arguments: &[String]) -> Result<ExitCode, String> {
     let lock = claim(&workspace)?;
     let status = workspace.cargo(subcommand).args(rest).status();
     let status = status.map_err(|error| format!("cannot run cargo: {error}"))?;
+    // Whether cargo succeeded or not: it may have written its lock file before it failed.
     bring_back(&workspace, &lock)?;
     drop(lock);
     let code = status.code().and_then(|code| u8::try_from(code).ok());
@@ -128,6 +130,7 @@ fn bring_back(workspace: &Workspace, lock: &BuildLock) -> Result<(), String> {
 fn purpose_of(command: &str, cache: &Path, is_root: bool) -> PackagePurpose {
     let test = matches!(command, "bench" | "setup" | "soak" | "test");
     PackagePurpose {
+        // What only compiling needs is not installed where nothing is to be compiled.
         compile: command == "setup" || !cache::has_kernel_and_driver(cache),
         test,
         npm: command == "setup" || (test && !is_root),
@@ -218,6 +221,7 @@ fn hand_over(prepared: &PreparedWorkspace, arguments: &[String], memory: &Memory
             progress::encode_steps(&prepared.steps),
         )
         .envs(memory.encoded().map(|seen| (memory::MEMORY_VARIABLE, seen)))
+        // The same process goes on, so that a signal of the terminal reaches one program alone.
         .exec();
     format!("cannot start {}: {error}", program.display())
 }

@@ -78,6 +78,7 @@ impl MemoryWatch {
                 while !ended.load(Ordering::Relaxed) {
                     let beyond = beyond_kib(before_kib, read_in_use_kib());
                     most_kib.fetch_max(beyond, Ordering::Relaxed);
+                    // Woken at the end: a sleep would hold the command up.
                     thread::park_timeout(LOOK_EVERY);
                 }
             })

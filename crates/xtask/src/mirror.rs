@@ -103,12 +103,14 @@ pub fn sync(
     let date = date_after(newest);
     for (file, data) in files {
         let (from, to) = (clone.join(&file), mirror.join(&file));
+        // A link in the mirror would have files written outside of it.
         if is_below_link(mirror, &file) {
             let error = io::Error::other("a folder above it is a symbolic link");
             return Err(named(&to, &error));
         }
         let copied = copy(&from, &to, Some(date)).map_err(|error| named(&from, &error))?;
         synced.changes.written += usize::from(copied);
+        // After the copy: what cargo changes later differs from this.
         let there = fs::symlink_metadata(&to)?;
         synced
             .record
@@ -155,6 +157,7 @@ fn files_of(
         Some(listed) => listed,
         None => {
             let mut listed = CheckoutFiles::default();
+            // Without git everything counts that is no output, such as in an unpacked archive.
             walk(clone, clone, inner.as_deref(), &mut listed.untracked)?;
             listed
         }
@@ -227,6 +230,7 @@ fn listed_by_git(clone: &Path) -> io::Result<Option<CheckoutFiles>> {
 
 fn list(clone: &Path, arguments: &[&str]) -> io::Result<BTreeSet<PathBuf>> {
     let output = git(clone)
+        // With zeros between them, since a name may have a line end.
         .args(["ls-files", "-z"])
         .args(arguments)
         .output()?;
@@ -354,6 +358,7 @@ fn is_same(from: &Path, data: &Metadata, to: &Path) -> io::Result<bool> {
     }
     let alike =
         there.is_file() && there.len() == data.len() && there.permissions() == data.permissions();
+    // Cheap differences first: most files that differ do so in length.
     if !alike {
         return Ok(false);
     }

@@ -92,6 +92,7 @@ impl Users {
     /// the clone, and does so at each command.
     pub(crate) fn keep_above(&self, folder: &Path, clone: &Path) -> io::Result<Result<(), String>> {
         let above = folder.ancestors().skip(1);
+        // What lies above the clone as well counts for cargo in the clone in any case.
         for above in above.filter(|above| !clone.starts_with(above)) {
             // Without following a link: it would be one that was put there a moment ago.
             let about = fs::symlink_metadata(above)?;

@@ -434,9 +434,11 @@ fn settle() -> Result<(), String> {
 fn root_is_overlay(mounts: &str) -> bool {
     let kind_of_root = |line: &str| {
         let (place, source) = line.split_once(" - ")?;
+        // proc_pid_mountinfo(5): the fifth field is the mount point.
         let is_root = place.split(' ').nth(4) == Some("/");
         is_root.then(|| source.starts_with("overlay "))
     };
+    // The last mount at a place hides those before it.
     mounts.lines().filter_map(kind_of_root).next_back() == Some(true)
 }
 

@@ -362,6 +362,7 @@ fn draw(state: &mut BoardState, lines: &[String]) {
         text += &format!("\x1b[{}A\r\x1b[J", state.drawn);
     }
     for line in lines {
+        // A line that the terminal breaks would take two rows, and the next drawing would begin too low.
         let cut: String = line.chars().take(100).collect();
         text += &format!("{cut}\n");
     }
@@ -405,6 +406,7 @@ pub fn decode_steps(text: &str) -> Vec<StepTime> {
             seconds: seconds
                 .parse()
                 .ok()
+                // The text comes from the environment or a file, and no duration can be made of infinity.
                 .filter(|seconds: &f64| seconds.is_finite())?,
         })
     };

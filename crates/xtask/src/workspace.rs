@@ -177,6 +177,7 @@ impl Workspace {
             .env_remove("CARGO_BUILD_TARGET_DIR");
         let (jobs, processors) = (self.jobs(), thread::available_parallelism());
         let is_less = processors.is_ok_and(|processors| jobs < processors.get());
+        // What the user set wins.
         if is_less && env::var_os(JOBS_VARIABLE).is_none() {
             command.env(JOBS_VARIABLE, jobs.to_string());
         }
@@ -352,6 +353,7 @@ fn compile(cargo: &mut Command, row: &BoardRow) -> Result<String, String> {
         .spawn();
     let mut child = spawned.map_err(|error| format!("cannot run cargo: {error}"))?;
     let stdout = child.stdout.take();
+    // Both streams are read at once: with one left unread cargo would wait for ever once its pipe is full.
     let messages = thread::spawn(move || stdout.map(io::read_to_string));
     let mut said = String::new();
     if let Some(stderr) = child.stderr.take() {
@@ -392,6 +394,7 @@ fn package_in(line: &str) -> Option<String> {
     ];
     let mut plain = String::new();
     let mut rest = line;
+    // Colours are escapes that end with `m`.
     while let Some((before, after)) = rest.split_once('\u{1b}') {
         plain += before;
         rest = after.split_once('m').map_or("", |(_, rest)| rest);

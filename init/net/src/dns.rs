@@ -33,6 +33,7 @@ pub(crate) fn read_names(bytes: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
     let mut at = 0;
     while at < bytes.len() {
+        // The option is padded to a multiple of eight bytes with zeros (RFC 8106 §5.2).
         if bytes[at] == 0 {
             at += 1;
             continue;
@@ -54,6 +55,7 @@ fn read_labels(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
         if len == 0 {
             return Some((name, at));
         }
+        // Above 63 stand compression pointers (RFC 1035 §4.1.4), which options must not have.
         if len > LABEL_BYTES_MAX || name.len() + len > NAME_BYTES_MAX {
             return None;
         }
@@ -84,10 +86,12 @@ pub(crate) fn query(id: u16, name: &str, family: DnsRecordType) -> Vec<u8> {
 pub(crate) fn answer(question: &[u8], bytes: &[u8], family: DnsRecordType) -> Option<Vec<IpAddr>> {
     let body = question.get(12..)?;
     let header = bytes.get(..12)?;
+    // RFC 1035 §4.1.1: the number must be ours, QR says answer, RCODE no error.
     if header[..2] != question[..2] || header[2] & 0x80 == 0 || header[3] & 0x0f != 0 {
         return None;
     }
     let asked = bytes.get(12..12 + body.len())?;
+    // RFC 1035 §2.3.3 compares names without case. RFC 5452 §9.1: an answer must repeat the question.
     if header[4..6] != [0, 1] || !asked.eq_ignore_ascii_case(body) {
         return None;
     }
@@ -110,6 +114,7 @@ fn record(bytes: &[u8], at: usize, family: DnsRecordType) -> Option<(Option<IpAd
     let data = at + 10;
     let next = data + usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
     let value = bytes.get(data..next)?;
+    // Aliases and records of other kinds stand in the same section.
     if fixed[..4] != [0, family as u8, 0, 1] {
         return Some((None, next));
     }
@@ -125,6 +130,7 @@ fn record(bytes: &[u8], at: usize, family: DnsRecordType) -> Option<(Option<IpAd
 }
 
 fn skip_name(bytes: &[u8], mut at: usize) -> Option<usize> {
+    // The count ends a name whose labels never end. A pointer is not followed: only the place behind it matters.
     for _ in 0..NAME_BYTES_MAX {
         match *bytes.get(at)? {
             0 => return Some(at + 1),

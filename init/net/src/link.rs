@@ -115,6 +115,8 @@ impl ManagedLink {
             .iter()
             .filter(|a| a.index == self.info.index)
             .filter(|a| {
+                // An IPv6 address with a lifetime came from a router's advertisement, one of fe80::/10 from the
+                // kernel.
                 a.prefix.address.is_ipv4()
                     || (a.is_permanent() && !crate::plan::is_link_local(a.prefix.address))
             });
@@ -133,7 +135,9 @@ impl ManagedLink {
             LinkMethod::Static => Ipv6Mode::Manual,
             LinkMethod::Off => return self.switch(requests, false, logs),
         };
+        // Before the card is up: the kernel solicits routers and forms addresses at once when it comes up.
         sysctl::prepare(&self.info.name, mode, self.metric());
+        // The port of DHCPv6 waits for a router that asks for DHCPv6.
         if mode == Ipv6Mode::Auto {
             self.port4 = self.open(open4(&self.info.name), packets, logs);
         }
@@ -176,6 +180,7 @@ impl ManagedLink {
         };
         logs.push((NetLogLevel::Info, format!("{}: {text}", self.info.name)));
         if !carrier {
+            // The lease stays: a cable that is out for a moment must not cost the connections their address.
             self.client4.pause();
             self.client6.pause();
         } else if self.settings.method == LinkMethod::Auto {
@@ -204,6 +209,7 @@ impl ManagedLink {
             return;
         }
         self.mode6 = mode;
+        // A router may change between the modes; both use the same port.
         if self.port6.is_none() {
             self.port6 = self.open(open6(&self.info.name), packets, logs);
         }
@@ -220,6 +226,7 @@ impl ManagedLink {
 
     pub(crate) fn take_packet(&mut self, now: Duration, packet: &DhcpPacket) {
         match packet.from {
+            // RFC 2131 §4.1: servers send from port 67. For DHCPv6 RFC 8415 §7.2 names only the ports listened on.
             SocketAddr::V4(from) if from.port() == dhcp4::SERVER_PORT => {
                 self.client4.handle_packet(now, &packet.bytes);
             }
@@ -271,6 +278,7 @@ impl ManagedLink {
                 return false;
             }
             dhcp4::Dhcp4Event::Bound(lease) => {
+                // Each renewal is bound as well; only another address is worth a line.
                 if self.lease4.as_ref().map(|l| l.address) != Some(lease.address) {
                     let (address, server) = (lease.address, lease.server);
                     let text = format!("{name}: {address}/{} from {server}", lease.prefix_len);
@@ -348,6 +356,7 @@ impl ManagedLink {
     fn apply(&mut self, requests: &mut NetlinkRequests, logs: &mut Logs) {
         let (addresses, routes) = self.wanted();
         let info = &self.info;
+        // Only now is there something to put in their place: until then the node is reached at the old address.
         if self.settings.method == LinkMethod::Static || self.lease4.is_some() {
             self.addresses.extend(self.adopted.drain(..));
         }
@@ -361,6 +370,7 @@ impl ManagedLink {
             note(requests.remove_address(info.index, *old), info, logs);
             removed = true;
         }
+        // Adding has replaced those in one step; to remove them now would remove the new route.
         let replaced = |old: &RouteConfig| {
             routes
                 .iter()
@@ -399,6 +409,8 @@ impl ManagedLink {
 
     fn static_routes(&self) -> Vec<RouteConfig> {
         let route = |gateway: &IpAddr| {
+            // The kernel refuses a router that no prefix of the card covers, unless the route says that it is on the
+            // link.
             let covered = self.settings.addresses.iter().any(|a| a.contains(*gateway));
             RouteConfig {
                 target: default_of(*gateway),
@@ -416,6 +428,7 @@ impl ManagedLink {
         let mut routes = Vec::new();
         if let Some(lease) = &self.lease4 {
             let prefix = Prefix::new(lease.address.into(), lease.prefix_len);
+            // The kernel ends the address with the lease, even where PID 1 has ended before.
             let secs = lease
                 .lasts
                 .map_or(FOREVER, |l| l.as_secs().try_into().unwrap_or(FOREVER));
@@ -428,6 +441,7 @@ impl ManagedLink {
         }
         for granted in self.lease6.iter().flat_map(|l| &l.addresses) {
             addresses.push(NewAddress {
+                // RFC 8415 says nothing of a prefix length: what is on the link is the routers' to say (RFC 5942 §4).
                 prefix: Prefix::new(granted.address.into(), 128),
                 preferred: granted.preferred_secs,
                 valid: granted.valid_secs,
@@ -456,6 +470,7 @@ impl ManagedLink {
     pub(crate) fn name_servers(&self) -> Vec<NameServer> {
         let configured = self.settings.dns.iter().copied();
         let mut found: Vec<IpAddr> = configured.collect();
+        // Configured servers replace the offered ones: an administrator who names some wants no others asked.
         if found.is_empty() {
             found.extend(
                 self.lease4
@@ -516,6 +531,7 @@ impl ManagedLink {
                 Some(DhcpSocket { socket, reader })
             }
             Err(e) => {
+                // The machine goes on: static addresses and router advertisements need no port.
                 let text = format!("{}: cannot open the DHCP port: {e}", self.info.name);
                 logs.push((NetLogLevel::Warn, text));
                 None

@@ -156,6 +156,7 @@ impl NetManagerTask {
         loop {
             self.settle();
             let deadline = self.deadline();
+            // Not biased: a flood of notices must not keep leases and the owner's commands waiting.
             tokio::select! {
                 notices = self.notices.next() => match notices {
                     Ok(notices) => notices.into_iter().for_each(|n| self.hear(n)),
@@ -166,6 +167,7 @@ impl NetManagerTask {
                         }
                     }
                 },
+                // The task holds a sender itself, so that the channel does not close with the last card.
                 Some(packet) = self.packets.recv() => {
                     let now = self.now();
                     if let Some(link) = self.links.get_mut(&packet.index) {
@@ -191,6 +193,7 @@ impl NetManagerTask {
             .values()
             .filter_map(ManagedLink::next_timeout)
             .min();
+        // `Instant` plus the longest duration would overflow.
         let next = next.unwrap_or(Duration::MAX).min(self.now() + IDLE);
         let next = if self.untold {
             next.min(self.now() + OFFER_AGAIN)
@@ -204,6 +207,7 @@ impl NetManagerTask {
     fn look(&mut self) -> Result<(), NetError> {
         let found = self.requests.links()?;
         self.addresses = self.requests.addresses()?;
+        // Notices that were lost may have been those of cards that went.
         self.links
             .retain(|index, _| found.iter().any(|l| l.index == *index));
         for info in found {
@@ -218,6 +222,7 @@ impl NetManagerTask {
     fn hear(&mut self, notice: NetlinkNotice) {
         let now = self.now();
         match notice {
+            // Only marked: a burst of them is read once, at the end of the turn.
             NetlinkNotice::Address | NetlinkNotice::Route => self.stale = true,
             NetlinkNotice::Link(info) => self.see(info),
             NetlinkNotice::LinkGone(index) => self.forget(index),
@@ -228,6 +233,7 @@ impl NetManagerTask {
             }
             NetlinkNotice::Overrun => {
                 if let Err(e) = self.look() {
+                    // The state as it was stays; the next overrun or restart reads it again.
                     self.log(NetLogLevel::Warn, e.to_string());
                 }
             }
@@ -291,6 +297,7 @@ impl NetManagerTask {
 
     fn forget(&mut self, index: u32) {
         if let Some(link) = self.links.remove(&index) {
+            // The figure counts since the start: it must not fall when a card is pulled out.
             self.refused_before += link.refused();
             self.log(NetLogLevel::Info, format!("{}: gone", link.info.name));
         }
@@ -310,6 +317,7 @@ impl NetManagerTask {
         for index in changed {
             self.restart(index);
         }
+        // The new plan may name another file, which does not have the text yet.
         self.resolver = None;
         self.stale = true;
     }
@@ -322,6 +330,7 @@ impl NetManagerTask {
         link.clear(&mut self.requests, &mut self.logs);
         self.refused_before += link.refused();
         let mut info = link.info.clone();
+        // As the kernel will describe it: with the old flags the card would not be switched on again.
         info.flags &= !((libc::IFF_UP | libc::IFF_LOWER_UP) as u32);
         drop(link);
         self.addresses.retain(|a| a.index != index);
@@ -348,6 +357,7 @@ impl NetManagerTask {
             Ok(())
         });
         if let Err(e) = read {
+            // Read again at the next turn.
             self.stale = true;
             self.log(NetLogLevel::Warn, e.to_string());
         }
@@ -370,6 +380,7 @@ impl NetManagerTask {
             );
             self.logs.push((NetLogLevel::Warn, text));
         }
+        // Also after a failure: else each turn would log it again.
         self.resolver = Some(resolver);
     }
 
@@ -409,6 +420,7 @@ impl NetManagerTask {
         self.state = state;
         if self.untold {
             let told = self.events.try_send(NetEvent::Changed(self.state.clone()));
+            // A closed channel is no reason to try again: the owner is gone.
             self.untold = matches!(told, Err(TrySendError::Full(_)));
         }
     }

@@ -26,6 +26,7 @@ impl RouterAdvertisedDns {
         let [kind, len, _, _, a, b, c, d, value @ ..] = option else {
             return false;
         };
+        // RFC 4861 §4.6 counts the length in units of eight bytes.
         if usize::from(*len) * 8 != option.len() {
             return false;
         }
@@ -38,6 +39,7 @@ impl RouterAdvertisedDns {
                     keep(&mut self.domains, name, end, now);
                 }
             }
+            // The kernel hands on every option that it does not use itself.
             _ => {}
         }
         true

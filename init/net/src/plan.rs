@@ -38,6 +38,7 @@ impl NetPlan {
         let found = self
             .links
             .iter()
+            // Administrators copy MAC addresses in either case.
             .find(|l| l.matches == name || l.matches.eq_ignore_ascii_case(mac));
         found.map_or_else(Default::default, LinkSettings::read)
     }
@@ -92,6 +93,7 @@ impl Prefix {
         let address: IpAddr = address.parse().map_err(|_| bad())?;
         let len: u8 = len.parse().map_err(|_| bad())?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
+        // A prefix of zero bits would put the whole Internet on this link.
         if len == 0 || len > bits || address.is_unspecified() || address.is_multicast() {
             return Err(bad());
         }
@@ -128,6 +130,7 @@ impl std::fmt::Display for Prefix {
 
 fn same_bits(a: u128, b: u128, width: u8, len: u8) -> bool {
     (a ^ b)
+        // With zero bits to compare the shift is by the whole width, which Rust refuses.
         .checked_shr(u32::from(width.saturating_sub(len)))
         .unwrap_or(0)
         == 0

@@ -54,6 +54,7 @@ impl Resolver {
     /// Replaces the file in one step: a reader sees the old or the new one whole.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let new = path.with_extension("new");
+        // No fsync: the file is in memory, and written at each start.
         fs::write(&new, self.text())?;
         fs::rename(&new, path)
     }

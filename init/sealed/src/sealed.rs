@@ -168,6 +168,7 @@ impl<D: BlockStorage> SealedPartition<D> {
         if bytes < KEYSLOTS_AT {
             return Ok(Err(PartitionContent::Unsealed));
         }
+        // Before the header: an erasure that was cut short may have left copies that look whole.
         let marked = read_mark(disk);
         if let Ok(Some(UnfinishedMark::Erasing | UnfinishedMark::Unsettled)) = marked {
             return Ok(Err(PartitionContent::Erasing));

@@ -167,6 +167,7 @@ impl ConsoleDriver {
     pub fn update(&mut self, facts: MachineFacts, node: Option<NodeStatus>) {
         self.announce(&facts, node.as_ref());
         if self.node.is_none() && node.is_some() {
+            // What comes with a ready node is waited for as well, before it is printed.
             self.changed_ms = None;
         }
         self.facts = facts;

@@ -163,6 +163,7 @@ async fn run(
         }
         tokio::select! {
             biased;
+            // Before the keys: what is typed answers the question that is asked by now.
             changed = updates.changed() => {
                 if changed.is_err() {
                     return;

@@ -87,6 +87,7 @@ pub(super) fn render(
         ConsoleView::Status => screen.status(),
     };
     let body = state.rows.saturating_sub(1);
+    // In ASCII the code has twice the height of half blocks; cut short it could not be read.
     let tall = state.view == ConsoleView::Enrol && state.charset == Charset::Ascii;
     if !tall {
         lines.truncate(body);
@@ -310,6 +311,7 @@ impl ScreenPainter<'_> {
         let mut lines = vec!["Scan this code to reach the node, or type what it says:".to_owned()];
         lines.extend(wrap(&self.clean(uri), self.state.columns));
         let short = self.state.rows.saturating_sub(1) < lines.len() + code.len();
+        // A code without its last rows cannot be read: the text makes room.
         if short && self.state.charset == Charset::Utf8 {
             lines.clear();
         }

@@ -62,6 +62,7 @@ impl ConsoleTty {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
+            // O_NOCTTY: a controlling terminal would send PID 1 signals when it hangs up.
             .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
             .open(path)?;
         Self::new(file.into())
@@ -79,6 +80,7 @@ impl ConsoleTty {
         let registered = unsafe { AsyncFd::register(File::from(fd)) };
         let device = match registered {
             Ok(terminal) => TtyDevice::Terminal(terminal),
+            // epoll refuses regular files (EPERM, epoll_ctl(2)): tests and recordings write to one.
             Err(error) => TtyDevice::File(error.into_parts().0),
         };
         Ok(Self {
@@ -193,6 +195,7 @@ impl ConsoleTty {
                     guard.clear_ready_matching(Ready::WRITABLE);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // A terminal that refuses output must not keep the console from going on.
                 Err(_) => self.written = self.pending.len(),
             }
             if self.written == self.pending.len() {

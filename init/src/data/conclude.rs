@@ -34,6 +34,7 @@ pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<Mac
         text,
         hint: hint.to_owned(),
     };
+    // Without a partition there are no data that the configuration could contradict.
     if !["mounted", "read-only"].contains(&data.mode.as_str()) {
         return None;
     }
@@ -101,6 +102,7 @@ pub(crate) fn note_key(state_dir: &Path) -> io::Result<()> {
     if path.try_exists()? || !state_dir.join(KEY).try_exists()? {
         return Ok(());
     }
+    // Empty: that the file is there is the note.
     alknet_durable::replace(&path, b"", MODE)
 }
 
@@ -114,6 +116,7 @@ fn lost_key(state_dir: &Path) -> Option<MachineDiagnostic> {
     };
     let has_been_made = AFTER_KEY.iter().any(is_there);
     let what = match fs::symlink_metadata(state_dir.join(KEY)) {
+        // A power cut while the key was written may have left a shorter file.
         Ok(found) if found.is_file() && found.len() == KEY_BYTES => return None,
         Ok(_) => "is no key".to_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound && !has_been_made => return None,
@@ -135,6 +138,7 @@ fn settle(
     access: DataAccess<'_>,
 ) -> Result<(), MachineDiagnostic> {
     let keeper = access.keeper;
+    // Before anything is withdrawn in the vault: the permission of its first boot must still be there for a repair.
     if settings.is_lost() {
         return Err(MachineDiagnostic {
             code: "config-lost".to_owned(),
@@ -146,6 +150,7 @@ fn settle(
         });
     }
     let is_first = open.pending().partition;
+    // Before the permission to show words ends: words that are written nowhere would be lost.
     vault::settle_words(keeper, &prepared.state_dir).map_err(|error| MachineDiagnostic {
         code: "words-not-kept".to_owned(),
         text: format!(

@@ -30,6 +30,7 @@ pub(crate) fn set_counted_by(device: &Path, tpms: &[String]) -> io::Result<()> {
 
 fn memo(tpms: &[String]) -> [u8; MEMO_BYTES] {
     let mut memo = [0; MEMO_BYTES];
+    // All zeros: what a disk has there on which no memo was ever written.
     if tpms.is_empty() {
         return memo;
     }

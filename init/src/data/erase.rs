@@ -67,6 +67,7 @@ pub(super) fn uncounted() -> Option<MachineDiagnostic> {
 }
 
 fn told() -> MutexGuard<'static, Option<String>> {
+    // A panic elsewhere does not make the text wrong.
     UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -95,6 +96,7 @@ fn erase_counted(
     last: TpmRetry,
 ) -> io::Result<Option<TpmError>> {
     let file = opened(device)?;
+    // A header that cannot be read counts as settled: then the mark is written once more, which harms nothing.
     let unsettled = SealedPartition::is_unsettled(&file).unwrap_or(false);
     // The vault may be gone already, but not what it was opened by. One without a slot of a TPM may have had one whose
     // removal was not counted.
@@ -145,6 +147,7 @@ fn tpms_of_slots(device: &Path) -> (Vec<String>, bool) {
     let Ok(Some(found)) = copies(device).load() else {
         return (Vec::new(), false);
     };
+    // The older copy may still open by a TPM that the newest has dropped.
     let both = [Some(&found.newest), found.other.as_ref()];
     let mut both = both.into_iter().flatten();
     let tpms = both.clone().flat_map(generations::tpms_of).collect();

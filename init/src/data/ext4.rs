@@ -78,6 +78,7 @@ pub(crate) fn probe(file: &File, bytes: u64) -> io::Result<FilesystemContent> {
         .unwrap_or(usize::MAX)
         .min(BLANK_BYTES);
     let mut block = vec![0; BLOCK_BYTES.min(wanted)];
+    // One block first: at most starts it tells all, and spares a slow disk the rest of a megabyte.
     file.read_exact_at(&mut block, 0)?;
     if let Some(content) = recognise(&block) {
         return Ok(content);
@@ -100,12 +101,14 @@ fn recognise(block: &[u8]) -> Option<FilesystemContent> {
         return Some(FilesystemContent::Luks2);
     }
     let bytes = block.get(SUPER_AT..SUPER_AT + SUPER_BYTES)?;
+    // s_magic of the superblock (Documentation/filesystems/ext4/super.rst).
     if bytes[0x38..0x3a] != [0x53, 0xef] {
         return None;
     }
     if checksum_holds(bytes) {
         return Some(FilesystemContent::Ext4(Ext4Superblock::parse(bytes)));
     }
+    // A formatting that was cut short has a torn superblock as well.
     if is_half_template(block) {
         return None;
     }
@@ -119,6 +122,7 @@ fn recognise(block: &[u8]) -> Option<FilesystemContent> {
 impl Ext4Superblock {
     fn parse(bytes: &[u8]) -> Self {
         let blocks = u64::from(u32_at(bytes, 0x04)) | u64::from(u32_at(bytes, 0x150)) << 32;
+        // The shift comes from the disk.
         let block_bytes = 1024_u64.checked_shl(u32_at(bytes, 0x18)).unwrap_or(0);
         let state = u16::from_le_bytes([bytes[0x3a], bytes[0x3b]]);
         let recover = u32_at(bytes, 0x60) & INCOMPAT_RECOVER != 0;
@@ -151,6 +155,7 @@ fn is_ours(bytes: &[u8]) -> bool {
     let ours = template_super();
     // Block sizes and groups; revision to hash seed without state; inode and descriptor sizes.
     let fixed = [0x14..0x2c, 0x4c..0x5e, 0x64..0x68, 0xec..0x100];
+    // A file system that was mounted has the flag, the template does not.
     let incompat = u32_at(bytes, 0x60) & !INCOMPAT_RECOVER;
     fixed
         .into_iter()
@@ -177,9 +182,11 @@ pub(crate) fn format(file: &File) -> io::Result<()> {
     for used in used() {
         zero(file, used)?;
     }
+    // Block 0 last: without its superblock nothing mounts what is only half there.
     for (number, block) in template().filter(|(number, _)| *number != 0) {
         file.write_all_at(block, (number * BLOCK_BYTES) as u64)?;
     }
+    // The disk may write in any order: everything else has to be durable before the superblock.
     file.sync_all()?;
     for (_, block) in template().filter(|(number, _)| *number == 0) {
         file.write_all_at(block, 0)?;
@@ -220,6 +227,7 @@ fn zero(file: &File, bytes: Range<u64>) -> io::Result<()> {
     if outcome == 0 {
         return Ok(());
     }
+    // Regular files, which tests format, do not know the ioctl.
     let chunk = vec![0; BLANK_BYTES];
     for at in bytes.clone().step_by(BLANK_BYTES) {
         let left = usize::try_from(bytes.end - at)

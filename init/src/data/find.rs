@@ -83,11 +83,13 @@ fn devices(sys: &Path) -> Vec<String> {
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| {
+            // Devices that this machine makes itself, and optical drives, are not the data.
             !["loop", "ram", "zram", "sr", "dm-"]
                 .iter()
                 .any(|not| name.starts_with(not))
         })
         .collect();
+    // The kernel lists them in no order, and messages name them.
     names.sort();
     names
 }

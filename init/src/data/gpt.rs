@@ -99,6 +99,7 @@ pub(crate) fn settle(
     let target = table.placed(disk, 1, last_lba)?;
     let twin = table.placed(disk, last_lba, 1)?;
     if primary.as_ref() != Some(&target) || backup.as_ref() != Some(&twin) {
+        // The backup first: a power cut in between leaves the old primary whole, and the next start ends the work.
         twin.write(disk)?;
         target.write(disk)?;
         if changes.is_empty() {
@@ -128,6 +129,7 @@ pub(crate) fn names(disk: &GptDisk<'_>, name: &str) -> bool {
 impl GptTable {
     /// The copy at `lba`; `None` if it is not a valid one.
     fn read(disk: &GptDisk<'_>, lba: u64) -> io::Result<Option<Self>> {
+        // On a disk of one sector the last is sector 0, the protective MBR's.
         if lba == 0 || lba >= disk.sectors {
             return Ok(None);
         }
@@ -149,6 +151,7 @@ impl GptTable {
         lba: u64,
         disk: &GptDisk<'_>,
     ) -> Option<(Self, usize, u32)> {
+        // UEFI 2.10 §5.3.2: the checksum is computed with its own field zero.
         let mut unsummed = *header;
         unsummed[16..20].fill(0);
         let count = usize::try_from(u32_at(header, 80)).ok()?;
@@ -189,6 +192,7 @@ impl GptTable {
     }
 
     fn used(&self) -> impl Iterator<Item = usize> {
+        // UEFI 2.10 §5.3.3: an entry whose type GUID is zero is unused.
         (0..self.entries.len() / ENTRY_BYTES).filter(|index| self.entry(*index)[..16] != [0; 16])
     }
 
@@ -203,6 +207,7 @@ impl GptTable {
 
     fn find(&self, name: &str) -> Option<usize> {
         let mut wanted = [0; 72];
+        // The name field is UTF-16LE, 36 units, filled up with zeros.
         for (slot, unit) in wanted.chunks_exact_mut(2).zip(name.encode_utf16()) {
             slot.copy_from_slice(&unit.to_le_bytes());
         }
@@ -230,6 +235,7 @@ impl GptTable {
 
     fn grow(&mut self, disk: &GptDisk<'_>, index: usize, name: &str) -> Result<bool, GptError> {
         let (first, last) = self.range(index);
+        // To grow into a partition behind it would overwrite that one.
         if self.used().any(|other| self.range(other).0 > last) {
             return Err(GptError::NotLast(name.to_owned()));
         }
@@ -240,6 +246,7 @@ impl GptTable {
             .ok_or(GptError::NoTable)?;
         let align = (ALIGN_BYTES / disk.sector).max(1);
         let target = ((usable + 1) / align * align).saturating_sub(1);
+        // A disk that was shrunk: the file system must not be cut.
         if target <= last || target <= first {
             return Ok(false);
         }
@@ -294,6 +301,7 @@ impl GptTable {
         out.extend_from_slice(&crc32(&self.entries).to_le_bytes());
         let sum = crc32(&out);
         out[16..20].copy_from_slice(&sum.to_le_bytes());
+        // The header fills its sector, the rest of which is reserved and zero (UEFI 2.10 §5.3.2).
         out.resize(usize::try_from(disk.sector).unwrap_or(512), 0);
         out
     }
@@ -306,6 +314,7 @@ fn protect(disk: &GptDisk<'_>) -> io::Result<()> {
     let count = u32::try_from(disk.sectors - 1)
         .unwrap_or(u32::MAX)
         .to_le_bytes();
+    // An MBR that is not protective is another system's: it is left alone.
     let protective = mbr[510..] == [0x55, 0xaa] && mbr[446 + 4] == 0xee;
     if protective && mbr[PMBR_COUNT..PMBR_COUNT + 4] != count {
         mbr[PMBR_COUNT..PMBR_COUNT + 4].copy_from_slice(&count);

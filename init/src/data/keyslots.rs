@@ -26,6 +26,7 @@ pub(super) fn unlock_with<D: BlockStorage>(
         // The attempt with this slot says why there is no usable one.
         numbers.push(BY_VAULT);
     }
+    // The sort is stable: likely ones stay in the order of their numbers.
     numbers.sort_by_key(|number| unlikely(*number));
     let mut refused = SealedError::NoSlot(BY_VAULT);
     for number in numbers {
@@ -78,6 +79,7 @@ impl<D: BlockStorage> DataKeyslots for DataPartitionKeys<'_, D> {
 
     fn add(&mut self, with: &SecretStr, new: &SecretStr) -> Result<(), SealedError> {
         let (_, key) = unlock_with(self.sealed, with, |slot| slot == BY_WORDS)?;
+        // A change that was cut short may have added it before the power went.
         for number in self.ours() {
             if self.opens(number, new)? {
                 return Ok(());
@@ -90,6 +92,7 @@ impl<D: BlockStorage> DataKeyslots for DataPartitionKeys<'_, D> {
     }
 
     fn keep_only(&mut self, keep: &[SecretStr]) -> Result<(), SealedError> {
+        // Nothing to keep would remove every key slot.
         let Some(first) = keep.first() else {
             return Ok(());
         };

@@ -134,6 +134,7 @@ fn complete(prepared: &mut PreparedData) {
 
 /// Closes whatever was opened on the way: the seed is wiped, the data unmounted, and the kernel forgets their key.
 fn shut(waiting: VaultWait, vault_at: Option<PathBuf>, keeper: &VaultHandle) -> PreparedData {
+    // Only an open vault has a log to note it in.
     if keeper.is_open() {
         keeper.events().add(AuditEvent::Locked { hard: true });
     }
@@ -195,6 +196,7 @@ fn locate(sys: &Path, log: &InitLog) -> Result<DataDevice, Box<MachineDiagnostic
                 );
             }
         }
+        // The kernel has read a table again: the partition may be there now.
         if partition::repair_tables(sys, log) {
             continue;
         }
@@ -228,6 +230,7 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
         file: &file,
         bytes,
     };
+    // Before ext4: a vault that is there must not be taken for a blank or foreign partition.
     if let Some(prepared) = sealed::open(&disk, access)? {
         return Ok(prepared);
     }
@@ -239,6 +242,7 @@ fn open(sys: &Path, found: &DataDevice, access: DataAccess<'_>) -> Result<Prepar
             Some(prepared) => return Ok(prepared),
             None => volume::format(found, &file, bytes, log)?,
         },
+        // A formatting of our own that was cut short has nothing in it that could be lost.
         FilesystemContent::HalfFormatted => volume::format(found, &file, bytes, log)?,
         FilesystemContent::Luks2 | FilesystemContent::Unknown => {
             return unknown(found).map_err(DataError::from);

@@ -33,8 +33,10 @@ pub(super) fn repair_tables(sys: &Path, log: &InitLog) -> bool {
 }
 
 fn repair_table(name: &str) -> Result<bool, gpt::GptError> {
+    // Read-only: most of these are disks of other systems.
     let reader = File::open(device(name))?;
     let geometry = disk(&reader)?;
+    // A disk of another system is not written to, whatever its table is like.
     if !gpt::names(&geometry, find::LABEL) {
         return Ok(false);
     }
@@ -58,6 +60,7 @@ pub(super) fn grow(
     for change in &settled.changes {
         log.info(format_args!("partition table of {disk_name}: {change}"));
     }
+    // sysfs counts in units of 512 bytes, whatever the sectors of the disk are.
     let known = fs::read_to_string(sys.join("class/block").join(name).join("size"))?;
     if known.trim().parse() != Ok(settled.length / 512) {
         resize(&file, &settled)?;

@@ -71,11 +71,13 @@ pub(crate) fn refresh(prepared: &mut PreparedData) -> bool {
     let Ok(stat) = statvfs(&prepared.state_dir) else {
         return false;
     };
+    // Free space alone is no news: it changes all the time.
     let before = (prepared.state.mode.clone(), prepared.problems.clone());
     let unit = stat.fragment_size();
     prepared.state.total_bytes = stat.blocks() * unit;
     prepared.state.free_bytes = stat.blocks_available() * unit;
     let mounted = prepared.state.mode == "mounted";
+    // `errors=remount-ro`: the kernel makes it read-only at the first error that it finds.
     if mounted && stat.flags().contains(FsFlags::ST_RDONLY) {
         read_only(
             prepared,
@@ -145,10 +147,12 @@ pub(super) fn make_tree(root: &Path) -> io::Result<()> {
     fs::create_dir_all(root)?;
     for (name, mode, node) in TREE {
         let folder = root.join(name);
+        // `create_dir` refuses a link in its place, which `create_dir_all` would follow.
         if !folder.is_dir() {
             fs::create_dir(&folder)?;
         }
         let owner = if *node { NODE_UID } else { 0 };
+        // At each start: an earlier version, or a repair elsewhere, may have left other owners and modes.
         chown(&folder, Some(owner), Some(owner))?;
         fs::set_permissions(&folder, fs::Permissions::from_mode(*mode))?;
     }

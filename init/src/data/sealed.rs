@@ -101,6 +101,7 @@ pub(super) fn open(
             let opened = open_sealed(disk, &header, access);
             return opened.map(Some).map_err(|stop| closed(disk, stop));
         }
+        // Too small for a header and a vault: only a plain file system can be there.
         Sealing::Unsealed if disk.bytes < DATA_AT => return Ok(None),
         Sealing::Unsealed => false,
     };
@@ -296,6 +297,7 @@ fn volume_key(
         Err(error) => error,
     };
     let recovery = recovery(disk, access.keeper)?;
+    // That the vault's own secret does not open it is what is wrong: the first error says so.
     let Ok((_, key)) = unlock_with(sealed, &recovery, |slot| slot != BY_WORDS) else {
         return Err(sealed_problem(disk, &error));
     };
@@ -350,6 +352,7 @@ pub(super) fn first(
         escrow: access.keeper.escrow(),
     };
     let made = vault::create(&first, access.log).map_err(|waiting| waits(disk, waiting))?;
+    // Written and read back before anything is encrypted by it: no data may lie under a vault that does not open.
     let written = disk.copies().create(made.open());
     match written.and_then(|()| disk.copies().load()) {
         Ok(Some(_)) => {}
@@ -420,9 +423,11 @@ fn make(
         .open(mapped.path());
     let formatted = formatted.and_then(|file| {
         ext4::format(&file)?;
+        // Before the header, which says that the partition is finished.
         file.sync_all()
     });
     formatted.or_else(|error| unreadable(disk.found, &error))?;
+    // The header last: until it is there, a power cut leaves a first boot that the next start goes on with.
     prepared.finish().map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
     let ledger = access.ledger(&device, &prepared.state_dir);

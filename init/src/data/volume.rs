@@ -52,6 +52,7 @@ pub(crate) fn close() -> io::Result<()> {
             // The kernel forgets the key. A machine that goes down does so without it as well.
             return sealed::close();
         }
+        // Something still has a file open. Read-only, everything is on the disk when the machine goes.
         Err(Errno::EBUSY) => {
             let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
             mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>)
@@ -66,6 +67,7 @@ pub(crate) fn close() -> io::Result<()> {
 
 /// Unmounts the data and erases everything on the device, so that it is blank.
 pub(crate) fn erase_data(device: &Path) -> io::Result<()> {
+    // No read-only way out here: what still writes would write over the erased device.
     umount2(DATA, MntFlags::empty())?;
     sealed::close()?;
     erase(device)
@@ -186,6 +188,7 @@ pub(super) fn mount_data(
             "reboot; if that does not help, repair it elsewhere with e2fsck",
         );
     }
+    // What a damaged file system takes in may be lost, or damage more of it.
     if errors.damaged || errors.errors > 0 {
         remount_read_only(log);
         read_only(
@@ -194,6 +197,7 @@ pub(super) fn mount_data(
         );
         return Ok(prepared);
     }
+    // The data are there all the same; growing is tried again at the next start.
     if let Err(error) = personalise(&errors, bytes, log) {
         log.warn(format_args!("cannot grow the data file system: {error}"));
     }
@@ -220,6 +224,7 @@ fn mount_at(volume: &DataVolume, extra: MsFlags) -> io::Result<()> {
     if !Path::new(DATA).is_dir() {
         fs::create_dir(DATA)?;
     }
+    // Nothing on the partition is ever executed, nor grants a right: a foreign disk may hold anything.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
     let source = &volume.path;
     let options = Some("errors=remount-ro");
@@ -251,6 +256,7 @@ fn remount_read_only(log: &InitLog) {
 fn personalise(known: &Ext4Superblock, bytes: u64, log: &InitLog) -> io::Result<()> {
     let whole_blocks = bytes / ext4::BLOCK_BYTES as u64 * ext4::BLOCK_BYTES as u64;
     let folder = File::open(DATA)?;
+    // The template's is the same on every machine; one of its own stays.
     if known.template_uuid {
         ext4::set_uuid(&folder, random_uuid()?)?;
     }

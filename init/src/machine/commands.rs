@@ -44,6 +44,7 @@ impl InitMachine {
 
     /// What another node gave for a command is not for the next one.
     fn forget_shares(&self) {
+        // An attempt to open the vault may be waiting for the same shares.
         if self.waiting.is_none() {
             self.keeper.escrow().clear();
         }
@@ -112,6 +113,7 @@ impl InitMachine {
     /// A command went as far as it could.
     pub(super) fn commanded(&mut self, session: CommandSession, outcome: CommandOutcome, now: u64) {
         self.working = false;
+        // A command that wants more may need the shares for its next step.
         if !matches!(outcome, CommandOutcome::Wants(..)) {
             self.forget_shares();
         }

@@ -103,6 +103,7 @@ impl InitMachine {
         // Kept, it would close the machine at the next start.
         let contradiction = data::contradiction(&config, &self.facts.data);
         self.config_changes.took();
+        // In force whether it is kept or not: the node runs with it already.
         self.settings.take(config);
         if let Some(problem) = contradiction {
             return self.kept(life, n, Some(problem.text));
@@ -137,6 +138,7 @@ impl InitMachine {
                 "the configuration was changed and is not kept: {error}"
             )),
         }
+        // A node of another life did not ask, and would take the number for one of its own.
         if let Some(node) = self.node.as_ref().filter(|node| node.life() == life) {
             node.send(NodeMessage::ConfigKept { n, error });
         }

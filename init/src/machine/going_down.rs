@@ -45,12 +45,14 @@ impl InitMachine {
         if let Some(watchdog) = &self.watchdog {
             watchdog.feed();
         }
+        // Before anything that could hang: from here on a thread ends the machine when the bound is over.
         shutdown::guard(action, Arc::clone(&self.keeper));
         for console in self.consoles() {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
         }
         self.end_wait_for_mark();
         self.keeper.forget_master_key();
+        // The node is about to end, and must not be started again.
         self.supervisor.hold();
         self.network.quiet();
         self.shutdown = Some(Shutdown::new(action, now));
@@ -60,6 +62,7 @@ impl InitMachine {
                 reason: format!("the machine goes down: {by}"),
                 locked: false,
             };
+            // A node that does not read its messages still gets signals.
             if !node.send(drain) {
                 node.signal(Signal::SIGTERM);
             }

@@ -81,6 +81,7 @@ impl InitMachine {
             }
             return;
         }
+        // Before the start, also where it fails: a late message of the life before must not count for the next.
         self.life += 1;
         match NodeProcess::spawn(self.life, &self.keeper, &self.log, self.events.clone()) {
             Ok(node) => {
@@ -94,6 +95,7 @@ impl InitMachine {
                     records: self.settings.records.clone(),
                 });
                 self.node = Some(node);
+                // What the node before did not say to have written may be lost with it.
                 self.keeper.events().hand_over_again();
                 self.tell_events();
                 self.alone = false;
@@ -115,6 +117,7 @@ impl InitMachine {
                 && let Some(node) = self.node.take()
             {
                 let events = self.events.clone();
+                // Waiting for the last lines must not hold the loop.
                 tokio::spawn(async move {
                     let life = node.life();
                     node.last_lines().await;
@@ -122,6 +125,7 @@ impl InitMachine {
                     let _ = events.send(MachineEvent::Ended { life, end }).await;
                 });
             } else {
+                // One line for each would let a process that forks fill the log.
                 self.orphans += 1;
                 if self.orphans.is_multiple_of(ORPHANS_LOGGED) {
                     self.log.info(format_args!(
@@ -139,6 +143,7 @@ impl InitMachine {
 
     pub(super) fn ended(&mut self, life: u64, end: ProcessExit, now: u64) {
         self.status = None;
+        // What the node said of itself ended with it.
         self.facts.problems.reported.clear();
         let unexpected = self.supervisor.exited(now);
         if !unexpected {
@@ -159,6 +164,7 @@ impl InitMachine {
     }
 
     pub(super) fn lost(&mut self, life: u64, reason: &str, now: u64) {
+        // Each channel breaks when its node ends; only one whose node still runs is news.
         if self.is_current(life) && self.shutdown.is_none() {
             self.log
                 .warn(format_args!("no channel to the node any more: {reason}"));
@@ -216,6 +222,7 @@ impl InitMachine {
     }
 
     fn learn(&mut self, status: NodeStatus) {
+        // Both read the configuration: what PID 1 found wrong in it is listed already.
         let told = &self.facts.problems.config;
         let news = status.problems.iter().filter(|one| !told.contains(one));
         self.facts.problems.reported = news.cloned().collect();

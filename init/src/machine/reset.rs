@@ -63,6 +63,7 @@ impl InitMachine {
             return;
         };
         self.log.warn("factory reset: keys and data are erased");
+        // First of all: whatever becomes of the disk, the keys are gone from memory.
         self.keeper.lock();
         // The vault goes, so the console does not show its new words again, confirmed or not.
         self.keeper.take_words();
@@ -76,6 +77,7 @@ impl InitMachine {
             refused: 0,
             stage: Stage::Over,
         });
+        // The mark is under way while the node ends: the disk may be slow.
         self.mark(now);
         if let Some(order) = self.supervisor.idle(now) {
             self.obey(order, now);
@@ -103,6 +105,7 @@ impl InitMachine {
         let Some(reset) = &mut self.reset else {
             return;
         };
+        // The machine may go down meanwhile for another reason.
         let is_over = reset.stage == Stage::Over;
         match outcome {
             Ok(()) => self.log.warn(

@@ -41,6 +41,7 @@ impl InitMachine {
     }
 
     pub(super) fn housekept(&mut self, prepared: Box<PreparedData>) {
+        // From the end of the round: a disk that is slow is not asked again at once.
         self.timers.housekeep = boot_ms() + HOUSEKEEP_EVERY_MS;
         self.facts.data = prepared.state.clone();
         self.facts.problems.data.clone_from(&prepared.problems);

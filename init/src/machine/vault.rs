@@ -44,6 +44,7 @@ impl InitMachine {
             prepared.waiting = Some(self.locked());
         }
         self.facts.data = prepared.state.clone();
+        // The network's time is better than what a later attempt finds on the disk.
         if self.facts.clock != ClockState::Sntp {
             self.facts.clock = clock;
         }
@@ -329,6 +330,7 @@ impl InitMachine {
 
     /// The owner of the hypervisor gets a console as well.
     pub(super) fn called(&mut self, fd: OwnedFd) {
+        // Callers who hung up leave their places only here: no event says so.
         self.callers.retain(InitConsole::is_open);
         if self.callers.len() >= CALLERS_MAX {
             self.log
@@ -402,6 +404,7 @@ impl InitMachine {
         problems.extend(self.keeper.uncounted());
         self.facts.problems.vault = problems;
         let busy = self.opening || self.working;
+        // While an attempt runs, an answer would go to a question that may be over.
         let question = self.asking.question().filter(|_| !busy);
         for console in self.consoles() {
             console.ask(question.clone());

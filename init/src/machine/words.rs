@@ -125,6 +125,7 @@ impl InitMachine {
     /// Withdraws permissions of the first boot in the vault on the disk, as soon as nothing else changes it.
     pub(super) fn conclude(&mut self, ended: FirstBootPermissions) {
         let ended = self.still_given(ended);
+        // A permission that failed before is tried again together with the next one, and not in every turn.
         self.put_off &= ended.is_empty();
         self.concluding = self.concluding.with(ended);
     }
@@ -142,6 +143,7 @@ impl InitMachine {
 
     /// Does so, on a thread of its own.
     pub(super) fn conclude_now(&mut self) {
+        // A command under way holds an opened vault, which would be older than the disk after this change.
         let is_free = !self.working && !self.opening && self.session.is_none();
         if self.concluding.is_empty() || self.put_off || !is_free || self.shutdown.is_some() {
             return;

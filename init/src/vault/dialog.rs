@@ -125,6 +125,7 @@ impl VaultDialog {
                         | DialogState::Pin
                         | DialogState::Words
                 );
+                // A question of the attempt is over with it; a command that the user is typing is not.
                 if is_over {
                     self.state = DialogState::Nothing;
                 }
@@ -302,6 +303,8 @@ impl VaultDialog {
                         true => DialogState::Pin,
                         false => DialogState::Passphrase,
                     };
+                    // Enter alone: a slot that needs nothing typed may open by now, as with a medium that was
+                    // attached.
                     return DialogStep::Retry;
                 }
                 self.state = DialogState::Passphrase;
@@ -427,6 +430,7 @@ impl VaultDialog {
                 self.leave();
                 DialogStep::Drop
             }
+            // What opens or makes the vault is asked until it is answered.
             _ => DialogStep::Next,
         }
     }
@@ -434,6 +438,7 @@ impl VaultDialog {
     fn check(&mut self, words: SecretStr, mut places: Vec<usize>, line: &str) -> DialogStep {
         let place = places.first().copied().unwrap_or(1);
         let wanted = words.expose().split(' ').nth(place.saturating_sub(1));
+        // The words of BIP 39 are in lower case; phones and habit capitalise the first letter.
         let typed = Zeroizing::new(line.trim().to_lowercase());
         if wanted == Some(typed.as_str()) {
             places.remove(0);

@@ -133,6 +133,7 @@ impl EscrowClient {
     /// What to go for now, if anything.
     pub(crate) fn next(&self, now: u64) -> Option<(HelperPurpose, HelperTask)> {
         let mut state = self.state();
+        // One child at a time: its control group and its user are shared.
         if state.busy || !state.network {
             return None;
         }
@@ -165,6 +166,7 @@ impl EscrowClient {
             HelperPurpose::Deposit(vault) => {
                 let deposit = state.deposit.as_mut();
                 deposit
+                    // The configuration may have changed while the child was out.
                     .filter(|deposit| deposit.vault == *vault)
                     .is_some_and(|deposit| deposit.came(outcome, now))
             }
@@ -336,6 +338,7 @@ impl EscrowRelease {
 /// A name that no other peer of the node is likely to have.
 fn peer_name(machine: &str) -> String {
     let room = NAME_CHARS_MAX - NAME_END.len();
+    // Counted in characters: cut within one, the name would be no UTF-8.
     let name: String = machine.chars().take(room).collect();
     format!("{name}{NAME_END}")
 }

@@ -60,6 +60,7 @@ impl UnloggedEvents {
     /// So many of those that the node was handed are in the log: they are forgotten.
     pub(crate) fn written(&self, count: u64) {
         let mut list = self.list();
+        // A node cannot have written more than it was handed: what it was not handed stays.
         let count = usize::try_from(count).map_or(list.handed, |count| count.min(list.handed));
         list.records.drain(..count);
         list.handed -= count;

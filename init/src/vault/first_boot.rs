@@ -373,6 +373,7 @@ fn with_slots(
         let done = match kind {
             VaultUnlock::Kms => match &shared {
                 Some(shared) => put(NewSlot::Kms(shared.params.clone(), &shared.kek)),
+                // `create` has asked for all of them before.
                 None => continue,
             },
             VaultUnlock::None => put(NewSlot::None),

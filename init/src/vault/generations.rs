@@ -327,6 +327,7 @@ impl GenerationLedger<'_> {
                 ));
             }
         };
+        // The memo names both before the note changes: whichever of the two the power leaves, it lacks none.
         set(&memo, &both);
         if former != Some(note)
             && let Err(error) = note::write(self.state_dir, note)

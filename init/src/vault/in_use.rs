@@ -50,6 +50,7 @@ impl VaultHandle {
         if state.vault != Some(alkv.uuid()) {
             return Err(NotInUse::Another);
         }
+        // The id is no secret, so that a vault made elsewhere can have it; the fingerprint is derived from the words.
         if state.fingerprint.is_none() || state.fingerprint != fingerprint {
             return Err(NotInUse::Forged);
         }

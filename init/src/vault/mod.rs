@@ -219,6 +219,7 @@ impl VaultHandleState {
     /// Of no vault; wrong attempts and locks count all the same.
     fn reset(&mut self) {
         *self = Self {
+            // Else putting another disk in would end the wait after wrong attempts.
             attempts: self.attempts,
             locks: self.locks,
             ..Self::default()
@@ -343,6 +344,7 @@ impl VaultHandle {
         if self.is_open() {
             return Ok(());
         }
+        // Before the seed: what the node derives depends on the device number.
         self.area.set_device(open.alkv().device())?;
         match self.vault().unlock(open.entropy(), open.passphrase()) {
             // Opened twice is open.

@@ -63,6 +63,7 @@ pub(crate) fn open(
                 let (kind, id) = (SlotType::Tpm2, slot.id());
                 let name = SlotName { kind, id };
                 keeper.events().add(AuditEvent::UnlockFailed(name));
+                // What the user just typed is what the user wants to hear of.
                 refusals = vec![why];
             }
         }
@@ -134,6 +135,7 @@ pub(super) fn by_passphrase(
             kind,
             id: slot.id(),
         }),
+        // Without a slot of a passphrase there was nothing to guess.
         (Err(_), None) => {}
     }
     opened

@@ -110,6 +110,7 @@ pub(crate) fn cover(
              {error}"
         )),
     }
+    // Also after an error: slots that were replaced before it have to be written.
     open.alkv() != &before
 }
 
@@ -143,6 +144,7 @@ struct TpmKekSource {
 impl KekSource for TpmKekSource {
     fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError> {
         let wants = matches!(request.params, SlotParams::Tpm2(params) if params.pin());
+        // A PIN that was typed must not be tried at a slot without one, nor the reverse: the TPM counts wrong ones.
         if wants != self.typed {
             return Err(KekError::Absent);
         }

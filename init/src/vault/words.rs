@@ -62,6 +62,7 @@ pub(crate) fn settle(keeper: &VaultHandle, state_dir: &Path) -> io::Result<()> {
         None => match read(&path) {
             Ok(text) => keeper.recall_age(text),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
+            // The console can show the words again while the vault permits; no start may fail for this copy.
             Err(error) => tracing::warn!(%error, path = %path.display(), "it cannot be read"),
         },
     }
@@ -83,6 +84,7 @@ pub(crate) fn settle(keeper: &VaultHandle, state_dir: &Path) -> io::Result<()> {
         Ok(true) => keeper.withhold_words(),
         Err(error) => {
             tracing::warn!(%error, "the note that the owner was reminded of the words");
+            // Unread, it counts as there: an attacker who spoils the note must not be shown the words.
             keeper.withhold_words();
         }
     }

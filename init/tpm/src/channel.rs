@@ -46,6 +46,7 @@ impl<T: Read + Write> TpmChannel<T> {
             {
                 break size;
             }
+            // A socket may give an answer in pieces; the kernel's device gives it at once.
             filled += self.read_some(&mut bytes[filled..])?;
         };
         if filled != size {

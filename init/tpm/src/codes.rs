@@ -73,6 +73,7 @@ pub(crate) mod rc {
         if code & FORMAT_1 == 0 {
             code
         } else {
+            // Part 2, 6.6.2: bits 8 to 11 and bit 6 of format 1 say which parameter, handle or session it is about.
             code & 0x0bf
         }
     }

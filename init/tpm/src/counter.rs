@@ -71,6 +71,8 @@ impl<T: Read + Write> Tpm<T> {
         };
         match self.run_open(&command) {
             Ok(_) => {}
+            // The power went, or another program was quicker, after it was defined: then it only lacks its first
+            // value.
             Err(TpmError::Refused { code, .. }) if rc::base(code) == rc::NV_DEFINED => {}
             Err(error) => return Err(of_owner(error)),
         }
@@ -94,6 +96,7 @@ impl<T: Read + Write> Tpm<T> {
                 tpm.run_in(session, command, &[], 0).map(|_| ())
             })
         })?;
+        // Read again in a session: the answer to an increment has no value in it.
         self.read_counter(&name(public(ATTRIBUTES | nv::WRITTEN).as_slice()))
     }
 
@@ -198,6 +201,7 @@ impl NvCounterState {
         if !written && !is(ATTRIBUTES) {
             return Err(TpmError::CounterForeign(handle::COUNTER));
         }
+        // The name is the digest of the public area (part 1, 16): sessions then authenticate that very index.
         let name = name(area);
         if stated != name {
             return Err(TpmError::Malformed(

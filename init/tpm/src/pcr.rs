@@ -112,6 +112,7 @@ impl<T: Read + Write> Tpm<T> {
             makes: false,
         };
         self.run_open(&command)?;
+        // What stands between us and the TPM can answer anything without a session; the values are read in one.
         if self.pcr_values(&[OF_ALL_SLOTS])? == before {
             return Err(TpmError::Malformed("it extended a PCR, which is as before"));
         }
@@ -139,6 +140,7 @@ impl<T: Read + Write> Tpm<T> {
         let done = self.run_in(session, command, &[], protect::AUDIT)?;
         let mut reader = done.reader();
         let _changes = reader.u32()?;
+        // A TPM without the bank answers a selection that is empty instead of an error.
         if reader.take(asked.len()).ok() != Some(asked.as_slice()) {
             return Err(TpmError::Unsupported(
                 "its SHA-256 bank of PCRs is switched off",
@@ -203,6 +205,7 @@ impl<T: Read + Write> Tpm<T> {
 /// A `TPML_DIGEST` with the values of these PCRs in rising order.
 fn digests(mut reader: TpmReader<'_>, pcrs: &[u8]) -> Result<PcrValues, TpmError> {
     let mut rising = pcrs.to_vec();
+    // The TPM answers in the order of the bit mask, whatever order was asked for.
     rising.sort_unstable();
     rising.dedup();
     if reader.u32()? as usize != rising.len() {

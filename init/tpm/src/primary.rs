@@ -88,6 +88,8 @@ impl LoadedStorageKey {
     fn read(handle: u32, area: &[u8], transient: bool) -> Result<Self, TpmError> {
         let template = common();
         let unique = area
+            // A key with other attributes could be made outside the TPM, and its holder would know the salt of
+            // sessions.
             .strip_prefix(template.as_slice())
             .ok_or(TpmError::Malformed("a storage key of another kind"))?;
         let mut reader = TpmReader::new(unique);
@@ -178,6 +180,7 @@ impl<T: Read + Write> Tpm<T> {
         } else {
             Err(TpmError::OtherTpm)
         };
+        // A TPM has room for three objects or so.
         self.flush(parent.handle);
         result
     }

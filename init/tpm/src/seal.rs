@@ -108,6 +108,7 @@ impl<T: Read + Write> Tpm<T> {
         let done = self.run_in(session, command, &[], both)?;
         let mut reader = done.reader();
         let (private, public) = (reader.sized()?, reader.sized()?);
+        // What stands in the TPM's place could seal under a policy that opens always.
         if !is_made_of(public, area) {
             return Err(TpmError::Malformed("it sealed under another policy"));
         }
@@ -156,6 +157,7 @@ impl<T: Read + Write> Tpm<T> {
     pub fn check(&mut self, params: &Tpm2Params) -> Result<(), TpmError> {
         let sealed = SealedObject::read(params)?;
         self.with_parent(Some(&sealed.parent), |tpm, parent| {
+            // Loaded and let go: it shows whether the record is whole and this TPM's.
             let loaded = tpm.load(parent, &sealed)?;
             tpm.flush(loaded);
             tpm.covered(parent, params)?;
@@ -214,6 +216,8 @@ impl<T: Read + Write> Tpm<T> {
                 tpm.unseal_by(session, loaded, sealed, pin)
             });
             match result {
+                // A PCR was extended between check and release, perhaps one that is not ours (part 3, 12.7): a new
+                // session tries again.
                 Err(TpmError::Refused { code, .. }) if rc::base(code) == rc::PCR_CHANGED => {}
                 Err(TpmError::Refused { command, code }) => {
                     return Err(self.explain(command, code, pin.is_some()));

@@ -79,6 +79,7 @@ impl TpmSession {
     ) -> Result<AuthorisedCommand, TpmError> {
         let nonce = crypto::random::<DIGEST>()?;
         let key = [self.key.expose().as_slice(), auth];
+        // Before the HMAC: it covers the parameter as it is sent (part 1, 19 and 21).
         if attributes & protect::COMMAND != 0 {
             let first = first_sized_mut(parameters.as_mut_slice())?;
             crypto::cfb(key, &nonce, &self.tpm_nonce, Direction::ToTpm, first);
@@ -125,6 +126,7 @@ impl TpmSession {
         for part in [digest.as_slice(), tpm_nonce, &sent.nonce, &[attributes]] {
             mac.update(part);
         }
+        // In constant time: what stands between could find an HMAC byte by byte.
         let genuine: bool = mac.finalize().into_bytes().as_slice().ct_eq(hmac).into();
         if !genuine {
             return Err(TpmError::Forged);
@@ -135,6 +137,7 @@ impl TpmSession {
                 "it changed the attributes of the session",
             ));
         }
+        // The nonce rolls with each command, so that an old answer cannot be replayed.
         self.tpm_nonce = tpm_nonce.to_vec();
         if attributes & protect::ANSWER != 0 {
             let first = first_sized_mut(parameters)?;

@@ -124,6 +124,7 @@ impl<T: Read + Write> Tpm<T> {
             .u8(protect::CONTINUE)
             .sized(&[]);
         let answer = self.send(command, tag::SESSIONS, area.as_slice())?;
+        // An empty password authenticates nothing: what matters is checked in a session.
         let (done, _) = split(command, &answer)?;
         Ok(done)
     }
@@ -137,6 +138,7 @@ impl<T: Read + Write> Tpm<T> {
         attributes: u8,
     ) -> Result<CommandResponse, TpmError> {
         let names: Vec<_> = command.targets.iter().map(|target| target.name).collect();
+        // Without it the TPM would end the session with its first command.
         let attributes = attributes | protect::CONTINUE;
         let code = command.code;
         let parameters = &mut command.parameters;
@@ -231,6 +233,7 @@ impl<T: Read + Write> Tpm<T> {
     ) -> Result<R, TpmError> {
         let mut session = self.start(parent, kind)?;
         let result = work(self, &mut session);
+        // A TPM has few places for sessions, and errors must not use them up.
         self.flush(session.handle);
         result
     }

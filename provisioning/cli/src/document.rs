@@ -18,7 +18,9 @@ pub(crate) fn build(
     base: &str,
     own_key: impl FnOnce() -> Result<String, ProvisionError>,
 ) -> Result<SeedDocument, ProvisionError> {
+    // An editor of Windows writes a byte order mark, and inside the new document it would be no TOML.
     let base = base.strip_prefix('\u{feff}').unwrap_or(base);
+    // Before anything is added, so that the error is about what the administrator wrote.
     let given = parse(base)?;
     let syntax = |error: toml_edit::TomlError| ProvisionError::Document(error.message().to_owned());
     let mut document: DocumentMut = base.parse().map_err(syntax)?;
@@ -41,6 +43,7 @@ pub(crate) fn build(
     let admins = match (&args.admin[..], &given.node.admin_keys[..]) {
         ([], []) => Some(vec![own_key()?]),
         ([], _) => None,
+        // Keys on the command line replace those of the document: they do not add to them.
         (keys, _) => Some(keys.to_vec()),
     };
     if let Some(keys) = admins {
@@ -53,7 +56,9 @@ pub(crate) fn build(
     let vault = section(&mut document, "vault")?;
     let init = match args.init {
         Some(init) => Some(init),
+        // What the document says of the words counts, where the command line says nothing.
         None if says_init => None,
+        // Words that are to be handed to others must be made by the node itself.
         None if args.words_to.is_empty() && given.vault.words_to.is_empty() => {
             Some(WordsOrigin::Provisioned)
         }
@@ -72,6 +77,7 @@ pub(crate) fn build(
         set(vault, "words_to", list(&args.words_to));
     }
     let text = format!("{head}{document}");
+    // Once more, with what the options added: the node would refuse it only at its start.
     let config = parse(&text)?;
     Ok(SeedDocument { text, config })
 }
@@ -120,6 +126,7 @@ fn network(document: &mut DocumentMut, cards: &[String]) -> Result<(), Provision
     let item = document
         .entry("network")
         .or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
+    // An inline array is valid TOML for the same, but tables cannot be added to it.
     let entries = item.as_array_of_tables_mut().ok_or_else(|| {
         ProvisionError::usage("write network of the document as [[network]] to add to it")
     })?;

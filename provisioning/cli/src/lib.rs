@@ -82,6 +82,7 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<(), ProvisionError> {
     let form = args.form;
+    // All that can be wrong with the options is found before words are made and shown.
     let to = target(args, json)?;
     if let Some(path) = to {
         form.check(path, args.force)?;
@@ -114,6 +115,7 @@ pub fn run(
     let Some(path) = to else {
         let text = seed.text(form)?;
         if let Some(identity) = &identity {
+            // Standard output carries the document, so the key goes to the terminal.
             host.tell(&format!("the node's key: {identity}"));
         }
         warnings(&seed, form).iter().for_each(|it| host.tell(it));
@@ -146,6 +148,7 @@ pub fn run(
 
 /// Where it goes; nothing for standard output.
 fn target(args: &ProvisionArgs, json: bool) -> Result<Option<&Path>, ProvisionError> {
+    // `-` as a name means standard output, as it means standard input for what is read.
     let named = args.out.as_deref().filter(|path| path.as_os_str() != "-");
     if named.is_none() && !args.form.is_text() {
         return Err(ProvisionError::usage(format!(
@@ -153,6 +156,7 @@ fn target(args: &ProvisionArgs, json: bool) -> Result<Option<&Path>, ProvisionEr
             args.form.name()
         )));
     }
+    // The document and the report would be mixed in one stream.
     if named.is_none() && (json || args.show_words) {
         return Err(ProvisionError::usage(
             "with --json or --show-words, name a file with --out: one answer goes to standard output",
@@ -184,6 +188,7 @@ fn base(args: &ProvisionArgs, host: &mut dyn ProvisionHost) -> Result<String, Pr
     };
     let name = file.display();
     let bytes = if is_input(file) {
+        // Bounded, since what stands behind standard input may have no end.
         host.stdin(INPUT_BYTES_MAX)
     } else {
         std::fs::read(file)
@@ -267,12 +272,15 @@ fn uri(key: &str, args: &ProvisionArgs, config: &NodeConfig) -> Option<String> {
     };
     let given = args.address.clone().or_else(|| config.node.domain.clone());
     let host = given.or_else(of_card)?;
+    // An IPv6 address needs brackets before a port can follow it (RFC 3986, 3.2.2); with a dot it is a name or an
+    // IPv4 address and its port.
     let is_bare_v6 = host.contains(':') && !host.contains(['[', '.']);
     let host = if is_bare_v6 {
         format!("[{host}]")
     } else {
         host
     };
+    // A port that the administrator gave with the host wins over the configured one.
     let has_port = host
         .rsplit_once(':')
         .is_some_and(|(_, port)| port.parse::<u16>().is_ok());

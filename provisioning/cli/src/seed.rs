@@ -52,6 +52,7 @@ impl NodeSeed<'_> {
             SeedForm::Console => ConsoleDocument::line(whole.as_bytes()),
             SeedForm::Cmdline => {
                 let word = strings(whole.as_bytes(), usize::MAX).remove(0);
+                // The kernel cuts a longer line off and says nothing, and the node would find half a document.
                 if word.len() > COMMAND_LINE_BYTES_MAX {
                     return Err(ProvisionError::usage(format!(
                         "the document is too long for a kernel's command line ({} of \
@@ -104,6 +105,7 @@ impl NodeSeed<'_> {
             SeedForm::NocloudFat | SeedForm::NocloudIso => {
                 let folder = self.beside(Path::new(""), ["user-data", "vault.words", "seed.key"]);
                 let mut files = vec![VolumeFile {
+                    // Empty, and there all the same: without this file the volume is no NoCloud volume.
                     name: "meta-data",
                     content: b"",
                 }];
@@ -164,6 +166,7 @@ impl NodeSeed<'_> {
 
     /// The document with the secrets in it that have no file of their own.
     fn whole(&self, with_all: bool) -> Zeroizing<String> {
+        // Large enough for all of it: a text that grew would leave a copy of the secrets behind in memory.
         let mut text = Zeroizing::new(String::with_capacity(self.capacity()));
         text.push_str(self.document);
         let has_passphrase = self.words.is_some() && !self.passphrase.is_empty();
@@ -212,6 +215,7 @@ impl SeedForm {
 
     /// Refuses what could not be written before anybody wrote words down.
     pub(crate) fn check(self, out: &Path, force: bool) -> Result<(), ProvisionError> {
+        // A folder that is made here would not be on the boot partition, and the node would start without its seed.
         if self == Self::Esp && !out.is_dir() {
             return Err(ProvisionError::usage(format!(
                 "{}: no folder; mount the boot partition of the flashed image and name where",
@@ -240,6 +244,7 @@ fn quote(text: &str, out: &mut String) {
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
+            // TOML takes no control character but the tab in a string, and a secret may hold any.
             c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             c => out.push(c),
         }
@@ -251,15 +256,18 @@ fn quote(text: &str, out: &mut String) {
 fn store(file: &SeedFile, force: bool) -> Result<(), ProvisionError> {
     let failed = || ProvisionError::write(&file.path);
     if force && file.path.exists() {
+        // Removed and made again: a file that is there keeps its own mode, which may let others read.
         fs::remove_file(&file.path).map_err(failed())?;
     }
     let mut opened = OpenOptions::new()
         .write(true)
+        // The name may be a link that was put there meanwhile.
         .create_new(true)
         .mode(0o600)
         .open(&file.path)
         .map_err(failed())?;
     opened.write_all(&file.content).map_err(failed())?;
+    // The medium may be pulled as soon as the command ends.
     opened.sync_all().map_err(failed())
 }
 

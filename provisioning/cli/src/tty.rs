@@ -40,12 +40,14 @@ impl WordsTerminal for ControllingTerminal {
         let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
         let mut byte = [0];
         loop {
+            // Byte by byte: a larger read could take what is typed for the next question.
             if self.0.read(&mut byte)? == 0 {
                 return Ok(None);
             }
             if byte[0] == b'\n' {
                 break;
             }
+            // What is too long is read to its end all the same, so that the rest is not taken for the next answer.
             if line.len() < LINE_BYTES_MAX {
                 line.push(byte[0]);
             }

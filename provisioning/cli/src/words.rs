@@ -46,6 +46,7 @@ pub(crate) fn obtain(
     let passphrase = match &args.passphrase_file {
         Some(file) => {
             let text = read(file, host)?;
+            // Only the end of the line goes: spaces may belong to the passphrase.
             SecretStr::from(text.trim_end_matches(['\r', '\n']))
         }
         None => SecretStr::empty(),
@@ -59,6 +60,7 @@ pub(crate) fn obtain(
     };
     if let Some(file) = &args.words_out {
         let entropy = Entropy::generate(count)?;
+        // Before anything is made with them: words that were not kept would lock the node for ever.
         keep(&entropy, file)?;
         return Ok((entropy, passphrase));
     }
@@ -81,6 +83,7 @@ pub(crate) fn obtain(
 fn keep(entropy: &Entropy, path: &Path) -> Result<(), ProvisionError> {
     let made = OpenOptions::new()
         .write(true)
+        // Never over a file: it may hold the words of another node.
         .create_new(true)
         .mode(WORDS_FILE_MODE)
         .open(path);
@@ -121,6 +124,7 @@ pub(crate) fn credentials(
             ));
         }
         let secret = read(Path::new(file), host)?;
+        // An empty file is most often the wrong file, and an empty secret opens nothing.
         if secret.is_empty() {
             return Err(ProvisionError::usage(format!(
                 "{file}: there is nothing in it"
@@ -128,6 +132,7 @@ pub(crate) fn credentials(
         }
         all.push((name.to_owned(), SecretStr::from(secret.as_str())));
     }
+    // Credentials are kept in the vault, and this node has none.
     if !all.is_empty() && config.vault.init == VaultInit::Off {
         let text = "--credential needs a vault: leave --init off out";
         return Err(ProvisionError::usage(text));
@@ -164,6 +169,7 @@ fn confirm(entropy: &Entropy, terminal: &mut dyn WordsTerminal) -> Result<(), Pr
     for _ in 0..ROUNDS_MAX {
         terminal.show(&sheet(&words, &remark)).map_err(gone)?;
         let read = terminal.line().map_err(gone)?;
+        // The words leave the screen, and its scroll-back, before some are asked for.
         terminal.show(CLEAR).map_err(gone)?;
         if read.is_none() {
             return Err(ProvisionError::Aborted);

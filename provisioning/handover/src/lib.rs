@@ -72,6 +72,7 @@ pub fn encrypt(content: &[u8], recipients: &[AgeRecipient]) -> Result<String, Ha
     }
     let file_key = Zeroizing::new(random::<FILE_KEY_BYTES>()?);
     let mut file = header(&file_key, recipients)?.into_bytes();
+    // Public: it only makes the key of the payload another one for each file.
     let nonce = random::<16>()?;
     file.extend(nonce);
     file.extend(payload(&file_key, &nonce, content)?);
@@ -88,6 +89,7 @@ fn header(
         header += &format!("-> {}\n", stanza.arguments.join(" "));
         header += &body(&stanza.body);
     }
+    // The sum covers the three dashes, but not the space behind them (the age format, C2SP).
     header += "---";
     let key = hkdf(&[], file_key, b"header");
     let mut mac = Hmac::<Sha256>::new_from_slice(&*key).map_err(|_| HandoverError::Failed)?;

@@ -83,6 +83,7 @@ pub(crate) fn agree(
         return Err(HandoverError::Recipient);
     }
     let salt = [share, *point].concat();
+    // The key is used for this one message, so the nonce can be zero.
     let wrapped = chacha(&hkdf(&salt, &*agreed, info), [0; 12], file_key)?;
     Ok((share, wrapped))
 }

@@ -31,6 +31,7 @@ impl SshPublicKey {
     pub(crate) fn ed25519(wire: Vec<u8>, point: [u8; 32]) -> Result<Self, HandoverError> {
         let point = CompressedEdwardsY(point).decompress();
         let point = point.ok_or(HandoverError::Recipient)?;
+        // The exchange is over Curve25519, and the key is written as a point of Ed25519 (RFC 7748, 4.1 has the map).
         let kind = SshKeyKind::Ed25519(point.to_montgomery().to_bytes());
         Ok(Self { wire, kind })
     }
@@ -41,6 +42,7 @@ impl SshPublicKey {
     }
 
     pub(crate) fn wrap(&self, file_key: &[u8; FILE_KEY_BYTES]) -> Result<Stanza, HandoverError> {
+        // Four bytes are enough for a reader to try the right key first, and no proof of anything.
         let tag = BASE64_NOPAD.encode(&Sha256::digest(&self.wire)[..4]);
         match &self.kind {
             SshKeyKind::Ed25519(point) => {
@@ -66,6 +68,7 @@ fn oaep(spki: &[u8], file_key: &[u8]) -> Result<Vec<u8>, HandoverError> {
     let key = PublicEncryptingKey::from_der(spki).map_err(|_| HandoverError::Recipient)?;
     let key = OaepPublicEncryptingKey::new(key).map_err(failed)?;
     let mut sealed = vec![0; key.ciphertext_size()];
+    // The label keeps what was encrypted for another purpose from being taken for this.
     let label = Some(&b"age-encryption.org/v1/ssh-rsa"[..]);
     key.encrypt(&OAEP_SHA256_MGF1SHA256, file_key, &mut sealed, label)
         .map_err(failed)?;
@@ -79,6 +82,7 @@ fn spki(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
         0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00,
     ];
     let numbers = [der(0x02, modulus), der(0x02, exponent)].concat();
+    // A bit string begins with the number of bits that are left over at its end: none here.
     let key = [&[0], &*der(0x30, &numbers)].concat();
     let both = [der(0x30, &RSA_ENCRYPTION), der(0x03, &key)].concat();
     der(0x30, &both)
@@ -90,6 +94,7 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     let skipped = length.iter().take_while(|byte| **byte == 0).count();
     let length = &length[skipped..];
     let head = match content.len() {
+        // Below 128 the length is one byte; above, its bytes are counted first (X.690, 8.1.3).
         short @ 0..0x80 => vec![tag, short as u8],
         _ => [&[tag, 0x80 | length.len() as u8], length].concat(),
     };

@@ -75,6 +75,7 @@ fn erase_file(paths: &SourcePaths, mounter: &dyn Mounter, place: &SecretFile) ->
         path,
         within,
     } = place;
+    // The kernel's driver of this file system only reads.
     if *file_system == FileSystem::Iso9660 {
         return Err(io::ErrorKind::ReadOnlyFilesystem.into());
     }
@@ -103,6 +104,7 @@ fn overwrite(path: &Path, within: Option<SecretsPart>) -> io::Result<()> {
     let SecretFileContent { mut bytes, words } = content(&file, within)?;
     for at in words {
         blank(&mut bytes[at.clone()]);
+        // In place, with the same length: a new file would leave the old bytes where they are on the disk.
         file.write_all_at(&bytes[at.clone()], at.start as u64)?;
     }
     file.sync_all()
@@ -127,6 +129,7 @@ fn content(file: &File, within: Option<SecretsPart>) -> io::Result<SecretFileCon
     let clean = text::clean(&bytes).unwrap_or_default();
     let text = std::str::from_utf8(clean).map_err(|_| io::ErrorKind::InvalidData)?;
     let within = SecretSpans::parse(text).erasable(part);
+    // The spans are those of the text behind a byte order mark, and what is written is the whole file.
     let moved = |at: Range<usize>| at.start + offset..at.end + offset;
     let words = within.into_iter().map(moved).collect();
     Ok(SecretFileContent { bytes, words })

@@ -214,6 +214,7 @@ impl SplitDocument {
                 "correct the TOML syntax here".to_owned(),
             ));
         }
+        // A value that was read around a mistake may be half of a secret.
         if !mistakes.is_empty() {
             return;
         }
@@ -353,6 +354,7 @@ impl SecretCollector {
             (what, "write what belongs into it, and nothing else")
         } else if let Some(clean) = text::clean(bytes) {
             match std::str::from_utf8(clean) {
+                // An erased file is blank: the node blanks it in place after the first start.
                 Ok(text) if text.trim().is_empty() => return None,
                 Ok(text) => return Some(Zeroizing::new(text.to_owned())),
                 Err(_) => (format!("{name}: the file is no text"), "save it as UTF-8"),
@@ -395,9 +397,11 @@ impl SecretCollector {
             });
             return;
         };
+        // The same words with another passphrase make other keys.
         if first.entropy == entropy && first.passphrase.expose() == passphrase {
             first.places.push(place);
         } else {
+            // The first offer counts, by the order of the sources; the others are kept to be compared with the vault.
             let (taken, left) = (first.source.clone(), &offer.source);
             self.found.other_words.push(RecoveryWords {
                 entropy,
@@ -425,6 +429,7 @@ impl SecretCollector {
                 source: offer.source.clone(),
                 places: vec![place],
             }),
+            // Each place that holds it is noted, since each is erased.
             Some(first) if first.secret.expose() == secret => first.places.push(place),
             Some(first) => {
                 let (taken, left) = (&first.source, &offer.source);

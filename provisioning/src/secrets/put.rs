@@ -64,10 +64,12 @@ pub fn put_seed_key(
     let (boots, drives): (Vec<_>, Vec<_>) = writable(paths)
         .into_iter()
         .partition(|volume| volume.is_boot);
+    // A drive can be taken away from the node, which is what the key is put apart for.
     let volumes = if drives.is_empty() { boots } else { drives };
     let volume = match volumes.as_slice() {
         [] => return Err(PutSeedKeyError::Nowhere),
         [one] => one,
+        // The key opens the vault: which drive gets it is for the administrator to say.
         several => {
             let several = several.iter().map(|volume| volume.source.clone());
             return Err(PutSeedKeyError::Several(several.collect()));
@@ -97,6 +99,7 @@ fn put(
         let mounted =
             mounter.mount_writable(&volume.device, FileSystem::Vfat, &paths.mount_point)?;
         let path = mounted.root().join(volume.seed_key);
+        // A link counts as there too, also one that leads nowhere.
         if path.symlink_metadata().is_ok() {
             return Ok(false);
         }

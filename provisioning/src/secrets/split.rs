@@ -43,8 +43,10 @@ impl SecretSpans {
     /// anyway.
     pub(crate) fn parse(text: &str) -> Self {
         let mut finder = SpanFinder::new(text);
+        // By the lexer and not by lines: a header can also stand inside of a string of several lines.
         let tokens = Source::new(text).lex().into_vec();
         let mut receiver = |event: Event| finder.take(&event);
+        // The parser calls itself for each nested value, and the document may come from a stranger's medium.
         let mut guard = RecursionGuard::new(&mut receiver, DEPTH_MAX);
         parse_document(&tokens, &mut guard, &mut ());
         finder.finish()
@@ -108,6 +110,7 @@ fn gaps(taken: &[Range<usize>], whole: Range<usize>) -> Vec<Range<usize>> {
 pub(crate) fn blank(bytes: &mut [u8]) {
     for byte in bytes
         .iter_mut()
+        // The ends of lines stay, so that an error of the rest names the right line.
         .filter(|byte| !matches!(byte, b'\n' | b'\r'))
     {
         *byte = b' ';
@@ -180,6 +183,7 @@ impl<'a> SpanFinder<'a> {
     }
 
     fn name(&mut self, event: &Event) {
+        // A key inside of a value names no table.
         if self.depth > 0 {
             return;
         }
@@ -214,6 +218,7 @@ impl<'a> SpanFinder<'a> {
                 self.kept.push(start..at);
                 self.split.credentials.push(start..at);
             }
+        // `secrets = { … }` and `secrets.words = …` stand before the first header.
         } else if self.in_root && name == TABLE {
             self.split.ranges.push(start..at);
         }
@@ -242,6 +247,7 @@ impl<'a> SpanFinder<'a> {
 
     fn finish(mut self) -> SecretSpans {
         let end = self.text.len();
+        // An array that is never closed ends with the text.
         self.depth = 0;
         self.line_ends(end);
         self.table_ends(end);

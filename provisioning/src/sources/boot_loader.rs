@@ -23,6 +23,7 @@ pub(super) fn find(
             return None;
         }
     };
+    // A line that is no text holds no document; the kernel's own words are not checked here.
     let line = std::str::from_utf8(&bytes).unwrap_or_default();
     let words = || line.split_ascii_whitespace();
     match assemble(words()) {
@@ -56,6 +57,7 @@ fn signed<'a>(
     paths: &SourcePaths,
     mut words: impl Iterator<Item = &'a str>,
 ) -> Option<&'static str> {
+    // A locked kernel trusts what was signed, and the line is not.
     if words.any(|word| word == "lockdown=confidentiality") {
         return Some("the kernel is locked down");
     }
@@ -77,6 +79,7 @@ fn signed<'a>(
         {
             None
         }
+        // Where it is not known, the line is taken for the word of a stranger.
         _ => Some("it is unknown whether Secure Boot is on"),
     }
 }

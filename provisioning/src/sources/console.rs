@@ -52,19 +52,23 @@ impl ConsoleDocument {
             return Err(ConsoleError::Long);
         }
         let rest = line.trim_start().strip_prefix(CONSOLE_HEAD);
+        // Without the space it could be a later version of the head.
         let rest = rest.filter(|it| it.starts_with(char::is_whitespace));
         let rest = rest.ok_or(ConsoleError::Head)?.trim();
         let (text, sum) = rest
             .rsplit_once(char::is_whitespace)
             .ok_or(ConsoleError::Sum)?;
         let mut encoded = Zeroizing::new(String::with_capacity(text.len()));
+        // A terminal may have broken the line where it was pasted.
         text.split_whitespace()
             .for_each(|part| encoded.push_str(part));
+        // Fewer digits are a line that lost its end.
         if sum.len() != 8 {
             return Err(ConsoleError::Sum);
         }
         let sum = u32::from_str_radix(sum, 16).map_err(|_| ConsoleError::Sum)?;
         let document = parts::decode(&encoded).map_err(ConsoleError::Document)?;
+        // The sum finds what a terminal lost; it proves nothing of who wrote the line.
         if crc_32(&document) == sum {
             Ok(Self(document))
         } else {

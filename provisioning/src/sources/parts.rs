@@ -26,9 +26,11 @@ pub(super) fn assemble<'a>(
         };
         let before = match key.strip_prefix('.') {
             None if key.is_empty() => whole.replace(text),
+            // Another name that begins in the same way.
             None => continue,
             Some(number) => parts.insert(part_number(number)?, text),
         };
+        // Which of the two was meant cannot be known.
         if before.is_some() {
             return Err(format!("{KEY}{key} is there twice"));
         }
@@ -40,6 +42,7 @@ pub(super) fn assemble<'a>(
         Some(text) => Zeroizing::new(text.to_owned()),
         None if parts.is_empty() => return Ok(None),
         None => {
+            // A part that is missing in the middle would be joined over, and base64 would not show it.
             if let Some(missing) = (0..parts.len()).find(|number| !parts.contains_key(number)) {
                 return Err(format!("{KEY}.{missing} is missing"));
             }
@@ -51,12 +54,14 @@ pub(super) fn assemble<'a>(
 
 fn part_number(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| *number < PARTS_MAX);
+    // One spelling for each number: `01` and `1` would be two parts of one place.
     let number = number.filter(|number: &usize| number.to_string() == text);
     number.ok_or_else(|| format!("a part of {KEY} has no number from 0 to {}", PARTS_MAX - 1))
 }
 
 /// A document from base64url; padding may be there.
 pub(super) fn decode(text: &str) -> Result<Bytes, String> {
+    // Many encoders add the padding.
     let text = text.trim_end_matches('=');
     if text.len() > BASE64URL_NOPAD.encode_len(CONFIG_BYTES_MAX) {
         return Err(format!(

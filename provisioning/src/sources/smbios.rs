@@ -22,8 +22,10 @@ pub(super) fn find(
 ) -> Option<SourceContents> {
     let entries = fs::read_dir(&paths.dmi).ok()?;
     let name = |entry: std::io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
+    // sysfs names an entry by its type and its number among those of this type.
     let number = |name: String| name.strip_prefix("11-")?.parse::<u32>().ok();
     let mut numbers: Vec<_> = entries.filter_map(name).filter_map(number).collect();
+    // By number and not by name: `11-10` stands behind `11-9`.
     numbers.sort_unstable();
     numbers.truncate(STRUCTURES_MAX);
     let mut structures = Vec::new();
@@ -49,12 +51,14 @@ pub(super) fn find(
 /// The strings of a structure, which stand behind its formatted part, each with a zero at its end.
 fn strings(structure: &[u8]) -> impl Iterator<Item = &[u8]> {
     let formatted = match structure {
+        // The strings stand behind the formatted part, whose length is its second byte (SMBIOS, 6.1.3).
         [OEM_STRINGS, length, ..] => usize::from(*length),
         _ => structure.len(),
     };
     let strings = structure.get(formatted..).unwrap_or_default();
     strings
         .split(|byte| *byte == 0)
+        // An empty string ends the set (SMBIOS, 6.1.3).
         .take_while(|it| !it.is_empty())
 }
 

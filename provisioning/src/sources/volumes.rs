@@ -116,6 +116,7 @@ impl LabelledVolume {
 /// Volumes that carry a label of ours: NoCloud's, then boot partitions.
 pub(crate) fn labelled(paths: &SourcePaths) -> Vec<LabelledVolume> {
     let labelled = |name: String| {
+        // sysfs writes a `/` in the name of a device as `!`.
         let device = paths.dev.join(name.replace('!', "/"));
         let (kind, file_system) = kind(&device)?;
         Some(LabelledVolume {
@@ -142,6 +143,7 @@ pub(crate) struct WritableVolume {
 /// Those with FAT.
 pub(crate) fn writable(paths: &SourcePaths) -> Vec<WritableVolume> {
     let fat = |volume: LabelledVolume| {
+        // A CD cannot be written.
         (volume.file_system == FileSystem::Vfat).then(|| WritableVolume {
             source: volume.source(),
             seed_key: volume.kind.names().seed_key,
@@ -157,7 +159,9 @@ fn kind(device: &Path) -> Option<(VolumeKind, FileSystem)> {
     // A device that cannot be read is no medium; the code that needs it reports the error.
     let found = volume_label(&mut opened).ok()??;
     let kind = match (found.label.as_str(), found.file_system) {
+        // FAT has labels in capitals only, and cloud-init knows both.
         ("cidata" | "CIDATA", _) => VolumeKind::NoCloud,
+        // Firmware starts from FAT alone, so another file system with this label is not the boot partition.
         (BOOT_LABEL, FileSystem::Vfat) => VolumeKind::Boot,
         _ => return None,
     };
@@ -203,6 +207,7 @@ fn read(
             );
         }
         ignored(device, root, problems);
+        // Without it cloud-init would not take the volume either.
         if meta_data.is_none() {
             offer.document = None;
         }

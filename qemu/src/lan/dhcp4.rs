@@ -96,6 +96,7 @@ impl DhcpQuery {
 pub(crate) fn answer(query: &DhcpQuery, pool: DhcpLease) -> Option<(u8, Vec<u8>)> {
     let kind = match query.kind {
         DISCOVER => OFFER,
+        // RFC 2131 §4.3.2: a request for another address than the server has is refused.
         REQUEST if query.wanted() == Some(pool.address) => ACK,
         REQUEST => NAK,
         _ => return None,

@@ -63,6 +63,7 @@ pub(crate) fn answer(
     if let (true, Some(address), Some(wanted)) = (gives, address, wanted) {
         push(&mut message, OPTION_IA_NA, &association(wanted, address)?);
     }
+    // RFC 8415 §18.3.3 and §18.3.7: these are answered with a status.
     if matches!(kind, CONFIRM | RELEASE | DECLINE) {
         push(&mut message, OPTION_STATUS, &[0, 0]);
     }
@@ -76,6 +77,7 @@ fn association(wanted: &[u8], address: Ipv6Addr) -> Option<Vec<u8>> {
     body.extend(t1.to_be_bytes());
     body.extend(t2.to_be_bytes());
     let had = option(wanted.get(12..)?, OPTION_IA_ADDRESS).and_then(|bytes| array::<16>(bytes, 0));
+    // RFC 8415 §18.3.4: an address that is no longer given is answered with lifetimes of zero.
     if let Some(old) = had.filter(|old| *old != address.octets()) {
         push(&mut body, OPTION_IA_ADDRESS, &lease(old, 0, 0));
     }

@@ -111,6 +111,7 @@ impl Lan {
         let index = state.forwards.len();
         state.forwards.push(ours);
         drop(state);
+        // Weak: the thread must not keep a network alive that the test has dropped.
         let shared = Arc::downgrade(&self.shared);
         thread("lan-host", move || {
             from_host(&shared, &socket, index, guest)

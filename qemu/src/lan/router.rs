@@ -159,6 +159,7 @@ impl LanRouter {
             .neighbours
             .get(&guest.ip())
             .copied()
+            // A machine that was not heard yet takes a broadcast frame as well.
             .unwrap_or(BROADCAST);
         Some(RouterOutput::Frame(wire::udp(
             ROUTER_MAC, them, us, guest, payload,
@@ -185,6 +186,7 @@ impl LanRouter {
             EthernetPayload::Arp { sender, .. } => IpAddr::V4(*sender),
             EthernetPayload::Icmp {
                 source, message, ..
+            // RFC 4862 §5.4.2: a machine that asks whether its address is free has none yet, and names it as target.
             } if source.is_unspecified() => {
                 let Some(target) = solicited(message) else {
                     return;

@@ -254,6 +254,7 @@ fn sum(bytes: &[u8]) -> u64 {
 }
 
 fn fold(mut sum: u64) -> u16 {
+    // RFC 1071: the carries are added until none is left.
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

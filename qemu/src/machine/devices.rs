@@ -48,6 +48,7 @@ impl MachineSpec {
         if let Some(serial) = &disk.serial {
             device.push_str(&format!(",serial={serial}"));
         }
+        // Firmware boots the first disk; with a kernel of its own the machine boots none.
         if self.kind != MachineKind::Microvm && self.kernel.is_none() {
             device.push_str(&format!(",bootindex={index}"));
         }
@@ -82,6 +83,7 @@ impl MachineSpec {
     }
 
     pub(super) fn card(&self, index: usize, nic: &Nic) -> String {
+        // No network boot: the option ROM costs the firmware time, and QEMU may not have it.
         let rom = if self.kind == MachineKind::Microvm {
             ""
         } else {

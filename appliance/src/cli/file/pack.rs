@@ -53,6 +53,7 @@ impl SiteArchive {
     /// Goes on to the next part of the archive; `false` at its end.
     fn advance(&mut self) -> io::Result<bool> {
         if let Some((_, bytes, left)) = self.open.take() {
+            // The header stated the size already, and what follows would be read as the next header.
             if left > 0 {
                 let text = "a file became shorter while it was read: try again";
                 return Err(io::Error::other(text));
@@ -138,6 +139,7 @@ fn found(folder: &Path) -> Result<(Vec<(String, u64)>, usize), CommandError> {
             }
         }
     }
+    // The same folder makes the same archive, whatever order the file system lists it in.
     files.sort_unstable();
     Ok((files, left_out))
 }

@@ -70,6 +70,7 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
         let end = rest.find(quote)?;
         Some(&rest[..end])
     });
+    // A name without a dot is a module that the node has.
     quoted.filter(|name| name.starts_with("./") || name.starts_with("../"))
 }
 
@@ -81,11 +82,13 @@ fn resolve(folder: &Path, base: &str, name: &str) -> Option<String> {
     for part in name.split('/') {
         match part {
             "." | "" => {}
+            // Above the folder of the main module nothing is sent.
             ".." => drop(parts.pop()?),
             part => parts.push(part),
         }
     }
     let full = parts.join("/");
+    // TypeScript's sources name the module that will be made, `x.js`, where `x.ts` lies.
     let stem = full.strip_suffix(".js").map(ToOwned::to_owned);
     let others = ENDINGS
         .iter()

@@ -28,6 +28,7 @@ impl CallRecording {
     /// Calls for this file, which must not be there: a record is not lost to a slip, and the script
     /// does not run for nothing.
     pub(super) fn to(path: &Path) -> Result<Self, CommandError> {
+        // Before the script runs: its calls have effects, and cannot be made again for the recording's sake.
         if path.symlink_metadata().is_ok() {
             return Err(taken(path));
         }
@@ -96,6 +97,7 @@ impl CallRecording {
         let mut text = serde_json::to_vec_pretty(&self.calls).map_err(CommandError::local)?;
         text.push(b'\n');
         let mut options = OpenOptions::new();
+        // The first write makes the file, so that one that was made meanwhile is kept.
         match self.written {
             true => options.write(true).truncate(true),
             false => options.write(true).create_new(true),

@@ -42,6 +42,7 @@ pub(super) fn run(args: TensorServeArgs, json: bool) -> Result<CommandExit, Comm
     let lock = StateLock::take(&state_dir)?;
     let store = tensor_store(&state_dir).map_err(|error| of_serve(&state_dir, &error))?;
     let shared = share(&store, &args.folder)?;
+    // The node that is started next opens it itself.
     drop(store);
     if !json {
         let FolderImportCounts { files, unchanged } = shared;
@@ -59,6 +60,7 @@ fn share(store: &Arc<TensorStore>, folder: &Path) -> Result<FolderImportCounts, 
     for (file, path) in files {
         let failed = |error: &ServeError| of_serve(&file, error);
         let path = StorePath::parse(&path).map_err(|error| failed(&error))?;
+        // What is there already is not written once more: models are large.
         let unchanged = match known.get(&path) {
             Some(known) => *known == id(&file)?,
             None => false,

@@ -158,6 +158,7 @@ impl CapabilityStore {
         vault.notice();
         let state = vault.state();
         if state == VaultState::Locked {
+            // Once: capabilities that are empty already are not emptied at each look.
             if seen.filled.take().is_some() {
                 self.empty(CapabilityError::Locked);
             }
@@ -176,6 +177,7 @@ impl CapabilityStore {
                 Ok(power) => one.filler.fill(power),
                 Err(CredentialRefusal { why, text }) => {
                     one.filler.empty(why);
+                    // A vault that was locked meanwhile is no fault of the record's.
                     if why != CapabilityError::Locked {
                         let name = &one.config.name;
                         seen.problems
@@ -200,6 +202,7 @@ impl CapabilityStore {
         let powers = self.clone();
         tokio::spawn(async move {
             let mut ticks = interval(NOTICE_EVERY);
+            // After the machine slept, one look is enough.
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;

@@ -63,11 +63,13 @@ pub(super) fn power(
 
 /// One line that a header may have. A line end, which editors add, is no part of it.
 fn header(secret: &[u8]) -> Result<Secret, &'static str> {
+    // An editor ends the last line with this.
     let line = secret.strip_suffix(b"\n").unwrap_or(secret);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let plain = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
     let at_ends = |byte: Option<&u8>| byte == Some(&b' ');
     let fits = (1..=HEADER_BYTES_MAX).contains(&line.len()) && line.iter().all(plain);
+    // A recipient takes spaces off the ends of a header's value (RFC 9110, 5.5), so the secret would arrive changed.
     if fits && !at_ends(line.first()) && !at_ends(line.last()) {
         return Ok(Secret::new(line.to_vec()));
     }

@@ -219,6 +219,7 @@ pub(crate) fn tensor_store(state_dir: &Path) -> Result<Arc<TensorStore>, ServeEr
     let mut options = StoreOptions::default();
     if let Ok(system) = statvfs(state_dir) {
         let bytes = u128::from(system.blocks()) * u128::from(system.fragment_size());
+        // The rest of the disk is for the configuration, the log and the promoted operations.
         let most = bytes * u128::from(STORE_PERCENT) / 100;
         let most = u64::try_from(most).unwrap_or(u64::MAX);
         options.bytes_max = options.bytes_max.min(most);

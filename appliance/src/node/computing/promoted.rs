@@ -48,6 +48,7 @@ impl Invoker for PromotionSessions {
         let sessions = Arc::clone(&self.sessions);
         let services = Arc::clone(&self.services);
         Box::pin(async move {
+            // An operation that keeps a service running is answered by it; the others begin a session for each call.
             if let Some(value) = services.call(&mut call).await? {
                 return Ok(value);
             }

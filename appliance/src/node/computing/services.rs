@@ -59,11 +59,13 @@ impl PromotedServices {
         let mut before = std::mem::take(&mut *places);
         for (path, now) in services {
             let slot = before.remove(&path).map(|place| place.slot);
+            // The slot stays the same over a change, so that a call that waits for it finds the new service.
             let slot = slot.unwrap_or_default();
             places.insert(path, ServiceSlot { now, slot });
         }
         drop(places);
         for (path, place) in before {
+            // Without the lock, and by itself: a service that is busy would hold up the change.
             tokio::spawn(leave(path, place.slot));
         }
     }
@@ -128,6 +130,7 @@ impl PromotedServices {
                     if done.is_ok() {
                         (kept.is, kept.export) = (now, export);
                     }
+                    // Back in its place also where the change failed: the old one serves on.
                     *held = Some(kept);
                     done
                 }
@@ -188,6 +191,7 @@ fn of_service(call: &PromotedInvocation) -> Result<(SessionSpec, String), Script
     spec.main = Some(module.to_owned());
     // It outlives the call, and serves all callers.
     spec.payer = None;
+    // Twice, so that calls under way end before the limit.
     spec.limits.runtime.calls = 2 * RENEW_AFTER;
     Ok((spec, export.to_owned()))
 }

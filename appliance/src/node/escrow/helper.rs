@@ -61,6 +61,7 @@ fn channel() -> io::Result<UnixStream> {
 fn read(channel: &UnixStream) -> io::Result<HelperTask> {
     let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX + 1));
     let limited = channel.take(LINE_BYTES_MAX as u64 + 1);
+    // One byte at a time, so that no buffer keeps a copy of the secrets.
     BufReader::with_capacity(1, limited).read_until(b'\n', &mut line)?;
     serde_json::from_slice(&line).map_err(|_| io::Error::other("PID 1 sent no errand"))
 }
@@ -252,6 +253,7 @@ impl ShareServerAccess {
                 Ok(connection) => connection,
                 Err(error) => {
                     last = self.not_reached(&error);
+                    // The same key counts at each address, so that any of them will do.
                     continue;
                 }
             };
@@ -286,6 +288,7 @@ impl ShareServerAccess {
             return Err(match error {
                 EnrolClientError::Refused(refusal) => match refusal.code.as_ref() {
                     "ENROLL_NAME_TAKEN" if request.name.is_some() => {
+                        // The hub chooses a name: a share is found by its id and not by the name.
                         request.name = None;
                         continue;
                     }
@@ -309,6 +312,7 @@ impl ShareServerAccess {
     fn not_reached(&self, error: &ConnectError) -> EscrowRefusal {
         let refusal = match error {
             ConnectError::Dial(error) if error.kind == DialErrorKind::Impostor => {
+                // Another machine at this address does not become the right one by waiting.
                 HelperRefusal::Denied
             }
             _ => HelperRefusal::Unreachable,
@@ -323,6 +327,7 @@ impl ShareServerAccess {
                 let text = format!("{} ('alknet escrow approve')", error.message);
                 self.no(HelperRefusal::Pending, text)
             }
+            // Its administrator opens it sooner or later.
             ("UNAVAILABLE", Some("vault_locked")) => {
                 self.no(HelperRefusal::Pending, &error.message)
             }

@@ -100,6 +100,7 @@ impl EscrowVault for ShareRecords {
             .map_err(|error| EscrowVaultError::Failed(error.to_string()))?;
         let label = label(id)?;
         let sealed = vault.vault().seal(&label, secret).map_err(of_vault)?;
+        // After sealing, so that a locked vault leaves no file behind.
         let (_, records) = self.opened()?;
         records.put(&label, &sealed).map_err(of_records)
     }
@@ -122,6 +123,7 @@ impl EscrowVault for ShareRecords {
         }
         let records = VaultCredentials::open(&self.dir).map_err(of_records)?;
         match records.remove(&label(id)?) {
+            // A share that is gone already is what the caller wants.
             Ok(()) | Err(CredentialsError::NotFound(_)) => Ok(()),
             Err(error) => Err(of_records(error)),
         }

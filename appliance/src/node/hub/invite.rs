@@ -169,6 +169,7 @@ fn shortened(mut code: JoinCode) -> Result<(String, JoinCode), CallError> {
         match code.encode() {
             Ok(text) => return Ok((text, code)),
             Err(JoinError::TooLong) if code.addresses.len() > 1 => {
+                // The last ones are those that matter least: the domain comes first.
                 code.addresses.pop();
             }
             Err(error) => return Err(CallError::invalid_input(error.to_string())),

@@ -141,6 +141,7 @@ impl HubContext {
     /// The same where `who` may give this role: an identity gives no scope that it does not hold.
     fn role_from(&self, name: &str, who: &Identity) -> Result<EnrolRole, CallError> {
         let role = self.role(name)?;
+        // Else a peer that may invite could admit one with more rights, and act through it.
         if who.scopes.covers(&role.scopes) {
             return Ok(role);
         }
@@ -159,6 +160,7 @@ impl HubContext {
 /// Who asks for something that gives rights which outlive the call. An operation that calls on behalf of its
 /// caller is refused: its own authority let the call through, which may be more than it was granted for.
 pub(super) fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
+    // On whose behalf an operation calls was not checked, and a peer outlives the call.
     if ctx.internal() {
         let message = "an operation may not admit a peer for its caller; call this directly";
         return Err(CallError::new(ErrorCode::Forbidden, message));

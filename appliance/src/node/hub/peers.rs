@@ -272,6 +272,7 @@ fn row(
     connections: &[ConnectionSummary],
 ) -> Value {
     let mine = |one: &&ConnectionSummary| one.peer.as_ref() == Some(&peer.peer_id);
+    // The latest: an older one may be a connection that was lost and not yet noticed.
     let connection = connections.iter().rev().find(mine);
     let calls = states.get(&peer.peer_id).copied();
     let state = state(peer.enabled, connection.is_some(), calls);

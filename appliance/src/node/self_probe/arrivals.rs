@@ -42,6 +42,7 @@ impl Arrivals {
     }
 
     fn note(&self, connection: &Connection) {
+        // Between two looks nothing is kept of other peers' connections.
         if !self.0.borrow().is_looking {
             return;
         }
@@ -61,6 +62,7 @@ impl Arrivals {
         let mut marks = self.0.subscribe();
         let came = async {
             let known =
+                // Where marks were left out, a missing one proves nothing.
                 |marks: &ArrivalMarks| marks.seen.contains(&mark) || marks.seen.len() >= MARKS_MAX;
             let marks = marks.wait_for(known).await.ok()?;
             marks.seen.contains(&mark).then_some(true)

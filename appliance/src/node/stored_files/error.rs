@@ -38,6 +38,7 @@ impl FileStoreError {
     pub(super) fn io(what: impl Into<String>, error: io::Error) -> Self {
         let what = what.into();
         match error.kind() {
+            // A full disk has its own code: the administrator can mend it without the node's log.
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Quota(format!(
                 "{what}: the disk has no room: remove a stored file first"
             )),

@@ -143,6 +143,7 @@ impl StoredFiles {
         };
         FileUsers {
             in_force: keys(&current.stored_files()),
+            // The running process was started with it, and may read it again.
             running: keys(&self.0.started),
         }
     }

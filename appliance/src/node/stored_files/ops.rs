@@ -155,6 +155,7 @@ pub(super) fn remove(files: &StoredFiles, reloader: &Arc<Reloader>) -> Registrat
             let removed = name.clone();
             blocking(move || {
                 let own = files.store()?;
+                // The configuration would name a file that is not there at the next start.
                 if let Some(by) = files.users(&removed, &current.config).reason() {
                     return Err(FileStoreError::InUse { name: removed, by });
                 }
@@ -240,6 +241,7 @@ async fn begin(
     owner: &PeerId,
     name: StoredFileName,
 ) -> Result<Value, CallError> {
+    // Before a file is made; two calls at a time are counted again below.
     files.0.uploads.room()?;
     let own = files.clone();
     let upload = blocking(move || own.store()?.begin(name)).await?;
@@ -268,6 +270,7 @@ async fn add(
     match written.await {
         Ok(have) => Ok(json!({ "have": have })),
         Err(error) => {
+            // Part of the piece may be written, and how much is not known.
             uploads.forget(name);
             Err(error.into())
         }
@@ -280,6 +283,7 @@ async fn commit(
     name: &str,
 ) -> Result<StoredFileRow, FileStoreError> {
     let mut held = files.0.uploads.lookup(owner, name)?.lock_owned().await;
+    // Whether it succeeds or not: what came is complete, and cannot be corrected by more pieces.
     files.0.uploads.forget(name);
     let upload = held.take().ok_or(FileStoreError::NoUpload)?;
     let own = files.clone();

@@ -104,6 +104,7 @@ impl SiteFolder<'_> {
             Err(why) => return refused(why),
         };
         match entry.kind {
+            // Folders are made with the files in them, so that an archive cannot fill the disk with empty ones.
             TarEntryKind::Folder => return Ok(None),
             TarEntryKind::Other => {
                 return refused("a site has files and folders, and no links or devices");

@@ -232,6 +232,7 @@ impl FileStore {
             return self.row(&name);
         }
         let content = read(&upload)?;
+        // Checked before it takes the place of the file that is served.
         let (facts, warnings) = describe(name.kind(), &content).map_err(FileStoreError::Content)?;
         let put = alknet_durable::replace(&self.path(&name), &content, 0o600);
         put.map_err(|error| FileStoreError::io(format!("cannot write {name}"), error))?;
@@ -258,6 +259,7 @@ impl FileStore {
         let synced = alknet_durable::sync_folder(&self.below(name.kind().name()));
         synced.map_err(|error| FileStoreError::io(format!("cannot remove {name}"), error))?;
         if let Some(content) = content {
+            // After the link is gone for good: a link without its folder would be served as nothing.
             discard(&content);
         }
         Ok(())
@@ -376,6 +378,7 @@ impl FileStore {
         }
         let number = content.file_name().unwrap_or_default();
         symlink(Path::new("..").join(CONTENT).join(number), &new).map_err(failed)?;
+        // Over the link that is there: a request finds either the whole old site or the whole new one.
         fs::rename(&new, self.path(name)).map_err(failed)?;
         alknet_durable::sync_folder(&sites).map_err(failed)?;
         if let Some(before) = before {

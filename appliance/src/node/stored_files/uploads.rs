@@ -66,6 +66,7 @@ impl FileUploads {
         upload: FileUpload,
     ) -> Result<String, FileStoreError> {
         let mut table = self.table();
+        // Counted again with the lock held.
         if table.slots.len() >= UPLOADS_MAX {
             return Err(FileStoreError::Busy(UPLOADS_MAX));
         }
@@ -78,6 +79,7 @@ impl FileUploads {
         };
         table.slots.insert(name.clone(), slot);
         drop(table);
+        // The task must not keep the table when the node ends.
         tokio::spawn(expire(Arc::downgrade(self), name.clone()));
         Ok(name)
     }

@@ -173,6 +173,7 @@ pub(super) fn list(cache: &Path, needs: &CacheNeeds) -> io::Result<Vec<Candidate
     }
     for (folder, kind) in WHOLE {
         let path = cache.join(folder);
+        // Through no link: what it leads to may be another program's.
         if path.parent().is_some_and(is_folder) && is_folder(&path) {
             candidates.push(Candidate::folder(cache, kind, path, needs));
         }
@@ -199,6 +200,7 @@ fn orphans(cache: &Path) -> io::Result<Vec<Candidate>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if names::is_scratch(&name) {
             let mut orphan = Candidate::orphan(cache, path);
+            // Held until it is removed, so that no command takes it up again.
             orphan._lock = Some(lock);
             orphans.push(orphan);
         }
@@ -217,6 +219,7 @@ fn orphans(cache: &Path) -> io::Result<Vec<Candidate>> {
 fn is_old(path: &Path) -> io::Result<bool> {
     let usage = usage::measure(&[vec![path.to_owned()]])?;
     let last_used = usage.first().and_then(|usage| usage.last_used);
+    // A time in the future is a clock that was set back, and says nothing of the age.
     let age = last_used.and_then(|last| last.elapsed().ok());
     Ok(age.is_some_and(|age| age > TEMPORARY_AGE))
 }
@@ -232,6 +235,7 @@ fn machines(cache: &Path) -> io::Result<Vec<Candidate>> {
         let Ok(lock) = File::open(path.with_extension("lock")) else {
             continue;
         };
+        // A machine that is in use is locked.
         if !whole || !is_folder(&path) || lock.try_lock().is_err() {
             continue;
         }

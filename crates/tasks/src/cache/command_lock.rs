@@ -21,6 +21,7 @@ impl CommandLock {
     /// Held by a command that uses what lies in the cache; waits while the cache is being pruned.
     pub(super) fn beside_others(cache: &Path) -> io::Result<Self> {
         let file = open(cache)?;
+        // First without waiting, so that the user is shown what the command waits for.
         if file.try_lock_shared().is_err() {
             eprintln!("waiting for `cargo xtask cache --prune` ...");
             file.lock_shared()?;

@@ -169,6 +169,7 @@ fn count(cache: &Path) -> Counting {
 
 /// None where the count has not ended: a command that failed at once does not wait for it.
 fn counted(counting: Counting) -> Option<u64> {
+    // What is not counted yet is not waited for: the user has the result and wants the prompt.
     let has_ended = counting.is_finished();
     has_ended.then(|| counting.join().ok()?)?
 }
@@ -214,6 +215,7 @@ fn remembered(cache: &Path) -> Option<u64> {
     let age = SystemTime::now()
         .duration_since(written)
         .unwrap_or_default();
+    // The cache may have been cleared or filled by hand since.
     if age > REMEMBERED_FOR {
         return None;
     }

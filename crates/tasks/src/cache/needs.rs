@@ -38,6 +38,7 @@ impl CacheNeeds {
         folders.extend(driver::linked(cx));
         if let Some(gpu) = gpu::cached(cx)? {
             folders.extend(parent(&gpu.packed));
+            // Without the program for GPUs the name of the whole program is not known, nor that of its image.
             if let Some(binary) = binary::cached(cx, &gpu)? {
                 folders.extend(parent(&binary));
                 folders.extend(image::cached(cx, &binary)?);
@@ -45,6 +46,7 @@ impl CacheNeeds {
         }
         let kept = cx.cache().join("sources");
         let pins = sources::pinned()?.into_iter().flat_map(|(_, pins)| pins);
+        // All accepted versions: a command may find any of them first.
         folders.extend(pins.map(|pin| kept.join(pin.sha256)));
         folders.extend(third_party::pinned(cx)?);
         let units = LastUse::for_target(&cx.cache().join(TARGET)).read();

@@ -39,6 +39,7 @@ pub(super) struct PruneReport {
 /// Brings the cache below `limit` bytes, as far as this tree's needs allow; with `dry_run` nothing is
 /// removed.
 pub(super) fn run(cx: &XtaskContext, limit: u64, dry_run: bool) -> Result<PruneReport> {
+    // Before the locks: a folder that is no cache of this project gets none.
     let cache = MarkedCache::find(cx.cache())?;
     // Held until everything is removed and counted again.
     let locks = if dry_run {
@@ -65,6 +66,7 @@ pub(super) fn prune(
     let is_needed = |candidate: &Candidate| candidate.rank == EvictionRank::Needed;
     let needed = removable.iter().filter(|one| is_needed(one));
     let needed = needed.map(|one| one.usage.bytes).sum();
+    // What others link to as well frees nothing.
     removable.retain(|one| !is_needed(one) && one.usage.freed > 0);
     removable.sort_by_cached_key(candidates::order);
     let mut after = before;
@@ -78,6 +80,7 @@ pub(super) fn prune(
     }
     if !dry_run && !chosen.is_empty() {
         remove(cache, &chosen)?;
+        // Counted again: another program may have written meanwhile.
         after = total().map_err(counting())?;
     }
     Ok(PruneReport {
@@ -99,9 +102,11 @@ pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
     let paths = candidates.iter().flat_map(|one| &one.paths);
     for (n, path) in paths.enumerate() {
         let moved = aside.path().join(n.to_string());
+        // Away from its name in one step: a deletion that is cut short would leave half an artefact in its place.
         let removed = match fs::rename(path, &moved) {
             Ok(()) => delete(&moved),
             Err(error) => match error.kind() {
+                // A command that does not take the lock may have removed it.
                 io::ErrorKind::NotFound => Ok(()),
                 // Overlayfs moves no folder that a lower layer has (its documentation, "Renaming directories").
                 io::ErrorKind::CrossesDevices if is_same_mount(path, aside.path()) => delete(path),

@@ -59,6 +59,7 @@ pub(super) fn layouts(target: &Path) -> io::Result<Vec<PathBuf>> {
             found.push(folder);
             continue;
         }
+        // With `--target` each triple has a folder of its own, and the profiles lie below.
         let inner = folders(&folder)?.into_iter();
         found.extend(inner.filter(|folder| is_folder(&folder.join(FINGERPRINTS))));
     }
@@ -111,6 +112,7 @@ fn add_layout(
         for entry in entries(&layout.join(output))? {
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(hash) = hash_in(&name) {
+                // Two names of one file: cargo links the finished program to a name without the hash.
                 if let Some(inode) = linked(&entry) {
                     links.insert(inode, unit(hash));
                 }

@@ -171,10 +171,12 @@ impl UsageSum {
     }
 
     fn add(&mut self, part: usize, data: &Metadata) {
+        // `st_blocks` counts units of 512 bytes, whatever the file system's own are (inode(7)).
         let bytes = data.blocks() * BLOCK_BYTES;
         let usage = &mut self.parts[part];
         usage.entries += 1;
         usage.last_used = usage.last_used.max(last_used(data));
+        // A folder's links are its own entries, and not other names.
         if data.is_dir() || data.nlink() == 1 {
             usage.bytes += bytes;
             usage.freed += bytes;
@@ -214,6 +216,7 @@ impl UsageSum {
         for linked in self.linked.values() {
             let usage = &mut self.parts[linked.first];
             usage.bytes += linked.bytes;
+            // Its bytes come back only with its last name.
             if linked.first == linked.last && linked.met >= linked.links {
                 usage.freed += linked.bytes;
             }
@@ -224,6 +227,7 @@ impl UsageSum {
 
 /// When a file was last written or read. That a folder was read says nothing: counting does it.
 fn last_used(data: &Metadata) -> Option<SystemTime> {
+    // A folder's time of access is that of the last look at it, such as this one.
     let read = if data.is_file() { data.atime() } else { 0 };
     let seconds = u64::try_from(data.mtime().max(read)).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))

@@ -111,6 +111,7 @@ fn ensure_one(
 ) -> Result<SealedDriver> {
     let patches = read_patches(cx.root(), recipe)?;
     let known = known_tools(cx.cache(), &recipes.llvm, recipe)?;
+    // Before the packages for compiling are installed, which a driver from the cache does not need.
     if let Some(sealed) = find(cx, recipes, recipe, &patches, &known)? {
         note_llvm(&recipes.llvm, recipe, &sealed)?;
         return Ok(sealed);
@@ -180,6 +181,7 @@ fn key(
     }
     if recipe.libdrm {
         parts.extend(
+            // All accepted versions, since which one is fetched is known only later.
             sources::accepted("libdrm")?
                 .into_iter()
                 .map(|pin| pin.sha256),
@@ -323,6 +325,7 @@ fn tell(root: &Path, drivers: &[SealedDriver]) -> Result<()> {
     let line = |driver: &SealedDriver| format!("{}={}\n", driver.name, driver.folder.display());
     let text: String = drivers.iter().map(line).collect();
     let file = root.join(LINKED);
+    // Cargo compiles what reads the file again when its time changes.
     if fs::read_to_string(&file).is_ok_and(|there| there == text) {
         return Ok(());
     }

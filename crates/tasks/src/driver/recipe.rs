@@ -115,6 +115,7 @@ impl FromStr for DriverSelection {
                 return Err(format!("no driver \"{name}\", only {}", known.join(", ")));
             }
         }
+        // In the order of the recipes, so that two spellings of one choice make one program.
         let names = recipes.drivers.iter().map(|driver| driver.name.clone());
         Ok(Self(
             names

@@ -39,6 +39,7 @@ pub(super) fn lost(fragments: &[(String, String)], config: &str) -> Vec<String> 
     let mut lost = Vec::new();
     for (fragment, text) in fragments {
         for (name, asked) in wanted(text) {
+            // Kconfig leaves out what cannot be set at all, which is the same as off.
             let got = has.get(&name).unwrap_or(&KernelOptionValue::Off);
             if *got != asked {
                 lost.push(format!(

@@ -52,6 +52,7 @@ pub struct KernelFiles {
 pub fn ensure(cx: &XtaskContext) -> Result<KernelFiles> {
     let fragments = read_fragments(cx.root())?;
     let tools = tool_versions()?;
+    // Before the compilers are installed, which a kernel from the cache does not need.
     if let Some(kernel) = find(cx, &fragments, &tools)? {
         return Ok(kernel);
     }

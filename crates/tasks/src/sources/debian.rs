@@ -26,6 +26,7 @@ pub(super) fn fetch_from_pool(cx: &XtaskContext, path: &str, to: &Path) -> Resul
     fs::remove_file(to).map_err(TaskError::io(format!("replace {}", to.display())))?;
     let mut command = Command::new(DOWNLOADER);
     command
+        // As its own user it could not write into a folder of ours.
         .args(["-o", "APT::Sandbox::User=root", "download-file"])
         .arg(&address)
         .arg(to);
@@ -103,9 +104,11 @@ impl DebianArchive {
         ]);
         for option in [
             format!("Dir::Etc::sourcelist={folder}/sources.list"),
+            // Only the list that is written here counts, and nothing of this machine's is changed.
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State={folder}/state"),
             format!("Dir::Cache={folder}/cache"),
+            // Without it apt would look for the list of installed packages below the folder above.
             "Dir::State::status=/var/lib/dpkg/status".to_owned(),
         ] {
             command.args(["-o", &option]);
@@ -115,6 +118,7 @@ impl DebianArchive {
 }
 
 fn line(address: &str, suite: &str) -> String {
+    // Without the file apt takes the keys that the machine trusts.
     let keys = if Path::new(KEYRING).exists() {
         format!("[signed-by={KEYRING}] ")
     } else {

@@ -55,6 +55,7 @@ pub fn obtain(cx: &XtaskContext, name: &str) -> Result<PinnedFile> {
     let pins = SourcePins::own()?;
     let source = pins.find(name)?;
     let kept = cx.cache().join("sources");
+    // The folder that the user named comes first: this is how a machine without a network builds.
     if let Some(folder) = &cx.sources
         && let Some(found) = in_folder(source, folder, &kept)?
     {
@@ -115,6 +116,7 @@ fn in_folder(source: &PinnedSource, folder: &Path, kept: &Path) -> Result<Option
     if refused.is_empty() {
         return Ok(None);
     }
+    // The user named the folder, so a wrong file in it is an error and not a reason to look elsewhere.
     Err(TaskError::Source {
         name: source.name.clone(),
         attempts: refused,
@@ -127,6 +129,7 @@ fn in_cache(source: &PinnedSource, kept: &Path) -> Result<Option<PinnedFile>> {
         if !path.exists() {
             continue;
         }
+        // Each time: a disk may have damaged it, or another program changed it.
         if verify(&path, pin)?.is_none() {
             return Ok(Some(PinnedFile {
                 path,
@@ -161,6 +164,7 @@ fn settle(
         return Ok(Err(got));
     }
     let path = kept_path(kept, pin);
+    // What is there and right stays, since another command may be reading it.
     if !path.exists() || verify(&path, pin)?.is_some() {
         fresh
             .persist(&path)
@@ -209,6 +213,7 @@ impl SourceSearch<'_> {
         let archive = match DebianArchive::open(self.cx, suites) {
             Ok(archive) => archive,
             Err(error) => {
+                // Another place may have it.
                 self.attempts.push(format!("  Debian: {error}"));
                 return Ok(None);
             }
@@ -330,6 +335,7 @@ fn download(cx: &XtaskContext, address: &str, to: &Path) -> Result<()> {
     command
         .args([
             "--fail",
+            // The hash is checked afterwards, so that it does not matter who answers.
             "--location",
             "--silent",
             "--show-error",

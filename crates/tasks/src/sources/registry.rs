@@ -56,6 +56,7 @@ fn kept(home: &Path, file: &str, sha256: &str) -> Option<PathBuf> {
         .flatten()
         .map(|registry| registry.path().join(file));
     let mut archives: Vec<_> = archives.filter(|archive| archive.exists()).collect();
+    // By its hash, since several registries may have a package of this name.
     let is_wanted = |archive: &PathBuf| digest::of_file(archive).is_ok_and(|got| got == sha256);
     let wanted = archives.iter().position(is_wanted).unwrap_or_default();
     (wanted < archives.len()).then(|| archives.swap_remove(wanted))

@@ -89,6 +89,7 @@ impl VaultCliError {
 impl From<io::Error> for VaultCliError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
+            // Rust ignores SIGPIPE, so that `| head` shows as an error of the write.
             io::ErrorKind::BrokenPipe => Self::Closed,
             _ => Self::Output(error),
         }

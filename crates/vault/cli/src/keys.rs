@@ -113,6 +113,7 @@ impl VaultCli<'_> {
         } else {
             let opened = OpenVaultDir::open_typed(&args.open, None, self.ask)?;
             let pem = private(&opened.vault, args)?;
+            // The log first: no key leaves that is not written down.
             opened.finish()?;
             pem
         };
@@ -138,6 +139,7 @@ impl VaultCli<'_> {
         let passphrase = !opened.alkv.passphrase().is_empty();
         opened.finish()?;
         let value = match self.json {
+            // In text mode no copy of the words is made that nothing would wipe.
             true => json!({ "words": phrase.expose(), "bip39_passphrase": passphrase }),
             false => json!(null),
         };
@@ -249,10 +251,12 @@ fn openssh(seed: &SecretArr<32>, public: &[u8; 32], comment: &str) -> SecretByte
     // passphrase.
     inner.extend_from_slice(&[0; 8]);
     inner.extend_from_slice(&wire);
+    // OpenSSH stores the seed and then the public key as one string of 64 bytes.
     inner.extend_from_slice(&64_u32.to_be_bytes());
     inner.extend_from_slice(seed.expose());
     inner.extend_from_slice(public);
     inner.extend_from_slice(&string(comment.as_bytes()));
+    // PROTOCOL.key pads with 1, 2, 3 …, by which a reader checks what it decrypted.
     let mut pad = 1;
     while inner.len() % BLOCK != 0 {
         inner.push(pad);
@@ -282,6 +286,7 @@ fn pem(what: &str, der: &SecretBytes) -> SecretStr {
     text.push_str(&format!("-----BEGIN {what}-----\n"));
     let mut rest = encoded.as_str();
     while !rest.is_empty() {
+        // RFC 7468 §2: lines of 64 characters.
         let (line, more) = rest.split_at(rest.len().min(64));
         text.push_str(line);
         text.push('\n');

@@ -43,6 +43,7 @@ impl VaultCli<'_> {
             let mut reader = BufReader::new(file);
             loop {
                 let mut line = Vec::new();
+                // A line that does not end must not fill the memory; what is cut is then no line.
                 let most = MAX_AUDIT_LINE_BYTES as u64;
                 let read = (&mut reader).take(most).read_until(b'\n', &mut line);
                 if read.map_err(VaultCliError::file(&path))? == 0 {

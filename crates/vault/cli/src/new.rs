@@ -36,6 +36,7 @@ impl VaultCli<'_> {
         let place = VaultDir::fresh(&args.new.place.dir)?;
         let words = Entropy::generate(count(&args.words))?;
         let made = self.make(&args.new, &words)?;
+        // Before the vault is written: without words on paper no vault is made.
         self.show_words(&words)?;
         self.finish_new(place, made, AuditEvent::Created, Some(&words))
     }
@@ -170,6 +171,7 @@ impl VaultCli<'_> {
         event: AuditEvent,
         words: Option<&Entropy>,
     ) -> Result<(), VaultCliError> {
+        // Before the vault: a slot whose key was never written would open by nothing.
         made.write_seed(&place.path("seed.key"))?;
         place.copies().create(&made.alkv)?;
         let opened = OpenVaultDir::made(place, made.alkv, event)?;
@@ -216,6 +218,7 @@ impl VaultCli<'_> {
         }
         writeln!(self.out)?;
         self.out.flush()?;
+        // A program cannot write on paper, and has the words from standard output.
         if !self.ask.is_person() {
             return Ok(());
         }

@@ -82,6 +82,7 @@ impl TerminalPrompt {
         if stdin.is_terminal() {
             return Ok((own().map_err(unreadable)?, true));
         }
+        // Standard input may be the data that are to be sealed: the question goes to the terminal itself.
         let terminal = OpenOptions::new().read(true).open("/dev/tty");
         let terminal = terminal.map_err(|_| {
             let text = "there is no terminal to ask at; say --passphrase-stdin or --mnemonic-stdin";
@@ -95,6 +96,7 @@ impl TerminalPrompt {
         if !person {
             return line(&mut from, false);
         }
+        // On standard error: standard output is the result, and may go into a file.
         eprint!("{what}: ");
         io::stderr().flush().ok();
         if shown {
@@ -179,6 +181,7 @@ impl EchoOff {
         // A signal would end the process before the terminal is as it was: Ctrl-C ends the line instead.
         quiet.local_flags.remove(LocalFlags::ISIG);
         quiet.control_chars[SpecialCharacterIndices::VEOL as usize] = CTRL_C;
+        // TCSAFLUSH drops what was typed before, while it was still shown.
         tcsetattr(&terminal, SetArg::TCSAFLUSH, &quiet).map_err(failed)?;
         Ok(Self { terminal, before })
     }
@@ -219,6 +222,7 @@ fn line(from: &mut File, can_stop: bool) -> Result<SecretStr, VaultCliError> {
         }
     }
     byte.zeroize();
+    // Files that were written on Windows end lines with two bytes.
     if bytes.last() == Some(&b'\r') {
         bytes.pop();
     }

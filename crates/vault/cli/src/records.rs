@@ -55,6 +55,7 @@ impl VaultCli<'_> {
         let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let blob = opened.records()?.get(&args.label)?;
         let plain = opened.vault.open(&args.label, &blob);
+        // Before the result is looked at: an attempt that fails is an event as well.
         opened.finish()?;
         let plain = plain?;
         if self.json {

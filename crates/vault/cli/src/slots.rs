@@ -185,6 +185,7 @@ impl VaultCli<'_> {
         let slot = new_slot(kind, typed.as_ref(), &seed, vault, cost)?;
         let id = opened.alkv.add(slot)?;
         drop(slow);
+        // The key file before the vault: a slot without its key would open by nothing.
         if let Some(seed) = seed.get() {
             write_file(out, seed.to_text().expose().as_bytes(), 0o600)?;
         }

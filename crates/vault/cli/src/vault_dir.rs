@@ -42,6 +42,7 @@ impl VaultDir {
 
     /// A directory with a vault.
     pub(crate) fn existing(dir: &Path) -> Result<Self, VaultCliError> {
+        // Looked at first, so that no lock file is left in a folder without a vault.
         let place = Self::look(dir);
         place.load()?;
         Self::locked(dir)
@@ -110,6 +111,7 @@ impl VaultDir {
     pub(crate) fn seed_key(&self, said: Option<&Path>) -> Result<Option<SeedKey>, VaultCliError> {
         let own = self.path("seed.key");
         let path = said.unwrap_or(&own);
+        // A device or a huge file that was named by mistake must not be read into memory.
         let read = fs::metadata(path).and_then(|meta| match meta.len() {
             0..=SEED_KEY_BYTES_MAX => fs::read_to_string(path),
             _ => Err(ErrorKind::FileTooLarge.into()),
@@ -339,6 +341,7 @@ fn typed(
                 wait.as_secs().max(1)
             ));
             ask.pause(wait);
+            // Counted by hand: a test does not really wait, and the clock must not hold it up.
             waited += wait;
         }
         let passphrase = ask.secret("passphrase")?;

@@ -175,6 +175,7 @@ impl SeedArea {
             LAYOUT => {}
             other => return Err(AreaError::Newer(other)),
         }
+        // What the other process believes of the memory and what this one sees must agree.
         if words.kind.load(Ordering::Acquire) != kind.word() {
             return Err(AreaError::NotAnArea("it says to be of another kind"));
         }

@@ -59,6 +59,7 @@ impl AreaWords {
             .store(version << 32 | version, Ordering::Relaxed);
         self.kind.store(kind, Ordering::Relaxed);
         self.layout.store(LAYOUT, Ordering::Relaxed);
+        // Last: a reader that finds the magic finds the rest.
         self.magic.store(MAGIC, Ordering::Release);
     }
 
@@ -79,6 +80,7 @@ impl AreaWords {
             }
         });
         let mine = mine.flatten()?;
+        // The phase is seen to be "writing" before any word of the seed changes: a sequence lock.
         fence(Ordering::Release);
         let check = check(device, seed);
         for (word, bytes) in self.seed.iter().zip(seed.expose().chunks_exact(8)) {
@@ -101,6 +103,7 @@ impl AreaWords {
     }
 
     pub(super) fn lock(&self) -> bool {
+        // The phase before the bytes: a reader that has begun notices, and starts no more.
         let before = self.state.fetch_and(!PHASE, Ordering::AcqRel);
         fence(Ordering::Release);
         self.wipe();
@@ -126,11 +129,13 @@ impl AreaWords {
             for (bytes, word) in said.chunks_exact_mut(8).zip(&self.check) {
                 bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
             }
+            // The words are read before the state is looked at again: if it is the same, they belong together.
             fence(Ordering::Acquire);
             if self.state.load(Ordering::Relaxed) != state {
                 continue;
             }
             let epoch = state >> 2;
+            // The check also tells a seed of another device, and what another process left half written.
             return (check(device, &seed) == said).then_some(UnlockedSeed { seed, epoch });
         }
         None

@@ -104,6 +104,7 @@ impl AuditRecord {
             "t": self.t_ms,
         });
         let text = json::canonical(&line).ok_or(AuditError::TooLong)?;
+        // Over the canonical text without itself, which is what a verifier can compute again.
         let mac = vault.mac(MacPurpose::Audit, text.as_bytes())?;
         line["mac"] = HEXLOWER.encode(&mac).into();
         let mut text = json::canonical(&line).ok_or(AuditError::TooLong)?;

@@ -43,6 +43,7 @@ impl UnwrittenEvents {
 
     /// Writes what is kept. Nothing is forgotten unless it is on the disk.
     pub fn flush(&mut self, log: &mut AuditLog, vault: &Vault) -> Result<(), AuditError> {
+        // Copies, so that a failure of the disk leaves everything to be written later.
         let mut records = self.records.clone();
         if let Some(last) = records.last().filter(|_| self.dropped > 0) {
             let event = AuditEvent::Dropped {
@@ -186,6 +187,7 @@ impl AuditLog {
         let written = self
             .file
             .write_all(batch.text.as_bytes())
+            // `sync_data` also writes the file's length, which reading it back needs; only times may be stale.
             .and_then(|()| self.file.sync_data());
         if let Err(source) = written {
             self.torn = self.file.set_len(self.bytes).is_err();
@@ -265,6 +267,7 @@ fn shift(dir: &Path) -> Result<(), AuditError> {
             _ => {}
         }
     }
+    // A rename is durable once its directory is.
     let synced = File::open(dir).and_then(|dir| dir.sync_all());
     synced.map_err(|source| io(dir, source))
 }
@@ -273,6 +276,7 @@ fn shift(dir: &Path) -> Result<(), AuditError> {
 fn end(file: &mut File) -> io::Result<(u64, u64, Option<Vec<u8>>)> {
     let bytes = file.metadata()?.len();
     let window = bytes.min(2 * MAX_AUDIT_LINE_BYTES as u64);
+    // Two lines at the most: the last whole one lies within, also behind half of another.
     file.seek(SeekFrom::Start(bytes - window))?;
     let mut tail = Vec::new();
     file.take(window).read_to_end(&mut tail)?;

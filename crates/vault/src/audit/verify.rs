@@ -48,6 +48,7 @@ impl ChainVerifier<'_> {
         let place =
             ChainPosition::parse(line.ok_or_else(|| broken(ChainBreak::Cut))?).map_err(broken)?;
         self.follows(&place, at.age).map_err(broken)?;
+        // After the chain: the MAC costs more, and a missing line is the better message.
         if !place.is_genuine(self.vault)? {
             return Err(broken(ChainBreak::Mac));
         }

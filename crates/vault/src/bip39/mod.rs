@@ -56,6 +56,7 @@ impl Entropy {
             WordCount::TwentyFour => 32,
         };
         let mut bytes = crypto::random_secret::<32>()?;
+        // The unused half must be zero: two phrases are compared by all 32 bytes.
         bytes.expose_mut()[len..].zeroize();
         Ok(Self { bytes, len })
     }

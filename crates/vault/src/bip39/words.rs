@@ -28,6 +28,7 @@ pub(super) fn indices(
     let mut letters = 0;
     for letter in typed.chain([' ']) {
         if !letter.is_whitespace() {
+            // Longer words are unknown whatever follows, and the buffer must not grow: it would leave copies.
             if letters < MOST_LETTERS {
                 word.push(letter.to_ascii_lowercase());
             }

@@ -42,6 +42,7 @@ impl SealedBlob {
         let bytes = |text: &str| {
             BASE64
                 .decode(text.as_bytes())
+                // Damage within a record of ours gets the same answer as a wrong key.
                 .map_err(|_| VaultError::Decrypt)
         };
         let salt = bytes(&form.salt)?

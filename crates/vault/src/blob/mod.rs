@@ -111,6 +111,7 @@ impl SealedBlob {
         let mut bytes = Vec::with_capacity(HEADER + plaintext.len() + TAG);
         bytes.extend_from_slice(&common(MAGIC, version, salt));
         bytes.extend_from_slice(iv);
+        // Version and salt are authenticated too: a record cannot be moved to another version or name.
         let aad = aad(&bytes, label);
         crypto::encrypt(&blob_key(key, salt), iv, &aad, plaintext, &mut bytes);
         Ok(Self { bytes, version })

@@ -67,6 +67,8 @@ impl ChunkSealer {
         let mut nonce = [0; IV];
         nonce[..PREFIX].copy_from_slice(&self.prefix);
         nonce[PREFIX..PREFIX + 4].copy_from_slice(&number.to_be_bytes());
+        // The last chunk has a nonce of its own, so that a stream that was cut does not pass for whole (STREAM
+        // construction).
         nonce[PREFIX + 4] = u8::from(last);
         Ok(nonce)
     }
@@ -119,6 +121,7 @@ pub(crate) fn open(
         let first = chunks.next == Some(0);
         let nonce = chunks.nonce(last)?;
         let plain = crypto::decrypt(&chunks.key, &nonce, &chunks.aad, piece)?;
+        // `seal` never ends with an empty chunk but for an empty stream: one form for each content.
         if plain.expose().is_empty() && !first {
             return Err(VaultError::Decrypt.into());
         }
@@ -139,6 +142,7 @@ fn each_piece(
     let mut ahead = Zeroizing::new(vec![0; size]);
     let mut len = fill(from, &mut current)?;
     loop {
+        // A short piece is the end; reading once more could wait for ever on a terminal.
         let next = if len == size {
             fill(from, &mut ahead)?
         } else {

@@ -38,6 +38,7 @@ impl DirectoryLock {
         let path = dir.join("lock");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
+        // The lock is on a file of its own: the others are replaced, and a lock stays with the old inode.
         let file = options.mode(0o600).open(&path);
         let file = file.map_err(CredentialsError::io(&path))?;
         lock(&file).map_err(CredentialsError::io(&path))?;
@@ -102,6 +103,7 @@ impl CurrentSet {
 pub(super) fn make_dir(path: &Path) -> Result<(), CredentialsError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(CredentialsError::io(path))?;
+    // A new directory is durable once its parent is.
     path.parent().map_or(Ok(()), sync_dir)
 }
 

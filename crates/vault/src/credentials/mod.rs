@@ -150,6 +150,7 @@ impl VaultCredentials {
         }
         let set = self.set(current.set);
         let path = set.join(file_name(label));
+        // Replacing a record is possible also where there are as many as may be.
         if !path.exists() && names(&set)?.len() >= MAX_CREDENTIALS {
             return Err(CredentialsError::Full);
         }
@@ -163,6 +164,7 @@ impl VaultCredentials {
         match disk::read(&path, FILE_BYTES_MAX)? {
             None => Err(CredentialsError::NotFound(label.clone())),
             Some(bytes) => match parse(&bytes) {
+                // The name in the file must be the one asked for: an attacker may exchange files.
                 Some((found, blob)) if found == *label => Ok(blob),
                 _ => Err(CredentialsError::foreign(&path)),
             },
@@ -261,12 +263,14 @@ impl VaultCredentials {
             set: current.set + 1,
             version,
         };
+        // What an earlier rotation left half written must not become part of this one.
         self.remove_other_sets(current.set)?;
         let set = self.set(next.set);
         disk::make_dir(&set)?;
         for (label, blob) in records {
             disk::write_new(&set.join(file_name(label)), text_of(label, blob).as_bytes())?;
         }
+        // Every file and name of the set is on the disk before `current` points to it.
         disk::sync_dir(&set)?;
         next.write(&self.dir, locked)?;
         // What fails here, the next that opens the directory does.
@@ -328,6 +332,7 @@ fn names(dir: &Path) -> Result<Vec<String>, CredentialsError> {
 }
 
 fn file_name(label: &BlobLabel) -> String {
+    // Labels may have characters that file names must not have, such as a slash.
     HEXLOWER.encode(&crypto::sha256(label.as_str().as_bytes()))
 }
 

@@ -128,6 +128,7 @@ fn level(part: &str, level: usize, curve: Curve) -> Result<u32, PathError> {
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(PathError::NotANumber { level });
     }
+    // One spelling for each path.
     if digits.len() > 1 && digits.starts_with('0') {
         return Err(PathError::LeadingZero { level });
     }
@@ -135,6 +136,7 @@ fn level(part: &str, level: usize, curve: Curve) -> Result<u32, PathError> {
     let number = number.ok_or(PathError::TooBig { level })?;
     if hardened {
         Ok(number.hardened())
+    // SLIP-0010 has no other children on Ed25519, and here none are used on P-256.
     } else if curve == Curve::Secp256k1 {
         Ok(number.number())
     } else {

@@ -35,6 +35,7 @@ impl ExtendedPrivateKey {
             Curve::Secp256k1 => b"Bitcoin seed",
         };
         let mut hash = hmac_sha512(salt, &[seed]);
+        // SLIP-0010: a hash that is no key of the curve is hashed again.
         while !valid(&hash, curve)? {
             hash = hmac_sha512(salt, &[hash.expose()]);
         }
@@ -47,6 +48,7 @@ impl ExtendedPrivateKey {
         let number = number.to_be_bytes();
         let chain = self.chain.expose().as_slice();
         let mut hash = if hardened {
+            // SLIP-0010: 0x00 and the private key, where an ordinary child has the public point.
             hmac_sha512(chain, &[&[0], self.key.expose(), &number])
         } else {
             hmac_sha512(chain, &[&public(&self.key, curve)?, &number])
@@ -56,6 +58,7 @@ impl ExtendedPrivateKey {
             if let Some(key) = combined(&child.key, &self.key, curve)? {
                 return Ok(Self { key, ..child });
             }
+            // SLIP-0010: 0x01 and the right half, until there is a key.
             hash = hmac_sha512(chain, &[&[1], child.chain.expose(), &number]);
         }
     }
@@ -83,6 +86,7 @@ fn combined(
     curve: Curve,
 ) -> Result<Option<SecretArr<32>>, VaultError> {
     match curve {
+        // SLIP-0010: on Ed25519 the left half is the key, and every value is valid.
         Curve::Ed25519 => Ok(Some(SecretArr::copy_of(left.expose()))),
         Curve::NistP256 => Ok(p256_sum(left, parent)),
         Curve::Secp256k1 => secp256k1_sum(left, parent),

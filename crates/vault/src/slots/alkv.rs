@@ -87,6 +87,7 @@ impl Alkv {
         }
         let mut value: Value =
             serde_json::from_slice(text).map_err(|_| SlotError::Form("it is no JSON"))?;
+        // The format number first: a file of a later program is "newer" and not "damaged".
         match value["alkv"].as_u64() {
             Some(FORMAT) => {}
             Some(other) => return Err(SlotError::Newer(other)),
@@ -188,6 +189,7 @@ impl Alkv {
         vmk: SecretArr<32>,
         opened_by: SlotId,
     ) -> Result<OpenAlkv, SlotError> {
+        // Before the payload: slots, id and generation are authenticated by this only.
         if !bool::from(self.mac_under(&vmk).ct_eq(&self.mac)) {
             return Err(SlotError::Tampered);
         }

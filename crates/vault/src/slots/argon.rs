@@ -79,6 +79,7 @@ pub(super) fn kek(
         .map_err(|_| SlotError::BadParams("Argon2id cost"))?;
     let count = params.block_count();
     let mut blocks = Vec::new();
+    // A refusal instead of the end of the process: the file says how much.
     let reserved = blocks.try_reserve_exact(count);
     reserved.map_err(|_| SlotError::NoMemory { kib: cost.kib })?;
     blocks.resize_with(count, Block::default);

@@ -82,6 +82,7 @@ impl UnlockKey<'_> {
 
 /// The key of a seed for one vault.
 pub(super) fn of_seed(seed: &SecretArr<32>, vault: VaultId) -> Kek {
+    // The vault's id as salt: the same seed gives another key in another vault.
     crypto::hkdf_sha256(
         seed.expose(),
         &vault.bytes(),

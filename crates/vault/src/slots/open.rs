@@ -343,6 +343,7 @@ impl OpenAlkv {
             ..self.alkv.clone()
         };
         next.mac = next.mac_under(&self.vmk);
+        // Checked before it is taken over: the vault in memory stays the one that was written.
         if next.generation > MAX_SAFE || next.to_text().len() > TEXT_BYTES_MAX {
             return Err(SlotError::TooLarge.into());
         }

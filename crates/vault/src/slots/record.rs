@@ -253,6 +253,7 @@ impl KmsParams {
         if !plain(&key) {
             return Err(SlotError::BadParams("a key name that is no plain text"));
         }
+        // Both separate parts of a join string.
         let address = |text: &String| plain(text) && !text.contains(['@', ',']);
         let few = (1..=MAX_KMS_ADDRESSES).contains(&addresses.len());
         if !few || !addresses.iter().all(address) {

@@ -137,6 +137,7 @@ impl OpenAlkv {
     ) -> Result<KeySlot, VaultError> {
         let uuid = self.alkv.uuid;
         let kek = key.kek(uuid, slot)?;
+        // A slot that opens to another master key was put there by an attacker.
         if slot.unwrap(uuid, &kek)? != old.vmk {
             return Err(SlotError::Tampered.into());
         }
@@ -164,8 +165,10 @@ pub fn change_master_key<A: CopyStorage, D: DataKeyslots>(
 ) -> Result<(), RekeyError<D::Error>> {
     let [with, _] = old.data_phrases()?;
     let phrases = next.data_phrases()?;
+    // The data first: whichever copy of the vault the next start opens, the partition opens by it.
     data.add(&with, &phrases[0]).map_err(RekeyError::Data)?;
     copies.save(next).map_err(VaultError::from)?;
+    // Only once no copy of the vault has the old master key.
     data.keep_only(&phrases).map_err(RekeyError::Data)
 }
 

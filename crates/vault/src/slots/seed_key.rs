@@ -36,6 +36,7 @@ impl SeedKey {
         let rest = rest.strip_prefix(' ').ok_or_else(bad)?;
         let (vault, seed) = rest.split_once(' ').ok_or_else(bad)?;
         let vault = vault.parse().map_err(|()| bad())?;
+        // 32 bytes in base64; a longer text would grow a buffer that is to be wiped.
         if seed.len() != 44 {
             return Err(bad());
         }

@@ -97,6 +97,7 @@ pub fn bring_back(
             continue;
         }
         let there = fs::symlink_metadata(&to).ok();
+        // The clone's file changed since it was copied, so a person is at work on it.
         if there.as_ref().map(FileStamp::from_metadata) != record.clone.get(&file).copied() {
             brought.conflicts.push(file);
             continue;

@@ -49,8 +49,10 @@ impl Dhcp4Lease {
         if !usable(address, prefix_len) {
             return None;
         }
+        // A lease without the server's address could not be renewed: the renewal goes to that address by unicast.
         let server = reply.address(code::SERVER).filter(|s| is_host(*s))?;
         let secs = reply
+            // RFC 2131 §4.3.1 makes the lease time mandatory in an offer: without it the end is unknown.
             .number32(code::LEASE)
             .filter(|s| *s >= LEASE_SECS_MIN)?;
         let (renew, rebind) = times(secs, reply.number32(code::T1), reply.number32(code::T2));
@@ -77,6 +79,7 @@ impl Dhcp4Lease {
 
 /// The mask's length; that of the address's class where a server sends none.
 fn prefix_len(reply: &Dhcp4Reply) -> Option<u8> {
+    // RFC 2132 §3.3 does not require a mask; some servers of single networks leave it out.
     let Some(mask) = reply.number32(code::MASK) else {
         return Some(match reply.your_address.octets()[0] {
             0..128 => 8,
@@ -85,6 +88,7 @@ fn prefix_len(reply: &Dhcp4Reply) -> Option<u8> {
         });
     };
     let len = mask.leading_ones();
+    // A mask with a hole has no prefix length, and the kernel takes only prefix lengths.
     (len > 0 && len + mask.trailing_zeros() >= 32).then_some(len as u8)
 }
 
@@ -92,6 +96,7 @@ fn prefix_len(reply: &Dhcp4Reply) -> Option<u8> {
 fn usable(address: Ipv4Addr, prefix_len: u8) -> bool {
     let host_bits = u32::MAX.checked_shr(u32::from(prefix_len)).unwrap_or(0);
     let host = address.to_bits() & host_bits;
+    // A /31 or /32 has neither a network nor a broadcast address (RFC 3021), so every address of it is a host's.
     is_host(address) && (prefix_len >= 31 || (host != 0 && host != host_bits))
 }
 
@@ -108,6 +113,8 @@ fn times(lease: u32, t1: Option<u32>, t2: Option<u32>) -> (u32, u32) {
 fn routes(reply: &Dhcp4Reply) -> Vec<(Ipv4Addr, u8, Ipv4Addr)> {
     let via_ok = |via: &Ipv4Addr| via.is_unspecified() || is_host(*via);
     let mut routes = reply.routes().unwrap_or_else(|| {
+        // RFC 2132 §3.5 lists the routers in order of preference. The kernel would not fail over to the second by
+        // itself.
         let routers = reply.addresses(code::ROUTER).into_iter();
         routers
             .take(1)

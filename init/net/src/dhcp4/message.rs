@@ -61,6 +61,7 @@ pub(super) struct Dhcp4Request<'a> {
 impl Dhcp4Request<'_> {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; HEADER_BYTES];
+        // BOOTREQUEST, hardware type Ethernet, six bytes of hardware address (RFC 2131 §2).
         out[..3].copy_from_slice(&[1, 1, 6]);
         out[4..8].copy_from_slice(&self.xid.to_be_bytes());
         out[8..10].copy_from_slice(&self.secs.to_be_bytes());
@@ -70,12 +71,14 @@ impl Dhcp4Request<'_> {
         out.extend(COOKIE);
         self.options(&mut out);
         out.push(255);
+        // Zeros after the end option are pad options (RFC 2132 §3.1).
         out.resize(out.len().max(MESSAGE_BYTES_MIN), 0);
         out
     }
 
     fn options(&self, out: &mut Vec<u8>) {
         put(out, code::KIND, &[self.kind as u8]);
+        // RFC 2132 §9.14: type 1 says that the identifier is an Ethernet address.
         let mut client = vec![1];
         client.extend(self.mac);
         put(out, code::CLIENT, &client);
@@ -88,6 +91,7 @@ impl Dhcp4Request<'_> {
         if !self.hostname.is_empty() {
             put(out, code::HOSTNAME, self.hostname.as_bytes());
         }
+        // What an Ethernet frame carries after the IP and UDP headers: an answer is never in fragments.
         put(out, code::SIZE_MAX, &1472_u16.to_be_bytes());
         // RFC 3442 wants the classless routes before the routers.
         let wanted = [
@@ -109,6 +113,7 @@ impl Dhcp4Request<'_> {
 }
 
 fn put(out: &mut Vec<u8>, code: u8, value: &[u8]) {
+    // The length of an option is one byte. Only the host name could come near, and a cut name is only a hint.
     let value = &value[..value.len().min(255)];
     out.extend([code, value.len() as u8]);
     out.extend(value);
@@ -128,6 +133,7 @@ impl Dhcp4Reply {
     /// `None` for anything that is no well-formed server message for an Ethernet card.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let options = bytes.get(HEADER_BYTES + COOKIE.len()..)?;
+        // BOOTREPLY for Ethernet. BOOTP replies have no cookie and grant no lease (RFC 2131 §3).
         if bytes[..3] != [2, 1, 6] || bytes[HEADER_BYTES..][..COOKIE.len()] != COOKIE {
             return None;
         }
@@ -142,6 +148,7 @@ impl Dhcp4Reply {
         let overload = reply
             .option(code::OVERLOAD)
             .map_or(0, |v| v.first().copied().unwrap_or(0));
+        // RFC 2131 §4.1: the options are read first, then `file`, then `sname`.
         if overload & 1 != 0 {
             reply.read_options(&bytes[108..236])?;
         }
@@ -152,6 +159,7 @@ impl Dhcp4Reply {
             [2] => Dhcp4MessageType::Offer,
             [5] => Dhcp4MessageType::Ack,
             [6] => Dhcp4MessageType::Nak,
+            // DECLINE, RELEASE and INFORM are sent by clients only.
             _ => return None,
         };
         Some(reply)
@@ -161,6 +169,7 @@ impl Dhcp4Reply {
     fn read_options(&mut self, mut bytes: &[u8]) -> Option<()> {
         loop {
             match bytes {
+                // Some servers leave the end option out where the options fill the message.
                 [] | [255, ..] => return Some(()),
                 [0, rest @ ..] => bytes = rest,
                 [code, len, rest @ ..] => {
@@ -206,6 +215,7 @@ impl Dhcp4Reply {
 
     pub(super) fn text(&self, code: u8) -> Option<&str> {
         let text = std::str::from_utf8(self.option(code)?).ok()?;
+        // RFC 2132 §2: the receiver must be prepared to delete trailing NULs.
         Some(text.trim_end_matches('\0'))
     }
 
@@ -221,6 +231,8 @@ impl Dhcp4Reply {
             let mut target = [0; 4];
             target[..significant].copy_from_slice(&rest[..significant]);
             let via = &rest[significant..significant + 4];
+            // RFC 3442: the client must zero the bits that the mask leaves out. The kernel refuses a route that has
+            // them.
             let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
             routes.push((
                 Ipv4Addr::from_bits(u32::from_be_bytes(target) & mask),
@@ -236,6 +248,7 @@ impl Dhcp4Reply {
 /// Whether a machine can have this address: unicast, neither loopback nor "this network".
 pub(super) fn is_host(address: Ipv4Addr) -> bool {
     let first = address.octets()[0];
+    // 224 and above are multicast, reserved and broadcast addresses.
     first != 0 && first != 127 && first < 224
 }
 

@@ -164,6 +164,7 @@ impl Dhcp4Client {
     /// A datagram came from [`SERVER_PORT`].
     pub fn handle_packet(&mut self, now: Duration, bytes: &[u8]) {
         let taken = Dhcp4Reply::decode(bytes)
+            // Replies are broadcast: those to other clients of the link arrive here as well (RFC 2131 §4.1).
             .filter(|r| r.xid == self.xid && r.mac == self.mac)
             .and_then(|reply| self.take(now, &reply));
         if taken.is_none() {
@@ -173,6 +174,8 @@ impl Dhcp4Client {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Duration) {
+        // The end of the lease comes first, so that a question due at the same time no longer asks for the lost
+        // address.
         if self
             .held
             .as_ref()
@@ -190,6 +193,7 @@ impl Dhcp4Client {
     fn take(&mut self, now: Duration, reply: &Dhcp4Reply) -> Option<()> {
         match (self.step.clone(), reply.kind) {
             (Dhcp4State::Selecting, Dhcp4MessageType::Offer) => {
+                // RFC 2131 §4.4.1 lets a client take the first offer; waiting for more would delay each boot.
                 let offer = Dhcp4Lease::read(reply)?;
                 self.step = Dhcp4State::Requesting { offer, sent: 0 };
                 self.backoff.reset();
@@ -199,10 +203,12 @@ impl Dhcp4Client {
                 self.answer(now, kind, reply, Some(offer.server))?;
             }
             (Dhcp4State::Renewing, kind) => {
+                // RFC 2131 §4.4.5 renews at the server that granted the lease; after T2 any server may extend it.
                 let server = self.lease().map(|l| l.server);
                 self.answer(now, kind, reply, server)?;
             }
             (Dhcp4State::Rebinding, kind) => self.answer(now, kind, reply, None)?,
+            // A second server's offer arrives while the first one's is requested. The client has chosen already.
             _ => return None,
         }
         Some(())
@@ -245,7 +251,9 @@ impl Dhcp4Client {
             self.events.push_back(Dhcp4Event::Lost(loss));
         }
         match (&self.step, loss) {
+            // In both states the client asks for no lease that just ended. To begin again would undo the back-off.
             (Dhcp4State::Stopped | Dhcp4State::Selecting, _) => {}
+            // The offer under way replaces the lease that ended.
             (Dhcp4State::Requesting { .. }, LeaseLoss::Expired) => {}
             (_, LeaseLoss::Refused) => self.discover(now, now + NAK_PAUSE),
             (_, LeaseLoss::Expired) => self.discover(now, now),
@@ -255,6 +263,7 @@ impl Dhcp4Client {
     /// Starts over; the first question goes out at `at`.
     fn discover(&mut self, now: Duration, at: Duration) {
         self.step = Dhcp4State::Selecting;
+        // RFC 2131 §4.1: a new number for each exchange, so that a late reply to the old one is refused.
         self.xid = self.rng.next_u32();
         self.began = now;
         self.backoff.reset();
@@ -269,6 +278,7 @@ impl Dhcp4Client {
         match &mut self.step {
             Dhcp4State::Stopped => self.send_at = None,
             Dhcp4State::Selecting => self.ask_everyone(now, Dhcp4MessageType::Discover, None, None),
+            // RFC 2131 §3.1 step 5: after these repetitions the client begins with a DISCOVER.
             Dhcp4State::Requesting { sent, .. } if *sent >= REQUESTS_MAX => self.discover(now, now),
             Dhcp4State::Requesting { offer, sent } => {
                 *sent += 1;
@@ -290,8 +300,10 @@ impl Dhcp4Client {
         requested: Option<Ipv4Addr>,
         server: Option<Ipv4Addr>,
     ) {
+        // RFC 2131 §4.4.1: a DISCOVER may name the address that the client wants. After a pause it is the one in use.
         let requested = requested.or_else(|| self.lease().map(|l| l.address));
         let query = Dhcp4Request {
+            // Without an address the kernel drops a unicast answer.
             broadcast: true,
             requested,
             server,
@@ -319,12 +331,15 @@ impl Dhcp4Client {
             (Ipv4Addr::BROADCAST, held.ends().unwrap_or(Duration::MAX))
         };
         self.xid = self.rng.next_u32();
+        // RFC 2131 §4.3.2: a client that extends has its address in `ciaddr` and sends neither requested address nor
+        // server.
         let query = Dhcp4Request {
             client_address: held.lease.address,
             ..self.query(now, Dhcp4MessageType::Request)
         };
         let bytes = query.encode();
         self.asked = now;
+        // RFC 2131 §4.4.5: half of the time that remains, and never less than a minute.
         let pause = (until.saturating_sub(now) / 2).max(RENEW_PAUSE_MIN);
         self.send_at = Some((now + pause).min(until));
         self.events.push_back(Dhcp4Event::Send { to, bytes });
@@ -335,6 +350,7 @@ impl Dhcp4Client {
         Dhcp4Request {
             kind,
             xid: self.xid,
+            // A relay reads the field as "waited for long"; past 18 hours the exact figure says no more.
             secs: secs.try_into().unwrap_or(u16::MAX),
             broadcast: false,
             client_address: Ipv4Addr::UNSPECIFIED,

@@ -55,9 +55,11 @@ impl Dhcp6Request<'_> {
         if let Some(server) = self.server {
             put(&mut out, code::SERVER, server);
         }
+        // RFC 8415 §18.2.6: an INFORMATION-REQUEST asks for configuration only, without an association.
         if self.kind != Dhcp6MessageType::InformationRequest {
             put(&mut out, code::IA_NA, &self.association());
         }
+        // RFC 8415 §21.14: a server that allows it answers at once, which saves a round trip at boot.
         if self.kind == Dhcp6MessageType::Solicit {
             put(&mut out, code::RAPID, &[]);
         }
@@ -76,9 +78,11 @@ impl Dhcp6Request<'_> {
 
     fn association(&self) -> Vec<u8> {
         let mut out = association_id(self.mac).to_vec();
+        // RFC 8415 §21.4: a client sends T1 and T2 as zero.
         out.extend([0; 8]);
         for address in self.addresses {
             let mut value = address.octets().to_vec();
+            // RFC 8415 §21.6: a client sends both lifetimes as zero.
             value.extend([0; 8]);
             put(&mut out, code::IA_ADDR, &value);
         }
@@ -148,21 +152,25 @@ impl Dhcp6Reply {
         };
         let options = read_options(options)?;
         let find = |code| options.iter().find(|(c, _)| *c == code).map(|(_, v)| *v);
+        // RFC 8415 §16.3 and §16.10: a client discards an answer to another client.
         if find(code::CLIENT)? != duid(mac) {
             return None;
         }
         let server = find(code::SERVER)?;
+        // Two bytes of type and at least one of identifier (RFC 8415 §11.1).
         if server.len() < 3 || server.len() > DUID_BYTES_MAX {
             return None;
         }
         let ours = |o: &&(u16, &[u8])| o.0 == code::IA_NA && o.1.starts_with(&association_id(mac));
         let mut ntp = find(code::NTP).map(ntp_addresses).unwrap_or_default();
+        // RFC 5908 replaces option 31 by option 56; older servers send only the former.
         ntp.extend(find(code::SNTP).map(addresses).unwrap_or_default());
         Some(Self {
             kind,
             xid: u32::from_be_bytes([0, header[1], header[2], header[3]]),
             server: server.to_vec(),
             preference: find(code::PREFERENCE).map_or(0, |v| v.first().copied().unwrap_or(0)),
+            // RFC 8415 §21.13: without the option the status is success.
             status: find(code::STATUS).map_or(0, status),
             rapid: find(code::RAPID).is_some(),
             association: options.iter().find(ours).and_then(|o| association(o.1)),
@@ -221,7 +229,9 @@ fn granted(value: &[u8]) -> Option<IaAddress> {
     let failed = read_options(options)?
         .iter()
         .any(|(c, v)| *c == code::STATUS && status(v) != 0);
+    // A server has no say over link-local addresses: the machine forms those itself.
     let usable = is_host(granted.address) && !granted.address.is_unicast_link_local();
+    // RFC 8415 §21.6: a client discards an address that is preferred for longer than it is valid.
     (!failed && usable && granted.preferred <= granted.valid).then_some(granted)
 }
 
@@ -241,6 +251,7 @@ fn ntp_addresses(value: &[u8]) -> Vec<Ipv6Addr> {
     let options = read_options(value).unwrap_or_default();
     options
         .iter()
+        // RFC 5908 §4.1: suboption 1 is the address of a server.
         .filter(|(c, _)| *c == 1)
         .flat_map(|(_, v)| addresses(v))
         .collect()

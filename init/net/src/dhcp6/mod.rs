@@ -185,6 +185,8 @@ impl Dhcp6Client {
     /// A datagram came to port [`CLIENT_PORT`].
     pub fn handle_packet(&mut self, now: Duration, bytes: &[u8]) {
         let taken = Dhcp6Reply::decode(bytes, self.mac)
+            // Answers come by unicast from any server of the link; the number is what makes one the answer to our
+            // question.
             .filter(|r| r.xid == self.xid)
             .and_then(|reply| self.take(now, reply));
         if taken.is_none() {
@@ -195,6 +197,7 @@ impl Dhcp6Client {
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Duration) {
         let ends = self.held.as_ref().and_then(|h| h.ends_at);
+        // The loss comes first: it begins again and sets its own time to send.
         if ends.is_some_and(|end| now >= end) {
             self.lose(now);
         }
@@ -206,6 +209,7 @@ impl Dhcp6Client {
     fn take(&mut self, now: Duration, reply: Dhcp6Reply) -> Option<()> {
         match (&mut self.step, reply.kind) {
             (Dhcp6State::Informing, Dhcp6MessageType::Reply) => self.inform(now, &reply),
+            // RFC 8415 §18.2.1: a Reply to a SOLICIT without Rapid Commit is discarded.
             (Dhcp6State::Soliciting { .. }, Dhcp6MessageType::Reply) if reply.rapid => {
                 self.bind(now, reply)?
             }
@@ -225,6 +229,8 @@ impl Dhcp6Client {
             (Dhcp6State::Requesting { chosen, .. }, Dhcp6MessageType::Reply)
                 if chosen.server == reply.server =>
             {
+                // The chosen server changed its mind. Another SOLICIT finds the next; to ask this one again would
+                // repeat the refusal.
                 if self.bind(now, reply).is_none() {
                     self.refused += 1;
                     self.start(now, Dhcp6Mode::Stateful);
@@ -233,6 +239,7 @@ impl Dhcp6Client {
             (Dhcp6State::Renewing | Dhcp6State::Rebinding, Dhcp6MessageType::Reply) => {
                 self.extended(now, reply)?
             }
+            // Advertisements of further servers arrive after the choice.
             _ => return None,
         }
         Some(())
@@ -249,6 +256,7 @@ impl Dhcp6Client {
 
     fn inform(&mut self, now: Duration, reply: &Dhcp6Reply) {
         let asked = reply.refresh.map(|s| Duration::from_secs(s.into()));
+        // RFC 8415 §21.23: a smaller value is treated as IRT_MINIMUM.
         let refresh = asked.unwrap_or(REFRESH_DEFAULT).max(REFRESH_MIN);
         self.step = Dhcp6State::Informed;
         self.send_at = Some(now + refresh);
@@ -264,6 +272,7 @@ impl Dhcp6Client {
         let association = usable(&reply)?;
         let after = |secs: u32| (secs != FOREVER).then(|| now + Duration::from_secs(secs.into()));
         let (t1, t2) = times(association);
+        // The binding ends with its last address. The kernel ends each of the others by its own lifetime.
         let valid = association.addresses.iter().map(|a| a.valid).max()?;
         self.held = Some(Dhcp6Binding {
             server: reply.server.clone(),
@@ -280,6 +289,7 @@ impl Dhcp6Client {
     fn lose(&mut self, now: Duration) {
         self.held = None;
         self.events.push_back(Dhcp6Event::Lost);
+        // A paused client stays silent, and one that solicits asks already.
         if !matches!(
             self.step,
             Dhcp6State::Stopped | Dhcp6State::Soliciting { .. }
@@ -297,6 +307,7 @@ impl Dhcp6Client {
             RetransmitBackoff::new(ASK_FIRST, ASK_MAX)
         };
         self.step = step;
+        // RFC 8415 §8: the transaction number has 24 bits.
         self.xid = self.rng.next_u32() >> 8;
         self.began = now;
         self.ask(now);
@@ -310,14 +321,17 @@ impl Dhcp6Client {
             Dhcp6State::Informed => self.enter(now, Dhcp6State::Informing),
             Dhcp6State::Soliciting { best, .. } if best.is_some() => {
                 if let Some(best) = best.take() {
+                    // RFC 8415 §18.2.1: the first pause is over, and the best of the advertisements is taken.
                     self.request(now, *best);
                 }
             }
             Dhcp6State::Requesting { sent, .. } if *sent >= REQUESTS_MAX => {
+                // RFC 8415 §18.2.2: after REQ_MAX_RC requests the client looks for another server.
                 self.start(now, Dhcp6Mode::Stateful);
             }
             Dhcp6State::Bound => self.enter(now, Dhcp6State::Renewing),
             Dhcp6State::Renewing if rebind.is_some_and(|at| now >= at) => {
+                // RFC 8415 §18.2.4: RENEW ends at T2; from then on any server may extend.
                 self.enter(now, Dhcp6State::Rebinding);
             }
             _ => self.ask(now),
@@ -351,6 +365,7 @@ impl Dhcp6Client {
                 held.map(|h| h.server.as_slice()),
                 ours,
             ),
+            // RFC 8415 §18.2.5: a REBIND goes to every server and hence names none.
             Dhcp6State::Rebinding => (Dhcp6MessageType::Rebind, None, ours),
             Dhcp6State::Informing => (Dhcp6MessageType::InformationRequest, None, &[][..]),
             Dhcp6State::Stopped | Dhcp6State::Informed | Dhcp6State::Bound => return,
@@ -360,6 +375,7 @@ impl Dhcp6Client {
             kind,
             xid: self.xid,
             mac: self.mac,
+            // RFC 8415 §21.9: 0xffff stands for everything longer.
             elapsed: elapsed.try_into().unwrap_or(u16::MAX),
             server,
             addresses,
@@ -368,6 +384,7 @@ impl Dhcp6Client {
         let next = now + self.backoff.pause(&mut self.rng, JITTER_PERCENT);
         let limit = held
             .and_then(|h| h.rebind_at)
+            // Only a RENEW ends early: the REBIND has to go out at T2 and not a pause later.
             .filter(|_| kind == Dhcp6MessageType::Renew);
         self.send_at = Some(limit.map_or(next, |limit| next.min(limit)));
     }

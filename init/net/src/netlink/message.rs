@@ -49,6 +49,7 @@ impl NetlinkRequest {
         self.0.extend(len.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
+        // The kernel aligns each attribute to four bytes (NLA_ALIGNTO); the length leaves the padding out.
         self.0.resize(self.0.len().next_multiple_of(4), 0);
         self
     }
@@ -90,6 +91,7 @@ pub(super) fn frames(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<'_
             sequence: number(bytes, 8)?,
             body,
         };
+        // The last message of a datagram may lack its padding.
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
         Some(frame)
     })
@@ -99,6 +101,7 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::from(short(bytes, 0)?);
         let value = bytes.get(4..len)?;
+        // The two upper bits are flags: nested, and network byte order.
         let kind = short(bytes, 2)? & NESTED;
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, value))
@@ -207,6 +210,7 @@ pub(super) fn notice(frame: NetlinkMessage<'_>) -> Option<NetlinkNotice> {
         }
         libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(NetlinkNotice::Address),
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+            // A destination of zero bits: the other routes are not shown.
             (frame.body.get(1) == Some(&0)).then_some(NetlinkNotice::Route)
         }
         RTM_NEWNDUSEROPT => neighbour(frame.body),
@@ -226,6 +230,7 @@ pub(super) fn link(body: &[u8]) -> Option<LinkInfo> {
             IFLA_ADDRESS => info.mac = value.try_into().ok(),
             IFLA_IFNAME => info.name = text(value),
             IFLA_LINKINFO => info.kind = attribute(value, IFLA_INFO_KIND).map(text),
+            // One attribute for each address family; 10 is AF_INET6.
             IFLA_AF_SPEC => info.ra_flags = attribute(value, 10).and_then(ra_flags),
             _ => {}
         }
@@ -250,12 +255,15 @@ pub(super) fn address(body: &[u8]) -> Option<AddressInfo> {
         match kind {
             IFA_LOCAL => local = ip(value),
             IFA_ADDRESS => peer = ip(value),
+            // The header has room for eight flags only.
             IFA_FLAGS => flags = number(value, 0)?,
             _ => {}
         }
     }
     Some(AddressInfo {
         index: number(body, 4)?,
+        // On a point-to-point link IFA_ADDRESS is the peer's and IFA_LOCAL ours; IPv6 sends IFA_ADDRESS alone
+        // (linux/if_addr.h).
         prefix: Prefix::new(local.or(peer)?, body[1]),
         flags,
     })

@@ -200,6 +200,7 @@ impl NetlinkRequests {
         retry(|| send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()))?;
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
         loop {
+            // Blocking is short: rtnetlink works on a change within `send` and on a dump within `recv`.
             let len = retry(|| recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()))?;
             // Answers to an earlier request that failed half-way may still be queued.
             for frame in frames(&buffer[..len]).filter(|f| f.sequence == self.sequence) {
@@ -223,6 +224,7 @@ pub(crate) struct NetlinkNotices {
 impl NetlinkNotices {
     pub(crate) fn open() -> Result<Self, NetError> {
         let fd = open(GROUPS, SockFlag::SOCK_NONBLOCK)?;
+        // Beyond net.core.rmem_max takes CAP_NET_ADMIN, which tests in a namespace may lack.
         if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BYTES).is_err() {
             tracing::debug!("the system's limit has to do for the netlink buffer");
         }
@@ -258,7 +260,9 @@ fn drain(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<Vec<NetlinkNotice>> {
     while heard.len() < BURST_MAX {
         match retry(|| recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)) {
             Ok(len) => heard.extend(frames(&buffer[..len]).filter_map(message::notice)),
+            // netlink(7): the kernel dropped notifications, and says so once.
             Err(Errno::ENOBUFS) => heard.push(NetlinkNotice::Overrun),
+            // With nothing heard the error goes up: it tells the runtime that the socket is no longer ready.
             Err(Errno::EAGAIN) if !heard.is_empty() => break,
             Err(e) => return Err(e.into()),
         }
@@ -295,6 +299,7 @@ fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
 fn verdict(body: &[u8]) -> io::Result<()> {
     match message::number(body, 0).map(|n| n as i32) {
         Some(0) => Ok(()),
+        // The kernel sends errors as negative numbers.
         Some(code) => Err(io::Error::from_raw_os_error(-code)),
         None => Err(io::ErrorKind::InvalidData.into()),
     }
@@ -303,6 +308,7 @@ fn verdict(body: &[u8]) -> io::Result<()> {
 fn gone_is_fine(done: Result<(), NetError>, gone: Errno) -> Result<(), NetError> {
     match done {
         Err(NetError::Netlink { source, .. })
+            // Where the card is gone, so is everything that was on it.
             if [Some(gone as i32), Some(libc::ENODEV)].contains(&source.raw_os_error()) =>
         {
             Ok(())
@@ -333,6 +339,7 @@ fn route_request(kind: u16, flags: i32, index: u32, route: RouteConfig) -> Netli
     body[4] = libc::RT_TABLE_MAIN;
     body[5] = libc::RTPROT_STATIC;
     body[6] = match route.gateway {
+        // IPv4 accepts a router only where a route of scope "link" leads to it.
         None if route.target.address.is_ipv4() => libc::RT_SCOPE_LINK,
         _ => libc::RT_SCOPE_UNIVERSE,
     };

@@ -63,10 +63,12 @@ impl AdjustableClock for KernelClock {
         let time = self.now_ns().saturating_add(offset_ns).max(0);
         let time = TimeSpec::new(time / 1_000_000_000, time % 1_000_000_000);
         clock_settime(ClockId::CLOCK_REALTIME, time).map_err(|e| NetError::Clock(e.into()))?;
+        // Setting the clock marks it as unsynchronised; status 0 clears STA_UNSYNC (adjtimex(2)).
         adjust(libc::ADJ_STATUS, 0)
     }
 
     fn slew(&mut self, offset_ns: i64) -> Result<(), NetError> {
+        // In microseconds; what an earlier call had left to make up for is replaced.
         adjust(libc::ADJ_OFFSET_SINGLESHOT, offset_ns / 1000)?;
         // Synchronised: the kernel tells programs that ask.
         adjust(libc::ADJ_STATUS, 0)
@@ -75,6 +77,7 @@ impl AdjustableClock for KernelClock {
     fn store(&mut self) -> Result<(), NetError> {
         let rtc = match File::open(&self.rtc) {
             Ok(rtc) => rtc,
+            // Many virtual machines have no clock that survives being off.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(NetError::Clock(e)),
         };

@@ -76,6 +76,7 @@ impl ClockDiscipline {
     pub(super) fn replace(&mut self, servers: usize, now: Duration) {
         let synced = self.synced;
         *self = Self::new(servers, now);
+        // Other servers are no reason to step a clock that was right.
         self.synced = synced;
     }
 
@@ -143,6 +144,7 @@ impl ClockDiscipline {
                 self.barred[self.current] = now + self.poll_min;
             }
             KissOfDeath::Deny => self.barred[self.current] = now + DENIED_FOR,
+            // RFC 5905 §7.4: other codes are informational and bar nothing.
             KissOfDeath::Other => {}
         }
         self.failed(now)
@@ -150,6 +152,7 @@ impl ClockDiscipline {
 
     /// On to the next server, after all of them to a pause.
     fn failed(&mut self, now: Duration) -> ClockAction {
+        // The answers that justify a step must come in a row.
         self.doubt = None;
         self.failures += 1;
         self.next = now;
@@ -170,6 +173,7 @@ impl ClockDiscipline {
     fn advance(&mut self, now: Duration) {
         let count = self.barred.len();
         let order = (1..=count).map(|n| (self.current + n) % count);
+        // `max(now)` makes all that may be asked now equal, so that the first in turn is taken.
         let best = order.min_by_key(|n| self.barred[*n].max(now));
         self.current = best.unwrap_or(0);
     }

@@ -63,15 +63,18 @@ pub(super) async fn lookup(
 
 /// Both families, the first of each in front.
 async fn addresses(name: &str, resolver: SocketAddr) -> io::Result<Vec<IpAddr>> {
+    // Both at once: a resolver that drops questions for AAAA would cost its patience before each answer.
     let (v4, v6) = tokio::join!(
         ask(name, resolver, DnsRecordType::V4),
         ask(name, resolver, DnsRecordType::V6)
     );
     let (v4, v6) = match (v4, v6) {
+        // One family is enough: the network may have no other.
         (Err(e), Err(_)) => return Err(e),
         (v4, v6) => (v4.unwrap_or_default(), v6.unwrap_or_default()),
     };
     let mut found = Vec::new();
+    // Taken in turn, so that one family without a route does not use up all attempts.
     for n in 0..ADDRESSES_MAX {
         found.extend(v4.get(n));
         found.extend(v6.get(n));
@@ -82,11 +85,13 @@ async fn addresses(name: &str, resolver: SocketAddr) -> io::Result<Vec<IpAddr>> 
 
 async fn ask(name: &str, resolver: SocketAddr, family: DnsRecordType) -> io::Result<Vec<IpAddr>> {
     let socket = connect(resolver).await?;
+    // RFC 5452 §9.2: what an attacker off the path would have to guess, together with the port.
     let id = secret_u64()? as u16;
     let question = query(id, name, family);
     socket.send(&question).await?;
     let mut buffer = [0; ANSWER_BYTES_MAX];
     let heard = async {
+        // A forged or late datagram must not end the wait for the true one.
         loop {
             let len = socket.recv(&mut buffer).await?;
             if let Some(found) = answer(&question, &buffer[..len], family) {

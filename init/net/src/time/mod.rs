@@ -157,6 +157,7 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
         loop {
             let sources = self.sources.borrow_and_update().clone();
             self.discipline.replace(sources.servers.len(), self.now());
+            // A receiver of its own, since `follow` borrows the task.
             let mut changes = self.sources.clone();
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() {
@@ -175,6 +176,7 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
     async fn follow(&mut self, sources: &TimeSources) {
         loop {
             let Some((at, server)) = self.discipline.next() else {
+                // Only other sources can change that, and `run` waits for those.
                 return std::future::pending().await;
             };
             tokio::time::sleep_until(self.epoch + at).await;
@@ -219,6 +221,7 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
         let cookie = secret_u64()?;
         let exchange = SntpExchange::new(cookie, self.build_secs);
         let sent_ns = self.clock.now_ns();
+        // Monotonic: a step of the clock between question and answer would look like a round trip.
         let sent = Instant::now();
         socket.send(&exchange.question()).await?;
         let heard = hear(&socket, &exchange, sent_ns, sent);
@@ -247,6 +250,7 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
         self.clock.step(offset_ns)?;
         let offset_ms = offset_ns / 1_000_000;
         self.tell(TimeEvent::Stepped { offset_ms }).await;
+        // The clock that survives being off was as wrong; `synced` sets it next.
         self.stored_at = None;
         Ok(offset_ns)
     }
@@ -254,6 +258,7 @@ impl<C: AdjustableClock> TimeKeeperTask<C> {
     async fn synced(&mut self, offset_ns: i64, server: &str) {
         let now = self.now();
         if self.stored_at.is_none_or(|at| now >= at + STORE_EVERY) {
+            // Before the attempt: one that refuses is not tried at each answer.
             self.stored_at = Some(now);
             if let Err(error) = self.clock.store() {
                 tracing::warn!(%error, "the hardware clock was not set");

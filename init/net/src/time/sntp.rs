@@ -68,7 +68,9 @@ impl SntpExchange {
     /// The message to send: version 4, client.
     pub fn question(&self) -> [u8; MESSAGE_BYTES] {
         let mut message = [0; MESSAGE_BYTES];
+        // Leap 0, version 4, mode 3 (RFC 5905 §7.3).
         message[0] = 0x23;
+        // In place of our time, which a server does not need: it only copies it back (RFC 5905 §8).
         message[40..].copy_from_slice(&self.cookie.to_be_bytes());
         message
     }
@@ -79,13 +81,17 @@ impl SntpExchange {
         let message: &[u8; MESSAGE_BYTES] = bytes.first_chunk()?;
         let (leap, version, mode) = (message[0] >> 6, message[0] >> 3 & 7, message[0] & 7);
         let ours = message[24..32] == self.cookie.to_be_bytes();
+        // The origin must be our cookie: an attacker off the path cannot know it. Version 3 servers answer as version
+        // 3.
         if mode != 4 || !(3..=4).contains(&version) || !ours {
             return None;
         }
+        // RFC 5905 §7.3: stratum 0 is a kiss, its code in the reference identifier.
         if message[1] == 0 {
             return Some(SntpReply::Kiss(kiss(&message[12..16])));
         }
         let distance = word(message, 4) / 2 + word(message, 8).min(u32::MAX / 2);
+        // RFC 5905 §7.3: leap 3 and stratum 16 say that the server has no time itself.
         if leap == 3 || message[1] > STRATUM_MAX || distance > ROOT_DISTANCE_MAX {
             return None;
         }
@@ -102,6 +108,7 @@ impl SntpExchange {
         let arrived = self.unix_ns(message, 32)?;
         let left = self.unix_ns(message, 40)?;
         let delay = (received.checked_sub(sent)?).checked_sub(left.checked_sub(arrived)?)?;
+        // A server chooses both times; the difference of two `i64` may not fit one.
         let there = i128::from(arrived) - i128::from(sent);
         let back = i128::from(left) - i128::from(received);
         // A server's clock ticks in steps: a delay a little below zero is its coarseness.

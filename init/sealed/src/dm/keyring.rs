@@ -52,6 +52,7 @@ impl LoadedKey {
     /// Takes it out of the keyring and says whether that worked.
     pub(crate) fn unlink(self) -> Result<(), SealedError> {
         let outcome = self.remove();
+        // `Drop` would take it out once more.
         std::mem::forget(self);
         outcome.map_err(SealedError::Keyring)
     }

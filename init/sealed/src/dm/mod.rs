@@ -163,6 +163,7 @@ impl DeviceMapper {
         let file = OpenOptions::new().read(true).write(true).open(path);
         let file = file.map_err(|source| match source.kind() {
             ErrorKind::NotFound => DmError::Absent,
+            // The node may be there without the driver behind it.
             _ if source.raw_os_error() == Some(libc::ENODEV) => DmError::Absent,
             _ => DmError::Call {
                 what: "be opened",
@@ -176,6 +177,7 @@ impl DeviceMapper {
         let answer = control.call(DmIoctl::Version, DmMessage::new())?;
         control.version = answer.version();
         let (major, minor, _) = control.version;
+        // A higher major number means an incompatible interface (linux/dm-ioctl.h).
         if major != INTERFACE.0 || minor < INTERFACE.1 {
             return Err(DmError::Old(major, minor));
         }
@@ -201,6 +203,7 @@ impl DeviceMapper {
 
     /// Gives a mapping its next table, which counts from the next [`resume`](Self::resume) on.
     pub fn load(&self, name: &str, table: &CryptTable) -> Result<(), DmError> {
+        // The kernel wipes its copy of the buffer: the table names the key and where the data are.
         let flags = flags::SECURE_DATA | if table.read_only { flags::READ_ONLY } else { 0 };
         let message = DmMessage::new().name(name)?.flags(flags).table(table)?;
         refused(self.named(DmIoctl::Load, name, message), table).map(drop)
@@ -313,6 +316,7 @@ impl DeviceMapper {
 
 /// Makes a node for a block device, where no devtmpfs does it. One that is there is replaced.
 pub(crate) fn make_node(path: &Path, device: (u32, u32)) -> io::Result<()> {
+    // A node that was left behind may name another device by now.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -57,6 +57,7 @@ impl DmMessage {
     }
 
     pub(super) fn name(mut self, name: &str) -> Result<Self, DmError> {
+        // The kernel takes any character; udev and shells that see the name do not.
         let fine = |c: u8| c.is_ascii_alphanumeric() || b"-_.+".contains(&c);
         if name.is_empty() || name.len() >= NAME || !name.bytes().all(fine) {
             return Err(DmError::Name(name.to_owned()));
@@ -82,6 +83,7 @@ impl DmMessage {
     /// One target that is all of the mapping.
     pub(super) fn table(mut self, table: &CryptTable) -> Result<Self, DmError> {
         let parameters = table.to_string();
+        // The kernel expects each target's description on a multiple of eight bytes (linux/dm-ioctl.h).
         let length = (SPEC + parameters.len() + 1).next_multiple_of(8);
         let next = u32::try_from(length).map_err(|_| DmError::Answer("a table without end"))?;
         let mut spec = vec![0; length];
@@ -145,6 +147,7 @@ impl DmMessage {
                 parameters,
             });
             let next = start + self.u32(at + 20)? as usize;
+            // An answer that points back would never end.
             if next <= at {
                 break;
             }

@@ -14,6 +14,8 @@ pub(super) fn split(key: &[u8], stripes: usize) -> Result<Zeroizing<Vec<u8>>, Se
     let length = key.len();
     let mut material = Zeroizing::new(vec![0; length * stripes]);
     let (noise, last) = material.split_at_mut(length * (stripes - 1));
+    // Every stripe but the last is random: without any one of them the key cannot be found (LUKS1 specification,
+    // 2.4).
     getrandom::fill(noise).map_err(|_| SealedError::NoRandomness)?;
     let mut sum = fold(noise, length);
     xor(&mut sum, key);

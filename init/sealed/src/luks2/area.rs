@@ -21,6 +21,7 @@ enum KeyslotCipher {
 
 impl KeyslotCipher {
     fn new(key: &[u8]) -> Option<Self> {
+        // XTS has a key for the data and one for the tweak (IEEE 1619).
         let (one, two) = key.split_at(key.len() / 2);
         match key.len() {
             64 => Some(Self::Long(Box::new(Xts128::new(

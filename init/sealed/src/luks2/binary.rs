@@ -55,6 +55,7 @@ impl BinaryHeader {
         if !is_size(bytes) {
             return Err(HeaderError::Form("it has an unusual size"));
         }
+        // LUKS2 On-Disk Format Specification, 2.1: a copy that was moved, or a backup in a file, must not count.
         if u64::from_be_bytes(field(block, 256)) != at
             || (copy == HeaderCopyId::Second && bytes != at)
         {
@@ -109,6 +110,7 @@ pub(super) fn is_whole(copy: &[u8]) -> bool {
 fn checksum(copy: &[u8]) -> [u8; DIGEST] {
     Sha256::new()
         .chain_update(&copy[..CHECKSUM_AT])
+        // The checksum is computed with its own field zero (LUKS2 On-Disk Format Specification, 2.1).
         .chain_update([0; CHECKSUM_FIELD])
         .chain_update(&copy[CHECKSUM_AT + CHECKSUM_FIELD..])
         .finalize()

@@ -28,9 +28,11 @@ impl LuksHeader {
         if number >= SLOTS_MAX {
             return Err(SealedError::NoSlot(number));
         }
+        // A phrase for another volume key would open nothing, and the old one would be gone.
         self.recognise(key)?;
         // Both copies must be whole before one of them is overwritten.
         self.repair(disk)?;
+        // Never over the old material: until the header names the new one, the old phrase has to open.
         let at = self.free_area()?;
         let value = slot_value(key.expose().len(), &random::<SALT>()?, at);
         let slot = parse_slot(&value).map_err(SealedError::Unsupported)?;
@@ -40,6 +42,7 @@ impl LuksHeader {
             write_area(disk, &slot, phrase, key)?;
             disk.flush().map_err(SealedError::io("write"))
         });
+        // Memory must say what the disk does: the header was not written.
         if let Err(error) = written {
             self.metadata = before;
             return Err(error);

@@ -76,6 +76,7 @@ impl LuksHeader {
         };
         let chosen = match (first, second) {
             (Ok(first), Ok(second)) => {
+                // Equal numbers mean equal copies; then the first one counts.
                 let newer = second.0.sequence > first.0.sequence;
                 let stale = first.0 != second.0 || first.1 != second.1;
                 let (source, (binary, metadata)) = if newer {
@@ -139,6 +140,7 @@ impl LuksHeader {
             return Err(SealedError::NoSlot(SLOTS_MAX));
         }
         let key = VolumeKey::random(new.cipher.key_bytes())?;
+        // First, and flushed: from here on a power cut is known to have left half of a formatting.
         mark(disk, UnfinishedMark::Formatting)?;
         // A header of an earlier life must not be found where this one's second copy is lost.
         let rest = TEAR_BYTES as u64;
@@ -152,6 +154,7 @@ impl LuksHeader {
             write_area(disk, &slot, phrase, &key)?;
             slots.insert(number.to_string(), value);
         }
+        // Key material before the header that names it: the disk may write in any order until then.
         disk.flush().map_err(SealedError::io("write"))?;
         let names: Vec<_> = slots.keys().cloned().collect();
         let salt = random::<SALT>()?;
@@ -249,6 +252,7 @@ impl LuksHeader {
         let digest = self.metadata.digest().map_err(SealedError::Unsupported)?;
         let mut found = Zeroizing::new(vec![0; digest.digest.len()]);
         stretch(key.expose(), &digest.salt, digest.rounds, &mut found);
+        // In constant time: the digest is of the volume key.
         let same: bool = found.ct_eq(&digest.digest).into();
         same.then_some(()).ok_or(SealedError::WrongKey)
     }
@@ -276,6 +280,7 @@ impl LuksHeader {
     pub(crate) fn store(&mut self, disk: &impl BlockStorage) -> Result<(), SealedError> {
         self.check_fits()?;
         self.binary.sequence += 1;
+        // The copy that was read stays whole until the other one is on the disk.
         self.write_copy(disk, self.source.other())?;
         self.write_copy(disk, self.source)
     }
@@ -335,6 +340,7 @@ fn find_second(disk: &impl BlockStorage) -> Result<(BinaryHeader, LuksMetadata),
     for at in sizes() {
         match read_copy(disk, HeaderCopyId::Second, at) {
             Err(HeaderError::Absent) => {}
+            // What is wrong with a copy that is there says more than that the other places are empty.
             Err(error) if worst == HeaderError::Absent => worst = error,
             Err(_) => {}
             found => return found,

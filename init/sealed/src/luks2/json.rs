@@ -141,6 +141,8 @@ impl LuksMetadata {
         let mandatory = &self.0["config"]["requirements"]["mandatory"];
         match mandatory {
             Value::Null => false,
+            // LUKS2 On-Disk Format Specification: a program must not touch a device whose mandatory requirements
+            // it does not know.
             Value::Array(list) => !list.is_empty(),
             _ => true,
         }
@@ -218,6 +220,7 @@ impl LuksMetadata {
     pub(super) fn put_slot(&mut self, number: u32, mut slot: Value) {
         let name = number.to_string();
         let slots = self.part("keyslots");
+        // Another program's user set it, and only the phrase changes.
         if let Some(priority) = slots.get(&name).and_then(|old| old.get("priority")) {
             slot["priority"] = priority.clone();
         }
@@ -282,6 +285,7 @@ const UNBOUND: &str = "it does not open the data";
 
 fn all_numbered(part: &Value, below: u32) -> bool {
     let names = part.as_object().into_iter().flatten().map(|(name, _)| name);
+    // "007" and "7" would be two names of one slot.
     let mut names = names.map(|name| name.parse::<u32>().map(|n| (n, n.to_string() == *name)));
     names.all(|name| name.is_ok_and(|(number, plain)| plain && number < below))
 }

@@ -196,6 +196,7 @@ pub(super) fn area(slot: &Value) -> Option<Range<u64>> {
 /// LUKS2 writes sizes and offsets as decimal text.
 pub(super) fn number(value: &Value) -> Option<u64> {
     let text = value.as_str()?;
+    // `parse` alone takes a plus sign as well.
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()
 }

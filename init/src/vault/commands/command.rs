@@ -120,6 +120,7 @@ fn unknown(line: &str) -> String {
 
 fn type_of(name: &str) -> Result<SlotType, String> {
     match SlotType::from_name(name) {
+        // Another node has to take the share first, which `[vault.kms]` arranges at the first boot.
         Some(SlotType::Kms) => {
             Err("a slot that another node opens is not made at the console".to_owned())
         }

@@ -230,6 +230,7 @@ impl CommandSession {
             PromptResponse::WithoutShares => self.without_shares = true,
             PromptResponse::Word(word) => self.typed.word = Some(word),
             PromptResponse::OfSlot(id, secret) => {
+                // What is typed last for a slot counts.
                 self.typed.of_slots.retain(|known| known.id != id);
                 self.typed.of_slots.push(SlotInput {
                     id,
@@ -278,6 +279,7 @@ impl CommandSession {
         } else {
             self.opened(place)?
         };
+        // The list on the disk is not authenticated: the vault that opened decides.
         if has_typed(open.alkv()) {
             self.opened_by_typing(place)?;
         } else {

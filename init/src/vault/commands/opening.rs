@@ -58,6 +58,7 @@ impl CommandSession {
                     "nothing here opens the vault for a change; attach the medium that opens it",
                 ));
             }
+            // Taken, so that a wrong one is asked for again and not tried twice: the TPM counts.
             let Some(pin) = self.typed.pin.take() else {
                 return Err(NeedInput::wants(CommandPrompt::Pin));
             };
@@ -158,6 +159,7 @@ impl CommandSession {
                 Ok(true)
             }
             Err(halt) => {
+                // A wrong one is forgotten, so that the next attempt asks again.
                 self.typed.of_slots.remove(at);
                 Err(halt)
             }
@@ -180,6 +182,7 @@ fn by_itself(place: &CommandContext<'_>, without_shares: bool) -> Attempt<Option
     for kind in UNATTENDED {
         let mut of_kind = slots.iter().filter(|slot| slot.kind() == kind);
         if of_kind.any(|slot| !tpm_unlock::wants_pin(slot))
+            // A slot that does not open now is no error: the next kind may.
             && let Ok(open) = unattended(&found, kind, place.keeper, &media)
         {
             return Ok(Some(open));

@@ -61,6 +61,7 @@ impl CommandSession {
         self.confirmed(&warning(&alkv, &lost), "REKEY")?;
         let consent = self.consent();
         let old = self.opened(place)?;
+        // What was confirmed was about the copy on the disk: a change of another one would lose slots.
         if *old.alkv() != alkv {
             return Err(NeedInput::refused(
                 "the two copies on the disk differ; restart the machine",

@@ -275,6 +275,7 @@ impl CommandSession {
         let Some(passphrase) = self.typed.new.take() else {
             return Err(NeedInput::wants(CommandPrompt::NewPassphrase));
         };
+        // After the typed one opened: Argon2id is measured only for a user who may change it.
         let (cost, cap_kib) = affordable()?;
         let open = self.opened_by_typing(place)?;
         let old = open.opened_by();
@@ -284,6 +285,7 @@ impl CommandSession {
             cost,
             cap_kib,
         };
+        // One change: between a removal and an addition the vault might open by nothing.
         let new = open.replace(old, slot, Consent::None)?;
         let added = find(open.alkv(), new)?;
         save(place, open)?;

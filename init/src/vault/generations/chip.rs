@@ -64,6 +64,7 @@ pub(crate) fn outdate(by: &[String], has_to: bool) -> Result<(), TpmError> {
     within(OUTDATE_MAX, &UNANSWERED, move || {
         let counted = tpm::connect().and_then(|mut tpm| {
             if by.is_empty() {
+                // Which TPM counted the disk is not known, and this one may have.
                 return tpm.outrun_notes();
             }
             let key = tpm.storage_key()?;
@@ -113,6 +114,7 @@ pub(super) fn within(
         unanswered.store(false, Ordering::SeqCst);
         return Err(TpmError::Transport(error));
     }
+    // The thread stays where it hangs; `unanswered` keeps a later question from passing it.
     heard
         .recv_timeout(most)
         .unwrap_or_else(|_| Err(TpmError::Transport(io::ErrorKind::TimedOut.into())))

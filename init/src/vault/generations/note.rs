@@ -94,6 +94,7 @@ pub(super) fn read(state_dir: &Path) -> io::Result<Option<GenerationNote>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
+    // An attacker who writes to the disk must not have PID 1 read gigabytes.
     if length > BYTES_MAX {
         return Err(io::Error::other("it is too long"));
     }

@@ -97,6 +97,7 @@ pub fn predict_pcr11(uki: &[u8]) -> Result<[u8; 32], PredictError> {
     for name in MEASURED {
         // One without contents is as one that is not there.
         if let Some(content) = pe.section(name)?.filter(|content| !content.is_empty()) {
+            // The stub measures the name with its NUL, then the contents (systemd-stub(7)).
             pcr = pcr.measure(format!("{name}\0").as_bytes()).measure(content);
         }
     }
@@ -138,6 +139,7 @@ fn digests(programs: &[&[u8]]) -> Result<Vec<[u8; 32]>, PredictError> {
 }
 
 fn pcr4(failed: u8, digests: &[[u8; 32]]) -> PredictedPcr {
+    // TCG PC Client Platform Firmware Profile: the boot attempt, then the separator, then each program.
     let first = PredictedPcr::START.measure(CALLING).measure(SEPARATOR);
     let ready = (0..failed).fold(first, |pcr, _| pcr.measure(RETURNING).measure(CALLING));
     digests.iter().fold(ready, |pcr, digest| pcr.extend(digest))
@@ -219,6 +221,7 @@ fn check_stub(pe: &PeImage<'_>) -> Result<(), PredictError> {
     let version = at.map(|at| &magic[at + STUB_IS.len()..]);
     let known = version.is_some_and(|version| {
         let next = version.strip_prefix(STUB_VERSION);
+        // 2571 would be another version.
         next.is_some_and(|next| next.first().is_none_or(|byte| !byte.is_ascii_digit()))
     });
     if known {

@@ -132,6 +132,7 @@ impl<'a> PeImage<'a> {
     #[must_use]
     pub fn authenticode(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
+        // A signature changes the checksum and the table of certificates: both are left out.
         hash.update(&self.bytes[..self.checksum.start]);
         match &self.certificates {
             Some(entry) => {
@@ -141,6 +142,7 @@ impl<'a> PeImage<'a> {
             None => hash.update(&self.bytes[self.checksum.end..self.header_bytes]),
         }
         let mut places: Vec<_> = self.sections.iter().map(|section| &section.raw).collect();
+        // Authenticode hashes sections in the order of the file, which need not be that of the table.
         places.sort_by_key(|raw| raw.start);
         for raw in places {
             hash.update(&self.bytes[raw.clone()]);

@@ -25,12 +25,14 @@ const UNITS: usize = 13;
 /// The whole image, with a serial number; nothing where the files pass it.
 pub(crate) fn fat(files: &[VolumeFile<'_>], serial: [u8; 4]) -> Option<Zeroizing<Vec<u8>>> {
     let mut image = Zeroizing::new(vec![0; SECTORS * SECTOR]);
+    // The first two entries belong to no cluster: the medium's byte, and a mark of the end.
     let mut table = vec![0xf00 | u16::from(MEDIA), CHAIN_END];
     let mut root = entry(*b"CIDATA     ", ATTRIBUTE_LABEL, 0, 0).to_vec();
     debug_assert!(root.starts_with(LABEL.as_bytes()));
     for (number, file) in files.iter().enumerate() {
         let first = table.len();
         let clusters = file.content.len().div_ceil(SECTOR);
+        // The first cluster of the data has the number 2.
         let at = (FIRST_CLUSTER + first - 2) * SECTOR;
         if at + clusters * SECTOR > image.len() {
             return None;
@@ -40,6 +42,7 @@ pub(crate) fn fat(files: &[VolumeFile<'_>], serial: [u8; 4]) -> Option<Zeroizing
         table.extend((clusters > 0).then_some(CHAIN_END));
         let short = short_name(number);
         root.extend(long_entries(file.name, &short));
+        // An empty file has no cluster, and states 0.
         let first = if clusters > 0 { first as u16 } else { 0 };
         let bytes = u32::try_from(file.content.len()).ok()?;
         root.extend(entry(short, ATTRIBUTE_FILE, first, bytes));
@@ -49,6 +52,7 @@ pub(crate) fn fat(files: &[VolumeFile<'_>], serial: [u8; 4]) -> Option<Zeroizing
     }
     put(&mut image, 0, &boot_sector(serial));
     let table = packed(&table);
+    // A driver may read either copy of the table.
     for copy in 0..2 {
         put(&mut image, (1 + copy * TABLE_SECTORS) * SECTOR, &table);
     }
@@ -58,6 +62,7 @@ pub(crate) fn fat(files: &[VolumeFile<'_>], serial: [u8; 4]) -> Option<Zeroizing
 
 fn boot_sector(serial: [u8; 4]) -> [u8; SECTOR] {
     let mut out = [0; SECTOR];
+    // Some systems take a volume for FAT only with this name and a jump before it.
     put(&mut out, 0, b"\xeb\x3c\x90MSDOS5.0");
     put(&mut out, 11, &(SECTOR as u16).to_le_bytes());
     put(&mut out, 13, &[1, 1, 0, 2]);
@@ -103,6 +108,8 @@ fn entry(name: [u8; 11], attributes: u8, cluster: u16, bytes: u32) -> [u8; ENTRY
 fn long_entries(name: &str, short: &[u8; 11]) -> Vec<u8> {
     let sum = short
         .iter()
+        // The sum of the short name ties the long entries to it: a system that knows only short names may have moved
+        // the file.
         .fold(0_u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
     let mut units: Vec<u16> = name.encode_utf16().collect();
     let parts = units.len().div_ceil(UNITS);
@@ -113,6 +120,7 @@ fn long_entries(name: &str, short: &[u8; 11]) -> Vec<u8> {
     units.resize(parts * UNITS, 0xffff);
     let part = |number: usize| {
         let mut out = [0; ENTRY];
+        // The highest part is marked, and comes first on the disk.
         let last = if number + 1 == parts { 0x40 } else { 0 };
         put(&mut out, 0, &[(number as u8 + 1) | last]);
         put(&mut out, 11, &[ATTRIBUTE_LONG, 0, sum]);

@@ -72,14 +72,17 @@ pub(crate) fn iso(files: &[VolumeFile<'_>]) -> Zeroizing<Vec<u8>> {
     let sectors = next.max(SECTORS_MIN);
     let mut image = Zeroizing::new(vec![0; sectors * SECTOR]);
     let mut sector = |number: usize, content: &[u8]| put(&mut image, number * SECTOR, content);
+    // A system without Joliet reads the first descriptor, with names in capitals.
     sector(FIRST_DESCRIPTOR, &descriptor(IsoNaming::Plain, sectors));
     sector(
         FIRST_DESCRIPTOR + 1,
         &descriptor(IsoNaming::Joliet, sectors),
     );
+    // Ends the descriptors.
     sector(FIRST_DESCRIPTOR + 2, b"\xffCD001\x01");
     for names in [IsoNaming::Plain, IsoNaming::Joliet] {
         let root = names.root() as u32;
+        // Each path table is there in both byte orders.
         sector(
             names.tables(),
             &path_table(root.to_le_bytes(), 1_u16.to_le_bytes()),
@@ -124,6 +127,7 @@ fn descriptor(names: IsoNaming, sectors: usize) -> [u8; SECTOR] {
     put(&mut out, 140, &(names.tables() as u32).to_le_bytes());
     put(&mut out, 148, &(names.tables() as u32 + 1).to_be_bytes());
     put(&mut out, 156, &record(&[0], names.root(), SECTOR, true));
+    // Digits of zero state that no date is given; zero bytes would not be digits.
     for date in [813, 830, 847, 864] {
         put(&mut out, date, b"0000000000000000\0");
     }
@@ -144,9 +148,11 @@ fn folder(names: IsoNaming, files: &[(VolumeFile<'_>, usize)]) -> Vec<u8> {
         .iter()
         .map(|(file, at)| (names.of_file(file.name), *at, file.content.len()))
         .collect();
+    // The records of a folder are in the order of their names (ECMA-119, 9.3).
     entries.sort_unstable();
     let own = [
         record(&[0], root, SECTOR, true),
+        // The root is its own parent.
         record(&[1], root, SECTOR, true),
     ];
     let files = entries
@@ -172,11 +178,13 @@ fn record(name: &[u8], at: usize, bytes: usize, is_folder: bool) -> Vec<u8> {
 
 /// Little endian, then big.
 fn both_u32(number: usize) -> [u8; 8] {
+    // Both byte orders, one behind the other (ECMA-119, 7.3.3).
     let [a, b, c, d] = (number as u32).to_le_bytes();
     [a, b, c, d, d, c, b, a]
 }
 
 fn both_u16(number: u16) -> [u8; 4] {
+    // Both byte orders, one behind the other (ECMA-119, 7.2.3).
     let [a, b] = number.to_le_bytes();
     [a, b, b, a]
 }
