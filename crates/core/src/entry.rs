@@ -75,6 +75,7 @@ impl PeerEntry {
             }
         }
         set(&mut self.keys, patch.keys);
+        // A key that is added again later has no end from before.
         self.key_ends.retain(|key, _| self.keys.contains(key));
         set(&mut self.token_hashes, patch.token_hashes);
         set(&mut self.scopes, patch.scopes);
