@@ -22,6 +22,8 @@ impl EnrolmentService {
             removal: Some(self.removals::<EnrolError>().await?.saturating_add(1)),
             ..PeerPatch::default()
         };
+        // The peer before its invitations: where the machine stops in between, `by_token` refuses
+        // those of a removed peer.
         self.peers.patch(peer.clone(), tombstone).await?;
         let mut closed = Vec::new();
         for mut record in self.tokens.list().await? {
