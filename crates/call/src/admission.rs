@@ -47,6 +47,7 @@ pub(crate) async fn admit(
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<(), StreamEnd> {
+    // A peer that leaves its answers unread gets no further requests begun.
     link.wait_until_read().await;
     link.asked();
     DispatcherCounters::add(&link.dispatcher.counters.requests);
@@ -54,6 +55,7 @@ pub(crate) async fn admit(
         return Err(StreamEnd::Protocol("id of the other side"));
     }
     if link.inbound.find(&event.id).is_some() {
+        // Two requests with one id could not be told apart by their answers.
         return Err(StreamEnd::Protocol("id is in flight"));
     }
     match check(link, lane, body, event) {
@@ -178,6 +180,8 @@ pub(crate) fn passed<'a>(
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
+    // A named peer needs the identity first: whether there is such a peer is for callers with the
+    // scope. Without one, an operation that does not exist costs no look at the token.
     let (operation, asker, route) = match payload.peer.as_deref() {
         None => (lookup(link, payload)?, who(payload)?, None),
         Some(peer) => {
@@ -258,6 +262,8 @@ fn lookup(
     let name = operation_name(payload)?;
     let found = link.dispatcher.registry.lookup(name);
     found
+        // operation| operation.is_external()|An internal operation answers as one that does not
+        // exist, so that no caller learns of it.
         .filter(|operation| operation.is_external() && operation.is_callable())
         .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
 }
@@ -277,6 +283,8 @@ fn routed(
         return Err(routes_nowhere(name, identity));
     }
     let id = link.dispatcher.by_name(peer);
+    // The scope has the peer's id, so that a right outlives an alias. An unknown name goes through
+    // the same check, and only callers with the scope learn that it is unknown.
     let route = AccessControl {
         required_scopes: vec![route_scope(id.as_ref().map_or(peer, PeerId::as_str))],
         ..AccessControl::default()
@@ -396,6 +404,7 @@ fn timeout(
     let Some(at) = absolute_ms else {
         return Ok(None);
     };
+    // A clock before 1970 was never set, as one before `SANE_CLOCK_MS`.
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
@@ -418,6 +427,8 @@ pub(crate) fn deadline(
         .spec
         .default_timeout_ms
         .map(|ms| Duration::from_millis(ms.into()));
+    // A subscription runs until a side ends it: no default and no longest time of this node
+    // applies.
     let fallback = (!subscription).then_some(CALL_TIMEOUT_DEFAULT);
     let most = (!subscription).then_some(dispatcher.timeout_max);
     let chosen = match (asked, own) {
@@ -472,6 +483,7 @@ fn make_room(
             limits.subscriptions,
         ));
     }
+    // With a key, the run takes the place in the operation, once for all requests that wait for it.
     if head.key.is_none() {
         let entered = operation.enter();
         entered.inspect_err(|_| DispatcherCounters::add(&counters.operation_full))?;

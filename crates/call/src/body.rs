@@ -73,6 +73,7 @@ impl CallBody {
 
     fn from_value(value: Value, tail: Bytes) -> Self {
         let body = Self::from_parts(value.to_string().into(), tail);
+        // The cell of a new body is empty.
         let _ = body.value.set(value);
         body
     }
@@ -122,6 +123,7 @@ impl CallBody {
             self.weigh()?;
             let value = serde_json::from_slice(&self.raw)
                 .map_err(|error| CallError::invalid_input(error.to_string()))?;
+            // Another thread may have parsed the same text meanwhile; its tree is as good.
             let _ = self.value.set(value);
         }
         Ok(self.value())
@@ -269,6 +271,8 @@ impl CallOutput {
         let size = TapeSize::measure(own.as_bytes()).map_err(|error| wrong(error.message))?;
         match json::check(own, NESTING_MAX) {
             Ok(()) => Ok(Self::Raw(text.slice_ref(own.as_bytes()))),
+            // RFC 8259, section 4 leaves open which of two members counts. Peers refuse such text,
+            // so that this node decides for the last.
             Err(JsonDefect::Duplicate) if size.tree_bytes() <= TREE_BYTES_FREE => {
                 let value = serde_json::from_str(own).map_err(|error| wrong(error.to_string()))?;
                 Ok(Self::Value(value))
@@ -358,6 +362,7 @@ fn slice(tail: &Bytes, value: &Value) -> Option<Bytes> {
         return None;
     };
     let offset = usize::try_from(offset.as_u64()?).ok()?;
+    // Both numbers are the sender's.
     let end = offset.checked_add(usize::try_from(len.as_u64()?).ok()?)?;
     (end <= tail.len()).then(|| tail.slice(offset..end))
 }

@@ -144,6 +144,7 @@ pub(crate) async fn run(
     };
     let end = tokio::select! {
         biased;
+        // First: a stream that was given up sends nothing more.
         code = lane.out.killed() => Some(StreamEnd::Killed(code)),
         ended = work => ended.err(),
     };
@@ -152,6 +153,7 @@ pub(crate) async fn run(
     halves.ended = true;
     match end {
         None => arrival(&link, &lane, &mut halves.send).await,
+        // The connection is gone, or all that was said arrived: nothing is left to give up.
         Some(StreamEnd::Closed | StreamEnd::Drained) => {}
         Some(StreamEnd::Killed(code)) => halves.give_up(code),
         Some(StreamEnd::Overload(why)) => {
@@ -232,6 +234,8 @@ async fn read_loop(
             lane.out.wait_room(room).await;
             turn += 1;
             if turn % FRAMES_PER_TURN == 0 {
+                // A peer with many frames at hand would keep the other tasks of this thread
+                // waiting.
                 tokio::task::yield_now().await;
             }
         }
@@ -287,6 +291,7 @@ async fn next_chunk(
         };
         match timeout_at(deadline, recv.read_chunk(READ_STEP_BYTES)).await {
             Ok(read) => return Ok(read?),
+            // A stranger whose request still runs is not idle.
             Err(_) if begun.is_none() && !link.inbound.is_empty() => {}
             Err(_) => return Err(StreamEnd::Timeout(why)),
         }
@@ -334,6 +339,7 @@ async fn write_loop(
                 let _ = send.stopped().await;
             }
         };
+        // A peer that does not read in time loses the rest: the drain has to end.
         let _ = tokio::time::timeout(link.dispatcher.patience.goodbye, arrived).await;
         return Err(StreamEnd::Drained);
     }
@@ -367,6 +373,7 @@ async fn write_step(
     loop {
         tokio::select! {
             biased;
+            // A step that was written counts, although its time was over in the same moment.
             written = &mut written => return Ok(written?),
             () = tokio::time::sleep(link.dispatcher.patience.blocked_lane) => {
                 // Where its requester has no room left, what is paused keeps others of its own from being answered.

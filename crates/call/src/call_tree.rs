@@ -11,6 +11,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// A number that no other request or call of this process has, or had.
 pub(crate) fn next_number() -> u64 {
+    // The number alone matters; it orders nothing else.
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 

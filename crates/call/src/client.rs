@@ -112,6 +112,7 @@ impl CallConnection {
         let link = &self.caller.link;
         tokio::select! {
             biased;
+            // The carriage's own reason says more than the end of the stream.
             reason = link.connection.closed() => reason,
             // On a carriage with one stream, the end of the stream may be all there is to see.
             () = link.ended() => CloseReason::Lost("the stream ended".to_owned()),
@@ -301,6 +302,8 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<Subscription, CallError> {
+        // The carriage's flow control holds back a stream of its own. On a lane it would hold back
+        // the others as well, so that events there need credit.
         let credit = (!self.has_own_stream(options))
             .then(|| SubscriptionCredit::fixed(options.window.max(1)));
         let buffered = credit

@@ -220,6 +220,7 @@ impl CompiledOperation {
     /// Counts one more running call, unless as many run as may.
     pub(crate) fn enter(&self) -> Result<(), CallError> {
         let most = self.spec.concurrency.unwrap_or(u32::MAX);
+        // Compared and counted in one step: of two calls at the last place one gets it.
         let taken = self
             .running
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {

@@ -128,6 +128,7 @@ impl CallClient {
             sni: None,
             remote_addr: connection.remote_addr(),
             carriage: connection.carriage(),
+            // Clients send early data (RFC 8446, section 2.3), and this side is the client.
             early_data: false,
         };
         let connection = self.attach(connection, Some(&auth));

@@ -169,6 +169,7 @@ impl CallConnectionState {
             goaway_heard: AtomicBool::new(false),
             peer_mixed: AtomicBool::new(false),
             announced_mixed: AtomicBool::new(false),
+            // Until the peer announces its own in `services/list`.
             peer_frame_bytes: AtomicUsize::new(FRAME_BYTES_DEFAULT),
             next_lane: AtomicU64::new(0),
             failure: Mutex::default(),
@@ -240,6 +241,7 @@ impl CallConnectionState {
                 return;
             }
             let over = self.tasks.clone();
+            // `wait` resolves for a closed tracker only; tasks can be added to it all the same.
             over.close();
             tokio::select! {
                 () = over.wait() => return,
@@ -263,6 +265,7 @@ impl CallConnectionState {
             match self.connection.accept_bi().await {
                 Ok((send, recv)) => drop(self.spawn_lane(CallStream::new(), send, recv)),
                 Err(StreamError::Closed(_) | StreamError::Timeout) => return,
+                // A stream that broke at its start ends none of the others.
                 Err(error) => tracing::debug!(%error, "a stream could not be accepted"),
             }
         }
@@ -325,10 +328,12 @@ impl CallConnectionState {
         if self.kind == PeerRole::OneWay {
             return Err(StreamError::Unsupported);
         }
+        // Locked until the stream is there: a second caller waits for it and opens none.
         let mut slot = self.shared[index].lock().await;
         if let Some(lane) = slot.as_ref().filter(|lane| lane.is_usable()) {
             return Ok(Arc::clone(lane));
         }
+        // A carriage with one stream has it from the start, on both sides.
         let (send, recv) = if self.connection.is_multi() {
             self.connection.open_bi().await?
         } else {
@@ -355,6 +360,8 @@ impl CallConnectionState {
             // The peer would not hear the answer.
             EventKind::Requested if self.is_over() || lane.out.is_ended() => self.ignored(),
             EventKind::Requested => return admission::admit(self, lane, &body, &event).await,
+            // The peer gives up a request of its own; any other id is one of ours, which it
+            // aborted.
             EventKind::Aborted if self.inbound.abort(&event.id) => {}
             EventKind::Credit => self.credit(&event),
             EventKind::Goaway => {
@@ -380,6 +387,7 @@ impl CallConnectionState {
                     window.add(n);
                 }
             }
+            // Credit may cross with the end of its subscription.
             _ => self.ignored(),
         }
     }
@@ -410,6 +418,8 @@ impl CallConnectionState {
     /// network, the error says so.
     pub(crate) fn by_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
         self.resolve_token(token).map_err(|error| {
+            // Before this guess counts: the one that uses up the allowance is still answered as
+            // wrong.
             let refused = self.connection.penalty().map(CallError::too_many_guesses);
             self.connection.auth_failed();
             refused.unwrap_or(error)
@@ -441,6 +451,7 @@ impl CallConnectionState {
         if let Some(bytes) = frame_bytes {
             self.peer_frame_bytes.store(bytes, Ordering::Release);
         }
+        // Never taken back: the peer may have proved it by a mixed frame before.
         self.peer_mixed.fetch_or(mixed, Ordering::AcqRel);
     }
 

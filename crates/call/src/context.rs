@@ -159,6 +159,7 @@ impl Ctx {
         if self.root().reads_causes() {
             return Some(failure.error(message));
         }
+        // The text is a server's: escaped, it cannot forge lines of the log.
         tracing::warn!(
             target: CAUSE_TARGET,
             request_id = self.root_request_id(),

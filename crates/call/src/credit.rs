@@ -61,10 +61,12 @@ impl SubscriptionCredit {
         let window = match &mut self.window {
             CreditSizing::Fixed(window) => *window,
             CreditSizing::Fitting { bytes: lately } => {
+                // A short event among long ones must not widen the window at once.
                 *lately = bytes.max(*lately / 2);
                 fitting(*lately)
             }
         };
+        // The window may have become smaller than what is open.
         let more = window.checked_sub(self.open)?;
         if more < window.div_ceil(2) {
             return None;
@@ -79,6 +81,7 @@ impl SubscriptionCredit {
 fn fitting(bytes: usize) -> u32 {
     let events = STREAM_EVENTS_BYTES / bytes.max(1);
     let events = u32::try_from(events).unwrap_or(u32::MAX);
+    // Without credit for one event the subscription would stand still.
     events.clamp(1, WINDOW_FORWARDED_MAX)
 }
 

@@ -225,6 +225,7 @@ impl Dispatcher {
         source: &str,
         registrations: Vec<Registration>,
     ) -> Result<(), RegistryError> {
+        // Before the turn: no promotion waits while the schemas of an import are compiled.
         let next = PendingImport::new(source, registrations)?;
         let _one_at_a_time = lock(&self.promoting);
         self.registry.place(&next)?;
@@ -310,12 +311,14 @@ impl Dispatcher {
     /// Takes no new requests, tells every peer, and resolves when running requests have ended and
     /// their answers are sent. Callers bound the wait.
     pub async fn drain(&self) {
+        // Before the links are read: one that `add_link` adds after that drains by itself.
         self.draining.store(true, Ordering::Release);
         let links: Vec<_> = lock(&self.links).iter().filter_map(Weak::upgrade).collect();
         links.iter().for_each(|link| link.start_drain());
         for link in links {
             link.ended().await;
         }
+        // Runs of idempotency keys outlive the connections that asked for them.
         self.keyed.drained().await;
     }
 

@@ -96,9 +96,13 @@ impl<'a> Envelope<'a> {
     /// Not UTF-8, no JSON object, `type` or `id` missing, a member twice, nested deeper than
     /// `nesting_max`, or an id outside its grammar.
     pub fn parse(body: &'a [u8], nesting_max: usize) -> Result<Self, CallFrameError> {
+        // JSON between systems is UTF-8: RFC 8259, section 8.1.
         let text = std::str::from_utf8(body).map_err(|_| CallFrameError::Utf8)?;
+        // Before `check`, which reads valid JSON only.
         let raw: RawEnvelope<'a> =
             json::parse_object(text).map_err(|error| CallFrameError::Json(error.to_string()))?;
+        // Which of two members counts is up to each reader (RFC 8259, section 4): two readers on
+        // the way could see two requests.
         json::check(text, nesting_max).map_err(|flaw| match flaw {
             JsonDefect::Duplicate => CallFrameError::Duplicate,
             JsonDefect::Nesting => CallFrameError::Nesting(nesting_max),
@@ -277,6 +281,7 @@ fn append_envelope(
     out.extend_from_slice(kind.name().as_bytes());
     out.extend_from_slice(b"\",\"id\":\"");
     for byte in id.bytes() {
+        // An id is visible ASCII, of which JSON escapes these two alone: RFC 8259, section 7.
         if matches!(byte, b'"' | b'\\') {
             out.push(b'\\');
         }

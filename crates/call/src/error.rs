@@ -74,6 +74,8 @@ static TABLE: [ErrorCodeRow; 13] = [
     row(ErrorCode::NotFound, "NOT_FOUND", false, 404, 1),
     row(ErrorCode::Unauthenticated, "UNAUTHENTICATED", false, 401, 4),
     row(ErrorCode::Forbidden, "FORBIDDEN", false, 403, 4),
+    // RFC 9110, section 15.5.21: the syntax is right, and the content is not what the operation
+    // takes.
     row(ErrorCode::InvalidInput, "INVALID_INPUT", false, 422, 2),
     row(ErrorCode::InvalidOutput, "INVALID_OUTPUT", false, 500, 1),
     row(
@@ -84,7 +86,11 @@ static TABLE: [ErrorCodeRow; 13] = [
         2,
     ),
     row(ErrorCode::Timeout, "TIMEOUT", true, 504, 5),
+    // No RFC has a status for a client that went away: 499 is what web servers log. 130 is how
+    // shells report an interrupt.
     row(ErrorCode::Aborted, "ABORTED", false, 499, 130),
+    // RFC 6585, section 4: the requester is to come again later. The node itself works, which 503
+    // would deny.
     row(ErrorCode::Overloaded, "OVERLOADED", true, 429, 1),
     row(
         ErrorCode::PayloadTooLarge,

@@ -128,9 +128,11 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         hash: Digest,
         waiting: R,
     ) -> IdempotencyLookup<R, T> {
+        // First: a result whose time is over must not answer.
         self.forget_old(now);
         if let Some(entry) = self.entries.get(name) {
             return match &entry.state {
+                // Before the state: neither a result nor a running call is for another input.
                 _ if entry.hash != hash => IdempotencyLookup::Conflict,
                 IdempotencyState::Ended { result, .. } => IdempotencyLookup::Ended(result.clone()),
                 IdempotencyState::Running(waiting) => IdempotencyLookup::Join(waiting.clone()),
@@ -160,6 +162,8 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         serial: Serial,
         result: Option<(T, usize)>,
     ) {
+        // `keep` gives an entry another serial: the guard of a run that ended finds nothing to
+        // forget.
         let is_it = self
             .entries
             .get(name)
@@ -236,6 +240,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
     /// keeps them.
     fn forget_of_largest(&mut self) -> bool {
         let with_oldest =
+            // Of equal shares the one with the older result loses it.
             |share: &IdempotencyUsage| Some((share.bytes, Reverse(*share.ended.first()?)));
         let largest = self.shares.values().filter_map(with_oldest).max();
         let oldest = largest.and_then(|(_, Reverse(oldest))| self.ended.get(&oldest).cloned());

@@ -47,6 +47,7 @@ impl Inbound {
     }
 
     pub(crate) fn forget(&self, request: &Arc<InboundRequest>) {
+        // After an abort the peer may have used the id again: that request stays.
         self.take(request.id(), |found| Arc::ptr_eq(found, request));
     }
 

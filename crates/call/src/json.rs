@@ -152,6 +152,7 @@ pub(crate) fn member<'a>(text: &'a [u8], name: &str) -> Option<&'a RawValue> {
         fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
             let mut found = None;
             while let Some(JsonMemberKey(key)) = members.next_key()? {
+                // As in a tree, the last of two members counts.
                 if key == self.0 {
                     found = Some(members.next_value()?);
                 } else {

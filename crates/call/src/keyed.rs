@@ -158,6 +158,7 @@ pub(crate) fn begin(
                 serial,
                 outcome,
             };
+            // Where there is no place, dropping the run forgets the entry.
             run.enter()?;
             KeyedStep::Run(run, waiting)
         }
@@ -276,6 +277,7 @@ impl KeyedRun {
             false => error,
         });
         let (kept, outcome) = keep(outcome, hindered);
+        // Before the waiters hear of it: one that asks again at once finds the result.
         self.settle(kept);
         self.outcome
             .send_replace(Some(KeyedResult { outcome, hindrance }));

@@ -105,9 +105,11 @@ impl SessionLayer {
         most: usize,
         replaces: bool,
     ) -> Result<bool, RegistryError> {
+        // Two registrations at once would copy the same set, and one of them would be lost.
         let _one_at_a_time = lock(&self.registering);
         let mut left = SCHEMAS_STEPS_MAX;
         let mut operations = OperationOverlay::clone(&self.operations.load());
+        // Before the count: what takes the place of another needs no further room.
         if replaces {
             operations.0.remove(registration.spec.name.as_str());
         }

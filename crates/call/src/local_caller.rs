@@ -393,6 +393,7 @@ impl LocalCaller {
         outcome: Result<CallOutput, CallError>,
     ) -> Result<CallOutput, CallError> {
         let operation = request.operation();
+        // The requester's rights may have ended while the operation ran.
         let outcome = request.may_still_receive().and(outcome).and_then(|output| {
             let share = PermitShare::for_identity(request.identity());
             operation.checked(output.inlined(), share)

@@ -78,6 +78,7 @@ impl Outbound {
         } else {
             wire.strip_prefix('~')?
         };
+        // `01` is no id of this side's: one request must not have two names.
         let canonical = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
         canonical.then(|| digits.parse().ok()).flatten()
     }
@@ -242,6 +243,7 @@ impl Outbound {
 
     /// Ends every request, and those to come.
     pub(crate) fn close(&self, why: &'static str) {
+        // First: a request that came in between would wait for ever.
         lock(&self.table).closed.get_or_insert(why);
         self.fail_where(|_| true, why);
     }

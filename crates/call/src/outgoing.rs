@@ -81,6 +81,7 @@ impl EncodedRequest {
         timeout: Option<Duration>,
         out: &mut Vec<u8>,
     ) -> Result<PendingCall, CallError> {
+        // Before the frame is sent: the answer may come at once.
         let answer = link.outbound.wait_once(self.id, lane)?;
         Ok(PendingCall {
             answer,
@@ -167,6 +168,7 @@ impl PendingCall {
                 .unwrap_or_else(|_| Err(CallError::timeout())),
             None => answer.await,
         };
+        // Kept until here: dropped earlier, with this future, it aborts the call at the peer.
         drop(outgoing);
         outcome
     }
@@ -185,6 +187,7 @@ fn payload<'a, I>(
         auth_token: options.auth_token.as_deref().map(Into::into),
         forwarded_for: options.forwarded_for.clone(),
         timeout_ms: options.timeout.map(millis),
+        // `timeout_ms` says it, which needs no two clocks that agree.
         deadline: None,
         idle_ms: options.idle.map(millis),
         window,
@@ -233,6 +236,7 @@ impl OutgoingRequest {
         let before = self
             .owed
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        // A task waits already, and will say this as well.
         if before != Ok(0) {
             return;
         }

@@ -84,6 +84,7 @@ pub(crate) async fn follow(
     let work = async {
         tokio::select! {
             biased;
+            // First: an event that is ready as well is not the requester's any more.
             error = request_grant::withdrawn(request) => Err(error),
             outcome = work => outcome,
         }
@@ -138,6 +139,7 @@ impl ReadAhead {
                     "the reader is too slow for this subscription",
                 ));
             }
+            // A policy of no events at all would never give one.
             OnSlow::DropOldest(most) if self.items.len() >= most.max(1) => self.drop_oldest(),
             _ => {}
         }

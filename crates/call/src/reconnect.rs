@@ -191,6 +191,7 @@ impl ReconnectingClient {
             operation: operation.to_owned(),
             input: input.clone(),
             options: options.clone(),
+            // The cursor becomes a member of the input, which has to be able to have one.
             resumable: habits.resumable && (input.is_object() || input.is_null()),
             cursor: None,
             tries: 0,

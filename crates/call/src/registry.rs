@@ -369,6 +369,7 @@ impl Registry {
     /// An operation by its name on the wire, with or without the leading slash.
     pub(crate) fn lookup(&self, name: &str) -> Option<Arc<CompiledOperation>> {
         let name = name.strip_prefix('/').unwrap_or(name);
+        // First: nothing that is promoted or imported takes the place of the program's own.
         if let Some(found) = self.curated(name) {
             return Some(Arc::clone(found));
         }

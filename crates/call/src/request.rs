@@ -212,6 +212,7 @@ impl InboundRequest {
     /// The token is made on the first access: most operations never need it.
     pub(crate) fn cancel_token(&self) -> &CancellationToken {
         let token = self.token.get_or_init(CancellationToken::new);
+        // An abort that came before this access found no token to cancel.
         if self.aborted.load(Ordering::SeqCst) {
             token.cancel();
         }
@@ -232,6 +233,7 @@ impl InboundRequest {
     /// The task that drives the request from now on.
     pub(crate) fn set_task(&self, task: AbortHandle) {
         let _ = self.task.set(task);
+        // An abort that came before found no task to end.
         if self.aborted.load(Ordering::SeqCst) {
             self.abort();
         }
@@ -571,6 +573,7 @@ pub(crate) struct OnceRun {
 
 impl OnceRun {
     pub(crate) async fn poll_or_spawn(mut self) {
+        // Most operations answer at once, and need neither a task nor a timer.
         if futures_util::poll!(self.run.as_mut()).is_ready() {
             return;
         }

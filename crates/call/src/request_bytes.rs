@@ -299,6 +299,7 @@ impl RequestBytes {
             self.bounds.subscribe(own, strangers, all, bytes)?;
         }
         counted.add(&requester, bytes, subscribed);
+        // While it is locked: the copy must not go back to an older count.
         self.node.store(counted.node, Ordering::Release);
         drop(counted);
         Ok(Some(Arc::new(RequestClaim {
@@ -316,6 +317,7 @@ impl RequestBytes {
         let asked = match fit {
             GrowLimit::Anyway => None,
             GrowLimit::Begins => Some(1),
+            // `fits` adds this to what the requester has: twice what it would have then.
             GrowLimit::First | GrowLimit::Half => {
                 Some(counted.requester_totals(requester).bytes + 2 * bytes)
             }

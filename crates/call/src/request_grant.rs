@@ -64,6 +64,7 @@ impl InboundRequest {
         }
         // Before anybody is looked up: a change in between is seen the next time.
         let table = dispatcher.table();
+        // Relaxed: a number that is seen late costs one more look at the rights.
         if table.is_some_and(|table| self.seen.load(Ordering::Relaxed) == table) {
             return Ok(());
         }
@@ -93,6 +94,7 @@ impl CallConnectionState {
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         if let (Some(kept), Some(token)) = (self.session.identity(), self.session.token()) {
             let now = self.dispatcher.by_token(token.expose());
+            // The token may be another identity's by now.
             return now.filter(|now| now.id == kept.id);
         }
         let kept = self.connection.identity()?;

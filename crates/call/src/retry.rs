@@ -77,6 +77,7 @@ impl PeerRetryInfo {
     pub(crate) fn learn(&self, operation: &str, spec: &OperationSpec) {
         let mut habits = lock(&self.habits);
         if habits.len() >= KNOWN_OPERATIONS_MAX {
+            // What is forgotten is asked of the peer again.
             habits.clear();
         }
         let name = operation.trim_start_matches('/').to_owned();

@@ -139,6 +139,7 @@ impl SendQueue {
         state.pushed += (state.queued() - before) as u64;
         state.set_aside();
         drop(state);
+        // It keeps the notice: a writer that is busy finds it afterwards.
         self.work.notify_one();
         Some(result)
     }
@@ -178,6 +179,7 @@ impl SendQueue {
         let bytes = state.queued() - before;
         state.pushed += bytes as u64;
         state.set_aside();
+        // The length was claimed before; a refusal in its place has another one.
         unread.add(bytes.saturating_sub(claimed));
         unread.taken(claimed.saturating_sub(bytes));
         if let Some(meter) = meter {
@@ -300,6 +302,7 @@ impl SendQueue {
             if let Some(work) = self.try_work() {
                 return work;
             }
+            // In this order: an answer is queued before its request counts as over.
             if may_finish() && self.is_idle() {
                 lock(&self.state).finish = true;
                 continue;
@@ -323,6 +326,7 @@ impl SendQueue {
     /// `bytes` more are on the wire.
     pub(crate) fn wrote(&self, bytes: usize) {
         let mut state = lock(&self.state);
+        // Where the stream ended meanwhile, nothing counts as being written.
         state.writing = state.writing.saturating_sub(bytes);
         state.written += bytes as u64;
         let written = state.written;

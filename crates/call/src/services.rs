@@ -166,6 +166,7 @@ fn run_list(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
         .after(&cursor)
         .filter(|operation| operation.spec.name.starts_with(prefix))
         .filter(|operation| is_shown(operation, ctx))
+        // One more tells whether there is another page.
         .take(limit + 1)
         .map(|operation| summary(&operation.spec))
         .collect();

@@ -216,6 +216,7 @@ async fn watch(
             return;
         };
         let now = proof.resolve(&link.dispatcher);
+        // A token that is gone before its end was taken away.
         let expired = ends && begun.elapsed() >= lasts;
         match now.filter(|identity| identity.id == current.id) {
             Some(identity) => {

@@ -219,6 +219,7 @@ pub(crate) fn pointer(path: &str) -> Option<String> {
 fn from_dotted(path: &str) -> Option<String> {
     let plain = |name: &str| !name.is_empty() && !name.contains(['[', ']', '*', '\'', '"']);
     path.split('.').all(plain).then(|| {
+        // `~` first, as RFC 6901, section 4 unescapes it last.
         let escaped = |name: &str| name.replace('~', "~0").replace('/', "~1");
         path.split('.')
             .flat_map(|name| ["/".to_owned(), escaped(name)])

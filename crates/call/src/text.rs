@@ -385,6 +385,7 @@ fn find_special(bytes: &[u8]) -> Option<usize> {
 }
 
 const fn special(byte: u8) -> bool {
+    // What JSON has to escape: RFC 8259, section 7.
     byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 

@@ -129,6 +129,7 @@ impl UnreadBytes {
         loop {
             let fewer = self.room.notified();
             tokio::pin!(fewer);
+            // Before the bytes are looked at: what is taken in between is not missed.
             fewer.as_mut().enable();
             if self.bytes() < most {
                 return;

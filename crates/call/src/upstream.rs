@@ -44,7 +44,9 @@ impl UpstreamFailure {
             ErrorCode::Timeout => Some(Self::TimedOut),
             ErrorCode::InvalidOutput | ErrorCode::PayloadTooLarge => Some(Self::BadAnswer),
             ErrorCode::Operation(name) => match name.strip_prefix(STATUS_CODE) {
+                // RFC 6585, section 4, and RFC 9110, section 15.6.4: the server works again later.
                 Some("429" | "503") => Some(Self::Unavailable),
+                // RFC 9110, sections 15.5.9 and 15.6.5.
                 Some("408" | "504") => Some(Self::TimedOut),
                 Some(_) => Some(Self::BadAnswer),
                 None => name.starts_with(TOOL_CODE).then_some(Self::BadAnswer),
@@ -115,6 +117,7 @@ impl InboundRequest {
         let Some(failure) = UpstreamFailure::from_code(&error.code) else {
             return error;
         };
+        // The text is a server's: escaped, it cannot forge lines of the log.
         tracing::warn!(
             target: CAUSE_TARGET,
             request_id = self.id(),

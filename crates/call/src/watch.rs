@@ -160,6 +160,7 @@ struct RegistryWatcher {
 
 impl RegistryWatcher {
     fn new(announcer: Announcer, view: impl Fn() -> View + Send + 'static) -> Self {
+        // Before the history is read: a change in between wakes the watcher.
         let changes = announcer.0.changed.subscribe();
         let (seen, registry) = {
             let history = lock(&announcer.0.history);

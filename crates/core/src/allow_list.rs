@@ -34,28 +34,43 @@ impl DialAllowList {
 
 /// Ranges of IPv4 that are no place of the Internet: RFC 6890 and its registry, with multicast.
 const SPECIAL_V4: [([u8; 4], u8); 15] = [
+    // RFC 1122, section 3.2.1.3: this host on this network.
     ([0, 0, 0, 0], 8),
+    // RFC 1918: private, as 172.16.0.0/12 and 192.168.0.0/16.
     ([10, 0, 0, 0], 8),
+    // RFC 6598: between carriers and their customers.
     ([100, 64, 0, 0], 10),
+    // RFC 1122, section 3.2.1.3: loopback.
     ([127, 0, 0, 0], 8),
+    // RFC 3927: link-local. Clouds answer with the secrets of a machine there.
     ([169, 254, 0, 0], 16),
     ([172, 16, 0, 0], 12),
+    // RFC 6890, section 2.1: assignments of protocols.
     ([192, 0, 0, 0], 24),
+    // RFC 5737: for documentation, as 198.51.100.0/24 and 203.0.113.0/24.
     ([192, 0, 2, 0], 24),
+    // RFC 7526: relays of 6to4, which was given up.
     ([192, 88, 99, 0], 24),
     ([192, 168, 0, 0], 16),
+    // RFC 2544: for measurements.
     ([198, 18, 0, 0], 15),
     ([198, 51, 100, 0], 24),
     ([203, 0, 113, 0], 24),
+    // RFC 5771: multicast.
     ([224, 0, 0, 0], 4),
+    // RFC 1112, section 4: reserved, with the address for broadcasts.
     ([240, 0, 0, 0], 4),
 ];
 
 /// Ranges within `2000::/3` that are none: protocols and Teredo, documentation, 6to4.
 const SPECIAL_V6: [([u16; 2], u8); 4] = [
+    // RFC 2928, with Teredo (RFC 4380) in it.
     ([0x2001, 0], 23),
+    // RFC 3849.
     ([0x2001, 0xdb8], 32),
+    // RFC 3056: an IPv4 address is in it, which may be any of the above.
     ([0x2002, 0], 16),
+    // RFC 9637.
     ([0x3fff, 0], 20),
 ];
 
@@ -66,6 +81,7 @@ const NAT64: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
 /// multicast, reserved or for documentation, in whichever form it is written.
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
+    // An attacker may write 127.0.0.1 as ::ffff:127.0.0.1 (RFC 4291, section 2.5.5.2).
     match address.to_canonical() {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),
@@ -91,6 +107,7 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         let first = u32::from(*first) << 16 | u32::from(*second);
         (head ^ first) >> (32 - u32::from(*length)) == 0
     };
+    // Global unicast addresses are assigned from 2000::/3 only: RFC 3587.
     parts[0] >> 13 == 1 && !SPECIAL_V6.iter().any(within)
 }
 

@@ -124,6 +124,7 @@ impl CloseReason {
             Some(CloseCode::Locked) => 30,
             Some(CloseCode::Shutdown) => 5,
             Some(CloseCode::Overload) => 1,
+            // A number that is not ours says nothing about when to come again.
             _ => 0,
         };
         Some(Duration::from_secs(seconds))

@@ -310,6 +310,7 @@ impl Connection {
     /// The peer was removed: from here on the connection, which is about to be closed, has no identity, and cannot get
     /// one again.
     pub fn revoke_identity(&self) {
+        // Before the identity is taken: `set_identity` looks at it after its own store.
         self.0.revoked.store(true, Ordering::SeqCst);
         self.0.identity.store(None);
     }
@@ -323,6 +324,7 @@ impl Connection {
 
     /// Whose identity counts where this connection has none.
     fn inherits(&self) -> Option<&Self> {
+        // A peer that was removed must not have its carrier's rights instead.
         let revoked = self.0.revoked.load(Ordering::SeqCst);
         self.0.carrier.as_ref().filter(|_| !revoked)
     }
@@ -361,6 +363,7 @@ impl Connection {
     pub fn auth_failed(&self) {
         match (self.0.on_auth_failure.get(), &self.0.carrier) {
             (Some(notice), _) => notice(),
+            // What is carried has no network of its own to count by.
             (None, Some(carrier)) => carrier.auth_failed(),
             (None, None) => {}
         }
@@ -394,6 +397,7 @@ impl Connection {
     pub fn authenticated(&self, who: &PeerId) {
         if !self.is_authenticated() {
             let notice = self.0.on_authenticated.get();
+            // Without a maker that counts places, every peer has one.
             if notice.is_none_or(|notice| notice(who)) {
                 self.0.authenticated.store(true, Ordering::Release);
             }

@@ -80,6 +80,7 @@ impl PeerVerification {
                 DialErrorKind::UnknownPeer,
                 UnknownPeer(addr.address()),
             )),
+            // The keys of the configuration win over those in the address.
             ([], pins, _) | (pins, _, _) => Ok(Self::Pinned(pins.to_vec())),
         }
     }
@@ -269,6 +270,7 @@ fn split_port(address: &str) -> Result<(&str, u16), PeerAddrError> {
         return Ok((host, DEFAULT_PORT));
     }
     let digits = rest.strip_prefix(':').unwrap_or_default();
+    // `parse` would take a sign.
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     match digits.parse() {
         Ok(port) if plain && port > 0 => Ok((host, port)),
@@ -286,6 +288,7 @@ fn parse_host(host: &str) -> Result<DialHost, PeerAddrError> {
     if let Ok(ip) = host.parse() {
         return Ok(DialHost::Ip(ip));
     }
+    // Names compare without case: RFC 4343.
     let name = host.to_ascii_lowercase();
     // A name that ends in digits is a mistyped address and no resolver's business.
     let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or("");

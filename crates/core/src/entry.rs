@@ -76,6 +76,7 @@ impl PeerEntry {
         }
         set(&mut self.keys, patch.keys);
         set(&mut self.key_ends, patch.key_ends);
+        // A key that is added again later has no end from before.
         self.key_ends.retain(|key, _| self.keys.contains(key));
         set(&mut self.token_hashes, patch.token_hashes);
         set(&mut self.scopes, patch.scopes);

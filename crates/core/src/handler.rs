@@ -96,7 +96,9 @@ impl HandlerRegistry {
         &mut self,
         handler: Arc<dyn ProtocolHandler>,
     ) -> Result<(), HandlerRegistryError> {
+        // All are checked before one is added: an error leaves the table as it was.
         for spec in handler.alpns() {
+            // RFC 7301, section 3.1.
             if spec.id.is_empty() || spec.id.len() > 255 {
                 return Err(HandlerRegistryError::Length(spec.name()));
             }

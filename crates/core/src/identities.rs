@@ -106,6 +106,7 @@ impl Identities {
     /// Who would hold `key` with these entries of the configuration.
     #[must_use]
     pub fn preview(&self, entries: &IdentityEntries, key: &PeerKey) -> Option<Arc<Identity>> {
+        // A copy: what is only asked for must not be in place for a moment.
         let mut preview = self.0.sources().clone();
         preview.config = entries.clone();
         let index = preview.index(0);
@@ -189,6 +190,7 @@ impl IdentitiesInner {
         if changes.is_empty() {
             return Ok(answer);
         }
+        // Without the lock on the entries: what reads them must not wait for a disk.
         if let Some(keeper) = &self.keeper {
             keeper.keep(&changes)?;
         }
@@ -295,6 +297,7 @@ impl IdentityProvider for Identities {
         let makers = std::iter::successors(Some(holder), |made| index.maker(made.maker.as_ref()?));
         let ends = makers.take(MAKERS_MAX).filter_map(|holder| holder.expires);
         let end = ends.min()?;
+        // Where the clock is not set, nothing that ends is good.
         let left = self.0.clock.now_s().map(|now| end.saturating_sub(now));
         Some(Duration::from_secs(left.unwrap_or_default()))
     }

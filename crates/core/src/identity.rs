@@ -262,6 +262,7 @@ impl<S: AsRef<str>> FromIterator<S> for ScopeSet {
             match scope.as_ref() {
                 "*" => set.all = true,
                 scope => match scope.strip_suffix('*') {
+                    // Only a whole segment may be `*`.
                     Some(prefix) if prefix.ends_with(':') => set.prefixes.push(prefix.into()),
                     _ => set.exact.push(scope.into()),
                 },

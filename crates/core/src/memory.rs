@@ -108,6 +108,7 @@ impl StreamSource for MemorySource {
     }
 
     fn close(&self, code: CloseCode, reason: &str) {
+        // The first reason stays.
         self.closed.send_if_modified(|closed| {
             let first = closed.is_none();
             if first {
@@ -205,6 +206,7 @@ impl AsyncWrite for MemorySendHalf {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        // This also leaves the waker that a stop wakes.
         if let Poll::Ready(code) = self.poll_stop_code(cx) {
             return Poll::Ready(Err(StreamError::Stopped(code).into()));
         }
@@ -240,6 +242,7 @@ impl SendHalf for MemorySendHalf {
                     Poll::Ready(Err(error)) => {
                         return Poll::Ready(Err(unwrap_stream_error(error)));
                     }
+                    // What was taken has to be said: the caller comes again with the rest.
                     Poll::Pending if written > 0 => return Poll::Ready(Ok(written)),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -261,6 +264,7 @@ impl SendHalf for MemorySendHalf {
 
     fn reset(&mut self, code: StreamCode) {
         signal(&self.signals, self.side).reset = Some(code.code());
+        // The end wakes the reader, which then finds the code.
         if self.finish().is_err() {
             self.write = None;
         }
@@ -294,6 +298,7 @@ impl AsyncRead for MemoryRecvHalf {
         };
         let before = buf.filled().len();
         ready!(Pin::new(read).poll_read(cx, buf))?;
+        // Only at the end: what came before the reset is still read.
         if buf.filled().len() == before
             && let Some(code) = signal(&self.signals, side).reset
         {
@@ -325,6 +330,7 @@ impl RecvHalf for MemoryRecvHalf {
 
     fn stop(&mut self, code: StreamCode) {
         self.read = None;
+        // Wakes without the lock, which the sender takes.
         let sender = {
             let mut signal = signal(&self.signals, self.side);
             signal.stopped.get_or_insert_with(|| code.code());

@@ -67,6 +67,7 @@ impl Histogram {
     /// Counts one duration.
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
+        // A bound belongs to its bucket: `le` of the text format.
         let bucket = self.bounds.partition_point(|bound| *bound < seconds);
         self.buckets[bucket].add(1);
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
@@ -139,6 +140,7 @@ impl Metrics {
         let family = self.family(name, help, MetricKind::Histogram);
         let mut total = 0;
         for (at, bucket) in from.buckets.iter().enumerate() {
+            // Each bucket of the text format counts those before it as well.
             total += bucket.get();
             let bound = from.bounds.get(at).map(ToString::to_string);
             let bound = bound.as_deref().unwrap_or("+Inf");
@@ -213,6 +215,7 @@ fn series(name: &str, labels: Labels<'_>) -> String {
         text.push_str(label);
         text.push_str("=\"");
         for c in value.chars() {
+            // What the text format escapes in the value of a label.
             match c {
                 '\\' => text.push_str("\\\\"),
                 '"' => text.push_str("\\\""),

@@ -36,6 +36,8 @@ impl Wake for WakeFlag {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.rung.store(true, Ordering::SeqCst);
+        // The lock is free before the task wakes: another thread may poll it at once, and takes the
+        // lock.
         let task = self.task().clone();
         if let Some(task) = task {
             task.wake();
@@ -73,6 +75,7 @@ impl<F: Future> Future for PollOnWake<F> {
             this.task = Some(cx.waker().clone());
             this.bell.task().clone_from(&this.task);
         }
+        // A read first: most polls find nothing, and a swap would write each time.
         if !this.bell.rung.load(Ordering::SeqCst) || !this.bell.rung.swap(false, Ordering::SeqCst) {
             return Poll::Pending;
         }

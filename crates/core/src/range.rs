@@ -22,6 +22,7 @@ impl AddressRange {
         match (self.first, address.to_canonical()) {
             (IpAddr::V4(first), IpAddr::V4(address)) => {
                 let differ = u32::from(first) ^ u32::from(address);
+                // A prefix length of 0 shifts by all bits, and every address is in the range.
                 differ.checked_shr(32 - u32::from(self.bits)).unwrap_or(0) == 0
             }
             (IpAddr::V6(first), IpAddr::V6(address)) => {
@@ -61,12 +62,14 @@ impl FromStr for AddressRange {
         let bits = match length {
             None => most,
             Some(length) => {
+                // `parse` would take a sign.
                 let plain = length.bytes().all(|byte| byte.is_ascii_digit());
                 let bits = length.parse::<u8>().ok().filter(|bits| *bits <= most);
                 bits.filter(|_| plain).ok_or(RangeError::Length(most))?
             }
         };
         let rest = match first {
+            // A single address shifts by all bits, and has none beyond.
             IpAddr::V4(first) => u32::from(first).checked_shl(bits.into()).unwrap_or(0) != 0,
             IpAddr::V6(first) => u128::from(first).checked_shl(bits.into()).unwrap_or(0) != 0,
         };

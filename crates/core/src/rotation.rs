@@ -91,6 +91,7 @@ impl PeerEntry {
         new: PeerKey,
         now_s: u64,
     ) -> Result<(Self, u64), RotationError> {
+        // First: a key that has ended neither counts nor stands in the way.
         self.drop_ended_keys(now_s);
         if old == new {
             return Err(RotationError::Same);

@@ -99,6 +99,7 @@ impl AuthToken {
         // Filled to its exact size, so that no copy of it is left behind by growing.
         let mut text = String::with_capacity(TOKEN_BYTES);
         text.push_str(PREFIX);
+        // Its alphabet is `0` to `9` and `a` to `v`, which a name may have.
         BASE32_DNSSEC.encode_append(name, &mut text);
         text.push('_');
         BASE64URL_NOPAD.encode_append(secret, &mut text);
@@ -117,16 +118,19 @@ impl AuthToken {
     /// The text does not have the form of a token.
     pub fn hash(&self) -> Result<TokenHash, TokenError> {
         let rest = self.0.strip_prefix(PREFIX).ok_or(TokenError::Form)?;
+        // At the first one: base64url has `_` as well (RFC 4648, section 5).
         let (name, secret) = rest.split_once('_').ok_or(TokenError::Form)?;
         let key_id = name.parse().map_err(|_| TokenError::Form)?;
         let secret = BASE64URL_NOPAD
             .decode(secret.as_bytes())
             .map_err(|_| TokenError::Form)?;
+        // Wiped at once: the length is all that is wanted of it here.
         if Zeroizing::new(secret).len() != SECRET_BYTES {
             return Err(TokenError::Form);
         }
         Ok(TokenHash {
             key_id,
+            // A slow hash is for passwords: no dictionary has 256 random bits.
             sha256: Sha256::digest(self.0.as_bytes()).into(),
         })
     }
@@ -153,6 +157,7 @@ impl TokenHash {
     /// Whether both are of the same token; takes the same time whatever the answer.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
+        // `&` and not `&&`: the second is compared whatever the first says.
         (self.key_id.0.ct_eq(&other.key_id.0) & self.sha256.ct_eq(&other.sha256)).into()
     }
 }

@@ -25,6 +25,8 @@ impl ShareId {
     #[must_use]
     pub fn from_key(key: &PeerKey) -> Self {
         let hash = Sha256::digest(format!("alknet escrow 1\n{key}\n"));
+        // The extended hex alphabet of RFC 4648, section 7, in lower case as RFC 5155 writes it:
+        // ids sort as their hashes do.
         let mut text = BASE32_DNSSEC.encode(&hash[..8]);
         text.truncate(ID_CHARS);
         Self(text)

@@ -73,14 +73,19 @@ impl ShareIndex {
             Err(error) => return Err(failed(&path, error)),
         };
         let mut text = Vec::new();
+        // A file longer than any list is not read to its end; cut off, it is no JSON and counts as
+        // damaged.
         let read = file.take(BYTES_MAX + 1).read_to_end(&mut text);
         read.map_err(|error| failed(&path, error))?;
+        // The format first: a later one may have members that would look like damage.
         let head: EscrowIndexHeader = serde_json::from_slice(&text).map_err(|_| damaged())?;
         if head.escrow != FORMAT {
             return Err(IndexError::Newer(head.escrow));
         }
         let form: EscrowIndexDocument = serde_json::from_slice(&text).map_err(|_| damaged())?;
         let ids = form.shares.windows(2);
+        // The entries were written from a sorted map; what is out of order or there twice was not
+        // written here.
         let in_order = ids.into_iter().all(|two| two[0].id < two[1].id);
         if form.shares.len() > SHARES_MAX || !in_order {
             return Err(damaged());

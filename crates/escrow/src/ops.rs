@@ -72,6 +72,8 @@ impl EscrowContext {
             )
         })?;
         let by_key = ctx.conn().key.filter(|_| who.kind == IdentityKind::Peer);
+        // A token replaces the identity of a request and leaves the connection's key: both have to
+        // be the same peer.
         let held = by_key.filter(|key| {
             let holder = self.identities.by_key(key);
             holder.is_some_and(|holder| holder.id == who.id)
@@ -87,6 +89,8 @@ impl EscrowContext {
         Ok(ShareRequest {
             key,
             peer: who.id.clone(),
+            // A dual-stack socket shows IPv4 peers as ::ffff:0:0/96 (RFC 4291, section 2.5.5.2),
+            // which no IPv4 range contains.
             address: ctx.conn().remote_addr.map(|addr| addr.ip().to_canonical()),
             now_s: self.identities.now_s(),
             now: Instant::now(),
@@ -367,6 +371,7 @@ where
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let on = on.clone();
         async move {
+            // `escrow/list` needs no input, and serde reads no structure from null.
             let input = match input.is_null() {
                 true => CallBody::json(&json!({}))?.parse()?,
                 false => input.parse()?,

@@ -132,6 +132,7 @@ impl ShareRegistry {
         asked: &ShareRequest,
         deposit: &ShareDeposit,
     ) -> Result<ShareId, EscrowError> {
+        // The sealed form has 32 bytes for the key.
         let PeerKey::Ed25519(key) = asked.key else {
             return Err(EscrowError::Unknown);
         };
@@ -140,6 +141,7 @@ impl ShareRegistry {
         if let Some(entry) = state.shares.get(&id) {
             return match entry.revoked {
                 Some(_) => Err(EscrowError::Revoked),
+                // The ids of two keys may agree: an id has 60 bits of the hash.
                 None if entry.key != asked.key => Err(EscrowError::Conflict),
                 None => match self.sealed(&id, &key)? == deposit.share {
                     true => Ok(id),
@@ -158,6 +160,8 @@ impl ShareRegistry {
             released: None,
             revoked: None,
         };
+        // On a copy, which `keep` takes over once it is on the disk: a failed write changes
+        // nothing.
         let mut shares = state.shares.clone();
         make_room(&mut shares)?;
         shares.insert(id.clone(), entry);
@@ -165,6 +169,8 @@ impl ShareRegistry {
         sealed[0] = SEALED_FORMAT;
         sealed[1..33].copy_from_slice(&key);
         sealed[33..].copy_from_slice(deposit.share.expose());
+        // The share before the list: a peer whose share is listed and absent could never deposit it
+        // again.
         self.safe.put(&id, &*sealed)?;
         if let Err(error) = self.keep(&mut state, shares) {
             // The list does not name it: the peer's next attempt puts the same there.
@@ -211,6 +217,8 @@ impl ShareRegistry {
         if entry.revoked.is_some() {
             return Err(EscrowError::Revoked);
         }
+        // Before the approval: a request from elsewhere must not appear to an administrator as one
+        // that waits.
         let inside = |address| entry.from.iter().any(|range| range.contains(address));
         if !entry.from.is_empty() && !asked.address.is_some_and(inside) {
             return Err(EscrowError::Address);
@@ -238,6 +246,7 @@ impl ShareRegistry {
         let PeerKey::Ed25519(key) = asked.key else {
             return Err(EscrowError::Unknown);
         };
+        // Read before the release is written down: a vault that is locked releases nothing.
         let share = self.sealed(id, &key)?;
         let mut shares = state.shares.clone();
         if let Some(entry) = shares.get_mut(id) {
@@ -341,6 +350,8 @@ impl ShareRegistry {
         let mut state = self.usable()?;
         let mut shares = state.shares.clone();
         let entry = shares.get_mut(id).ok_or(EscrowError::Unknown)?;
+        // The first revocation keeps its time and name; a repetition destroys what a failed removal
+        // left.
         if entry.revoked.is_none() {
             entry.revoked = Some(ShareRevocation {
                 time: now_s,
@@ -430,6 +441,8 @@ fn make_room(shares: &mut BTreeMap<ShareId, ShareEntry>) -> Result<(), EscrowErr
             let revoked = entry.revoked.as_ref()?;
             Some((revoked.time, entry.id.clone()))
         });
+        // A revocation without a time was made while the clock was not set, and counts as the
+        // oldest.
         let (_, oldest) = gone.min().ok_or(EscrowError::Full)?;
         shares.remove(&oldest);
     }

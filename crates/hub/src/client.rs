@@ -51,10 +51,13 @@ async fn at(
     dial.carriage = carriage;
     let connection = dialer.connect(dial).await?.connection;
     let answer = timeout(ANSWER_TIME, ask(&connection, request)).await;
+    // The hub keeps its side open until this close says that the reply was read.
     connection.close(CloseCode::Normal, "");
     let reply = answer.map_err(|_| EnrolClientError::Silent)??;
     match reply {
         JoinReply::Refused { error } => Err(EnrolClientError::Refused(error)),
+        // TLS proved a pinned key. A card with another key would have the node keep a hub that it
+        // never spoke to.
         JoinReply::Taken(enrolled) if target.pins.contains(&enrolled.hub.key) => Ok(enrolled),
         JoinReply::Taken(enrolled) => Err(EnrolClientError::Impostor {
             says: enrolled.hub.key,

@@ -185,6 +185,7 @@ impl EnrolmentService {
             return Err(EnrolError::Key);
         }
         let wish = NameRequest::from_request(applicant.request)?;
+        // Room, names and uses are read first and written later, with awaits in between.
         let _turn = self.turn.lock().await;
         match &applicant.request.token {
             Some(token) => self.by_token(applicant.key, token, wish, now_s).await,
@@ -258,6 +259,7 @@ impl EnrolmentService {
                 .ok_or(EnrolError::Invalid);
         }
         refuse_ended(held.as_ref(), &used.key)?;
+        // A use of a peer without a name holds the peer's id in its place, which is no alias.
         let alias: Option<Alias> = used.name.parse().ok();
         let alias = alias.filter(|alias| alias.as_str() != used.peer.as_str());
         let entry = entry(
@@ -266,6 +268,8 @@ impl EnrolmentService {
             used.key,
             alias,
             &record.role,
+            // The use did not keep what the applicant said about itself: the role's labels alone
+            // come back.
             &NameRequest::default(),
         );
         self.peers.put(entry.clone()).await?;
@@ -291,12 +295,14 @@ impl EnrolmentService {
             // An entry of the configuration, which wins.
             return Ok(self.answer(known.id.clone(), known.id.to_string()));
         }
+        // A peer that is let in already takes no further place.
         let revived = held.as_ref().is_none_or(|peer| !peer.enabled);
         self.check_room(revived).await?;
         let id = match &held {
             Some(peer) => peer.peer_id.clone(),
             None => new_peer_id(now_s).map_err(|_| EnrolError::Randomness)?,
         };
+        // Before the use is consumed: a name that is taken must not cost one.
         let alias = self
             .choose_name(&record.role, &wish, held.as_ref(), &id)
             .await?;
@@ -312,9 +318,11 @@ impl EnrolmentService {
             // Another process, or another way to the same store, was faster.
             return Err(EnrolError::Overloaded("the token is being used; try again"));
         }
+        // The store counted the revision up; the next `replace` has to name that one.
         record.revision += 1;
         let entry = entry(held, id, key, alias, &record.role, &wish);
         if let Err(error) = self.peers.put(entry.clone()).await {
+            // No peer was made, so that the use does not count.
             record.uses.pop();
             self.tokens.replace(record).await?;
             return Err(match error {
@@ -338,6 +346,8 @@ impl EnrolmentService {
         wish: NameRequest,
         now: Instant,
     ) -> Result<JoinAcceptance, EnrolError> {
+        // An applicant that an administrator let in since its last knock learns it here, whatever
+        // the mode is by now.
         if let Some(known) = self.peers.by_key(&applicant.key) {
             let held = self.holder(&applicant.key).await?;
             let name = held.and_then(|peer| peer.display_name);
@@ -400,6 +410,8 @@ impl EnrolmentService {
         let entry = entry(held, id, key, alias, &role, &wish);
         let put = self.peers.put(entry.clone()).await;
         put.map_err(EnrolError::from)?;
+        // Only once the peer is stored: where that failed, the administrator can approve the key
+        // again.
         self.pending().remove(&key);
         Ok(self.taken(&entry))
     }
@@ -494,6 +506,7 @@ impl EnrolmentService {
         let all = self.tokens.list().await?;
         let settled = |record: &TokenRecord| {
             let last = record.uses.iter().map(|used| used.at).max();
+            // One that was never used has nothing to repeat; any time long ago does for it.
             let since = now_s.saturating_sub(last.unwrap_or_default());
             !record.is_open(now_s) && since >= REPEAT_TIME_S
         };
@@ -569,6 +582,8 @@ fn entry(
     entry.display_name = alias.map(String::from);
     entry.labels = own_labels(role);
     for (name, value) in &wish.labels {
+        // The role and the applicant may have as many each as a peer may have; that is no reason to
+        // refuse the join.
         if entry.labels.len() < LABELS_MAX {
             let label = entry.labels.entry(name.clone());
             label.or_insert_with(|| value.clone());

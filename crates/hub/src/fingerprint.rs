@@ -19,6 +19,7 @@ pub fn fingerprint(key: &PeerKey) -> String {
 }
 
 fn word(bits: u16) -> String {
+    // The alphabet of proquints, arXiv:0901.4016.
     const CONSONANTS: &[u8; 16] = b"bdfghjklmnprstvz";
     const VOWELS: &[u8; 4] = b"aiou";
     let consonant = |shift: u16| char::from(CONSONANTS[usize::from((bits >> shift) & 15)]);

@@ -35,6 +35,7 @@ impl EnrolHandler {
             desk,
             clock,
             alpns: [AlpnSpec {
+                // An applicant is no peer yet: the handler itself looks at its key.
                 auth: AuthNeed::Open,
                 limits: StreamBudget::UNAUTHENTICATED,
                 ..AlpnSpec::new(wire::ALPN)
@@ -53,7 +54,11 @@ impl EnrolHandler {
         let request = parse(&message)?;
         let mut outcome = self.decide(&request, auth).await;
         log(connection, auth, &outcome);
+        // A penalty of the network is looked at only after the token proved wrong: an attacker
+        // nearby must not keep an honest node with a right token out.
         if outcome.as_ref().is_err_and(EnrolError::is_suspicious) {
+            // Before this failure counts: the first wrong token of a network is answered as what it
+            // is.
             let penalty = connection.penalty();
             connection.auth_failed();
             if let Some(left) = penalty {

@@ -18,6 +18,7 @@ const TIME_MASK: u128 = (1 << 48) - 1;
 /// # Errors
 /// The system has no randomness to give.
 pub fn new_peer_id(now_s: u64) -> Result<PeerId, getrandom::Error> {
+    // As the ULID specification has it: 48 bits of milliseconds above 80 random ones.
     let mut random = [0; 16];
     getrandom::fill(&mut random[6..])?;
     let millis = (u128::from(now_s) * 1000) & TIME_MASK;

@@ -120,6 +120,7 @@ impl FromStr for JoinCode {
     fn from_str(text: &str) -> Result<Self, JoinError> {
         let text = text.trim();
         let versioned = text.strip_prefix(PREFIX).ok_or(JoinError::Prefix)?;
+        // After the prefix: text of another kind is called that, however long it is.
         if text.len() > JOIN_CHARS_MAX {
             return Err(JoinError::TooLong);
         }

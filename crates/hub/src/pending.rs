@@ -66,6 +66,7 @@ impl PendingKeys {
             Some(at) => self.0.remove(at).since,
             None => now,
         };
+        // Behind all others: `late` takes the order of the list for that of the last knocks.
         self.0.push(PendingKey {
             fingerprint: fingerprint(&key),
             key,

@@ -97,6 +97,7 @@ impl TokenRecord {
         let Some(now) = now_s else {
             return TokenValidity::Invalid;
         };
+        // A clock that was set back makes `at` lie in the future; such a use is recent.
         let recent =
             |used: &TokenUse| used.key == *key && now.saturating_sub(used.at) < REPEAT_TIME_S;
         if let Some(at) = self.uses.iter().position(recent) {
@@ -119,6 +120,7 @@ impl TokenRecord {
     #[must_use]
     pub fn is_newer_than(&self, removed: &PeerEntry) -> bool {
         let counted = |removals| removed.removal.is_none_or(|number| number <= removals);
+        // A record of a version that did not count removals is older than any of them.
         self.removals.is_some_and(counted)
     }
 

@@ -119,6 +119,7 @@ impl PartialEq for EnrolToken {
             .as_str()
             .as_bytes()
             .ct_eq(other.name.as_str().as_bytes());
+        // `&` and not `&&`: the second is compared whatever the first says.
         (names & self.secret.ct_eq(&other.secret)).into()
     }
 }

@@ -45,6 +45,7 @@ impl SessionClock {
             SessionTimeSource::Virtual { start_ms } => start_ms as f64 + self.moved_ms as f64,
             SessionTimeSource::System => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
+                // A clock that is set to before 1970 shows 1970.
                 .map_or(0.0, |since| (since.as_millis() as f64).trunc()),
         }
     }

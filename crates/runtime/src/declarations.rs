@@ -50,6 +50,7 @@ pub fn declarations(operations: &[EnvOperation]) -> String {
 
 fn member(out: &mut String, operation: &EnvOperation) {
     if !operation.description.is_empty() {
+        // It would end the comment.
         let text = operation.description.replace("*/", "* /");
         let _ = writeln!(
             out,
@@ -57,6 +58,7 @@ fn member(out: &mut String, operation: &EnvOperation) {
             text.split_whitespace().collect::<Vec<_>>().join(" ")
         );
     }
+    // Quoted: a path has a slash.
     let path = Value::from(operation.path.as_str());
     let (input, output) = (type_of(&operation.input, 0), type_of(&operation.output, 0));
     let _ = writeln!(out, "  {path}: {{ input: {input}; output: {output} }};");
@@ -65,6 +67,7 @@ fn member(out: &mut String, operation: &EnvOperation) {
 /// The type that a JSON Schema describes, as far as TypeScript has words for it.
 fn type_of(schema: &Value, depth: usize) -> String {
     let Some(schema) = schema.as_object().filter(|_| depth < DEPTH) else {
+        // JSON Schema Core, section 4.3.2: nothing fits `false`.
         return if schema == &Value::Bool(false) {
             "never"
         } else {

@@ -154,6 +154,7 @@ impl OffsetMap {
             return Err(unknown());
         };
         let index: Option<u64> = last.parse().ok();
+        // One path for each item: `01` is no index.
         let index = index
             .filter(|index| index.to_string() == last)
             .ok_or_else(unknown)?;

@@ -41,6 +41,7 @@ pub(crate) fn fragment(pointer: &str) -> String {
 pub(crate) fn of_reference(reference: &str) -> Option<String> {
     let fragment = reference.strip_prefix('#')?;
     let pointer = percent_decoded(fragment)?;
+    // RFC 6901, section 3: each part begins with a slash. Anything else would be an anchor.
     (pointer.is_empty() || pointer.starts_with('/')).then_some(pointer)
 }
 

@@ -135,6 +135,7 @@ impl ConfinedGuest {
             sending: Mutex::default(),
             calls: Mutex::default(),
             queue: GuestQueue::default(),
+            // 0 would be heartbeats without a pause.
             heartbeat: Duration::from_millis(self.setup.heartbeat_ms.max(1)),
         }));
         let (go, wait) = mpsc::channel();

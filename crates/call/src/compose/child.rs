@@ -153,6 +153,8 @@ impl ChildCallGuard {
                 child.root.tree().hinder(Hindrance::Below);
                 CallError::overloaded("calls below one request", COMPOSITION_CHILDREN_MAX)
             })?;
+        // With a key, the run takes the place in the operation, once for all calls that wait for
+        // it.
         if child.key.is_none()
             && let Err(error) = child.operation.enter()
         {
@@ -175,6 +177,7 @@ impl ChildCallGuard {
     ) -> Result<CallBody, CallError> {
         let child = &self.0;
         let ctx = Ctx::child(Arc::clone(child));
+        // A panic of one operation ends its call, and not the task with the request above it.
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await }).catch_unwind();
         let work = async {
             match child.deadline {

@@ -30,6 +30,7 @@ impl ChildCallGuard {
     /// asked for when the one before was taken: nothing is kept for slow readers.
     pub(crate) fn follow(self, handler: Arc<dyn StreamHandler>, input: CallBody) -> Followed {
         let child = Arc::clone(self.child());
+        // The handler's own code runs before there is a stream, and may panic there as well.
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let events = handler.call(input, Ctx::child(Arc::clone(&child)));
             let caught = AssertUnwindSafe(events).catch_unwind();

@@ -200,6 +200,7 @@ impl Env {
         };
         match self.resolve(name, options, Some(gone)) {
             Ok(found) => self.start(&found, input, options).await,
+            // How the first peer failed says more than that there is no other.
             Err(_) => Err(lost),
         }
     }
@@ -484,6 +485,7 @@ impl Env {
         };
         let left = parents.checked_duration_since(now);
         let Some(left) = left.and_then(|left| left.checked_sub(HOP_MARGIN)) else {
+            // The caller left too little time, for which this operation is not to blame.
             if self.ctx.is_hurried() {
                 self.excuse();
             }
@@ -546,6 +548,7 @@ async fn detach(
     let gate = running.child().tokens.gate().clone();
     let not_started = gate.clone();
     tokio::spawn(async move {
+        // Aborted before the task was first polled: what has not begun does not begin.
         if not_started.is_cancelled() {
             return;
         }
@@ -554,6 +557,7 @@ async fn detach(
     });
     tokio::select! {
         biased;
+        // An answer that is there is given, although the request was aborted in the same moment.
         answer = answer => answer.unwrap_or_else(|_| Err(aborted())),
         () = gate.cancelled() => Err(aborted()),
     }

@@ -70,6 +70,7 @@ impl SandboxSession {
     }
 
     fn add(&self, mut registration: Registration, replaces: bool) -> Result<(), SessionError> {
+        // It gets those of the session below; others could exceed them.
         if registration.authority.is_some() || registration.scoped_env.is_some() {
             return Err(SessionError::Authority(registration.spec.name.into()));
         }
@@ -111,6 +112,7 @@ impl SandboxSession {
         let lookup = OperationLookup {
             operation: name,
             peer: None,
+            // Wherever the session reaches: a name is taken out of its reach as well.
             scope: &ScopedPeerEnv::new([name]),
             except: None,
         };

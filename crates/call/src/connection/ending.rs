@@ -64,6 +64,7 @@ impl CallConnectionState {
     /// peer can tell from a lost one.
     pub(crate) fn fail_if_single(&self, code: CloseCode, why: &'static str) {
         if !self.connection.is_multi() {
+            // The first failure is the cause; later ones come of it.
             lock(&self.failure).get_or_insert((code, why));
             self.connection.close(code, why);
             self.cancel.cancel();
@@ -178,6 +179,7 @@ impl CallConnectionState {
             say(&lane);
             lane.out.finish();
         }
+        // After the event is queued: a writer that sees this may finish its stream at once.
         self.goaway_said.store(true, Ordering::Release);
         lanes.iter().for_each(|lane| lane.out.wake_writer());
     }

@@ -194,6 +194,7 @@ impl CallConnectionState {
                 let asked = *lock(&self.asked);
                 patience.stranger_idle.saturating_sub(asked.elapsed())
             } else {
+                // While a request of the peer runs it may be silent.
                 patience.stranger_idle
             };
             let left = if self.has_proved() {

@@ -118,11 +118,13 @@ impl ImportReader<'_> {
                     names.push(operation.name);
                 }
             }
+            // With each page: a peer could send pages without an end.
             if names.len() > IMPORT_OPERATIONS_MAX {
                 return Err(AdapterError::TooLarge("operations"));
             }
             match page.next {
                 None => return Ok((names, page.registry)),
+                // Pages without operations would keep this node asking for ever.
                 Some(_) if seen.len() == before => {
                     return Err(AdapterError::schema("/next", "a page without operations"));
                 }
@@ -150,8 +152,10 @@ impl ImportReader<'_> {
                 Err(ImportBatchError::Split(_)) if batch.len() > 1 => {
                     let rest = batch.split_off(batch.len() / 2);
                     batches.push_front(rest);
+                    // In front, so that specs stay in the order of the names.
                     batches.push_front(batch);
                 }
+                // The peer took it away after it was listed.
                 Err(ImportBatchError::Split(error)) if error.code == ErrorCode::NotFound => {}
                 Err(ImportBatchError::Split(error)) => return Err(error.into()),
                 Err(ImportBatchError::For(error)) => return Err(error),

@@ -305,6 +305,7 @@ impl ImportClaim {
         let share = &self.share;
         let mut taken = lock(&share.account.taken);
         let (before, after) = taken.counted(share.reservation, self.bytes, bytes);
+        // What shrinks always fits.
         if after > before {
             let most = share.most();
             if bytes > most {

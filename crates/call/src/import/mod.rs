@@ -82,6 +82,7 @@ impl From<CallError> for AdapterError {
     fn from(error: CallError) -> Self {
         match error.code {
             ErrorCode::Forbidden | ErrorCode::Unauthenticated => Self::Unauthorized(error),
+            // A node without `services/list` does not describe its operations.
             ErrorCode::NotFound => Self::Unsupported,
             ErrorCode::PayloadTooLarge => Self::TooLarge("schemas"),
             _ => Self::Transport(error),

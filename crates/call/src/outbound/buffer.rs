@@ -148,6 +148,7 @@ impl SubscriptionBuffer {
                 tokio::select! {
                     biased;
                     () = self.waiting.wait_below(*most) => {}
+                    // A subscriber that has left never makes room.
                     () = self.tx.closed() => {}
                 }
                 let claim = UnreadReservation::new(&self.waiting, bytes);

@@ -210,6 +210,7 @@ impl ForwardHandler {
     ) -> Result<BoxStream<Result<SubscriptionItem, CallError>>, CallError> {
         let (counted, events) = self.subscribe(input, &ctx).await?;
         Ok(Box::pin(events.map(move |event| {
+            // The closure takes the guard along: the call counts as long as its events come.
             let _counted = &counted;
             event.and_then(item)
         })))

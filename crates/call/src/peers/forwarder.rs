@@ -133,6 +133,7 @@ impl CallForwarder {
             let (mut events, mut withdrawn) = running?;
             tokio::select! {
                 biased;
+                // First: an event that is there as well is not the requester's any more.
                 error = &mut withdrawn => Some((Err(error), None)),
                 event = events.next() => event.map(|event| (event, Some((events, withdrawn)))),
             }

@@ -27,6 +27,7 @@ pub(crate) async fn watch_over(link: &Arc<CallConnectionState>) {
     let caller = Caller::new(Arc::clone(link));
     loop {
         sleep(patience.sign_of_life_every).await;
+        // No call is led to a peer that serves nothing.
         if !link.life.state().is_serving() {
             continue;
         }
@@ -46,6 +47,7 @@ async fn answers(caller: &Caller, within: Duration) -> bool {
     };
     let input = json!({ "limit": 1 });
     let answer = caller.call_with(QUESTION, &input, &options);
+    // The call by itself would wait `RESPONDER_GRACE` longer.
     match timeout(within, answer).await {
         Ok(Ok(_)) => true,
         // Both are what this side says of a peer that said nothing.

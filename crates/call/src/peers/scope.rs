@@ -31,6 +31,7 @@ impl NameSet {
     pub fn insert(&mut self, name: &str) {
         let name = name.trim_start_matches('/');
         match name.strip_suffix('*') {
+            // `fs*` would hold names of other namespaces: it is a name that no operation has.
             Some(below) if below.ends_with('/') => self.below.insert(below.into()),
             _ => self.exact.insert(name.into()),
         };
@@ -161,6 +162,7 @@ impl ScopedPeerEnv {
         let nothing = NameSet::default();
         let pinned = |(peer, names): (&PeerId, &NameSet)| {
             let own = self.peer_pinned.get(peer).unwrap_or(&nothing);
+            // What is reached everywhere is reached on this peer as well.
             let mut both = self.ops.clone();
             both.exact.extend(own.exact.iter().cloned());
             both.below.extend(own.below.iter().cloned());

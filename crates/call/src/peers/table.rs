@@ -61,6 +61,7 @@ impl AttachedPeer {
     fn in_flight(&self) -> usize {
         self.link
             .upgrade()
+            // A peer whose connection is gone is never the least busy one.
             .map_or(usize::MAX, |link| link.forwarded())
     }
 }
@@ -241,9 +242,11 @@ impl PeerTable {
         let place = table.iter().position(|entry| entry.id == peer.id);
         let peer = Arc::new(peer);
         let older = match place {
+            // Connections are numbered as they come: the greater number is the newer one.
             Some(at) if table[at].connection > peer.connection => return AttachResult::Older,
             Some(at) => {
                 let again = table[at].connection == peer.connection;
+                // A connection that was read again does not supersede itself.
                 let older = table[at].link.upgrade().filter(|_| !again);
                 table[at] = Arc::clone(&peer);
                 older
@@ -265,6 +268,7 @@ impl PeerTable {
     pub(crate) fn detach(&self, connection: ConnId, announcer: &Announcer) {
         let is_there =
             |table: &[Arc<AttachedPeer>]| table.iter().any(|entry| entry.connection == connection);
+        // Most connections attach nothing, and end without the lock.
         if !is_there(&self.table.load()) {
             return;
         }

@@ -57,6 +57,7 @@ impl Drop for RequestClaim {
         counted.take(&self.requester, self.bytes, self.subscribed);
         self.all.node.store(counted.node, Ordering::Release);
         drop(counted);
+        // After the lock is free: those that wake want it.
         self.all.given_back.notify_waiters();
     }
 }

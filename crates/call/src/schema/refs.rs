@@ -152,6 +152,7 @@ fn address(to: &str) -> &str {
 /// Where a schema begins a resource of its own.
 pub(super) fn identifier<'s>(words: &'s Map<String, Value>, word: &str) -> Option<&'s str> {
     let id = words.get(word)?.as_str()?;
+    // In drafts 6 and 7 a fragment alone is an anchor, at which no resource begins.
     (!id.starts_with('#')).then(|| address(id))
 }
 
@@ -214,6 +215,7 @@ fn unescaped(step: &str) -> Option<String> {
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
         bytes.push(match byte {
+            // A pointer in a fragment is percent-encoded: RFC 6901, section 6.
             b'%' => {
                 let code = std::str::from_utf8(rest.get(..2)?).ok()?;
                 rest = &rest[2..];
@@ -223,5 +225,6 @@ fn unescaped(step: &str) -> Option<String> {
         });
     }
     let step = String::from_utf8(bytes).ok()?;
+    // In this order: RFC 6901, section 4.
     Some(step.replace("~1", "/").replace("~0", "~"))
 }

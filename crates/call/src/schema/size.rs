@@ -348,6 +348,7 @@ impl PatternCost {
         let config = meta::Config::new()
             .nfa_size_limit(Some(PATTERN_BYTES_MAX))
             .hybrid_cache_capacity(PATTERN_CACHE_BYTES_MAX);
+        // The compiler of the schema says what is wrong with the pattern.
         let Ok(pattern) = jsonschema_regex::to_rust_regex(pattern) else {
             return Self::default();
         };

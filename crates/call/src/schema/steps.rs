@@ -543,6 +543,7 @@ impl<'s> StepCounter<'s> {
                 steps.add(parts.saturating_mul(META_STEPS));
                 return Ok(());
             }
+            // Cut: the text is a peer's.
             None => return Err(StepCountStop::Reference(to.chars().take(160).collect())),
         };
         for target in targets {

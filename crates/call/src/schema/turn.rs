@@ -151,6 +151,7 @@ impl Drop for ValidationPermit {
         if let Some(owner) = &self.owner {
             state.leave(owner);
         }
+        // Before the notice: the thread that wakes wants the lock.
         drop(state);
         self.turns.ended.notify_one();
     }

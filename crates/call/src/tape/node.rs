@@ -149,10 +149,13 @@ impl<'t> TapeNode<'t> {
             .strip_prefix('/')?
             .split('/')
             .try_fold(*self, |node, part| {
+                // In this order: RFC 6901, section 4.
                 let part = part.replace("~1", "/").replace("~0", "~");
                 if let Some(object) = node.container(b'{') {
                     return object.member(&TapeKey::new(&part));
                 }
+                // An index has no leading zeros (RFC 6901, section 4), and `parse` would take a
+                // sign.
                 let canonical = part == "0" || !part.starts_with(['0', '+']);
                 let n = part.parse().ok().filter(|_| canonical)?;
                 node.container(b'[')?.nth(n)

@@ -283,6 +283,7 @@ impl CapabilityFiller {
     /// Takes away what is behind it, and says why. What acts at this moment ends first; then the bytes
     /// are wiped.
     pub fn empty(&self, why: CapabilityError) {
+        // The reason first: an operation that finds no secret finds why.
         self.0.vacant.store(Arc::new(why));
         self.0.power.store(None);
     }
@@ -290,6 +291,7 @@ impl CapabilityFiller {
     /// Why it is empty; `None` while it is not.
     #[must_use]
     pub fn vacancy(&self) -> Option<CapabilityError> {
+        // In the reverse order of `empty`: what is seen empty has its reason.
         let empty = self.0.power.load().is_none();
         empty.then(|| **self.0.vacant.load())
     }
@@ -332,10 +334,12 @@ impl Capability {
         const HEADER: SecretLocation = SecretLocation::Header;
         self.with(&HEADERS, |power| match power {
             CapabilityBackend::Bearer(token) => {
+                // RFC 6750, section 2.1.
                 set(HEADER, "authorization", &joined(b"Bearer ", token.expose()));
                 Some(Ok(()))
             }
             CapabilityBackend::Basic { user, password } => {
+                // RFC 7617, section 2.
                 let user = joined(user.as_bytes(), b":");
                 let both = joined(&user, password.expose());
                 let both = Zeroizing::new(BASE64.encode(&both));
@@ -420,7 +424,9 @@ impl Capability {
         let Some(power) = held.as_deref() else {
             return Err(**slot.vacant.load());
         };
+        // After the load: what was opened before a lock is not used after it.
         if !(slot.gate)() {
+            // Given back first: the bytes are wiped with the last that holds them.
             drop(held);
             slot.vacant.store(Arc::new(CapabilityError::Locked));
             slot.power.store(None);

@@ -338,6 +338,8 @@ fn header_name(text: &str) -> Result<String, ConfigDiagnostic> {
 
 /// Of a parameter or a cookie: what stands in both as it is.
 fn parameter_name(text: &str) -> Result<String, ConfigDiagnostic> {
+    // Unreserved in a URI (RFC 3986, section 2.3), and allowed in the name of a cookie (RFC 6265,
+    // section 4.1.1).
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-');
     if (1..=HEADER_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain) {
         return Ok(text.to_owned());
@@ -347,6 +349,7 @@ fn parameter_name(text: &str) -> Result<String, ConfigDiagnostic> {
 }
 
 fn user_name(text: &str) -> Result<String, ConfigDiagnostic> {
+    // The colon ends the user of `basic`: RFC 7617, section 2.
     let plain = |b: u8| b.is_ascii_graphic() && b != b':';
     if (1..=USER_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain) {
         return Ok(text.to_owned());
@@ -372,6 +375,7 @@ fn signing_purpose(text: &str) -> Result<String, ConfigDiagnostic> {
     }
     let number = |text: &str| {
         let number: u32 = text.parse().ok()?;
+        // One spelling for each number: without leading zeros and sign.
         (number <= INDEX_MAX && number.to_string() == text).then_some(number)
     };
     let numbers = text.strip_prefix(DNS_ZONE).and_then(|rest| {

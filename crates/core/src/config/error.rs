@@ -46,6 +46,7 @@ const QUOTE_CHARS_MAX: usize = 80;
 
 /// A value of the document as a message may show it: one line, of bounded length.
 pub(super) fn quote(text: &str) -> String {
+    // Without control characters, which could do anything on the console that shows it.
     let mut shown: String = text
         .chars()
         .take(QUOTE_CHARS_MAX)

@@ -429,9 +429,13 @@ fn url_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
     };
     let (place, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let graphic = path.bytes().all(|b| b.is_ascii_graphic());
+    // The query may hold a secret, a fragment is never sent, and no URI has the others (RFC 3986,
+    // section 2).
     let odd = path.contains(['?', '#', '\\', '"', '<', '>', '{', '}', '|', '^', '`'])
         || path.split('/').any(|part| matches!(part, "." | ".."));
     let host = place.parse::<PeerAddr>();
+    // `@` would be a user and a password, for which RFC 9110, section 4.2.4 leaves no place in an
+    // address.
     let fits = host.is_ok_and(|place| place.pins.is_empty()) && !place.contains('@');
     match fits && graphic && !odd && text.len() <= URL_BYTES_MAX {
         true => Ok(text.to_owned()),
@@ -450,6 +454,7 @@ fn document_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
     let name = text.strip_prefix(CONFIG_FOLDER);
     let part = |part: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        // Neither `..` nor a hidden file.
         !part.is_empty() && !part.starts_with('.') && part.bytes().all(plain)
     };
     let fits = name.is_some_and(|name| name.split('/').all(part));

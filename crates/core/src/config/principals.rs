@@ -81,6 +81,7 @@ fn peer(
     let tokens_held = listed(tokens.as_ref(), notes, |value, notes| {
         holders.token(value, notes)
     });
+    // A list of wrong entries has its complaint already.
     let nothing = held.is_empty() && tokens_held.is_empty() && notes.count() == before;
     if let Some(value) = keys.or(tokens).filter(|_| nothing) {
         let what = "a peer needs a key or a token";
@@ -93,6 +94,7 @@ fn peer(
         resources: about.resources,
         addresses: each(&addresses, values::peer_address, notes),
         display_name: display_name.and_then(|value| value.parsed(notes, values::line)),
+        // A wrong value lets no peer in.
         enabled: enabled.is_none_or(|value| value.bool(notes).unwrap_or(false)),
         expires: about.expires,
         max_connections: max_connections.and_then(|value| value.number(CONNECTIONS, notes)),

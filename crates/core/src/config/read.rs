@@ -38,6 +38,7 @@ pub(super) fn read(document: &[u8]) -> ParsedConfig {
              {CONFIG_VERSION}"
         );
         let fix = "update the node, or write the document for it (docs/configuration.md)";
+        // Alone: what breaks a rule of this version may break none of the newer one.
         let mut notes = ConfigDiagnostics::new(text);
         notes.wrong("version", at, what, fix);
         // The keys of a newer document may mean something else. They are read all the same: to leave them out would
@@ -73,6 +74,7 @@ fn checked_text(document: &[u8]) -> Result<&str, ConfigError> {
             "shorten it",
         ));
     }
+    // The byte order mark of UTF-8 (RFC 3629, section 6), which some editors write.
     let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
     let text = std::str::from_utf8(document).map_err(|error| {
         whole(
@@ -124,6 +126,7 @@ impl<'a> ConfigDiagnostics<'a> {
         what: impl Into<String>,
         fix: impl Into<String>,
     ) {
+        // The last place is for how many more there are.
         if self.errors.len() >= CONFIG_ERRORS_MAX - 1 {
             self.beyond += 1;
             return;
@@ -149,6 +152,7 @@ impl<'a> ConfigDiagnostics<'a> {
     }
 
     fn finish(mut self) -> Vec<ConfigError> {
+        // Sections are read in another order than the document has them.
         self.errors.sort_by_key(|(offset, _)| *offset);
         let mut errors: Vec<_> = self.errors.into_iter().map(|(_, error)| error).collect();
         if self.beyond > 0 {
@@ -372,6 +376,7 @@ impl<'t, 'i> ConfigTable<'t, 'i> {
     }
 
     fn advice(&self, name: &str) -> String {
+        // `Admin-Keys` is meant as `admin_keys`.
         let lower = name.to_lowercase().replace('-', "_");
         let likeness = |known: &str| strsim::jaro_winkler(known, &lower);
         let nearest = self

@@ -53,6 +53,7 @@ impl AgeKey {
 fn ssh(kind: &str, text: &str) -> Option<AgeKey> {
     let wire = BASE64.decode(text.as_bytes()).ok()?;
     let mut fields = SshStringReader(&wire);
+    // RFC 4253, section 6.6: the key itself names its kind again.
     if fields.next()? != kind.as_bytes() {
         return None;
     }
@@ -66,6 +67,7 @@ fn ssh(kind: &str, text: &str) -> Option<AgeKey> {
         return Some(AgeKey::SshEd25519 { wire, point });
     };
     let (exponent, modulus) = (first.to_vec(), modulus?.to_vec());
+    // RFC 4251, section 5: a number whose first bit is set is negative.
     let is_positive = |number: &[u8]| number.first().is_some_and(|high| high & 0x80 == 0);
     let fits =
         is_positive(&exponent) && is_positive(&modulus) && RSA_BITS.contains(&bits(&modulus));
@@ -87,6 +89,7 @@ struct SshStringReader<'a>(&'a [u8]);
 
 impl<'a> SshStringReader<'a> {
     fn next(&mut self) -> Option<&'a [u8]> {
+        // RFC 4251, section 5: four bytes of length, big endian.
         let (length, rest) = self.0.split_first_chunk::<4>()?;
         let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
         let (field, rest) = rest.split_at_checked(length)?;
@@ -102,11 +105,13 @@ fn x25519(text: &str) -> Option<[u8; 32]> {
     /// The prefix, spread as the checksum wants it: high bits, 0, low bits.
     const PREFIX: [u8; 7] = [3, 3, 3, 0, b'a' & 31, b'g' & 31, b'e' & 31];
     let place = |b: u8| CHARACTERS.iter().position(|known| *known == b);
+    // BIP 173 allows upper case as well, which age uses for private keys alone.
     let data = text.strip_prefix("age1")?.bytes();
     let symbols: Vec<u8> = data
         .map(|b| place(b).map(|it| it as u8))
         .collect::<Option<_>>()?;
     let sum = PREFIX.iter().chain(&symbols).copied().fold(1, bech32_step);
+    // 1 is Bech32's constant; BIP 350 has another for Bech32m, which age does not use.
     if sum != 1 || symbols.len() != 256_usize.div_ceil(5) + CHECKSUM {
         return None;
     }

@@ -268,6 +268,7 @@ impl ReloadHandle {
 
     fn put_in_place(&self, entries: IdentityEntries, next: DynamicConfig) {
         let generation = next.generation;
+        // In this order: who sees the new generation finds its rights and its document in place.
         self.identities.replace_config(entries);
         self.current.store(Arc::new(next));
         self.generation.send_replace(generation);

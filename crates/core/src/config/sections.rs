@@ -22,6 +22,7 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>
     let listen = listen.map_or_else(ListenConfig::default, |section| {
         listen_config(section, notes)
     });
+    // First: other sections refer to credentials by name.
     let entries = top.list("credentials", notes);
     let credentials = credentials::names(&entries);
     let mut config = NodeConfig {
@@ -96,6 +97,7 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>
 pub(super) fn newer(table: &DeTable<'_>) -> Option<(u64, std::ops::Range<usize>)> {
     let value = table.get("version")?;
     let number = value.get_ref().as_integer()?;
+    // TOML writes whole numbers in other bases as well.
     let number = u64::from_str_radix(number.as_str(), number.radix()).ok()?;
     (number > u64::from(CONFIG_VERSION)).then(|| (number, value.span()))
 }
@@ -111,6 +113,7 @@ fn listen_config(
     if let Some(value) = section.key("addrs") {
         let before = notes.count();
         let addrs = each(&value.list(notes), values::address, notes);
+        // A list of wrong entries has its complaint already.
         if addrs.is_empty() && notes.count() == before {
             value.wrong(
                 notes,

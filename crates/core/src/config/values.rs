@@ -77,6 +77,7 @@ pub(super) fn prefix(text: &str) -> Result<IpAddr, ConfigDiagnostic> {
     let (address, length) = text.split_once('/').ok_or_else(|| complaint(example))?;
     let address: IpAddr = address.parse().map_err(|_| complaint(example))?;
     let most = if address.is_ipv4() { 32 } else { 128 };
+    // `parse` would take a sign.
     let plain = length.bytes().all(|b| b.is_ascii_digit());
     match length.parse::<u8>() {
         Ok(length) if plain && (1..=most).contains(&length) => {}
@@ -95,6 +96,7 @@ pub(super) fn link_match(text: &str) -> Result<String, ConfigDiagnostic> {
     }
     let printable = |b: u8| b.is_ascii_graphic() && b != b'/';
     let fits = (1..=LINK_NAME_BYTES_MAX).contains(&text.len());
+    // As `dev_valid_name` in the kernel's net/core/dev.c.
     if fits && text.bytes().all(printable) && text != "." && text != ".." {
         return Ok(text.to_owned());
     }
@@ -166,6 +168,7 @@ pub(super) fn token_hash(text: &str) -> Result<TokenHash, ConfigDiagnostic> {
 }
 
 pub(super) fn key_id(text: &str) -> Result<KeyId, ConfigDiagnostic> {
+    // Not quoted: a whole token may stand here by mistake.
     text.parse().map_err(|_| {
         (
             "this is no name of a token".to_owned(),
@@ -294,6 +297,8 @@ fn is_label(text: &str) -> bool {
 }
 
 fn is_domain(text: &str) -> bool {
+    // The last label of a host name is not numeric, as the name would look like an address: RFC
+    // 1123, section 2.1.
     let numeric = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
     text.len() <= DOMAIN_BYTES_MAX
         && text.split('.').all(is_label)

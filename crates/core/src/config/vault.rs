@@ -137,6 +137,7 @@ pub(super) fn section(
     let kms = section.key("kms");
     section.finish(notes);
     let number = |value: &Option<ConfigValue<'_, '_>>, notes: &mut ConfigDiagnostics<'_>| {
+        // An absent version counts as what it stands for, so that the other is compared with it.
         let read = |value: &ConfigValue<'_, '_>| value.number(KEY_VERSIONS, notes);
         value.as_ref().map_or(Some(KEY_VERSION_MIN), read)
     };

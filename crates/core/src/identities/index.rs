@@ -96,6 +96,7 @@ impl IdentityIndex {
         for id in ids {
             self.names.insert(id.as_str().into(), id.clone());
         }
+        // The alias of a disabled peer is free.
         for peer in peers().filter(|peer| peer.enabled) {
             let alias = peer.display_name.as_deref();
             if let Some(alias) = alias.filter(|alias| alias.parse::<PeerId>().is_ok()) {

@@ -114,6 +114,7 @@ impl IdentitySources {
             });
             for key in made {
                 let id = key.token.key_id;
+                // Tokens that name each other as makers must not go round for ever.
                 if !gone.contains(&id) {
                     gone.push(id);
                     makers.push(key.id());
@@ -235,6 +236,7 @@ impl IdentitySources {
         let admins = config.admins.iter().map(|(id, key)| (key, id));
         let keys = config.peers.iter();
         let keys = keys.flat_map(|peer| peer.keys.iter().map(move |key| (key, &peer.peer_id)));
+        // In this order: of two with one key the last stays in the map, and an administrator wins.
         let holders: HashMap<_, _> = keys.chain(admins).collect();
         let names = self
             .peers

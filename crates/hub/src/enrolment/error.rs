@@ -78,7 +78,9 @@ impl EnrolError {
             Self::Key => 401,
             Self::Name(_) => 422,
             Self::NameTaken(_) => 409,
+            // RFC 6585, section 4: the client may come again, and later.
             Self::Guesses(_) | Self::Overloaded(_) => 429,
+            // RFC 9110, section 15.3.3: accepted, and an administrator decides later.
             Self::Pending(_) => 202,
             Self::Randomness | Self::Store(_) | Self::Tokens(_) => 500,
         }

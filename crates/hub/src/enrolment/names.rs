@@ -63,6 +63,8 @@ impl EnrolmentService {
     /// Whether a peer other than `id` is called so, by id or by alias, in the store or in the
     /// configuration.
     fn is_taken(&self, name: &Alias, id: &PeerId, all: &[PeerEntry]) -> bool {
+        // The provider knows the configuration and who is let in; the list has the removed peers,
+        // whose names stay theirs.
         let provider: &dyn IdentityProvider = &*self.peers;
         let elsewhere = provider.by_name(name.as_str());
         elsewhere.is_some_and(|holder| holder != *id)

@@ -113,6 +113,7 @@ fn modules(folder: &Path) -> Result<BTreeMap<String, String>, DraftError> {
             if name.starts_with('.') || name == "node_modules" {
                 continue;
             }
+            // Links are neither: one could lead out of the folder, or round in a circle.
             if kind.is_dir() {
                 open.push((format!("{prefix}{name}/"), entry.path()));
             } else if kind.is_file() && is_source(&name) {
@@ -142,6 +143,7 @@ fn read(path: &Path) -> Result<String, DraftError> {
     let failed = |error| DraftError::Read(path.to_owned(), error);
     let file = fs::File::open(path).map_err(failed)?;
     let mut text = String::new();
+    // One byte more tells that there is more.
     let most = u64::try_from(BUNDLE_BYTES_MAX + 1).unwrap_or(u64::MAX);
     file.take(most).read_to_string(&mut text).map_err(failed)?;
     match text.len() > BUNDLE_BYTES_MAX {

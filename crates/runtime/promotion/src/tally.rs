@@ -28,6 +28,7 @@ pub(crate) enum TallyVerdict {
 impl CallTally {
     /// After a version whose first calls went so, and with what was counted of this one before.
     pub(crate) fn new(before: TallyCounts, counted: TallyCounts) -> Self {
+        // What it came to was told before the node started again.
         let over = counted.calls >= WATCHED_CALLS;
         Self {
             baseline: (before.errors * 100).checked_div(before.calls).unwrap_or(0),
@@ -69,6 +70,7 @@ impl CrashHistory {
     pub(crate) fn lost(&self, code: Blake3Hash, now: Instant) -> bool {
         let mut all = lock(&self.0);
         let times = all.entry(code).or_default();
+        // It is set aside already, which is said once.
         if times.len() >= CRASHES_MAX {
             return false;
         }

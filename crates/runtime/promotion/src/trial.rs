@@ -129,6 +129,7 @@ fn report(
     let uncovered = declared.filter(|code| !expected.contains(code.as_str()));
     ScriptTestReport {
         name: code.name().to_owned(),
+        // Without a case nothing was tested.
         passed: !cases.is_empty() && cases.iter().all(|case| case.passed),
         fuel: Percentiles {
             p50: fuel.p50,
@@ -153,6 +154,7 @@ async fn case(
     let first = runner.run(run()).await;
     let second = runner.run(run()).await;
     for ran in [&first, &second] {
+        // Nothing is known of the code then: a failed case would be held against it.
         if let Err(failure) = &ran.result
             && failure.is_no_room()
         {
@@ -208,6 +210,7 @@ fn differs(
 fn shown(output: &Value) -> String {
     const SHOWN: usize = 200;
     let text = output.to_string();
+    // Cut between two characters: within one, slicing would panic.
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -49,6 +49,7 @@ fn list(sessions: Arc<ScriptSessions>) -> Registration {
 }
 
 fn shown(info: &SessionInfo) -> Value {
+    // The clock may have been set back since.
     let opened = info.opened.duration_since(UNIX_EPOCH).unwrap_or_default();
     let running_ms = match info.state {
         SessionState::Running { since } => json!(millis(since.elapsed())),

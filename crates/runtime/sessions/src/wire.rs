@@ -33,6 +33,7 @@ pub(crate) fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>, WorkerFrameError>
 pub(crate) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WorkerFrameError> {
     let mut rest = bytes;
     let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, NESTING_MAX);
+    // The text may quote what the worker wrote, which may be long.
     let value = value
         .map_err(|error| WorkerFrameError::Cbor(error.to_string().chars().take(160).collect()))?;
     match rest.is_empty() {

@@ -29,6 +29,7 @@ impl BuiltinScript {
         let code = match self.code.get() {
             Some(code) => code,
             None => {
+                // Another engine may be first: its code is as good.
                 let code = self.compiled(ctx)?;
                 self.code.get_or_init(|| code)
             }

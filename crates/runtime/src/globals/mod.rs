@@ -70,6 +70,7 @@ pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<IsolateState>) -> Result<
         let script = own.function(ctx)?;
         script.call::<_, ()>((native.clone(), hooks.clone(), repl))?;
     }
+    // Last: our own scripts still change the built-in objects.
     if shared.spec.frozen {
         hooks.get::<_, Function<'js>>("freeze")?.call::<_, ()>(())?;
     }

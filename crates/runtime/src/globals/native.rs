@@ -38,6 +38,7 @@ pub(super) fn install<'js>(
 
 /// 53 bits of the session's stream, as a number below 1.
 fn random(shared: &IsolateState) -> f64 {
+    // As many as a double holds without rounding (IEEE 754).
     let bits = shared.random.borrow_mut().next_u64() >> 11;
     bits as f64 / (1_u64 << 53) as f64
 }
@@ -71,11 +72,14 @@ fn digest<'js>(
 fn timer<'js>(ctx: &Ctx<'js>, shared: &IsolateState, run: Function<'js>, ms: f64) -> Result<u32> {
     let mut timers = shared.timers.borrow_mut();
     if timers.len() >= TIMERS {
+        // Raising runs a script, which may ask for a timer.
         drop(timers);
         return Err(shared.raise(ctx, RuntimeCode::Quota, "too many timers wait"));
     }
     let id = shared.next_timer.get();
+    // HTML Standard, section on timers: an id is greater than zero.
     shared.next_timer.set(id.wrapping_add(1).max(1));
+    // `as` makes 0 of what is negative or no number.
     let due = shared.clock.borrow().elapsed_ms().saturating_add(ms as u64);
     timers.insert(
         (due, id),
@@ -103,6 +107,7 @@ fn log(shared: &IsolateState, level: u8, mut line: String) {
         LOG_BYTES_PER_SECOND
     };
     if line.len() > LOG_LINE_BYTES {
+        // Between two characters: `truncate` would panic within one.
         let end = (0..=LOG_LINE_BYTES)
             .rev()
             .find(|at| line.is_char_boundary(*at));

@@ -44,6 +44,7 @@ fn decode<'js>(
     let data = read_bytes(&data)?;
     let used = if stream { whole(&data) } else { data.len() };
     let text = String::from_utf8_lossy(&data[..used]);
+    // `from_utf8_lossy` makes a text of its own only where it replaces something.
     if fatal && matches!(text, std::borrow::Cow::Owned(_)) {
         return Err(Exception::throw_type(&ctx, "the bytes are not UTF-8"));
     }
@@ -57,6 +58,8 @@ fn decode<'js>(
 fn whole(data: &[u8]) -> usize {
     let tail = data.len().saturating_sub(3);
     for at in (tail..data.len()).rev() {
+        // RFC 3629, section 4: the first byte says how many there are; C0, C1 and F5 to FF begin
+        // nothing.
         let needs = match data[at] {
             0x80..=0xbf => continue,
             0xc2..=0xdf => 2,

@@ -13,6 +13,8 @@ pub(super) fn install<'js>(ctx: &Ctx<'js>, native: &Object<'js>) -> Result<()> {
 fn parse<'js>(ctx: Ctx<'js>, url: String, base: Option<String>) -> Result<Option<Array<'js>>> {
     let base = base.map(|base| Url::parse(&base));
     let parsed = match &base {
+        // As in the URL Standard's API URL parser: a wrong base fails even where the URL needs
+        // none.
         Some(Err(_)) => None,
         Some(Ok(base)) => base.join(&url).ok(),
         None => Url::parse(&url).ok(),

@@ -84,6 +84,7 @@ impl Isolate {
     }
 
     fn poll_event(&mut self, cx: &mut TaskContext<'_>) -> Poll<DriveEvent> {
+        // First: a stop between the look and the wait would be slept through.
         self.shared.gauge.waker().register(cx.waker());
         if self.closed.is_none() && self.shared.gauge.stopped().is_some() {
             return Poll::Ready(DriveEvent::Stopped);
@@ -244,6 +245,7 @@ impl Isolate {
             });
             self.entries = entries;
             self.close_if_over();
+            // What ended may have left jobs, and what ran may have ended others.
             let quiet = self.finished.len() == before && !self.runtime.is_job_pending();
             if quiet || self.closed.is_some() {
                 break;
@@ -269,6 +271,8 @@ impl Isolate {
                 }
             }
             jobs += 1;
+            // Short jobs that make further ones end no other way: the engine asks only inside of
+            // long ones.
             if jobs >= JOBS_PER_TURN && self.runtime.is_job_pending() {
                 gauge.stop(RuntimeCode::Fuel);
             } else if jobs % JOBS_PER_LOOK == 0 {
@@ -277,6 +281,7 @@ impl Isolate {
         }
         gauge.leave();
         let unheard = self.enter(unheard);
+        // After a limit its own code counts, and not what was thrown because of it.
         match uncaught.or(unheard) {
             Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure)),
             _ => Ok(()),

@@ -40,6 +40,7 @@ pub(crate) fn of_value<'js>(
     shared: &IsolateState,
     thrown: &JsValue<'js>,
 ) -> ScriptFailure {
+    // What is thrown after a limit was hit comes of that.
     if let Some(code) = shared.gauge.stopped() {
         return ended(code);
     }
@@ -52,6 +53,7 @@ pub(crate) fn of_value<'js>(
     }
     // Reading the members may run the script's getters; what they throw is not told.
     let told = describe(ctx, shared, thrown);
+    // The getters may have used up what was left.
     if let Some(code) = shared.gauge.stopped() {
         return ended(code);
     }
@@ -108,6 +110,7 @@ fn describe<'js>(
         }
         Some("operation") => {
             let details: JsValue<'js> = told.get(9)?;
+            // The error goes on even where its details have no JSON form.
             let details = shared.read(ctx, &details).unwrap_or(Value::Null);
             failure.operation = Some(Box::new(OpError {
                 code: text(4).unwrap_or_default(),

@@ -53,6 +53,7 @@ impl InterruptBudget {
     /// Ends the isolate: at the next poll point when it runs, at once when it waits.
     pub fn stop(&self, code: RuntimeCode) {
         let row = STOPS.iter().find(|(_, known)| *known == code);
+        // A code without a row ends it as an abort does.
         let value = row.map_or(1, |(value, _)| *value);
         // The first reason stays: later ones do not replace it.
         let _ = self

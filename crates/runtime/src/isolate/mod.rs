@@ -239,6 +239,7 @@ fn engine(
         return Err(failure);
     }
     let gauge = Arc::clone(&shared.gauge);
+    // Only now: what our own scripts did takes no fuel.
     runtime.set_interrupt_handler(Some(Box::new(move || gauge.interrupt())));
     Ok((runtime, context))
 }
@@ -248,6 +249,7 @@ fn rejection<'js>(ctx: Ctx<'js>, promise: JsValue<'js>, _reason: JsValue<'js>, h
         return;
     };
     let mut list = list.borrow_mut();
+    // ECMA-262, HostPromiseRejectionTracker: a handler was added later.
     if handled {
         list.retain(|known| *known != promise);
     } else {

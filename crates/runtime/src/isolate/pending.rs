@@ -133,6 +133,7 @@ impl PendingHostCalls {
 
     /// The next arrival that the script may see.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(PromiseSettler, Arrival)> {
+        // Each is polled, whatever has arrived: otherwise it would not wake us.
         for subscription in self.subscriptions.values() {
             subscription.borrow_mut().fill(cx);
         }
@@ -141,6 +142,7 @@ impl PendingHostCalls {
         }
         let arrived =
             |flight: &PendingHostCall| matches!(flight.state, PendingCallState::Arrived(_));
+        // Only the oldest, so that a replay sees the same order.
         let next = if self.ordered {
             self.running
                 .iter()
@@ -191,6 +193,7 @@ impl PendingSubscription {
                 Poll::Ready(Some(item)) => {
                     let failed = item.is_err();
                     self.buffer.push_back(item);
+                    // An error is the last item.
                     if failed {
                         self.items = None;
                     }

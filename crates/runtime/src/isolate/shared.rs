@@ -125,6 +125,7 @@ impl IsolateState {
         let make = self.hook(ctx, "runtimeError");
         match make.and_then(|make| make.call::<_, JsValue<'_>>((code.name(), message))) {
             Ok(error) => ctx.throw(error),
+            // There may be no memory for an error of ours.
             Err(error) => error,
         }
     }

@@ -54,6 +54,7 @@ impl<'js> ScriptValueReader<'js> {
 
     /// `undefined` at the root is `null`.
     pub(crate) fn read(mut self, value: &JsValue<'js>) -> Result<Value, ScriptValueError> {
+        // ECMA-262, JSON.stringify: the key of the root is the empty text.
         Ok(self.value(value, "")?.unwrap_or(Value::Null))
     }
 
@@ -84,6 +85,7 @@ impl<'js> ScriptValueReader<'js> {
             // Also makes 0 of -0, as JSON's text does.
             return Ok(Value::Number(Number::from(number as i64)));
         }
+        // RFC 8259, section 6: JSON has no number for infinities and NaN.
         Number::from_f64(number)
             .map(Value::Number)
             .ok_or_else(|| self.unfit("a number that is not finite"))
@@ -103,6 +105,7 @@ impl<'js> ScriptValueReader<'js> {
         let text = value.as_string().ok_or(Error::Unknown)?;
         let text = match text.to_string() {
             Ok(text) => text,
+            // RFC 8259, section 8.2: what a reader makes of it cannot be foretold.
             Err(Error::Utf8(_)) => return Err(self.unfit("half of a surrogate pair")),
             Err(error) => return Err(error.into()),
         };
@@ -131,6 +134,7 @@ impl<'js> ScriptValueReader<'js> {
             return Err(self.unfit("a promise that was not awaited"));
         }
         self.path.push(key.to_owned());
+        // ECMA-262, SerializeJSONProperty: asked before any member is read.
         let own: JsValue<'js> = object.get(PredefinedAtom::ToJSON)?;
         let read = match own.into_function() {
             Some(to_json) => {
@@ -167,6 +171,7 @@ impl<'js> ScriptValueReader<'js> {
             let item: JsValue<'js> = object.get(index)?;
             items.push(match self.value(&item, &index.to_string())? {
                 Some(item) => item,
+                // ECMA-262, SerializeJSONArray: what has no form is null here.
                 None => self.take(VALUE).map(|()| Value::Null)?,
             });
         }
@@ -179,6 +184,7 @@ impl<'js> ScriptValueReader<'js> {
         for key in object.own_keys::<rquickjs::String<'js>>(Filter::new().string().enum_only()) {
             let key = self.text(key?.as_value())?;
             let member: JsValue<'js> = object.get(key.as_str())?;
+            // ECMA-262, SerializeJSONObject: what has no form is left out.
             if let Some(member) = self.value(&member, &key)? {
                 members.insert(key, member);
             }

@@ -15,6 +15,7 @@ const ESCAPE_BYTES: usize = 6;
 /// than its text is long.
 #[must_use]
 pub fn text(text: &[u8]) -> usize {
+    // RFC 8259, section 7: what has to be escaped.
     let escaped = text.iter().map(|byte| match byte {
         b'"' | b'\\' => 1,
         0..0x20 => ESCAPE_BYTES - 1,

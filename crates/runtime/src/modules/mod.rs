@@ -130,6 +130,7 @@ impl ModuleSet {
         {
             return refuse("the text has another hash");
         }
+        // One that takes the place of another adds none.
         if self.modules.len() >= MODULES && !self.modules.contains_key(specifier) {
             return refuse("a session has at most 256 modules");
         }

@@ -34,6 +34,8 @@ use crate::limits::{REGISTERED, SUBSCRIPTIONS};
 pub fn script_id(specification: &Value, source: &str) -> [u8; 32] {
     let mut hash = blake3::Hasher::new();
     hash.update(canonical(specification).to_string().as_bytes());
+    // RFC 8259, section 7: no text of a JSON value has this byte, so the source cannot move into
+    // it.
     hash.update(&[0]);
     hash.update(source.as_bytes());
     hash.update(ENGINE.as_bytes());
@@ -195,6 +197,7 @@ fn call<'js>(
     options: &JsValue<'js>,
     settle: PromiseSettler,
 ) -> Result<f64> {
+    // Before limits are looked at: reading runs getters, which may make calls themselves.
     let input = shared.read(ctx, input)?;
     let options = read_options(ctx, shared, options)?;
     in_flight(ctx, shared)?;
@@ -221,6 +224,7 @@ fn call_with_bytes<'js>(
     count(ctx, shared)?;
     let len = bytes.as_ref().map_or(0, TypedArray::len);
     let limit = shared.spec.limits.external_bytes;
+    // Before the bytes are copied: it is the copy that takes memory.
     let Some(reserved) = shared.gauge.reserve(len, limit) else {
         let text = "the bytes outside the heap are used up";
         return Err(shared.exhaust(ctx, RuntimeCode::Memory, text));
@@ -271,6 +275,7 @@ fn subscribe<'js>(
 fn schema<'js>(ctx: &Ctx<'js>, shared: &IsolateState, path: &str) -> Result<JsValue<'js>> {
     let found = shared
         .host
+        // It lists what begins with the path, too.
         .list(path)
         .into_iter()
         .find(|operation| operation.path == path);
@@ -327,6 +332,7 @@ fn register<'js>(
     let script = script_id(&plain, &source);
     let work = shared.host.register(registration.clone(), script);
     let handler = Persistent::save(ctx, handler);
+    // Before the host answers: calls may come as soon as it has taken the operation.
     shared.offered.borrow_mut().insert(
         name,
         OfferedOperation {

@@ -232,6 +232,7 @@ impl RecorderTicket {
             return;
         }
         let marks = entry.marks.as_ref();
+        // Of an unknown operation nothing can be said to be no secret.
         let more = marks.and_then(|marks| add(&mut entry.call, marks));
         let bytes = kept.bytes;
         let fits = |more: &RecordSize| {
@@ -245,6 +246,7 @@ impl RecorderTicket {
             }
             None => {
                 entry.state = AnswerState::Bad;
+                // What is not kept takes no room.
                 entry.call = RecordedCall::default();
                 kept.bytes -= std::mem::take(&mut entry.bytes);
                 kept.left_out += 1;
@@ -316,6 +318,7 @@ fn has_room(room: Option<&Arc<dyn RecorderCapacity>>, more: RecordSize) -> bool 
 
 /// How long the text of bytes is.
 const fn base64_len(bytes: usize) -> usize {
+    // RFC 4648, section 4: four characters for three bytes or what is left of them.
     bytes.div_ceil(3) * 4
 }
 

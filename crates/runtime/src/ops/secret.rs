@@ -224,6 +224,7 @@ fn of_item(schema: &Map<String, Value>, n: usize) -> impl Iterator<Item = &Value
     let own = first.and_then(|first| first.get(n));
     let also = ["contains", "unevaluatedItems"].into_iter();
     let also = also.filter_map(|word| schema.get(word));
+    // JSON Schema Core, section 10.3.1.2: `items` is for those that `prefixItems` leaves.
     own.or_else(|| schema.get("items")).into_iter().chain(also)
 }
 
@@ -235,6 +236,7 @@ fn of_member<'s>(schema: &'s Map<String, Value>, name: &str) -> Vec<&'s Value> {
     let patterns = patterns.into_iter().flat_map(Map::values);
     let other = || schema.get("additionalProperties");
     let left = schema.get("unevaluatedProperties");
+    // JSON Schema Core, section 10.3.2.3: for members that have no schema of their own.
     let single = own.or_else(other).into_iter().chain(left);
     single.chain(patterns).collect()
 }

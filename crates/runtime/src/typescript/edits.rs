@@ -100,6 +100,7 @@ impl<'s> Edits<'s> {
 }
 
 const fn ends_line(c: char) -> bool {
+    // ECMA-262, LineTerminator.
     matches!(c, '\n' | '\r' | '\u{2028}' | '\u{2029}')
 }
 

@@ -53,6 +53,7 @@ impl Eraser<'_> {
         let span = name.span();
         let text = self.edits.slice(span.start as usize, span.end as usize);
         match name {
+            // A name that begins in lower case is a text, and no variable of the script.
             JSXElementName::Identifier(_) | JSXElementName::NamespacedName(_) => quoted(text),
             _ => text.to_owned(),
         }

@@ -67,6 +67,7 @@ impl<'s> Eraser<'s> {
     /// A `?` or `!` after a name, where no annotation follows.
     fn erase_mark(&mut self, after: u32) {
         let mut at = self.edits.skip_blanks(after as usize);
+        // A computed name ends behind its bracket.
         if self.edits.slice(at, at + 1) == "]" {
             at = self.edits.skip_blanks(at + 1);
         }
@@ -105,6 +106,7 @@ impl<'s> Eraser<'s> {
                 .find(|c: char| !c.is_ascii_alphabetic())
                 .unwrap_or(rest.len());
             if MODIFIERS.contains(&&rest[..length]) {
+                // What precedes must not go on with the rest of the member.
                 match at == start {
                     true => self.edits.erase_to(at, at + length, ";"),
                     false => self.edits.erase(at, at + length),
@@ -119,6 +121,7 @@ impl<'s> Eraser<'s> {
         match declaration {
             Declaration::TSTypeAliasDeclaration(_) | Declaration::TSInterfaceDeclaration(_) => true,
             Declaration::VariableDeclaration(it) => it.declare,
+            // Without a body it is one of several signatures.
             Declaration::FunctionDeclaration(it) => it.declare || it.body.is_none(),
             Declaration::ClassDeclaration(it) => it.declare,
             Declaration::TSEnumDeclaration(it) if it.declare => true,
@@ -298,6 +301,7 @@ impl<'a> Visit<'a> for Eraser<'_> {
             }
         }
         if let Some(last) = it.implements.last() {
+            // Behind the word `class`.
             let from = head.unwrap_or(it.span.start + 5) as usize;
             let text = self.edits.slice(from, last.span.end as usize);
             let from = from + text.find("implements").unwrap_or(0);

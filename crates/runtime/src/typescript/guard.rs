@@ -13,6 +13,7 @@ const LEVELS: usize = 1_000;
 pub(super) fn check(source: &str) -> Result<(), u32> {
     let mut scan = Scan {
         bytes: source.as_bytes(),
+        // As after a statement: a `/` at the beginning opens a pattern.
         last: b';',
         ..Scan::default()
     };
@@ -115,6 +116,7 @@ impl Scan<'_> {
                 self.chain = 0;
                 self.statements = 0;
             }
+            // What a comma parts does not nest.
             b',' => self.chain = 0,
             b'.' | b'#' | b'@' => {}
             _ => self.chain += 1,
@@ -152,6 +154,7 @@ impl Scan<'_> {
         if self.broken && ends_expression(self.last) {
             self.chain = 0;
         }
+        // Only `else` carries a statement on after its block.
         if self.last == b'}' && word != b"else" {
             self.statements = 0;
         }
@@ -177,6 +180,7 @@ impl Scan<'_> {
         let mut length = 1;
         loop {
             match self.bytes.get(self.at + length).copied() {
+                // A text that does not end in its line is an error, which the parser names.
                 None | Some(b'\n') => break,
                 Some(b'\\') => length += 2,
                 Some(byte) => {
@@ -227,6 +231,7 @@ impl Scan<'_> {
                 Some(b'\\') => length += 1,
                 Some(b'[') => class = true,
                 Some(b']') => class = false,
+                // ECMA-262, RegularExpressionClass: in brackets it does not end the pattern.
                 Some(b'/') if !class => break,
                 Some(_) => {}
             }

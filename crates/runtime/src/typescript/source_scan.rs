@@ -115,6 +115,7 @@ impl SourceScanner<'_> {
 
     /// `globalThis.eval`, and what leads from any function to `Function`.
     fn member(&mut self, object: &Expression<'_>, name: &str, span: Span) {
+        // Parentheses and types around it change nothing.
         let object = object.get_inner_expression();
         if MAKERS.contains(&name) && object.is_specific_id("globalThis") {
             self.maker(name, span);

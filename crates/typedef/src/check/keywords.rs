@@ -83,6 +83,7 @@ impl KeywordTest {
                     None => Ok(()),
                 }
             }
+            // By itself: names of sizes are compared over the whole value afterwards.
             Self::Tensor(tensor) => tensor.check_json(value, &mut Dims::new()),
         }
     }

@@ -29,6 +29,7 @@ fn one(schema: &mut Value, ptr: &str) -> Result<()> {
         let target = of_reference(reference).unwrap_or_default();
         *reference = fragment(&[ROOT, &target].concat());
     }
+    // First: what is added below is lowered already.
     subschemas::each(keywords, ptr, &mut |value, at| one(value, at))?;
     if let Some(value) = keywords.get(FieldKind::Union.keyword()) {
         let meaning = union(value, &join(ptr, FieldKind::Union.keyword()))?;
@@ -94,6 +95,7 @@ fn union(value: &Value, at: &str) -> Result<Vec<Value>> {
             "required": [field],
             "properties": { field.as_str(): { "const": name } },
         });
+        // And not `oneOf`: only the variant that is named says what is wrong.
         json!({ "if": named, "then": schema })
     }));
     Ok(all)

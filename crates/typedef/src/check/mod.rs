@@ -31,8 +31,12 @@ impl TypedefValidator {
         let lowered = lower::lower(schema.normalized(), ptr)?;
         let options = jsonschema::options()
             .with_draft(Draft::Draft202012)
+            // Nothing is fetched because a stranger's schema names it.
             .offline()
+            // A pattern may be a stranger's: this engine takes time by the length of the text.
             .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX))
+            // JSON Schema Validation, section 7.2.1: `format` says something of a value and asserts
+            // nothing.
             .should_validate_formats(false);
         let validator = keywords::with_all(options, mode).build(&lowered);
         Ok(Self {
@@ -49,6 +53,7 @@ impl TypedefValidator {
     /// Fails with what is wrong with `value`. The sizes it gives to names go to `dims`, which stay
     /// as they were where it fails.
     pub(crate) fn check(&self, root: &LayoutNode, value: &Value, dims: &mut Dims) -> Result<()> {
+        // First without words, which is faster: most values are valid.
         if !self.validator.is_valid(value) {
             let errors = self.validator.iter_errors(value).take(VIOLATIONS_MAX);
             return Err(TypedefError::Validation(

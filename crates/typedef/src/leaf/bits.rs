@@ -77,6 +77,7 @@ impl LeafType {
             }
             FieldKind::Boolean => RecordValue::Bool(bits == 1),
             FieldKind::Enum => {
+                // An `Enum` has four bytes.
                 let index = bits as u32;
                 self.member(index)?;
                 RecordValue::Enum(index)
@@ -114,6 +115,7 @@ impl LeafType {
 
     /// That the number is finite once it is of the kind.
     pub(crate) fn check_float(&self, value: f64) -> Fit<()> {
+        // A number that is finite here may be infinite in a smaller kind.
         if self.nonfinite || rounded(self.kind, value).is_finite() {
             return Ok(());
         }

@@ -75,6 +75,8 @@ impl LeafType {
     fn text_of_json(&self, value: &Value) -> Fit<RecordValue> {
         let text = value.as_str().ok_or("it is no text")?;
         let value = if self.kind == FieldKind::Bytes {
+            // One text for the same bytes: no padding, and the bits left over are zero (RFC 4648,
+            // section 3.5).
             let bytes = BASE64URL_NOPAD.decode(text.as_bytes());
             RecordValue::Bytes(bytes.map_err(|_| "it is no base64url without padding")?)
         } else {
@@ -90,6 +92,7 @@ impl LeafType {
             RecordValue::Bool(value) => (*value).into(),
             RecordValue::Bytes(bytes) => BASE64URL_NOPAD.encode(bytes).into(),
             RecordValue::Enum(index) => self.member(*index)?.clone(),
+            // JSON has no number for what is not finite: RFC 8259, section 6.
             RecordValue::Float(value) => match Number::from_f64(*value) {
                 Some(number) => number.into(),
                 None if value.is_nan() => "NaN".into(),

@@ -70,6 +70,7 @@ impl LeafType {
         self.check_bytes(len)?;
         // Checked just now to be within the space.
         let (content, rest) = space.split_at(len as usize);
+        // Equal values are equal bytes: only zero may follow.
         if rest.iter().any(|byte| *byte != 0) {
             return Err("bytes after the content are not zero".to_owned());
         }

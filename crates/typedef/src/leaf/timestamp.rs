@@ -7,6 +7,7 @@ pub(super) fn is_timestamp(text: &str) -> bool {
 }
 
 fn parse(text: &[u8]) -> Option<()> {
+    // RFC 3339, section 5.6: ten bytes of date, then `T` and eight of time.
     let (date, text) = text.split_at_checked(10)?;
     let [year, month, day] = [
         number(&date[..4])?,
@@ -69,6 +70,7 @@ fn minutes_east(zone: &[u8]) -> Option<i32> {
 }
 
 fn days(year: i32, month: i32) -> i32 {
+    // RFC 3339, appendix C.
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     match month {
         2 => 28 + i32::from(leap),

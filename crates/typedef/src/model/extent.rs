@@ -57,6 +57,7 @@ pub(super) fn of_members(members: &mut [StructMember]) -> Sized<LayoutExtent> {
         whole.size = sum(member.off, size)?;
         whole.align = whole.align.max(align);
     }
+    // As in C: items of an array follow each other at a multiple of the alignment.
     whole.raised(1, true)
 }
 

@@ -30,6 +30,7 @@ pub(crate) fn leaf(
             return Err(TypedefError::schema(&join(ptr, kind.keyword()), why));
         }
         (Some(encoding), _, _) => encoding,
+        // With a bound its room is reserved, so that what follows has a known place.
         (None, Some(_), LayoutMode::Aligned) => BytesEncoding::Fixed,
         _ => BytesEncoding::Prefixed,
     };
@@ -59,6 +60,7 @@ fn members(keywords: &Map<String, Value>, ptr: &str) -> Result<Vec<Value>, Typed
         if !plain {
             return Err(wrong("the members of an Enum are text or whole numbers"));
         }
+        // As JSON text: `1` and `"1"` are two members.
         if !seen.insert(member.to_string()) {
             return Err(wrong("a member stands here twice"));
         }

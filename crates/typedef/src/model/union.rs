@@ -99,6 +99,7 @@ impl LayoutBuilder<'_> {
 fn numbers(mapping: &Map<String, Value>) -> std::result::Result<Vec<(String, u32)>, String> {
     let number = |name: &String| {
         let tag: Option<u32> = name.parse().ok();
+        // One spelling for each tag: `01` is no tag.
         let tag = tag.filter(|tag| tag.to_string() == *name);
         let tag = tag.ok_or_else(|| format!("'{name}' is no tag: a number in decimal digits is"));
         tag.map(|tag| (name.clone(), tag))

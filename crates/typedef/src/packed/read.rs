@@ -52,6 +52,7 @@ impl<'b> PackedReader<'b> {
             NodeShape::Array(list) => self.array(list, node.big),
             NodeShape::Record(value) => self.record(value, node.big),
             NodeShape::Struct(members) => {
+                // The schema bounds it, unlike the count of an array.
                 let mut values = Vec::with_capacity(members.len());
                 for member in members {
                     let value = self.node(&member.node);
@@ -93,6 +94,7 @@ impl<'b> PackedReader<'b> {
         };
         // A count that does not fit a `usize` breaks the budget before it matters.
         counted(list.count, usize::try_from(count).unwrap_or(usize::MAX))?;
+        // Grows as items come: the count alone must not cost memory.
         let mut items = Vec::new();
         for i in 0..count {
             let item = self.node(&list.item);

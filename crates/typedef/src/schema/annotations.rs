@@ -110,6 +110,7 @@ pub(crate) fn read(kind: FieldKind, value: &Value, ptr: &str) -> Result<KeywordA
     };
     for (name, value) in object {
         let at = join(ptr, name);
+        // Passed over, a misspelt annotation would give another layout.
         if !has(kind, name) {
             let known = own(kind).join(", ");
             let known =

@@ -58,6 +58,7 @@ impl Schema {
     /// The schema is larger than `limits`, or says what this crate does not know:
     /// [`TypedefError::Schema`] with the place.
     pub fn new(schema: &Value, limits: &SchemaLimits) -> Result<Self> {
+        // First: what follows goes through the schema by recursion.
         measure::measure(schema, limits)?;
         let mut root = schema.clone();
         let mut pass = SchemaPass {
@@ -65,6 +66,7 @@ impl Schema {
             patterns: 0,
         };
         pass.schema(&mut root, "")?;
+        // Only now: a reference may name what comes after it.
         pass.graph.check_references()?;
         Ok(Self {
             root,
@@ -175,6 +177,7 @@ fn known_keywords(keywords: &Map<String, Value>, ptr: &str) -> Result<()> {
                 format!("{keyword} is not taken: {why}"),
             ));
         }
+        // In any case: such a keyword is misspelt, and would otherwise be passed over.
         let ours = keyword
             .get(..PREFIX.len())
             .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX));

@@ -225,6 +225,8 @@ fn program(rights: Rights, pid: u32) -> Result<BpfProgram, FilterError> {
         // The number of the call is the first word of what a filter sees.
         k: 0,
     }];
+    // A filter sees numbers and no memory: Documentation/userspace-api/seccomp_filter.rst of the
+    // kernel.
     answer(&mut program, libc::SYS_clone3, errno(libc::ENOSYS));
     for call in NEVER {
         answer(&mut program, *call, SeccompAction::KillProcess);

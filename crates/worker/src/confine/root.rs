@@ -104,6 +104,8 @@ fn kept(target: &str) -> Result<MountFlags, RootError> {
 
 /// Makes the current folder the root.
 fn change_root() -> Result<(), RootError> {
+    // The same folder twice, as in pivot_root(2): the old root lies on the new one until it is
+    // unmounted.
     match pivot_root(".", ".") {
         Ok(()) => {
             unmount(".", UnmountFlags::DETACH).map_err(at("let go of the old root"))?;

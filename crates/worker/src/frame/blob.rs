@@ -107,6 +107,7 @@ impl FrameBlob {
         let Self::Sealed { at, len } = self else {
             return Ok(None);
         };
+        // `at` is the peer's.
         let (named, came) = (at.saturating_add(1), fds.len());
         let fd = fds.get(*at);
         let fd = fd.ok_or(WorkerFrameError::Descriptors { named, came })?;

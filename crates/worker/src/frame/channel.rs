@@ -75,6 +75,7 @@ pub(crate) fn send(
     if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
         return Err(io::Error::other("more descriptors than a frame may have"));
     }
+    // A peer that is gone is an error, and no SIGPIPE.
     let mut flags = SendFlags::NOSIGNAL;
     if !wait {
         flags |= SendFlags::DONTWAIT;

@@ -51,6 +51,7 @@ impl GuestCall {
     /// Whether it is to end now.
     #[must_use]
     pub fn is_aborted(&self) -> bool {
+        // Relaxed: nothing else is read by this flag.
         self.0.aborted.load(Ordering::Relaxed)
     }
 

@@ -84,6 +84,7 @@ impl WorkerCgroup {
             Mode::empty(),
         )?;
         let write = OFlags::WRONLY | OFlags::CLOEXEC;
+        // Since Linux 5.14; without it the worker is killed by its pidfd alone.
         let kill = openat(&folder, "cgroup.kill", write, Mode::empty()).ok();
         Ok((folder, kill))
     }
@@ -107,6 +108,7 @@ impl WorkerCgroup {
 
     /// Whether the kernel killed something in it for want of memory.
     pub(super) fn ran_out_of_memory(&self) -> bool {
+        // Where the file cannot be read, memory is not held to be the cause.
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         let kills = events
             .lines()

@@ -125,6 +125,7 @@ pub(super) struct SupervisorHandle {
 impl SupervisorHandle {
     /// Returns whether the supervisor is there.
     pub(super) fn send(&self, command: SupervisorCommand) -> bool {
+        // Before the wake: the supervisor that wakes finds the command.
         let sent = self.commands.send(command).is_ok();
         // The counter is far from full, and a supervisor that is gone needs no waking.
         let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
@@ -372,6 +373,7 @@ impl WorkerSession {
     ) -> Result<EncodedFrame, WorkerCallError> {
         let bytes = encode(message, fds.len())?;
         let waiting = &self.opened.waiting;
+        // Two callers at once may exceed the bound by a frame.
         if waiting.load(Ordering::Relaxed) + bytes.len() > OUT_BYTES_MAX {
             return Err(WorkerCallError::Busy);
         }
@@ -438,6 +440,7 @@ impl Future for WorkerCall {
 
 impl Drop for WorkerCall {
     fn drop(&mut self) {
+        // Where the answer is there already, nothing runs that could be aborted.
         if self
             .answer
             .as_mut()

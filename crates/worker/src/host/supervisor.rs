@@ -576,9 +576,11 @@ impl WorkerSupervisor {
                     .values()
                     .map(|call| call.watch.deadline())
                     .min(),
+                // Its pidfd says when it is gone.
                 WorkerState::Dying(..) => None,
             });
         let pauses = self.pauses.values().map(|pause| pause.until);
+        // A pause that is over would be due at once, again and again.
         let pauses = pauses.filter(|until| *until > self.now());
         of_workers
             .chain(pauses)

@@ -246,6 +246,7 @@ impl CallWatch {
             return None;
         }
         let look = u64::try_from(SILENCE_LOOK.as_micros()).unwrap_or(u64::MAX);
+        // Only a process that is gone has no clock.
         let Some(used) = process() else {
             return Some(self.silent_at);
         };

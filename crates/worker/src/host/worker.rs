@@ -173,6 +173,7 @@ impl WorkerProcess {
     pub(super) fn private_bytes(&self) -> Option<u64> {
         let path = format!("/proc/{}/statm", self.process.pid);
         let text = std::fs::read_to_string(path).ok()?;
+        // proc_pid_statm(5): the size, then what is resident, then what of that is shared.
         let mut pages = text.split(' ').skip(1).map(str::parse::<u64>);
         let resident = pages.next()?.ok()?;
         let shared = pages.next()?.ok()?;

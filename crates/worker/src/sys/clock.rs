@@ -9,6 +9,7 @@ const ONE_THREAD: i32 = 4;
 /// Processor time that process `pid` has used, all threads together, microseconds. `None` once it is
 /// gone.
 pub(crate) fn process_cpu_us(pid: i32) -> Option<u64> {
+    // As `make_process_cpuclock` in the kernel's include/linux/posix-timers.h.
     read(!pid << 3 | SCHEDULER)
 }
 
@@ -34,6 +35,7 @@ impl ThreadClock {
     /// Of the calling thread; may be read by any other.
     pub(crate) fn of_this_thread() -> Self {
         let tid = gettid().as_raw_nonzero().get();
+        // As `make_thread_cpuclock` in the kernel's include/linux/posix-timers.h.
         Self(!tid << 3 | SCHEDULER | ONE_THREAD)
     }
 

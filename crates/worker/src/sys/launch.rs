@@ -193,6 +193,7 @@ impl Launch<'_> {
 }
 
 fn flags(namespaces: Namespaces) -> u64 {
+    // No handler of the host's may run in the copy of its process.
     let mut flags = CLEAR_SIGNAL_HANDLERS | libc::CLONE_PIDFD as u64;
     for (wanted, flag) in [
         (namespaces.ipc, libc::CLONE_NEWIPC),

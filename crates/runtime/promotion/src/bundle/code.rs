@@ -103,6 +103,7 @@ fn fill_imports(
     depth: usize,
 ) -> Result<(), ScriptFailure> {
     for specifier in imports {
+        // Several modules may import the same.
         if set.resolve("", specifier).is_ok() {
             continue;
         }

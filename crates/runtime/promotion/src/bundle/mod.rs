@@ -262,6 +262,7 @@ impl UncheckedBundle {
         let signature = signature.unwrap_or_default().to_owned();
         let mut value = with_signature(value, &signature);
         let document = canonical(&value);
+        // What is kept is the canonical text, which may be longer than what was sent.
         if document.len() > BUNDLE_BYTES_MAX {
             return Err(BundleError::TooLarge(document.len()));
         }

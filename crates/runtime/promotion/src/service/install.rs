@@ -62,6 +62,7 @@ impl Promotion {
         let dispatcher = self.dispatcher()?;
         let before = lock(&self.active).versions.clone();
         let loaded = self.stored(move |store| {
+            // Before the versions are read: their counts come from there.
             for known in &before {
                 let OperationVersion { path, version, .. } = &known.version;
                 store.tally(path, *version, known.tally.tallied())?;

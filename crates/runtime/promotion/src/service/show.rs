@@ -100,6 +100,7 @@ impl Promotion {
     async fn list(&self, filter: ProposalFilter, most: usize) -> Result<Value, PromotionError> {
         let found = self.stored(move |store| {
             let (generation, _) = store.heads()?;
+            // One more tells whether there is another page.
             Ok((store.proposals(&filter, most + 1)?, generation))
         });
         let (mut proposals, stored) = found.await?;

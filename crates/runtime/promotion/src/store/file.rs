@@ -89,6 +89,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, PromotionStoreError> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // One process holds the file: another would promote beside it, unseen.
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    // The file may be damaged or foreign: what its schema names must not run (SQLite: PRAGMA
+    // trusted_schema).
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     let check: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
@@ -98,6 +100,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, PromotionStoreError> {
     let empty = is_empty(&connection)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
+    // In WAL mode NORMAL would lose the last decisions at a power cut (SQLite: PRAGMA synchronous).
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     if empty {

@@ -95,6 +95,7 @@ impl PromotionStore {
                     "a proposal is reviewed by another peer than its author".to_owned(),
                 ));
             }
+            // A reviewer's second yes takes the place of the first: each counts once.
             let sql = "INSERT OR REPLACE INTO reviews (id, reviewer, terms) VALUES (?1, ?2, ?3)";
             connection.execute(sql, params![id.to_string(), act.who, json(terms)?])?;
             let reviews = read::reviews(connection, id)?;
@@ -122,6 +123,7 @@ impl PromotionStore {
     pub fn reject(&self, id: Blake3Hash, act: AuditAct<'_>) -> Result<(), PromotionStoreError> {
         self.decide(|connection| {
             waiting(connection, id)?;
+            // The same code may be proposed again, and begins without them.
             connection.execute("DELETE FROM reviews WHERE id = ?1", [id.to_string()])?;
             set_state(connection, id, ProposalState::Rejected)?;
             record(connection, act, "reject", id, None, None)
@@ -174,6 +176,7 @@ impl PromotionStore {
                 }
             }
             let version = back.map(|it| it.version);
+            // The code of either may be in place under another path as well.
             for id in [now.map(|it| it.id), back.map(|it| it.id)]
                 .into_iter()
                 .flatten()
@@ -228,6 +231,7 @@ fn make_room(
     let author = bundle.content().author.as_str();
     let sql = "SELECT count(*) FROM proposals WHERE author = ?1 AND state = 'proposed'";
     let waiting: u64 = connection.query_row(sql, [author], |row| row.get(0))?;
+    // What waits is never forgotten to make room: one author must not fill the store with it.
     if waiting >= WAITING_PER_AUTHOR_MAX {
         let text =
             format!("{waiting} proposals of '{author}' wait for a review; no more are taken");
@@ -304,6 +308,7 @@ fn promote(
     let versions = read::versions(connection, path)?;
     let now = versions.iter().find(|it| it.current);
     let paths: u64 = connection.query_row("SELECT count(*) FROM heads", [], |row| row.get(0))?;
+    // A new version of one that is in place takes no place of its own.
     if now.is_none() && paths >= PATHS_MAX {
         let text = format!("the node has {paths} promoted operations; no more are taken");
         return Err(PromotionStoreError::Full(text));
@@ -311,6 +316,7 @@ fn promote(
     let generation = next_generation(connection)?;
     let version = OperationVersion {
         path: path.to_owned(),
+        // After every version that there was: a rollback frees no number.
         version: versions.first().map_or(1, |newest| newest.version + 1),
         id,
         terms: terms.clone(),
@@ -337,6 +343,7 @@ fn promote(
     )?;
     set_head(connection, path, version.version)?;
     set_state(connection, id, ProposalState::Promoted)?;
+    // What it ran may be in place under another path as well.
     if let Some(now) = now {
         settle(connection, now.id)?;
     }

@@ -96,6 +96,7 @@ impl SessionQueue {
             if let Some(start) = sessions.pop_front() {
                 return start;
             }
+            // It may wake up without a reason (std, `Condvar`): the queue is looked at again.
             let slept = self.grown.wait(sessions);
             sessions = slept.unwrap_or_else(PoisonError::into_inner);
         }
@@ -201,6 +202,7 @@ impl FrameDispatcher {
                 self.start(sid, call, work);
             }
             ToWorkerMessage::Reply { sid, id, reply } => {
+                // It may have been closed meanwhile.
                 if let Some(slot) = self.sessions.get(&sid) {
                     slot.bridge.replied(id, reply, fds);
                 }
@@ -225,6 +227,7 @@ impl FrameDispatcher {
             // What a later host may say.
             _ => {}
         }
+        // No frame says that a call has ended.
         let calls = &self.pulse;
         self.calls.retain(|id, _| calls.knows(*id));
     }
@@ -271,6 +274,7 @@ impl FrameDispatcher {
         match work {
             Ok(work) => {
                 self.calls.insert(call.id(), sid);
+                // Before the thread has it: a call that is not expected counts as given up.
                 self.pulse.expect(&call);
                 // The thread takes jobs as long as the session is open.
                 let _ = slot.jobs.send(session::SessionJob::Start(call, work));
@@ -335,6 +339,7 @@ fn evaluation(module: String, source: &[u8], hash: [u8; 32]) -> Result<IsolateWo
             "the source has another hash",
         ));
     }
+    // The text of a module of the graph came when the session was opened.
     if source.is_empty() {
         return Ok(IsolateWork::Module { module });
     }

@@ -127,6 +127,8 @@ impl GuestSession<'_> {
     async fn run(&mut self, mut queue: mpsc::UnboundedReceiver<SessionJob>) {
         loop {
             tokio::select! {
+                // In this order: outcomes that come one after another must not hold up the end of
+                // the session.
                 biased;
                 job = queue.recv() => match job {
                     Some(job) => self.begin(job),
@@ -232,6 +234,7 @@ impl GuestSession<'_> {
             return;
         }
         active.call.progress(ticks, external);
+        // Calls share a heap: while others run its size says nothing about this one.
         let heap = match self.active.is_empty() {
             true => self.isolate.heap_bytes(),
             false => 0,

@@ -61,6 +61,7 @@ impl CallWatchdog {
             state.sessions.retain(|_, bridge| bridge.strong_count() > 0);
             let sessions = state.sessions.values();
             let bridges: Vec<Arc<Bridge>> = sessions.filter_map(Weak::upgrade).collect();
+            // Each bridge has a lock of its own, and writes to the host take their time.
             drop(state);
             // Also of scripts that write and then compute: their own threads do not come back.
             bridges.iter().for_each(|bridge| bridge.flush());

@@ -76,6 +76,7 @@ impl CallAllowList {
         if let Some(Err(error)) = constraint.as_ref().map(|rule| rule.validate(input)) {
             return Err(refused(name, &error));
         }
+        // Last: an input that is refused takes nothing of it.
         if let Some(left) = budget {
             let Some(less) = left.checked_sub(1) else {
                 let text = format!("the session may not call '{name}' any more");

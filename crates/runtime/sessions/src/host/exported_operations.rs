@@ -72,6 +72,7 @@ pub(super) fn registration(
 fn errors(own: serde_json::Map<String, Value>) -> Vec<ErrorDef> {
     let mut all = declared_errors();
     for (code, schema) in own {
+        // Those of every script stay as they are.
         if all.iter().all(|known| known.code != code) {
             all.push(ErrorDef {
                 code,

@@ -106,6 +106,7 @@ pub(crate) fn of_open(failure: &ScriptFailure) -> CallError {
 /// The isolate's own account of a failure; its code and text where that is all there is.
 pub(crate) fn of_fault(fault: &WorkerFault) -> ScriptFailure {
     let details = fault.details.as_bytes();
+    // It is weighed before it is read: the worker wrote it.
     let fits = wire::weigh(details).is_ok_and(|weight| weight <= FAULT_BYTES_MAX);
     let told: Option<ScriptFailure> = fits.then(|| wire::unpack(details).ok()).flatten();
     let mut told = told.unwrap_or_else(|| {

@@ -112,6 +112,7 @@ impl MemoryAccounts {
         self.all = self.all.minus(less);
         if let Some(own) = self.tenants.get_mut(tenant) {
             *own = own.minus(less);
+            // Tenants come and go, and empty accounts would pile up.
             if own.bytes == 0 {
                 self.tenants.remove(tenant);
             }
@@ -136,6 +137,7 @@ impl SessionAccount {
             own.checked_add(bytes)
                 .filter(|own| *own <= MEMORY_OF_SESSION_MAX)
         };
+        // A sum, by which nothing else is ordered.
         let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
         let taken = self.bytes.fetch_update(set, get, more);
         taken.map_err(|_| ReadRefusal::TooMuch)?;
@@ -183,6 +185,7 @@ impl MemoryShare {
         blob: FrameBlob,
         fds: &[OwnedFd],
     ) -> Result<(T, MemoryReservation), ReadRefusal> {
+        // The bytes themselves are taken before they are read.
         let mut held = self.take(len(&blob)?, ReservationKind::Passing)?;
         let bytes = blob
             .read(fds, VALUE_BYTES_MAX)

@@ -161,6 +161,8 @@ impl ScriptSessions {
         let tenant = tenant(spec.identity.as_deref());
         let reach = CallAllowList::new(&spec.grants, spec.identity.as_ref())?;
         let layer = layer(env, &spec)?;
+        // Before a worker is asked for, which may take a while: those that wait for one count as
+        // well.
         let place = self.admit(&tenant, &spec)?;
         let mut lease = WorkerLease::new(self.config.role, tenant).granted(spec.memory());
         if spec.alone {
@@ -210,6 +212,7 @@ impl ScriptSessions {
                 .is_ok()
         });
         if told {
+            // At once: the actor hears of it later.
             known.shared.close(SessionEndReason::Abort);
         }
         told

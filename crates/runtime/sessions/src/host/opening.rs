@@ -40,6 +40,7 @@ fn authority(own: &CompositionAuthority, identity: Option<&Identity>) -> Composi
     let texts = |set: &alknet_core::ScopeSet| Vec::<String>::from(set.clone());
     let mut scopes: Vec<String> = texts(&identity.scopes);
     scopes.retain(|scope| own.scopes.allows(scope));
+    // Of two patterns that overlap the narrower one is what both allow.
     let narrower = texts(&own.scopes);
     scopes.extend(
         narrower

@@ -259,6 +259,7 @@ fn on_gpu(answer: &CallBody) -> Duration {
     let by_shader = variant.is_some_and(|variant| variant.raw() == WGSL);
     let told = answer.member(if by_shader { "ms" } else { "gpu_ms" });
     let millis = told.and_then(|told| told.parse::<f64>().ok());
+    // What is no duration counts as no time: the answer is only what it says.
     Duration::try_from_secs_f64(millis.unwrap_or_default() / 1e3).unwrap_or_default()
 }
 
@@ -458,6 +459,7 @@ async fn try_follow(
         let Some(item) = items.next().await else {
             return Ok(());
         };
+        // Given back when the script has taken an item.
         permit.forget();
         let item = item?;
         let (blob, fds) = pack(&item)?;

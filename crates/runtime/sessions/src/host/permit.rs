@@ -40,6 +40,7 @@ impl ScriptSessions {
         let mut shared = SessionShared::new(id, tenant, spec.mode, memory);
         shared.set_lent(spec.lent);
         let shared = Arc::new(shared);
+        // It leads nowhere until there is an actor.
         let (closed, _) = mpsc::unbounded_channel();
         let known = SessionEntry {
             shared: Arc::clone(&shared),

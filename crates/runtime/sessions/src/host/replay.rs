@@ -50,6 +50,7 @@ impl ScriptSessions {
     ) -> Result<Value, ScriptFailure> {
         spec.check()?;
         let bundle = Bytes32(spec.bundle());
+        // By what runs: no worker holds the code of two.
         let tenant = format!("replay {}", blake3::Hash::from(bundle.0).to_hex());
         let place = self.admit(&tenant, &spec)?;
         let worker = self

@@ -65,13 +65,16 @@ impl ScriptService {
             |session: &ScriptSession| matches!(session.info().state, SessionState::Closed(_));
         let mut current = self.current.read().await;
         if is_over(&current.session) {
+            // The lock for writing waits for every reader, this one too.
             drop(current);
             let mut changing = self.current.write().await;
+            // Another call may have opened it while this one waited.
             if is_over(&changing.session) {
                 let session = open(&self.sessions, env, &changing.spec).await?;
                 init(&session, env, main(&changing.spec)?, Value::Null).await?;
                 changing.session = session;
             }
+            // Without a gap: a change of code cannot come between.
             current = changing.downgrade();
         }
         let work = IsolateWork::Export {
@@ -114,6 +117,7 @@ impl ScriptService {
     pub async fn replace(&self, env: &Env, mut spec: SessionSpec) -> Result<(), ScriptFailure> {
         spec.mode = SessionMode::Service;
         let main = main(&spec)?.to_owned();
+        // Before the lock is taken: the old code serves meanwhile.
         let fresh = open(&self.sessions, env, &spec).await?;
         let mut current = self.current.write().await;
         let prev = match current.session.dispose(env).await {

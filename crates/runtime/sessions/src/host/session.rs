@@ -276,6 +276,7 @@ impl WeakSession {
                 WorkerReply::Err(fault) => (of_fault(&fault), Some(answer.stats)),
             },
             Err(error) => {
+                // Its code says that there was no room, which alone would leave the session open.
                 if is_relieved(&error) {
                     self.close(SessionEndReason::WorkerLost);
                 }
@@ -365,6 +366,7 @@ impl YieldedItems {
                 return self.items.recv().await.map(|item| Ok(item.value));
             };
             tokio::select! {
+                // What was yielded comes before the end.
                 biased;
                 item = self.items.recv() => match item {
                     Some(item) => {
@@ -397,6 +399,7 @@ pub(super) fn request(work: IsolateWork) -> Result<WorkerRequest, ScriptFailure>
     Ok(match work {
         // The text of a module came when the session was opened.
         IsolateWork::Module { module } => evaluate(module, Vec::new()),
+        // An empty text would be taken for a module by its name.
         IsolateWork::Script { source } if !source.is_empty() => {
             evaluate("./repl".to_owned(), source.into_bytes())
         }

@@ -214,6 +214,7 @@ impl SessionShared {
     pub(super) fn set_running(&self, calls: usize, draining: bool) {
         let mut info = lock(&self.info);
         info.state = match (info.state, calls) {
+            // It is over, whatever still ends in it.
             (closed @ SessionState::Closed(_), _) => closed,
             (_, 0) => SessionState::Idle,
             _ if draining => SessionState::Draining,

@@ -112,6 +112,7 @@ impl SessionSpec {
     pub(crate) fn bundle(&self) -> [u8; 32] {
         let mut hash = blake3::Hasher::new();
         for (name, text, _) in self.modules.entries() {
+            // With its length: otherwise parts could be cut in another place and give the same.
             for part in [name, text] {
                 hash.update(&(part.len() as u64).to_le_bytes());
                 hash.update(part.as_bytes());

@@ -112,6 +112,7 @@ impl<'de> Visitor<'de> for JsonAllowance<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         self.take(VALUE)?;
+        // A member counts as two: its name is a value as well.
         let mut members = Map::with_capacity(self.room(map.size_hint()) / 2);
         while let Some(name) = map.next_key::<String>()? {
             self.take(VALUE + weight::text(name.as_bytes()))?;

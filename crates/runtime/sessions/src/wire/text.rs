@@ -69,6 +69,7 @@ impl<'de, S: Serializer> Visitor<'de> for TextValue<S> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<S::Ok, A::Error> {
+        // The text does not say how many follow: RFC 8949, section 3.2.2.
         let mut writer = self.0.serialize_seq(None).map_err(failed)?;
         while seq.next_element_seed(TextElement(&mut writer))?.is_some() {}
         writer.end().map_err(failed)

@@ -31,6 +31,7 @@ pub(crate) fn weigh(bytes: &[u8]) -> Result<usize, WorkerFrameError> {
                 weight = weight.saturating_add(text);
             }
             CborHead::Values(values) => {
+                // Each takes a byte at least.
                 if values > rest.len() as u64 {
                     return Err(cut());
                 }
@@ -60,6 +61,8 @@ enum CborHead {
 impl CborHead {
     fn read(rest: &mut &[u8]) -> Result<Self, WorkerFrameError> {
         let initial = take(rest, 1)?[0];
+        // RFC 8949, section 3: the argument itself, or how many bytes it follows in, in network
+        // byte order.
         let argument = match initial & 0x1f {
             small @ 0..=23 => u64::from(small),
             size @ 24..=27 => {
@@ -68,8 +71,10 @@ impl CborHead {
                     .iter()
                     .fold(0, |all, byte| all << 8 | u64::from(*byte))
             }
+            // RFC 8949, section 3: 31 leaves the length open, and 28 to 30 are reserved.
             _ => return Err(refused("a value of no stated length")),
         };
+        // RFC 8949, section 3.1: the major types.
         Ok(match initial >> 5 {
             2 => Self::Bytes(argument),
             3 => Self::Text(argument),

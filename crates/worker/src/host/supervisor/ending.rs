@@ -29,6 +29,7 @@ impl WorkerSupervisor {
         if matches!(worker.state, WorkerState::Dying(..)) {
             return;
         }
+        // First: once its callers have their answer, nothing of it runs any more.
         worker.kill();
         let starting = !worker.was_ready;
         worker.state = WorkerState::Dying(reason, detail.to_owned());
@@ -122,6 +123,7 @@ impl WorkerSupervisor {
         let Some(exit) = worker.collect() else {
             return;
         };
+        // Before it is judged: what it wrote last is a part of the loss.
         worker.listen(scratch);
         let loss = worker.judge(exit);
         let (role, pid, limit_at) = (worker.role, worker.pid(), worker.limit_at);

@@ -16,6 +16,7 @@ pub(super) struct WorkerViolation(pub(super) WorkerEndReason, pub(super) String)
 impl WorkerSupervisor {
     /// A worker's socket is readable, writable or closed.
     pub(super) fn read(&mut self, number: u64, scratch: &mut [u8]) {
+        // The event may be that the socket takes bytes again.
         self.flush(number);
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
@@ -32,6 +33,7 @@ impl WorkerSupervisor {
             self.end(number, WorkerEndReason::Protocol, &why);
             return;
         }
+        // Before the end of the channel: what the worker said until then still counts.
         if let Err(WorkerViolation(reason, why)) = self.take_messages(number) {
             self.end(number, reason, &why);
             return;

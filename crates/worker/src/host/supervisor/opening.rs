@@ -74,6 +74,7 @@ impl WorkerSupervisor {
         config.binds.extend(lease.binds.iter().cloned());
         check_binds(role, &config.binds)?;
         self.used.insert(role);
+        // Before the share is looked at: a worker that the tenant has takes nothing more of it.
         if let Some(worker) = self.pool.place_with_own(lease) {
             return Ok(WorkerChoice::Now(worker));
         }
@@ -94,6 +95,7 @@ impl WorkerSupervisor {
             return Err(WorkerError::Start { role, why });
         }
         let reserved = !lease.binds.is_empty();
+        // One that is on its way to no other session will do.
         if !reserved && self.pool.free(role) >= self.wanted(role, Some(lease)) {
             return Ok(WorkerChoice::Later(None));
         }

@@ -95,6 +95,7 @@ impl IsolateHost for BridgeHost {
         script: [u8; 32],
     ) -> HostFuture<Result<(), OpError>> {
         let offer: SessionOffer = registration;
+        // Before the lock is taken: compiling may take a while.
         let ready = compiled(&offer).and_then(|input| Ok((frameable(&offer)?, input)));
         let (spec, input) = match ready {
             Ok(ready) => ready,
@@ -125,6 +126,7 @@ impl IsolateHost for BridgeHost {
         let serving =
             |state: &super::BridgeState| Some(Arc::clone(&state.serving.get(&entry)?.room));
         let room = serving(&lock(&self.0.state));
+        // An item that weighs more than all permits would wait for ever.
         let permits = (weight::estimate(&item) / ITEM_BYTES).clamp(1, UNACKNOWLEDGED);
         let permits = u32::try_from(permits).unwrap_or(1);
         Box::pin(async move {

@@ -173,6 +173,7 @@ impl Bridge {
             }
             HostMessage::Taken(entry) => {
                 if let Some(serving) = state.serving.get_mut(&entry) {
+                    // The host takes items in the order in which they were sent.
                     let permits = serving.sent.pop_front().unwrap_or_default();
                     serving.room.add_permits(permits as usize);
                 }
@@ -241,6 +242,7 @@ impl Bridge {
     /// The script does not wait any more.
     fn give_up(&self, id: u64) {
         let mut state = lock(&self.state);
+        // Without an entry the last word has come, and there is nothing to end.
         if let Some(open) = state.open.get_mut(&id) {
             *open = ReplyWaiter::GivenUp;
             let sid = self.sid;
@@ -318,6 +320,7 @@ impl Bridge {
         let input = wire::blob(input, &mut fds).map_err(|error| unsendable(&error))?;
         let opts = wire::body(opts).map_err(|error| unsendable(&error))?;
         let mut state = lock(&self.state);
+        // What the script wrote before this comes first.
         self.flush_locked(&mut state);
         let id = self.open(&mut state, waits)?;
         self.send(&mut state, message(id, input, opts), fds);

@@ -103,6 +103,7 @@ impl Bridge {
                 QueuedFrame::Frame(message, fds) => {
                     let full = state.unheard_bytes >= UNHEARD_BYTES_MAX;
                     if state.unheard.len() >= UNHEARD_MAX || full {
+                        // Back to its place: the order stays.
                         state.queue.push_front(QueuedFrame::Frame(message, fds));
                         return;
                     }

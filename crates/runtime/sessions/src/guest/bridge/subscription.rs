@@ -59,6 +59,7 @@ impl Stream for ScriptSubscription {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(event) => event,
         };
+        // The bridge was closed, which drops the other end.
         let Some((event, fds)) = event else {
             self.wish.done = true;
             return Poll::Ready(Some(Err(gone())));

@@ -15,6 +15,7 @@ impl SessionActor {
             return;
         }
         let session = self.shared.id();
+        // A script's error is no error of the node's.
         match level {
             ConsoleLevel::Error | ConsoleLevel::Warn => {
                 tracing::info!(session, ?level, "script: {text}")
@@ -47,6 +48,7 @@ impl LogBudget {
             *self = Self::new();
         }
         let left = self.left.checked_sub(bytes);
+        // A line that does not fit takes nothing: a shorter one may fit.
         self.left = left.unwrap_or(self.left);
         left.is_some()
     }

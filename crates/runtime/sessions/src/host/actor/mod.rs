@@ -166,6 +166,7 @@ impl SessionActor {
     pub(super) async fn run(mut self) {
         let reason = loop {
             let next = tokio::select! {
+                // Commands first: a session whose worker never stops talking can still be closed.
                 biased;
                 command = self.queue.recv() => match command {
                     Some(command) => self.take(command),
@@ -287,6 +288,7 @@ impl SessionActor {
                 ..
             } => self.wish(id, &op, true, (input, opts), fds),
             FromWorkerMessage::Cancel { id, .. } => {
+                // Otherwise its last answer is on the way, and another would be one too many.
                 if self.outgoing.give_up(id) {
                     let error = OpError::new("ABORTED", "the script gave it up");
                     return self.refuse(id, &error, None);
@@ -350,6 +352,7 @@ impl SessionActor {
                 return CONTINUE;
             }
         };
+        // There is room for as many as an honest worker sends before one is taken.
         match items.try_send(item) {
             Err(mpsc::error::TrySendError::Full(_)) => PROTOCOL_VIOLATION,
             _ => CONTINUE,

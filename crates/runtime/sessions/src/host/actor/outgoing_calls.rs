@@ -34,6 +34,7 @@ impl SessionActor {
         (input, opts): (FrameBlob, CborBody),
         fds: Vec<OwnedFd>,
     ) -> Next {
+        // Two answers under one number could not be told apart.
         if self.outgoing.has(id) {
             return PROTOCOL_VIOLATION;
         }
@@ -78,6 +79,7 @@ impl SessionActor {
             let error = OpError::new("INVALID_INPUT", "an act is called here, with JSON alone");
             return self.refuse(id, &error, noted.as_ref());
         }
+        // Its own operations need no grant.
         let is_own = is_act || peer.is_none() && self.offered.contains(name);
         if !is_own && let Err(error) = self.reach.check(&env, name, peer, &value) {
             if error.code == ErrorCode::Overloaded {
@@ -139,6 +141,7 @@ impl SessionActor {
         has_bytes: bool,
     ) -> Option<RecorderTicket> {
         let record = self.record.as_ref()?;
+        // A record has plain values only.
         if has_bytes {
             record.leave_out();
             return None;
@@ -172,6 +175,7 @@ impl SessionActor {
 
     /// What an operation answered goes to the script.
     pub(super) fn pass_on(&mut self, said: OutgoingReply) -> Next {
+        // Asked first: with its last answer it is forgotten.
         let of = self.outgoing.call_of(said.id());
         if !self.outgoing.ends(&said) {
             // It was given up meanwhile.
@@ -188,6 +192,7 @@ impl SessionActor {
         }
         // Too much for a frame, or for a worker that does not read.
         let error = OpError::new("INVALID_OUTPUT", "the answer cannot be sent to the script");
+        // The script waits for an item that is lost: its subscription ends with it.
         if !last {
             self.outgoing.give_up(id);
         }
@@ -200,6 +205,7 @@ impl SessionActor {
             return;
         }
         self.shared.count_gpu(time);
+        // The call may have ended: the time counts for the session all the same.
         let Some(running) = self.running.iter_mut().find(|running| running.id == call) else {
             return;
         };

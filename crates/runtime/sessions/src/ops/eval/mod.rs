@@ -50,6 +50,7 @@ type Known = (
 /// Whether the caller `now` has all the rights that the owner had `before`.
 fn has_rights_of(now: Option<&Identity>, before: Option<&Identity>) -> bool {
     let (Some(now), Some(before)) = (now, before) else {
+        // A REPL that a stranger opened has no rights that could be lost.
         return before.is_none();
     };
     let held = |kind| now.resources.get(kind).map_or(&[][..], Vec::as_slice);
@@ -188,8 +189,10 @@ impl EvalService {
         let ran = session
             .run(&ctx.env(), IsolateWork::Script { source })
             .await;
+        // What it says between two lines is in the log alone.
         session.set_console(None);
         session.set_record(None);
+        // It is unused from the end of the line on.
         if let Some(repl) = self.lock().get_mut(&name) {
             repl.used = Instant::now();
         }
@@ -237,6 +240,7 @@ impl EvalService {
 
     /// Closes a REPL that has not been used for [`REPL_IDLE`].
     fn forget_when_idle(self: &Arc<Self>, name: Name, session: u64) {
+        // Weak: what only waits keeps nothing alive.
         let evals = Arc::downgrade(self);
         tokio::spawn(async move {
             let mut wait = REPL_IDLE;
@@ -244,6 +248,7 @@ impl EvalService {
                 tokio::time::sleep(wait).await;
                 let Some(evals) = evals.upgrade() else { return };
                 let mut repls = evals.lock();
+                // Another REPL may have the name by now, and has a wait of its own.
                 let Some(repl) = repls.get(&name).filter(|repl| repl.session.id() == session)
                 else {
                     return;
