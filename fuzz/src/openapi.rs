@@ -13,8 +13,8 @@ struct RefusingDialer;
 
 impl Dialer for RefusingDialer {
     fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
-        let nobody = DialError::new(DialErrorKind::Local, "no server is called here");
-        Box::pin(std::future::ready(Err(nobody)))
+        let unknown_peer = DialError::new(DialErrorKind::Local, "no server is called here");
+        Box::pin(std::future::ready(Err(unknown_peer)))
     }
 }
 

@@ -44,7 +44,7 @@ fn blob(data: &[u8]) -> bool {
     for blob in json.iter().chain(&binary) {
         let label: BlobLabel = "cred:fuzz".parse().expect("a label");
         assert!(
-            vault_of_nobody().open(&label, blob).is_err(),
+            vault_without_owner().open(&label, blob).is_err(),
             "it was not sealed"
         );
         // What was cut off has no form in JSON.
@@ -105,7 +105,7 @@ fn texts(text: &str) -> bool {
 }
 
 /// Open, with words under which nothing was sealed.
-fn vault_of_nobody() -> Vault {
+fn vault_without_owner() -> Vault {
     let vault = Vault::locked();
     let words = Entropy::from_bytes(&[0x6e; 16]).expect("16 bytes");
     vault

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_without_a_manifest_and_a_foreign_file_are_told_apart() {
+    fn a_folder_without_a_manifest_and_a_foreign_file_give_different_errors() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let missing = Manifest::read(dir.path()).expect_err("it does not exist");
         assert!(

@@ -152,10 +152,11 @@ fn execute(control: &StdStream, vault: Option<BorrowedFd<'_>>, output: OwnedFd) 
         .stdout(output)
         .stderr(errors);
     // Without control groups the node runs all the same, and reports that its workers have no limits.
-    let group = groups::node_entrance().ok();
-    let entrance = group.as_ref().map(AsRawFd::as_raw_fd);
+    let group = groups::node_cgroup().ok();
+    let cgroup_procs = group.as_ref().map(AsRawFd::as_raw_fd);
     // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
-    let child = unsafe { command.pre_exec(move || confine(control, vault, entrance)) }.spawn()?;
+    let child =
+        unsafe { command.pre_exec(move || confine(control, vault, cgroup_procs)) }.spawn()?;
     i32::try_from(child.id())
         .map(Pid::from_raw)
         .map_err(io::Error::other)

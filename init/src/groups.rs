@@ -4,7 +4,7 @@
 //! ```text
 //! /sys/fs/cgroup            PID 1
 //! └── alknet
-//!     ├── errand            a child that PID 1 sends out while the vault is locked
+//!     ├── helper            a child that PID 1 sends out while the vault is locked
 //!     ├── node              the node; no limit
 //!     └── workers           the node's to divide; of all memory and processor time less than all
 //!         └── worker-…      one worker each, made and removed by the node
@@ -27,10 +27,10 @@ use crate::{InitError, control::WORKERS_CGROUP, data::NODE_UID};
 const ROOT: &str = "/sys/fs/cgroup";
 const OURS: &str = "/sys/fs/cgroup/alknet";
 const NODE: &str = "/sys/fs/cgroup/alknet/node";
-const ERRAND: &str = "/sys/fs/cgroup/alknet/errand";
-/// What a child on an errand may have: one connection, and the program itself.
-const ERRAND_MEMORY_MAX: &str = "134217728";
-const ERRAND_PIDS_MAX: &str = "32";
+const HELPER: &str = "/sys/fs/cgroup/alknet/helper";
+/// What a child on a helper task may have: one connection, and the program itself.
+const HELPER_MEMORY_MAX: &str = "134217728";
+const HELPER_PIDS_MAX: &str = "32";
 /// What is handed on at each level.
 const CONTROLLERS: &str = "+memory +cpu +pids";
 /// Share of the processors that all workers get together where the node, which has 100, wants them too.
@@ -52,10 +52,10 @@ pub(crate) fn prepare() -> Result<(), InitError> {
     make(ours)?;
     hand_on(ours)?;
     make(Path::new(NODE))?;
-    let errand = Path::new(ERRAND);
-    make(errand)?;
-    set(errand, "memory.max", ERRAND_MEMORY_MAX)?;
-    set(errand, "pids.max", ERRAND_PIDS_MAX)?;
+    let task = Path::new(HELPER);
+    make(task)?;
+    set(task, "memory.max", HELPER_MEMORY_MAX)?;
+    set(task, "pids.max", HELPER_PIDS_MAX)?;
     let workers = Path::new(WORKERS_CGROUP);
     make(workers)?;
     hand_on(workers)?;
@@ -73,21 +73,21 @@ pub(crate) fn prepare() -> Result<(), InitError> {
 
 /// The file that moves the process that writes to it into the node's group. Opened here, because the node may not
 /// open it: the kernel checks the rights of the process that opened the file, not of the one that writes.
-pub(crate) fn node_entrance() -> io::Result<File> {
-    entrance(NODE)
+pub(crate) fn node_cgroup() -> io::Result<File> {
+    cgroup_procs(NODE)
 }
 
-/// The same for a child on an errand.
-pub(crate) fn errand_entrance() -> io::Result<File> {
-    entrance(ERRAND)
+/// The same for a child on a helper task.
+pub(crate) fn helper_cgroup() -> io::Result<File> {
+    cgroup_procs(HELPER)
 }
 
-/// Ends whatever a child on an errand left.
-pub(crate) fn clear_errand() -> Result<(), InitError> {
-    set(Path::new(ERRAND), "cgroup.kill", "1")
+/// Ends whatever a child on a helper task left.
+pub(crate) fn clear_helper_task() -> Result<(), InitError> {
+    set(Path::new(HELPER), "cgroup.kill", "1")
 }
 
-fn entrance(group: &str) -> io::Result<File> {
+fn cgroup_procs(group: &str) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .open(Path::new(group).join("cgroup.procs"))

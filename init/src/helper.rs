@@ -1,4 +1,4 @@
-//! A child that runs one errand: the one binary executed again, unprivileged, in a control group of its
+//! A child that runs one helper task: the one binary executed again, unprivileged, in a control group of its
 //! own, with a socket and nothing else of PID 1's. What it answers is a stranger's word.
 
 use std::io::{self, Read, Write};
@@ -13,25 +13,25 @@ use zeroize::Zeroizing;
 use crate::child::{check, duplicate_above};
 use crate::groups;
 use crate::helper_task::{
-    ERRAND_FD, ERRAND_TIME, ERRAND_VERB, HelperOutcome, HelperTask, LINE_BYTES_MAX,
+    HELPER_FD, HELPER_TIME, HELPER_VERB, HelperOutcome, HelperTask, LINE_BYTES_MAX,
 };
 
 /// User and group of such a child. Not the node's: a node that runs must not look into it.
 const HELPER_UID: u32 = 1001;
 /// Name under which it runs.
-const HELPER_NAME: &str = "alknet-errand";
+const HELPER_NAME: &str = "alknet-helper";
 
-/// Runs it to its end. Blocks for up to [`ERRAND_TIME`]; not for PID 1's loop. One at a time.
-pub(crate) fn run(errand: &HelperTask) -> io::Result<HelperOutcome> {
+/// Runs it to its end. Blocks for up to [`HELPER_TIME`]; not for PID 1's loop. One at a time.
+pub(crate) fn run(task: &HelperTask) -> io::Result<HelperOutcome> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut child = execute(&theirs)?;
     // With a copy of the child's end here, its end would never show as the end of the stream.
     drop(theirs);
-    let outcome = converse(&ours, errand, ERRAND_TIME);
+    let outcome = converse(&ours, task, HELPER_TIME);
     // Whatever it said, nothing of it stays. PID 1 collects every child itself, so that only the number
     // of one that has not ended is surely its own.
     let late = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
-    if groups::clear_errand().is_err() && outcome.as_ref().is_err_and(late) {
+    if groups::clear_helper_task().is_err() && outcome.as_ref().is_err_and(late) {
         let _ = child.kill();
     }
     outcome
@@ -39,12 +39,12 @@ pub(crate) fn run(errand: &HelperTask) -> io::Result<HelperOutcome> {
 
 fn execute(channel: &UnixStream) -> io::Result<Child> {
     let channel = channel.as_raw_fd();
-    let group = groups::errand_entrance().ok();
-    let entrance = group.as_ref().map(AsRawFd::as_raw_fd);
+    let group = groups::helper_cgroup().ok();
+    let cgroup_procs = group.as_ref().map(AsRawFd::as_raw_fd);
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0(HELPER_NAME)
-        .arg(ERRAND_VERB)
+        .arg(HELPER_VERB)
         .env_clear()
         .current_dir("/")
         .uid(HELPER_UID)
@@ -53,7 +53,7 @@ fn execute(channel: &UnixStream) -> io::Result<Child> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
-    unsafe { command.pre_exec(move || confine(channel, entrance)) }.spawn()
+    unsafe { command.pre_exec(move || confine(channel, cgroup_procs)) }.spawn()
 }
 
 /// In the child: its control group, no way to gain privileges, no life after the thread that waits for
@@ -74,21 +74,21 @@ fn confine(channel: i32, group: Option<i32>) -> io::Result<()> {
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
         check(libc::setsid())?;
-        let channel = duplicate_above(channel, ERRAND_FD)?;
-        check(libc::dup2(channel, ERRAND_FD))
+        let channel = duplicate_above(channel, HELPER_FD)?;
+        check(libc::dup2(channel, HELPER_FD))
     }
 }
 
 /// One line there, one line back, before the time is over.
 fn converse(
     mut channel: &UnixStream,
-    errand: &HelperTask,
+    task: &HelperTask,
     time: Duration,
 ) -> io::Result<HelperOutcome> {
     let until = Instant::now() + time;
     // Sized before, so that what is secret lies in one place and is wiped there.
     let mut line = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX));
-    serde_json::to_writer(&mut *line, errand)?;
+    serde_json::to_writer(&mut *line, task)?;
     line.push(b'\n');
     // A child that does not read must not hold the thread.
     channel.set_write_timeout(Some(time))?;
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use crate::helper_task::{HelperRefusal, HexSecret};
 
-    fn errand() -> HelperTask {
+    fn task() -> HelperTask {
         HelperTask::Release {
             peer: String::new(),
             addresses: Vec::new(),
@@ -153,12 +153,12 @@ mod tests {
         let answer = answer.to_vec();
         let child = thread::spawn(move || {
             let mut line = [0; 512];
-            let read = theirs.read(&mut line).expect("an errand");
+            let read = theirs.read(&mut line).expect("a helper task");
             assert!(line[..read].ends_with(b"}\n"));
             // It may be left before it has said everything.
             let _ = theirs.write_all(&answer);
         });
-        let outcome = converse(&ours, &errand(), deadline(Duration::from_secs(20)));
+        let outcome = converse(&ours, &task(), deadline(Duration::from_secs(20)));
         drop(ours);
         child.join().expect("it does not panic");
         outcome
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_child_that_says_nothing_is_given_up() {
         let (ours, _theirs) = UnixStream::pair().expect("a pair");
-        let error = converse(&ours, &errand(), Duration::from_millis(20)).expect_err("silence");
+        let error = converse(&ours, &task(), Duration::from_millis(20)).expect_err("silence");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -1,9 +1,9 @@
 //! What PID 1 sends a child of the same binary to do where it may not go itself: PID 1 knows no
 //! protocol, and the node is not there yet while its vault is locked.
 //!
-//! The child is started as [`ERRAND_VERB`], finds a stream socket at [`ERRAND_FD`], reads one line of
+//! The child is started as [`HELPER_VERB`], finds a stream socket at [`HELPER_FD`], reads one line of
 //! JSON, an [`HelperTask`], and writes one, an [`HelperOutcome`]. Lines are at most [`LINE_BYTES_MAX`] long. It has
-//! [`ERRAND_TIME`], and is killed with whatever it started when that is over. What is secret travels in
+//! [`HELPER_TIME`], and is killed with whatever it started when that is over. What is secret travels in
 //! these lines only: never as an argument, nor in the environment.
 
 use std::fmt;
@@ -16,13 +16,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 /// The verb that only PID 1 starts such a child with.
-pub const ERRAND_VERB: &str = "errand";
+pub const HELPER_VERB: &str = "helper";
 /// File descriptor of the child's end of the socket pair.
-pub const ERRAND_FD: i32 = 3;
+pub const HELPER_FD: i32 = 3;
 /// Longest line in either direction.
 pub const LINE_BYTES_MAX: usize = 16 << 10;
 /// How long a child may take: every address of the other node is tried, each for 10 s.
-pub const ERRAND_TIME: Duration = Duration::from_secs(60);
+pub const HELPER_TIME: Duration = Duration::from_secs(60);
 /// Longest text of a refusal that is shown.
 const TEXT_CHARS_MAX: usize = 300;
 
@@ -211,15 +211,15 @@ mod tests {
 
     #[test]
     fn lines_say_what_they_mean_and_hide_what_they_must() {
-        let errand = HelperTask::Release {
+        let task = HelperTask::Release {
             peer: "ed25519:ab".to_owned(),
             addresses: vec!["192.0.2.1:443".to_owned()],
             id: "abc".to_owned(),
             client: HexSecret::copy_of(&[0xab; 32]),
         };
-        let line = serde_json::to_string(&errand).expect("it is JSON");
+        let line = serde_json::to_string(&task).expect("it is JSON");
         assert!(line.starts_with("{\"t\":\"release\"") && line.contains(&"ab".repeat(32)));
-        assert!(!format!("{errand:?}").contains("abab"));
+        assert!(!format!("{task:?}").contains("abab"));
         let read: HelperTask = serde_json::from_str(&line).expect("its own line");
         match read {
             HelperTask::Release { client, .. } => assert_eq!(client.expose(), &[0xab; 32]),

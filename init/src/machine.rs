@@ -314,7 +314,7 @@ impl InitMachine {
             timers.session,
             timers.typed,
             timers.words,
-            self.errand_due(),
+            self.task_due(),
         ];
         let next = due.into_iter().flatten().min().unwrap_or(timers.feed);
         Duration::from_millis(next.saturating_sub(boot_ms()))

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acpi_press_is_told_from_other_events() {
+    fn an_acpi_press_differs_from_other_events() {
         let event = |class: &[u8]| {
             let mut value = class.to_vec();
             value.resize(44, 0);

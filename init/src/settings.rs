@@ -330,7 +330,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_only_one_look_finds_is_told_until_something_right_counts() {
+    fn a_finding_of_one_look_is_reported_until_a_valid_value_counts() {
         let of = |code: &str| MachineDiagnostic {
             code: code.to_owned(),
             ..MachineDiagnostic::default()
@@ -355,7 +355,7 @@ pub(crate) mod tests {
     /// An attacker's medium was in the machine at its first start, and the owner's was not there yet. The vault is made of
     /// the attacker's words, and the owner's medium comes later.
     #[test]
-    fn words_that_are_not_the_vaults_are_told_at_each_start_with_their_medium() {
+    fn foreign_words_are_reported_at_each_start_with_their_medium() {
         let root = tempfile::tempdir().expect("a temporary directory");
         let at = |name: &str| root.path().join(name);
         let paths = paths_below(root.path());

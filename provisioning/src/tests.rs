@@ -531,7 +531,7 @@ fn drives_without_a_medium_are_not_touched() {
 
 /// What `mformat` makes of a floppy disk looks like a table of partitions whose first is the disk.
 #[test]
-fn a_partition_that_is_its_whole_disk_is_told_of_once() {
+fn a_partition_that_is_its_whole_disk_is_listed_once() {
     let mut machine = DirectoryMachine::new();
     for (name, start) in [
         ("vdb", None),

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_skipped_and_the_end_is_told() {
+    fn invalid_lines_are_skipped_and_the_end_is_reported() {
         let qmp = scripted(&["}{"]).expect("the script greets");
         let error = qmp.execute("stop", json!({})).expect_err("no answer comes");
         assert!(matches!(error, Error::QmpLost { .. }), "{error}");

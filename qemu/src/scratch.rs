@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sweep_removes_what_nobody_holds_and_nothing_else() {
+    fn the_sweep_removes_only_unheld_folders() {
         let base = tempfile::tempdir().expect("the temporary directory is writable");
         let held = ScratchDir::in_dir(base.path()).expect("the directory is ours");
         let left = base.path().join("vm-left");

@@ -49,7 +49,7 @@ impl TestBench {
     }
 
     /// The command line of another user, with a key of its own and no rights on any node.
-    pub fn somebody(&self, name: &str) -> CliRunner {
+    pub fn user(&self, name: &str) -> CliRunner {
         CliRunner::new(self.path().join(name))
     }
 

@@ -72,7 +72,7 @@ fn is_answered(calls: &mut RawTcpConnection, id: &str, operation: &str, input: &
 /// # Panics
 /// The guesser is not told how long to wait, another client is refused or loses what it opened, or the node does not
 /// name the problem.
-pub fn guesses_refuse_nobody_else<N>(bench: &TestBench, web: &WebNode<N>, target: &Target) {
+pub fn guesses_refuse_no_other_client<N>(bench: &TestBench, web: &WebNode<N>, target: &Target) {
     let before = TokenSessions::open(web, target);
     let wrong = wrong_token();
     // By one program: on a busy machine as many programs take longer than a minute.
@@ -87,8 +87,8 @@ pub fn guesses_refuse_nobody_else<N>(bench: &TestBench, web: &WebNode<N>, target
         assert!([401, 429].contains(&told.status), "{told:?}");
         (told.status == 429).then_some(told)
     });
-    is_told_to_wait(&refused);
-    is_told_to_wait(&guess("--http1.1"));
+    is_answered_with_retry_after(&refused);
+    is_answered_with_retry_after(&guess("--http1.1"));
     for version in ["--http1.1", "--http2"] {
         assert_eq!(web.curl("/healthz", &[version]).status, 200);
         assert_eq!(web.curl_as(&web.reader, "/search", &[version]).status, 200);
@@ -106,7 +106,7 @@ pub fn guesses_refuse_nobody_else<N>(bench: &TestBench, web: &WebNode<N>, target
     assert_eq!(codes, [FAILED_LOGINS], "{problems}");
 }
 
-fn is_told_to_wait(refused: &CurlResponse) {
+fn is_answered_with_retry_after(refused: &CurlResponse) {
     assert_eq!(refused.status, 429, "{refused:?}");
     assert_eq!(refused.code(), "OVERLOADED");
     let wait = refused.header("retry-after").expect("a time to wait");

@@ -48,7 +48,7 @@ pub use bench::TestBench;
 pub use browser::{Browser, LoadedResource, spki};
 pub use cli::{CliOutput, CliRunner, CliSubscription, run_with_input};
 pub use curl::Curl;
-pub use guesses::{FAILED_LOGINS, guesses_refuse_nobody_else, wrong_token};
+pub use guesses::{FAILED_LOGINS, guesses_refuse_no_other_client, wrong_token};
 pub use host::{HostNode, serve};
 pub use http3::{Http3Response, http3};
 pub use hub::HUB;

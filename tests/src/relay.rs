@@ -67,8 +67,8 @@ impl RelayOperation {
         std::fs::write(folder.join("operation.json"), operation(uses)).expect("room");
         std::fs::write(folder.join("main.js"), SOURCE).expect("room");
         Self {
-            author: bench.somebody("ada"),
-            reviewer: bench.somebody("rev"),
+            author: bench.user("ada"),
+            reviewer: bench.user("rev"),
             folder,
             scopes,
         }

@@ -154,8 +154,8 @@ pub fn debugfs(image: &Path, request: &str) -> String {
     let text = tool_says("debugfs", &["-w", "-R", request, image.as_str()]);
     // It reports errors and exits as if there were none.
     let refusal = format!("{}:", request.split(' ').next().unwrap_or(request));
-    let complaint = text.lines().find(|line| line.starts_with(&refusal));
-    assert_eq!(complaint, None, "{text}");
+    let diagnostic = text.lines().find(|line| line.starts_with(&refusal));
+    assert_eq!(diagnostic, None, "{text}");
     text
 }
 

@@ -61,8 +61,8 @@ pub(crate) fn open(
     };
     match refused {
         Ok(opened) => Some(opened),
-        Err(IdentityFileError::Left(trouble)) => {
-            found.push(trouble);
+        Err(IdentityFileError::Left(diagnostic)) => {
+            found.push(diagnostic);
             None
         }
         Err(IdentityFileError::Damaged) => {

@@ -72,7 +72,7 @@ struct IdentityDbInner {
     path: PathBuf,
     /// Nothing while there is no file, or none that can be used.
     connection: Mutex<Option<Connection>>,
-    troubles: Mutex<IdentityStoreDiagnostics>,
+    diagnostics: Mutex<IdentityStoreDiagnostics>,
     credentials: Mutex<BTreeMap<String, EncryptedData>>,
 }
 
@@ -88,7 +88,7 @@ struct IdentityStoreDiagnostics {
 
 impl IdentityDb {
     /// Opens the file and reads all of it; the first change makes a missing file. Blocks on the
-    /// disk. [`troubles`](Self::troubles) lists what is wrong with the file.
+    /// disk. [`diagnostics`](Self::diagnostics) lists what is wrong with the file.
     #[must_use]
     pub fn open(path: &Path) -> (Self, StoredIdentities) {
         let mut found = Vec::new();
@@ -107,7 +107,7 @@ impl IdentityDb {
         let db = Self(Arc::new(IdentityDbInner {
             path: path.to_owned(),
             connection: Mutex::new(connection),
-            troubles: Mutex::new(IdentityStoreDiagnostics {
+            diagnostics: Mutex::new(IdentityStoreDiagnostics {
                 found,
                 log: settled.and_then(Result::err),
                 write: None,
@@ -119,11 +119,14 @@ impl IdentityDb {
 
     /// Everything that is wrong now.
     #[must_use]
-    pub fn troubles(&self) -> Vec<IdentityStoreDiagnostic> {
-        let troubles = lock(&self.0.troubles);
-        let log = troubles.log.clone().map(IdentityStoreDiagnostic::Log);
-        let write = troubles.write.clone().map(IdentityStoreDiagnostic::Write);
-        let found = troubles.found.iter().cloned();
+    pub fn diagnostics(&self) -> Vec<IdentityStoreDiagnostic> {
+        let diagnostics = lock(&self.0.diagnostics);
+        let log = diagnostics.log.clone().map(IdentityStoreDiagnostic::Log);
+        let write = diagnostics
+            .write
+            .clone()
+            .map(IdentityStoreDiagnostic::Write);
+        let found = diagnostics.found.iter().cloned();
         found.chain(log).chain(write).collect()
     }
 }
@@ -146,11 +149,11 @@ impl IdentityDbInner {
             let done = done.map_err(|error| error.to_string())?;
             Ok((done, file::settle(connection, &self.path).err()))
         });
-        let mut troubles = lock(&self.troubles);
-        troubles.write = written.as_ref().err().cloned();
+        let mut diagnostics = lock(&self.diagnostics);
+        diagnostics.write = written.as_ref().err().cloned();
         let (done, log) = written?;
         // The change was made all the same.
-        troubles.log = log;
+        diagnostics.log = log;
         Ok(done)
     }
 
@@ -191,7 +194,7 @@ impl IdentityDbInner {
 
     /// Unless there is a file that cannot be used.
     fn usable(&self) -> Result<(), String> {
-        match why_unusable(&lock(&self.troubles).found) {
+        match why_unusable(&lock(&self.diagnostics).found) {
             Some(why) => Err(why),
             None => Ok(()),
         }
@@ -231,7 +234,7 @@ impl IdentityPersistence for IdentityDb {
 impl fmt::Debug for IdentityDb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdentityDb")
-            .field("troubles", &self.troubles())
+            .field("troubles", &self.diagnostics())
             .finish_non_exhaustive()
     }
 }

@@ -93,7 +93,7 @@ fn everything_is_there_again_after_a_restart() {
     };
     let (db, stored) = IdentityDb::open(&path);
     assert_eq!(
-        (stored, db.troubles()),
+        (stored, db.diagnostics()),
         (StoredIdentities::default(), Vec::new())
     );
     assert!(!path.exists(), "nothing to keep yet");
@@ -114,7 +114,7 @@ fn everything_is_there_again_after_a_restart() {
     );
 
     let (db, stored) = IdentityDb::open(&path);
-    assert_eq!((stored, db.troubles()), (all, Vec::new()));
+    assert_eq!((stored, db.diagnostics()), (all, Vec::new()));
     db.keep(&[
         StoreChange::RemovePeer(peer(1).peer_id),
         StoreChange::RemoveApiKey(token.key_id),
@@ -171,19 +171,19 @@ fn a_damaged_file_is_set_aside_and_stays_announced() {
         assert_eq!(stored, StoredIdentities::default(), "damage {n}");
         let aside = dir.path().join("identity.db.damaged-1");
         let announced = vec![IdentityStoreDiagnostic::Aside(aside.clone())];
-        assert_eq!(db.troubles(), announced, "damage {n}");
+        assert_eq!(db.diagnostics(), announced, "damage {n}");
         put(&db, 7);
         drop(db);
         let (db, stored) = IdentityDb::open(&path);
         assert_eq!(
-            (ids(&stored), db.troubles()),
+            (ids(&stored), db.diagnostics()),
             (vec!["peer-7".to_owned()], announced)
         );
         drop(db);
 
         fs::remove_file(aside).expect("ours");
         let (db, _) = IdentityDb::open(&path);
-        assert_eq!(db.troubles(), []);
+        assert_eq!(db.diagnostics(), []);
     }
 }
 
@@ -194,13 +194,13 @@ fn the_next_damage_gets_a_name_of_its_own_and_a_log_follows_its_file() {
         fs::write(&path, "no database").expect("ours");
         fs::write(dir.path().join("identity.db-wal"), format!("log {n}")).expect("ours");
         let (db, _) = IdentityDb::open(&path);
-        assert_eq!(db.troubles().len(), n);
+        assert_eq!(db.diagnostics().len(), n);
     }
     // As a power cut between the two leaves it.
     fs::rename(&path, dir.path().join("identity.db.damaged-3")).expect("ours");
     fs::write(dir.path().join("identity.db-wal"), "log 3").expect("ours");
     let (db, _) = IdentityDb::open(&path);
-    assert_eq!(db.troubles().len(), 3);
+    assert_eq!(db.diagnostics().len(), 3);
     put(&db, 1);
     for n in 1..=3 {
         let log = dir.path().join(format!("identity.db.damaged-{n}-wal"));
@@ -215,9 +215,9 @@ fn a_later_version_and_a_file_in_use_are_left_alone() {
     put(&db, 1);
     let (second, stored) = IdentityDb::open(&path);
     assert_eq!(stored, StoredIdentities::default());
-    let troubles = second.troubles();
+    let diagnostics = second.diagnostics();
     assert!(
-        matches!(&troubles[..], [IdentityStoreDiagnostic::Unusable(why)] if why.contains("another node"))
+        matches!(&diagnostics[..], [IdentityStoreDiagnostic::Unusable(why)] if why.contains("another node"))
     );
     let refused = second.keep(&[StoreChange::PutPeer(peer(2))]);
     assert!(
@@ -233,7 +233,7 @@ fn a_later_version_and_a_file_in_use_are_left_alone() {
     let (db, stored) = IdentityDb::open(&path);
     assert_eq!(stored, StoredIdentities::default());
     assert_eq!(
-        db.troubles(),
+        db.diagnostics(),
         [IdentityStoreDiagnostic::Newer(SCHEMA_VERSION + 1)]
     );
     assert!(db.keep(&[StoreChange::PutPeer(peer(2))]).is_err());
@@ -243,7 +243,10 @@ fn a_later_version_and_a_file_in_use_are_left_alone() {
     let (db, stored) = IdentityDb::open(dir.path());
     assert_eq!(stored, StoredIdentities::default());
     assert!(
-        matches!(&db.troubles()[..], [IdentityStoreDiagnostic::Unusable(_)]),
+        matches!(
+            &db.diagnostics()[..],
+            [IdentityStoreDiagnostic::Unusable(_)]
+        ),
         "a folder is no file"
     );
 }
@@ -257,7 +260,7 @@ fn the_second_of_two_nodes_keeps_nothing() {
     let keep = || second.keep(&[StoreChange::PutPeer(peer(2))]);
     assert!(keep().is_err());
     assert!(
-        matches!(&second.troubles()[..], [IdentityStoreDiagnostic::Write(why)] if why.contains("another"))
+        matches!(&second.diagnostics()[..], [IdentityStoreDiagnostic::Write(why)] if why.contains("another"))
     );
     // Nor once the first has ended: it has not read what the first wrote.
     drop(first);
@@ -267,7 +270,7 @@ fn the_second_of_two_nodes_keeps_nothing() {
 }
 
 #[test]
-fn a_row_that_nobody_understands_is_told_and_the_others_count() {
+fn an_unreadable_row_is_reported_and_the_others_count() {
     let (_dir, path) = place();
     let (db, _) = IdentityDb::open(&path);
     (1..=2).for_each(|n| put(&db, n));
@@ -283,9 +286,9 @@ fn a_row_that_nobody_understands_is_told_and_the_others_count() {
     drop(edit);
     let (db, stored) = IdentityDb::open(&path);
     assert_eq!(stored, StoredIdentities::default());
-    let troubles = db.troubles();
-    let [IdentityStoreDiagnostic::Rows { count: 3, first }] = &troubles[..] else {
-        panic!("{troubles:?}");
+    let diagnostics = db.diagnostics();
+    let [IdentityStoreDiagnostic::Rows { count: 3, first }] = &diagnostics[..] else {
+        panic!("{diagnostics:?}");
     };
     assert!(first.contains("other"), "{first}");
     put(&db, 3);
@@ -313,7 +316,7 @@ fn the_log_cut_anywhere_is_the_store_after_some_change() {
             fs::write(&cut_path, &file).expect("ours");
             fs::write(cut_dir.path().join("identity.db-wal"), left).expect("ours");
             let (cut_db, stored) = IdentityDb::open(&cut_path);
-            assert_eq!(cut_db.troubles(), [], "cut at {cut}");
+            assert_eq!(cut_db.diagnostics(), [], "cut at {cut}");
             let expected: Vec<_> = (1..=stored.peers.len())
                 .map(|n| format!("peer-{n}"))
                 .collect();
@@ -347,7 +350,7 @@ fn a_damaged_log_brings_no_removed_peer_back() {
             fs::write(&cut_path, &file).expect("ours");
             fs::write(cut_dir.path().join("identity.db-wal"), log).expect("ours");
             let (cut_db, stored) = IdentityDb::open(&cut_path);
-            assert_eq!(cut_db.troubles(), [], "{what}: {damaged:?}");
+            assert_eq!(cut_db.diagnostics(), [], "{what}: {damaged:?}");
             assert_eq!(ids(&stored), ["peer-2"], "{what}: {damaged:?}");
         }
         blocks
@@ -413,14 +416,14 @@ async fn a_damaged_page_brings_no_removed_peer_back() {
         fs::write(&cut_path, damaged).expect("ours");
         let (db, stored) = IdentityDb::open(&cut_path);
         let invitations = db.enrolments().await.expect("readable");
-        if db.troubles().is_empty() {
+        if db.diagnostics().is_empty() {
             // It was a page that nothing lies in.
             assert_eq!((&stored, &invitations), (&before, &all), "page {n}");
             continue;
         }
         lost += 1;
         assert!(
-            matches!(&db.troubles()[..], [IdentityStoreDiagnostic::Aside(_)]),
+            matches!(&db.diagnostics()[..], [IdentityStoreDiagnostic::Aside(_)]),
             "page {n}"
         );
         assert_eq!(
@@ -514,7 +517,7 @@ async fn what_identities_write_is_kept_and_what_is_not_kept_does_not_count() {
     }
     *lock(&db.0.connection) = None;
     let gone = IdentityStoreDiagnostic::Unusable("the disk is gone".to_owned());
-    lock(&db.0.troubles).found.push(gone);
+    lock(&db.0.diagnostics).found.push(gone);
     let before = all.generation();
     let lost = all.remove(peer(1).peer_id).await;
     assert!(
@@ -567,11 +570,11 @@ fn a_write_that_fails_is_a_trouble_until_one_succeeds() {
         Err(IdentityStoreError::Unavailable(_))
     ));
     assert!(
-        matches!(&db.troubles()[..], [IdentityStoreDiagnostic::Write(why)] if why.contains("full"))
+        matches!(&db.diagnostics()[..], [IdentityStoreDiagnostic::Write(why)] if why.contains("full"))
     );
     full(false);
     put(&db, 9);
-    assert_eq!(db.troubles(), []);
+    assert_eq!(db.diagnostics(), []);
     drop(db);
     let (_, stored) = IdentityDb::open(&path);
     assert_eq!(

@@ -13,7 +13,7 @@ use alknet_identity_store::IdentityDb;
 const FILE: &str = "ALKNET_TEST_IDENTITY_DB";
 
 /// The test that starts itself as the process that it kills.
-const NAME: &str = "a_killed_writer_loses_nothing_it_was_told_is_kept";
+const NAME: &str = "a_killed_writer_loses_no_acknowledged_change";
 
 /// How often a writer is killed.
 const ROUNDS: usize = 30;
@@ -51,7 +51,7 @@ fn last(stored: &StoredIdentities) -> u64 {
 /// The process that is killed.
 fn write(file: &Path) {
     let (db, stored) = IdentityDb::open(file);
-    assert_eq!(db.troubles(), []);
+    assert_eq!(db.diagnostics(), []);
     let mut out = std::io::stdout().lock();
     for n in last(&stored) + 1.. {
         let mut changes = vec![StoreChange::PutPeer(peer(n))];
@@ -66,7 +66,7 @@ fn write(file: &Path) {
 }
 
 #[test]
-fn a_killed_writer_loses_nothing_it_was_told_is_kept() {
+fn a_killed_writer_loses_no_acknowledged_change() {
     // The test starts itself as the writer.
     if let Some(file) = std::env::var_os(FILE) {
         return write(Path::new(&file));
@@ -99,7 +99,7 @@ fn a_killed_writer_loses_nothing_it_was_told_is_kept() {
             "round {round}: {ended}, {kept}"
         );
         let (db, stored) = IdentityDb::open(&file);
-        assert_eq!(db.troubles(), [], "round {round}");
+        assert_eq!(db.diagnostics(), [], "round {round}");
         let found = last(&stored);
         assert!(
             (kept..=kept + 1).contains(&found),

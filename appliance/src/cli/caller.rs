@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_is_not_there_is_told_from_an_operation_that_it_does_not_serve() {
+    fn an_unknown_peer_and_an_unserved_operation_give_different_errors() {
         let hub = hub();
         let unknown = said(&hub, "kitchn", "node/info");
         assert_eq!(

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_too_long_is_told_from_none() {
+    fn a_time_that_is_too_long_and_no_time_give_different_errors() {
         assert_eq!(seconds_up_to("24h", 86_400), Ok(86_400));
         let longer = seconds_up_to("25h", 86_400).expect_err("it is longer");
         assert_eq!(longer, "'25h' is too long: 1d at most");

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_s_failure_is_told_with_its_place() {
+    fn a_script_s_failure_names_its_line_and_column() {
         let error = CallError::operation(SCRIPT_FAILED, "no ink").with_details(json!({
             "code": "E_EXCEPTION", "name": "TypeError", "stack": "at f (./a.ts:3)",
         }));

@@ -41,7 +41,7 @@ mod vault;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use alknet_init::helper_task::ERRAND_VERB;
+use alknet_init::helper_task::HELPER_VERB;
 use clap::{Args, FromArgMatches, Parser, Subcommand};
 use serde_json::json;
 
@@ -219,7 +219,7 @@ pub(crate) fn main() -> ExitCode {
     if std::env::args_os().skip(1).eq([NODE_VERB]) {
         return ended(crate::node::supervised(), false);
     }
-    if std::env::args_os().skip(1).eq([ERRAND_VERB]) {
+    if std::env::args_os().skip(1).eq([HELPER_VERB]) {
         return ended(crate::node::run_helper(), false);
     }
     let parsed = help::command().try_get_matches().and_then(|matches| {

@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_from_addresses_and_verbs() {
+    fn node_names_differ_from_addresses_and_verbs() {
         for good in ["a", "edge-1", "z9"] {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }

@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_a_proposal_is_told_from_what_does_not() {
+    fn words_that_name_a_proposal_differ_from_others() {
         for good in ["3f00", "3f00…", "invoice/total", "js/a", "helpful"] {
             assert!(proposal_word(good).is_ok(), "{good}");
         }

@@ -125,14 +125,14 @@ mod tests {
     /// Of a node that found `own`, told PID 1 `told`, and heard of `machine`.
     fn condition(own: &[&str], told: &[&str], machine: &[&str]) -> NodeHealth {
         let own = problems(own);
-        let troubles = NodeProblemSource::default();
-        troubles.get_or_init(|| Box::new(move || own.clone()));
+        let store_problems = NodeProblemSource::default();
+        store_problems.get_or_init(|| Box::new(move || own.clone()));
         let facts = MachineFacts {
             problems: problems(machine),
             ..MachineFacts::default()
         };
         NodeHealth {
-            own: troubles,
+            own: store_problems,
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             told: Arc::new(ArcSwap::from_pointee(problems(told))),
             certified: CertificateHealth {

@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_dialler_is_told_who_is_whom() {
+    async fn the_dialler_learns_which_key_has_which_identity() {
         let [ours, theirs, other] = [1, 2, 3].map(|n| NodeKey::from_seed(&[n; 32]));
         let entry = |key: &NodeKey, rest: &str| {
             let key = key.public();

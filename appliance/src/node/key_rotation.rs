@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hub_that_somebody_joined_keeps_its_key() {
+    async fn a_hub_with_workers_keeps_its_key() {
         let place = KeyRotationTest::new("[hub]\nenabled = true\n");
         let own = place.start();
         let joined = PeerEntry {

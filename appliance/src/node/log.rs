@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_share_the_records_and_are_told_of_those_they_lost() {
+    fn readers_share_the_records_and_learn_how_many_they_lost() {
         let ring = NodeLogRing::new();
         let long = "x".repeat(MESSAGE_BYTES_MAX);
         ring.push(record(&long));

@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_for_a_while() {
+    fn memory_pressure_is_reported_for_a_while() {
         let (relief, now) = (MemoryRelief::default(), Instant::now());
         assert_eq!(relief.problem_at(now), None);
         relief.note(3, 2, now);

@@ -215,13 +215,13 @@ impl AlknetNode {
             compute: &config.compute,
             capabilities: powers.granted(),
         })?;
-        let escrow = escrow::desk(options.state_dir, options.vault.as_ref());
+        let escrow = escrow::share_registry(options.state_dir, options.vault.as_ref());
         let computings = computing.problems();
         let unusable = computings.iter().cloned();
         let unusable: Arc<[MachineDiagnostic]> = unusable.chain(escrow::problem(&escrow)).collect();
-        let troubles = NodeProblemSource::default();
+        let store_problems = NodeProblemSource::default();
         let context = NodeContext {
-            troubles: Arc::clone(&troubles),
+            store_problems: Arc::clone(&store_problems),
             powers: powers.clone(),
             own_key: Arc::new(own_key),
             vault: options.vault.clone(),
@@ -255,7 +255,7 @@ impl AlknetNode {
         let answers = Arc::clone(&certificates.challenges);
         let told = InitProblems::default();
         let condition = NodeHealth {
-            own: Arc::clone(&troubles),
+            own: Arc::clone(&store_problems),
             facts: Arc::clone(&facts),
             told: Arc::clone(&told),
             certified: CertificateHealth {
@@ -350,7 +350,7 @@ impl AlknetNode {
             tokio::spawn(probe.run());
         }
         let known = node.clone();
-        troubles.get_or_init(|| Box::new(move || known.problems()));
+        store_problems.get_or_init(|| Box::new(move || known.problems()));
         tokio::spawn(node.clone().keep_tuned(options.to_init));
         tokio::spawn(tokens::keep_uses(Arc::clone(&node.people.identities)));
         Ok(node)

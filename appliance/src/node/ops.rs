@@ -54,7 +54,7 @@ pub(crate) struct NodeContext {
     /// Everything that is counted.
     pub(crate) meters: NodeMetrics,
     /// What is wrong that only the node knows of.
-    pub(crate) troubles: NodeProblemSource,
+    pub(crate) store_problems: NodeProblemSource,
     /// The key the node serves with.
     pub(crate) own_key: Arc<NodeKeyRotation>,
     /// Absent where the key is a file.
@@ -106,7 +106,7 @@ fn info(node: NodeContext) -> Registration {
     spec.access_control.required_scopes_any = Some(either.to_vec());
     let handler = HandlerKind::once(move |_input, _ctx| {
         let facts = node.facts.load_full();
-        let own = node.troubles.get();
+        let own = node.store_problems.get();
         let own = own.map_or_else(|| node.people.problems(), |problems| problems());
         let answer = facts::info(&node.about, &facts, &node.people, &own, (node.counters)());
         std::future::ready(Ok::<_, CallError>(answer))
@@ -285,7 +285,7 @@ mod tests {
             Arc::default(),
         );
         let node = NodeContext {
-            troubles: Arc::default(),
+            store_problems: Arc::default(),
             own_key: Arc::new(own_key),
             vault: None,
             powers: CapabilityStore::new(&NodeConfig::default(), Default::default(), None),

@@ -41,7 +41,7 @@ const LONG_AGO_S: u64 = 0;
 struct PeerAdmin {
     people: IdentityServices,
     /// Who decides about enrolled peers, on a hub.
-    desk: Option<Arc<EnrolmentService>>,
+    enrolment: Option<Arc<EnrolmentService>>,
     /// Held from the look at the entries until the change counts.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -54,7 +54,7 @@ pub(crate) fn register(
 ) {
     let admin = PeerAdmin {
         people: people.clone(),
-        desk: hub.map(HubContext::desk),
+        enrolment: hub.map(HubContext::enrolment),
         turn: Arc::default(),
     };
     builder.add(add(admin.clone()));
@@ -324,8 +324,8 @@ impl PeerAdmin {
 
     /// Changes a peer that stays let in, or comes back.
     async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<(), CallError> {
-        match &self.desk {
-            Some(desk) => desk.change(peer, change).await.map_err(of_enrolment),
+        match &self.enrolment {
+            Some(enrolment) => enrolment.change(peer, change).await.map_err(of_enrolment),
             None => {
                 let changed = self.people.identities.patch(peer.clone(), change).await;
                 changed.map_err(refused)
@@ -335,8 +335,8 @@ impl PeerAdmin {
 
     /// Lets a peer in no more, and closes its invitations.
     async fn shut_out(&self, peer: &PeerId, change: PeerPatch) -> Result<Vec<KeyId>, CallError> {
-        let closed = match &self.desk {
-            Some(desk) => desk.shut_out(peer, change).await,
+        let closed = match &self.enrolment {
+            Some(enrolment) => enrolment.shut_out(peer, change).await,
             None => {
                 // Invitations outlive the time as a hub.
                 let tokens = StoredTokens::new(self.people.store.clone());

@@ -379,7 +379,7 @@ domains = ["*.apps.example.org", "apps.example.org"]
         [(Carriage::Quic, ALPN_HTTP3), (Carriage::Tcp, ALPN_HTTP1)];
 
     #[tokio::test]
-    async fn a_node_finds_itself_and_nobody_else() {
+    async fn a_node_finds_itself_and_no_other_node() {
         let key = NodeKey::generate().expect("the system has entropy");
         let arrivals = Arc::default();
         let (server, at) = serve(&key, &arrivals);

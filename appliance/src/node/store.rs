@@ -21,11 +21,11 @@ pub(crate) fn open(state_dir: &Path) -> (IdentityDb, StoredIdentities) {
 
 /// What is wrong with it now.
 pub(crate) fn problems(db: &IdentityDb) -> Vec<MachineDiagnostic> {
-    db.troubles().iter().map(problem).collect()
+    db.diagnostics().iter().map(problem).collect()
 }
 
-fn problem(trouble: &IdentityStoreDiagnostic) -> MachineDiagnostic {
-    let (code, hint) = match trouble {
+fn problem(diagnostic: &IdentityStoreDiagnostic) -> MachineDiagnostic {
+    let (code, hint) = match diagnostic {
         IdentityStoreDiagnostic::Aside(path) => (
             "identity-store-damaged",
             format!(
@@ -59,7 +59,7 @@ fn problem(trouble: &IdentityStoreDiagnostic) -> MachineDiagnostic {
     };
     MachineDiagnostic {
         code: code.to_owned(),
-        text: trouble.to_string(),
+        text: diagnostic.to_string(),
         hint,
     }
 }

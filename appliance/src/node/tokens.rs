@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gives_more_than_they_hold() {
+    fn a_token_has_no_right_that_its_maker_lacks() {
         let admin = who(&["admin", "fs:*"], &["docs"]);
         for good in [&["admin"][..], &["fs:read"], &["fs:*"], &[]] {
             plan(&admin, asked(good)).expect("it is held");

@@ -188,7 +188,7 @@ fn open(dir: &Path) -> Option<AuditLog> {
     let opened = AuditLog::open(dir).or_else(|error| {
         tracing::error!(%error, "the vault's log is damaged; it is put aside and a new one begins");
         // The damaged log is evidence, and stays for an administrator.
-        AuditLog::begin_anew(dir)
+        AuditLog::restart_chain(dir)
     });
     opened
         .inspect_err(|error| tracing::error!(%error, "the vault's log cannot be opened"))

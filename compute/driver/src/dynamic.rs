@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn own_addresses_are_told_from_others() {
+    fn own_addresses_differ_from_others() {
         let mut info = libc::Dl_info {
             dli_fname: ptr::null(),
             dli_fbase: ptr::null_mut(),

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_fails_is_told_and_hides_no_other() {
+    fn a_failing_driver_is_reported_and_hides_no_other() {
         let error = Error::Create {
             driver: "x",
             result: ash::vk::Result::ERROR_INCOMPATIBLE_DRIVER,

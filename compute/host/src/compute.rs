@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_told_which_driver_to_take() {
+    fn workers_receive_the_path_of_their_driver() {
         let told = |driver: Option<&str>| {
             let settings = ComputeSettings {
                 driver: driver.map(str::to_owned),

@@ -27,8 +27,8 @@ pub(crate) struct Tenant {
     name: String,
     /// One request is done, the others wait.
     places: Arc<Semaphore>,
-    desk: Arc<tokio::sync::Mutex<WorkerSlot>>,
-    shelf: Mutex<TensorTable>,
+    worker_slot: Arc<tokio::sync::Mutex<WorkerSlot>>,
+    tensor_table: Mutex<TensorTable>,
     used: Mutex<Instant>,
 }
 
@@ -68,8 +68,8 @@ impl Tenant {
             name: name.to_owned(),
             // One more for the request that is being done.
             places: Arc::new(Semaphore::new(QUEUE_MAX + 1)),
-            desk: Arc::default(),
-            shelf: Mutex::new(TensorTable::new(now)),
+            worker_slot: Arc::default(),
+            tensor_table: Mutex::new(TensorTable::new(now)),
             used: Mutex::new(now),
         }
     }
@@ -87,12 +87,12 @@ impl Tenant {
     }
 
     /// The worker, when it is free.
-    pub(crate) async fn desk(&self) -> OwnedMutexGuard<WorkerSlot> {
-        Arc::clone(&self.desk).lock_owned().await
+    pub(crate) async fn worker_slot(&self) -> OwnedMutexGuard<WorkerSlot> {
+        Arc::clone(&self.worker_slot).lock_owned().await
     }
 
-    pub(crate) fn shelf<T>(&self, work: impl FnOnce(&mut TensorTable) -> T) -> T {
-        work(&mut lock(&self.shelf))
+    pub(crate) fn tensor_table<T>(&self, work: impl FnOnce(&mut TensorTable) -> T) -> T {
+        work(&mut lock(&self.tensor_table))
     }
 
     pub(crate) fn touch(&self) {
@@ -102,7 +102,7 @@ impl Tenant {
     /// Whether nothing would be missed.
     pub(crate) fn is_idle(&self) -> bool {
         let free = self.places.available_permits() > QUEUE_MAX;
-        free && self.shelf(|shelf| shelf.is_settled(Instant::now()))
+        free && self.tensor_table(|tensor_table| tensor_table.is_settled(Instant::now()))
     }
 
     /// Ends leases, and the worker when there is no use for it, until nothing is left.
@@ -128,19 +128,19 @@ impl Tenant {
         };
         let settings = &inner.settings;
         let now = Instant::now();
-        self.shelf(|shelf| shelf.expire(now, settings.orphan_lease));
+        self.tensor_table(|tensor_table| tensor_table.expire(now, settings.orphan_lease));
         // A request that holds the worker keeps it in use, and tidied it when it began.
-        let Ok(mut desk) = Arc::clone(&self.desk).try_lock_owned() else {
+        let Ok(mut worker_slot) = Arc::clone(&self.worker_slot).try_lock_owned() else {
             return false;
         };
         let unused = now.saturating_duration_since(*lock(&self.used)) >= settings.idle;
-        if unused && self.shelf(|shelf| shelf.is_empty()) {
-            desk.live = None;
-            self.shelf(TensorTable::lose_all);
+        if unused && self.tensor_table(|tensor_table| tensor_table.is_empty()) {
+            worker_slot.live = None;
+            self.tensor_table(TensorTable::lose_all);
         }
-        desk.tidy(self).await;
-        let over = desk.live.is_none();
-        drop(desk);
+        worker_slot.tidy(self).await;
+        let over = worker_slot.live.is_none();
+        drop(worker_slot);
         over && inner.forget(self)
     }
 }
@@ -171,15 +171,15 @@ impl WorkerSlot {
 
     fn lose(&mut self, tenant: &Tenant) {
         self.live = None;
-        tenant.shelf(TensorTable::lose_all);
+        tenant.tensor_table(TensorTable::lose_all);
     }
 
     /// Makes the worker forget the buffers that no handle refers to.
     pub(crate) async fn tidy(&mut self, tenant: &Tenant) {
-        if self.live.is_none() || !tenant.shelf(|shelf| shelf.has_garbage()) {
+        if self.live.is_none() || !tenant.tensor_table(|tensor_table| tensor_table.has_garbage()) {
             return;
         }
-        let buffers = tenant.shelf(TensorTable::garbage);
+        let buffers = tenant.tensor_table(TensorTable::garbage);
         let Ok(body) = CborBody::encode(&ComputeRequest::Drop { buffers }) else {
             return;
         };

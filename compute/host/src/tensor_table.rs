@@ -207,7 +207,7 @@ mod tests {
         TensorSpec::from_parts("U8", vec![bytes]).expect("a tensor")
     }
 
-    fn nobody() -> HandleUser {
+    fn unknown_peer() -> HandleUser {
         HandleUser(None)
     }
 
@@ -215,45 +215,58 @@ mod tests {
     fn a_handle_lives_for_its_lease_after_its_last_use() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut shelf = TensorTable::new(start);
-        let number = shelf.number();
-        let name = shelf.keep(number, kind(3), nobody(), at(60)).expect("kept");
-        shelf.expire(at(59), Duration::ZERO);
+        let mut tensor_table = TensorTable::new(start);
+        let number = tensor_table.number();
+        let name = tensor_table
+            .keep(number, kind(3), unknown_peer(), at(60))
+            .expect("kept");
+        tensor_table.expire(at(59), Duration::ZERO);
         assert_eq!(
-            shelf.find(&name, nobody(), at(119)).expect("there"),
+            tensor_table
+                .find(&name, unknown_peer(), at(119))
+                .expect("there"),
             (number, kind(3))
         );
-        shelf.expire(at(118), Duration::ZERO);
-        assert!(!shelf.is_empty() && !shelf.has_garbage());
-        shelf.expire(at(119), Duration::ZERO);
-        assert!(shelf.find(&name, nobody(), at(200)).is_err());
-        assert_eq!(shelf.garbage(), [number]);
+        tensor_table.expire(at(118), Duration::ZERO);
+        assert!(!tensor_table.is_empty() && !tensor_table.has_garbage());
+        tensor_table.expire(at(119), Duration::ZERO);
+        assert!(tensor_table.find(&name, unknown_peer(), at(200)).is_err());
+        assert_eq!(tensor_table.garbage(), [number]);
     }
 
     #[test]
     fn there_is_room_up_to_the_limits() {
         let now = Instant::now();
-        let mut shelf = TensorTable::new(now);
-        shelf.keep(1, kind(10), nobody(), now).expect("kept");
-        assert!(shelf.room(1, 90, 100, now).is_ok());
-        assert!(shelf.room(1, 91, 100, now).is_err());
-        assert!(shelf.room(1, u64::MAX, 100, now).is_err());
-        assert!(shelf.room(HANDLES_MAX - 1, 0, 100, now).is_ok());
-        assert!(shelf.room(HANDLES_MAX, 0, 100, now).is_err());
+        let mut tensor_table = TensorTable::new(now);
+        tensor_table
+            .keep(1, kind(10), unknown_peer(), now)
+            .expect("kept");
+        assert!(tensor_table.room(1, 90, 100, now).is_ok());
+        assert!(tensor_table.room(1, 91, 100, now).is_err());
+        assert!(tensor_table.room(1, u64::MAX, 100, now).is_err());
+        assert!(tensor_table.room(HANDLES_MAX - 1, 0, 100, now).is_ok());
+        assert!(tensor_table.room(HANDLES_MAX, 0, 100, now).is_err());
     }
 
     #[test]
     fn names_are_not_guessed_and_what_ends_is_garbage() {
         let now = Instant::now();
-        let mut shelf = TensorTable::new(now);
-        let first = shelf.keep(1, kind(1), nobody(), now).expect("kept");
-        let second = shelf.keep(2, kind(1), nobody(), now).expect("kept");
+        let mut tensor_table = TensorTable::new(now);
+        let first = tensor_table
+            .keep(1, kind(1), unknown_peer(), now)
+            .expect("kept");
+        let second = tensor_table
+            .keep(2, kind(1), unknown_peer(), now)
+            .expect("kept");
         assert!(first != second && first.len() == 2 * NAME_BYTES);
-        shelf.drop_handle(&first).expect("there");
-        assert!(matches!(shelf.drop_handle(&first), Err(Error::NoHandle)));
-        shelf.discard([7]);
-        assert_eq!(shelf.garbage(), [1, 7]);
-        shelf.lose_all();
-        assert!(shelf.is_empty() && !shelf.has_garbage());
+        tensor_table.drop_handle(&first).expect("there");
+        assert!(matches!(
+            tensor_table.drop_handle(&first),
+            Err(Error::NoHandle)
+        ));
+        tensor_table.discard([7]);
+        assert_eq!(tensor_table.garbage(), [1, 7]);
+        tensor_table.lose_all();
+        assert!(tensor_table.is_empty() && !tensor_table.has_garbage());
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct WorkerTurn {
     compute: Compute,
     tenant: Arc<Tenant>,
     /// Away while a request is out.
-    desk: Option<OwnedMutexGuard<WorkerSlot>>,
+    worker_slot: Option<OwnedMutexGuard<WorkerSlot>>,
     _place: OwnedSemaphorePermit,
     ctx: Ctx,
     info: Arc<GpuWorkerInfo>,
@@ -63,23 +63,23 @@ impl WorkerTurn {
     pub(crate) async fn begin(compute: &Compute, tenant: Arc<Tenant>, ctx: &Ctx) -> Result<Self> {
         let place = tenant.place()?;
         tenant.touch();
-        let mut desk = tenant.desk().await;
-        let info = desk.info(&tenant);
+        let mut worker_slot = tenant.worker_slot().await;
+        let info = worker_slot.info(&tenant);
         let opened = if info.is_none() {
             let lease = WorkerLease::new(WorkerRole::Gpu, tenant.name());
             Some(compute.0.workers.open(lease).await?)
         } else {
-            desk.tidy(&tenant).await;
+            worker_slot.tidy(&tenant).await;
             None
         };
         let fresh = opened.is_some();
         if let Some(session) = opened {
-            desk.seat(session);
+            worker_slot.seat(session);
         }
         let mut turn = Self {
             compute: compute.clone(),
             tenant,
-            desk: Some(desk),
+            worker_slot: Some(worker_slot),
             _place: place,
             ctx: ctx.clone(),
             info: info.unwrap_or_default(),
@@ -89,8 +89,8 @@ impl WorkerTurn {
         if fresh {
             let info: Arc<GpuWorkerInfo> = Arc::new(turn.ask(&ComputeRequest::Info, None).await?);
             compute.learn(&info);
-            if let Some(desk) = &mut turn.desk {
-                desk.learn(&info);
+            if let Some(worker_slot) = &mut turn.worker_slot {
+                worker_slot.learn(&info);
             }
             turn.info = info;
         }
@@ -126,19 +126,19 @@ impl WorkerTurn {
             uploads: std::mem::take(&mut self.uploads),
             operation,
         };
-        let mut desk = self.desk.take().ok_or_else(lost)?;
+        let mut worker_slot = self.worker_slot.take().ok_or_else(lost)?;
         let tenant = Arc::clone(&self.tenant);
         let (told, outcome) = oneshot::channel();
         let (wanted, given_up) = oneshot::channel();
         // A task of its own: the worker is waited for where the caller is gone as well.
         tokio::spawn(async move {
-            let result = desk.exchange(&tenant, sending, given_up).await;
+            let result = worker_slot.exchange(&tenant, sending, given_up).await;
             // Where the caller has given up, this fails and drops the worker's lock: the next request has its turn.
-            let _ = told.send((desk, result));
+            let _ = told.send((worker_slot, result));
         });
-        let (desk, result) = outcome.await.map_err(|_| lost())?;
+        let (worker_slot, result) = outcome.await.map_err(|_| lost())?;
         drop(wanted);
-        self.desk = Some(desk);
+        self.worker_slot = Some(worker_slot);
         self.tenant.touch();
         result
     }
@@ -236,7 +236,8 @@ impl WorkerTurn {
     /// Number and kind of a handle's tensor.
     pub(crate) fn find(&mut self, handle: &str) -> Result<(u64, TensorSpec)> {
         let (user, until) = (self.user(), self.until());
-        self.tenant.shelf(|shelf| shelf.find(handle, user, until))
+        self.tenant
+            .tensor_table(|tensor_table| tensor_table.find(handle, user, until))
     }
 
     /// Bytes for the next request: small ones in it, others ahead of it.
@@ -246,7 +247,7 @@ impl WorkerTurn {
         {
             return ByteSource::Bytes(Bytes::clone(bytes));
         }
-        let number = self.tenant.shelf(TensorTable::number);
+        let number = self.tenant.tensor_table(TensorTable::number);
         self.uploads.push((number, data));
         ByteSource::Upload(number)
     }
@@ -273,9 +274,9 @@ impl WorkerTurn {
     pub(crate) fn number(&mut self, kind: &TensorSpec) -> Result<u64> {
         let bytes = self.fresh.iter().map(|(_, bytes)| bytes).sum::<u64>() + kind.bytes();
         let (more, most) = (self.fresh.len() + 1, self.compute.0.settings.tenant_bytes);
-        let number = self.tenant.shelf(|shelf| {
-            shelf.room(more, bytes, most, Instant::now())?;
-            Ok::<_, Error>(shelf.number())
+        let number = self.tenant.tensor_table(|tensor_table| {
+            tensor_table.room(more, bytes, most, Instant::now())?;
+            Ok::<_, Error>(tensor_table.number())
         })?;
         self.fresh.push((number, kind.bytes()));
         Ok(number)
@@ -284,7 +285,8 @@ impl WorkerTurn {
     /// A handle for what this turn made, as answers show it.
     pub(crate) fn keep(&mut self, number: u64, kind: &TensorSpec) -> Result<Value> {
         let (user, until) = (self.user(), self.until());
-        let handle = (self.tenant).shelf(|shelf| shelf.keep(number, kind.clone(), user, until))?;
+        let handle = (self.tenant)
+            .tensor_table(|tensor_table| tensor_table.keep(number, kind.clone(), user, until))?;
         self.fresh.retain(|(fresh, _)| *fresh != number);
         Ok(json!({
             "handle": handle,
@@ -296,9 +298,10 @@ impl WorkerTurn {
 
     /// Ends a handle.
     pub(crate) async fn drop_handle(&mut self, handle: &str) -> Result<()> {
-        self.tenant.shelf(|shelf| shelf.drop_handle(handle))?;
-        if let Some(desk) = &mut self.desk {
-            desk.tidy(&self.tenant).await;
+        self.tenant
+            .tensor_table(|tensor_table| tensor_table.drop_handle(handle))?;
+        if let Some(worker_slot) = &mut self.worker_slot {
+            worker_slot.tidy(&self.tenant).await;
         }
         Ok(())
     }
@@ -320,7 +323,8 @@ impl WorkerTurn {
 impl Drop for WorkerTurn {
     fn drop(&mut self) {
         let numbers = self.fresh.drain(..).map(|(number, _)| number);
-        self.tenant.shelf(|shelf| shelf.discard(numbers));
+        self.tenant
+            .tensor_table(|tensor_table| tensor_table.discard(numbers));
         self.tenant.touch();
     }
 }

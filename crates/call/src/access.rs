@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_identified_may_call_what_is_their_own() {
+    fn an_identified_caller_may_call_its_own_operations() {
         let rule = AccessControl {
             identified: true,
             ..AccessControl::default()

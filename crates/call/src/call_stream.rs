@@ -1,4 +1,4 @@
-//! One stream and what travels on it: reads frames, writes the outlet, ends in the right code.
+//! One stream and what travels on it: reads frames, writes the send queue, ends in the right code.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

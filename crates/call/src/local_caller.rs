@@ -183,7 +183,7 @@ impl LocalCaller {
 
     /// Whether a token is valid, without counting a guess.
     #[must_use]
-    pub fn is_somebodys(&self, token: &AuthToken) -> bool {
+    pub fn is_known_token(&self, token: &AuthToken) -> bool {
         self.link.dispatcher.by_token(token.expose()).is_some()
     }
 

@@ -350,8 +350,8 @@ mod tests {
     use crate::request_bytes::GrowLimit;
     use crate::unread::UnreadLimitError;
 
-    async fn take(outlet: &SendQueue) -> Bytes {
-        match outlet.next_work(|| false).await {
+    async fn take(send_queue: &SendQueue) -> Bytes {
+        match send_queue.next_work(|| false).await {
             WriterAction::Write(bytes) => bytes,
             other => panic!("expected bytes, not {other:?}"),
         }
@@ -359,21 +359,21 @@ mod tests {
 
     #[tokio::test]
     async fn whatever_is_queued_goes_out_together() {
-        let outlet = SendQueue::default();
-        outlet.push(|out| out.extend_from_slice(b"ab"));
-        outlet.push(|out| out.extend_from_slice(b"c"));
-        assert_eq!(take(&outlet).await, "abc");
-        assert_eq!(outlet.backlog(), 3);
-        outlet.wrote(3);
-        assert!(outlet.is_idle());
+        let send_queue = SendQueue::default();
+        send_queue.push(|out| out.extend_from_slice(b"ab"));
+        send_queue.push(|out| out.extend_from_slice(b"c"));
+        assert_eq!(take(&send_queue).await, "abc");
+        assert_eq!(send_queue.backlog(), 3);
+        send_queue.wrote(3);
+        assert!(send_queue.is_idle());
     }
 
     #[tokio::test]
     async fn meters_fall_when_their_bytes_are_written() {
-        let outlet = SendQueue::default();
+        let send_queue = SendQueue::default();
         let (unread, meter) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
         let push = |meter: Option<&Arc<AtomicUsize>>, text: &[u8]| {
-            outlet.push_counted(&unread, meter, |out| {
+            send_queue.push_counted(&unread, meter, |out| {
                 out.extend_from_slice(text);
                 QueueAppend::<()>::default()
             });
@@ -382,25 +382,25 @@ mod tests {
         push(None, b"other");
         push(Some(&meter), b"mine");
         assert_eq!(counted(), (4, 9));
-        take(&outlet).await;
-        outlet.wrote(5);
+        take(&send_queue).await;
+        send_queue.wrote(5);
         assert_eq!(counted(), (4, 4));
-        outlet.wrote(3);
+        send_queue.wrote(3);
         assert_eq!(counted(), (1, 1));
-        outlet.wrote(1);
+        send_queue.wrote(1);
         assert_eq!(counted(), (0, 0));
         push(Some(&meter), b"never written");
         let room = unread.wait_below(1);
         tokio::pin!(room);
         assert!(futures_util::poll!(room.as_mut()).is_pending());
-        outlet.end();
+        send_queue.end();
         room.await;
         assert_eq!(counted(), (0, 0));
     }
 
     #[tokio::test]
     async fn long_tails_are_not_copied_and_keep_their_place() {
-        let outlet = SendQueue::default();
+        let send_queue = SendQueue::default();
         let long = Bytes::from(vec![7; BULK_BYTES + 1]);
         let short = Bytes::from_static(b"short");
         let push = |head: &'static [u8], tail: &Bytes| {
@@ -409,7 +409,7 @@ mod tests {
             let claim = |bytes| unread.claim(bytes, GrowLimit::Wholly, |waiting| waiting == 0);
             assert_eq!(claim(claimed), Ok(()));
             assert_eq!(claim(1), Err(UnreadLimitError::Here(claimed)));
-            outlet.push_counted(&unread, None, |out| {
+            send_queue.push_counted(&unread, None, |out| {
                 out.extend_from_slice(head);
                 QueueAppend {
                     result: (),
@@ -420,36 +420,36 @@ mod tests {
             assert_eq!(unread.bytes(), claimed);
         };
         push(b"a", &short);
-        assert!(!outlet.is_bulk());
+        assert!(!send_queue.is_bulk());
         push(b"b", &long);
         push(b"c", &short);
-        assert!(outlet.is_bulk());
-        assert_eq!(outlet.backlog(), 13 + long.len());
-        assert_eq!(take(&outlet).await, "ashortb");
-        outlet.wrote(7);
-        assert_eq!(take(&outlet).await.as_ptr(), long.as_ptr());
-        outlet.wrote(long.len());
-        assert_eq!(take(&outlet).await, "cshort");
-        outlet.wrote(6);
-        assert!(outlet.is_idle());
+        assert!(send_queue.is_bulk());
+        assert_eq!(send_queue.backlog(), 13 + long.len());
+        assert_eq!(take(&send_queue).await, "ashortb");
+        send_queue.wrote(7);
+        assert_eq!(take(&send_queue).await.as_ptr(), long.as_ptr());
+        send_queue.wrote(long.len());
+        assert_eq!(take(&send_queue).await, "cshort");
+        send_queue.wrote(6);
+        assert!(send_queue.is_idle());
     }
 
     /// However many answers a reader leaves where they are, no more is held than is counted.
     #[tokio::test]
     async fn what_waits_holds_no_room_to_grow() {
-        let outlet = SendQueue::default();
+        let send_queue = SendQueue::default();
         for n in 0..10_000_u32 {
-            outlet.push(|out| out.extend_from_slice(&[(n % 256) as u8; 100]));
+            send_queue.push(|out| out.extend_from_slice(&[(n % 256) as u8; 100]));
         }
-        assert_eq!(outlet.backlog(), 1_000_000);
-        let room = lock(&outlet.state).buffer.capacity();
+        assert_eq!(send_queue.backlog(), 1_000_000);
+        let room = lock(&send_queue.state).buffer.capacity();
         assert!(room <= 2 * WRITE_STEP_BYTES, "{room}");
         let mut all = Vec::new();
-        while !outlet.is_idle() {
-            let part = take(&outlet).await;
+        while !send_queue.is_idle() {
+            let part = take(&send_queue).await;
             let bytes = part.try_into_mut().expect("it has no other holder");
             assert!(bytes.capacity() <= bytes.len().max(2 * WRITE_STEP_BYTES));
-            outlet.wrote(bytes.len());
+            send_queue.wrote(bytes.len());
             all.extend_from_slice(&bytes);
         }
         let wanted = (0..10_000_u32).flat_map(|n| [(n % 256) as u8; 100]);
@@ -458,32 +458,32 @@ mod tests {
 
     #[tokio::test]
     async fn finishing_comes_after_the_bytes_and_killing_before() {
-        let outlet = SendQueue::default();
-        outlet.push(|out| out.push(1));
-        outlet.finish_with(|out| out.push(2));
-        assert!(outlet.push(|out| out.push(3)).is_none());
-        outlet.finish_with(|out| out.push(4));
-        assert_eq!(take(&outlet).await, [1, 2][..]);
-        outlet.wrote(2);
+        let send_queue = SendQueue::default();
+        send_queue.push(|out| out.push(1));
+        send_queue.finish_with(|out| out.push(2));
+        assert!(send_queue.push(|out| out.push(3)).is_none());
+        send_queue.finish_with(|out| out.push(4));
+        assert_eq!(take(&send_queue).await, [1, 2][..]);
+        send_queue.wrote(2);
         assert!(matches!(
-            outlet.next_work(|| false).await,
+            send_queue.next_work(|| false).await,
             WriterAction::Finish
         ));
-        outlet.kill(StreamCode::Cancelled);
+        send_queue.kill(StreamCode::Cancelled);
         assert!(matches!(
-            outlet.next_work(|| false).await,
+            send_queue.next_work(|| false).await,
             WriterAction::Kill(StreamCode::Cancelled)
         ));
     }
 
     #[tokio::test]
     async fn waiting_for_room_ends_with_the_stream() {
-        let outlet = SendQueue::default();
-        outlet.push(|out| out.extend_from_slice(&[0; 10]));
-        let wait = outlet.wait_room(|outlet| outlet.backlog() < 5);
+        let send_queue = SendQueue::default();
+        send_queue.push(|out| out.extend_from_slice(&[0; 10]));
+        let wait = send_queue.wait_room(|send_queue| send_queue.backlog() < 5);
         tokio::pin!(wait);
         assert!(futures_util::poll!(wait.as_mut()).is_pending());
-        outlet.end();
+        send_queue.end();
         wait.await;
     }
 }

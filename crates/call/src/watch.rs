@@ -371,7 +371,7 @@ mod tests {
 
     /// A watcher gets the changes of several sources in their order, each relative to the state before that change.
     #[test]
-    fn changes_of_two_sources_are_told_in_turn() {
+    fn changes_of_two_sources_are_reported_in_turn() {
         let announcer = announcer();
         let mut lister = watcher(&announcer, Some(&[PEERS_SCOPE]));
         announcer.own("h1", [&query("a/x")]);

@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_revoked_connection_is_nobodys_for_ever() {
+    async fn a_revoked_connection_never_has_an_identity_again() {
         let (a, _b) = memory_pair(b"test");
         let identity = Arc::new(crate::Identity {
             id: "edge".parse().expect("a peer id"),

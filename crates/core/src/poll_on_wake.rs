@@ -106,7 +106,7 @@ mod tests {
         let (tell, mut told) = oneshot::channel::<u32>();
         let polls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&polls);
-        let mut drowsy = PollOnWake::new(std::future::poll_fn(move |cx| {
+        let mut poll_on_wake = PollOnWake::new(std::future::poll_fn(move |cx| {
             counted.fetch_add(1, Ordering::SeqCst);
             Pin::new(&mut told).poll(cx)
         }));
@@ -117,7 +117,7 @@ mod tests {
         };
         tokio::select! {
             biased;
-            _ = &mut drowsy => panic!("nothing was reported"),
+            _ = &mut poll_on_wake => panic!("nothing was reported"),
             () = busy => {}
         }
         assert_eq!(polls.load(Ordering::SeqCst), 1);
@@ -127,7 +127,7 @@ mod tests {
             tell.send(7)
         });
         // In another task, whose waker is another.
-        let told = tokio::spawn(drowsy).await.expect("no panic");
+        let told = tokio::spawn(poll_on_wake).await.expect("no panic");
         assert_eq!(told, Ok(7));
         assert!(teller.await.is_ok_and(|sent| sent.is_ok()));
         assert!(polls.load(Ordering::SeqCst) <= 3);

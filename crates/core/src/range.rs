@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_range_is_told() {
+    fn an_invalid_range_is_an_error() {
         for (text, error) in [
             ("", RangeError::Address),
             ("example.org", RangeError::Address),

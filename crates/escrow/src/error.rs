@@ -8,7 +8,7 @@ use crate::index::IndexError;
 use crate::share_registry::SHARES_MAX;
 use crate::vault::EscrowVaultError;
 
-/// What a desk answers in the place of what it was asked for.
+/// What a share registry answers in the place of what it was asked for.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum EscrowError {

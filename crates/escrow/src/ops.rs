@@ -1,4 +1,4 @@
-//! `escrow/*`: what a desk does, as operations.
+//! `escrow/*`: what a share registry does, as operations.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,11 +38,11 @@ const PENDING_RETRY_MS: u64 = 5_000;
 /// Adds the operations to a registry.
 pub fn register(
     builder: &mut RegistryBuilder,
-    desk: &Arc<ShareRegistry>,
+    share_registry: &Arc<ShareRegistry>,
     identities: &Arc<Identities>,
 ) {
     let on = EscrowContext {
-        desk: Arc::clone(desk),
+        share_registry: Arc::clone(share_registry),
         identities: Arc::clone(identities),
     };
     builder.add(deposit(on.clone()));
@@ -56,7 +56,7 @@ pub fn register(
 /// What every operation stands on.
 #[derive(Clone)]
 struct EscrowContext {
-    desk: Arc<ShareRegistry>,
+    share_registry: Arc<ShareRegistry>,
     identities: Arc<Identities>,
 }
 
@@ -106,7 +106,7 @@ impl EscrowContext {
     }
 
     fn named(&self, text: &str) -> Result<ShareId, EscrowError> {
-        self.desk.named(text, |entry| self.name(entry))
+        self.share_registry.named(text, |entry| self.name(entry))
     }
 
     fn shown(&self, listed: &ShareListing) -> Value {
@@ -189,7 +189,7 @@ fn deposit(on: EscrowContext) -> Registration {
             approve: input.approve,
         };
         Ok(Box::new(move || {
-            let id = on.desk.deposit(&asked, &deposit)?;
+            let id = on.share_registry.deposit(&asked, &deposit)?;
             Ok(json!({ "id": id }))
         }))
     })
@@ -215,7 +215,7 @@ fn release(on: EscrowContext) -> Registration {
     operation(on, limited(spec), |on, ctx, input: ReleaseInput| {
         let asked = on.asked(ctx)?;
         Ok(Box::new(move || {
-            let share = on.desk.release(&asked, &input.id)?;
+            let share = on.share_registry.release(&asked, &input.id)?;
             Ok(json!({ "share": share }))
         }))
     })
@@ -242,7 +242,7 @@ fn list(on: EscrowContext) -> Registration {
     .with_scope(ADMIN_SCOPE);
     operation(on, limited(spec), |on, _ctx, _: EmptyInput| {
         Ok(Box::new(move || {
-            let listed = on.desk.list(Instant::now())?;
+            let listed = on.share_registry.list(Instant::now())?;
             let shares: Vec<_> = listed.iter().map(|one| on.shown(one)).collect();
             Ok(json!({ "shares": shares }))
         }))
@@ -280,7 +280,7 @@ fn approve(on: EscrowContext) -> Registration {
         Ok(Box::new(move || {
             let id = on.named(&input.share)?;
             let lasts = Duration::from_secs(input.seconds.min(APPROVAL_S_MAX));
-            let entry = on.desk.approve(&id, lasts, &by, Instant::now())?;
+            let entry = on.share_registry.approve(&id, lasts, &by, Instant::now())?;
             Ok(short(&on, &entry))
         }))
     })
@@ -321,7 +321,7 @@ fn change(on: EscrowContext) -> Registration {
                 from: input.from,
                 approve: input.approve,
             };
-            let entry = on.desk.change(&id, change, &by)?;
+            let entry = on.share_registry.change(&id, change, &by)?;
             Ok(short(&on, &entry))
         }))
     })
@@ -350,7 +350,7 @@ fn revoke(on: EscrowContext) -> Registration {
         let (by, now_s) = (by(ctx), on.identities.now_s());
         Ok(Box::new(move || {
             let id = on.named(&input.share)?;
-            let entry = on.desk.revoke(&id, &by, now_s)?;
+            let entry = on.share_registry.revoke(&id, &by, now_s)?;
             Ok(short(&on, &entry))
         }))
     })

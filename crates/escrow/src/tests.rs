@@ -72,7 +72,7 @@ impl EscrowTest {
         self.dir.path().join("escrow")
     }
 
-    fn desk(&self) -> ShareRegistry {
+    fn share_registry(&self) -> ShareRegistry {
         ShareRegistry::open(&self.path(), Arc::clone(&self.safe) as _)
     }
 
@@ -104,49 +104,60 @@ fn deposit(byte: u8) -> ShareDeposit {
 }
 
 #[test]
-fn a_share_goes_back_to_the_key_that_left_it_and_to_nobody_else() {
+fn a_share_goes_back_only_to_the_key_that_deposited_it() {
     let scene = EscrowTest::new();
-    let desk = scene.desk();
+    let share_registry = scene.share_registry();
     let mine = scene.asked(1, "192.0.2.1", 0);
-    let id = desk.deposit(&mine, &deposit(7)).expect("taken");
+    let id = share_registry.deposit(&mine, &deposit(7)).expect("taken");
     assert_eq!(id, ShareId::from_key(&key_of(1)));
-    assert_eq!(desk.release(&mine, &id).expect("mine").expose(), &[7; 32]);
+    assert_eq!(
+        share_registry.release(&mine, &id).expect("mine").expose(),
+        &[7; 32]
+    );
     // An answer that was lost: the same again, and not another.
-    assert_eq!(desk.deposit(&mine, &deposit(7)).expect("the same"), id);
-    let other = desk.deposit(&mine, &deposit(8));
+    assert_eq!(
+        share_registry
+            .deposit(&mine, &deposit(7))
+            .expect("the same"),
+        id
+    );
+    let other = share_registry.deposit(&mine, &deposit(8));
     assert!(matches!(other, Err(EscrowError::Conflict)), "{other:?}");
     let theirs = scene.asked(2, "192.0.2.1", 0);
     assert!(matches!(
-        desk.release(&theirs, &id),
+        share_registry.release(&theirs, &id),
         Err(EscrowError::Unknown)
     ));
     let unknown = ShareId::from_key(&key_of(9));
     assert!(matches!(
-        desk.release(&mine, &unknown),
+        share_registry.release(&mine, &unknown),
         Err(EscrowError::Unknown)
     ));
     // All of it is there after a restart.
-    let again = scene.desk();
+    let again = scene.share_registry();
     assert_eq!(again.release(&mine, &id).expect("mine").expose(), &[7; 32]);
     let listed = again.list(scene.now).expect("a list");
     let released = listed[0].entry.released.clone().expect("twice");
     assert_eq!((released.count, released.address), (2, mine.address));
     let text = std::fs::read_to_string(scene.path().join("shares.json")).expect("the list");
     assert!(!text.contains("0707"), "{text}");
-    assert!(!format!("{:?} {desk:?}", deposit(7)).contains("7, 7"));
+    assert!(!format!("{:?} {share_registry:?}", deposit(7)).contains("7, 7"));
 }
 
 #[test]
-fn a_list_that_was_changed_gives_nobody_anothers_share() {
+fn a_changed_list_gives_no_key_the_share_of_another() {
     let scene = EscrowTest::new();
     let mine = scene.asked(1, "192.0.2.1", 0);
-    let id = scene.desk().deposit(&mine, &deposit(7)).expect("taken");
+    let id = scene
+        .share_registry()
+        .deposit(&mine, &deposit(7))
+        .expect("taken");
     let path = scene.path().join("shares.json");
     let text = std::fs::read_to_string(&path).expect("the list");
     let text = text.replace(&key_of(1).to_string(), &key_of(2).to_string());
     std::fs::write(&path, text).expect("the folder is ours");
     let thief = scene.asked(2, "192.0.2.1", 0);
-    let got = scene.desk().release(&thief, &id);
+    let got = scene.share_registry().release(&thief, &id);
     assert!(
         matches!(got, Err(EscrowError::Safe(EscrowVaultError::Failed(_)))),
         "{got:?}"
@@ -156,33 +167,35 @@ fn a_list_that_was_changed_gives_nobody_anothers_share() {
 #[test]
 fn a_share_that_was_taken_back_is_gone() {
     let scene = EscrowTest::new();
-    let desk = scene.desk();
+    let share_registry = scene.share_registry();
     let mine = scene.asked(1, "192.0.2.1", 0);
-    let id = desk.deposit(&mine, &deposit(7)).expect("taken");
+    let id = share_registry.deposit(&mine, &deposit(7)).expect("taken");
     assert!(scene.safe.has(&id));
     // While the vault is locked as well: that is when it matters.
     scene.safe.refuse(Some(EscrowVaultError::Locked));
-    let locked = desk.release(&mine, &id);
+    let locked = share_registry.release(&mine, &id);
     assert!(matches!(
         locked,
         Err(EscrowError::Safe(EscrowVaultError::Locked))
     ));
     for _ in 0..2 {
-        desk.revoke(&id, "admin", Some(1)).expect("taken back");
+        share_registry
+            .revoke(&id, "admin", Some(1))
+            .expect("taken back");
     }
     assert!(!scene.safe.has(&id));
     scene.safe.refuse(None);
-    for desk in [desk, scene.desk()] {
+    for share_registry in [share_registry, scene.share_registry()] {
         assert!(matches!(
-            desk.release(&mine, &id),
+            share_registry.release(&mine, &id),
             Err(EscrowError::Revoked)
         ));
         assert!(matches!(
-            desk.deposit(&mine, &deposit(7)),
+            share_registry.deposit(&mine, &deposit(7)),
             Err(EscrowError::Revoked)
         ));
         let hour = Duration::from_secs(3600);
-        let approved = desk.approve(&id, hour, "admin", scene.now);
+        let approved = share_registry.approve(&id, hour, "admin", scene.now);
         assert!(matches!(approved, Err(EscrowError::Revoked)));
     }
 }
@@ -190,17 +203,17 @@ fn a_share_that_was_taken_back_is_gone() {
 #[test]
 fn addresses_and_approvals_bind_a_share() {
     let scene = EscrowTest::new();
-    let desk = scene.desk();
+    let share_registry = scene.share_registry();
     let home = scene.asked(1, "192.0.2.9", 0);
     let bound = ShareDeposit {
         from: vec!["192.0.2.0/24".parse().expect("a range")],
         approve: true,
         ..deposit(7)
     };
-    let id = desk.deposit(&home, &bound).expect("taken");
+    let id = share_registry.deposit(&home, &bound).expect("taken");
     let away = scene.asked(1, "203.0.113.9", 0);
     assert!(matches!(
-        desk.release(&away, &id),
+        share_registry.release(&away, &id),
         Err(EscrowError::Address)
     ));
     let nowhere = ShareRequest {
@@ -208,35 +221,41 @@ fn addresses_and_approvals_bind_a_share() {
         ..home.clone()
     };
     assert!(matches!(
-        desk.release(&nowhere, &id),
+        share_registry.release(&nowhere, &id),
         Err(EscrowError::Address)
     ));
     assert!(matches!(
-        desk.release(&home, &id),
+        share_registry.release(&home, &id),
         Err(EscrowError::Pending(_))
     ));
-    let listed = desk.list(home.now).expect("a list").remove(0);
+    let listed = share_registry.list(home.now).expect("a list").remove(0);
     assert_eq!(listed.waiting, Some((Duration::ZERO, home.address)));
     assert_eq!(listed.refusals, 3);
 
     let minute = Duration::from_secs(60);
-    desk.approve(&id, minute, "admin", home.now)
+    share_registry
+        .approve(&id, minute, "admin", home.now)
         .expect("approved");
     assert!(matches!(
-        desk.release(&away, &id),
+        share_registry.release(&away, &id),
         Err(EscrowError::Address)
     ));
-    assert!(desk.release(&scene.asked(1, "192.0.2.9", 59), &id).is_ok());
+    assert!(
+        share_registry
+            .release(&scene.asked(1, "192.0.2.9", 59), &id)
+            .is_ok()
+    );
     let late = scene.asked(1, "192.0.2.9", 60);
     assert!(matches!(
-        desk.release(&late, &id),
+        share_registry.release(&late, &id),
         Err(EscrowError::Pending(_))
     ));
     // A restart forgets what was approved, and not what is asked for.
-    desk.approve(&id, minute, "admin", late.now)
+    share_registry
+        .approve(&id, minute, "admin", late.now)
         .expect("approved");
     assert!(matches!(
-        scene.desk().release(&late, &id),
+        scene.share_registry().release(&late, &id),
         Err(EscrowError::Pending(_))
     ));
     // Bound otherwise: what was approved before does not count any more.
@@ -244,40 +263,44 @@ fn addresses_and_approvals_bind_a_share() {
         from: Some(Vec::new()),
         approve: None,
     };
-    desk.change(&id, change, "admin").expect("changed");
+    share_registry
+        .change(&id, change, "admin")
+        .expect("changed");
     assert!(matches!(
-        desk.release(&away, &id),
+        share_registry.release(&away, &id),
         Err(EscrowError::Pending(_))
     ));
     let free = ShareChange {
         from: None,
         approve: Some(false),
     };
-    desk.change(&id, free, "admin").expect("changed");
-    assert!(desk.release(&away, &id).is_ok());
+    share_registry.change(&id, free, "admin").expect("changed");
+    assert!(share_registry.release(&away, &id).is_ok());
 }
 
 #[test]
 fn releases_are_counted_by_the_minute() {
     let scene = EscrowTest::new();
-    let desk = scene.desk();
+    let share_registry = scene.share_registry();
     let at = |after_s| scene.asked(1, "192.0.2.1", after_s);
-    let id = desk.deposit(&at(0), &deposit(7)).expect("taken");
+    let id = share_registry.deposit(&at(0), &deposit(7)).expect("taken");
     for _ in 0..RELEASES_PER_MINUTE {
-        desk.release(&at(0), &id).expect("in time");
+        share_registry.release(&at(0), &id).expect("in time");
     }
-    let wait = match desk.release(&at(59), &id) {
+    let wait = match share_registry.release(&at(59), &id) {
         Err(EscrowError::Rate(wait)) => wait,
         other => panic!("{other:?}"),
     };
     assert_eq!(wait, Duration::from_secs(1));
-    desk.release(&at(60), &id).expect("a minute later");
+    share_registry
+        .release(&at(60), &id)
+        .expect("a minute later");
 }
 
 #[test]
 fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
     let scene = EscrowTest::new();
-    let desk = scene.desk();
+    let share_registry = scene.share_registry();
     let key = |n: usize| u16::try_from(n).expect("a small number");
     // One write for all but the last: the file is written whole each time.
     let entries = (0..SHARES_MAX).map(|n| ShareEntry {
@@ -293,20 +316,24 @@ fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
     });
     let mut entries: Vec<_> = entries.collect();
     entries.sort_by(|a, b| a.id.cmp(&b.id));
-    drop(desk);
+    drop(share_registry);
     index::ShareIndex::at(&scene.path())
         .store(entries)
         .expect("the folder is ours");
-    let desk = scene.desk();
+    let share_registry = scene.share_registry();
     let new = scene.asked(key(SHARES_MAX), "192.0.2.1", 0);
     assert!(matches!(
-        desk.deposit(&new, &deposit(7)),
+        share_registry.deposit(&new, &deposit(7)),
         Err(EscrowError::Full)
     ));
     let gone = ShareId::from_key(&key_of(3));
-    desk.revoke(&gone, "admin", Some(1)).expect("taken back");
-    desk.deposit(&new, &deposit(7)).expect("there is room");
-    let left = desk.list(scene.now).expect("a list");
+    share_registry
+        .revoke(&gone, "admin", Some(1))
+        .expect("taken back");
+    share_registry
+        .deposit(&new, &deposit(7))
+        .expect("there is room");
+    let left = share_registry.list(scene.now).expect("a list");
     assert_eq!(left.len(), SHARES_MAX);
     assert!(left.iter().all(|one| one.entry.id != gone));
 }
@@ -314,29 +341,39 @@ fn there_is_an_end_to_the_room_and_the_revoked_make_some() {
 #[test]
 fn people_name_shares_by_their_peers() {
     let scene = EscrowTest::new();
-    let desk = scene.desk();
-    let one = desk
+    let share_registry = scene.share_registry();
+    let one = share_registry
         .deposit(&scene.asked(1, "", 0), &deposit(1))
         .expect("taken");
-    let two = desk
+    let two = share_registry
         .deposit(&scene.asked(2, "", 0), &deposit(2))
         .expect("taken");
     let names = |entry: &ShareEntry| Some(format!("{}-vault", entry.peer));
     let same = |_: &ShareEntry| Some("kitchen".to_owned());
-    assert_eq!(desk.named(one.as_str(), names).expect("an id"), one);
-    assert_eq!(desk.named("peer-2", names).expect("a peer"), two);
-    assert_eq!(desk.named("peer-2-vault", names).expect("a name"), two);
+    assert_eq!(
+        share_registry.named(one.as_str(), names).expect("an id"),
+        one
+    );
+    assert_eq!(share_registry.named("peer-2", names).expect("a peer"), two);
+    assert_eq!(
+        share_registry.named("peer-2-vault", names).expect("a name"),
+        two
+    );
     assert!(matches!(
-        desk.named("cellar", names),
+        share_registry.named("cellar", names),
         Err(EscrowError::Unknown)
     ));
     assert!(matches!(
-        desk.named("kitchen", same),
+        share_registry.named("kitchen", same),
         Err(EscrowError::Ambiguous)
     ));
-    desk.revoke(&one, "admin", None).expect("taken back");
+    share_registry
+        .revoke(&one, "admin", None)
+        .expect("taken back");
     assert_eq!(
-        desk.named("kitchen", same).expect("the one that is left"),
+        share_registry
+            .named("kitchen", same)
+            .expect("the one that is left"),
         two
     );
 }
@@ -345,36 +382,43 @@ fn people_name_shares_by_their_peers() {
 fn a_damaged_list_releases_nothing_and_stays_as_it_is() {
     let scene = EscrowTest::new();
     let mine = scene.asked(1, "192.0.2.1", 0);
-    let id = scene.desk().deposit(&mine, &deposit(7)).expect("taken");
+    let id = scene
+        .share_registry()
+        .deposit(&mine, &deposit(7))
+        .expect("taken");
     let path = scene.path().join("shares.json");
     let whole = std::fs::read_to_string(&path).expect("the list");
     let newer = whole.replace("\"escrow\":1", "\"escrow\":2");
     for damaged in [&whole[..whole.len() - 3], "", "{}", "[]", &newer] {
         std::fs::write(&path, damaged).expect("the folder is ours");
-        let desk = scene.desk();
-        assert!(desk.broken().is_some(), "{damaged}");
-        assert!(desk.release(&mine, &id).is_err());
-        assert!(desk.deposit(&scene.asked(2, "", 0), &deposit(1)).is_err());
+        let share_registry = scene.share_registry();
+        assert!(share_registry.broken().is_some(), "{damaged}");
+        assert!(share_registry.release(&mine, &id).is_err());
+        assert!(
+            share_registry
+                .deposit(&scene.asked(2, "", 0), &deposit(1))
+                .is_err()
+        );
         assert_eq!(std::fs::read_to_string(&path).expect("there"), damaged);
     }
     std::fs::write(&path, whole).expect("the folder is ours");
-    assert!(scene.desk().release(&mine, &id).is_ok());
+    assert!(scene.share_registry().release(&mine, &id).is_ok());
 }
 
 #[test]
 fn nothing_is_released_that_cannot_be_written_down() {
     let scene = EscrowTest::new();
-    let desk = scene.desk();
+    let share_registry = scene.share_registry();
     let mine = scene.asked(1, "192.0.2.1", 0);
-    let id = desk.deposit(&mine, &deposit(7)).expect("taken");
+    let id = share_registry.deposit(&mine, &deposit(7)).expect("taken");
     let hidden = scene.dir.path().join("elsewhere");
     std::fs::rename(scene.path(), &hidden).expect("the folder is ours");
     std::fs::write(scene.path(), "in the way").expect("the folder is ours");
-    let got = desk.release(&mine, &id);
+    let got = share_registry.release(&mine, &id);
     assert!(matches!(got, Err(EscrowError::Index(_))), "{got:?}");
     std::fs::remove_file(scene.path()).expect("ours");
     std::fs::rename(&hidden, scene.path()).expect("ours");
-    assert!(desk.release(&mine, &id).is_ok());
+    assert!(share_registry.release(&mine, &id).is_ok());
     assert!(Path::new(&scene.path()).is_dir());
 }
 

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_not_taken_whole_is_one_that_nobody_waited_for() {
+    fn an_answer_read_in_part_counts_as_abandoned() {
         let answer = Response::new(http_body_util::Full::new(bytes::Bytes::from_static(b"abc")));
         let mut line = line("/");
         assert_eq!(line.status(), GONE, "there was none");

@@ -22,17 +22,17 @@ const REPLY_TIME: Duration = Duration::from_secs(2);
 /// Serves `alknet/enroll`: one request, one reply. The key that enrols is the one the handshake
 /// proved; nothing in the request can name another.
 pub struct EnrolHandler {
-    desk: Arc<EnrolmentService>,
+    enrolment: Arc<EnrolmentService>,
     clock: Arc<dyn Clock>,
     alpns: [AlpnSpec; 1],
 }
 
 impl EnrolHandler {
-    /// Lets `desk` decide.
+    /// Lets `enrolment` decide.
     #[must_use]
-    pub fn new(desk: Arc<EnrolmentService>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(enrolment: Arc<EnrolmentService>, clock: Arc<dyn Clock>) -> Self {
         Self {
-            desk,
+            enrolment,
             clock,
             alpns: [AlpnSpec {
                 // An applicant is no peer yet: the handler itself looks at its key.
@@ -94,7 +94,9 @@ impl EnrolHandler {
             from: auth.remote_addr,
         };
         let now_s = self.clock.now_s();
-        self.desk.enrol(&applicant, now_s, Instant::now()).await
+        self.enrolment
+            .enrol(&applicant, now_s, Instant::now())
+            .await
     }
 }
 
@@ -157,7 +159,7 @@ impl ProtocolHandler for EnrolHandler {
 impl fmt::Debug for EnrolHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EnrolHandler")
-            .field("desk", &self.desk)
+            .field("desk", &self.enrolment)
             .finish_non_exhaustive()
     }
 }

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_does_not_knock_again_is_forgotten() {
+    fn an_applicant_that_stays_away_is_forgotten() {
         let mut pending = PendingKeys::default();
         let now = Instant::now();
         assert!(knock(&mut pending, 1, now) && knock(&mut pending, 2, now));

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_virtual_clock_moves_only_when_told_and_never_back() {
+    fn a_virtual_clock_moves_only_by_advance_and_never_back() {
         let mut clock = SessionClock::new(SessionTimeSource::Virtual { start_ms: 1_000 });
         clock.advance_to(50);
         clock.advance_to(20);

@@ -242,10 +242,10 @@ impl FuzzTargetRun {
 
 /// The files in `folder`, in order.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let trouble = || TaskError::io(format!("read {}", folder.display()));
+    let io_error = || TaskError::io(format!("read {}", folder.display()));
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(trouble())? {
-        files.push(entry.map_err(trouble())?.path());
+    for entry in fs::read_dir(folder).map_err(io_error())? {
+        files.push(entry.map_err(io_error())?.path());
     }
     files.sort();
     Ok(files)

@@ -25,15 +25,15 @@ pub(crate) struct ScratchFolder {
 impl ScratchFolder {
     /// Makes a folder `PREFIX…` in `parent`, and removes those whose owners are gone.
     pub(crate) fn new(parent: &Path, prefix: &str) -> Result<Self> {
-        let trouble = || TaskError::io(format!("make a folder in {}", parent.display()));
-        fs::create_dir_all(parent).map_err(trouble())?;
+        let io_error = || TaskError::io(format!("make a folder in {}", parent.display()));
+        fs::create_dir_all(parent).map_err(io_error())?;
         // Here, since a command that was killed could not remove its own.
-        remove_orphans(parent, prefix).map_err(trouble())?;
+        remove_orphans(parent, prefix).map_err(io_error())?;
         let folder = tempfile::Builder::new()
             .prefix(prefix)
             .tempdir_in(parent)
-            .map_err(trouble())?;
-        let lock = lock(folder.path()).map_err(trouble())?;
+            .map_err(io_error())?;
+        let lock = lock(folder.path()).map_err(io_error())?;
         Ok(Self {
             folder,
             _lock: lock,

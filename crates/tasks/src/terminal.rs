@@ -72,8 +72,8 @@ extern "C" fn count_end(_: libc::c_int) {
 /// One key at a time, unseen, and none of them a signal. Returns how it was before.
 fn take_keys() -> Result<Termios> {
     let input = io::stdin();
-    let trouble = |error: nix::Error| TaskError::io("set the terminal")(error.into());
-    let before = termios::tcgetattr(input.as_fd()).map_err(trouble)?;
+    let io_error = |error: nix::Error| TaskError::io("set the terminal")(error.into());
+    let before = termios::tcgetattr(input.as_fd()).map_err(io_error)?;
     let mut mode = before.clone();
     mode.local_flags
         // Ctrl-C comes as a byte then, and is counted here.
@@ -81,7 +81,7 @@ fn take_keys() -> Result<Termios> {
     // termios(3): a read returns with the first byte, and does not wait for more.
     mode.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
     mode.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
-    termios::tcsetattr(input.as_fd(), SetArg::TCSANOW, &mode).map_err(trouble)?;
+    termios::tcsetattr(input.as_fd(), SetArg::TCSANOW, &mode).map_err(io_error)?;
     Ok(before)
 }
 

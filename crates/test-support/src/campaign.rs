@@ -22,12 +22,12 @@ pub fn is_campaign() -> bool {
 pub fn took(what: &str, limit: Duration, time: Duration) {
     let most = deadline(limit);
     println!("figure {what}: {time:.1?}, promised within {most:.1?}");
-    if let Some(complaint) = complaint(what, most, time).filter(|_| is_campaign()) {
-        panic!("{complaint}");
+    if let Some(overrun) = overrun(what, most, time).filter(|_| is_campaign()) {
+        panic!("{overrun}");
     }
 }
 
-fn complaint(what: &str, most: Duration, time: Duration) -> Option<String> {
+fn overrun(what: &str, most: Duration, time: Duration) -> Option<String> {
     (time > most).then(|| format!("{what} took {time:.1?}, and is promised within {most:.1?}"))
 }
 
@@ -43,9 +43,9 @@ mod tests {
     #[test]
     fn only_more_than_was_promised_is_complained_about() {
         let ms = Duration::from_millis;
-        assert_eq!(complaint("rain", ms(5), ms(5)), None);
-        let complaint = complaint("rain", ms(5), ms(6)).expect("it is late");
-        assert!(complaint.contains("rain took 6.0ms"), "{complaint}");
+        assert_eq!(overrun("rain", ms(5), ms(5)), None);
+        let overrun = overrun("rain", ms(5), ms(6)).expect("it is late");
+        assert!(overrun.contains("rain took 6.0ms"), "{overrun}");
     }
 
     /// The test starts itself again, with the variable set: changing the environment of a process that has

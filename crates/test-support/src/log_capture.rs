@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_hears_itself_whoever_came_by_first() {
+    fn a_thread_sees_its_own_records_whichever_was_first() {
         let heard = LogCapture::listen();
         let other = thread::spawn(|| say("elsewhere"));
         other.join().expect("it ends");

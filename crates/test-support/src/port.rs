@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn heading_and_sockets_are_told_apart() {
+    fn the_heading_is_not_read_as_a_socket() {
         let line = "  0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000";
         assert_eq!(local_port(line), Some(8080));
         let six = "  1: 00000000000000000000000001000000:0016 0:0000 0A";

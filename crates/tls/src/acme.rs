@@ -95,7 +95,7 @@ pub struct AcmeParts {
     pub transport: Arc<dyn AcmeTransport>,
     /// Where the certificate is served from.
     pub store: Arc<CertificateStore>,
-    /// Where trouble is reported.
+    /// Where problems are reported.
     pub problems: Arc<NodeDiagnostics>,
     /// The same that the port's TLS was made with.
     pub alpn: Arc<AlpnChallenges>,

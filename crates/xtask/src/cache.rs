@@ -128,14 +128,14 @@ pub fn resolve(cache: &Path) -> Result<PathBuf, String> {
         let above = there.file_name().zip(there.parent());
         // Another error, such as a folder that cannot be entered, says nothing of what is above.
         let Some((name, above)) = above.filter(|_| error.kind() == io::ErrorKind::NotFound) else {
-            return Err(trouble(cache, &error));
+            return Err(io_error(cache, &error));
         };
         missing.push(name);
         there = above;
     }
 }
 
-fn trouble(cache: &Path, error: &io::Error) -> String {
+fn io_error(cache: &Path, error: &io::Error) -> String {
     format!(
         "cannot use the cache {}: {error}; make it writable or set ALKNET_CACHE",
         cache.display()
@@ -146,32 +146,32 @@ fn trouble(cache: &Path, error: &io::Error) -> String {
 /// that they did not make, or start programs that others may have put there or above it. `clone` is the clone that
 /// builds. Returns the cache's path as [`resolve`] gives it: that one was looked at.
 pub fn open(clone: &Path, cache: &Path) -> Result<PathBuf, String> {
-    let users = Users::of_system().map_err(|error| trouble(cache, &error))?;
+    let users = Users::of_system().map_err(|error| io_error(cache, &error))?;
     open_for(&users, clone, cache)
 }
 
 fn open_for(users: &Users, clone: &Path, named: &Path) -> Result<PathBuf, String> {
-    let trouble = |error: io::Error| trouble(named, &error);
+    let io_error = |error: io::Error| io_error(named, &error);
     // Another user who can open a lock can hold it for ever.
     let made = fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(named);
-    made.map_err(trouble)?;
-    let cache = fs::canonicalize(named).map_err(trouble)?;
-    let clone = fs::canonicalize(clone).map_err(trouble)?;
+    made.map_err(io_error)?;
+    let cache = fs::canonicalize(named).map_err(io_error)?;
+    let clone = fs::canonicalize(clone).map_err(io_error)?;
     // Commands start programs that lie there.
-    owned(&cache, users).map_err(trouble)??;
-    keep_apart(&clone, &cache).map_err(trouble)??;
+    owned(&cache, users).map_err(io_error)??;
+    keep_apart(&clone, &cache).map_err(io_error)??;
     let marked = is_marked(&cache);
-    if !marked && let Some(found) = foreign(&cache).map_err(trouble)? {
+    if !marked && let Some(found) = foreign(&cache).map_err(io_error)? {
         return Err(format!(
             "{} is not empty and was not made by alknet: move it away or set ALKNET_CACHE to another \
              folder",
             found.display()
         ));
     }
-    let above = users.keep_above(&cache, &clone).map_err(trouble)?;
+    let above = users.keep_above(&cache, &clone).map_err(io_error)?;
     above.map_err(|why| {
         format!(
             "the cache {} lies below a folder where another user can have put settings of cargo, which name programs \
@@ -179,9 +179,9 @@ fn open_for(users: &Users, clone: &Path, named: &Path) -> Result<PathBuf, String
             cache.display()
         )
     })?;
-    narrow(&cache).map_err(trouble)?;
+    narrow(&cache).map_err(io_error)?;
     if !marked {
-        fs::write(cache.join(TAG), format!("{TAG_HEAD}{TAG_TAIL}")).map_err(trouble)?;
+        fs::write(cache.join(TAG), format!("{TAG_HEAD}{TAG_TAIL}")).map_err(io_error)?;
     }
     Ok(cache)
 }

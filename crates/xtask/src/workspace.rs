@@ -209,7 +209,7 @@ impl Workspace {
         let stamped = stamp(&self.cache.join(cache::BUILD_STAMP), SystemTime::now());
         let recorded =
             stamped.and_then(|()| LastUse::for_target(&self.target()).note(set, messages));
-        recorded.map_err(|error| self.trouble("write into", &error))
+        recorded.map_err(|error| self.io_error("write into", &error))
     }
 
     /// Copies into the clone what cargo, or a test, changed in the mirror since `lock` was taken: manifests,
@@ -239,11 +239,11 @@ impl Workspace {
     /// this clone. Refuses a cache that would overwrite files of others.
     pub fn claim(&self) -> Result<BuildLock, String> {
         self.open_cache()?;
-        fs::create_dir_all(self.target()).map_err(|error| self.trouble("create", &error))?;
-        let file = self.lock().map_err(|error| self.trouble("lock", &error))?;
+        fs::create_dir_all(self.target()).map_err(|error| self.io_error("create", &error))?;
+        let file = self.lock().map_err(|error| self.io_error("lock", &error))?;
         let file = Arc::new(file);
         let stamp_file = self.cache.join(cache::BUILD_STAMP);
-        let newest = stamped(&stamp_file).map_err(|error| self.trouble("read", &error))?;
+        let newest = stamped(&stamp_file).map_err(|error| self.io_error("read", &error))?;
         self.warn_of_clock(newest);
         let mirror = self.mirror();
         let synced = mirror::sync(&self.root, &mirror, &self.cache, newest).map_err(|error| {
@@ -253,7 +253,7 @@ impl Workspace {
         // Files that were written now may have a later time than this.
         let second = Duration::from_secs(u64::from(synced.changes.written > 0));
         stamp(&stamp_file, SystemTime::now().max(newest + second))
-            .map_err(|error| self.trouble("write into", &error))?;
+            .map_err(|error| self.io_error("write into", &error))?;
         *self.held() = Arc::downgrade(&file);
         Ok(BuildLock {
             _file: file,
@@ -297,7 +297,7 @@ impl Workspace {
         }
     }
 
-    fn trouble(&self, verb: &str, error: &io::Error) -> String {
+    fn io_error(&self, verb: &str, error: &io::Error) -> String {
         format!(
             "cannot {verb} the build folder {}: {error}; make it writable or set ALKNET_CACHE",
             self.target().display()

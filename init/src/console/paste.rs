@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paste_can_be_left_and_the_second_half_of_a_line_end_is_nobodys() {
+    fn a_paste_can_be_left_and_a_stray_line_feed_is_ignored() {
         let mut paste = PasteDetector::default();
         let begun = typed(&mut paste, "alknet-node-1 abc\x1b");
         assert_eq!(begun, [KeyDisposition::Begun, KeyDisposition::Left]);

@@ -12,7 +12,7 @@ use super::*;
 use crate::control::{DataState, LinkFacts, MachineDiagnostic};
 
 /// Takes the answers in a test that gives none.
-fn nobody() -> mpsc::Sender<ConsoleInput> {
+fn unknown_peer() -> mpsc::Sender<ConsoleInput> {
     mpsc::channel(1).0
 }
 
@@ -428,7 +428,7 @@ fn a_key_makes_the_screen_live_and_q_leaves_it() {
 }
 
 #[test]
-fn line_noise_is_nobody_at_the_keyboard() {
+fn line_noise_is_not_a_key_press() {
     let mut driver = driver();
     driver.keys(&[0, 0xff, 0x7f, 0x80]);
     assert_eq!(take(&mut driver, 0), "");
@@ -502,7 +502,7 @@ async fn a_terminal_gets_the_marker_and_answers_keys() {
     let pty = openpty(None, None).expect("a pseudo-terminal");
     let mut keyboard = std::fs::File::from(pty.master.try_clone().expect("a descriptor"));
     let mut reader = tokio::fs::File::from_std(std::fs::File::from(pty.master));
-    let console = InitConsole::new(pty.slave, nobody()).expect("a terminal");
+    let console = InitConsole::new(pty.slave, unknown_peer()).expect("a terminal");
     console.update(healthy(), Some(node()));
     let mut seen = String::new();
     read_until(&mut reader, &mut seen, "alknet: ready edge-1").await;
@@ -613,9 +613,9 @@ fn keys_are_forgotten_at_the_latest_after_some_time() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_terminal_that_takes_nothing() {
+async fn no_writer_waits_for_a_terminal_that_takes_nothing() {
     let pty = openpty(None, None).expect("a pseudo-terminal");
-    let console = InitConsole::new(pty.slave, nobody()).expect("a terminal");
+    let console = InitConsole::new(pty.slave, unknown_peer()).expect("a terminal");
     for n in 0..2000 {
         console.say("x".repeat(200));
         console.update(healthy(), (n % 2 == 0).then(node));
@@ -630,7 +630,7 @@ async fn nobody_waits_for_a_terminal_that_takes_nothing() {
 async fn a_console_that_is_a_file_is_written_too() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let fd = OwnedFd::from(file.reopen().expect("the same file"));
-    let console = InitConsole::new(fd, nobody()).expect("a file");
+    let console = InitConsole::new(fd, unknown_peer()).expect("a file");
     console.say("alknet: hello");
     let written = async {
         let mut text = String::new();

@@ -239,7 +239,7 @@ mod tests {
 
     /// The status of the node and the console show problems; the log of a machine that restarts is gone.
     #[test]
-    fn a_reset_that_was_not_counted_is_told_by_the_start_that_ends_it() {
+    fn an_uncounted_reset_is_reported_by_the_start_that_ends_it() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let disk = dir.path().join("disk");
         let file = File::create_new(&disk).expect("a new file");

@@ -56,7 +56,7 @@ fn locked(machine: &InitMachine) -> usize {
 }
 
 #[test]
-fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
+fn a_vault_locked_before_its_node_ended_prompts_again() {
     let mut machine = machine();
     machine.supervisor.start(0);
     assert_eq!(

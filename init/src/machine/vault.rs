@@ -144,30 +144,30 @@ impl InitMachine {
     }
 
     /// Whether an attempt or a command waits for what another node has.
-    fn wants_errands(&self) -> bool {
+    fn wants_helper_tasks(&self) -> bool {
         (self.waiting.is_some() || self.waits_for_share()) && self.shutdown.is_none()
     }
 
     /// When another node is to be asked, in ms after the kernel's start.
-    pub(super) fn errand_due(&self) -> Option<u64> {
+    pub(super) fn task_due(&self) -> Option<u64> {
         let deadline = self
-            .wants_errands()
+            .wants_helper_tasks()
             .then(|| self.keeper.escrow().deadline());
         deadline.flatten()
     }
 
     /// Sends a child for what the vault wants of another node, beside everything else.
     fn ask_other_nodes(&mut self, now: u64) {
-        if !self.wants_errands() {
+        if !self.wants_helper_tasks() {
             return;
         }
-        let Some((of, errand)) = self.keeper.escrow().next(now) else {
+        let Some((of, task)) = self.keeper.escrow().next(now) else {
             return;
         };
         let lost = MachineEvent::Came(of.clone(), Err("it failed; the log says why".to_owned()));
-        self.blocking("an errand for the vault", lost, move || {
+        self.blocking("a helper task of the vault", lost, move || {
             // Whatever happens, it counts as over.
-            let outcome = catch_unwind(AssertUnwindSafe(|| helper::run(&errand)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| helper::run(&task)));
             let outcome = outcome.map_err(|payload| panic_text(&*payload));
             let outcome = outcome.and_then(|run| run.map_err(|error| error.to_string()));
             MachineEvent::Came(of, outcome)

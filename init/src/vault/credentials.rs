@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_key_version_seals_everything_anew() {
+    fn a_newer_key_version_reseals_everything() {
         let keeper = keeper();
         let table = "[secrets.credentials]\nopenai = \"sk-hush\"\nmail = \"pw\"\n";
         let (root, paths) = machine(&format!("{table}\n{CONFIG}"));

@@ -636,7 +636,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_told_apart_and_what_it_wants_is_asked() {
+    fn a_command_is_recognised_and_its_inputs_are_prompted() {
         let mut asking = VaultDialog::default();
         asking.answer(ConsoleInput::Begin);
         assert!(matches!(

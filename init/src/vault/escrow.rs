@@ -1,5 +1,5 @@
 //! Shares that other nodes of the owner keep: which of them the vault waits for, what came of asking,
-//! and the keys that they make. No process and no clock: errands go out, outcomes come in.
+//! and the keys that they make. No process and no clock: helper tasks go out, outcomes come in.
 //!
 //! An attempt to open or to make the vault never waits for a network. It says what it wants here, the machine's
 //! loop sends a child for it meanwhile, and the next attempt finds what the child brought. So a user can type at
@@ -29,7 +29,7 @@ pub(crate) struct EscrowClient(Mutex<EscrowState>);
 #[derive(Default)]
 struct EscrowState {
     network: bool,
-    /// An errand is out.
+    /// A helper task is out.
     busy: bool,
     /// The share of a vault that is about to be made.
     deposit: Option<EscrowDeposit>,
@@ -68,7 +68,7 @@ struct ExchangeProgress {
     refused: bool,
 }
 
-/// What an errand is for.
+/// What a helper task is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HelperPurpose {
     Deposit(VaultId),
@@ -137,9 +137,9 @@ impl EscrowClient {
         if state.busy || !state.network {
             return None;
         }
-        let errand = state.due(now)?;
+        let task = state.due(now)?;
         state.busy = true;
-        Some(errand)
+        Some(task)
     }
 
     /// When there will be something to go for, in ms after the kernel's start.
@@ -151,7 +151,7 @@ impl EscrowClient {
         state.courses().map(|course| course.at).min()
     }
 
-    /// An errand is over. Returns whether another attempt to open or make the vault is worth it.
+    /// A helper task is over. Returns whether another attempt to open or make the vault is worth it.
     pub(crate) fn came(
         &self,
         of: &HelperPurpose,
@@ -212,7 +212,7 @@ impl EscrowState {
             .iter()
             .find(|it| it.done.is_none() && wanted(&it.course));
         if let Some(deposit) = deposit {
-            return Some((HelperPurpose::Deposit(deposit.vault), deposit.errand()));
+            return Some((HelperPurpose::Deposit(deposit.vault), deposit.task()));
         }
         // The one that was left alone for the longest time: several nodes take turns.
         let due = |it: &&EscrowRelease| it.share.is_none() && wanted(&it.course);
@@ -222,7 +222,7 @@ impl EscrowState {
             .filter(due)
             .min_by_key(|it| it.course.at)?;
         let key = release.params.key().to_owned();
-        Some((HelperPurpose::Release(key), release.errand()))
+        Some((HelperPurpose::Release(key), release.task()))
     }
 }
 
@@ -265,7 +265,7 @@ impl EscrowDeposit {
         })
     }
 
-    fn errand(&self) -> HelperTask {
+    fn task(&self) -> HelperTask {
         HelperTask::Deposit {
             code: self.wanted.code.clone(),
             node: self.wanted.node.clone(),
@@ -308,7 +308,7 @@ impl EscrowDeposit {
 }
 
 impl EscrowRelease {
-    fn errand(&self) -> HelperTask {
+    fn task(&self) -> HelperTask {
         HelperTask::Release {
             peer: self.params.peer().to_owned(),
             addresses: self.params.addresses().to_vec(),

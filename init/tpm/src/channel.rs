@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn no_device_an_old_one_and_one_that_breaks_are_told_apart() {
+    fn an_absent_an_old_and_a_failing_device_give_different_errors() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let sys = tempfile::tempdir().expect("a temporary directory");
         let open = || open(dir.path(), sys.path());

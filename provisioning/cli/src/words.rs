@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_wrote_them_down_goes_on() {
+    fn an_owner_who_repeats_the_words_goes_on() {
         for wrong in [0, 1, 4] {
             let (result, seen) = confirmed(wrong, false);
             assert!(result.is_ok(), "{wrong}");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_did_not_gets_nothing_and_nothing_stays_on_the_screen() {
+    fn an_owner_who_cannot_repeat_them_gets_nothing_and_the_screen_is_cleared() {
         for (wrong, leaves) in [(ROUNDS_MAX, false), (0, true)] {
             let (result, seen) = confirmed(wrong, leaves);
             assert!(matches!(result, Err(ProvisionError::Aborted)));

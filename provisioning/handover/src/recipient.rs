@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_agrees_with_a_point_of_small_order() {
+    fn a_point_of_small_order_is_refused() {
         for point in [[0; 32], std::array::from_fn(|at| u8::from(at == 0))] {
             let wrapped = AgeRecipient(RecipientKind::X25519(point)).wrap(&[7; FILE_KEY_BYTES]);
             assert_eq!(wrapped.err(), Some(HandoverError::Recipient));

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told_from_other_words() {
+    fn damage_differs_from_other_input() {
         for other in ["", "hello", "alknet-node-2 YQ 0", "alknet-node-1x YQ 0"] {
             let error = ConsoleDocument::parse(other).expect_err("nothing of ours");
             assert_eq!(error, ConsoleError::Head, "{other}");

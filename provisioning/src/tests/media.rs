@@ -167,7 +167,7 @@ fn damaged_strings_of_the_firmware_are_one_clear_line() {
 }
 
 #[test]
-fn the_command_line_counts_where_nobody_signed_the_image() {
+fn the_command_line_counts_on_an_unsigned_image() {
     let machine = DirectoryMachine::new();
     machine.command_line(&document(6));
     let loaded = machine.load();
@@ -235,7 +235,7 @@ fn a_damaged_command_line_is_one_clear_line() {
 }
 
 #[test]
-fn what_somebody_pastes_at_the_console_is_kept() {
+fn a_document_pasted_at_the_console_is_stored() {
     let machine = DirectoryMachine::new();
     let loaded = machine.paste(&document(8));
     assert_eq!(
@@ -364,7 +364,7 @@ fn a_document_of_a_newer_version_is_one_clear_line() {
 }
 
 #[test]
-fn what_a_document_sets_is_told_in_its_order() {
+fn settings_are_reported_in_the_order_of_the_document() {
     let machine = DirectoryMachine::new();
     machine.fw_cfg(format!(
         "version = 1\n[log]\nlevel = \"debug\"\n{}[vault]\n",

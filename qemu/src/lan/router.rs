@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_nobody_has_leads_nowhere() {
+    fn an_unused_port_leads_nowhere() {
         let mut router = router();
         for port in [0, FIRST_NAT_PORT, u16::MAX] {
             let (from, to) = ((GUEST, 443).into(), (ROUTER_V4, port).into());
@@ -596,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_told_where_it_is_set() {
+    fn the_time_is_announced_where_it_is_set() {
         let mut router = router();
         let mut question = vec![0x23];
         question.resize(48, 0);

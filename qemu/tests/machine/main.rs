@@ -167,7 +167,7 @@ fn a_machine_is_gone_with_its_owner() {
 }
 
 #[test]
-fn what_qemu_refuses_is_told_in_its_words() {
+fn a_refusal_of_qemu_is_quoted() {
     let bench = QemuBench::new();
     let error = bench
         .machine()

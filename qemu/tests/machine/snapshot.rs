@@ -84,7 +84,7 @@ fn only_a_machine_that_was_built_for_it_is_saved() {
 }
 
 #[test]
-fn devices_that_cannot_be_read_are_told_in_the_words_of_qemu() {
+fn an_error_of_qemu_about_a_device_is_quoted() {
     let (bench, folder) = saved();
     fs::write(folder.join("devices"), b"nothing of QEMU's").expect("the directory is ours");
     let machine = bench.machine().restore(&folder);

@@ -239,7 +239,10 @@ impl TensorStream {
             FilePart::find(&store, &object, &fetch.want, fetch.encoding)
         });
         let part = part.await?;
-        let _flight = self.store.flights().enter(&identity.id, part.head.len)?;
+        let _flight = self
+            .store
+            .bytes_in_flight()
+            .enter(&identity.id, part.head.len)?;
         // Earlier in the order goes first.
         let order = i32::try_from(part.order).unwrap_or(i32::MAX);
         self.send.set_priority(-order);

@@ -241,13 +241,13 @@ async fn begin_fetch(
     let asker = TensorRequester::from_ctx(ctx)?;
     let fetch = Fetch::from_value(input.try_value()?)?;
     let id = asker.resolve(&store, &fetch.src)?;
-    let flights = Arc::clone(store.flights());
+    let bytes_in_flight = Arc::clone(store.bytes_in_flight());
     let found = blocking(move || {
         let object = store.object(id)?;
         FilePart::find(&store, &object, &fetch.want, fetch.encoding)
     });
     let part = found.await?;
-    let flight = flights.enter(asker.id(), part.head.len)?;
+    let flight = bytes_in_flight.enter(asker.id(), part.head.len)?;
     Ok((part, flight))
 }
 

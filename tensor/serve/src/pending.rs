@@ -16,7 +16,7 @@ pub(crate) struct BytesInFlight(Mutex<HashMap<PeerId, u64>>);
 /// A response under way; dropped, it is not any more.
 #[derive(Debug)]
 pub(crate) struct ResponsePermit {
-    flights: Arc<BytesInFlight>,
+    bytes_in_flight: Arc<BytesInFlight>,
     who: PeerId,
     bytes: u64,
 }
@@ -37,7 +37,7 @@ impl BytesInFlight {
         *under_way = sum;
         drop(table);
         Ok(ResponsePermit {
-            flights: Arc::clone(self),
+            bytes_in_flight: Arc::clone(self),
             who: who.clone(),
             bytes,
         })
@@ -50,7 +50,7 @@ impl BytesInFlight {
 
 impl Drop for ResponsePermit {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.flights.table().entry(self.who.clone()) {
+        if let Entry::Occupied(mut entry) = self.bytes_in_flight.table().entry(self.who.clone()) {
             let left = entry.get().saturating_sub(self.bytes);
             if left == 0 {
                 entry.remove();
@@ -67,16 +67,23 @@ mod tests {
 
     #[test]
     fn a_peer_has_so_much_under_way_or_one_response() {
-        let flights = Arc::new(BytesInFlight::default());
+        let bytes_in_flight = Arc::new(BytesInFlight::default());
         let [a, b]: [PeerId; 2] = ["a", "b"].map(|name| name.parse().expect("a name"));
-        let large = flights.enter(&a, IN_FLIGHT_BYTES * 2).expect("alone");
-        assert!(flights.enter(&a, 1).is_err());
-        let other = flights.enter(&b, 1).expect("another peer");
+        let large = bytes_in_flight
+            .enter(&a, IN_FLIGHT_BYTES * 2)
+            .expect("alone");
+        assert!(bytes_in_flight.enter(&a, 1).is_err());
+        let other = bytes_in_flight.enter(&b, 1).expect("another peer");
         drop(large);
-        let first = flights.enter(&a, IN_FLIGHT_BYTES - 1).expect("room");
-        let second = flights.enter(&a, 1).expect("room");
-        assert_eq!(flights.enter(&a, 1).expect_err("none").code(), "E_BUSY");
+        let first = bytes_in_flight
+            .enter(&a, IN_FLIGHT_BYTES - 1)
+            .expect("room");
+        let second = bytes_in_flight.enter(&a, 1).expect("room");
+        assert_eq!(
+            bytes_in_flight.enter(&a, 1).expect_err("none").code(),
+            "E_BUSY"
+        );
         drop((first, second, other));
-        assert!(flights.table().is_empty());
+        assert!(bytes_in_flight.table().is_empty());
     }
 }

@@ -122,7 +122,7 @@ const INDICES: &[(&str, &str, TensorErrorCode)] = &[
     ("B", "", TensorErrorCode::Layout),
     ("B", r#","b":{"kind":"blob"}"#, TensorErrorCode::Schema),
     ("B", r#","b":{"kind":"flat"}"#, TensorErrorCode::Layout),
-    ("B", r#","b":{"kind":"blob","enc":"utf8","shape_of":"nobody"}"#, TensorErrorCode::Schema),
+    ("B", r#","b":{"kind":"blob","enc":"utf8","shape_of":"unknown_peer"}"#, TensorErrorCode::Schema),
     ("B", r#","b":{"kind":"blob","enc":"utf8","shape_of":"b.__off__"}"#, TensorErrorCode::Schema),
     ("S", r#""s":{"kind":"struct","stride":24,"count":2,"fields":[]}"#, TensorErrorCode::Schema),
     ("S", r#""s":{"kind":"struct","def":"X","count":2,"fields":[]}"#, TensorErrorCode::Schema),

@@ -482,7 +482,7 @@ async fn knocking(admin: &Path, served: &FloodNode) {
 
 /// It takes another key and another /56 each time.
 #[test]
-fn a_host_with_many_networks_pushes_out_nobody_who_waits() {
+fn a_host_with_many_networks_evicts_no_waiting_client() {
     if let Some(lab) = FloodNamespaces::new('k').map(FloodNamespaces::crowded) {
         let bench = TestBench::new();
         let config = format!("{CONFIG}[hub]\nenabled = true\nenroll = \"approve\"\n");

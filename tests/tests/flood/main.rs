@@ -442,7 +442,7 @@ async fn scenario(lab: Arc<FloodNamespaces>, admin: &Path, served: &FloodNode) {
 }
 
 #[test]
-fn a_flood_of_forged_addresses_costs_little_and_keeps_nobody_out() {
+fn a_flood_of_forged_addresses_costs_little_and_shuts_no_client_out() {
     if let Some(lab) = FloodNamespaces::new('f') {
         let (bench, lab) = (TestBench::new(), Arc::new(lab));
         let served = lab.serve(&bench, &NODE.to_string(), "");

@@ -54,7 +54,7 @@ async fn scenario(lab: &FloodNamespaces, admin: &Path, served: &FloodNode) {
 }
 
 #[test]
-fn a_node_looks_for_nobody_unasked() {
+fn a_node_makes_no_unconfigured_discovery() {
     if let Some(lab) = FloodNamespaces::new('u') {
         let bench = alknet_tests::TestBench::new();
         let served = lab.serve(&bench, &NODE.to_string(), CONFIG);

@@ -187,7 +187,7 @@ fn http_reaches_the_network_only_through_core() {
 /// Only what serves HTTP, and what asks others by it, has a library for it; iroh's own copies are in the
 /// endpoint.
 #[test]
-fn nobody_else_speaks_http() {
+fn only_the_http_parts_depend_on_http_libraries() {
     let graph = PackageGraph::load();
     for part in [
         "alknet-core",

@@ -24,7 +24,7 @@ const TOKENS: [&str; 8] = [
 ];
 
 #[test]
-fn curl_is_told_by_its_input() {
+fn curl_reads_secrets_from_its_input() {
     let tests = sources().iter().filter(|it| it.path.starts_with("tests/"));
     for source in tests.filter(|it| ![CURL, RULE].contains(&it.path.as_str())) {
         let starts = source.text.contains("\"curl\"");

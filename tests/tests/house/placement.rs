@@ -92,7 +92,7 @@ fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
 /// Another user may have made a folder whose name can be guessed, or a link in its place, and may replace the
 /// programs that a test puts there and starts.
 #[test]
-fn temporary_folders_have_names_that_nobody_can_guess() {
+fn temporary_folders_have_unpredictable_names() {
     let made_with_care = ["crates/test-support/src/skip.rs", "qemu/src/scratch.rs"];
     only_in("a guessable name", &["temp_dir()"], &made_with_care);
     let named = [

@@ -31,7 +31,7 @@ const NO_CODES: [&str; 45] = [
     "aes-xts-plain64",
     "alk-data",
     "alknet-data",
-    "alknet-errand",
+    "alknet-helper",
     "alknet-node-1",
     "boot-loader",
     "boot-partition",

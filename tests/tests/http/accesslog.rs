@@ -143,7 +143,7 @@ fn no_secrets(bench: &TestBench, web: &WebNode, more: &[&str]) {
 }
 
 #[test]
-fn whoever_is_refused_is_in_it_and_what_they_sent_is_not() {
+fn refused_requests_are_logged_without_their_content() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "");
     let call = json!({ "operation": "/node/info", "input": HUSH }).to_string();
@@ -186,7 +186,7 @@ fn whoever_is_refused_is_in_it_and_what_they_sent_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_goes_away_and_whoever_stays_for_long_is_in_it() {
+async fn abandoned_and_long_requests_are_in_the_access_log() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "");
     // A stream of events that its reader leaves.

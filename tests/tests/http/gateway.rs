@@ -45,17 +45,17 @@ fn a_call_is_answered_over_every_version() {
 }
 
 #[test]
-fn whoever_may_not_is_told_so_and_nothing_else() {
+fn a_caller_without_scope_learns_only_that() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "");
     let call = r#"{"operation":"/node/reboot"}"#;
     let info = r#"{"operation":"/node/info"}"#;
-    let nobody = web.curl("/call", &["--json", call]);
+    let unknown_peer = web.curl("/call", &["--json", call]);
     assert_eq!(
-        (nobody.status, nobody.code().as_str()),
+        (unknown_peer.status, unknown_peer.code().as_str()),
         (401, "UNAUTHENTICATED")
     );
-    let challenge = nobody.header("www-authenticate");
+    let challenge = unknown_peer.header("www-authenticate");
     assert_eq!(challenge, Some("Bearer realm=\"alknet\""));
     let unknown = format!("alk_00000000_{}", "A".repeat(43));
     for token in [web.expired.as_str(), &unknown, "x", ""] {
@@ -78,7 +78,10 @@ fn whoever_may_not_is_told_so_and_nothing_else() {
     let message = error["message"].as_str().unwrap_or_default();
     assert!(message.contains("'admin'"), "{message}");
     // An unknown caller learns nothing of the rule.
-    assert!(!nobody.text().contains("missing_scopes"), "{nobody:?}");
+    assert!(
+        !unknown_peer.text().contains("missing_scopes"),
+        "{unknown_peer:?}"
+    );
     assert_eq!(web.post(&web.reader, "/call", info).status, 200);
     // The node ignores headers in which a client claims to speak for another.
     let forged = [
@@ -278,7 +281,7 @@ fn batches_answer_in_order_and_stop_when_asked() {
 }
 
 #[test]
-fn events_come_as_they_happen_and_end_when_nobody_reads() {
+fn events_come_as_they_happen_and_end_with_their_reader() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "");
     for (version, _) in VERSIONS {
@@ -445,7 +448,7 @@ fn pages_of_others_may_what_the_configuration_says() {
 
 /// A client that could follow here what is open on `alknet/call` would keep an unknown peer's place.
 #[test]
-fn nobody_has_a_stream_of_events() {
+fn no_client_has_a_stream_of_events() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "");
     let within = seconds(Duration::from_secs(60));

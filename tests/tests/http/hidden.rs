@@ -88,7 +88,7 @@ fn strangers_see_one_and_the_same_nothing() {
 }
 
 #[test]
-fn everybody_is_told_the_same_of_http3() {
+fn every_client_gets_the_same_alt_svc() {
     let bench = TestBench::new();
     let config = "[http]\nstealth = true\nnames = [\"hub.invalid\"]\n";
     let web = WebNode::start(&bench, config);

@@ -86,9 +86,9 @@ fn models_need_a_token_and_the_right_name() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "");
     let list = message("tools/list", &json!({}));
-    let nobody = web.curl("/mcp", &["--header", ACCEPT, "--json", &list]);
-    assert_eq!(nobody.status, 401);
-    let challenge = nobody.header("www-authenticate");
+    let unknown_peer = web.curl("/mcp", &["--header", ACCEPT, "--json", &list]);
+    assert_eq!(unknown_peer.status, 401);
+    let challenge = unknown_peer.header("www-authenticate");
     assert_eq!(challenge, Some("Bearer realm=\"alknet\""));
     assert_eq!(ask(&web, &web.expired, "--http2", &list).status, 401);
     let evil = [

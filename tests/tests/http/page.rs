@@ -217,7 +217,7 @@ fn what_a_link_is_to_do_is_asked_first_and_the_host_says_it_is_no_machine() {
 }
 
 #[test]
-fn where_nothing_is_told_only_a_link_leads_in() {
+fn with_stealth_only_a_link_opens_the_page() {
     let bench = TestBench::new();
     let node = bench.host_with("[http]\nstealth = true\npage = true\n");
     let origin = origin(&node);

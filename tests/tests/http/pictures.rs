@@ -89,7 +89,7 @@ async fn call_on(target: &Target, key: &Path, is_over: &AtomicBool, all_fail: &A
 
 /// A node with peers of every state.
 fn known_node(bench: &TestBench) -> HostNode {
-    let key = |name: &str| bench.somebody(name).identity();
+    let key = |name: &str| bench.user(name).identity();
     let (sensor, laptop) = (key("sensor"), key("laptop"));
     bench.host_with(&format!(
         "[node]\nname = \"edge-1\"\n\
@@ -171,8 +171,8 @@ fn a_browser_shows_it_to_everybody_with_and_without_scripts() {
     traffic.all_fail.store(true, Ordering::SeqCst);
     assert_many_failures_are_seen(&mut browser);
     traffic.end();
-    let complaints = browser.events("Log.entryAdded");
-    assert!(complaints.is_empty(), "{complaints:?}");
+    let diagnostics = browser.events("Log.entryAdded");
+    assert!(diagnostics.is_empty(), "{diagnostics:?}");
     let foreign: Vec<_> = browser.loaded();
     let is_own = |url: &str| url.starts_with(&own) || url.starts_with("data:");
     assert!(foreign.iter().all(|it| is_own(&it.url)), "{foreign:?}");

@@ -197,7 +197,7 @@ fn an_archive_of_gnu_tar_is_stored_by_curl_and_never_beside_its_folder() {
 #[test]
 fn what_may_not_be_stored_or_removed_is_refused() {
     let bench = TestBench::new();
-    let (guest, reader) = (bench.somebody("guest"), bench.somebody("reader"));
+    let (guest, reader) = (bench.user("guest"), bench.user("reader"));
     let peer = format!(
         "[[peers]]\npeer_id = \"reader\"\nkeys = [\"{}\"]\nscopes = [\"node:read\", \"peer:list\"]\n{SITE}",
         reader.identity()

@@ -154,7 +154,7 @@ fn parts_of_a_file_come_by_curl() {
 }
 
 #[test]
-fn who_may_not_read_a_file_is_not_told_that_it_is_there() {
+fn a_caller_without_read_access_cannot_see_that_a_file_exists() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, "");
     let id = put(&web, "models/bert", &file());

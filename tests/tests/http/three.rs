@@ -14,7 +14,7 @@ fn the_gateway_answers_over_http3() {
     let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":2}}"#;
     // A request without a token, for an operation that any client may follow on `alknet/call`: over HTTP it would
     // keep an unknown peer's place.
-    let nobody = json!({ "content-type": "application/json", "accept": "text/event-stream" });
+    let unknown_peer = json!({ "content-type": "application/json", "accept": "text/event-stream" });
     let watch = r#"{"operation":"/services/watch"}"#;
     let heard = http3(
         web.address(),
@@ -27,7 +27,7 @@ fn the_gateway_answers_over_http3() {
             { "method": "POST", "path": "/subscribe", "headers": events, "body": follow, "events": 2 },
             // The stream before was given up; the connection goes on.
             { "method": "GET", "path": "/healthz" },
-            { "method": "POST", "path": "/subscribe", "headers": nobody, "body": watch },
+            { "method": "POST", "path": "/subscribe", "headers": unknown_peer, "body": watch },
             { "method": "POST", "path": "/call", "headers": headers, "body": " ".repeat(1 << 20), "times": 9 },
         ]),
     );

@@ -94,7 +94,7 @@ fn scripts_and_shaders_run_behind_every_wall() {
     assert_eq!(after["node_restarts"], 0);
 
     // On the same machine: its workers are warm, and what they compiled is there to be lost.
-    a_worker_that_dies_takes_nobody_along(&web);
+    a_dying_worker_ends_no_other(&web);
 }
 
 /// Tensors one after the other: each is there, and is gone again before the next one.
@@ -179,7 +179,7 @@ fn steady(look: impl Fn() -> u64) -> u64 {
     })
 }
 
-fn a_worker_that_dies_takes_nobody_along(web: &WebNode<MachineNode>) {
+fn a_dying_worker_ends_no_other(web: &WebNode<MachineNode>) {
     let node = &web.node;
     let mut beside = ConcurrentClients::start(web);
 
@@ -203,7 +203,7 @@ fn a_worker_that_dies_takes_nobody_along(web: &WebNode<MachineNode>) {
     let ran = node.call("runtime/eval", &json!({ "source": "export default 6 * 7" }));
     assert_eq!(ran["value"], 42, "{ran}");
     node.call("node/fault", &json!({ "kind": "node-panic" }));
-    beside.are_told("node-panic");
+    beside.are_reported("node-panic");
     let info = node.info();
     assert_eq!(info["node_restarts"], 0, "{info}");
 }

@@ -46,7 +46,7 @@ impl ConcurrentClients {
     }
 
     /// Each receives a record with this word after all; the node closed none of the connections.
-    pub(super) fn are_told(&mut self, word: &str) {
+    pub(super) fn are_reported(&mut self, word: &str) {
         for (name, records) in self.each() {
             assert!(told(records, word), "{name}: the log was cut");
         }

@@ -108,7 +108,7 @@ fn a_volume_is_found_and_replaced_while_the_machine_runs() {
 fn what_was_applied_is_kept_over_a_reboot() {
     let bench = TestBench::new();
     let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
-    let guest = bench.somebody("guest");
+    let guest = bench.user("guest");
     let document = format!(
         "{}[[peers]]\npeer_id = \"guest\"\nkeys = [\"{}\"]\nscopes = [\"peer:list\"]\n\
          [http]\nsite = \"store:/site/www\"\n",

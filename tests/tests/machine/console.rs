@@ -14,7 +14,7 @@ const DONE_WITHIN: Duration = Duration::from_secs(20);
 const PHRASE: &str = "legal winner thank year wave sausage worth useful legal winner thank yellow";
 
 #[test]
-fn a_machine_that_nobody_configured_is_given_everything_in_one_line() {
+fn an_unconfigured_machine_takes_everything_in_one_line() {
     let bench = TestBench::new();
     let mut node = bench.machine(BootVariant::MicrovmErofs).config("").boot();
     let call = |node: &MachineNode| node.try_call("node/info", &Value::Null, &[]);

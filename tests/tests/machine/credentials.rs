@@ -35,7 +35,7 @@ struct CredentialUsers {
 
 impl CredentialUsers {
     fn enrol(bench: &TestBench) -> Self {
-        let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
+        let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
         Self { ada, rev, bob }
     }
 
@@ -156,7 +156,7 @@ fn state_of(status: &Value, name: &str) -> (Value, Value) {
 }
 
 #[test]
-fn a_promoted_operation_signs_with_what_a_medium_brought_and_nobody_sees_it() {
+fn a_promoted_operation_signs_with_an_imported_key_that_stays_hidden() {
     let bench = TestBench::new();
     let people = CredentialUsers::enrol(&bench);
     let key = bench.path().join("mint.pem");

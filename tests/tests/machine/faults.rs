@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 const HANG_MS: u64 = 25_000;
 
 #[test]
-fn nobody_can_break_what_was_not_made_to_be_broken() {
+fn an_image_without_fault_injection_takes_no_fault() {
     let bench = TestBench::new();
     let node = bench.snapshot(BootVariant::MicrovmErofs).restore();
     assert_eq!(node.info()["fault_injection"], false);

@@ -82,14 +82,14 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
 fn asked_and_locked(bench: &TestBench, node: &MachineNode, status: &Value) {
     let ask = |who: &CliRunner| who.run(who.command(&["vault", "status", &node.target()]));
     assert_eq!(ask(bench.admin()).json(), *status);
-    let refused = ask(&bench.somebody("nobody"));
+    let refused = ask(&bench.user("nobody"));
     assert_eq!(
         (refused.status, refused.code().as_str()),
         (4, "UNAUTHENTICATED")
     );
 
     let lock = |who: &CliRunner| who.run(who.command(&["vault", "lock", &node.target()]));
-    let refused = lock(&bench.somebody("stranger"));
+    let refused = lock(&bench.user("stranger"));
     assert_eq!(
         (refused.status, refused.code().as_str()),
         (4, "UNAUTHENTICATED")

@@ -66,7 +66,7 @@ impl ImportMachine<'_> {
 }
 
 #[test]
-fn secrets_of_imports_are_shown_to_their_servers_and_to_nobody_else() {
+fn secrets_of_imports_are_sent_to_their_own_servers_only() {
     let bench = TestBench::set_up();
     let files = ["api", "tools"].map(|name| bench.path().join(name));
     for (file, secret) in files.iter().zip(SECRETS) {

@@ -97,17 +97,17 @@ pub(super) fn serves_nothing(vm: &Vm) {
     // Later than a machine that serves says so.
     let connected = vm.wait_for("alknet: address ", ADDRESS_WITHIN);
     connected.unwrap_or_else(|error| panic!("{error}"));
-    nobody_answers(vm.address().expect("a card forwards the port"));
+    no_node_answers(vm.address().expect("a card forwards the port"));
     let said = vm.console().text();
     assert!(!said.contains(READY), "{said}");
 }
 
 /// Asserts that neither carriage of the port at this address is served: connections over TCP end before a word of
 /// TLS, which QEMU's network accepts first in the place of a machine that then refuses them.
-fn nobody_answers(address: SocketAddr) {
+fn no_node_answers(address: SocketAddr) {
     let runtime = Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let (dialer, target) = somebody_at(address);
+        let (dialer, target) = node_at(address);
         let tcp = dialer.dial_over(Carriage::Tcp, &target, ALPN);
         let (tcp, ()) = tokio::join!(tcp, is_silent(&dialer, &target));
         let tcp = tcp.map(drop);
@@ -126,7 +126,7 @@ fn nobody_answers(address: SocketAddr) {
 }
 
 /// A dialer, and the target of a node that is not there: any node that answers has another key, and says so.
-fn somebody_at(address: SocketAddr) -> (EndpointDialer, Target) {
+fn node_at(address: SocketAddr) -> (EndpointDialer, Target) {
     let key = || NodeKey::generate().expect("the system has entropy");
     let target = format!("{}@{address}", key().public()).parse();
     (

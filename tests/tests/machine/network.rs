@@ -219,7 +219,7 @@ fn ipv6_alone_is_enough_and_by_dhcp_where_the_router_asks_for_it() {
 }
 
 #[test]
-fn static_addresses_are_used_and_nobody_is_asked() {
+fn static_addresses_are_used_without_dhcp() {
     let lan = ipv4(DhcpLease::for_address(SECOND));
     let bench = TestBench::new();
     let machine = on(&bench, BootVariant::MicrovmErofs, &lan).configured(

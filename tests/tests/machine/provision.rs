@@ -1,4 +1,4 @@
-//! `alknet provision`, from the desk to a sealed node that is a peer of a hub: without input at the console, and
+//! `alknet provision`, from the workstation to a sealed node that is a peer of a hub: without input at the console, and
 //! with the identity that the command printed.
 
 use std::path::Path;
@@ -16,7 +16,7 @@ const DATA_BYTES: u64 = 1 << 30;
 const SAID_WITHIN: Duration = Duration::from_secs(10);
 
 #[test]
-fn a_blank_disk_and_a_seed_are_an_enrolled_node_and_nobody_types() {
+fn a_blank_disk_and_a_seed_become_an_enrolled_node_unattended() {
     let bench = TestBench::new();
     let hub = bench.host_with(HUB);
     let base = format!("[[join]]\ncode = \"{}\"\n", join(&bench, &hub));

@@ -78,7 +78,7 @@ fn decrypt(bench: &TestBench, disk: &Path, words: &str) -> PathBuf {
         .env("PYTHONPATH", variable("ALKNET_TEST_PYTHONPATH"))
         .output()
         .expect("Python is installed by the set-up");
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{complaint}");
+    let diagnostic = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{diagnostic}");
     plain
 }

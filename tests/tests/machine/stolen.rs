@@ -67,7 +67,7 @@ const SEED_KEY: [u8; 32] = [0x5e; 32];
 /// formatted, or overwritten, and with a damaged file system, it stays closed; so it does for a medium that names
 /// other administrators, and other recipients of the words.
 #[test]
-fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
+fn a_damaged_disk_opens_nothing_and_admits_no_administrator() {
     let (bench, identity) = set_up(TPM_ALONE);
     let machine = |document: &str| measured(&bench, "own").after_firmware().config(document);
     let disk = bench.raw();
@@ -250,7 +250,7 @@ impl Interposer for EarlyCopy {
 fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_configuration() {
     let bench = TestBench::new();
     let unlock = "[vault]\nunlock = [\"provisioning\"]\n";
-    let former = bench.somebody("former");
+    let former = bench.user("former");
     let admins = [bench.admin(), &former]
         .map(CliRunner::identity)
         .join("\", \"");
@@ -321,7 +321,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
         damaged > 1,
         "the configuration and its copy are in the encrypted data"
     );
-    let thief = bench.somebody("thief").identity();
+    let thief = bench.user("thief").identity();
     let link = SecondCard::new();
     let vm = link.join(machine(&document(&thief, &secrets()))).start();
     let told = "the stored configuration of this sealed node cannot be read";
@@ -370,7 +370,7 @@ fn a_first_configuration_that_was_pasted_gives_way_to_no_medium() {
 
     let damaged = rescue::damage(&bench, &bench.data(), &words, "admin_keys");
     assert!(damaged > 0, "the configuration is in the encrypted data");
-    let thief = bench.somebody("thief").identity();
+    let thief = bench.user("thief").identity();
     let machine = bench.machine(BootVariant::MicrovmErofs);
     let vm = machine.config(document(&thief, "")).start();
     asked(&vm, "passphrase of the vault");
@@ -501,7 +501,7 @@ fn put_back(bench: &TestBench, early: &[u8], first: usize) {
     );
     let forged = forged();
     put(&[&forged[..], &forged].concat());
-    type_line(&vm, &pasted(bench, &bench.somebody("thief")));
+    type_line(&vm, &pasted(bench, &bench.user("thief")));
     let told = "the vault on the disk is forged";
     let line = vm.wait_line(told, SAID_WITHIN);
     line.unwrap_or_else(|error| panic!("{error}"));
@@ -600,7 +600,7 @@ fn document(admin: &str, more: &str) -> String {
 /// One by which the thief would be the administrator, and get the words. `vault` says how that is opened.
 fn thiefs_document(bench: &TestBench, vault: &str) -> String {
     let recipient = recipient(bench);
-    let thief = bench.somebody("thief").identity();
+    let thief = bench.user("thief").identity();
     document(&thief, &format!("{vault}\nwords_to = [\"{recipient}\"]\n"))
 }
 

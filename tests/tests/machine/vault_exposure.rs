@@ -71,7 +71,7 @@ fn nothing_of_a_vault_is_reached_but_its_status_and_its_lock() {
         assert_eq!(*scopes, json!(["admin"]), "{name}");
     }
     // An unknown peer, which may do nothing, may not call them either.
-    let stranger = bench.somebody("stranger");
+    let stranger = bench.user("stranger");
     for carriage in ["quic", "tcp"] {
         for name in REACHABLE {
             let answer = stranger.call(

@@ -39,7 +39,7 @@ fn plain(who: &CliRunner, words: &[&str]) -> CliOutput {
 fn a_peer_is_let_in_changed_and_put_out_while_the_node_runs() {
     let bench = TestBench::new();
     let node = bench.host();
-    let ada = bench.somebody("ada");
+    let ada = bench.user("ada");
     let key = ada.identity();
     let asks = |operation: &str| ada.call(node.target(), operation, &Value::Null, &[]);
     assert_eq!(asks("peer/list").code(), "UNAUTHENTICATED");
@@ -91,7 +91,7 @@ fn a_peer_stays_let_in_after_a_restart() {
     let bench = TestBench::new();
     let state = bench.path().join("node");
     let node = HostNode::start(&state, bench.admin());
-    let ada = bench.somebody("ada");
+    let ada = bench.user("ada");
     let (key, other) = (ada.identity(), format!("ed25519:{}", "5b".repeat(32)));
     administers(
         &bench,
@@ -161,7 +161,7 @@ async fn what_is_taken_from_a_peer_ends_its_connections() {
 fn a_peer_of_a_hub_that_is_put_out_does_not_join_again() {
     let bench = TestBench::new();
     let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
-    let laptop = bench.somebody("laptop");
+    let laptop = bench.user("laptop");
     let [own, other] = [0, 1].map(|_| invite(&bench, &hub, &["--role", "user", "--count", "5"]));
     let enrolled = run(
         &laptop,
@@ -191,7 +191,7 @@ fn a_peer_of_a_hub_that_is_put_out_does_not_join_again() {
 fn a_role_gives_the_scopes_that_it_has() {
     let bench = TestBench::new();
     let node = bench.host_with("[[hub.role]]\nname = \"reader\"\nscopes = [\"node:read\"]\n");
-    let ada = bench.somebody("ada");
+    let ada = bench.user("ada");
     let key = ada.identity();
     let added = administers(
         &bench,
@@ -256,7 +256,7 @@ fn the_configuration_in_force_is_shown_without_its_secrets() {
     let next = run(bench.admin(), &[&show[..], &["--next"]].concat()).json();
     assert_eq!(next["config"]["node"]["name"], "edge-1");
     // It is for administrators.
-    let ada = bench.somebody("ada");
+    let ada = bench.user("ada");
     let words = ["ada", "--key", &ada.identity(), "--scope", "node:read"];
     administers(&bench, "add", &node, &words).json();
     let refused = run(&ada, &show);

@@ -36,7 +36,7 @@ pub(crate) struct EnrolmentNode {
 
 impl EnrolmentNode {
     pub(crate) fn start(bench: &TestBench, name: &str, config: &str, port: &str) -> Self {
-        let node = bench.somebody(name);
+        let node = bench.user(name);
         let file: PathBuf = bench.path().join(format!("{name}.toml"));
         std::fs::write(&file, config).expect("the folder is ours");
         let mut command = node.command(&["serve", "--listen", "127.0.0.1", "--port", port]);
@@ -134,7 +134,7 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     assert_eq!(log.code(), "NOT_FOUND", "{log:?}");
 
     // A laptop joins, and calls by name.
-    let laptop = bench.somebody("laptop");
+    let laptop = bench.user("laptop");
     let join = invite(&bench, &hub, &["--role", "user"]);
     let words = ["enroll", &join, "--name", "ada", "--hub", "attic"];
     let joined = run(&laptop, &words).json();
@@ -145,16 +145,15 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     let answer = info(&laptop, "attic", &["--peer", "kitchen"]).json();
     assert_eq!(answer["identity"], worker.key());
     assert_eq!(info(&laptop, "attic", &[]).json()["identity"], hub.key());
-    let nobody = info(&laptop, "attic", &["--peer", "cellar"]);
-    assert_eq!(nobody.code(), "NOT_FOUND", "{nobody:?}");
-    assert!(nobody.errors.contains("knows no peer"), "{nobody:?}");
+    let unknown_peer = info(&laptop, "attic", &["--peer", "cellar"]);
+    assert_eq!(unknown_peer.code(), "NOT_FOUND", "{unknown_peer:?}");
+    assert!(
+        unknown_peer.errors.contains("knows no peer"),
+        "{unknown_peer:?}"
+    );
 
     // The hub does not pass on a request of an unknown peer.
-    let stranger = info(
-        &bench.somebody("stranger"),
-        &hub.target,
-        &["--peer", "kitchen"],
-    );
+    let stranger = info(&bench.user("stranger"), &hub.target, &["--peer", "kitchen"]);
     assert_eq!(
         (stranger.status, stranger.code().as_str()),
         (4, "UNAUTHENTICATED")
@@ -210,7 +209,7 @@ fn a_client_that_can_only_name_an_operation_is_passed_on() {
     let [kitchen, cellar] = &workers[..] else {
         panic!("two were started");
     };
-    let laptop = bench.somebody("laptop");
+    let laptop = bench.user("laptop");
     let join = invite(&bench, &hub, &["--role", "caller"]);
     run(&laptop, &["enroll", &join, "--hub", "attic"]).json();
     let invoke = |who: &CliRunner, input: &Value| who.call(&hub.target, "hub/invoke", input, &[]);
@@ -245,10 +244,7 @@ fn a_client_that_can_only_name_an_operation_is_passed_on() {
             ask("kitchen", json!({ "input": { "more": 1 } })),
             "INVALID_INPUT",
         ),
-        (
-            invoke(&bench.somebody("stranger"), &info),
-            "UNAUTHENTICATED",
-        ),
+        (invoke(&bench.user("stranger"), &info), "UNAUTHENTICATED"),
     ] {
         assert_eq!(answer.code(), code, "{answer:?}");
     }
@@ -278,7 +274,7 @@ fn a_client_that_can_only_name_an_operation_is_passed_on() {
 fn a_token_is_for_one_key_and_for_its_time() {
     let bench = TestBench::new();
     let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
-    let [one, two] = ["one", "two"].map(|name| bench.somebody(name));
+    let [one, two] = ["one", "two"].map(|name| bench.user(name));
     for carriage in ["quic", "tcp"] {
         let join = invite(&bench, &hub, &["--role", "user"]);
         let enroll = |cli: &CliRunner| run(cli, &["enroll", &join, "--carriage", carriage]);
@@ -336,7 +332,7 @@ fn a_removed_peer_does_not_let_itself_in_again() {
     let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
     let count = ["--role", "user", "--count", "5"];
     let [came_by, unused] = [(); 2].map(|()| invite(&bench, &hub, &count));
-    let [one, two] = ["one", "two"].map(|name| bench.somebody(name));
+    let [one, two] = ["one", "two"].map(|name| bench.user(name));
     let enroll = |cli: &CliRunner, join: &str| run(cli, &["enroll", join]);
     let id = enroll(&one, &came_by).json()["peer_id"].clone();
     let id = id.as_str().expect("an id");
@@ -367,7 +363,7 @@ fn a_removed_peer_does_not_let_itself_in_again() {
 fn damage_to_the_log_of_the_store_brings_no_removed_peer_back() {
     let bench = TestBench::new();
     let start = |port: &str| EnrolmentNode::start(&bench, "hub", &hub_config(), port);
-    let one = bench.somebody("one");
+    let one = bench.user("one");
     let hub = start("0");
     let port = hub.port().to_owned();
     let join = invite(&bench, &hub, &["--role", "user", "--count", "5"]);
@@ -394,11 +390,11 @@ fn damage_to_the_log_of_the_store_brings_no_removed_peer_back() {
 
 /// A peer that may invite, or approve by hand, gives no peer more rights than it has, itself included.
 #[test]
-fn nobody_gives_a_role_that_holds_more_than_they_do() {
+fn an_invitation_gives_no_right_that_its_maker_lacks() {
     let bench = TestBench::new();
     let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
     let hub = EnrolmentNode::start(&bench, "hub", &config, "0");
-    let [porter, other] = ["porter", "other"].map(|name| bench.somebody(name));
+    let [porter, other] = ["porter", "other"].map(|name| bench.user(name));
     let join = invite(&bench, &hub, &["--role", "porter"]);
     run(&porter, &["enroll", &join]).json();
     for (role, status) in [("worker", 0), ("porter", 0), ("user", 4), ("caller", 4)] {
@@ -422,7 +418,7 @@ fn nobody_gives_a_role_that_holds_more_than_they_do() {
 fn an_invitation_ends_with_who_made_it() {
     let bench = TestBench::new();
     let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
-    let [porter, one, two] = ["porter", "one", "two"].map(|name| bench.somebody(name));
+    let [porter, one, two] = ["porter", "one", "two"].map(|name| bench.user(name));
     let join = invite(&bench, &hub, &["--role", "porter"]);
     let id = run(&porter, &["enroll", &join]).json()["peer_id"].clone();
     let invited = |role: &str| {

@@ -341,7 +341,7 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
 
     // A removal outlives every invitation made before it: the one that the peer came by, with its key
     // and with another, and one that it never used. Each is good for five keys.
-    let (laptop, other) = (bench.somebody("laptop"), bench.somebody("other"));
+    let (laptop, other) = (bench.user("laptop"), bench.user("other"));
     let enroll = |cli: &CliRunner, join: &str| cli.run(cli.command(&["enroll", join]));
     let joined = enroll(&laptop, &of_laptop).json();
     let id = joined["peer_id"].as_str().expect("an id");

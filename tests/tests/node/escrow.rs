@@ -103,12 +103,12 @@ impl EscrowFixture {
         let config = NodeConfig::parse(document.concat().as_bytes());
         let config = config.unwrap_or_else(|errors| panic!("{errors:#?}"));
         let records = Arc::new(SealedShareRecords::open());
-        let desk = Arc::new(ShareRegistry::open(dir, Arc::clone(&records) as _));
-        // The desk looks the same people up as the node does.
+        let share_registry = Arc::new(ShareRegistry::open(dir, Arc::clone(&records) as _));
+        // The share registry looks the same people up as the node does.
         let clock = Arc::new(SystemClock { built_s: 0 });
         let identities = Arc::new(Identities::new(config.entries(), clock));
         let mut builder = Registry::builder();
-        register(&mut builder, &desk, &identities);
+        register(&mut builder, &share_registry, &identities);
         let operations = builder.build().expect("every schema is one");
         Self {
             here: LocalNode::start(&config, operations, EndpointLimits::default()),
@@ -290,7 +290,7 @@ fn a_node_without_a_vault_keeps_no_shares() {
     assert_eq!((revoke.status, revoke.code()), (1, "NOT_FOUND".to_owned()));
     let nothing = admin.run(admin.command(&["escrow", "change", node.target(), "kitchen"]));
     assert_eq!((nothing.status, nothing.code()), (2, "USAGE".to_owned()));
-    let somebody = bench.somebody("somebody");
-    let answer = somebody.call(node.target(), "escrow/list", &Value::Null, &[]);
+    let user = bench.user("somebody");
+    let answer = user.call(node.target(), "escrow/list", &Value::Null, &[]);
     assert_eq!(answer.code(), "UNAUTHENTICATED", "{answer:?}");
 }

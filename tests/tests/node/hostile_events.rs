@@ -72,9 +72,9 @@ async fn peak(hub: &HostNode) -> u64 {
 
 /// One identity, in league with a peer that sends events of 700 KiB for as long as they are taken, and heeds no credit.
 #[tokio::test(flavor = "multi_thread")]
-async fn events_of_a_peer_that_nobody_takes_end_and_stop_nobody_else() {
+async fn unread_events_of_a_peer_end_and_stop_no_other() {
     let bench = TestBench::new();
-    let [flow, eve, ada] = ["flow", "eve", "ada"].map(|name| bench.somebody(name));
+    let [flow, eve, ada] = ["flow", "eve", "ada"].map(|name| bench.user(name));
     let config = people([
         ("flow", &flow, &[][..]),
         ("eve", &eve, FOLLOWER),

@@ -48,7 +48,7 @@ async fn frames_that_do_not_end_leave_others_room() {
     const STREAMS: usize = 12;
     const FIT: usize = 2;
     let bench = TestBench::new();
-    let eve = bench.somebody("eve");
+    let eve = bench.user("eve");
     if let Some(node) = bench.host_on(LEAST, &people([("eve", &eve, &[][..])])) {
         // Connected before: a handshake may take long beside the frames, which have half a minute.
         let (_admins, admin) = caller(&node, bench.admin()).await;
@@ -124,7 +124,7 @@ async fn keeps_frames(node: &HostNode, who: &CliRunner, frames: usize) -> impl S
 async fn frames_that_do_not_end_end_no_worker_over_tcp() {
     let bench = TestBench::new();
     let names = ["bank", "eve", "mallory", "ada"];
-    let [teller, eve, mallory, ada] = names.map(|name| bench.somebody(name));
+    let [teller, eve, mallory, ada] = names.map(|name| bench.user(name));
     let config = people([
         ("bank", &teller, &[][..]),
         ("eve", &eve, &[]),
@@ -207,9 +207,9 @@ async fn paid(client: &CallConnection, operation: &str, key: &str) {
 
 /// A requester gives up each request at once; the runs of the keys go on at the peer that they were passed on to.
 #[tokio::test(flavor = "multi_thread")]
-async fn runs_that_nobody_waits_for_keep_their_bytes_counted() {
+async fn runs_without_a_caller_keep_their_bytes_counted() {
     let bench = TestBench::new();
-    let [teller, eve] = ["bank", "eve"].map(|name| bench.somebody(name));
+    let [teller, eve] = ["bank", "eve"].map(|name| bench.user(name));
     let config = people([("bank", &teller, &[][..]), ("eve", &eve, CUSTOMER)]);
     let config = format!("[hub]\nenabled = true\n{config}");
     if let Some(hub) = bench.host_on(SMALL, &config) {
@@ -245,7 +245,7 @@ async fn runs_that_nobody_waits_for_keep_their_bytes_counted() {
 async fn results_of_others_are_kept() {
     const PAYMENTS: usize = 60;
     let bench = TestBench::new();
-    let [teller, eve, ada] = ["bank", "eve", "ada"].map(|name| bench.somebody(name));
+    let [teller, eve, ada] = ["bank", "eve", "ada"].map(|name| bench.user(name));
     let config = people([
         ("bank", &teller, &[][..]),
         ("eve", &eve, CUSTOMER),
@@ -281,7 +281,7 @@ async fn padded_subscriptions_leave_room_for_requests_of_others() {
     const EACH: usize = 60;
     let bench = TestBench::new();
     let names = ["eve", "mallory", "trudy", "craig", "ada", "bob"];
-    let crowd = names.map(|name| bench.somebody(name));
+    let crowd = names.map(|name| bench.user(name));
     let entries = names.iter().zip(&crowd);
     let config = people(entries.map(|(name, who)| (*name, who, &[][..])));
     if let Some(node) = bench.host_on(SMALL, &config) {
@@ -323,7 +323,7 @@ async fn padded_subscriptions_of_unknown_peers_leave_known_ones_theirs() {
     const NETWORKS: u8 = 6;
     const CONNECTIONS: usize = 5;
     let bench = TestBench::new();
-    let bob = bench.somebody("bob");
+    let bob = bench.user("bob");
     if let Some(node) = bench.host_on(SMALL, &people([("bob", &bob, &[][..])])) {
         let target = target(&node);
         let padding = json!({ "padding": text(60_000) });
@@ -402,9 +402,9 @@ async fn watchers_that_take_nothing_keep_no_old_operations() {
     const ROUNDS: usize = 8;
     const OPERATIONS: usize = 300;
     let bench = TestBench::new();
-    let eve = bench.somebody("eve");
+    let eve = bench.user("eve");
     let names = ["worker-1", "worker-2", "worker-3", "worker-4"];
-    let workers = names.map(|name| bench.somebody(name));
+    let workers = names.map(|name| bench.user(name));
     let entries = names.iter().zip(&workers);
     let known = entries.map(|(name, who)| (*name, who, &[][..]));
     let config = people(known.chain([("eve", &eve, &["peer:list"][..])]));

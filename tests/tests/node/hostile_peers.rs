@@ -93,7 +93,7 @@ fn knows<'a>(known: impl Iterator<Item = (&'a str, &'a CliRunner)>) -> String {
 async fn schemas_of_peers_cost_the_hub_little_time() {
     let bench = TestBench::new();
     let names = ["fine", "chain", "name", "numbers"];
-    let people = names.map(|name| bench.somebody(name));
+    let people = names.map(|name| bench.user(name));
     // Why something is not imported is said at this level.
     let config = knows(names.iter().copied().zip(&people)) + "[log]\nlevel = \"debug\"\n";
     let hub = bench.host_with(&config);
@@ -178,7 +178,7 @@ fn through_members() -> Value {
 async fn patterns_and_names_of_peers_are_counted() {
     let bench = TestBench::new();
     let names = ["patterns", "references", "members"];
-    let people = names.map(|name| bench.somebody(name));
+    let people = names.map(|name| bench.user(name));
     let config = knows(names.iter().copied().zip(&people)) + "[log]\nlevel = \"debug\"\n";
     let hub = bench.host_with(&config);
     let does = |schema| OperationSpec::query("node/do", "Works.").with_input(schema);
@@ -240,7 +240,7 @@ fn until_read<const N: usize>(hub: &HostNode, peers: [&str; N]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
     let bench = TestBench::new();
-    let sink = bench.somebody("sink");
+    let sink = bench.user("sink");
     let hub = bench.host_with(&knows([("sink", &sink)].into_iter()));
     let sink = ManualPeer::start(&hub, &sink, OperationSpec::query("node/hold", "Waits.")).await;
     until_attached(&hub);
@@ -282,7 +282,7 @@ async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
 #[tokio::test(flavor = "multi_thread")]
 async fn inputs_that_a_peer_does_not_read_are_refused() {
     let bench = TestBench::new();
-    let sink = bench.somebody("sink");
+    let sink = bench.user("sink");
     let hub = bench.host_with(&knows([("sink", &sink)].into_iter()));
     let sink = ManualPeer::start(&hub, &sink, OperationSpec::query("node/hold", "Waits.")).await;
     until_attached(&hub);
@@ -355,7 +355,7 @@ async fn asked_as_text(hub: &HostNode, who: &CliRunner, operation: &str) -> Valu
 #[tokio::test(flavor = "multi_thread")]
 async fn binary_data_of_a_peer_is_not_repeated_without_end() {
     let bench = TestBench::new();
-    let blob = bench.somebody("blob");
+    let blob = bench.user("blob");
     let hub = bench.host_with(&knows([("blob", &blob)].into_iter()));
     let specs = ["node/once", "node/often"].map(|name| OperationSpec::query(name, "Answers."));
     let blob = ManualPeer::serving(&hub, &blob, specs.into()).await;
@@ -382,7 +382,7 @@ async fn binary_data_of_a_peer_is_not_repeated_without_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_peer_says_of_its_gpu_ends_no_script() {
     let bench = TestBench::new();
-    let liar = bench.somebody("liar");
+    let liar = bench.user("liar");
     let hub = bench.host_with(&knows([("liar", &liar)].into_iter()));
     let spec = OperationSpec::query("compute/dispatch", "Lies.");
     let liar = ManualPeer::start(&hub, &liar, spec).await;
@@ -409,7 +409,7 @@ async fn what_a_peer_says_of_its_gpu_ends_no_script() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_of_a_script_s_call_has_it_run_once() {
     let bench = TestBench::new();
-    let bank = bench.somebody("bank");
+    let bank = bench.user("bank");
     let hub = bench.host_with(&knows([("bank", &bank)].into_iter()));
     let mut spec = OperationSpec::mutation("node/pay", "Pays.").with_scope("bank");
     spec.idempotent = Idempotence::Keyed;
@@ -432,7 +432,7 @@ async fn the_key_of_a_script_s_call_has_it_run_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn that_there_was_no_room_is_not_kept_for_a_key() {
     let bench = TestBench::new();
-    let (admin, bank) = (bench.admin(), bench.somebody("bank"));
+    let (admin, bank) = (bench.admin(), bench.user("bank"));
     let hub = bench.host_with("[hub]\nenabled = true\n");
     let invited = admin.run(admin.command(&["hub", "invite", hub.target()]));
     let invited = invited.json();
@@ -480,7 +480,7 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
 async fn a_mutation_that_one_peer_took_is_not_sent_to_another() {
     let bench = TestBench::new();
     let admin = bench.admin();
-    let banks = ["first", "second"].map(|name| (name, bench.somebody(name)));
+    let banks = ["first", "second"].map(|name| (name, bench.user(name)));
     let known = knows(banks.iter().map(|(name, bank)| (*name, bank)));
     let hub = bench.host_with(&known);
     let mut peers = Vec::new();

@@ -105,7 +105,7 @@ fn people(people: &[(String, CliRunner)], scopes: &[&str]) -> String {
 fn crowd(bench: &TestBench) -> Vec<(String, CliRunner)> {
     let names = (0..AT_ONCE).map(|n| format!("author-{n}"));
     names
-        .map(|name| (name.clone(), bench.somebody(&name)))
+        .map(|name| (name.clone(), bench.user(&name)))
         .collect()
 }
 
@@ -205,7 +205,7 @@ impl Drop for CommandGroup {
 fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
     let bench = TestBench::new();
     let names = ["eve", "mallory", "ada"];
-    let three = names.map(|name| (name.to_owned(), bench.somebody(name)));
+    let three = names.map(|name| (name.to_owned(), bench.user(name)));
     let node = bench.host_with(&people(&three, &["runtime:debug"]));
     let [eve, mallory, (_, ada)] = &three;
     let mut keepers = CommandGroup(Vec::new());
@@ -253,7 +253,7 @@ fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
 
 /// What it makes would outlive the script, and hold what its caller does and not what the script was granted.
 #[test]
-fn a_script_makes_no_token_and_lets_nobody_in() {
+fn a_script_makes_no_token_and_admits_no_peer() {
     let bench = TestBench::new();
     let node = bench.host_with("[hub]\nenabled = true\n");
     let source = "const told = [];
@@ -283,7 +283,7 @@ fn a_script_makes_no_token_and_lets_nobody_in() {
 #[test]
 fn a_promoted_operation_runs_nothing_as_its_caller() {
     let bench = TestBench::new();
-    let [ada, rev] = ["ada", "rev"].map(|name| bench.somebody(name));
+    let [ada, rev] = ["ada", "rev"].map(|name| bench.user(name));
     let people: [(&str, &CliRunner, &[&str]); 2] = [
         ("ada", &ada, &["ops:propose", "runtime:debug"]),
         ("rev", &rev, &["ops:promote"]),
@@ -356,7 +356,7 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
 #[test]
 fn a_promoted_operation_does_not_authenticate_its_caller() {
     let bench = TestBench::new();
-    let [ada, rev] = ["ada", "rev"].map(|name| bench.somebody(name));
+    let [ada, rev] = ["ada", "rev"].map(|name| bench.user(name));
     let people: [(&str, &CliRunner, &[&str]); 2] = [
         ("ada", &ada, &["ops:propose"]),
         ("rev", &rev, &["ops:promote"]),
@@ -489,7 +489,7 @@ fn schemas_of_scripts_cost_the_node_little_time() {
 #[test]
 fn schemas_of_proposals_cost_the_node_little_time() {
     let bench = TestBench::new();
-    let author = vec![("author".to_owned(), bench.somebody("author"))];
+    let author = vec![("author".to_owned(), bench.user("author"))];
     let node = bench.host_with(&people(&author, &["ops:propose"]));
     let mut defs = json!({ "d40": { "type": "number" } });
     for at in 0..40 {

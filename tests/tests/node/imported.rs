@@ -46,7 +46,7 @@ fn an_import_of_a_worker_is_called_through_its_hub_by_its_scope_on_both() {
     let _worker = EnrolmentNode::start(&bench, "worker", &worker(&join, api.port()), "0");
     peer(&bench, &hub, "kitchen", "ready");
     let enrolled = |name: &str, role: &str| {
-        let who = bench.somebody(name);
+        let who = bench.user(name);
         let join = invite(&bench, &hub, &["--role", role]);
         run(&who, &["enroll", &join, "--hub", "attic"]).json();
         who

@@ -68,7 +68,7 @@ async fn iroh_itself_calls_an_operation_of_a_node() {
         .expect("a target");
     assert_eq!(info["listen"]["iroh"], json!([place]));
 
-    let stranger = stock(&bench.somebody("stranger")).await;
+    let stranger = stock(&bench.user("stranger")).await;
     let refused = call(&connect(&stranger, &host).await, "node/info").await;
     assert_eq!(
         refused.pointer("/payload/code").and_then(Value::as_str),
@@ -90,11 +90,11 @@ fn the_command_line_calls_over_iroh() {
     let info = call(bench.admin(), target).json();
     assert_eq!(info["endpoint"]["connections_iroh"], 1, "{info:#}");
     assert_eq!(
-        call(&bench.somebody("stranger"), target).code(),
+        call(&bench.user("stranger"), target).code(),
         "UNAUTHENTICATED"
     );
     let (_, place) = target.split_once('@').expect("a pinned target");
-    let other = bench.somebody("other").identity();
+    let other = bench.user("other").identity();
     let wrong = call(bench.admin(), &format!("{other}@{place}"));
     assert_eq!(wrong.code(), "PIN_MISMATCH");
     assert_eq!(call(bench.admin(), place).code(), "UNKNOWN_PEER");

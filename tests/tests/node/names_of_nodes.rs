@@ -299,7 +299,7 @@ fn pins_a_worker(pinned: &Value, worker: &Value, hub: &str) {
 }
 
 #[test]
-fn a_peer_that_is_not_there_is_told_from_what_it_does_not_serve() {
+fn an_absent_peer_and_an_unserved_name_give_different_errors() {
     let fleet = HubAndWorker::start();
     let admin = fleet.admin();
     let answers = |peer: &str, verb: &[&str]| {
@@ -353,7 +353,7 @@ fn a_peer_that_is_not_there_is_told_from_what_it_does_not_serve() {
 #[test]
 fn a_caller_that_may_not_see_the_peers_gets_the_hub_s_answer() {
     let fleet = HubAndWorker::start();
-    let laptop = fleet.bench.somebody("laptop");
+    let laptop = fleet.bench.user("laptop");
     let join = invite(&fleet.bench, &fleet.hub, &["--role", "user"]);
     run(&laptop, &["enroll", &join, "--hub", "attic"]).json();
     // The hub has a name since it was joined.

@@ -108,14 +108,14 @@ fn a_node_changes_its_key_and_stays_the_same_peer() {
 }
 
 #[test]
-fn a_hub_that_somebody_joined_keeps_its_key_and_nobody_but_administrators_asks() {
+fn a_hub_with_workers_keeps_its_key_and_only_administrators_rotate_it() {
     let pair = HubPair::new();
     let worker = pair.worker();
     pair.ready(&worker);
     let admin = pair.bench.admin();
     let refused = admin.call(pair.hub.target(), "node/rotate-key", &Value::Null, &[]);
     assert_eq!(refused.code(), "CONFLICT", "{refused:?}");
-    let stranger = pair.bench.somebody("stranger");
+    let stranger = pair.bench.user("stranger");
     let refused = stranger.call(worker.target(), "node/rotate-key", &Value::Null, &[]);
     assert_eq!(refused.code(), "UNAUTHENTICATED", "{refused:?}");
     let odd = json!({ "drop": ["kitchen"] });

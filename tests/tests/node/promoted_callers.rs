@@ -176,7 +176,7 @@ fn promote_all(bench: &TestBench, node: &HostNode, ada: &CliRunner, rev: &CliRun
 
 /// The metrics of a node with peers that are connected, sessions of an author's, and promoted operations that run: none
 /// of their labels has a name.
-async fn names_nobody(admin: &CallConnection) {
+async fn names_no_identity(admin: &CallConnection) {
     let metrics = admin.call("node/metrics", &Value::Null).await;
     let metrics = metrics.expect("an administrator");
     let values = metrics.value()["values"].as_object().expect("by series");
@@ -189,9 +189,9 @@ async fn names_nobody(admin: &CallConnection) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_calls_without_end_leaves_the_author_and_others_theirs() {
+async fn endless_calls_of_one_caller_leave_the_author_and_others_their_quota() {
     let bench = TestBench::new();
-    let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.somebody(name));
+    let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.user(name));
     let calls = NAMES.map(|name| format!("call:js:{name}"));
     let calls = calls.each_ref().map(String::as_str);
     let config = configuration(
@@ -218,7 +218,7 @@ async fn whoever_calls_without_end_leaves_the_author_and_others_theirs() {
     let waited = tokio::time::timeout(deadline(Duration::from_secs(60)), full).await;
     waited.expect("the attacker has what it may have, and is refused the rest");
     assert!(sessions_of(&admin, "ada").await < 2 * CALLER_MAX);
-    names_nobody(&admin).await;
+    names_no_identity(&admin).await;
 
     // Another caller, and the author's own scripts, which are beside what others have run.
     let (_bobs, bob) = dial(&node, &bob).await;
@@ -255,7 +255,7 @@ fn post_batch(node: &HostNode, token: &str, calls: &Value) -> Child {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_calls_of_a_batch_are_not_taken_for_one_another() {
     let bench = TestBench::new();
-    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
+    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
     let calls = NAMES.map(|name| format!("call:js:{name}"));
     let calls = calls.each_ref().map(String::as_str);
     let config = configuration(
@@ -317,7 +317,7 @@ const TREES: usize = 20;
 #[tokio::test(flavor = "multi_thread")]
 async fn trees_of_inputs_count_for_who_sent_them() {
     let bench = TestBench::new();
-    let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.somebody(name));
+    let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.user(name));
     let config = configuration(
         "",
         &[
@@ -375,7 +375,7 @@ const COMPARED: u32 = 100;
 #[tokio::test(flavor = "multi_thread")]
 async fn one_caller_does_not_take_all_checks() {
     let bench = TestBench::new();
-    let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.somebody(name));
+    let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.user(name));
     let config = configuration(
         "",
         &[
@@ -433,7 +433,7 @@ const FAILING: usize = 30;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_who_takes_all_room_has_no_version_taken_back() {
     let bench = TestBench::new();
-    let [ada, bob, rev, eve] = ["ada", "bob", "rev", "eve"].map(|name| bench.somebody(name));
+    let [ada, bob, rev, eve] = ["ada", "bob", "rev", "eve"].map(|name| bench.user(name));
     let config = configuration(
         "rollback_on_errors = true\n",
         &[

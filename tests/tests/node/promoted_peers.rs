@@ -16,7 +16,7 @@ const FAILING: usize = 21;
 #[tokio::test(flavor = "multi_thread")]
 async fn the_word_of_a_peer_does_not_keep_a_version_that_fails() {
     let bench = TestBench::new();
-    let [ada, mate, rev, eve] = ["ada", "mate", "rev", "eve"].map(|name| bench.somebody(name));
+    let [ada, mate, rev, eve] = ["ada", "mate", "rev", "eve"].map(|name| bench.user(name));
     let config = configuration(
         "rollback_on_errors = true\n[hub]\nenabled = true\n",
         &[

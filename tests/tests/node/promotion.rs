@@ -117,7 +117,7 @@ struct PermittedCallers<'a> {
 impl PermittedCallers<'_> {
     /// Each of them is answered with the same: at the command line, by HTTP, and as a model, which finds
     /// it with the other operations and as a tool of its own.
-    fn are_told(&self, node: &HostNode, expected: f64) {
+    fn are_reported(&self, node: &HostNode, expected: f64) {
         let input = json!({ "inline": MATRIX });
         let answer = self.bob.call(node.target(), PATH, &input, &[]).json();
         assert_eq!(answer.as_f64(), Some(expected), "{answer}");
@@ -171,7 +171,7 @@ fn plain(who: &CliRunner, words: &[&str], more: &[&Path]) -> CliOutput {
 #[test]
 fn each_step_to_an_operation_says_what_is_missing() {
     let bench = TestBench::new();
-    let [ada, rev] = ["ada", "rev"].map(|name| bench.somebody(name));
+    let [ada, rev] = ["ada", "rev"].map(|name| bench.user(name));
     let config = configuration(&[
         ("ada", &ada, &["compute:run", "ops:propose", "peer:list"]),
         ("rev", &rev, &["ops:promote"]),
@@ -269,7 +269,7 @@ fn commands(said: &str) -> Vec<&str> {
 #[test]
 fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     let bench = TestBench::new();
-    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
+    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
     let config = configuration(&[
         (
             "ada",
@@ -324,7 +324,7 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
         (&json!(PATH), &json!(1), &json!(true)),
         "{promoted:#}"
     );
-    callers.are_told(&node, LAST);
+    callers.are_reported(&node, LAST);
     assert_eq!(posted(&node, &token(&node, &["node:read"])).status, 403);
     // Bob may call it; what it calls is not his.
     let matmul = bob.call(at, "compute/matmul", &json!({}), &[]);
@@ -339,16 +339,16 @@ fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     let id = proposed["id"].as_str().expect("an id");
     let promoted = verb(&rev, &["ops", "promote", at, id, "--external"], &[]).json();
     assert_eq!(promoted["version"], 2, "{promoted:#}");
-    callers.are_told(&node, LAST + 1.0);
+    callers.are_reported(&node, LAST + 1.0);
     let back = ["ops", "rollback", at, PATH, "--reason", "one too many"];
     assert_eq!(verb(&ada, &back, &[]).code(), "FORBIDDEN");
     assert_eq!(verb(&rev, &back, &[]).json()["version"], 1);
-    callers.are_told(&node, LAST);
+    callers.are_reported(&node, LAST);
 
     // It is there after a power cut, with who decided what.
     drop(node);
     let node = bench.host_with(&config);
-    callers.are_told(&node, LAST);
+    callers.are_reported(&node, LAST);
     let shown = verb(&rev, &["ops", "proposals", node.target(), PATH], &[]).json();
     assert_eq!(
         (

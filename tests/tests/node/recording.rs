@@ -69,7 +69,7 @@ fn draft(folder: &Path, calls: &Value, output: &Value) {
 #[test]
 fn what_a_session_called_is_what_its_test_is_answered_with() {
     let bench = TestBench::new();
-    let [ada, bob] = ["ada", "bob"].map(|name| bench.somebody(name));
+    let [ada, bob] = ["ada", "bob"].map(|name| bench.user(name));
     let peers = [
         (
             "ada",

@@ -36,7 +36,7 @@ fn store(state: &Path) -> (IdentityDb, StoredIdentities) {
         .create(state.join("identity"))
         .expect("the folder is ours");
     let (db, stored) = IdentityDb::open(&state.join("identity/identity.db"));
-    assert_eq!(db.troubles(), []);
+    assert_eq!(db.diagnostics(), []);
     (db, stored)
 }
 
@@ -99,7 +99,7 @@ fn now_s() -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
     let bench = TestBench::new();
-    let edge = bench.somebody("edge");
+    let edge = bench.user("edge");
     let served = node(&bench, "host", &[("edge", &edge)]);
     let target = served.target().to_owned();
     let before = edge.identity();
@@ -171,9 +171,9 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
 }
 
 #[test]
-fn a_node_that_does_not_answer_is_told_later() {
+fn a_silent_node_learns_the_new_key_later() {
     let bench = TestBench::new();
-    let edge = bench.somebody("edge");
+    let edge = bench.user("edge");
     let near = node(&bench, "near", &[("edge", &edge)]);
     let far = node(&bench, "far", &[("edge-2", &edge)]);
     let before = edge.identity();
@@ -216,7 +216,7 @@ fn a_node_that_does_not_answer_is_told_later() {
 #[test]
 fn a_node_that_was_forgotten_hears_of_it_from_the_old_key() {
     let bench = TestBench::new();
-    let edge = bench.somebody("edge");
+    let edge = bench.user("edge");
     let first = node(&bench, "first", &[("edge", &edge)]);
     let forgotten = node(&bench, "forgotten", &[("edge", &edge)]);
     rotate(&edge, &[first.target()]).json();
@@ -229,7 +229,7 @@ fn a_node_that_was_forgotten_hears_of_it_from_the_old_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_says_what_to_do() {
     let bench = TestBench::new();
-    let (edge, ada) = (bench.somebody("edge"), bench.somebody("ada"));
+    let (edge, ada) = (bench.user("edge"), bench.user("ada"));
     for has_key in [false, true] {
         let nothing = rotate(&edge, &[]);
         assert_eq!((nothing.status, nothing.code().as_str()), (2, "USAGE"));
@@ -309,7 +309,7 @@ async fn what_is_refused_says_what_to_do() {
 #[test]
 fn a_peer_of_the_configuration_is_rotated_by_its_keeper() {
     let bench = TestBench::new();
-    let ada = bench.somebody("ada");
+    let ada = bench.user("ada");
     let served = bench.host();
     let admin = bench.admin();
     let apply = |keys: &[&str]| {
@@ -350,7 +350,7 @@ fn a_peer_of_the_configuration_is_rotated_by_its_keeper() {
 #[test]
 fn a_damaged_store_is_announced_and_keeps_no_node_from_starting() {
     let bench = TestBench::new();
-    let edge = bench.somebody("edge");
+    let edge = bench.user("edge");
     drop(node(&bench, "host", &[("edge", &edge)]));
     let state = bench.path().join("host");
     std::fs::write(state.join("identity/identity.db"), "no database").expect("ours");
@@ -375,7 +375,7 @@ fn a_damaged_store_is_announced_and_keeps_no_node_from_starting() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_operation_and_no_node_in_between_replaces_a_key() {
     let bench = TestBench::new();
-    let [edge, ada, rev] = ["edge", "ada", "rev"].map(|name| bench.somebody(name));
+    let [edge, ada, rev] = ["edge", "ada", "rev"].map(|name| bench.user(name));
     let state = bench.path().join("host");
     let may = ["call:js:steal", "runtime:debug", "forward:identity"];
     let peer = PeerEntry {

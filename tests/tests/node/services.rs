@@ -66,7 +66,7 @@ fn promote(bench: &TestBench, at: &str, [ada, rev]: [&CliRunner; 2], step: u64) 
 
 /// Those who propose, promote and call, and what the node knows of them.
 fn people(bench: &TestBench) -> ([CliRunner; 3], String) {
-    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
+    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.user(name));
     let known = configuration(&[
         ("ada", &ada, &["compute:read", "ops:propose"]),
         ("rev", &rev, &["ops:promote"]),

@@ -286,7 +286,7 @@ fn the_host() {
 
 /// A user without privileges can serve, too.
 #[test]
-fn the_host_of_somebody_unprivileged() {
+fn the_host_of_an_unprivileged_user() {
     let bench = TestBench::new();
     // Benches lie in a folder that other users cannot enter.
     let shared = tempfile::tempdir().expect("the temporary directory is writable");
@@ -316,7 +316,7 @@ fn the_host_of_somebody_unprivileged() {
     serves(bench.admin(), &node.target);
     let key = std::fs::metadata(folder.join("identity/node.key")).expect("it has a key");
     assert_eq!(key.permissions().mode() & 0o777, 0o600);
-    node.stops_when_told();
+    node.stops_on_sigterm();
 }
 
 /// `alknet serve` started by hand.
@@ -341,7 +341,7 @@ impl ManualNode {
         Self { child, target }
     }
 
-    fn stops_when_told(mut self) {
+    fn stops_on_sigterm(mut self) {
         use nix::sys::signal::{Signal, kill};
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         kill(pid, Signal::SIGTERM).expect("it runs");
@@ -379,7 +379,7 @@ fn a_host_keeps_its_identity_and_leaves_no_trace_of_running() {
     let key = key.to_owned();
     // The state directory is all that `status` needs to find the node.
     assert!(state.join("serve.json").exists());
-    first.stops_when_told();
+    first.stops_on_sigterm();
     assert!(!state.join("serve.json").exists());
     let gone = run(&CliRunner::new(state.clone()), &["status"]);
     assert_eq!((gone.status, gone.code().as_str()), (3, "UNAVAILABLE"));
@@ -479,14 +479,14 @@ fn every_exit_code_is_as_documented() {
         "PIN_MISMATCH",
     );
     // Port 1 of loopback, where no server listens.
-    let nobody = [
+    let unknown_peer = [
         "call",
         "--carriage",
         "tcp",
         &pinned("127.0.0.1:1"),
         "node/info",
     ];
-    ends(run(admin, &nobody), 3, "UNAVAILABLE");
+    ends(run(admin, &unknown_peer), 3, "UNAVAILABLE");
     ends(
         run(admin, &["call", "--anonymous", target, "node/info"]),
         4,

@@ -192,7 +192,7 @@ fn a_node_says_what_it_waits_for_and_a_second_interrupt_ends_it_at_once() {
     let bench = TestBench::new();
     let admin = bench.admin();
     let mut serves = bench
-        .somebody("host")
+        .user("host")
         .command(&["serve", "--listen", "127.0.0.1"]);
     serves.args(["--port", "0", "--admin", &admin.identity()]);
     serves.stderr(Stdio::piped());
@@ -337,7 +337,7 @@ impl ComputeNode {
     /// Starts a client over QUIC under a key of its own, whose process is killed: the node learns it by the silence of
     /// the connection only. Returns what the log calls the key.
     fn falls_silent(&self, name: &str) -> String {
-        let client = self.bench.somebody(name);
+        let client = self.bench.user(name);
         let key: PeerKey = client.identity().parse().expect("a key");
         let mut follows = client.command(&["call", "--carriage", "quic"]);
         follows.args([self.web.node.target(), "services/watch", "null"]);

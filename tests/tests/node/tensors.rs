@@ -209,9 +209,9 @@ fn square(who: &CliRunner, target: &str, reference: &str) -> CliOutput {
 }
 
 #[test]
-fn what_is_stored_is_computed_with_by_whoever_may_read_it() {
+fn a_stored_tensor_is_computed_with_by_its_readers() {
     let bench = TestBench::new();
-    let [reader, other] = ["reader", "other"].map(|name| bench.somebody(name));
+    let [reader, other] = ["reader", "other"].map(|name| bench.user(name));
     let TensorNode(_, target) = &models(&bench, &reader, &other);
     let (node, _) = target.split_once('@').expect("a pinned target");
     let small = id(&reader, target, "small/m.safetensors");
@@ -282,7 +282,7 @@ fn refuses_what_is_no_matrix_here(admin: &CliRunner, target: &str, small: &str) 
 fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     let bench = TestBench::new();
     let [ada, carl, rev, reader, other] =
-        ["ada", "carl", "rev", "reader", "other"].map(|name| bench.somebody(name));
+        ["ada", "carl", "rev", "reader", "other"].map(|name| bench.user(name));
     let folder = bench.path().join("models");
     fs::create_dir_all(folder.join("small")).expect("writable");
     let entry = json!({ "dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16] });

@@ -113,7 +113,7 @@ async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_makes_a_token_with_more_than_they_hold() {
+async fn no_caller_makes_a_token_with_more_rights_than_its_own() {
     let bench = TestBench::new();
     let (node, admin) = (bench.host(), bench.admin());
     let (text, _) = made(admin, &node, &["--scope", "admin", "--scope", "fs:*"]);
@@ -244,7 +244,7 @@ async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_ends_with_who_made_it() {
     let bench = TestBench::new();
-    let (admin, second) = (bench.admin(), bench.somebody("second"));
+    let (admin, second) = (bench.admin(), bench.user("second"));
     let config = format!("[node]\nadmin_keys = [\"{}\"]\n", second.identity());
     let list = ["--scope", "peer:list"];
     let of_second = {
@@ -353,6 +353,6 @@ fn tokens_outlive_the_node_and_those_of_the_configuration_are_its_own() {
             status
         );
     }
-    let stranger = bench.somebody("stranger");
+    let stranger = bench.user("stranger");
     assert_eq!(token(&stranger, "list", &node, &[]).status, 4);
 }

@@ -138,7 +138,7 @@ async fn growth(node: &HostNode, key: &NodeKey, limits: PeerLimits) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_nobody_reads_are_bounded_for_the_whole_connection() {
+async fn unread_answers_are_bounded_for_the_whole_connection() {
     let bench = TestBench::new();
     let admin = bench.admin();
     admin.identity();
@@ -414,7 +414,7 @@ async fn a_thousand_answers_of_a_node_s_own_that_a_known_peer_leaves_cost_little
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_long_answers_that_a_known_peer_leaves_cost_little() {
     let bench = TestBench::new();
-    let [teller, ada] = ["bank", "ada"].map(|name| bench.somebody(name));
+    let [teller, ada] = ["bank", "ada"].map(|name| bench.user(name));
     let scopes = &["peer:route:bank", "bank"][..];
     let config = people([("bank", &teller, &[][..]), ("ada", &ada, scopes)]);
     let hub = host_on_few_processors(&bench, &format!("[hub]\nenabled = true\n{config}"));

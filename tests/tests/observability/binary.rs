@@ -166,7 +166,7 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
     let said = (health.status, health.text());
     assert_eq!(said, (503, "degraded: tls-cert-reload-failed\n".to_owned()));
 
-    let stranger = served.bench.somebody("stranger");
+    let stranger = served.bench.user("stranger");
     let refused = stranger.call(&served.target, "node/metrics", &Value::Null, &[]);
     assert_eq!(refused.code(), "UNAUTHENTICATED");
     let wrong = AuthToken::generate().expect("randomness");

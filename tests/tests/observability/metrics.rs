@@ -332,7 +332,7 @@ async fn unknown(lab: &MetricsLab, token: &AuthToken) -> AuthToken {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_is_counted_and_no_secret_is_told() {
+async fn everything_is_counted_and_no_secret_appears() {
     let log = LogCollector::default();
     let subscriber = tracing_subscriber::registry().with(log.clone());
     tracing::subscriber::set_global_default(subscriber).expect("the first");

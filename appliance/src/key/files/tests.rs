@@ -148,7 +148,7 @@ fn a_rotation_goes_on_wherever_it_stopped() {
 }
 
 #[test]
-fn a_node_can_be_told_late_and_the_old_key_waits_for_it() {
+fn the_old_key_waits_for_a_node_that_learns_the_new_one_late() {
     let place = RotationTestFolder::new();
     let (keys, mut record) = place.begin(&["a:443"]);
     told(&mut record, Some("2100-01-01T00:00:00Z"));
@@ -164,7 +164,7 @@ fn a_node_can_be_told_late_and_the_old_key_waits_for_it() {
 }
 
 #[test]
-fn a_lost_new_key_is_replaced_unless_somebody_knows_it() {
+fn a_lost_new_key_is_replaced_unless_a_node_knows_it() {
     let place = RotationTestFolder::new();
     let (keys, _) = place.begin(&["a:443"]);
     fs::remove_file(place.dir.path().join("identity.key.new")).expect("ours");

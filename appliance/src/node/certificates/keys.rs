@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn locked_is_told_apart_from_never() {
+    fn a_locked_vault_differs_from_an_absent_one() {
         let vault = unlocked(1);
         let keys = CertificateKeys::new(&vault);
         let sealed = keys.seal("edge.example", KEY).expect("sealed");

@@ -1,4 +1,4 @@
-//! `alknet errand`: the child that PID 1 sends to another node, for a share of its vault's key. No verb
+//! `alknet helper`: the child that PID 1 sends to another node, for a share of its vault's key. No verb
 //! for people. It has one line to read, one to write, and sixty seconds.
 
 use std::fmt::Display;
@@ -13,7 +13,7 @@ use alknet_core::{Carriage, CloseCode, DialErrorKind, PeerAddr, PeerKey};
 use alknet_endpoint::EndpointDialer;
 use alknet_hub::{EnrolClientError, JoinCode, JoinRequest, enrol, fingerprint};
 use alknet_init::helper_task::{
-    ERRAND_FD, HelperOutcome, HelperRefusal, HelperTask, HexSecret, LINE_BYTES_MAX,
+    HELPER_FD, HelperOutcome, HelperRefusal, HelperTask, HexSecret, LINE_BYTES_MAX,
 };
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
@@ -26,16 +26,16 @@ const TIME_MAX: Duration = Duration::from_secs(50);
 /// One call, once there is a connection.
 const CALL_TIME: Duration = Duration::from_secs(15);
 
-/// Reads the errand, runs it, and says what came of it.
+/// Reads the helper task, runs it, and says what came of it.
 pub(crate) fn run() -> Result<CommandExit, CommandError> {
     let channel = channel().map_err(CommandError::usage)?;
     // No other process of this user may trace or dump a process that has such keys.
     let _ = nix::sys::prctl::set_dumpable(false);
-    let errand = read(&channel).map_err(CommandError::local)?;
+    let task = read(&channel).map_err(CommandError::local)?;
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map(|runtime| runtime.block_on(done(errand)))
+        .map(|runtime| runtime.block_on(done(task)))
         .map_err(CommandError::local)?;
     write(&channel, &outcome).map_err(CommandError::local)?;
     Ok(CommandExit::Ok)
@@ -44,16 +44,15 @@ pub(crate) fn run() -> Result<CommandExit, CommandError> {
 /// The descriptor that PID 1 left.
 fn channel() -> io::Result<UnixStream> {
     let missing = || {
-        let what =
-            "'alknet errand' is started by PID 1 of an appliance, and does nothing for people";
+        let what = "'alknet helper' is for PID 1 of an appliance, which starts it itself";
         io::Error::new(io::ErrorKind::NotConnected, what)
     };
     // SAFETY: borrowed for one `fstat`, which fails cleanly on a descriptor that is not open.
-    let there = unsafe { std::os::fd::BorrowedFd::borrow_raw(ERRAND_FD) };
+    let there = unsafe { std::os::fd::BorrowedFd::borrow_raw(HELPER_FD) };
     nix::sys::stat::fstat(there.as_fd()).map_err(|_| missing())?;
     // SAFETY: `fstat` just showed that the descriptor is open, and by the contract of
-    // `alknet_init::errand` it is ours alone; this is called once.
-    let channel = UnixStream::from(unsafe { OwnedFd::from_raw_fd(ERRAND_FD) });
+    // `alknet_init::helper_task` it is ours alone; this is called once.
+    let channel = UnixStream::from(unsafe { OwnedFd::from_raw_fd(HELPER_FD) });
     channel.peer_addr().map_err(|_| missing())?;
     Ok(channel)
 }
@@ -63,7 +62,7 @@ fn read(channel: &UnixStream) -> io::Result<HelperTask> {
     let limited = channel.take(LINE_BYTES_MAX as u64 + 1);
     // One byte at a time, so that no buffer keeps a copy of the secrets.
     BufReader::with_capacity(1, limited).read_until(b'\n', &mut line)?;
-    serde_json::from_slice(&line).map_err(|_| io::Error::other("PID 1 sent no errand"))
+    serde_json::from_slice(&line).map_err(|_| io::Error::other("PID 1 sent no helper task"))
 }
 
 fn write(mut channel: &UnixStream, outcome: &HelperOutcome) -> io::Result<()> {
@@ -73,15 +72,15 @@ fn write(mut channel: &UnixStream, outcome: &HelperOutcome) -> io::Result<()> {
     channel.write_all(&line)
 }
 
-async fn done(errand: HelperTask) -> HelperOutcome {
-    let outcome = tokio::time::timeout(TIME_MAX, go(errand)).await;
+async fn done(task: HelperTask) -> HelperOutcome {
+    let outcome = tokio::time::timeout(TIME_MAX, go(task)).await;
     outcome.unwrap_or_else(|_| {
         HelperOutcome::refused(HelperRefusal::Unreachable, "it did not answer in time")
     })
 }
 
-async fn go(errand: HelperTask) -> HelperOutcome {
-    let outcome = match errand {
+async fn go(task: HelperTask) -> HelperOutcome {
+    let outcome = match task {
         HelperTask::Deposit {
             code,
             node,

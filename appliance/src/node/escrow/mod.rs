@@ -23,8 +23,8 @@ const RECORDS_DIR: &str = "records";
 /// What labels of shares begin with.
 const KIND: &str = "escrow";
 
-/// The desk of this node. Without a vault it takes nothing in.
-pub(super) fn desk(state_dir: &Path, vault: Option<&NodeVault>) -> Arc<ShareRegistry> {
+/// The share registry of this node. Without a vault it takes nothing in.
+pub(super) fn share_registry(state_dir: &Path, vault: Option<&NodeVault>) -> Arc<ShareRegistry> {
     let dir = state_dir.join(DIR);
     let records = ShareRecords {
         vault: vault.cloned(),
@@ -38,8 +38,8 @@ pub(super) fn desk(state_dir: &Path, vault: Option<&NodeVault>) -> Arc<ShareRegi
 }
 
 /// What is wrong with it.
-pub(super) fn problem(desk: &ShareRegistry) -> Option<MachineDiagnostic> {
-    desk.broken().map(|text| MachineDiagnostic {
+pub(super) fn problem(share_registry: &ShareRegistry) -> Option<MachineDiagnostic> {
+    share_registry.broken().map(|text| MachineDiagnostic {
         code: "escrow-damaged".to_owned(),
         text,
         hint:
@@ -163,15 +163,15 @@ mod tests {
     #[test]
     fn a_node_without_a_vault_keeps_nothing_for_anybody() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let desk = desk(dir.path(), None);
-        assert!(problem(&desk).is_none());
+        let share_registry = share_registry(dir.path(), None);
+        assert!(problem(&share_registry).is_none());
         let deposit = ShareDeposit {
             share: KeyShare::new([7; 32]),
             vault: "v".to_owned(),
             from: Vec::new(),
             approve: false,
         };
-        let refused = desk.deposit(&asked(), &deposit);
+        let refused = share_registry.deposit(&asked(), &deposit);
         assert!(matches!(
             refused,
             Err(EscrowError::Safe(EscrowVaultError::Absent))

@@ -106,7 +106,7 @@ impl HubContext {
             made_by_key: self.people.identities.entries().admin_key(&who.id),
         };
         let hub = self.key()?;
-        let made = self.desk.invite(invitation, self.clock.now_s()).await;
+        let made = self.enrolment.invite(invitation, self.clock.now_s()).await;
         let (token, record) = made.map_err(|error| of_invite(&error))?;
         let code = JoinCode {
             addresses,

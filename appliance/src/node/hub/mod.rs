@@ -32,7 +32,7 @@ pub(crate) type SharedDispatcher = Arc<OnceLock<Weak<Dispatcher>>>;
 /// What the operations stand on. Clones share it.
 #[derive(Clone)]
 pub(crate) struct HubContext {
-    desk: Arc<EnrolmentService>,
+    enrolment: Arc<EnrolmentService>,
     clock: Arc<dyn Clock>,
     people: IdentityServices,
     about: Arc<NodeDescription>,
@@ -58,9 +58,9 @@ impl HubContext {
         };
         let identities = Arc::clone(&people.identities);
         let tokens = Arc::new(StoredTokens::new(people.store.clone()));
-        let desk = EnrolmentService::new(tokens, identities, card, policy(&config.hub));
+        let enrolment = EnrolmentService::new(tokens, identities, card, policy(&config.hub));
         Some(Self {
-            desk: Arc::new(desk),
+            enrolment: Arc::new(enrolment),
             clock,
             people: people.clone(),
             about: Arc::clone(about),
@@ -82,13 +82,13 @@ impl HubContext {
     }
 
     /// Who decides about the peers that enrol.
-    pub(crate) fn desk(&self) -> Arc<EnrolmentService> {
-        Arc::clone(&self.desk)
+    pub(crate) fn enrolment(&self) -> Arc<EnrolmentService> {
+        Arc::clone(&self.enrolment)
     }
 
     /// What serves `alknet/enroll`.
     pub(crate) fn handler(&self) -> EnrolHandler {
-        EnrolHandler::new(Arc::clone(&self.desk), Arc::clone(&self.clock))
+        EnrolHandler::new(Arc::clone(&self.enrolment), Arc::clone(&self.clock))
     }
 
     /// Imports what peers serve, and passes calls on to them.
@@ -109,7 +109,7 @@ impl HubContext {
 
     /// Another configuration is in force.
     pub(crate) fn tune(&self, config: &NodeConfig) {
-        self.desk.set_policy(policy(&config.hub));
+        self.enrolment.set_policy(policy(&config.hub));
     }
 
     /// A role of the configuration. `worker`, which may do nothing, is always there.
@@ -195,8 +195,8 @@ fn policy(config: &HubSection) -> EnrolPolicy {
     }
 }
 
-/// What the desk refuses, on the call wire.
-fn of_desk(error: &EnrolError) -> CallError {
+/// What the enrolment service refuses, on the call wire.
+fn enrolment_error(error: &EnrolError) -> CallError {
     match error {
         EnrolError::Name(_) => CallError::invalid_input(error.to_string()),
         EnrolError::NameTaken(_) => CallError::new(ErrorCode::Conflict, error.to_string()),

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{HubContext, asker, not_enrolled, of_desk};
+use super::{HubContext, asker, enrolment_error, not_enrolled};
 use crate::node::ops::empty_input;
 
 /// Scope of those who look.
@@ -186,9 +186,17 @@ pub(super) fn whoami(hub: HubContext) -> Registration {
 
 impl HubContext {
     async fn listed(&self) -> Result<Value, CallError> {
-        let peers = self.desk.peers().await.map_err(|error| of_desk(&error))?;
-        let tokens = self.desk.tokens().await.map_err(|error| of_desk(&error))?;
-        let waiting = self.desk.waiting(Instant::now());
+        let peers = self
+            .enrolment
+            .peers()
+            .await
+            .map_err(|error| enrolment_error(&error))?;
+        let tokens = self
+            .enrolment
+            .tokens()
+            .await
+            .map_err(|error| enrolment_error(&error))?;
+        let waiting = self.enrolment.waiting(Instant::now());
         let server = self.people.server.get();
         let connections = server
             .map(|server| server.connections())
@@ -216,11 +224,11 @@ impl HubContext {
         };
         let now_s = self.clock.now_s();
         let approved = self
-            .desk
+            .enrolment
             .approve(&input.key, approval, now_s, Instant::now());
         match approved.await {
             Ok(enrolled) => Ok(json!({ "peer_id": enrolled.peer_id, "name": enrolled.name })),
-            Err(ApproveError::Enrol(error)) => Err(of_desk(&error)),
+            Err(ApproveError::Enrol(error)) => Err(enrolment_error(&error)),
             Err(error @ ApproveError::Approver) => {
                 Err(CallError::new(ErrorCode::Forbidden, error.to_string()))
             }
@@ -231,11 +239,11 @@ impl HubContext {
     async fn relabel(&self, input: RelabelInput) -> Result<Value, CallError> {
         let peer = self.named(&input.peer)?;
         let name = alias(input.name.as_deref())?;
-        let changed = self.desk.relabel(&peer, name, |labels| {
+        let changed = self.enrolment.relabel(&peer, name, |labels| {
             labels.retain(|name, _| !input.unset.contains(name));
             labels.extend(input.set);
         });
-        let changed = changed.await.map_err(|error| of_desk(&error))?;
+        let changed = changed.await.map_err(|error| enrolment_error(&error))?;
         Ok(json!({
             "peer_id": changed.peer_id,
             "name": name_of(&changed),
@@ -245,18 +253,18 @@ impl HubContext {
 
     async fn remove(&self, input: RemovePeerInput) -> Result<Value, CallError> {
         let peer = self.named(&input.peer)?;
-        let removed = self.desk.remove(&peer).await;
+        let removed = self.enrolment.remove(&peer).await;
         // Before the answer: its reader may rely on the removed peer's connections being closed.
         if let Some(server) = self.people.server.get() {
             server.sweep();
         }
-        let closed = removed.map_err(|error| of_desk(&error))?;
+        let closed = removed.map_err(|error| enrolment_error(&error))?;
         tracing::info!(%peer, "hub.remove");
         Ok(json!({ "peer_id": peer, "closed": closed }))
     }
 
     fn named(&self, name: &str) -> Result<PeerId, CallError> {
-        let found = self.desk.peer_named(name);
+        let found = self.enrolment.peer_named(name);
         found.ok_or_else(|| CallError::new(ErrorCode::NotFound, not_enrolled()))
     }
 }

@@ -33,7 +33,7 @@ fn node() -> PeerAdminTestNode {
     PeerAdminTestNode {
         admin: PeerAdmin {
             people,
-            desk: None,
+            enrolment: None,
             turn: Arc::default(),
         },
         _folder: folder,

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_and_cannot_be_read_begins_anew() {
+    fn an_unreadable_history_starts_empty() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         fs::write(dir.path().join(FILE), "{\"a.example\":-1}").expect("the folder is ours");
         assert!(

@@ -172,14 +172,14 @@ mod tests {
 
     #[test]
     fn an_upload_that_cannot_be_read_says_why() {
-        let mut shelf = BufferPool::default();
+        let mut tensor_table = BufferPool::default();
         let lost = FrameBlob::Sealed { at: 0, len: 8 };
         let upload = ComputeUpload {
             blobs: vec![(1, lost)],
         };
-        shelf.upload(upload, &[]);
+        tensor_table.upload(upload, &[]);
         let message = |number| {
-            let len = shelf.len(&ByteSource::Upload(number));
+            let len = tensor_table.len(&ByteSource::Upload(number));
             len.expect_err("not there").message
         };
         assert!(message(1).contains("0 descriptors came"), "{}", message(1));

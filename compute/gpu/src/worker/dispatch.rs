@@ -112,11 +112,11 @@ impl GpuJob<'_> {
         let mut bound = Vec::new();
         for binding in bindings {
             let number = binding.binding;
-            if self.shelf.len(&binding.from)? == 0 {
+            if self.tensor_table.len(&binding.from)? == 0 {
                 let message = format!("binding {number}: a tensor of no bytes cannot be bound");
                 return Err(GpuFault::shape(message));
             }
-            let stored = self.shelf.stored_from(memory, &binding.from, used)?;
+            let stored = self.tensor_table.stored_from(memory, &binding.from, used)?;
             if !matches!(binding.from, ByteSource::Buffer(_)) {
                 used += stored.kept.size();
             }

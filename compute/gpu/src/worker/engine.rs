@@ -96,19 +96,21 @@ impl GpuWorkerState {
             return encoded(&self.info);
         }
         let used = self.bytes();
-        let shelf = self.shelves.entry(call.sid()).or_default();
+        let tensor_table = self.shelves.entry(call.sid()).or_default();
         let mut job = GpuJob {
             call,
             clock,
             engine: &mut self.engine,
-            shelf,
+            tensor_table,
             used,
         };
         match ask {
             ComputeRequest::Create { buffer, from } => job.create(buffer, &from),
             ComputeRequest::Dispatch(dispatch) => encoded(&job.dispatch(dispatch)?),
             ComputeRequest::Drop { buffers } => {
-                buffers.into_iter().for_each(|number| shelf.remove(number));
+                buffers
+                    .into_iter()
+                    .for_each(|number| tensor_table.remove(number));
                 encoded(&ComputeAck {})
             }
             ComputeRequest::Matmul(matmul) => encoded(&job.matmul(&matmul)?),
@@ -133,8 +135,8 @@ impl GpuWorkerState {
     }
 
     pub(super) fn forget_uploads(&mut self, sid: u64) {
-        if let Some(shelf) = self.shelves.get_mut(&sid) {
-            shelf.forget_uploads();
+        if let Some(tensor_table) = self.shelves.get_mut(&sid) {
+            tensor_table.forget_uploads();
         }
     }
 
@@ -153,7 +155,7 @@ pub(super) struct GpuJob<'a> {
     pub(super) call: &'a GuestCall,
     pub(super) clock: GpuClock<'a>,
     pub(super) engine: &'a mut GpuEngine,
-    pub(super) shelf: &'a mut BufferPool,
+    pub(super) tensor_table: &'a mut BufferPool,
     /// Bytes of the worker's buffers when it began.
     pub(super) used: u64,
 }
@@ -162,19 +164,19 @@ impl GpuJob<'_> {
     fn create(&mut self, number: u64, from: &ByteSource) -> GpuResult<Vec<u8>> {
         let stored = match from {
             ByteSource::Buffer(other) => {
-                let other = self.shelf.stored(*other)?;
+                let other = self.tensor_table.stored(*other)?;
                 room(self.used, other.len)?;
                 let kept = self.engine.memory.copied(&other.kept)?;
                 TensorBuffer { kept, ..other }
             }
-            from => (self.shelf).stored_from(&self.engine.memory, from, self.used)?,
+            from => (self.tensor_table).stored_from(&self.engine.memory, from, self.used)?,
         };
-        self.shelf.put(number, stored);
+        self.tensor_table.put(number, stored);
         encoded(&ComputeAck {})
     }
 
     fn read(&self, number: u64, offset: u64, len: u64) -> GpuResult<Vec<u8>> {
-        let stored = self.shelf.stored(number)?;
+        let stored = self.tensor_table.stored(number)?;
         let range = within(stored.len, offset, len)?;
         let read = |bytes: &[u8]| bytes.get(range).map(<[u8]>::to_vec);
         let bytes = self.engine.memory.with_read(&stored.kept, read)?;
@@ -182,8 +184,8 @@ impl GpuJob<'_> {
     }
 
     fn write(&self, number: u64, offset: u64, from: &ByteSource) -> GpuResult<Vec<u8>> {
-        let stored = self.shelf.stored(number)?;
-        let SourceBytes::Memory(bytes) = self.shelf.locate(from)? else {
+        let stored = self.tensor_table.stored(number)?;
+        let SourceBytes::Memory(bytes) = self.tensor_table.locate(from)? else {
             return Err(GpuFault::internal("only bytes are written"));
         };
         within(stored.len, offset, bytes.len() as u64)?;
@@ -206,7 +208,7 @@ impl GpuJob<'_> {
                 fits(len)?;
                 room(self.used, len)?;
                 let kept = self.engine.memory.upload(&result)?;
-                self.shelf.put(number, TensorBuffer { kept, len });
+                self.tensor_table.put(number, TensorBuffer { kept, len });
                 Ok(None)
             }
         }
@@ -227,7 +229,7 @@ impl GpuJob<'_> {
                 Ok(Some(self.engine.memory.with_read(&kept, read)?))
             }
             ResultSink::Buffer(number) => {
-                self.shelf.put(number, TensorBuffer { kept, len });
+                self.tensor_table.put(number, TensorBuffer { kept, len });
                 Ok(None)
             }
         }

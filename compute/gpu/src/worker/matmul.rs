@@ -54,7 +54,7 @@ impl GpuJob<'_> {
             )));
         }
         for matrix in [&ask.a, &ask.b] {
-            let elements = self.shelf.len(&matrix.from)? / size_of::<f32>() as u64;
+            let elements = self.tensor_table.len(&matrix.from)? / size_of::<f32>() as u64;
             extent(matrix, elements)?;
         }
         Ok((ask.a.rows, ask.a.columns, ask.b.columns))
@@ -63,8 +63,8 @@ impl GpuJob<'_> {
     fn multiply_here(&mut self, ask: &MatmulRequest, len: u64) -> GpuResult<Option<bytes::Bytes>> {
         let threads = ask.threads.clamp(1, THREADS_MAX) as usize;
         let (a, b) = (
-            self.shelf.locate(&ask.a.from)?,
-            self.shelf.locate(&ask.b.from)?,
+            self.tensor_table.locate(&ask.a.from)?,
+            self.tensor_table.locate(&ask.b.from)?,
         );
         let same = ask.a.from == ask.b.from;
         // Straight into the buffer where that is memory of this process.
@@ -80,7 +80,7 @@ impl GpuJob<'_> {
                 })
             })??;
             let kept = TensorStorage::Device(buffer);
-            self.shelf.put(number, TensorBuffer { kept, len });
+            self.tensor_table.put(number, TensorBuffer { kept, len });
             return Ok(None);
         }
         let product = self.with_floats(&a, &b, same, |x, y| {
@@ -171,8 +171,8 @@ impl GpuJob<'_> {
         room(self.used, elements * size_of::<f32>() as u64)?;
         let device = self.engine.memory.device()?;
         let (a, b) = (
-            self.shelf.locate(&ask.a.from)?,
-            self.shelf.locate(&ask.b.from)?,
+            self.tensor_table.locate(&ask.a.from)?,
+            self.tensor_table.locate(&ask.b.from)?,
         );
         let same = ask.a.from == ask.b.from;
         let [a, b] = self.with_floats(&a, &b, same, |x, y| {
@@ -192,7 +192,8 @@ impl GpuJob<'_> {
         shape: [u32; 2],
         jit: &mut Duration,
     ) -> GpuResult<wgpu::Buffer> {
-        let stored = (self.shelf).stored_from(&self.engine.memory, &matrix.from, self.used)?;
+        let stored =
+            (self.tensor_table).stored_from(&self.engine.memory, &matrix.from, self.used)?;
         let buffer = stored.kept.buffer()?;
         let placed = MatrixLayout {
             offset: matrix.offset,

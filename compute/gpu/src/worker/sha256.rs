@@ -22,7 +22,7 @@ const DIGEST: usize = 32;
 impl GpuJob<'_> {
     pub(super) fn sha256(&mut self, ask: &Ask) -> GpuResult<KernelReply> {
         let begun = Instant::now();
-        let total = self.shelf.len(&ask.data)?;
+        let total = self.tensor_table.len(&ask.data)?;
         fits(total)?;
         let spans = self.spans(&ask.offsets, total)?;
         room(self.used, (spans.len() * DIGEST) as u64)?;
@@ -48,7 +48,7 @@ impl GpuJob<'_> {
     /// Where each message lies: offset and length.
     fn spans(&self, offsets: &ByteSource, total: u64) -> GpuResult<Vec<[u32; 2]>> {
         let numbers = |bytes: &[u8]| spans(bytes, total);
-        match self.shelf.locate(offsets)? {
+        match self.tensor_table.locate(offsets)? {
             SourceBytes::Memory(bytes) => numbers(&bytes),
             SourceBytes::Buffer(stored) => {
                 let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
@@ -66,7 +66,7 @@ impl GpuJob<'_> {
             }
             digests
         };
-        match self.shelf.locate(data)? {
+        match self.tensor_table.locate(data)? {
             SourceBytes::Memory(bytes) => Ok(hash(&bytes)),
             SourceBytes::Buffer(stored) => self.engine.memory.with_read(&stored.kept, hash),
         }
@@ -79,7 +79,7 @@ impl GpuJob<'_> {
         jit: &mut Duration,
     ) -> GpuResult<Option<bytes::Bytes>> {
         let device = self.engine.memory.device()?;
-        let data = (self.shelf).stored_from(&self.engine.memory, &ask.data, self.used)?;
+        let data = (self.tensor_table).stored_from(&self.engine.memory, &ask.data, self.used)?;
         let len = (spans.len() * DIGEST) as u64;
         let places = device.upload(bytemuck::cast_slice(spans))?;
         let digests = device.buffer(len)?;

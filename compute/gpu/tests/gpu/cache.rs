@@ -6,7 +6,7 @@ use std::process::Output;
 
 use alknet_test_support::skip;
 
-use crate::{adapter, command, complaints, shader};
+use crate::{adapter, command, diagnostics, shader};
 
 /// Runs a shader with a cache in `folder`; Mesa tells at the end how often it was asked.
 fn run(folder: &Path, name: &str) -> Output {
@@ -16,7 +16,7 @@ fn run(folder: &Path, name: &str) -> Output {
         .env("MESA_SHADER_CACHE_SHOW_STATS", "true")
         .output()
         .expect("it starts");
-    assert!(output.status.success(), "{}", complaints(&output));
+    assert!(output.status.success(), "{}", diagnostics(&output));
     output
 }
 
@@ -67,7 +67,7 @@ fn without_a_folder_nothing_is_written() {
         .env("XDG_CACHE_HOME", home.path())
         .output()
         .expect("it starts");
-    assert!(output.status.success(), "{}", complaints(&output));
+    assert!(output.status.success(), "{}", diagnostics(&output));
     assert_eq!(fs::read_dir(home.path()).expect("readable").count(), 0);
 }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use alknet_test_support::skip;
 
-use crate::{adapter, command, complaints, drivers, gpu, program, rows};
+use crate::{adapter, command, diagnostics, drivers, gpu, program, rows};
 
 /// Largest executable in bytes, stripped. docs/driver.md promises it.
 const BYTES_MAX: u64 = 75_000_000;
@@ -14,7 +14,7 @@ const BYTES_MAX: u64 = 75_000_000;
 fn tool(name: &str, arguments: &[&str], file: &Path) -> String {
     let output = Command::new(name).args(arguments).arg(file).output();
     let output = output.expect("it runs: it comes with the set-up (binutils)");
-    assert!(output.status.success(), "{name}: {}", complaints(&output));
+    assert!(output.status.success(), "{name}: {}", diagnostics(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -94,7 +94,7 @@ fn the_self_test_passes_in_an_empty_root() {
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .output()
         .expect("chroot runs: the tests need root for this one");
-    assert!(output.status.success(), "{}", complaints(&output));
+    assert!(output.status.success(), "{}", diagnostics(&output));
     let report = &rows(&output)[0];
     assert_eq!(report["ok"], true, "{report}");
     assert_eq!(report["adapter"]["driver"], "llvmpipe");
@@ -109,17 +109,17 @@ fn the_self_test_passes_in_an_empty_root() {
 #[test]
 fn a_name_that_generated_code_may_not_call_ends_the_process_with_it() {
     let known = gpu(&["resolve", "floor"]);
-    assert!(known.status.success(), "{}", complaints(&known));
+    assert!(known.status.success(), "{}", diagnostics(&known));
     let unknown = gpu(&["resolve", "no_such_function"]);
     assert_eq!(unknown.status.code(), Some(70));
-    let text = complaints(&unknown);
+    let text = diagnostics(&unknown);
     assert!(text.contains("\"no_such_function\""), "{text}");
 }
 
 #[test]
 fn the_drivers_say_which_they_are() {
     let info = command().arg("info").output().expect("it starts");
-    assert!(info.status.success(), "{}", complaints(&info));
+    assert!(info.status.success(), "{}", diagnostics(&info));
     let info: serde_json::Value = serde_json::from_slice(&info.stdout).expect("JSON for people");
     if let Err(why) = adapter() {
         skip!("Vulkan adapter", "{why}");

@@ -40,14 +40,14 @@ fn rows(output: &Output) -> Vec<Value> {
     text.lines().map(row).collect()
 }
 
-fn complaints(output: &Output) -> String {
+fn diagnostics(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// The drivers that this build has.
 fn drivers() -> Vec<String> {
     let info = gpu(&["info", "--json"]);
-    assert!(info.status.success(), "{}", complaints(&info));
+    assert!(info.status.success(), "{}", diagnostics(&info));
     let names = rows(&info)[0]["drivers"].as_array().cloned();
     let names = names.expect("a list of names").into_iter();
     names
@@ -70,7 +70,7 @@ fn look() -> Result<(), String> {
     }
     let output = gpu(&["selftest"]);
     let expected = if drivers.is_empty() { 3 } else { 4 };
-    let text = complaints(&output);
+    let text = diagnostics(&output);
     assert_eq!(output.status.code(), Some(expected), "{text}");
     assert!(
         text.contains("no Vulkan driver linked") || text.contains("no adapter"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use alknet_test_support::{eventually, is_campaign, skip};
 
-use crate::{adapter, command, complaints, gpu, rows, shader};
+use crate::{adapter, command, diagnostics, gpu, rows, shader};
 
 /// Pipelines that are made and dropped: this many in continuous integration, and all that are promised
 /// in `cargo xtask soak`.
@@ -36,7 +36,7 @@ fn a_shader_computes() {
         skip!("Vulkan adapter", "{why}");
     }
     let output = gpu(&["run", &shader("double.wgsl")]);
-    assert!(output.status.success(), "{}", complaints(&output));
+    assert!(output.status.success(), "{}", diagnostics(&output));
     assert_eq!(
         rows(&output)[0]["words"].to_string(),
         "[0,2,4,6,8,10,12,14]"
@@ -44,7 +44,7 @@ fn a_shader_computes() {
 }
 
 #[test]
-fn what_is_wrong_with_a_shader_is_told_and_the_next_one_runs() {
+fn a_broken_shader_is_diagnosed_and_the_next_one_runs() {
     if let Err(why) = adapter() {
         skip!("Vulkan adapter", "{why}");
     }
@@ -60,7 +60,7 @@ fn what_is_wrong_with_a_shader_is_told_and_the_next_one_runs() {
     arguments.extend([shader("missing.wgsl"), shader("double.wgsl")]);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let output = gpu(&arguments);
-    assert_eq!(output.status.code(), Some(1), "{}", complaints(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", diagnostics(&output));
     let rows = rows(&output);
     assert_eq!(rows.len(), wrong.len() + 2, "{rows:?}");
     let (last, refused) = rows.split_last().expect("there are rows");
@@ -98,7 +98,7 @@ fn an_endless_shader_is_ended_from_outside_and_the_next_process_works() {
     assert_eq!(status.signal(), Some(9));
     assert!(lines.next().is_none(), "the endless shader gave no result");
     let next = gpu(&["run", &shader("double.wgsl")]);
-    assert!(next.status.success(), "{}", complaints(&next));
+    assert!(next.status.success(), "{}", diagnostics(&next));
 }
 
 /// Processor time of a process so far, user and system.
@@ -120,7 +120,7 @@ fn pipelines_that_are_dropped_leave_nothing_behind() {
     let repeat = count.to_string();
     let shader = shader(SHADERS[usize::from(full)]);
     let output = gpu(&["run", "--repeat", &repeat, &shader]);
-    assert!(output.status.success(), "{}", complaints(&output));
+    assert!(output.status.success(), "{}", diagnostics(&output));
     let rows = rows(&output);
     let resident = rows[0]["resident_kib"].as_array().expect("a list");
     let kib = |at: usize| resident[at].as_u64().expect("/proc is there");

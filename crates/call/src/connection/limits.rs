@@ -225,7 +225,7 @@ mod tests {
 
     /// By a requester and a peer that reads nothing, in league with each other.
     #[tokio::test]
-    async fn requests_that_nobody_reads_are_not_passed_on_without_end() {
+    async fn unread_requests_are_forwarded_up_to_a_bound() {
         let registry = Registry::builder().build().expect("no operations");
         let dispatcher = Arc::new(Dispatcher::new(registry));
         let most = dispatcher.limits.queued_bytes;

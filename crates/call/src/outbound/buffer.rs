@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_that_are_passed_on_count_for_whom_they_wait() {
+    async fn forwarded_events_count_for_the_peer_that_waits_for_them() {
         const LONG: usize = 100 << 10;
         let all = Arc::new(RequestBytes::new(1 << 20));
         // A quarter of everything, which is half of what an identity may have: the rest is for what it reads.

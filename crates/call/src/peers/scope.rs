@@ -235,7 +235,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_reaches_what_who_covers_them_does_not(
+        fn a_covering_scope_reaches_all_that_a_covered_one_does(
             wide in vec("[ab]/([ab]/)?[ab*]", 0..4),
             narrow in vec("[ab]/([ab]/)?[ab*]", 0..4),
             pinned in vec("[ab]/([ab]/)?[ab*]", 0..2),

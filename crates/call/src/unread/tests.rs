@@ -89,16 +89,16 @@ fn what_is_taken_is_given_back_and_what_is_there_is_counted() {
 }
 
 #[test]
-fn bytes_count_for_whom_a_connection_came_to_be() {
+fn bytes_count_for_the_identity_a_connection_gained() {
     let all = Arc::new(RequestBytes::new(1 << 20));
     let who = Arc::new(Mutex::new(Requester::Nowhere));
     let unread = connection(&all, &who);
     claim(&unread, 40 * KIB, GrowLimit::Wholly).expect("room");
     *lock(&who) = known("eve");
     claim(&unread, 400 * KIB, GrowLimit::Wholly).expect("more than an unknown peer has");
-    let nobody = connection(&all, &Arc::new(Mutex::new(Requester::Nowhere)));
-    claim(&nobody, 60 * KIB, GrowLimit::Wholly).expect("none of an unknown peer's is taken");
-    drop((unread, nobody));
+    let unknown_peer = connection(&all, &Arc::new(Mutex::new(Requester::Nowhere)));
+    claim(&unknown_peer, 60 * KIB, GrowLimit::Wholly).expect("none of an unknown peer's is taken");
+    drop((unread, unknown_peer));
     assert_eq!(all.kept().0, 0);
 }
 
@@ -129,7 +129,7 @@ fn all_that_a_connection_carries_is_bounded_as_one() {
 }
 
 #[tokio::test]
-async fn who_reads_waits_for_nobody_else_and_who_does_not_until_there_is_room() {
+async fn a_reader_waits_for_no_other_and_a_silent_peer_waits_for_room() {
     let all = Arc::new(RequestBytes::new(1 << 20));
     let (full, slow, quick) = (
         unread_for(&all, "eve"),

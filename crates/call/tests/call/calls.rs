@@ -61,7 +61,7 @@ async fn every_failure_has_its_code() {
 }
 
 #[tokio::test]
-async fn undeclared_codes_are_told_in_the_details() {
+async fn undeclared_codes_are_named_in_the_details() {
     let node = CallTestNode::new();
     let client = node.client(Carriage::Memory, None);
     let error = soon(client.call("test/undeclared", &json!(null)))
@@ -123,7 +123,7 @@ async fn claims_of_forwarders_need_a_scope_and_change_no_access() {
 }
 
 #[tokio::test]
-async fn a_slow_call_delays_nobody_and_its_abort_is_seen_at_once() {
+async fn a_slow_call_delays_no_other_and_its_abort_is_seen_at_once() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let client = node.client(carriage, None);

@@ -151,7 +151,7 @@ async fn who_continues_finishes_and_starts_nothing_new() {
 }
 
 #[tokio::test]
-async fn who_continues_answers_whoever_waits() {
+async fn the_continuing_call_answers_every_waiting_caller() {
     let (probe, seen): (Arc<OperationProbe>, Arc<TreeObservation>) = Default::default();
     let node = node(continuing(&probe, &seen));
     let client = node.client(Carriage::Memory, None);

@@ -150,7 +150,7 @@ async fn dropping_the_server_future_leaves_nothing_running() {
 
 /// Where there is one stream, its end alone would say that nothing more is asked, and no more.
 #[tokio::test]
-async fn whoever_lets_go_of_a_connection_takes_the_calls_along() {
+async fn dropping_a_connection_ends_its_calls() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let (dialled, served) = node.serve(carriage, None);
@@ -169,7 +169,7 @@ async fn whoever_lets_go_of_a_connection_takes_the_calls_along() {
 }
 
 #[tokio::test]
-async fn whoever_no_longer_connects_again_takes_the_calls_along() {
+async fn dropping_a_reconnecting_client_ends_its_calls() {
     for carriage in CARRIAGES {
         let dialer = TestDialer::new(carriage, None);
         let kept: Arc<Mutex<Vec<Subscription>>> = Arc::default();

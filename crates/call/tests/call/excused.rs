@@ -150,7 +150,7 @@ async fn want_of_room_excuses_everything_above_and_nothing_else() {
 
 /// The peer may belong to the author of what fails. The caller learns that another try may succeed.
 #[tokio::test]
-async fn what_a_peer_answers_excuses_nobody() {
+async fn an_answer_of_a_peer_excuses_no_call() {
     let (node, mut seen) = lab();
     let client = node.client(Carriage::Memory, None);
     let far = json!({ "op": "app/far" });
@@ -236,7 +236,7 @@ impl ObservedCall {
 
 /// In the run of an idempotency key calls have ids that those of the request have, too.
 #[tokio::test]
-async fn the_calls_of_a_keyed_run_are_told_from_those_beside_it() {
+async fn calls_of_a_keyed_run_differ_from_those_beside_it() {
     let (saw, mut seen) = mpsc::unbounded_channel();
     let leaf = {
         let saw = saw.clone();
@@ -282,7 +282,7 @@ async fn the_calls_of_a_keyed_run_are_told_from_those_beside_it() {
 
 /// Their senders choose the ids.
 #[tokio::test]
-async fn requests_of_one_id_are_told_apart() {
+async fn requests_with_one_id_stay_separate() {
     let (node, mut seen) = lab();
     let (dialled, _accepted) = alknet_core::memory_pair(ALPN);
     let gate = LocalCaller::new(&Arc::clone(&node.dispatcher), &dialled, None);

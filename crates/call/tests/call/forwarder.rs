@@ -255,14 +255,14 @@ async fn the_way_is_checked_before_anybody_is_looked_for() {
         assert_eq!(both, Ok(json!("w2")));
         let long = "x/".to_owned() + &"y".repeat(4000);
         assert_eq!(ask(&["go:w2"], "w2", &long).await, refused("NOT_FOUND"));
-        let nobody = farm.hub.client(carriage, None);
+        let unknown_peer = farm.hub.client(carriage, None);
         let input = json!({ "peer": "w2", "operation": "work/name" });
-        assert_eq!(call(&nobody, input).await, refused("UNAUTHENTICATED"));
+        assert_eq!(call(&unknown_peer, input).await, refused("UNAUTHENTICATED"));
     }
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_answer_is_told_from_one_that_does_not_exist() {
+async fn a_silent_peer_and_an_unknown_peer_give_different_errors() {
     let farm = farm(Carriage::Memory).await;
     let who = identity("user", &["go:everywhere"]);
     let client = farm.hub.client(Carriage::Memory, Some(who));
@@ -407,7 +407,7 @@ async fn an_input_that_was_passed_on_is_not_kept_until_the_answer_comes() {
 }
 
 #[tokio::test]
-async fn nobody_borrows_a_right_by_composing_what_passes_on() {
+async fn composing_a_forwarder_lends_no_right() {
     let farm = farm(Carriage::Memory).await;
     let user = farm
         .hub
@@ -479,7 +479,7 @@ async fn a_subscription_that_was_passed_on_ends_with_the_right_to_it() {
 
 /// A mutation that passes on a query gives the answer to its caller by the rights of when the answer came.
 #[tokio::test]
-async fn an_answer_that_was_passed_on_is_told_by_the_rights_of_then() {
+async fn a_forwarded_answer_is_given_by_the_rights_at_its_time() {
     let people = SilentIdentities::new(&["go:w1"]);
     let hub = hub(Some(Arc::clone(&people) as _), PeerTimeouts::default());
     let worker = worker("w1");

@@ -197,7 +197,7 @@ async fn a_requester_without_the_right_to_route_gets_one_answer_for_every_peer()
 }
 
 #[tokio::test]
-async fn nobody_routes_through_a_node_that_is_no_hub() {
+async fn a_node_that_is_no_hub_forwards_no_call() {
     let node = CallTestNode::new();
     let (dialled, _) = node.serve(Carriage::Memory, Some(identity("user", &["*"])));
     let mut peer = RawPeer::new(dialled).await;

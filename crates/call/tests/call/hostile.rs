@@ -105,8 +105,8 @@ async fn what_may_be_ignored_is() {
         let mut peer = RawPeer::new(dialled).await;
         for body in [
             r#"{"type":"call.later","id":"1","payload":{"x":1}}"#,
-            r#"{"type":"call.aborted","id":"nobody","payload":{}}"#,
-            r#"{"type":"call.credit","id":"nobody","payload":{"n":5}}"#,
+            r#"{"type":"call.aborted","id":"unknown_peer","payload":{}}"#,
+            r#"{"type":"call.credit","id":"unknown_peer","payload":{"n":5}}"#,
             r#"{"type":"call.responded","id":"~1","payload":{"output":1}}"#,
             r#"{"type":"call.completed","id":"~1","payload":{}}"#,
             r#"{"type":"call.error","id":"x","payload":null}"#,
@@ -319,7 +319,7 @@ async fn credit_is_never_exceeded() {
 }
 
 #[tokio::test]
-async fn slow_readers_of_lossy_subscriptions_are_told_what_they_missed() {
+async fn slow_readers_of_lossy_subscriptions_learn_how_many_events_they_missed() {
     let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
@@ -335,7 +335,7 @@ async fn slow_readers_of_lossy_subscriptions_are_told_what_they_missed() {
 }
 
 #[tokio::test]
-async fn slow_readers_of_strict_subscriptions_are_told_off() {
+async fn strict_subscriptions_of_slow_readers_end_with_an_error() {
     let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
@@ -547,7 +547,7 @@ async fn a_reader_that_stops_reading_loses_its_lane() {
 
 /// Others on the connection wait for what it leaves unread.
 #[tokio::test]
-async fn an_answer_that_nobody_reads_ends_its_stream() {
+async fn an_unread_answer_ends_its_stream() {
     let node = CallTestNode::impatient();
     let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("edge", &["*"])));
     let mut unread = RawPeer::new(dialled.clone()).await;

@@ -164,7 +164,7 @@ async fn refusal(answer: fn(&str, &Value) -> Value) -> AdapterError {
 }
 
 #[tokio::test]
-async fn lies_are_told_apart() {
+async fn each_false_announcement_has_its_own_error() {
     let twice = refusal(|_, _| listing(&["a/b", "a/b"])).await;
     assert_eq!(
         twice,
@@ -214,7 +214,7 @@ async fn lies_are_told_apart() {
 }
 
 #[tokio::test]
-async fn refusals_are_told_apart() {
+async fn each_refusal_has_its_own_error() {
     let forbidden = refusal(|_, _| json!({"code": "FORBIDDEN"})).await;
     assert!(matches!(forbidden, AdapterError::Unauthorized(_)) && !forbidden.is_temporary());
     let silent = refusal(|_, _| json!({"code": "NOT_FOUND"})).await;

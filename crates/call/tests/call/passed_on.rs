@@ -199,7 +199,7 @@ async fn is_answered(hub: &CallTestNode) {
 }
 
 #[tokio::test]
-async fn subscriptions_that_nobody_takes_end_and_are_read_no_further() {
+async fn unread_forwarded_subscriptions_end_and_are_read_no_further() {
     let (hub, mut stopped) = flooded().await;
     let mut left = leave(&hub, "jobs/flood").await;
     for n in 0..LEFT {
@@ -236,7 +236,7 @@ async fn subscriptions_that_nobody_takes_end_and_are_read_no_further() {
 
 /// The last byte of each never comes.
 #[tokio::test]
-async fn events_in_the_making_count_for_whom_they_are() {
+async fn events_being_made_count_for_their_recipient() {
     let (hub, mut stopped) = flooded().await;
     let left = leave(&hub, "jobs/begin").await;
     // Two of them are nearly all that there is room for.

@@ -59,8 +59,8 @@ async fn a_key_runs_once_for_each_identity() {
             .await
             .expect("another key");
         assert_eq!(*other.value(), json!(2));
-        let somebody = node.client(carriage, Some(identity("other", &[])));
-        let other = call(&somebody, "a", json!({ "n": 2 }))
+        let user = node.client(carriage, Some(identity("other", &[])));
+        let other = call(&user, "a", json!({ "n": 2 }))
             .await
             .expect("another identity");
         assert_eq!(*other.value(), json!(3));
@@ -226,7 +226,7 @@ impl Shop {
             }
         });
         // Its own call has no key, and its order has.
-        let desk = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
+        let counter = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
             let env = ctx.env();
             if input.value() == "busy" {
                 let refused = env.invoke("bank/full", &Value::Null).await;
@@ -245,7 +245,7 @@ impl Shop {
         let authority = || CompositionAuthority::new("shop", ["*"]);
         let reach = || ScopedPeerEnv::new(["bank/*", "shop/*"]);
         let registry = Registry::builder()
-            .with(Registration::new(spec, desk).composing(authority(), reach()))
+            .with(Registration::new(spec, counter).composing(authority(), reach()))
             .with(Registration::new(keyed, order).composing(authority(), reach()))
             .with(Registration::new(
                 OperationSpec::query("bank/pay", "For tests."),
@@ -304,7 +304,7 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
 }
 
 #[tokio::test]
-async fn duplicates_join_the_running_call_whoever_goes_away() {
+async fn duplicates_join_the_running_call_when_a_caller_leaves() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let peer = || node.client(carriage, Some(identity("peer", &[])));
@@ -359,7 +359,7 @@ async fn a_run_that_met_its_deadline_may_run_again() {
 }
 
 #[tokio::test]
-async fn a_drain_waits_for_runs_nobody_waits_for() {
+async fn a_drain_waits_for_runs_without_a_caller() {
     let node = CallTestNode::new();
     let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
     let begun = charge(&client, "k");
@@ -542,7 +542,7 @@ async fn every_connection_is_prepared_before_it_is_used() {
 }
 
 #[tokio::test]
-async fn a_peer_that_wants_nobody_back_is_left_alone() {
+async fn a_peer_that_refuses_reconnection_is_not_dialled_again() {
     let dialer = TestDialer::new(Carriage::Memory, None);
     let peer = dialer.reconnecting(None);
     soon(peer.call("test/echo", &json!(1)))

@@ -103,7 +103,7 @@ async fn thirty_two_calls_of_1_mib_run_at_once_and_leave_others_room() {
 
 /// A requester gives up each request, and its run goes on: with another one it would soon fill the node.
 #[tokio::test]
-async fn runs_that_nobody_waits_for_keep_their_bytes_counted() {
+async fn runs_without_a_caller_keep_their_bytes_counted() {
     // 8 MiB for the node, and half of that for an identity.
     let node = holding(64 << 20);
     let peer = || node.client(Carriage::Memory, Some(identity("peer", &[])));

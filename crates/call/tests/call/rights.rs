@@ -179,7 +179,7 @@ async fn a_query_is_answered_by_the_rights_of_then_and_a_mutation_as_it_ended() 
 }
 
 #[tokio::test]
-async fn no_event_is_told_after_the_right_to_it() {
+async fn no_event_is_sent_after_its_right_ended() {
     for carriage in CARRIAGES {
         let lab = RightsTestNode::new();
         let client = lab.by_token(carriage).await;

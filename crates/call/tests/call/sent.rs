@@ -79,7 +79,7 @@ async fn twice_at(operation: &str, input: &Value) -> ([CallError; 2], usize) {
         .with(full())
         .with(cart("shop/cart", Idempotence::Keyed))
         .with(cart("shop/inner", Idempotence::No))
-        .with(desk());
+        .with(counter());
     let node = node(registry);
     let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
     let options = CallOptions {
@@ -123,8 +123,8 @@ fn cart(name: &str, idempotent: Idempotence) -> Registration {
 }
 
 /// A keyed mutation that has another one pay.
-fn desk() -> Registration {
-    let desk = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
+fn counter() -> Registration {
+    let counter = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let paid = ctx.env().invoke("shop/inner", input.value()).await;
         // What it hears of the other one does not say that it may be called again.
         let paid = paid.inspect_err(|error| assert!(!error.retryable, "{error}"));
@@ -132,7 +132,7 @@ fn desk() -> Registration {
     });
     let mut spec = OperationSpec::mutation("shop/desk", "Has another one pay.");
     spec.idempotent = Idempotence::Keyed;
-    Registration::new(spec, desk)
+    Registration::new(spec, counter)
         .open()
         .composing(authority(&[]), ScopedPeerEnv::new(["shop/*"]))
 }

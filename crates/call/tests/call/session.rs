@@ -33,7 +33,7 @@ async fn code(client: &CallConnection, operation: &str, options: &CallOptions) -
 }
 
 #[tokio::test]
-async fn a_stranger_becomes_somebody_once() {
+async fn an_unknown_peer_authenticates_once() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let client = node.client(carriage, None);
@@ -186,7 +186,7 @@ fn options_do_not_show_their_token() {
 }
 
 #[tokio::test]
-async fn the_dialled_peer_acts_as_whom_its_key_belongs_to() {
+async fn the_dialled_peer_acts_with_the_identity_of_its_key() {
     for carriage in CARRIAGES {
         let dialer = TestDialer::new(carriage, None);
         let connect = async |identities: bool| {
@@ -264,13 +264,13 @@ async fn watchers_hear_of_what_they_may_call() {
                 .await
                 .expect("started")
         };
-        let (mut nobody, mut boss) = (watch(&stranger).await, watch(&admin).await);
+        let (mut unknown_peer, mut boss) = (watch(&stranger).await, watch(&admin).await);
         let next = async |events: &mut Subscription| -> RegistryChange {
             let event = soon(events.next()).await.expect("more").expect("an event");
             event.output.parse().expect("a change")
         };
         let digest = node.dispatcher.registry().digest();
-        for events in [&mut nobody, &mut boss] {
+        for events in [&mut unknown_peer, &mut boss] {
             let first = next(events).await;
             let hash = RegistryChange {
                 registry: digest.to_owned(),
@@ -290,10 +290,10 @@ async fn watchers_hear_of_what_they_may_call() {
         );
         let specs: Vec<_> = node.dispatcher.registry().specs().cloned().collect();
         announcer.own("h2", specs.iter().chain([&closed, &open]));
-        assert_eq!(next(&mut nobody).await.added, ["new/open"]);
+        assert_eq!(next(&mut unknown_peer).await.added, ["new/open"]);
         assert_eq!(next(&mut boss).await.added, ["new/closed", "new/open"]);
         announcer.own("h3", &specs);
-        let change = next(&mut nobody).await;
+        let change = next(&mut unknown_peer).await;
         assert_eq!(
             (change.registry.as_str(), change.removed),
             ("h3", vec!["new/open".to_owned()])

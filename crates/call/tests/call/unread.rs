@@ -155,7 +155,7 @@ async fn an_event_that_finds_no_room_comes_when_there_is_some() {
 
 /// A subscription on a stream of its own may wait for its reader, as long as its identity has room.
 #[tokio::test]
-async fn who_pauses_without_room_loses_streams_and_nobody_else_does() {
+async fn a_paused_reader_without_room_loses_its_own_streams_only() {
     let moment = deadline(Duration::from_millis(30));
     let patience = PeerTimeouts {
         blocked_lane: moment,

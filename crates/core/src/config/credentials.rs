@@ -413,7 +413,7 @@ mod tests {
     use super::*;
     use crate::config::NodeConfig;
 
-    fn complaint(document: &str, word: &str) {
+    fn assert_diagnostic(document: &str, word: &str) {
         let errors = NodeConfig::parse(document.as_bytes()).expect_err(document);
         assert_eq!(errors.len(), 1, "{document}: {errors:#?}");
         let text = errors[0].to_string();
@@ -470,7 +470,7 @@ mod tests {
             if word.is_empty() {
                 assert!(NodeConfig::parse(document.as_bytes()).is_err());
             } else {
-                complaint(&document, word);
+                assert_diagnostic(&document, word);
             }
         }
         for fine in [
@@ -486,11 +486,11 @@ mod tests {
             let own = !fine.contains("aead") && !fine.contains("purpose");
             assert_eq!(config.credentials[0].needs_secret(), own, "{fine}");
         }
-        complaint(
+        assert_diagnostic(
             &[one("kind = \"aead\""), one("kind = \"bytes\"")].concat(),
             "has an entry already",
         );
-        complaint(
+        assert_diagnostic(
             "[[credentials]]\nname = \"Hush\"\nkind = \"aead\"\n",
             "no name",
         );
@@ -509,14 +509,14 @@ mod tests {
         let config = NodeConfig::parse(text(&salt, &data, "ALK1").as_bytes()).expect("a record");
         let record = config.credentials[0].record.as_ref().expect("there");
         assert_eq!((record.key_version, record.data.len()), (2, 20));
-        complaint(&text("hush", &data, "ALK1"), "no part of a record");
-        complaint(&text(&salt, &BASE64.encode(&[3; 15]), "ALK1"), "no part");
-        complaint(&text(&salt, &data, "hush"), "no format of records");
-        complaint(
+        assert_diagnostic(&text("hush", &data, "ALK1"), "no part of a record");
+        assert_diagnostic(&text(&salt, &BASE64.encode(&[3; 15]), "ALK1"), "no part");
+        assert_diagnostic(&text(&salt, &data, "hush"), "no format of records");
+        assert_diagnostic(
             &text(&salt, &data, "ALK1").replace("key_version = 2", "key_version = 1"),
             "out of range",
         );
-        complaint(
+        assert_diagnostic(
             &text(&salt, &data, "ALK1").replace("key_version = 2, ", ""),
             "missing",
         );
@@ -542,7 +542,7 @@ mod tests {
             ("name = \"js/a\"\ncapability = []", "did you mean"),
             ("capabilities = [\"one\"]", "missing"),
         ] {
-            complaint(&with(rest), word);
+            assert_diagnostic(&with(rest), word);
         }
     }
 }

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_keys_no_document_can_hold_are_nobodys() {
+    fn names_and_keys_that_no_document_can_hold_have_no_entry() {
         let mut config = NodeConfig::default();
         config.node.admin_keys = vec!["nonsense".into(), format!("spki:{}", "01".repeat(32))];
         let document = format!(

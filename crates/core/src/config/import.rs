@@ -572,7 +572,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let complaint = |import: &str, word: &str| {
+        let assert_diagnostic = |import: &str, word: &str| {
             let errors = NodeConfig::parse(document(import).as_bytes()).expect_err(import);
             let text = format!("{errors:?}");
             assert!(text.contains(word), "{import}: {word}: {text}");
@@ -602,7 +602,7 @@ mod tests {
             ),
             ("document = \"cfg:/forge.yaml\"", "", "missing"),
         ] {
-            complaint(&FINE.replacen(from, to, 1), word);
+            assert_diagnostic(&FINE.replacen(from, to, 1), word);
         }
         for (more, word) in [
             ("credential = \"other\"", "no credential"),
@@ -617,10 +617,10 @@ mod tests {
             ("only = [\"/x\"]", "begins no name"),
             ("secret = \"hush\"", "unknown key"),
         ] {
-            complaint(&format!("{FINE}{more}"), word);
+            assert_diagnostic(&format!("{FINE}{more}"), word);
         }
         let twice = format!("{FINE}[[http.import]]\n{FINE}");
-        complaint(&twice, "already");
+        assert_diagnostic(&twice, "already");
         let mcp = "kind = \"mcp\"\nnamespace = \"t\"\nurl = \"https://t.example/\"\n";
         for (more, word) in [
             ("document = \"cfg:/x\"", "describes itself"),
@@ -630,7 +630,7 @@ mod tests {
                 "no access tokens",
             ),
         ] {
-            complaint(&format!("{mcp}{more}"), word);
+            assert_diagnostic(&format!("{mcp}{more}"), word);
         }
     }
 }

@@ -59,7 +59,7 @@ pub(super) fn section(
     let approve = section.key("approve");
     let from = section.list("from", notes);
     section.finish(notes);
-    // A value that cannot be read has its complaint already.
+    // A value that cannot be read has its diagnostic already.
     if code.is_some() == node.is_some() && notes.count() == before {
         value.wrong(
             notes,

@@ -81,7 +81,7 @@ fn peer(
     let tokens_held = listed(tokens.as_ref(), notes, |value, notes| {
         holders.token(value, notes)
     });
-    // A list of wrong entries has its complaint already.
+    // A list of wrong entries has its diagnostic already.
     let nothing = held.is_empty() && tokens_held.is_empty() && notes.count() == before;
     if let Some(value) = keys.or(tokens).filter(|_| nothing) {
         let what = "a peer needs a key or a token";

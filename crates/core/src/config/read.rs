@@ -204,7 +204,7 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
         table.get(key)?.get_ref().as_str()
     }
 
-    /// A string that `parse` accepts; its complaint is what is wrong and what to do.
+    /// A string that `parse` accepts; its diagnostic is what is wrong and what to do.
     pub(super) fn parsed<T>(
         &self,
         notes: &mut ConfigDiagnostics<'_>,

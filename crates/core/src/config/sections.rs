@@ -113,7 +113,7 @@ fn listen_config(
     if let Some(value) = section.key("addrs") {
         let before = notes.count();
         let addrs = each(&value.list(notes), values::address, notes);
-        // A list of wrong entries has its complaint already.
+        // A list of wrong entries has its diagnostic already.
         if addrs.is_empty() && notes.count() == before {
             value.wrong(
                 notes,

@@ -131,8 +131,8 @@ fn refused(document: &str) -> Vec<String> {
     errors.iter().map(ToString::to_string).collect()
 }
 
-/// The one complaint about a document, which names `words`.
-fn complaint(document: &str, words: &[&str]) {
+/// The one diagnostic about a document, which names `words`.
+fn assert_diagnostic(document: &str, words: &[&str]) {
     let errors = refused(document);
     assert_eq!(errors.len(), 1, "{document}: {errors:#?}");
     for word in words {

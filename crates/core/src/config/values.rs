@@ -1,4 +1,4 @@
-//! Grammars of single values. A complaint is a pair: what is wrong, what to do.
+//! Grammars of single values. A diagnostic is a pair: what is wrong, what to do.
 
 use std::net::IpAddr;
 
@@ -69,22 +69,22 @@ pub(super) fn address(text: &str) -> Result<IpAddr, ConfigDiagnostic> {
 
 /// An address of one host with its prefix length.
 pub(super) fn prefix(text: &str) -> Result<IpAddr, ConfigDiagnostic> {
-    let complaint = |fix: &str| {
+    let invalid = |fix: &str| {
         let what = format!("{} is no address with prefix length", quote(text));
         (what, fix.to_owned())
     };
     let example = "write it like 192.0.2.10/24 or 2001:db8::10/64";
-    let (address, length) = text.split_once('/').ok_or_else(|| complaint(example))?;
-    let address: IpAddr = address.parse().map_err(|_| complaint(example))?;
+    let (address, length) = text.split_once('/').ok_or_else(|| invalid(example))?;
+    let address: IpAddr = address.parse().map_err(|_| invalid(example))?;
     let most = if address.is_ipv4() { 32 } else { 128 };
     // `parse` would take a sign.
     let plain = length.bytes().all(|b| b.is_ascii_digit());
     match length.parse::<u8>() {
         Ok(length) if plain && (1..=most).contains(&length) => {}
-        _ => return Err(complaint(&format!("the prefix length is 1 to {most}"))),
+        _ => return Err(invalid(&format!("the prefix length is 1 to {most}"))),
     }
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-        return Err(complaint("use an address that a card can have"));
+        return Err(invalid("use an address that a card can have"));
     }
     Ok(address)
 }

@@ -372,7 +372,7 @@ fn a_replaced_key_ends_by_the_clock_alone() {
 }
 
 #[test]
-fn what_the_configuration_hides_is_told() {
+fn entries_hidden_by_the_configuration_are_reported() {
     let (all, _) = identities_with(Vec::new());
     for one in [
         peer("same", &[1]),
@@ -429,7 +429,7 @@ async fn what_is_not_kept_does_not_count() {
 }
 
 #[test]
-fn whoever_has_a_name_is_found_by_it_as_long_as_they_are_let_in() {
+fn a_peer_is_found_by_its_name_while_it_is_admitted() {
     let token = AuthToken::generate().expect("randomness");
     let (all, clock) = identities_with(vec![peer("edge", &[1])]);
     now(all.put_api_key(ApiKey {
@@ -489,7 +489,7 @@ impl IdentityPersistence for RecordingPersistence {
 }
 
 #[tokio::test]
-async fn the_day_of_the_last_use_is_kept_and_changes_nobodys_rights() {
+async fn the_day_of_the_last_use_is_stored_and_changes_no_right() {
     let token = AuthToken::generate().expect("randomness");
     let key_id = token.hash().expect("a token").key_id;
     let (clock, paper) = (

@@ -21,7 +21,7 @@ fn admission() -> (Admission, EndpointLimits, Instant) {
 }
 
 #[test]
-fn forged_addresses_are_asked_then_ignored_and_charged_to_nobody() {
+fn forged_addresses_get_a_retry_then_nothing_and_are_not_charged() {
     let (mut admission, limits, now) = admission();
     for _ in 0..limits.unvalidated_handshakes_max {
         assert!(matches!(
@@ -53,7 +53,7 @@ fn forged_addresses_are_asked_then_ignored_and_charged_to_nobody() {
 
 /// However little is going on, and without taking a place of those that may be answered.
 #[test]
-fn who_could_not_be_told_why_proves_its_address_first() {
+fn a_client_without_a_refusal_proves_its_address_first() {
     let (mut admission, limits, now) = admission();
     let mut ask = |address| admission.quic(Carriage::Iroh, v4(1), address, now);
     for _ in 0..=limits.unvalidated_handshakes_max {
@@ -356,7 +356,7 @@ fn a_share_of_the_places_is_for_known_peers() {
 }
 
 #[test]
-fn other_limits_count_at_once_and_end_nobody() {
+fn other_limits_count_at_once_and_end_no_connection() {
     let (mut admission, limits, _) = admission();
     for n in 0..3 {
         assert_eq!(admission.connect(ConnId(n), v4(1), false, true), Ok(()));

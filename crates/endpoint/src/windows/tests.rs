@@ -221,7 +221,7 @@ fn windows_follow_the_memory_of_the_machine() {
 
 /// A session keeps the window as well.
 #[test]
-fn a_window_counts_until_nobody_keeps_it() {
+fn a_window_counts_until_its_last_holder_drops_it() {
     struct NullWindowControl;
     impl WindowControl for NullWindowControl {
         fn set_window(&self, _bytes: u32) {}

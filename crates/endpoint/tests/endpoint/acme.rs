@@ -348,9 +348,9 @@ async fn the_same_key_is_the_same_account_with_nothing_on_the_disk() {
         account_key: Some(Arc::new(DerivedAccountKey(Vec::new()))),
         ..served.parts(&ca)
     };
-    let mut trouble = served.problems.watch();
+    let mut problems = served.problems.watch();
     let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
-    let told = tokio::time::timeout(hung(), trouble.wait_for(|list| !list.is_empty())).await;
+    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
     let told = told.expect("a problem").expect("alive")[0].clone();
     assert!(told.text.contains("the vault is locked"), "{told}");
     running.abort();
@@ -596,9 +596,9 @@ async fn a_refusal_keeps_the_old_certificate() {
     certificates.put(CertificateSource::Acme, old.pair(&["lost.example"]));
     // Nothing of ours listens where the authority looks.
     let ca = Ca::start(1).await;
-    let mut trouble = served.problems.watch();
+    let mut problems = served.problems.watch();
     served.run(&ca, &["lost.example"], ChallengeKind::TlsAlpn01);
-    let told = tokio::time::timeout(hung(), trouble.wait_for(|list| !list.is_empty())).await;
+    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
     let told = told
         .unwrap_or_else(|_| panic!("{}", ca.log()))
         .expect("alive")[0]
@@ -615,14 +615,14 @@ async fn an_authority_of_ones_own_is_reached_by_its_file() {
     let served = AcmeTestNode::start();
     let ca = Ca::start(1).await;
     let names = ["own.example"];
-    let mut trouble = served.problems.watch();
+    let mut problems = served.problems.watch();
     let options = ca.options(served.state.path(), &names, ChallengeKind::Dns01);
     let parts = AcmeParts {
         transport: Arc::new(AcmeTestTransport::by(EndpointDialer::new(None))),
         ..served.parts(&ca)
     };
     let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
-    let told = tokio::time::timeout(hung(), trouble.wait_for(|list| !list.is_empty())).await;
+    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
     let told = told.expect("told").expect("alive")[0].clone();
     assert_eq!((told.code, &*told.subject), (ACME_FAILED, "own.example"));
     running.abort();
@@ -639,7 +639,7 @@ async fn an_authority_of_ones_own_is_reached_by_its_file() {
 async fn nothing_is_ordered_by_a_wrong_clock() {
     let served = AcmeTestNode::start();
     let ca = Ca::start(1).await;
-    let mut trouble = served.problems.watch();
+    let mut problems = served.problems.watch();
     let mut options = ca.options(
         served.state.path(),
         &["a.example"],
@@ -648,7 +648,7 @@ async fn nothing_is_ordered_by_a_wrong_clock() {
     options.clock_floor = u64::MAX;
     let acme = Acme::new(options, served.parts(&ca)).expect("good options");
     let running = tokio::spawn(acme.run());
-    let told = tokio::time::timeout(hung(), trouble.wait_for(|list| !list.is_empty())).await;
+    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
     let told = told.expect("told").expect("alive")[0].clone();
     assert_eq!(told.code, CLOCK_INSANE);
     assert!(!served.state.path().join("acme/account.json").exists());

@@ -162,10 +162,10 @@ async fn what_the_library_keeps_of_ended_connections_counts_for_whose_they_were(
     );
     let slow: Target = address.parse().expect("a target");
     let slow = slow.with_pins([node.key.public()]);
-    let nobody = EndpointDialer::new(None);
+    let unknown_peer = EndpointDialer::new(None);
     let mut connections = Vec::new();
     for _ in 0..MOST {
-        let dialled = nobody.dial_over(Carriage::Quic, &slow, ECHO).await;
+        let dialled = unknown_peer.dial_over(Carriage::Quic, &slow, ECHO).await;
         let connection = dialled.expect("it may have as many");
         assert_eq!(ask(&connection, b"1").await.expect("echo"), "1");
         connections.push(connection);

@@ -27,7 +27,7 @@ async fn whoami(connection: &Connection) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_key_that_was_proved_is_told() {
+async fn the_proved_key_is_reported() {
     let node = EndpointTestNode::start();
     let (dialer, key) = node.peer("edge");
     for carriage in CARRIAGES {
@@ -83,8 +83,11 @@ async fn who_cannot_prove_it_is_an_impostor() {
         public.addr.host = DialHost::Name("localhost".to_owned());
         let error = dialer.connect(public).await.expect_err("self-signed");
         assert_eq!(error.kind, DialErrorKind::Impostor, "{carriage} {error}");
-        let nobody = request(&node, PeerVerification::Pinned(Vec::new()), carriage);
-        let error = dialer.connect(nobody).await.expect_err("no peer fits");
+        let unknown_peer = request(&node, PeerVerification::Pinned(Vec::new()), carriage);
+        let error = dialer
+            .connect(unknown_peer)
+            .await
+            .expect_err("no peer fits");
         assert_eq!(error.kind, DialErrorKind::Local, "{carriage} {error}");
     }
 }

@@ -174,8 +174,8 @@ async fn only_the_key_that_was_dialled_answers() {
     let both = wrong.with_pins([node.node.key.public()]);
     let connection = dial(&both).await.expect("one of two");
     assert_eq!(ask(&connection, b"x").await.expect("echo"), "x");
-    for nobody in [bare.clone(), bare.with_pins([PeerKey::Spki([1; 32])])] {
-        let refused = dial(&nobody).await;
+    for unknown_peer in [bare.clone(), bare.with_pins([PeerKey::Spki([1; 32])])] {
+        let refused = dial(&unknown_peer).await;
         assert!(
             matches!(refused, Err(EndpointDialError::UnknownPeer { .. })),
             "{refused:?}"
@@ -191,7 +191,7 @@ async fn only_the_key_that_was_dialled_answers() {
 
 /// Also what is offered on TCP only. The client need not wait for the end of its patience.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_for_what_is_not_served_is_told() {
+async fn a_client_with_an_unserved_alpn_gets_an_alert() {
     let node = IrohNode::start().await;
     let dialer = EndpointDialer::new(None);
     let target = node.target();
@@ -210,7 +210,7 @@ async fn who_asks_for_what_is_not_served_is_told() {
 /// A client whose ClientHello takes two packets and one whose ClientHello takes one: the second
 /// is answered at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn iroh_itself_is_told_what_is_not_served() {
+async fn iroh_gets_an_alert_for_an_unserved_alpn() {
     let node = IrohNode::start().await;
     for (provider, retried) in [(alknet_tls::provider(), 1), (classic(), 0)] {
         let before = node.node.server.counters();

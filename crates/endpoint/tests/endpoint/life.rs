@@ -184,7 +184,7 @@ async fn a_drain_cuts_what_does_not_end_and_takes_nothing_new() {
 
 /// It waits for others, who are served to their end.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_let_in_while_a_drain_waits() {
+async fn a_draining_server_accepts_no_connection() {
     let node = EndpointTestNode::start();
     let dialer = EndpointDialer::new(None);
     let inside = dialer

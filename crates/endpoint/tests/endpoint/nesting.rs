@@ -203,7 +203,7 @@ impl NestingTestNode {
 }
 
 #[tokio::test]
-async fn whoever_is_carried_is_who_carries() {
+async fn a_nested_connection_has_the_identity_of_its_carrier() {
     let site = NestingTestNode::start();
     let key = NodeKey::generate().expect("a key");
     site.peers.add(key.public(), "edge");

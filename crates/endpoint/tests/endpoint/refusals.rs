@@ -58,7 +58,7 @@ async fn an_unknown_protocol_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_there_and_nobody_trusted() {
+async fn an_absent_server_and_an_untrusted_one_are_refused() {
     let key = NodeKey::generate().expect("a key").public();
     let dialer = EndpointDialer::new(None);
     // Port 1 of loopback, on which no server listens.
@@ -135,7 +135,7 @@ async fn a_panicking_handler_ends_its_connection_only() {
 /// Five hundred connections from the caller's own address that never finish their handshake, some
 /// silent and some in the middle of a ClientHello.
 #[tokio::test(flavor = "multi_thread")]
-async fn unfinished_handshakes_disturb_nobody() {
+async fn unfinished_handshakes_disturb_no_other_client() {
     let node = EndpointTestNode::with_limits(EndpointLimits {
         handshake_timeout: hung(),
         ..EndpointLimits::default()

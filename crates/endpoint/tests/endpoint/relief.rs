@@ -42,14 +42,14 @@ pub(crate) async fn is_served(
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
     let node = EndpointTestNode::start();
-    let nobody = EndpointDialer::new(None);
+    let unknown_peer = EndpointDialer::new(None);
     let (friend, _) = node.peer("friend");
     let known = dial(&node, &friend, Carriage::Quic).await;
     assert_eq!(ask(&known, b"1").await.expect("echo"), "1");
     let mut unknown = Vec::new();
     for carriage in CARRIAGES {
         for _ in 0..UNKNOWN {
-            unknown.push(dial(&node, &nobody, carriage).await);
+            unknown.push(dial(&node, &unknown_peer, carriage).await);
         }
     }
     let all = 2 * UNKNOWN;
@@ -63,7 +63,10 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
         let more = node.server.relieve(4, ReliefScope::UnknownFirst);
         assert_eq!(more, (all - ended).div_ceil(4));
         ended += more;
-        assert!(!is_served(&node, &nobody, carriage).await, "{carriage}");
+        assert!(
+            !is_served(&node, &unknown_peer, carriage).await,
+            "{carriage}"
+        );
     }
     while ended < all {
         let more = node.server.relieve(4, ReliefScope::UnknownFirst);
@@ -85,7 +88,7 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
 
     // And then others are let in again.
     let again = async {
-        while !is_served(&node, &nobody, Carriage::Quic).await {
+        while !is_served(&node, &unknown_peer, Carriage::Quic).await {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -96,12 +99,12 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_known_peer_does_not_hide_behind_unknown_ones_at_the_last() {
     let node = EndpointTestNode::start();
-    let nobody = EndpointDialer::new(None);
+    let unknown_peer = EndpointDialer::new(None);
     let (hider, _) = node.peer("hider");
     let mut held = Vec::new();
     for carriage in CARRIAGES {
         for _ in 0..UNKNOWN {
-            held.push(dial(&node, &nobody, carriage).await);
+            held.push(dial(&node, &unknown_peer, carriage).await);
         }
     }
     for _ in 0..KNOWN {

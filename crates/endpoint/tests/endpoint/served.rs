@@ -289,7 +289,7 @@ async fn files_are_swapped_under_live_connections() {
         Arc::clone(&certificates),
         Arc::clone(&problems),
     );
-    let mut trouble = problems.watch();
+    let mut problems = problems.watch();
     let period = std::time::Duration::from_millis(10);
     let watching = tokio::spawn(watcher.run(period));
     let node = EndpointTestNode::with_tls(ServerTlsOptions {
@@ -312,13 +312,13 @@ async fn files_are_swapped_under_live_connections() {
 
     let (new_chain, new_key) = authority.issue(&["edge.example"]);
     write(&files.chain, &new_chain);
-    trouble
+    problems
         .wait_for(|list| !list.is_empty())
         .await
         .expect("the pair does not fit, and that is reported");
     assert_eq!(seen().await.expect("still served"), leaf(&chain));
     write(&files.key, &new_key);
-    trouble
+    problems
         .wait_for(Vec::is_empty)
         .await
         .expect("the pair fits again");

@@ -157,14 +157,14 @@ async fn ask(
 // Each in a process of its own: what the allocator keeps of one would hide what the other takes.
 
 #[test]
-fn answers_that_nobody_reads_are_bounded_for_the_whole_connection() {
-    let name = "unread::answers_that_nobody_reads_are_bounded_for_the_whole_connection";
+fn unread_answers_are_bounded_for_the_whole_connection() {
+    let name = "unread::unread_answers_are_bounded_for_the_whole_connection";
     alknet_test_support::alone(name, || measure("big/at-once"));
 }
 
 #[test]
-fn late_answers_that_nobody_reads_are_bounded_for_the_whole_connection() {
-    let name = "unread::late_answers_that_nobody_reads_are_bounded_for_the_whole_connection";
+fn late_unread_answers_are_bounded_for_the_whole_connection() {
+    let name = "unread::late_unread_answers_are_bounded_for_the_whole_connection";
     alknet_test_support::alone(name, || measure("big/late"));
 }
 

@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_goes_where_it_belongs_and_to_nobody_else() {
+    fn a_key_is_sent_to_its_own_server_only() {
         let header = sent(true, &key(SecretLocation::Header));
         assert_eq!(header.headers()["x-key"], "s&cret");
         assert!(header.headers()["x-key"].is_sensitive());

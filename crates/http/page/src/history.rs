@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_bounded_and_taken_only_while_somebody_looks() {
+    fn samples_are_bounded_and_taken_only_while_a_page_is_open() {
         let (history, start) = (MetricsHistory::default(), Instant::now());
         for n in 0..SAMPLES_MAX + 20 {
             history.add(start + SAMPLE_EVERY * n as u32, calls(n as f64));

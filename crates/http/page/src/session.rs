@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_ends_when_nobody_is_there_and_after_half_a_day() {
+    fn a_session_ends_when_idle_and_after_half_a_day() {
         let (sessions, start) = (PageSessions::default(), Instant::now());
         let name = sessions.begin(proof("ada"), start).expect("randomness");
         assert_eq!(name.len(), 43);

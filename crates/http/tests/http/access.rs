@@ -108,7 +108,7 @@ async fn a_call_is_one_line_with_its_operation_and_no_secret() {
 }
 
 #[tokio::test]
-async fn whoever_is_refused_is_in_it_too() {
+async fn refused_requests_are_in_the_access_log() {
     let heard = AccessLogCapture::listen();
     let node = HttpTestNode::new("");
     let batch = json!({ "calls": [
@@ -148,7 +148,7 @@ async fn whoever_is_refused_is_in_it_too() {
 }
 
 #[tokio::test]
-async fn whoever_goes_away_before_the_end_is_told_apart() {
+async fn an_abandoned_request_is_marked_in_the_access_log() {
     let heard = AccessLogCapture::listen();
     for (version, _) in VERSIONS {
         let node = HttpTestNode::new("");

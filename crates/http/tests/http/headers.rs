@@ -37,7 +37,7 @@ fn is_private(told: &HttpTestResponse, what: &str) {
 }
 
 #[tokio::test]
-async fn every_answer_of_the_gateway_is_kept_by_nobody() {
+async fn no_cache_stores_an_answer_of_the_gateway() {
     let long = format!("/{}", "a".repeat(9000));
     for version in VERSIONS {
         let node = HttpTestNode::new(&format!("[http.cors]\norigins = [\"{APP}\"]\n"));
@@ -84,7 +84,7 @@ async fn pages_that_may_not_ask_read_nothing() {
 }
 
 #[tokio::test]
-async fn what_has_not_changed_is_kept_by_nobody_either() {
+async fn no_cache_stores_a_not_modified_answer() {
     for version in VERSIONS {
         let node = HttpTestNode::new("");
         let request = ("GET", Some("good"), "/search");
@@ -98,7 +98,7 @@ async fn what_has_not_changed_is_kept_by_nobody_either() {
 }
 
 #[tokio::test]
-async fn other_hosts_are_told_nothing_on_every_framing() {
+async fn other_hosts_get_the_same_refusal_on_every_framing() {
     for version in VERSIONS {
         let node = HttpTestNode::new("");
         for path in ["/healthz", "/call", "/nothing"] {

@@ -126,7 +126,7 @@ id: 3\nevent: data\ndata: 2\n\nevent: completed\ndata: {}\n\n";
 }
 
 #[tokio::test]
-async fn whoever_goes_away_ends_what_they_asked_for() {
+async fn a_closed_connection_ends_its_requests() {
     for version in VERSIONS {
         let node = HttpTestNode::new("");
         // Longer than this waits until it has ended.
@@ -198,7 +198,7 @@ async fn rates_of_strangers_are_kept() {
 
 /// Strangers who are to learn nothing are not counted: that would be something.
 #[tokio::test]
-async fn strangers_who_are_told_nothing_are_told_it_every_time() {
+async fn unauthenticated_clients_get_the_same_empty_answer_each_time() {
     let node = HttpTestNode::new("[http]\nstealth = true\nstranger_requests_per_second = 1\n");
     for n in 0..2 * STRANGER_REQUESTS_BURST {
         let told = node.get("h2", None, "/search").await;

@@ -232,7 +232,7 @@ async fn tickets_of_one_identity_leave_the_others_theirs() {
 }
 
 #[tokio::test]
-async fn a_body_of_no_told_length_is_counted_as_it_grows() {
+async fn a_body_without_a_length_is_counted_as_it_grows() {
     let node = HttpTestNode::on(MACHINE);
     let mut begun = node.begins(&begins("good", None)).await;
     let piece = [b"10000\r\n", &[b' '; 0x10000][..], b"\r\n"].concat();

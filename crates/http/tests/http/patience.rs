@@ -167,7 +167,7 @@ fn unknown() -> Duration {
 
 /// A small request now and then, whatever the client makes of being asked to leave.
 #[tokio::test]
-async fn whoever_proves_nothing_for_too_long_is_let_go() {
+async fn a_client_that_does_not_authenticate_in_time_is_closed() {
     let node = HttpTestNode::patient(HttpTimeouts {
         head: enough(),
         keep_alive: LONG,
@@ -220,7 +220,7 @@ async fn whoever_proves_nothing_for_too_long_is_let_go() {
 /// Clients of HTTP/3 that permit the node no stream, or take nothing of what it says on one, are not waited for until they
 /// have heard that they are to leave.
 #[tokio::test]
-async fn whoever_hears_no_goodbye_is_let_go() {
+async fn a_client_that_ignores_goaway_is_closed() {
     let node = HttpTestNode::patient(HttpTimeouts {
         head: unknown(),
         ..HttpTimeouts::default()
@@ -244,7 +244,7 @@ async fn whoever_hears_no_goodbye_is_let_go() {
 
 /// A stream of events may go on for ever: an unauthenticated client gets none, also of what is open on `alknet/call`.
 #[tokio::test]
-async fn whoever_proves_nothing_follows_nothing() {
+async fn an_unauthenticated_client_gets_no_event_stream() {
     let node = HttpTestNode::new("");
     let body = json!({ "operation": "/test/count", "input": 1 });
     for version in VERSIONS {
@@ -263,7 +263,7 @@ async fn whoever_proves_nothing_follows_nothing() {
 
 /// A client that has proved who it is, and one in the middle of an answer, stay.
 #[tokio::test]
-async fn nobody_else_is_let_go() {
+async fn no_other_client_is_closed() {
     for version in VERSIONS {
         let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
@@ -329,7 +329,7 @@ fn frames(mut heard: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
 
 /// What is answered before its body has come is read on, and that is no head of the next request.
 #[tokio::test]
-async fn a_body_that_nobody_reads_is_no_head() {
+async fn an_unread_body_is_not_parsed_as_a_head() {
     // The body comes in twice two thirds of this, within the ten seconds for a body that no handler reads.
     let limit = enough().min(Duration::from_secs(3));
     let node = HttpTestNode::patient(HttpTimeouts {
@@ -368,7 +368,7 @@ async fn streams_without_events_have_comments_and_go_on() {
 }
 
 #[tokio::test]
-async fn whoever_takes_nothing_of_an_answer_is_cut_off() {
+async fn a_client_that_reads_nothing_of_an_answer_is_closed() {
     for version in VERSIONS {
         let node = HttpTestNode::patient(HttpTimeouts {
             reader: 10 * moment(),

@@ -63,7 +63,7 @@ fn serve(
 }
 
 struct EnrolHandlerTest {
-    desk: Arc<EnrolmentService>,
+    enrolment: Arc<EnrolmentService>,
     peers: Arc<Identities>,
     handler: Arc<EnrolHandler>,
 }
@@ -86,16 +86,16 @@ fn lab(says: PeerKey) -> EnrolHandlerTest {
         mode: EnrolMode::Token,
         peers_max: 10,
     };
-    let desk = EnrolmentService::new(
+    let enrolment = EnrolmentService::new(
         Arc::new(MemoryTokens::default()),
         peers.clone(),
         card,
         policy,
     );
-    let desk = Arc::new(desk);
+    let enrolment = Arc::new(enrolment);
     EnrolHandlerTest {
-        handler: Arc::new(EnrolHandler::new(Arc::clone(&desk), clock)),
-        desk,
+        handler: Arc::new(EnrolHandler::new(Arc::clone(&enrolment), clock)),
+        enrolment,
         peers,
     }
 }
@@ -113,7 +113,7 @@ impl EnrolHandlerTest {
             .elapsed()
             .expect("after 1970")
             .as_secs();
-        self.desk
+        self.enrolment
             .invite(invitation, Some(now))
             .await
             .expect("a token")
@@ -163,7 +163,7 @@ async fn a_worker_becomes_a_peer_by_the_key_it_proved() {
 }
 
 #[tokio::test]
-async fn without_a_key_nobody_is_taken() {
+async fn an_applicant_without_a_key_is_refused() {
     let lab = lab(HUB);
     let request = request(&lab.token().await);
     let refused = enrol(&lab.wire(None), [target()], Carriage::Both, &request).await;

@@ -57,7 +57,7 @@ mod tests {
 
     /// A schema that is not valid is the author's mistake, and a full queue is not.
     #[test]
-    fn a_full_queue_is_told_from_what_does_not_fit() {
+    fn a_full_queue_and_an_invalid_value_give_different_errors() {
         assert!(matches!(
             SchemaMismatch::from(SchemaError::Busy),
             SchemaMismatch::Busy(_)

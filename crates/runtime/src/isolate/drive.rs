@@ -92,15 +92,15 @@ impl Isolate {
         if let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
             return Poll::Ready(DriveEvent::Command(command));
         }
-        let arrival = self.shared.flights.borrow_mut().poll(cx);
+        let arrival = self.shared.pending_calls.borrow_mut().poll(cx);
         if let Poll::Ready((settle, arrival)) = arrival {
             return Poll::Ready(DriveEvent::Arrived(settle, arrival));
         }
         if let Poll::Ready(timer) = self.poll_timer(cx) {
             return Poll::Ready(DriveEvent::Due(timer));
         }
-        let waits =
-            !self.shared.flights.borrow().is_empty() || !self.shared.timers.borrow().is_empty();
+        let waits = !self.shared.pending_calls.borrow().is_empty()
+            || !self.shared.timers.borrow().is_empty();
         let can_stall = self.shared.spec.mode != SessionMode::Service && !self.entries.is_empty();
         match can_stall && !waits {
             true => Poll::Ready(DriveEvent::Stalled),
@@ -121,7 +121,7 @@ impl Isolate {
             if !clock.is_virtual() {
                 return self.sleep_until_due(due - now, cx);
             }
-            if !shared.flights.borrow().is_empty() {
+            if !shared.pending_calls.borrow().is_empty() {
                 return Poll::Pending;
             }
             clock.advance_to(due);
@@ -187,7 +187,7 @@ impl Isolate {
                     }
                 });
             }
-            drop(self.shared.flights.borrow_mut().cancel_all());
+            drop(self.shared.pending_calls.borrow_mut().cancel_all());
             self.shared.timers.borrow_mut().clear();
         }
         self.turn();
@@ -312,7 +312,7 @@ impl Isolate {
         self.closed = Some(over.clone());
         self.fail_all(&over);
         self.shared.timers.borrow_mut().clear();
-        drop(self.shared.flights.borrow_mut().cancel_all());
+        drop(self.shared.pending_calls.borrow_mut().cancel_all());
     }
 
     fn fail_all(&mut self, failure: &ScriptFailure) {

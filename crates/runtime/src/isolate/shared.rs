@@ -53,7 +53,7 @@ pub(crate) struct IsolateState {
     pub(crate) random: RefCell<ChaCha20Rng>,
     pub(crate) bytes: RefCell<ChaCha20Rng>,
     pub(crate) modules: Arc<ModuleSet>,
-    pub(crate) flights: RefCell<PendingHostCalls>,
+    pub(crate) pending_calls: RefCell<PendingHostCalls>,
     /// By the milliseconds they are due at, then by when they were set.
     pub(crate) timers: RefCell<BTreeMap<(u64, u32), Timer>>,
     pub(crate) next_timer: Cell<u32>,
@@ -91,7 +91,7 @@ impl IsolateState {
             random: RefCell::new(ChaCha20Rng::from_seed(seed)),
             bytes: RefCell::new(bytes),
             modules: Arc::clone(&spec.modules),
-            flights: RefCell::new(PendingHostCalls::new(spec.ordered())),
+            pending_calls: RefCell::new(PendingHostCalls::new(spec.ordered())),
             timers: RefCell::default(),
             next_timer: Cell::new(1),
             offered: RefCell::default(),
@@ -110,7 +110,7 @@ impl IsolateState {
     pub(crate) fn clear(&self) {
         self.timers.borrow_mut().clear();
         self.offered.borrow_mut().clear();
-        self.flights.borrow_mut().clear();
+        self.pending_calls.borrow_mut().clear();
         self.hooks.borrow_mut().take();
     }
 

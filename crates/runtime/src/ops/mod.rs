@@ -103,7 +103,7 @@ pub(crate) fn install<'js>(
     let cancel = move |id: JsValue<'js>| {
         // A call that was refused has no id.
         if let Some(id) = id.as_number() {
-            drop(state.flights.borrow_mut().cancel(id as u64));
+            drop(state.pending_calls.borrow_mut().cancel(id as u64));
         }
     };
     native.set("cancel", Function::new(ctx.clone(), cancel)?)?;
@@ -116,14 +116,14 @@ pub(crate) fn install<'js>(
     let f = move |ctx: Ctx<'js>, id: u32, yes, no| {
         in_flight(&ctx, &state)?;
         let settle = settle(&ctx, yes, no);
-        let pulled = state.flights.borrow_mut().pull(id, settle);
+        let pulled = state.pending_calls.borrow_mut().pull(id, settle);
         pulled
             .map(|id| id as f64)
             .map_err(|_| state.raise(&ctx, RuntimeCode::Disposed, "the subscription was closed"))
     };
     native.set("pull", Function::new(ctx.clone(), f)?)?;
     let state = Rc::clone(shared);
-    let unsubscribe = move |id: u32| state.flights.borrow_mut().unsubscribe(id);
+    let unsubscribe = move |id: u32| state.pending_calls.borrow_mut().unsubscribe(id);
     native.set("unsubscribe", Function::new(ctx.clone(), unsubscribe)?)?;
     let state = Rc::clone(shared);
     let list = move |ctx: Ctx<'js>, prefix: String| {
@@ -162,7 +162,7 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateSta
         let work = test::begin(&state, name, cases);
         let work = work.map_err(|failure| state.raise_failure(&ctx, &failure))?;
         state
-            .flights
+            .pending_calls
             .borrow_mut()
             .start(settle(&ctx, yes, no), work);
         Ok::<(), Error>(())
@@ -174,7 +174,7 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateSta
         let taken = state.host.emit(entry as u64, item);
         let work = taken.map(|taken| taken.map(|()| None)).boxed_local();
         state
-            .flights
+            .pending_calls
             .borrow_mut()
             .start(settle(&ctx, yes, no), work);
         Ok::<(), Error>(())
@@ -207,7 +207,7 @@ fn call<'js>(
     let work: LocalBoxFuture<'static, _> = answer
         .map(|answer| answer.map(Some).map_err(|error| named(error, path)))
         .boxed_local();
-    Ok(shared.flights.borrow_mut().start(settle, work) as f64)
+    Ok(shared.pending_calls.borrow_mut().start(settle, work) as f64)
 }
 
 /// The same with bytes beside the input; with `map`, for an answer that may be a file.
@@ -243,7 +243,7 @@ fn call_with_bytes<'js>(
             answer.map(Some).map_err(|error| named(error, path))
         })
         .boxed_local();
-    shared.flights.borrow_mut().start(settle, work);
+    shared.pending_calls.borrow_mut().start(settle, work);
     Ok(())
 }
 
@@ -265,11 +265,11 @@ fn subscribe<'js>(
     let input = shared.read(ctx, input)?;
     let options = read_options(ctx, shared, options)?;
     count(ctx, shared)?;
-    if shared.flights.borrow().subscriptions.len() >= SUBSCRIPTIONS {
+    if shared.pending_calls.borrow().subscriptions.len() >= SUBSCRIPTIONS {
         return Err(shared.raise(ctx, RuntimeCode::Quota, "too many subscriptions are open"));
     }
     let items = shared.host.subscribe(path, input, options);
-    Ok(shared.flights.borrow_mut().subscribe(items))
+    Ok(shared.pending_calls.borrow_mut().subscribe(items))
 }
 
 fn schema<'js>(ctx: &Ctx<'js>, shared: &IsolateState, path: &str) -> Result<JsValue<'js>> {
@@ -341,7 +341,7 @@ fn register<'js>(
         },
     );
     let work = work.map(|done| done.map(|()| None)).boxed_local();
-    shared.flights.borrow_mut().start(settle, work);
+    shared.pending_calls.borrow_mut().start(settle, work);
     Ok(())
 }
 
@@ -371,7 +371,7 @@ fn read_options<'js>(
 }
 
 fn in_flight(ctx: &Ctx<'_>, shared: &IsolateState) -> Result<()> {
-    match shared.flights.borrow().len() < shared.spec.limits.calls_in_flight {
+    match shared.pending_calls.borrow().len() < shared.spec.limits.calls_in_flight {
         true => Ok(()),
         false => Err(shared.raise(
             ctx,

@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_bounded() {
+    fn diagnostics_are_bounded() {
         let many = looked(
             &"eval;import('a');".repeat(LOOKED + 1),
             Language::JavaScript,

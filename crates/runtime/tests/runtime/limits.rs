@@ -179,7 +179,7 @@ fn the_console_is_limited_by_the_second_and_the_line() {
 }
 
 #[test]
-fn what_nothing_can_settle_is_told() {
+fn a_promise_that_nothing_can_settle_is_an_error() {
     let failure = failure("await new Promise(() => {})");
     assert!(failure.message.contains("never settle"), "{failure}");
 }
@@ -195,7 +195,7 @@ fn real_time_passes_by_itself() {
 }
 
 #[test]
-fn memory_that_promises_fill_is_told_as_memory() {
+fn memory_filled_by_promises_is_a_memory_error() {
     // The engine throws null where there is no memory for an error, and a promise that was rejected with it has no
     // handler.
     for source in [

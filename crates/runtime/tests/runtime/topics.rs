@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::{failure, modules, outcome, value};
 
 #[test]
-fn the_project_s_orders_are_told_and_logged() {
+fn each_order_of_the_project_is_announced_and_logged() {
     let orders = include_str!("../data/project/orders.ts");
     let spec = modules(&[
         ("./main.js", "export { default } from './orders.ts';"),

@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_linked_is_told_once() {
+    fn each_linked_library_is_printed_once() {
         let root = tempfile::tempdir().expect("a temporary folder");
         fs::create_dir_all(root.path().join("compute/driver")).expect("writable");
         let drivers = [SealedDriver::at(Path::new("/c"), "llvmpipe", "0")];

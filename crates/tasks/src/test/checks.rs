@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_database_is_told_from_a_finding() {
+    fn a_missing_database_differs_from_a_finding() {
         assert!(is_finding(
             "error[vulnerability]: something bad\nadvisories FAILED\n"
         ));

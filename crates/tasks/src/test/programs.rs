@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_program_is_told_from_what_it_is_made_of() {
+    fn a_test_program_differs_from_its_object_files() {
         let line = |kind: &str, test: bool, executable: &str| {
             format!(
                 r#"{{"reason":"compiler-artifact","package_id":"path+file:///w/crates/core#alknet-core@0.1.0",

@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_from_its_end_with_how_it_does_alone() {
+    fn a_failure_is_reported_from_its_end_with_its_outcome_alone() {
         let mut test = test("bad", TestVerdict::Failed, 1.0);
         test.said = (0..100).map(|n| format!("line {n}\n")).collect();
         let failed = FailedTest {

@@ -617,7 +617,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_within_another_is_told_from_it() {
+    fn a_package_within_another_is_separate() {
         assert_eq!(taken("crates/http/gateway/src/lib.rs"), ["gateway", "http"]);
         assert_eq!(taken("crates/http/src/lib.rs"), ["http"]);
     }

@@ -168,7 +168,7 @@ impl AcmeBackoffTest {
         assert!(problem.text.contains(word), "{problem}");
     }
 
-    fn is_served_anew(&self) {
+    fn is_served_again(&self) {
         assert_ne!(self.shown(), self.first);
         assert_eq!(self.problem(), None);
     }
@@ -190,7 +190,7 @@ async fn an_authority_that_is_away_for_an_hour_gives_as_soon_as_it_is_asked_agai
     scene.goes_on("no server answers there");
     scene.until(3_781).await;
     assert_eq!(scene.heard(DIRECTORY)[asked.len()], 3_780);
-    scene.is_served_anew();
+    scene.is_served_again();
     running.abort();
 }
 
@@ -235,7 +235,7 @@ async fn no_name_is_ordered_more_than_five_times_a_day() {
 /// An authority that says until when it wants to be left alone is not asked before, whatever it was asked for: neither
 /// because the usual pause is over, nor because the operator asks, nor by a node that was started again.
 #[tokio::test]
-async fn whoever_wants_to_be_left_alone_is() {
+async fn an_authority_is_not_asked_before_its_retry_after() {
     const ALONE_S: u64 = 7_200;
     // Two hours after the time of the tests.
     let date = "Thu, 01 Jan 2026 02:00:00 GMT";
@@ -266,13 +266,13 @@ async fn whoever_wants_to_be_left_alone_is() {
         scene.until(ALONE_S + 1).await;
         let again = scene.heard("/").into_iter().find(|at| *at > 0);
         assert_eq!(again, Some(ALONE_S), "{what}");
-        scene.is_served_anew();
+        scene.is_served_again();
         running.abort();
     }
 }
 
 #[tokio::test]
-async fn too_many_orders_are_an_hour_where_nobody_says_how_long() {
+async fn too_many_orders_pause_for_an_hour_without_retry_after() {
     let scene = AcmeBackoffTest::refusing(ORDER, 403, None, LIMITED);
     let (_handle, running) = scene.start();
     scene.until(2 * RATE_LIMITED_S - 1).await;
@@ -290,19 +290,19 @@ async fn an_authority_that_is_overwhelmed_and_says_no_more_gets_the_usual_pause(
     scene.goes_on("it answers 503");
     scene.authority.is(FakeCaBehavior::Gives);
     scene.until(181).await;
-    scene.is_served_anew();
+    scene.is_served_again();
     running.abort();
 }
 
 /// When it would like a renewal is asked for like everything else: not while it is to be left alone. What
 /// it gave is served meanwhile, and nothing is wrong.
 #[tokio::test]
-async fn whoever_wants_to_be_left_alone_is_not_asked_for_windows() {
+async fn renewal_windows_are_not_asked_before_retry_after() {
     let scene = AcmeBackoffTest::refusing(WINDOW, 429, Some("7200"), LIMITED);
     let (_handle, running) = scene.start();
     scene.until(7_000).await;
     let given = scene.shown();
-    scene.is_served_anew();
+    scene.is_served_again();
     let first = scene.heard(WINDOW);
     assert_eq!(first.len(), 1, "{first:?}");
     scene.until(first[0] + 7_199).await;

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_for_nothing_gets_the_usual_pause() {
+    fn an_answer_without_retry_after_gets_the_usual_pause() {
         for (status, header, body) in [
             (200, Some("7200"), "{}"),
             (503, None, "<html>"),
@@ -166,14 +166,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_left_alone_for_ever() {
+    fn no_pause_is_longer_than_the_limit() {
         let week = Some(RETRY_AFTER_MAX_S);
         assert_eq!(pause(429, Some("99999999999999999999999"), ""), week);
         assert_eq!(pause(429, Some("Sun, 06 Nov 2094 08:49:37 GMT"), ""), week);
     }
 
     #[test]
-    fn a_refusal_is_told_in_the_authoritys_words() {
+    fn a_refusal_quotes_the_authority() {
         let limited = said(StatusCode::TOO_MANY_REQUESTS, LIMITED.as_bytes());
         let expected = "it answers 429 Too Many Requests: slow: \
                         urn:ietf:params:acme:error:rateLimited";

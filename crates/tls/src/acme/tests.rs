@@ -205,11 +205,11 @@ async fn nothing_is_ordered_whose_key_cannot_be_sealed() {
     let seal = seal(1);
     let mut acme = place.start(&seal);
     seal.lock(true);
-    let mut trouble = place.problems.watch();
+    let mut problems = place.problems.watch();
     tokio::select! {
         biased;
         () = acme.order() => panic!("it waits"),
-        told = trouble.wait_for(|list| !list.is_empty()) => assert!(told.is_ok()),
+        told = problems.wait_for(|list| !list.is_empty()) => assert!(told.is_ok()),
     }
     let text = place.problems.list()[0].text.clone();
     assert!(text.contains("the vault is locked"), "{text}");

@@ -260,7 +260,7 @@ impl OpenVaultDir {
             Err(AuditError::Broken { .. }) => {
                 let text = "the end of the log is broken; it is put aside and another is begun";
                 writeln!(std::io::stderr(), "{text}").ok();
-                AuditLog::begin_anew(&dir)?
+                AuditLog::restart_chain(&dir)?
             }
             log => log?,
         };

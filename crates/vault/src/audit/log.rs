@@ -12,7 +12,7 @@ use crate::vault::Vault;
 
 /// Events of a time at which no line could be written: while the vault is locked.
 ///
-/// The oldest are kept, since those tell how a trouble began; how many were not is written down.
+/// The oldest are kept, since those tell how a problem began; how many were not is written down.
 #[derive(Debug, Default)]
 pub struct UnwrittenEvents {
     records: Vec<AuditRecord>,
@@ -116,7 +116,7 @@ impl AuditLog {
 
     /// Puts a log whose end is broken aside and begins at number 1. [`super::verify`] goes on finding
     /// the break until the broken file is rotated away.
-    pub fn begin_anew(dir: &Path) -> Result<Self, AuditError> {
+    pub fn restart_chain(dir: &Path) -> Result<Self, AuditError> {
         shift(dir)?;
         let path = path(dir, 0);
         Ok(Self {

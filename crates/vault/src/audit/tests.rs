@@ -215,7 +215,7 @@ fn a_broken_end_is_not_written_on_but_put_aside() {
             ..
         }
     ));
-    let mut log = AuditLog::begin_anew(dir.path()).expect("begun");
+    let mut log = AuditLog::restart_chain(dir.path()).expect("begun");
     log.append(&vault(), &[record(1)]).expect("written");
     assert_eq!(break_of(dir.path()), (1, ChainBreak::Form));
 }

@@ -143,7 +143,7 @@ fn a_forged_vault_has_another_fingerprint_whatever_it_claims() {
 }
 
 #[test]
-fn wrong_keys_are_told_apart_from_what_is_missing() {
+fn wrong_keys_and_missing_slots_give_different_errors() {
     let (open, seed) = full();
     let alkv = open.alkv();
     let id = SlotId::new;

@@ -15,7 +15,7 @@ use alknet_vault::{
 const SAID: &str = "other: ";
 
 /// The test that is started as the other process.
-const NAME: &str = "area::an_area_is_told_from_other_descriptors";
+const NAME: &str = "area::an_area_differs_from_other_descriptors";
 
 fn words() -> Entropy {
     Entropy::from_bytes(&[3; 32]).expect("32 bytes")
@@ -38,7 +38,7 @@ fn say(what: impl std::fmt::Display) {
 /// The other process is this test, started again with an area as its standard input. The test itself has
 /// another standard input, which is no area.
 #[test]
-fn an_area_is_told_from_other_descriptors() {
+fn an_area_differs_from_other_descriptors() {
     let inherited = std::io::stdin().as_fd().try_clone_to_owned();
     match SeedArea::from_fd(inherited.expect("standard input is open")) {
         Ok(area) => be_the_other_process(area),

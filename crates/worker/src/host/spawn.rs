@@ -67,7 +67,7 @@ pub(super) struct Spawner {
 struct SpawnTrial {
     namespaces: Namespaces,
     /// Whether a worker of root's can be the user `nobody` outside its namespace.
-    nobody: bool,
+    unknown_peer: bool,
     gaps: Vec<Gap>,
 }
 
@@ -118,13 +118,13 @@ impl Spawner {
         let program = program.map_err(|error| say("its program", &error))?;
         let SpawnTrial {
             namespaces,
-            nobody,
+            unknown_peer,
             mut gaps,
         } = self.found();
         // Root's workers are the user `nobody`, unless they need folders that only root can read.
-        let nobody = nobody && role.binds.is_empty();
-        let identity = identity(nobody && namespaces.user);
-        let become_user = (nobody && !namespaces.user).then_some(NOBODY);
+        let unknown_peer = unknown_peer && role.binds.is_empty();
+        let identity = identity(unknown_peer && namespaces.user);
+        let become_user = (unknown_peer && !namespaces.user).then_some(NOBODY);
         if identity == ProcessIdentity::Own && become_user.is_none() && geteuid().is_root() {
             let why = "it runs as root, whose folders it needs";
             gaps.push(Gap::new(Wall::UnprivilegedUser, why));
@@ -229,11 +229,11 @@ impl Spawner {
         let root = geteuid().is_root();
         let mut why = None;
         let mut found = SpawnTrial::default();
-        for (namespaces, nobody) in [(all, root), (all, false), (without_user, root)] {
-            match self.trial(namespaces, identity(nobody && namespaces.user)) {
+        for (namespaces, unknown_peer) in [(all, root), (all, false), (without_user, root)] {
+            match self.trial(namespaces, identity(unknown_peer && namespaces.user)) {
                 Ok(()) => {
                     found.namespaces = namespaces;
-                    found.nobody = nobody;
+                    found.unknown_peer = unknown_peer;
                     break;
                 }
                 // The first says most: it is about what was wanted.
@@ -258,7 +258,7 @@ impl Spawner {
         let missing = walls.into_iter().filter(|(stands, _)| !stands);
         found.gaps = missing.map(|(_, wall)| Gap::new(wall, &why)).collect();
         // Without a user namespace a worker of root's can still become the user `nobody` by itself.
-        found.nobody |= root && !user;
+        found.unknown_peer |= root && !user;
         found
     }
 
@@ -281,8 +281,8 @@ impl Spawner {
     }
 }
 
-const fn identity(nobody: bool) -> ProcessIdentity {
-    if nobody {
+const fn identity(unknown_peer: bool) -> ProcessIdentity {
+    if unknown_peer {
         return ProcessIdentity::Other(NOBODY);
     }
     ProcessIdentity::Own

@@ -162,7 +162,7 @@ fn memory_follows_what_was_granted_and_what_there_is() {
 
 /// A tenant with several workers, each smaller than the one of another tenant, makes it too much.
 #[test]
-fn who_holds_most_in_many_workers_ends_nobody_else_s() {
+fn the_largest_tenant_ends_only_its_own_workers() {
     let mut config = config();
     for role in &mut config.roles {
         role.min_idle = 0;

@@ -157,7 +157,7 @@ fn renewal_asks_the_server_and_extends_the_lease() {
 }
 
 #[test]
-fn without_answers_it_rebinds_and_then_loses_the_address_and_starts_anew() {
+fn without_answers_it_rebinds_then_loses_the_address_and_starts_over() {
     let mut client = bound();
     let mut destinations = Vec::new();
     let lost_at = loop {

@@ -136,7 +136,7 @@ fn rapid_commit_takes_two_messages() {
 }
 
 #[test]
-fn renew_then_rebind_then_expiry_then_anew() {
+fn renew_then_rebind_then_expiry_then_init() {
     let mut client = bound();
     let mut kinds = Vec::new();
     let lost_at = loop {

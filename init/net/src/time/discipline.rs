@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_while_calm_and_start_anew_when_not() {
+    fn pauses_grow_while_calm_and_shrink_otherwise() {
         let mut discipline = synced();
         let mut pauses = Vec::new();
         for _ in 0..6 {

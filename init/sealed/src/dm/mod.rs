@@ -348,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_without_it_is_told_from_one_that_refuses() {
+    fn an_absent_device_mapper_and_a_refusing_one_give_different_errors() {
         let absent = DeviceMapper::open_at(Path::new("/nonexistent/control"));
         assert!(matches!(absent, Err(DmError::Absent)), "{absent:?}");
         // It opens and knows no such ioctl.

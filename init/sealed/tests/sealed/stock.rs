@@ -182,7 +182,7 @@ fn what_cryptsetup_changes_is_understood_and_kept() {
         "--subsystem",
         "alknet",
     ]);
-    let json = r#"{"type":"somebody","keyslots":["4"],"hello":[1]}"#;
+    let json = r#"{"type":"user","keyslots":["4"],"hello":[1]}"#;
     fs::write(lab.path("token"), json).expect("writable");
     content(&["token", "import", "--json-file", &lab.key("token"), &disk]);
     let sealed = lab.load();

@@ -912,7 +912,7 @@ fn nothing_that_was_typed_is_shown_by_accident() {
 
 /// The board of the machine was replaced, and its TPM with it.
 #[test]
-fn a_tpm_that_never_comes_back_is_told_until_the_owner_forgets_it() {
+fn a_missing_tpm_is_reported_until_the_owner_removes_its_slot() {
     let machine = CommandMachine::new();
     let refused = machine.refused("tpm forget", Vec::new());
     assert!(refused.contains("no TPM without a slot"), "{refused}");

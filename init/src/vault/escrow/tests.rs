@@ -22,14 +22,14 @@ fn wanted() -> VaultKms {
     }
 }
 
-/// A vault with a slot whose share was deposited by an errand, and the share.
+/// A vault with a slot whose share was deposited by a helper task, and the share.
 fn made(escrow: &EscrowClient) -> (OpenAlkv, HexSecret) {
     escrow.set_network(true);
     let waiting = escrow.deposited(&wanted(), Some("kitchen"), None);
     assert!(waiting.expect_err("no node was asked").retries);
-    let (of, errand) = escrow.next(0).expect("it is wanted");
-    let HelperTask::Deposit { share, name, .. } = errand else {
-        panic!("{errand:?}")
+    let (of, task) = escrow.next(0).expect("it is wanted");
+    let HelperTask::Deposit { share, name, .. } = task else {
+        panic!("{task:?}")
     };
     assert_eq!(name.as_deref(), Some("kitchen-vault"));
     assert!(escrow.next(0).is_none(), "one at a time");
@@ -68,8 +68,8 @@ fn what_was_deposited_opens_the_slot_again() {
         open(&escrow, &alkv).expect_err("not yet").0,
         "it is being asked"
     );
-    let (of, errand) = escrow.next(5).expect("it is wanted");
-    assert!(matches!(&errand, HelperTask::Release { id, .. } if id == "0123456789ab"));
+    let (of, task) = escrow.next(5).expect("it is wanted");
+    assert!(matches!(&task, HelperTask::Release { id, .. } if id == "0123456789ab"));
 
     let denied = HelperOutcome::refused(HelperRefusal::Denied, "it was revoked");
     assert!(!escrow.came(&of, Ok(denied), 5));

@@ -183,7 +183,7 @@ fn a_removal_of_the_last_slot_of_the_tpm_is_counted() {
 /// The attacker switches the TPM off in the firmware, and its owner removes the slot of the TPM that seems broken. With
 /// the TPM on again, a copy of the disk from before would be as new as the TPM knows.
 #[test]
-fn a_removal_while_the_tpm_is_absent_is_owed_and_told_until_it_is_counted() {
+fn a_removal_without_the_tpm_is_pending_and_reported_until_counted() {
     let machine = LedgerMachine::new();
     let vault = keyslot_tests::vault();
     let own = tpm("ab");
@@ -312,7 +312,7 @@ fn reread(open: &OpenAlkv) -> OpenAlkv {
 /// An attacker puts a copy of the vault from its first boot back, and blanks the header or takes the data from then as
 /// well.
 #[test]
-fn a_copy_from_a_first_boot_is_told_by_how_far_the_tpm_has_counted() {
+fn a_copy_from_a_first_boot_is_recognised_by_the_tpm_counter() {
     // Before the header; between that and the note, where the erasure of the disk before may have to be counted first.
     for (index, blank, sealed) in [
         (TpmCounterIndex::Count(7), None, None),
@@ -366,7 +366,7 @@ fn a_copy_from_a_first_boot_stays_closed_while_its_tpm_is_away() {
 
 /// The same where the slot of the TPM stays, and the passphrase is changed or another slot goes.
 #[test]
-fn a_change_while_the_tpm_is_absent_is_owed_and_told_and_a_start_alone_is_no_change() {
+fn a_change_without_the_tpm_is_pending_and_a_start_alone_is_no_change() {
     let machine = LedgerMachine::new();
     let mut vault = keyslot_tests::vault();
     let own = tpm("cd");

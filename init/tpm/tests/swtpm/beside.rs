@@ -71,7 +71,7 @@ fn it_opens_nothing_and_nothing_is_sealed_to_it() {
 }
 
 #[test]
-fn slots_that_do_not_cover_it_are_made_anew_for_the_same_programs() {
+fn slots_that_do_not_cover_it_are_renewed_for_the_same_programs() {
     let mut machine = SwtpmMachine::booted();
     let (other, wanted) = (SwtpmMachine::booted(), pin("1234"));
     let mut open = vault();

@@ -71,7 +71,7 @@ fn one_that_was_made_but_never_raised_gets_its_first_value() {
 }
 
 #[test]
-fn what_somebody_else_keeps_there_is_left_alone() {
+fn foreign_nv_indices_are_left_alone() {
     let machine = SwtpmMachine::new();
     machine.tool(
         "tpm2_nvdefine",

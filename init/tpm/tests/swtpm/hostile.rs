@@ -84,7 +84,7 @@ fn sizes_that_no_answer_has_are_refused() {
 }
 
 #[test]
-fn somebody_between_us_changes_a_byte_and_gains_nothing() {
+fn a_man_in_the_middle_changes_a_byte_and_gains_nothing() {
     let machine = SwtpmMachine::booted();
     let (secret, pin) = (kek(), pin("1"));
     machine.tool(

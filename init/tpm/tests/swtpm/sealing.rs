@@ -60,7 +60,7 @@ fn nothing_secret_crosses_the_bus() {
 }
 
 #[test]
-fn a_reader_that_nobody_here_wrote_understands_every_message() {
+fn a_third_party_parser_reads_every_message() {
     use tpm2_protocol::frame::{TpmCommand, TpmResponse};
     let machine = SwtpmMachine::booted();
     let tap = TpmTap::new(machine.connect());

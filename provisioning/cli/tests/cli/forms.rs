@@ -29,9 +29,9 @@ fn check(loaded: &LoadedConfig, vault: Option<&str>) {
 
 #[test]
 fn a_cd_is_one_to_stock_tools_and_to_the_node() {
-    let desk = AdminWorkstation::new();
-    let answer = desk.json(&format!("{OPTIONS} --out @seed.iso"));
-    let image = desk.path("seed.iso");
+    let workstation = AdminWorkstation::new();
+    let answer = workstation.json(&format!("{OPTIONS} --out @seed.iso"));
+    let image = workstation.path("seed.iso");
     let name = image.to_str().expect("text");
     let toc = tool("xorriso", &["-indev", name, "-toc"]);
     assert!(toc.contains("'CIDATA'"), "{toc}");
@@ -44,42 +44,42 @@ fn a_cd_is_one_to_stock_tools_and_to_the_node() {
         answer["uri"],
         format!("alknet:{IDENTITY}@edge.example.org:443")
     );
-    check(&desk.boot_with(&image), answer["vault"].as_str());
+    check(&workstation.boot_with(&image), answer["vault"].as_str());
 }
 
 #[test]
 fn a_stick_is_one_to_stock_tools_and_to_the_node() {
-    let desk = AdminWorkstation::new();
-    let answer = desk.json(&format!("{OPTIONS} --form nocloud-fat --out @seed.img"));
-    let image = desk.path("seed.img");
+    let workstation = AdminWorkstation::new();
+    let answer = workstation.json(&format!("{OPTIONS} --form nocloud-fat --out @seed.img"));
+    let image = workstation.path("seed.img");
     tool("fsck.vfat", &["-n", "-v", image.to_str().expect("text")]);
-    check(&desk.boot_with(&image), answer["vault"].as_str());
+    check(&workstation.boot_with(&image), answer["vault"].as_str());
 }
 
 #[test]
 fn a_large_document_fits_on_both() {
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     let long = format!("# {}\n", "x".repeat(60_000));
-    fs::write(desk.path("base.toml"), &long).expect("writable");
+    fs::write(workstation.path("base.toml"), &long).expect("writable");
     for form in ["nocloud-iso", "nocloud-fat"] {
         let options = format!("{OPTIONS} --config @base.toml --force --form {form} --out @seed");
-        let answer = desk.json(&options);
-        let loaded = desk.boot_with(&desk.path("seed"));
+        let answer = workstation.json(&options);
+        let loaded = workstation.boot_with(&workstation.path("seed"));
         check(&loaded, answer["vault"].as_str());
-        let stored = fs::read_to_string(desk.path("config/config.toml")).expect("stored");
+        let stored = fs::read_to_string(workstation.path("config/config.toml")).expect("stored");
         assert!(stored.starts_with(&long));
     }
     tool(
         "fsck.vfat",
-        &["-n", "-v", desk.path("seed").to_str().expect("text")],
+        &["-n", "-v", workstation.path("seed").to_str().expect("text")],
     );
 }
 
 #[test]
 fn files_for_the_boot_partition_lie_where_the_node_looks() {
-    let desk = AdminWorkstation::new();
-    fs::create_dir(desk.path("esp")).expect("writable");
-    let answer = desk.json(&format!(
+    let workstation = AdminWorkstation::new();
+    fs::create_dir(workstation.path("esp")).expect("writable");
+    let answer = workstation.json(&format!(
         "{OPTIONS} --unlock tpm2,provisioning --form esp --out @esp"
     ));
     assert!(
@@ -88,13 +88,13 @@ fn files_for_the_boot_partition_lie_where_the_node_looks() {
             .contains("seed key is not on a medium of its own")
     );
     // As people have it: the folder's files on a volume with the image's label.
-    let image = desk.path("esp.img");
+    let image = workstation.path("esp.img");
     let name = image.to_str().expect("text");
     fs::File::create(&image)
         .and_then(|file| file.set_len(40 << 20))
         .expect("writable");
     tool("mkfs.vfat", &["-F", "32", "-n", "ALKESP", name]);
-    let file = |name: &str| desk.path("esp").join(name).display().to_string();
+    let file = |name: &str| workstation.path("esp").join(name).display().to_string();
     tool(
         "mcopy",
         &[
@@ -106,16 +106,16 @@ fn files_for_the_boot_partition_lie_where_the_node_looks() {
             "::",
         ],
     );
-    let loaded = desk.boot_with(&image);
+    let loaded = workstation.boot_with(&image);
     assert_eq!(loaded.source.trust(), "boot-partition");
     check(&loaded, answer["vault"].as_str());
 }
 
 #[test]
 fn entries_of_fw_cfg_are_what_the_options_name() {
-    let desk = AdminWorkstation::new();
-    let answer = desk.json(&format!("{OPTIONS} --form fw-cfg --out @fw"));
-    let paths = desk.machine();
+    let workstation = AdminWorkstation::new();
+    let answer = workstation.json(&format!("{OPTIONS} --form fw-cfg --out @fw"));
+    let paths = workstation.machine();
     let options = answer["usage"].as_array().expect("a list");
     assert_eq!(options.len(), 3);
     for option in options {
@@ -132,10 +132,10 @@ fn entries_of_fw_cfg_are_what_the_options_name() {
 
 #[test]
 fn strings_for_the_firmware_are_put_together() {
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     let base = format!("# {}\n", "x".repeat(4000));
-    fs::write(desk.path("base.toml"), base).expect("writable");
-    let answer = desk.json(&format!(
+    fs::write(workstation.path("base.toml"), base).expect("writable");
+    let answer = workstation.json(&format!(
         "{OPTIONS} --config @base.toml --unlock provisioning --form smbios --out @strings"
     ));
     let files = answer["files"].as_array().expect("a list");
@@ -146,7 +146,7 @@ fn strings_for_the_firmware_are_put_together() {
         raw.push(0);
     }
     raw.push(0);
-    let paths = desk.machine();
+    let paths = workstation.machine();
     fs::create_dir_all(paths.dmi.join("11-0")).expect("writable");
     fs::write(paths.dmi.join("11-0/raw"), raw).expect("writable");
     let loaded = load_with(&paths, &KernelMounter);
@@ -155,46 +155,49 @@ fn strings_for_the_firmware_are_put_together() {
 
 #[test]
 fn a_word_of_the_command_line_is_taken() {
-    let desk = AdminWorkstation::new();
-    let word = desk
+    let workstation = AdminWorkstation::new();
+    let word = workstation
         .run(&format!("{OPTIONS} --form cmdline"), false)
         .expect("it fits");
     assert_eq!(word.split_whitespace().count(), 1);
-    let paths = desk.machine();
+    let paths = workstation.machine();
     fs::write(&paths.command_line, format!("quiet {word}")).expect("writable");
     check(&load_with(&paths, &KernelMounter), None);
 }
 
 #[test]
 fn a_line_of_the_console_is_taken() {
-    let desk = AdminWorkstation::new();
-    let line = desk
+    let workstation = AdminWorkstation::new();
+    let line = workstation
         .run(&format!("{OPTIONS} --form console --out -"), false)
         .expect("text");
     let pasted = ConsoleDocument::parse(&line).expect("whole");
-    check(&load_console(&desk.machine(), &KernelMounter, pasted), None);
+    check(
+        &load_console(&workstation.machine(), &KernelMounter, pasted),
+        None,
+    );
 }
 
 #[test]
 fn the_document_alone_is_whole() {
-    let desk = AdminWorkstation::new();
-    fs::write(desk.path("pass"), "TREZ\"OR\\\n").expect("writable");
+    let workstation = AdminWorkstation::new();
+    fs::write(workstation.path("pass"), "TREZ\"OR\\\n").expect("writable");
     let line = format!(
         "{OPTIONS} --passphrase-file @pass --unlock provisioning --form text --out @node.toml"
     );
-    let answer = desk.json(&line);
+    let answer = workstation.json(&line);
     assert_ne!(
         answer["identity"], IDENTITY,
         "the passphrase makes other keys"
     );
-    let mode = fs::metadata(desk.path("node.toml"))
+    let mode = fs::metadata(workstation.path("node.toml"))
         .expect("made")
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600);
-    let paths = desk.machine();
+    let paths = workstation.machine();
     fs::create_dir_all(paths.fw_cfg.join("node")).expect("writable");
-    fs::copy(desk.path("node.toml"), paths.fw_cfg.join("node/raw")).expect("made");
+    fs::copy(workstation.path("node.toml"), paths.fw_cfg.join("node/raw")).expect("made");
     let loaded = load_with(&paths, &KernelMounter);
     check(&loaded, answer["vault"].as_str());
     let words = loaded.secrets.words.expect("words");
@@ -203,12 +206,12 @@ fn the_document_alone_is_whole() {
 
 #[test]
 fn a_passphrase_goes_with_files_as_well() {
-    let desk = AdminWorkstation::new();
-    fs::write(desk.path("pass"), "TREZOR").expect("writable");
-    desk.json(&format!(
+    let workstation = AdminWorkstation::new();
+    fs::write(workstation.path("pass"), "TREZOR").expect("writable");
+    workstation.json(&format!(
         "{OPTIONS} --passphrase-file @pass --form nocloud-fat --out @seed"
     ));
-    let loaded = desk.boot_with(&desk.path("seed"));
+    let loaded = workstation.boot_with(&workstation.path("seed"));
     assert_eq!(loaded.problems, []);
     assert_eq!(
         loaded.secrets.words.expect("words").passphrase.expose(),
@@ -218,9 +221,9 @@ fn a_passphrase_goes_with_files_as_well() {
 
 #[test]
 fn the_same_words_are_the_same_node_and_devices_differ() {
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     let of = |more: &str| {
-        desk.json(&format!("{OPTIONS} --force --out @seed {more}"))["identity"].clone()
+        workstation.json(&format!("{OPTIONS} --force --out @seed {more}"))["identity"].clone()
     };
     assert_eq!(of(""), of("--form nocloud-fat"));
     let first = of("--device 1");
@@ -232,21 +235,22 @@ fn the_same_words_are_the_same_node_and_devices_differ() {
 
 #[test]
 fn credentials_go_with_the_seed_in_a_table_of_their_own() {
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     let base = "[[credentials]]\nname = \"openai\"\nkind = \"bearer\"\n\
                 [[credentials]]\nname = \"mint\"\nkind = \"signer\"\n\
                 [[credentials]]\nname = \"box\"\nkind = \"aead\"\n";
-    fs::write(desk.path("base.toml"), base).expect("writable");
-    fs::write(desk.path("key"), "sk-\"hush\\").expect("writable");
-    fs::write(desk.path("pem"), "BEGIN\nhush\nEND\n").expect("writable");
-    let given =
-        |name: &str, file: &str| format!(" --credential {name}={}", desk.path(file).display());
+    fs::write(workstation.path("base.toml"), base).expect("writable");
+    fs::write(workstation.path("key"), "sk-\"hush\\").expect("writable");
+    fs::write(workstation.path("pem"), "BEGIN\nhush\nEND\n").expect("writable");
+    let given = |name: &str, file: &str| {
+        format!(" --credential {name}={}", workstation.path(file).display())
+    };
     let line = format!("{OPTIONS} --config @base.toml") + &given("openai", "key");
     for form in ["nocloud-fat", "nocloud-iso"] {
         let line = format!("{line} --form {form} --out @{form}") + &given("mint", "pem");
-        let answer = desk.json(&line);
+        let answer = workstation.json(&line);
         assert!(!answer.to_string().contains("hush"), "{answer:#}");
-        let loaded = desk.boot_with(&desk.path(form));
+        let loaded = workstation.boot_with(&workstation.path(form));
         assert_eq!(loaded.problems, []);
         let found = loaded.secrets.credentials.iter();
         let found: Vec<_> = found
@@ -265,9 +269,9 @@ fn credentials_go_with_the_seed_in_a_table_of_their_own() {
         (" --credential sk-hush".to_owned(), "NAME=FILE"),
         (given("mint", "key") + " --init off", "words"),
     ] {
-        let error = desk.run(&format!("{line}{more} --out @seed"), true);
+        let error = workstation.run(&format!("{line}{more} --out @seed"), true);
         let error = error.expect_err(&more).to_string();
         assert!(error.contains(word) && !error.contains("hush"), "{error}");
-        assert!(!desk.path("seed").exists());
+        assert!(!workstation.path("seed").exists());
     }
 }

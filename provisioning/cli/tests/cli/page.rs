@@ -8,12 +8,12 @@ use crate::workstation::AdminWorkstation;
 fn the_commands_of_the_page_work() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/provisioning.md");
     let page = fs::read_to_string(page).expect("the page exists");
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     for folder in ["boot", "qemu", "strings"] {
-        fs::create_dir(desk.path(folder)).expect("writable");
+        fs::create_dir(workstation.path(folder)).expect("writable");
     }
-    fs::write(desk.path("node.toml"), "[node]\nname = \"edge-1\"\n").expect("writable");
-    fs::write(desk.path("ada.pub"), "").expect("writable");
+    fs::write(workstation.path("node.toml"), "[node]\nname = \"edge-1\"\n").expect("writable");
+    fs::write(workstation.path("ada.pub"), "").expect("writable");
     let age = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
     let commands = page
         .lines()
@@ -46,7 +46,7 @@ fn the_commands_of_the_page_work() {
         } else {
             line
         };
-        let ended = desk.run(&line, false);
+        let ended = workstation.run(&line, false);
         assert!(ended.is_ok(), "{command}: {ended:?}");
         count += 1;
     }

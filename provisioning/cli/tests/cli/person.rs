@@ -10,10 +10,10 @@ use nix::pty::openpty;
 
 use crate::workstation::AdminWorkstation;
 
-/// Sits down at the desk; answers with all that was on the screen when the terminal is let go.
-fn sit_down(desk: &AdminWorkstation, remembers: bool) -> JoinHandle<String> {
+/// Sits down at the workstation; answers with all that was on the screen when the terminal is let go.
+fn sit_down(workstation: &AdminWorkstation, remembers: bool) -> JoinHandle<String> {
     let pair = openpty(None, None).expect("a terminal");
-    *desk.terminal.borrow_mut() = Some(File::from(pair.slave));
+    *workstation.terminal.borrow_mut() = Some(File::from(pair.slave));
     let mut screen = File::from(pair.master);
     thread::spawn(move || {
         let mut seen = String::new();
@@ -59,9 +59,9 @@ fn sheet(seen: &str) -> Entropy {
 
 #[test]
 fn words_are_shown_once_confirmed_and_cleared() {
-    let desk = AdminWorkstation::new();
-    let person = sit_down(&desk, true);
-    let said = desk
+    let workstation = AdminWorkstation::new();
+    let person = sit_down(&workstation, true);
+    let said = workstation
         .run("--name edge-1 --out @seed", false)
         .expect("written");
     let seen = person.join().expect("the person");
@@ -69,18 +69,18 @@ fn words_are_shown_once_confirmed_and_cleared() {
     assert_eq!(seen.matches("shown nowhere else").count(), 1);
     assert!(seen.ends_with("\x1b[H\x1b[2J\x1b[3J"));
     assert!(!said.contains(words.phrase().expose()));
-    let loaded = desk.boot_with(&desk.path("seed"));
+    let loaded = workstation.boot_with(&workstation.path("seed"));
     assert_eq!(loaded.secrets.words.expect("words").entropy, words);
 }
 
 #[test]
-fn whoever_did_not_write_them_down_gets_no_seed() {
-    let desk = AdminWorkstation::new();
-    let person = sit_down(&desk, false);
-    let ended = desk.run("--name edge-1 --out @seed", false);
+fn an_owner_who_cannot_repeat_the_words_gets_no_seed() {
+    let workstation = AdminWorkstation::new();
+    let person = sit_down(&workstation, false);
+    let ended = workstation.run("--name edge-1 --out @seed", false);
     assert!(matches!(ended, Err(ProvisionError::Aborted)), "{ended:?}");
     let seen = person.join().expect("the person");
     assert_eq!(seen.matches("shown nowhere else").count(), 5);
     assert!(seen.ends_with("\x1b[H\x1b[2J\x1b[3J"));
-    assert!(!desk.path("seed").exists());
+    assert!(!workstation.path("seed").exists());
 }

@@ -7,18 +7,18 @@ use alknet_provision_cli::ProvisionError;
 use crate::workstation::{AdminWorkstation, IDENTITY, OWN_KEY, WORDS};
 
 #[track_caller]
-fn refused(desk: &AdminWorkstation, line: &str, exit: u8, word: &str) {
-    let error = desk.run(line, true).expect_err(line);
+fn refused(workstation: &AdminWorkstation, line: &str, exit: u8, word: &str) {
+    let error = workstation.run(line, true).expect_err(line);
     let text = error.to_string();
     assert_eq!(error.exit(), exit, "{line}: {text}");
     assert!(text.contains(word), "{line}: {text}");
     assert!(!text.contains("abandon"), "{text}");
-    assert!(!desk.path("seed").exists(), "{line}");
+    assert!(!workstation.path("seed").exists(), "{line}");
 }
 
 #[test]
 fn mistakes_of_the_command_line_write_nothing() {
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     for (line, word) in [
         ("--words-file @words.txt", "say where with --out"),
         ("--form text --words-file @words.txt", "--json"),
@@ -60,11 +60,11 @@ fn mistakes_of_the_command_line_write_nothing() {
             "standard input is one file",
         ),
     ] {
-        refused(&desk, line, 2, word);
+        refused(&workstation, line, 2, word);
     }
     let age = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
     refused(
-        &desk,
+        &workstation,
         &format!("--out @seed --init prompt --words-to {age}"),
         2,
         "--init generate",
@@ -79,23 +79,23 @@ fn words_that_are_none_have_an_exit_code_of_their_own() {
         &WORDS.replace("about", "xyzzy"),
         "",
     ] {
-        let mut desk = AdminWorkstation::new();
-        fs::write(desk.path("words.txt"), words).expect("writable");
-        refused(&desk, "--out @seed --words-file @words.txt", 12, "");
-        desk.input = words.as_bytes().to_vec();
-        refused(&desk, "--out @seed --words-file -", 12, "");
+        let mut workstation = AdminWorkstation::new();
+        fs::write(workstation.path("words.txt"), words).expect("writable");
+        refused(&workstation, "--out @seed --words-file @words.txt", 12, "");
+        workstation.input = words.as_bytes().to_vec();
+        refused(&workstation, "--out @seed --words-file -", 12, "");
     }
 }
 
 #[test]
 fn mistakes_of_the_base_are_listed_with_their_lines() {
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     fs::write(
-        desk.path("base.toml"),
+        workstation.path("base.toml"),
         "[node]\nnmae = \"a\"\n[listen]\nport = 0\n",
     )
     .expect("writable");
-    let error = desk.run(
+    let error = workstation.run(
         "--out @seed --config @base.toml --words-file @words.txt",
         false,
     );
@@ -106,24 +106,24 @@ fn mistakes_of_the_base_are_listed_with_their_lines() {
 
 #[test]
 fn no_secret_is_said_unless_it_is_asked_for() {
-    let mut desk = AdminWorkstation::new();
-    desk.input = WORDS.as_bytes().to_vec();
+    let mut workstation = AdminWorkstation::new();
+    workstation.input = WORDS.as_bytes().to_vec();
     for json in [false, true] {
         let line = "--words-file - --domain edge.example.org --force --out @seed";
-        let said = desk.run(line, json).expect("written");
+        let said = workstation.run(line, json).expect("written");
         assert!(
             !said.contains("abandon") && !said.contains("alknet-seed"),
             "{said}"
         );
         assert!(said.contains(IDENTITY));
         assert_eq!(said.contains("QR of alknet:"), !json);
-        let said = desk
+        let said = workstation
             .run(&format!("{line} --show-words"), json)
             .expect("written");
         assert!(said.contains(WORDS));
     }
     let [one, two] = [(), ()].map(|()| {
-        let answer = desk.json("--show-words --words 12 --force --out @seed");
+        let answer = workstation.json("--show-words --words 12 --force --out @seed");
         answer["words"].as_str().map(str::to_owned).expect("words")
     });
     assert_eq!(one.split(' ').count(), 12);
@@ -133,18 +133,20 @@ fn no_secret_is_said_unless_it_is_asked_for() {
 /// Without a terminal one option is enough, and the error names it.
 #[test]
 fn new_words_are_kept_in_a_file_of_their_own() {
-    let desk = AdminWorkstation::new();
-    let alone = desk.run("--out @seed", false).expect_err("no terminal");
+    let workstation = AdminWorkstation::new();
+    let alone = workstation
+        .run("--out @seed", false)
+        .expect_err("no terminal");
     assert_eq!(alone.exit(), 2);
     assert!(
         alone.to_string().contains("--words-out words.txt"),
         "{alone}"
     );
-    assert!(!desk.path("seed").exists());
-    let made = desk.json("--words-out @kept.txt --words 12 --out @seed");
-    let kept = fs::read_to_string(desk.path("kept.txt")).expect("it was made");
+    assert!(!workstation.path("seed").exists());
+    let made = workstation.json("--words-out @kept.txt --words 12 --out @seed");
+    let kept = fs::read_to_string(workstation.path("kept.txt")).expect("it was made");
     assert_eq!(kept.split_whitespace().count(), 12, "{}", kept.len());
-    let mode = fs::metadata(desk.path("kept.txt"))
+    let mode = fs::metadata(workstation.path("kept.txt"))
         .expect("there")
         .permissions();
     assert_eq!(
@@ -153,29 +155,29 @@ fn new_words_are_kept_in_a_file_of_their_own() {
     );
     assert!(made["words"].is_null(), "the answer has no secret");
     // They are the words of that node.
-    let again = desk.json("--words-file @kept.txt --out @again");
+    let again = workstation.json("--words-file @kept.txt --out @again");
     assert_eq!(again["identity"], made["identity"]);
     // Words are never written over.
-    let twice = desk.run("--words-out @kept.txt --force --out @seed", false);
+    let twice = workstation.run("--words-out @kept.txt --force --out @seed", false);
     assert_eq!(twice.expect_err("it is there").exit(), 2);
-    let still = fs::read_to_string(desk.path("kept.txt")).expect("it was made");
+    let still = fs::read_to_string(workstation.path("kept.txt")).expect("it was made");
     assert_eq!(still, kept);
 }
 
 #[test]
 fn a_node_that_makes_its_words_has_no_key_yet() {
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     let age = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
-    let answer = desk.json(&format!("--words-to {age} --out @seed"));
+    let answer = workstation.json(&format!("--words-to {age} --out @seed"));
     assert_eq!(
         (&answer["init"], &answer["identity"]),
         (&"generate".into(), &().into())
     );
-    let loaded = desk.boot_with(&desk.path("seed"));
+    let loaded = workstation.boot_with(&workstation.path("seed"));
     assert_eq!(loaded.config.vault.words_to, [age]);
     assert!(loaded.secrets.words.is_none());
     for (init, has_key) in [("prompt", true), ("off", false)] {
-        let answer = desk.json(&format!("--init {init} --force --out @seed"));
+        let answer = workstation.json(&format!("--init {init} --force --out @seed"));
         assert_eq!(
             (&answer["init"], answer["vault"].is_string()),
             (&init.into(), has_key)
@@ -185,18 +187,18 @@ fn a_node_that_makes_its_words_has_no_key_yet() {
 
 #[test]
 fn options_win_over_the_base_and_its_comments_stay() {
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     let key = OWN_KEY.replace("11", "22");
     let base = format!(
         "# my node\n[node] # who\nname = \"old\" # a name\nadmin_keys = [\"{key}\"]\n\n[vault]\ninit = \"prompt\"\n"
     );
-    fs::write(desk.path("base.toml"), base).expect("writable");
+    fs::write(workstation.path("base.toml"), base).expect("writable");
     let line = "--config @base.toml --name new --network match=eth0,method=static,address=192.0.2.10/24,\
                 address=2001:db8::10/64,gateway=192.0.2.1,dns=192.0.2.53 --form text --out @seed";
-    let answer = desk.json(line);
+    let answer = workstation.json(line);
     assert_eq!(answer["init"], "prompt");
     assert_eq!(answer["admin_keys"][0], key);
-    let text = fs::read_to_string(desk.path("seed")).expect("made");
+    let text = fs::read_to_string(workstation.path("seed")).expect("made");
     for there in [
         "# my node",
         "# who",
@@ -208,7 +210,7 @@ fn options_win_over_the_base_and_its_comments_stay() {
         assert!(text.contains(there), "{text}");
     }
     let other = OWN_KEY.replace("11", "33");
-    let answer = desk.json(&format!(
+    let answer = workstation.json(&format!(
         "--config @base.toml --admin {other} --force --form text --out @seed"
     ));
     assert_eq!(answer["admin_keys"], serde_json::json!([other]));
@@ -216,9 +218,9 @@ fn options_win_over_the_base_and_its_comments_stay() {
 
 #[test]
 fn the_address_of_the_node_is_where_it_will_be() {
-    let desk = AdminWorkstation::new();
+    let workstation = AdminWorkstation::new();
     let uri = |more: &str| {
-        let answer = desk.json(&format!(
+        let answer = workstation.json(&format!(
             "--words-file @words.txt --force --out @seed {more}"
         ));
         answer["uri"]
@@ -252,10 +254,14 @@ fn the_address_of_the_node_is_where_it_will_be() {
 
 #[test]
 fn what_does_not_fit_a_command_line_is_refused() {
-    let desk = AdminWorkstation::new();
-    fs::write(desk.path("base.toml"), format!("# {}\n", "x".repeat(1500))).expect("writable");
+    let workstation = AdminWorkstation::new();
+    fs::write(
+        workstation.path("base.toml"),
+        format!("# {}\n", "x".repeat(1500)),
+    )
+    .expect("writable");
     refused(
-        &desk,
+        &workstation,
         "--config @base.toml --init off --form cmdline --out @seed",
         2,
         "too long",

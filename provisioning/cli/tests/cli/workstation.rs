@@ -1,4 +1,4 @@
-//! A desk without a person: a folder, a key, standard input, and the node that reads what was written.
+//! A workstation without a person: a folder, a key, standard input, and the node that reads what was written.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -79,7 +79,7 @@ impl AdminWorkstation {
         self.dir.path().join(name)
     }
 
-    /// Runs a command line; words that begin with `@` are files of the desk.
+    /// Runs a command line; words that begin with `@` are files of the workstation.
     pub(crate) fn run(&self, line: &str, json: bool) -> Result<String, ProvisionError> {
         let words = line
             .split_whitespace()

@@ -52,7 +52,7 @@ fn opened(dir: &Path, key: &str) -> Output {
 }
 
 #[test]
-fn each_recipient_opens_it_and_nobody_else() {
+fn only_each_recipient_opens_it() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let dir = dir.path();
     let recipients = [

@@ -97,7 +97,7 @@ impl Mirror {
             return Ok(with(status, head, full(Bytes::new())));
         }
         let bytes = range.end - range.start;
-        let flight = self.store.flights().enter(&identity.id, bytes)?;
+        let flight = self.store.bytes_in_flight().enter(&identity.id, bytes)?;
         let part = self.part(&object, range).await?;
         let sent = MirrorBody::new(part, flight, Arc::clone(&caller.request_id));
         Ok(with(status, head, MountBody::new(sent)))

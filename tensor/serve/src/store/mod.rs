@@ -65,7 +65,7 @@ pub struct TensorStore {
     root: PathBuf,
     options: StoreOptions,
     state: Mutex<TensorStoreState>,
-    flights: Arc<BytesInFlight>,
+    bytes_in_flight: Arc<BytesInFlight>,
 }
 
 #[derive(Debug, Default)]
@@ -122,7 +122,7 @@ impl TensorStore {
             root,
             options,
             state: Mutex::new(state),
-            flights: Arc::default(),
+            bytes_in_flight: Arc::default(),
         }))
     }
 
@@ -365,8 +365,8 @@ impl TensorStore {
     }
 
     /// Bytes of responses that are under way to each peer.
-    pub(crate) const fn flights(&self) -> &Arc<BytesInFlight> {
-        &self.flights
+    pub(crate) const fn bytes_in_flight(&self) -> &Arc<BytesInFlight> {
+        &self.bytes_in_flight
     }
 
     pub(crate) fn object_path(&self, id: &FileId) -> PathBuf {

@@ -10,7 +10,7 @@ fn header(src: Value) -> Value {
 }
 
 #[tokio::test]
-async fn forbidden_is_told_from_absent_by_nobody() {
+async fn a_forbidden_and_an_absent_file_get_the_same_answer() {
     let (scene, id) = StoreScene::holding("models/a");
     let peer = scene.peer("eve", &["tensor:read:other", "tensor:write:models"]);
     let mut said = Vec::new();
@@ -26,9 +26,9 @@ async fn forbidden_is_told_from_absent_by_nobody() {
     said.dedup();
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].contains("E_NOTFOUND"));
-    let nobody = scene.peer("nobody", &[]);
+    let unknown_peer = scene.peer("nobody", &[]);
     let request = json!({ "want": "header", "src": { "path": "models/a" } });
-    assert_eq!(refused(&nobody, request).await, "E_NOTFOUND");
+    assert_eq!(refused(&unknown_peer, request).await, "E_NOTFOUND");
 }
 
 #[tokio::test]

@@ -179,7 +179,7 @@ async fn forbidden_and_absent_are_one_answer() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_not_the_files_reach_nobody() {
+async fn bytes_with_a_wrong_hash_reach_no_client() {
     let (scene, id) = StoreScene::holding("models/a");
     let path = format!("/tensor/{id}");
     let file = file();

@@ -30,7 +30,7 @@ const EVENTS_GROWTH_BYTES: u64 = 24 << 20;
 /// The clients take one byte of each answer. That is over HTTP/2: over HTTP/1.1 the kernel would take megabytes of each
 /// before anything waits in the node.
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_of_events_that_nobody_reads_cost_little() {
+async fn unread_streams_of_events_cost_little() {
     let bench = TestBench::new();
     let (web, lines) = chatter(&bench);
     // The first of them make what stays: threads, tables, the buffers of connections.

@@ -3,7 +3,7 @@
 use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::Carriage;
 use alknet_endpoint::EndpointDialer;
-use alknet_tests::{TestBench, WebNode, guesses_refuse_nobody_else};
+use alknet_tests::{TestBench, WebNode, guesses_refuse_no_other_client};
 use alknet_tls::NodeKey;
 use serde_json::Value;
 use tokio::task::block_in_place;
@@ -32,7 +32,7 @@ async fn is_known(client: &CallConnection) {
 /// More wrong tokens than a minute may have, and what else is behind the same address: what tokens opened, and
 /// connections whose peer proved a key.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guesser_is_told_to_wait_and_nobody_else_is_refused() {
+async fn a_guesser_gets_retry_after_and_no_other_client_is_refused() {
     let bench = TestBench::new();
     let web = block_in_place(|| WebNode::start(&bench, ""));
     let mut sessions = Vec::new();
@@ -41,7 +41,7 @@ async fn a_guesser_is_told_to_wait_and_nobody_else_is_refused() {
         is_known(&client).await;
         sessions.push((dialer, client));
     }
-    block_in_place(|| guesses_refuse_nobody_else(&bench, &web, &web.target()));
+    block_in_place(|| guesses_refuse_no_other_client(&bench, &web, &web.target()));
     for (_dialer, client) in &sessions {
         is_known(client).await;
     }

@@ -276,7 +276,7 @@ async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
 /// Without a token, and for as long as an unknown peer may stay: each ping is read by itself, and would be answered
 /// behind the answers that the client has not taken.
 #[tokio::test(flavor = "multi_thread")]
-async fn pings_whose_answers_nobody_takes_are_not_kept() {
+async fn pings_with_unread_answers_are_not_kept() {
     const PINGS: u32 = 100_000;
     /// What one connection may cost; the answers together would be 12 MiB.
     const MOST_BYTES: u64 = 8 << 20;

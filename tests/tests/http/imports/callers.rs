@@ -28,7 +28,7 @@ impl ImportCallers {
     fn start() -> Self {
         let bench = TestBench::new();
         let api = HostServer::api(0, None);
-        let [holder, other] = ["holder", "other"].map(|name| bench.somebody(name));
+        let [holder, other] = ["holder", "other"].map(|name| bench.user(name));
         let peer = |name: &str, who: &CliRunner, scopes: &[&str]| {
             let key = who.identity();
             format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
@@ -179,7 +179,7 @@ fn who_lacks_its_scope_neither_calls_nor_sees_an_import() {
     assert_eq!(schema.status, 404, "{schema:?}");
 
     // An unknown caller gets the answer of a name that no operation has. Over HTTP the node asks for a token first.
-    let stranger = node.bench.somebody("stranger");
+    let stranger = node.bench.user("stranger");
     for operation in ["api/getNote", "api/absent"] {
         let refused = callers.call(&stranger, operation, &input);
         assert_eq!(refused.code(), "NOT_FOUND", "{operation}: {refused:?}");

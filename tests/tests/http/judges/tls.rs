@@ -58,7 +58,7 @@ fn report(bench: &TestBench, web: &WebNode) -> Vec<Value> {
             .current_dir(bench.path())
             .env("TMPDIR", bench.path()),
     );
-    // It exits with the number of its complaints.
+    // It exits with the number of its diagnostics.
     let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{error}: {said}"));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {said}"))
 }

@@ -79,11 +79,11 @@ fn answered(told: CurlResponse, path: &str, version: &str) -> CurlResponse {
     told
 }
 
-pub(super) fn whoever_may_not_is_told_so(web: &Machine) {
+pub(super) fn a_caller_without_scope_gets_forbidden(web: &Machine) {
     let call = r#"{"operation":"/node/reboot"}"#;
-    let nobody = web.curl("/call", &["--header", JSON, "--data", call]);
+    let unknown_peer = web.curl("/call", &["--header", JSON, "--data", call]);
     assert_eq!(
-        (nobody.status, nobody.code().as_str()),
+        (unknown_peer.status, unknown_peer.code().as_str()),
         (401, "UNAUTHENTICATED")
     );
     let expired = web.post(&web.expired, "/call", call);

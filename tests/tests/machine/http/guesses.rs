@@ -1,6 +1,6 @@
 //! Guessed tokens, from the network that everybody is in who reaches the machine.
 
-use alknet_tests::{FAILED_LOGINS, TestBench, guesses_refuse_nobody_else, http3, wrong_token};
+use alknet_tests::{FAILED_LOGINS, TestBench, guesses_refuse_no_other_client, http3, wrong_token};
 use serde_json::{Value, json};
 
 use super::Machine;
@@ -8,11 +8,11 @@ use super::Machine;
 /// What QEMU calls the network of everybody who reaches the machine.
 const NETWORK: &str = "10.0.2.0/24";
 
-pub(super) fn a_guesser_is_told_to_wait_and_nobody_else_is_refused(
+pub(super) fn a_guesser_gets_retry_after_and_no_other_client_is_refused(
     bench: &TestBench,
     web: &Machine,
 ) {
-    guesses_refuse_nobody_else(bench, web, &web.target());
+    guesses_refuse_no_other_client(bench, web, &web.target());
 
     let bearer = |token: &str| json!({ "authorization": format!("Bearer {token}") });
     let search = |headers: Value| json!({ "method": "GET", "path": "/search", "headers": headers });

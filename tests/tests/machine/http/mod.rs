@@ -44,7 +44,7 @@ const HTTP_PORT: u16 = 80;
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
 
 #[test]
-fn a_booted_machine_serves_whoever_speaks_http() {
+fn a_booted_machine_serves_every_http_client() {
     let bench = TestBench::set_up();
     let nic = Nic::user().forward(HTTP_PORT);
     let removed = Removed::new();
@@ -59,7 +59,7 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     let slow = SlowRequests::begin(&web);
 
     gateway::every_path_answers(&web);
-    gateway::whoever_may_not_is_told_so(&web);
+    gateway::a_caller_without_scope_gets_forbidden(&web);
     gateway::bodies_have_a_limit_to_the_byte(&bench, &web);
     gateway::events_come_as_they_happen(&web);
     gateway::a_ticket_streams_once(&web);
@@ -89,7 +89,7 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     let info = web.node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(info["node_restarts"], 0, "{info:#}");
-    guesses::a_guesser_is_told_to_wait_and_nobody_else_is_refused(&bench, &web);
+    guesses::a_guesser_gets_retry_after_and_no_other_client_is_refused(&bench, &web);
     removed.reads_nothing_more(&web, || hidden::is_to_hide(&bench, &web));
     let token = web.admin.clone();
     page::a_link_restarts_the_machine(&bench, web);

@@ -103,8 +103,8 @@ pub(super) fn a_browser_shows_the_machine(bench: &TestBench, web: &Machine) -> B
         assert_eq!(browser.evaluate(fits), true, "{name} scrolls sideways");
         browser.screenshot(&pictures().join(format!("{name}.png")));
     }
-    let complaints = browser.events("Log.entryAdded");
-    assert!(complaints.is_empty(), "{complaints:?}");
+    let diagnostics = browser.events("Log.entryAdded");
+    assert!(diagnostics.is_empty(), "{diagnostics:?}");
     browser
 }
 

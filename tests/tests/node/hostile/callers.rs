@@ -12,7 +12,7 @@ use super::{AttackedNode, CARRIAGES, key, key_of, within};
 async fn unknown_keys_and_no_key_are_refused() {
     let bench = TestBench::new();
     let node = bench.host();
-    let stranger = bench.somebody("stranger");
+    let stranger = bench.user("stranger");
     for carriage in ["quic", "tcp"] {
         for more in [
             &["--carriage", carriage][..],

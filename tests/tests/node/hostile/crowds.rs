@@ -69,7 +69,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
     let target: Target = node.target().parse().expect("the node's own target");
     let edge = Arc::new(EndpointDialer::new(Some(edge)));
     let (mut served, mut refused) = (0, 0);
-    let until = std::time::Instant::now() + super::hung();
+    let until = Instant::now() + super::hung();
     // Ten a second are for nothing, and forty in a burst.
     while refused == 0 {
         let mut dials = JoinSet::new();
@@ -88,7 +88,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
                 false => refused += 1,
             }
         }
-        assert!(std::time::Instant::now() < until, "{served} handshakes");
+        assert!(Instant::now() < until, "{served} handshakes");
     }
     println!("figure handshakes of a known peer: {served}");
     // Once its time has come the administrator, who is behind the same address, sees what there was.
@@ -103,10 +103,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
     };
     while !served_again().await {
         tokio::time::sleep(super::LOOK_AGAIN).await;
-        assert!(
-            std::time::Instant::now() < until,
-            "the administrator is kept out"
-        );
+        assert!(Instant::now() < until, "the administrator is kept out");
     }
     let refused = &site.info(&[])["endpoint"]["handshakes_refused"];
     assert!(refused.as_u64() > Some(0), "{refused}");
@@ -118,7 +115,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
 async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
     const ADDRESSES: u8 = 8;
     let bench = TestBench::new();
-    let eve = bench.somebody("eve");
+    let eve = bench.user("eve");
     let config = format!(
         "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n\
          [[peers]]\npeer_id = \"eve\"\nkeys = [\"{}\"]\n",
@@ -295,7 +292,7 @@ async fn one_way(node: SocketAddr, tasks: &mut JoinSet<()>) -> SocketAddr {
 }
 
 /// A crowd, and a caller beside it.
-async fn a_crowd_keeps_nobody_out(site: &AttackedNode<'_>, kinds: &[StallPoint]) {
+async fn a_crowd_shuts_no_known_peer_out(site: &AttackedNode<'_>, kinds: &[StallPoint]) {
     let many = count(CROWD[0], CROWD[1]);
     let before = site.info(&[])["endpoint"].clone();
     let began = Instant::now();
@@ -316,7 +313,7 @@ async fn hostile_crowds_at_the_host() {
     let (_node, site) = AttackedNode::on_host(&bench);
     for _ in 0..count(1, 20) {
         for silence in SILENCES {
-            a_crowd_keeps_nobody_out(&site, &[silence]).await;
+            a_crowd_shuts_no_known_peer_out(&site, &[silence]).await;
         }
     }
 }
@@ -330,7 +327,7 @@ async fn hostile_crowds_at_the_appliance() {
         target: node.target(),
     };
     for _ in 0..count(1, 20) {
-        a_crowd_keeps_nobody_out(&site, &SILENCES).await;
+        a_crowd_shuts_no_known_peer_out(&site, &SILENCES).await;
     }
     let info = site.info(&[]);
     assert_eq!(info["node_restarts"], 0, "{info}");

@@ -106,7 +106,7 @@ async fn hostile_frames_of_strangers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_frames_of_somebody_known() {
+async fn hostile_frames_of_a_known_peer() {
     let bench = TestBench::new();
     let (_node, site) = AttackedNode::on_host(&bench);
     broken_frames_end_in_code_5(&site, &key_of(bench.admin()), 1 << 20).await;

@@ -103,11 +103,11 @@ impl Drop for MemoryMonitor {
 /// Connects, and sends on streams of which nothing is read nearly as much as an unknown peer may. Nothing where it is
 /// not let in.
 async fn fill(
-    nobody: &EndpointDialer,
+    unknown_peer: &EndpointDialer,
     site: &AttackedNode<'_>,
 ) -> Option<(Connection, Vec<SendStream>)> {
     let target = site.parsed();
-    let dialled = within(nobody.dial_over(Carriage::Quic, &target, super::CALL)).await;
+    let dialled = within(unknown_peer.dial_over(Carriage::Quic, &target, super::CALL)).await;
     let connection = dialled.ok()?;
     let mut streams = Vec::new();
     for _ in 0..STREAMS {
@@ -137,11 +137,11 @@ async fn unknown_peers_who_take_all_memory_end_and_others_are_served() {
         let machine = MemoryMonitor::watch(&node, &bench.path().join("host.meminfo"));
         assert_eq!(relieved(&site.info(&[])), 0);
 
-        let nobody = EndpointDialer::new(None);
+        let unknown_peer = EndpointDialer::new(None);
         let mut held = Vec::new();
         let mut tried = 0;
         while tried < CONNECTIONS {
-            let fills = (0..AT_ONCE).map(|_| fill(&nobody, &site));
+            let fills = (0..AT_ONCE).map(|_| fill(&unknown_peer, &site));
             held.extend(
                 futures_util::future::join_all(fills)
                     .await
@@ -169,7 +169,9 @@ async fn unknown_peers_who_take_all_memory_end_and_others_are_served() {
         drop(held);
         let again = async {
             let target = site.parsed();
-            let served = async || match nobody.dial_over(Carriage::Quic, &target, super::CALL).await
+            let served = async || match unknown_peer
+                .dial_over(Carriage::Quic, &target, super::CALL)
+                .await
             {
                 Ok(connection) => is_answered(&connection).await,
                 Err(_) => false,

@@ -131,9 +131,9 @@ async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
                 let made = site.admin.call(&site.target, "token/make", &scopes, &[]);
                 made.json()["token"].as_str().expect("a token").to_owned()
             });
-            let (token, nobody) = (AuthToken::new(made), EndpointDialer::new(None));
+            let (token, unknown_peer) = (AuthToken::new(made), EndpointDialer::new(None));
             for _ in 0..OF_TOKEN {
-                let connection = site.dial(&nobody, Carriage::Quic).await;
+                let connection = site.dial(&unknown_peer, Carriage::Quic).await;
                 let client = CallClient::without_operations().attach(connection.clone(), None);
                 within(client.authenticate(&token))
                     .await
@@ -167,8 +167,8 @@ struct MixedStreams {
 }
 
 impl MixedStreams {
-    async fn begin(site: &AttackedNode<'_>, nobody: &EndpointDialer) -> Self {
-        let connection = site.dial(nobody, Carriage::Quic).await;
+    async fn begin(site: &AttackedNode<'_>, unknown_peer: &EndpointDialer) -> Self {
+        let connection = site.dial(unknown_peer, Carriage::Quic).await;
         let read = wire::stream(&connection).await.expect("it is connected");
         let mut unread = Vec::new();
         for _ in 0..OF_UNKNOWN {
@@ -216,13 +216,13 @@ async fn pieces_of_a_byte_do_not_keep_what_they_came_with() {
         admin: bench.admin(),
         target: node.target().to_owned(),
     };
-    let nobody = EndpointDialer::new(None);
+    let unknown_peer = EndpointDialer::new(None);
     // Of a type that means nothing: it is read and forgotten.
     let event = json!({ "type": "call.nothing", "id": "1", "payload": { "x": "x".repeat(900) } });
     let much = Bytes::from(wire::frame(event.to_string().as_bytes()).repeat(EVENTS));
     let mut all = Vec::new();
     for _ in 0..CONNECTIONS {
-        all.push(MixedStreams::begin(&site, &nobody).await);
+        all.push(MixedStreams::begin(&site, &unknown_peer).await);
     }
     // What each has once, and the allocator keeps, is there before.
     for mixed in &mut all {

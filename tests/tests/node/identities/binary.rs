@@ -150,10 +150,7 @@ const ENDED_WITHIN: Duration = Duration::from_secs(1);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
     let served = FileNode::start("");
-    let (gone, stays) = (
-        served.bench.somebody("gone"),
-        served.bench.somebody("stays"),
-    );
+    let (gone, stays) = (served.bench.user("gone"), served.bench.user("stays"));
     let both = peer("gone", &gone, "\"peer:list\"") + &peer("stays", &stays, "\"peer:list\"");
     served.write(&both);
     served.wait_for("both are in", |info| info["config"]["generation"] == 2);
@@ -200,7 +197,7 @@ async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
 
 /// The same for the whole program: SIGTERM while peers call.
 #[tokio::test(flavor = "multi_thread")]
-async fn told_to_end_it_answers_what_it_accepted_and_ends_well() {
+async fn on_sigterm_it_answers_accepted_calls_and_exits_with_success() {
     let mut served = FileNode::start("");
     let mut callers = Vec::new();
     for carriage in [Carriage::Quic, Carriage::Tcp, Carriage::Quic, Carriage::Tcp] {
@@ -273,10 +270,10 @@ impl WaitingPeer {
 
 /// The call waits for a peer while the node gets SIGTERM.
 #[tokio::test(flavor = "multi_thread")]
-async fn told_to_end_it_waits_for_a_call_that_runs() {
+async fn on_sigterm_it_waits_for_a_running_call() {
     const HUB: &str = "[hub]\nenabled = true\n";
     let mut served = FileNode::start(HUB);
-    let slow = served.bench.somebody("slow");
+    let slow = served.bench.user("slow");
     served.write(&(HUB.to_owned() + &peer("slow", &slow, "")));
     served.wait_for("it is in", |info| info["config"]["generation"] == 2);
     let mut waiting = WaitingPeer::new();
@@ -352,7 +349,7 @@ fn a_wrong_file_changes_nothing_until_it_is_right() {
 #[test]
 fn a_document_is_tried_applied_and_kept() {
     let served = FileNode::start("");
-    let edge = served.bench.somebody("edge");
+    let edge = served.bench.user("edge");
     let new = served.bench.path().join("new.toml");
     let document = with_admin(
         &served.bench,
@@ -398,8 +395,8 @@ fn a_document_is_tried_applied_and_kept() {
 #[test]
 fn what_is_refused_says_why_and_with_which_code() {
     let served = FileNode::start("");
-    let edge = served.bench.somebody("edge");
-    let stranger = served.bench.somebody("stranger");
+    let edge = served.bench.user("edge");
+    let stranger = served.bench.user("stranger");
     served.write(&peer("edge", &edge, ""));
     served.wait_for("the peer is in", |info| info["config"]["generation"] == 2);
     let new = served.bench.path().join("new.toml");
@@ -445,7 +442,7 @@ async fn a_made_token_works_once_its_hash_is_in_the_file() {
         .expect("the binary can be started");
     let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");
     let text = |key: &str| made[key].as_str().unwrap_or_default().to_owned();
-    let stranger = served.bench.somebody("stranger");
+    let stranger = served.bench.user("stranger");
     let (_dialer, _connection, client) = served.dial(&stranger, Carriage::Quic).await;
     let options = CallOptions {
         auth_token: Some(text("token")),

@@ -58,7 +58,7 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn guesses_are_refused_and_nobody_else_behind_the_network_notices() {
+async fn guesses_are_refused_and_no_other_client_of_the_network_notices() {
     let edge = TestIdentity::new("edge");
     let right = token();
     let limits = EndpointLimits::default();

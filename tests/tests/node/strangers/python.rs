@@ -225,7 +225,7 @@ fn python_calls_the_appliance() {
 #[tokio::test(flavor = "multi_thread")]
 async fn python_uses_everything_the_protocol_has() {
     let bench = TestBench::new();
-    let (admin, other) = (bench.admin(), bench.somebody("other"));
+    let (admin, other) = (bench.admin(), bench.user("other"));
     let (token, entry) = token(admin, &["peer:list", "demo"]);
     let service = ForeignClientNode::start(&[(admin, "demo"), (&other, "else")], &entry);
     let (pem, others) = (PemKeyFiles::from_cli(admin), PemKeyFiles::from_cli(&other));

@@ -177,7 +177,7 @@ fn a_worker_that_dies_ends_its_call_and_the_next_one_has_another() {
 }
 
 #[test]
-fn a_worker_that_died_in_between_is_nobodys_error() {
+fn a_worker_that_died_between_requests_fails_no_request() {
     if let Err(why) = adapter() {
         skip!("Vulkan adapter", "{why}");
     }
@@ -192,7 +192,7 @@ fn a_worker_that_died_in_between_is_nobodys_error() {
 }
 
 #[test]
-fn whoever_gives_up_leaves_the_place_to_the_next() {
+fn a_cancelled_request_leaves_its_place_to_the_next() {
     if let Err(why) = adapter() {
         skip!("Vulkan adapter", "{why}");
     }

@@ -99,7 +99,7 @@ fn a_tensor_is_made_from_another() {
 }
 
 #[test]
-fn nobody_reaches_anothers_tensor() {
+fn an_identity_reaches_only_its_own_tensors() {
     let (owner, other) = (NODE.person("owner"), NODE.person("other"));
     let handle = owner.create("U8", &[3], b"abc");
     for operation in ["tensor/read", "tensor/drop"] {

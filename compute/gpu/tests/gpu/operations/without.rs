@@ -99,7 +99,7 @@ fn without_a_program_it_is_said_too() {
 }
 
 #[test]
-fn what_is_computed_on_is_told() {
+fn the_device_in_use_is_reported() {
     let person = super::node::NODE.person("curious");
     let info = person
         .ask("compute/info", &json!({ "probe": true }))

@@ -122,7 +122,7 @@ fn a_change_to_what_is_no_longer_in_force_is_refused() {
 }
 
 #[test]
-fn nobody_locks_itself_out() {
+fn an_administrator_keeps_its_own_access() {
     let two = "node.admin_keys = [\"KEY1\", \"KEY2\"]\n";
     let (handle, identities) = handle(two);
     let without_first = document("node.admin_keys = [\"KEY2\"]\n");
@@ -146,8 +146,8 @@ fn nobody_locks_itself_out() {
     let third = identities.by_key(&key(3)).expect("an administrator");
     assert_eq!(third.id.as_str(), "admin");
     // The owner of the machine may shut out every administrator.
-    let nobody = ConfigChange::of_owner(b"", ConfigSource::File);
-    assert!(handle.apply(&nobody).is_ok());
+    let unknown_peer = ConfigChange::of_owner(b"", ConfigSource::File);
+    assert!(handle.apply(&unknown_peer).is_ok());
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn what_a_restarted_node_runs_with_waits_for_nothing() {
 }
 
 #[test]
-fn scopes_nobody_asks_for_are_warned_about() {
+fn unused_scopes_give_a_warning() {
     let (handle, _) = handle(ONE_ADMIN);
     let text = edge("\"KEY2\"").replace("\"fs:read\"", "\"fs:read\", \"fs:*\", \"fs:reed\"");
     let applied = handle.apply(&ConfigChange::of_owner(

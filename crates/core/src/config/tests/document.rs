@@ -26,13 +26,13 @@ fn a_complete_document_is_read_as_serde_reads_it() {
 #[test]
 fn a_misspelt_key_is_named_with_its_line_and_the_nearest_match() {
     let near = "did you mean 'admin_keys'?";
-    complaint(
+    assert_diagnostic(
         "[node]\nadmin_key = []\n",
         &["line 2, node.admin_key:", near],
     );
-    complaint("[node]\nadmin-keys = []\n", &[near]);
-    complaint("[lisen]\nport = 1\n", &["line 1", "'listen'"]);
-    complaint(
+    assert_diagnostic("[node]\nadmin-keys = []\n", &[near]);
+    assert_diagnostic("[lisen]\nport = 1\n", &["line 1", "'listen'"]);
+    assert_diagnostic(
         "xyzzy = 1\n",
         &["known here: listen, node, credentials, network, peers"],
     );
@@ -61,23 +61,23 @@ fn every_mistake_is_reported_at_once_in_the_order_of_the_document() {
 
 #[test]
 fn values_of_the_wrong_kind_are_refused() {
-    complaint("listen = 1", &["expected a table", "found integer"]);
-    complaint("listen.port = \"443\"", &["expected a whole number"]);
-    complaint("node.name = 1", &["expected a string"]);
-    complaint("node.admin_keys = \"x\"", &["expected a list"]);
-    complaint("[node]\n[[listen]]", &["expected a table", "found array"]);
-    complaint(
+    assert_diagnostic("listen = 1", &["expected a table", "found integer"]);
+    assert_diagnostic("listen.port = \"443\"", &["expected a whole number"]);
+    assert_diagnostic("node.name = 1", &["expected a string"]);
+    assert_diagnostic("node.admin_keys = \"x\"", &["expected a list"]);
+    assert_diagnostic("[node]\n[[listen]]", &["expected a table", "found array"]);
+    assert_diagnostic(
         "[[peers]]\npeer_id = \"a\"\nkeys = [\"ed25519:1111111111111111111111111111111111111111111111111111111111111111\"]\nenabled = 1",
         &["expected true or false"],
     );
-    complaint("peers = [1]", &["peers[0]", "expected a table"]);
+    assert_diagnostic("peers = [1]", &["peers[0]", "expected a table"]);
 }
 
 #[test]
 fn documents_that_are_no_toml_say_where() {
-    complaint("[node]\nname = \n", &["line 2", "TOML"]);
-    complaint("#cloud-config\nhostname: x\n", &["line 1", "cloud-init"]);
-    complaint(
+    assert_diagnostic("[node]\nname = \n", &["line 2", "TOML"]);
+    assert_diagnostic("#cloud-config\nhostname: x\n", &["line 1", "cloud-init"]);
+    assert_diagnostic(
         "[node]\nname = \"a\"\nname = \"b\"\n",
         &["line 3", "duplicate key"],
     );
@@ -97,13 +97,13 @@ fn a_document_of_a_newer_version_is_refused_by_that_one_word() {
     }
     let key = format!("ed25519:{}", "ab".repeat(32));
     let newer = format!("version = 2\nshape = 5\n[node]\nadmin_keys = [\"{key}\"]\n");
-    complaint(
+    assert_diagnostic(
         &newer,
         &["line 1, version:", "newer than this program", "update"],
     );
     assert_eq!(NodeConfig::salvage(newer.as_bytes()).node.admin_keys, [key]);
-    complaint("version = 0", &["line 1, version:", "out of range"]);
-    complaint("version = \"1\"", &["expected a whole number"]);
+    assert_diagnostic("version = 0", &["line 1, version:", "out of range"]);
+    assert_diagnostic("version = \"1\"", &["expected a whole number"]);
 }
 
 #[test]

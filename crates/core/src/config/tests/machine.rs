@@ -9,7 +9,7 @@ fn ports_have_bounds_and_any_radix() {
         assert_eq!(config.map(|config| config.listen.port), Ok(port));
     }
     for text in ["0", "65536", "-1", "99999999999999999999999"] {
-        complaint(&format!("listen.port = {text}"), &["from 1 to 65535"]);
+        assert_diagnostic(&format!("listen.port = {text}"), &["from 1 to 65535"]);
     }
 }
 
@@ -17,33 +17,33 @@ fn ports_have_bounds_and_any_radix() {
 fn names_follow_their_grammar() {
     let long = "a".repeat(64);
     for bad in ["", "-a", "a-", "A", "a.b", "ä", long.as_str()] {
-        complaint(&format!("node.name = \"{bad}\""), &["is no host name"]);
+        assert_diagnostic(&format!("node.name = \"{bad}\""), &["is no host name"]);
     }
     for bad in ["example", "example..org", "Example.org", "1.2.3.4"] {
-        complaint(
+        assert_diagnostic(
             &format!("node.domain = \"{bad}\""),
             &["is no public domain"],
         );
     }
     for bad in ["time.example.org:123", "", "http://x"] {
-        complaint(&format!("node.time_servers = [\"{bad}\"]"), &["neither"]);
+        assert_diagnostic(&format!("node.time_servers = [\"{bad}\"]"), &["neither"]);
     }
 }
 
 #[test]
 fn links_follow_their_rules() {
     let link = |rest: &str| format!("[[network]]\nmatch = \"eth0\"\n{rest}\n");
-    complaint(
+    assert_diagnostic(
         "[[network]]\nmethod = \"off\"",
         &["network[0].match", "missing"],
     );
-    complaint(&link("method = \"dhcp\""), &["auto, static or off"]);
-    complaint(&link("method = \"static\""), &["needs an address"]);
-    complaint(
+    assert_diagnostic(&link("method = \"dhcp\""), &["auto, static or off"]);
+    assert_diagnostic(&link("method = \"static\""), &["needs an address"]);
+    assert_diagnostic(
         &link("gateways = [\"192.0.2.1\"]"),
         &["method = \"static\""],
     );
-    complaint(
+    assert_diagnostic(
         &link("method = \"off\"\naddresses = [\"192.0.2.1/24\"]"),
         &["is off"],
     );
@@ -60,28 +60,28 @@ fn links_follow_their_rules() {
         assert!(errors.iter().any(|e| e.contains("addresses[0]")), "{bad}");
     }
     let two = "addresses = [\"192.0.2.2/24\"]\ngateways = [\"192.0.2.1\", \"192.0.2.3\"]";
-    complaint(&fixed(two), &["one router per family"]);
+    assert_diagnostic(&fixed(two), &["one router per family"]);
     let twice = "addresses = [\"192.0.2.2/24\", \"192.0.2.2/25\"]";
-    complaint(&fixed(twice), &["listed twice"]);
+    assert_diagnostic(&fixed(twice), &["listed twice"]);
     for bad in ["a/b", "0123456789abcdef", "52:54:00:12:34", "", ".."] {
         let errors = refused(&format!("[[network]]\nmatch = \"{bad}\""));
         assert_eq!(errors.len(), 1, "{errors:?}");
     }
     let double =
         "[[network]]\nmatch = \"52:54:00:AB:CD:EF\"\n[[network]]\nmatch = \"52:54:00:ab:cd:ef\"";
-    complaint(double, &["line 3, network[1]", "network[0]"]);
+    assert_diagnostic(double, &["line 3, network[1]", "network[0]"]);
 }
 
 #[test]
 fn iroh_has_a_port_of_its_own_and_relays_are_named_in_full() {
     let iroh = |rest: &str| format!("[iroh]\nenabled = true\n{rest}\n");
     assert!(!NodeConfig::default().iroh.enabled);
-    complaint(&iroh("port = 443"), &["line 3, iroh.port", "the one port"]);
-    complaint(
+    assert_diagnostic(&iroh("port = 443"), &["line 3, iroh.port", "the one port"]);
+    assert_diagnostic(
         &(iroh("port = 8443") + "[listen]\nport = 8443\n"),
         &["line 3, iroh.port"],
     );
-    complaint(&iroh("port = 0"), &["from 1 to 65535"]);
+    assert_diagnostic(&iroh("port = 0"), &["from 1 to 65535"]);
     for bad in [
         "http://relay.example.org",
         "relay.example.org",
@@ -89,26 +89,26 @@ fn iroh_has_a_port_of_its_own_and_relays_are_named_in_full() {
         "https://relay.example.org/path",
         "https://user@relay.example.org",
     ] {
-        complaint(&iroh(&format!("relays = [\"{bad}\"]")), &["is no relay"]);
+        assert_diagnostic(&iroh(&format!("relays = [\"{bad}\"]")), &["is no relay"]);
     }
     let many = ["\"https://relay.example.org\""; 9].join(", ");
-    complaint(&iroh(&format!("relays = [{many}]")), &["iroh.relays[8]"]);
+    assert_diagnostic(&iroh(&format!("relays = [{many}]")), &["iroh.relays[8]"]);
 }
 
 #[test]
-fn promotion_waits_for_the_next_start_unless_somebody_says_so() {
+fn promotion_waits_for_the_next_start_unless_configured_otherwise() {
     let standard = NodeConfig::default().promotion;
     assert_eq!((standard.activate, standard.reviews), (Activation::Boot, 1));
     assert!(!standard.rollback_on_errors);
-    complaint(
+    assert_diagnostic(
         "[promotion]\nactivate = \"soon\"\n",
         &["promotion.activate", "boot"],
     );
-    complaint(
+    assert_diagnostic(
         "[promotion]\nreviews = 0\n",
         &["promotion.reviews", "1 to 16"],
     );
-    complaint(
+    assert_diagnostic(
         "[promotion]\nreviewers = 2\n",
         &["promotion.reviewers", "reviews"],
     );
@@ -128,7 +128,7 @@ fn workers_have_a_least_sandbox_and_shaders_a_driver() {
         let config: NodeConfig = toml::from_str(&document).expect("the same name");
         assert_eq!(config.runtime.min_sandbox, level);
     }
-    complaint(
+    assert_diagnostic(
         "runtime.min_sandbox = \"best\"",
         &["runtime.min_sandbox", "process-only, partial or full"],
     );
@@ -142,13 +142,13 @@ fn workers_have_a_least_sandbox_and_shaders_a_driver() {
     let long = "a".repeat(33);
     for bad in ["", "LLVMpipe", "3d", "../x", "a=b", long.as_str()] {
         let document = format!("compute.driver = \"{bad}\"");
-        complaint(&document, &["compute.driver", "is no name of a driver"]);
+        assert_diagnostic(&document, &["compute.driver", "is no name of a driver"]);
     }
-    complaint(
+    assert_diagnostic(
         "compute.host_kernels = 1",
         &["compute.host_kernels", "expected true or false"],
     );
-    complaint(
+    assert_diagnostic(
         "compute.host_kernel = true",
         &["did you mean 'host_kernels'?"],
     );
@@ -157,7 +157,7 @@ fn workers_have_a_least_sandbox_and_shaders_a_driver() {
         assert_eq!(config.map(|config| config.compute.gpu_seconds), Ok(good));
     }
     for bad in ["0", "601", "-1"] {
-        complaint(
+        assert_diagnostic(
             &format!("compute.gpu_seconds = {bad}"),
             &["compute.gpu_seconds", "from 1 to 600"],
         );
@@ -166,17 +166,17 @@ fn workers_have_a_least_sandbox_and_shaders_a_driver() {
 
 #[test]
 fn limits_and_log_have_their_values() {
-    complaint(
+    assert_diagnostic(
         "limits.connections = 0",
         &["limits.connections", "from 1 to 4096"],
     );
-    complaint("limits.handshake_burst = 10001", &["from 1 to 10000"]);
-    complaint(
+    assert_diagnostic("limits.handshake_burst = 10001", &["from 1 to 10000"]);
+    assert_diagnostic(
         "limits.failures_per_minute = \"10\"",
         &["expected a whole number"],
     );
-    complaint("limits.conections = 1", &["did you mean 'connections'?"]);
-    complaint("log.level = \"trace\"", &["error, warn, info or debug"]);
-    complaint("log.hash_addresses = \"yes\"", &["expected true or false"]);
-    complaint("log = \"info\"", &["expected a table"]);
+    assert_diagnostic("limits.conections = 1", &["did you mean 'connections'?"]);
+    assert_diagnostic("log.level = \"trace\"", &["error, warn, info or debug"]);
+    assert_diagnostic("log.hash_addresses = \"yes\"", &["expected true or false"]);
+    assert_diagnostic("log = \"info\"", &["expected a table"]);
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn salvage_keeps_the_way_in_and_grants_nobody_else_anything() {
+fn salvage_keeps_administrators_and_grants_no_other_peer_anything() {
     let broken = COMPLETE.replace("domain =", "domian =");
     let salvaged = NodeConfig::salvage(broken.as_bytes());
     let whole = NodeConfig::parse(COMPLETE.as_bytes()).expect("a correct document");

@@ -20,7 +20,7 @@ fn a_vault_is_made_unless_it_is_off() {
     assert!(standard.unlock.is_empty() && standard.words_to.is_empty() && !standard.tpm_pin);
     assert_eq!((standard.device, standard.key_version), (0, 2));
     let vault = |rest: &str| format!("[vault]\n{rest}\n");
-    complaint(
+    assert_diagnostic(
         &vault("init = \"import\""),
         &[
             "line 2, vault.init:",
@@ -28,32 +28,32 @@ fn a_vault_is_made_unless_it_is_off() {
             "provisioned",
         ],
     );
-    complaint(&vault("unlok = []"), &["did you mean 'unlock'?"]);
-    complaint(
+    assert_diagnostic(&vault("unlok = []"), &["did you mean 'unlock'?"]);
+    assert_diagnostic(
         &vault("unlock = [\"tpm2\", \"pin\"]"),
         &["vault.unlock[1]:", "'pin' opens no vault", "passphrase"],
     );
-    complaint(&vault("unlock = \"tpm2\""), &["expected a list"]);
-    complaint(
+    assert_diagnostic(&vault("unlock = \"tpm2\""), &["expected a list"]);
+    assert_diagnostic(
         &vault("unlock = [\"tpm2\", \"tpm2\"]"),
         &["vault.unlock[1]:", "twice"],
     );
-    complaint(&vault("unlock = [\"none\", \"tpm2\"]"), &["'none' leaves"]);
-    complaint(&vault("device = 2147483648"), &["0 to 2147483647"]);
-    complaint(&vault("device = -1"), &["vault.device"]);
-    complaint(&vault("key_version = 1"), &["2 to 2147483649"]);
-    complaint(
+    assert_diagnostic(&vault("unlock = [\"none\", \"tpm2\"]"), &["'none' leaves"]);
+    assert_diagnostic(&vault("device = 2147483648"), &["0 to 2147483647"]);
+    assert_diagnostic(&vault("device = -1"), &["vault.device"]);
+    assert_diagnostic(&vault("key_version = 1"), &["2 to 2147483649"]);
+    assert_diagnostic(
         &vault("key_version = 3\nmin_version = 4"),
         &["line 3, vault.min_version:", "above vault.key_version, 3"],
     );
-    complaint(&vault("min_version = 3"), &["above vault.key_version, 2"]);
-    complaint(
+    assert_diagnostic(&vault("min_version = 3"), &["above vault.key_version, 2"]);
+    assert_diagnostic(
         &vault("init = \"off\"\nunlock = [\"tpm2\"]"),
         &["vault.unlock:", "there is no vault"],
     );
-    complaint(&vault("tpm_pin = 1"), &["vault.tpm_pin"]);
+    assert_diagnostic(&vault("tpm_pin = 1"), &["vault.tpm_pin"]);
     for unlock in ["", "unlock = [\"passphrase\"]\n"] {
-        complaint(
+        assert_diagnostic(
             &vault(&format!("{unlock}tpm_pin = true")),
             &["vault.tpm_pin:", "vault.unlock lists none"],
         );
@@ -99,7 +99,7 @@ fn words_are_encrypted_to_public_keys_only() {
         "ssh-ed25519",
         "ecdsa-sha2-nistp256 AAAA",
     ] {
-        complaint(
+        assert_diagnostic(
             &to(&[bad]),
             &["vault.words_to[0]:", "not a public key to encrypt to"],
         );
@@ -107,10 +107,10 @@ fn words_are_encrypted_to_public_keys_only() {
     let secret = "AGE-SECRET-KEY-1QQPQYRNPWXHZ";
     let errors = refused(&to(&[secret]));
     assert!(errors[0].contains("private key") && !errors[0].contains("QQPQY"));
-    complaint(&to(&[AGE, AGE]), &["words_to[1]", "twice"]);
+    assert_diagnostic(&to(&[AGE, AGE]), &["words_to[1]", "twice"]);
     let many: Vec<_> = (0..9_u8)
         .map(|n| ssh_line("ssh-ed25519", &[&[n; 32]]))
         .collect();
     let many: Vec<_> = many.iter().map(String::as_str).collect();
-    complaint(&to(&many), &["words_to[8]", "more than 8"]);
+    assert_diagnostic(&to(&many), &["words_to[8]", "more than 8"]);
 }

@@ -320,7 +320,7 @@ fn rows(cast: &RemoteTestKeys) -> Vec<RemoteCase> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whom_we_dial() {
+async fn dialled_peers() {
     let cast = RemoteTestKeys::new();
     let mut head = vec!["server".to_owned(), "proof".to_owned()];
     head.extend(TransportColumn::ALL.map(|column| column.name().to_owned()));
@@ -375,7 +375,7 @@ fn known(keys: &[PeerKey]) -> KnownPeer {
 
 /// An entry without a key fits no server, and is not mistaken for a public one.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_without_keys_is_dialled_by_nobody() {
+async fn an_entry_without_keys_is_not_dialled() {
     let node = EndpointTestNode::start();
     for carriage in CARRIAGES {
         let refused = EndpointDialer::new(None)

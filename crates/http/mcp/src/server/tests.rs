@@ -17,7 +17,7 @@ fn an_origin_without_a_port_is_one_of_its_scheme() {
 }
 
 #[tokio::test]
-async fn nobody_is_asked_for_a_token() {
+async fn no_client_is_asked_for_a_token() {
     let gateway = Arc::new(Gateway::new(Quota::default()));
     let server = McpServer::new(gateway, McpOptions::default());
     let request = Request::post("/mcp").body(Full::<Bytes>::default());
@@ -30,7 +30,7 @@ async fn nobody_is_asked_for_a_token() {
 }
 
 #[test]
-fn what_is_no_tool_is_told() {
+fn an_unknown_tool_is_an_error() {
     let gateway = Arc::new(Gateway::new(Quota::default()));
     let options = McpOptions {
         tools: vec!["/node/info".to_owned(), "nonsense".to_owned()],

@@ -255,7 +255,7 @@ async fn answers_to_calls_that_are_not_what_was_promised() {
 }
 
 #[tokio::test]
-async fn answers_to_somebody_else() {
+async fn an_answer_to_another_request_is_ignored() {
     let other = |id: Value| json!({"jsonrpc": "2.0", "id": id, "result": {"content": [{"type": "text", "text": "a"}]}});
     // An answer with another id answers no call; the connection stays, and the next call has its answer.
     let first = std::sync::atomic::AtomicBool::new(true);
@@ -301,7 +301,7 @@ async fn a_server_that_is_gone_is_tried_again_later() {
 }
 
 #[tokio::test]
-async fn colliding_names_are_told_apart() {
+async fn colliding_names_stay_distinct() {
     let port = server(|_| {
         let tools = ["a.b", "a/b", "a_b", "a b", "a.b"].map(tool);
         McpServerReply::Result(json!({ "tools": tools }))

@@ -192,7 +192,7 @@ async fn errors_are_results_that_say_so() {
 }
 
 #[tokio::test]
-async fn pinned_operations_are_tools_for_whoever_may() {
+async fn pinned_operations_are_tools_for_permitted_callers() {
     let pinned = [
         "/demo/add",
         "demo/secret",

@@ -10,8 +10,8 @@ struct OpenApiTestDialer;
 
 impl Dialer for OpenApiTestDialer {
     fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
-        let nobody = DialError::new(DialErrorKind::Local, "nobody");
-        Box::pin(std::future::ready(Err(nobody)))
+        let unknown_peer = DialError::new(DialErrorKind::Local, "nobody");
+        Box::pin(std::future::ready(Err(unknown_peer)))
     }
 }
 

@@ -45,7 +45,7 @@ async fn calls_go_both_ways_and_answers_come_in_the_clients_kind() {
 }
 
 #[tokio::test]
-async fn a_token_makes_somebody_who_is_no_peer() {
+async fn a_token_gives_an_identity_without_a_peer() {
     let tokens = OneToken::new(None);
     let mut client = WsTestClient::start(&tokens, Some(TOKEN));
     assert_eq!(client.output("demo/who", &Value::Null).await, "somebody");
@@ -113,7 +113,7 @@ async fn an_expired_token_ends_the_session_when_it_does() {
 }
 
 #[tokio::test]
-async fn whoever_is_silent_slow_or_nobody_is_let_go() {
+async fn silent_slow_and_unauthenticated_sockets_are_closed() {
     // Enough for a client to send what it has.
     let moment = deadline(Duration::from_millis(50));
     let tokens = OneToken::new(None);
@@ -162,7 +162,7 @@ async fn whoever_is_silent_slow_or_nobody_is_let_go() {
 
 /// A call that runs on, such as a subscription, does not keep an unknown client's session for ever.
 #[tokio::test]
-async fn whoever_is_nobody_for_too_long_is_let_go() {
+async fn a_socket_unauthenticated_for_too_long_is_closed() {
     // Enough for a client to send what it has.
     let moment = deadline(Duration::from_millis(50));
     let tokens = OneToken::new(None);
@@ -242,12 +242,12 @@ async fn messages_in_the_making_count_for_who_sends_them() {
     }
     assert_eq!(node.stats().request_bytes_full, 2);
     // Another client has room, though unknown.
-    let mut nobody = WsTestClient::connect_to(&node, None);
+    let mut unknown_peer = WsTestClient::connect_to(&node, None);
     let long = "y".repeat(FRAME_BYTES_UNAUTHENTICATED - 200);
-    nobody.request("1", "demo/echo", &json!(long)).await;
+    unknown_peer.request("1", "demo/echo", &json!(long)).await;
     let mut answer = Vec::new();
     while !answer.ends_with(b"}}") {
-        answer.extend(nobody.next().await.1);
+        answer.extend(unknown_peer.next().await.1);
     }
     let answer: Value = serde_json::from_slice(&answer).expect("an event");
     assert_eq!(answer["payload"]["output"], json!(long));

@@ -51,7 +51,7 @@ async fn a_token_is_for_one_key_and_repeats_for_it() {
         "ENROLL_INVALID"
     );
     // Removed is removed, also for the token that was good a moment ago.
-    hub.desk.remove(&first.peer_id).await.expect("a peer");
+    hub.enrolment.remove(&first.peer_id).await.expect("a peer");
     assert!(hub.peers.by_key(&key(1)).is_none());
     assert_eq!(hub.code(1, &ask, NOW + 1).await, "ENROLL_INVALID");
     // A new invitation is another matter, and the id is the old one.
@@ -97,7 +97,7 @@ async fn every_bad_token_gets_the_same_answer() {
         "{messages:?}"
     );
     assert!(hub.peers.by_key(&key(1)).is_none());
-    hub.desk.set_policy(EnrolPolicy {
+    hub.enrolment.set_policy(EnrolPolicy {
         mode: EnrolMode::Off,
         peers_max: 3,
     });
@@ -109,7 +109,7 @@ async fn every_bad_token_gets_the_same_answer() {
         request: &ask,
         from: None,
     };
-    let error = hub.desk.enrol(&applicant, None, hub.start).await;
+    let error = hub.enrolment.enrol(&applicant, None, hub.start).await;
     assert_eq!(error.expect_err("refused").code(), "ENROLL_INVALID");
 }
 
@@ -118,9 +118,15 @@ async fn every_bad_token_gets_the_same_answer() {
 async fn a_use_that_was_cut_off_is_finished_by_the_same_key() {
     let hub = hub(EnrolMode::Token);
     let token = hub.token(TokenKind::Once, worker()).await;
-    let mut record = hub.desk.tokens().await.expect("a list").remove(0);
+    let mut record = hub.enrolment.tokens().await.expect("a list").remove(0);
     record.uses.push(cut_off_use(1, "p0", "kitchen"));
-    assert!(hub.desk.tokens.replace(record).await.expect("in memory"));
+    assert!(
+        hub.enrolment
+            .tokens
+            .replace(record)
+            .await
+            .expect("in memory")
+    );
     let ask = request(Some(&token), None);
     assert_eq!(hub.code(2, &ask, NOW).await, "ENROLL_INVALID");
     let enrolled = hub.enrol(1, &ask, NOW + 1).await.expect("finished");
@@ -129,7 +135,7 @@ async fn a_use_that_was_cut_off_is_finished_by_the_same_key() {
         ("p0", "kitchen")
     );
     assert!(hub.peers.by_key(&key(1)).is_some());
-    assert!(hub.desk.tokens().await.expect("a list")[0].uses[0].done);
+    assert!(hub.enrolment.tokens().await.expect("a list")[0].uses[0].done);
 }
 
 /// How it goes at each of these desks for a key of its own, from this one on, all at once.
@@ -151,7 +157,7 @@ async fn at_once(
     codes
 }
 
-/// At one desk each waits for its turn; at several that share a store, it is the store that takes one.
+/// At one enrolment service each waits for its turn; at several that share a store, it is the store that takes one.
 #[tokio::test]
 async fn of_two_who_show_the_last_use_one_is_taken() {
     let tokens: Arc<dyn TokenStore> = Arc::new(SlowTokenStore::default());
@@ -160,12 +166,12 @@ async fn of_two_who_show_the_last_use_one_is_taken() {
     let codes = at_once(1, vec![Arc::clone(&hub); 8], &token).await;
     assert_eq!(codes[..7], ["ENROLL_INVALID"; 7]);
     assert_eq!(codes[7], "taken");
-    assert_eq!(hub.desk.peers().await.expect("a list").len(), 1);
+    assert_eq!(hub.enrolment.peers().await.expect("a list").len(), 1);
 
     let token = hub.token(TokenKind::Once, worker()).await;
     let others = (0..8).map(|_| {
         Arc::new(EnrolmentTestHub {
-            desk: desk(Arc::clone(&tokens), &hub.peers, EnrolMode::Token),
+            enrolment: enrolment(Arc::clone(&tokens), &hub.peers, EnrolMode::Token),
             peers: Arc::clone(&hub.peers),
             start: hub.start,
         })
@@ -173,7 +179,7 @@ async fn of_two_who_show_the_last_use_one_is_taken() {
     let codes = at_once(11, others.collect(), &token).await;
     let taken = codes.iter().filter(|code| **code == "taken").count();
     assert_eq!(taken, 1, "{codes:?}");
-    assert_eq!(hub.desk.peers().await.expect("a list").len(), 2);
+    assert_eq!(hub.enrolment.peers().await.expect("a list").len(), 2);
 }
 
 #[tokio::test]
@@ -187,7 +193,7 @@ async fn invitations_have_bounds() {
             made_by: "admin".to_owned(),
             made_by_key: None,
         };
-        hub.desk.invite(invitation, now).await.map(drop)
+        hub.enrolment.invite(invitation, now).await.map(drop)
     };
     assert!(invite(TTL_MAX_S, USES_MAX, Some(NOW)).await.is_ok());
     assert!(matches!(
@@ -216,5 +222,5 @@ async fn invitations_have_bounds() {
         Err(InviteError::TooMany)
     ));
     assert!(invite(1, 1, Some(NOW + 1)).await.is_ok());
-    assert_eq!(hub.desk.tokens().await.expect("a list").len(), 2);
+    assert_eq!(hub.enrolment.tokens().await.expect("a list").len(), 2);
 }

@@ -7,7 +7,7 @@ use crate::fingerprint::fingerprint;
 use crate::names::NamePattern;
 
 #[tokio::test]
-async fn whoever_shows_a_token_becomes_a_peer_by_its_role() {
+async fn a_node_with_a_token_becomes_a_peer_with_its_role() {
     let hub = hub(EnrolMode::Token);
     let token = hub.token(TokenKind::Once, worker()).await;
     let ask = request(Some(&token), Some("kitchen"));
@@ -20,7 +20,7 @@ async fn whoever_shows_a_token_becomes_a_peer_by_its_role() {
     assert_eq!(identity.id, enrolled.peer_id);
     assert!(identity.scopes.allows("relay:accept") && !identity.scopes.allows("admin"));
     assert_eq!(hub.peers.by_name("kitchen"), Some(enrolled.peer_id));
-    let labels = &hub.desk.peers().await.expect("a list")[0].labels;
+    let labels = &hub.enrolment.peers().await.expect("a list")[0].labels;
     // The role says where it belongs, whatever it says itself.
     assert_eq!(labels["pool"], "edge");
     assert_eq!(labels["role"], "worker");
@@ -45,7 +45,7 @@ async fn a_role_and_a_wish_together_make_no_more_labels_than_a_peer_has() {
             ..request(Some(&token), None)
         };
         let joined = hub.enrol(n, &ask, NOW).await.expect("taken");
-        let peers = hub.desk.peers().await.expect("a list");
+        let peers = hub.enrolment.peers().await.expect("a list");
         let peer = peers.iter().find(|peer| peer.peer_id == joined.peer_id);
         let labels = &peer.expect("it was taken").labels;
         assert_eq!(labels.len(), 16, "{labels:?}");
@@ -71,10 +71,13 @@ async fn a_name_has_one_holder() {
     assert_eq!(hub.code(2, &ask("admin"), NOW).await, "INVALID_INPUT");
     let second = hub.enrol(2, &ask("attic"), NOW).await.expect("taken");
     let kitchen: Option<Alias> = "kitchen".parse().ok();
-    let error = hub.desk.relabel(&second.peer_id, kitchen, |_| ()).await;
+    let error = hub
+        .enrolment
+        .relabel(&second.peer_id, kitchen, |_| ())
+        .await;
     assert_eq!(error.expect_err("refused").code(), "ENROLL_NAME_TAKEN");
     let renamed = hub
-        .desk
+        .enrolment
         .relabel(&second.peer_id, "loft".parse().ok(), |labels| {
             labels.remove("pool");
         });
@@ -120,7 +123,7 @@ async fn a_full_hub_says_so() {
     assert_eq!((error.code.as_ref(), error.retryable), ("OVERLOADED", true));
     // A peer that was there already is welcome, and a peer that goes leaves room.
     let again = hub.enrol(3, &ask, NOW + 1).await.expect("known");
-    hub.desk.remove(&again.peer_id).await.expect("a peer");
+    hub.enrolment.remove(&again.peer_id).await.expect("a peer");
     // The removed peer has the text of the token that it joined by, which is closed.
     let token = hub.token(TokenKind::Many(2), worker()).await;
     let newcomer = hub.code(4, &request(Some(&token), None), NOW).await;
@@ -153,12 +156,12 @@ async fn only_ed25519_keys_enrol() {
         request: &ask,
         from: None,
     };
-    let error = hub.desk.enrol(&applicant, Some(NOW), hub.start).await;
+    let error = hub.enrolment.enrol(&applicant, Some(NOW), hub.start).await;
     assert_eq!(error.expect_err("refused").code(), "UNAUTHENTICATED");
 }
 
 #[tokio::test]
-async fn who_knocks_waits_until_somebody_lets_it_in() {
+async fn an_applicant_waits_until_an_approver_admits_it() {
     let hub = hub(EnrolMode::Approve);
     let ask = request(None, Some("kitchen"));
     let error = hub.enrol(1, &ask, NOW).await.expect_err("waiting");
@@ -167,15 +170,17 @@ async fn who_knocks_waits_until_somebody_lets_it_in() {
     let words = fingerprint(&key(1));
     assert!(refusal.message.contains(&words) && refusal.retryable && !error.is_suspicious());
     let now = hub.start;
-    assert_eq!(hub.desk.waiting(now).len(), 1);
-    let nobody = hub
-        .desk
+    assert_eq!(hub.enrolment.waiting(now).len(), 1);
+    let unknown_peer = hub
+        .enrolment
         .approve("luban-tosig", approval("admin"), Some(NOW), now);
-    assert!(matches!(nobody.await, Err(ApproveError::Unknown)));
-    let let_in = hub.desk.approve(&words, approval("admin"), Some(NOW), now);
+    assert!(matches!(unknown_peer.await, Err(ApproveError::Unknown)));
+    let let_in = hub
+        .enrolment
+        .approve(&words, approval("admin"), Some(NOW), now);
     let let_in = let_in.await;
     assert_eq!(let_in.expect("it waits").name, "kitchen");
-    assert!(hub.desk.waiting(now).is_empty());
+    assert!(hub.enrolment.waiting(now).is_empty());
     let known = hub.enrol(1, &ask, NOW + 5).await.expect("known now");
     assert_eq!(known.name, "kitchen");
     // A token is good in this mode, too.

@@ -23,7 +23,7 @@ const NOW: u64 = 1_800_000_000;
 
 /// A hub in memory, and what time it is there.
 struct EnrolmentTestHub {
-    desk: EnrolmentService,
+    enrolment: EnrolmentService,
     peers: Arc<Identities>,
     start: Instant,
 }
@@ -59,13 +59,17 @@ fn hub_of(tokens: Arc<dyn TokenStore>, mode: EnrolMode) -> EnrolmentTestHub {
     };
     let peers = Arc::new(Identities::new(entries, Arc::new(EnrolmentTestClock)));
     EnrolmentTestHub {
-        desk: desk(tokens, &peers, mode),
+        enrolment: enrolment(tokens, &peers, mode),
         peers,
         start: Instant::now(),
     }
 }
 
-fn desk(tokens: Arc<dyn TokenStore>, peers: &Arc<Identities>, mode: EnrolMode) -> EnrolmentService {
+fn enrolment(
+    tokens: Arc<dyn TokenStore>,
+    peers: &Arc<Identities>,
+    mode: EnrolMode,
+) -> EnrolmentService {
     let card = HubCard {
         key: key(200),
         names: vec!["hub".to_owned()],
@@ -109,7 +113,7 @@ impl EnrolmentTestHub {
             made_by: "admin".to_owned(),
             made_by_key: None,
         };
-        let made = self.desk.invite(invitation, Some(NOW)).await;
+        let made = self.enrolment.invite(invitation, Some(NOW)).await;
         made.expect("a token").0
     }
 
@@ -136,7 +140,7 @@ impl EnrolmentTestHub {
             from: None,
         };
         let passed = Duration::from_secs(now.saturating_sub(NOW));
-        self.desk
+        self.enrolment
             .enrol(&applicant, Some(now), self.start + passed)
             .await
     }

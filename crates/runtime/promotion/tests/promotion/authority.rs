@@ -117,7 +117,7 @@ async fn an_author_who_is_gone_promotes_nothing() {
 
 /// An operation that holds the scope and reaches the review cannot be made to review.
 #[tokio::test]
-async fn no_operation_reviews_on_somebodys_behalf() {
+async fn no_operation_reviews_for_its_caller() {
     let folder = folder();
     let people = std::sync::Arc::new(PromotionIdentities::default());
     people.set("ada", &["ops:propose"]);

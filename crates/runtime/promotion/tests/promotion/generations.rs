@@ -81,7 +81,7 @@ async fn a_call_sees_one_generation() {
 }
 
 #[tokio::test]
-async fn whoever_watches_is_told() {
+async fn watchers_get_each_change() {
     let folder = folder();
     let node = PromotionNode::start(folder.path(), live()).await;
     let client = node.client("eve");

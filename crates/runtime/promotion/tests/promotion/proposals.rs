@@ -190,7 +190,7 @@ async fn only_its_author_proposes_a_bundle_and_with_a_key_of_theirs() {
 }
 
 #[tokio::test]
-async fn what_a_look_finds_is_told_with_its_line() {
+async fn a_scan_reports_each_finding_with_its_line() {
     let folder = folder();
     let node = PromotionNode::start(folder.path(), live()).await;
     let check = async |draft: DraftBundle| {

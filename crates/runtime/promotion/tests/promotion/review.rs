@@ -15,7 +15,7 @@ async fn proposed(node: &PromotionNode, draft: &DraftBundle) -> Value {
 }
 
 #[tokio::test]
-async fn nobody_reviews_their_own() {
+async fn no_author_reviews_its_own_proposal() {
     let folder = folder();
     let node = PromotionNode::start(folder.path(), live()).await;
     let id = proposed(&node, &says("a/b", &json!(1)).by("bob")).await;
@@ -266,7 +266,7 @@ async fn a_reviewer_sees_what_changes() {
 }
 
 #[tokio::test]
-async fn a_configuration_asks_for_somebodys_review() {
+async fn a_configuration_needs_one_to_sixteen_reviews() {
     let folder = folder();
     let node = PromotionNode::start(folder.path(), live()).await;
     for reviews in [0, 17] {

@@ -20,7 +20,7 @@ fn counter(by: u32) -> DraftBundle {
 }
 
 #[tokio::test]
-async fn whoever_runs_services_knows_which_are_in_place() {
+async fn the_supervisor_of_services_sees_which_are_active() {
     let folder = folder();
     let node = PromotionNode::start(folder.path(), live()).await;
     let in_place = || node.isolates.services.lock().expect("no panic").clone();

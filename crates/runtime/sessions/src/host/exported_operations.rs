@@ -17,7 +17,7 @@ use crate::wire::SessionOffer;
 
 /// The operation `js/<name>`, which calls the script.
 pub(super) fn registration(
-    entrance: &WeakSession,
+    weak_session: &WeakSession,
     offer: SessionOffer,
     held: MemoryReservation,
 ) -> Result<Registration, OpError> {
@@ -47,7 +47,7 @@ pub(super) fn registration(
         spec.error_schemas.push(bad_gateway_def());
     }
     let script = Arc::new(ScriptOperation {
-        entrance: entrance.clone(),
+        weak_session: weak_session.clone(),
         name: offer.name,
         declares,
         _held: held,
@@ -104,7 +104,7 @@ fn refusal(text: &str) -> OpError {
 }
 
 struct ScriptOperation {
-    entrance: WeakSession,
+    weak_session: WeakSession,
     name: String,
     declares: Arc<[String]>,
     /// For as long as the operation is registered.
@@ -114,7 +114,7 @@ struct ScriptOperation {
 impl ScriptOperation {
     async fn call(&self, input: CallBody, ctx: Ctx) -> Result<Value, CallError> {
         let input = self.input(&input)?;
-        let ran = self.entrance.invoke(&self.name, input, ctx.env()).await;
+        let ran = self.weak_session.invoke(&self.name, input, ctx.env()).await;
         ran.map(|ran| ran.value)
             .map_err(|failure| self.error(&failure, &ctx))
     }
@@ -148,7 +148,7 @@ fn follow(
     let input = script.input(&input).cloned();
     let begun = input.and_then(|input| {
         let following = script
-            .entrance
+            .weak_session
             .follow_operation(&script.name, &input, ctx.env());
         following.map_err(|failure| script.error(&failure, ctx))
     });

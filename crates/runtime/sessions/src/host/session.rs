@@ -21,7 +21,7 @@ use crate::wire::{self, CallResult};
 /// An open session. Clones are the same; when the last one is gone, so is the session.
 #[derive(Clone, Debug)]
 pub struct ScriptSession {
-    pub(super) entrance: WeakSession,
+    pub(super) weak_session: WeakSession,
     layer: Arc<alknet_call::SandboxSession>,
     /// What keeps the session open.
     _commands: mpsc::UnboundedSender<SessionCommand>,
@@ -59,7 +59,7 @@ impl ScriptSession {
         limits: SessionLimits,
         bundle: Bytes32,
     ) -> Self {
-        let entrance = WeakSession {
+        let weak_session = WeakSession {
             shared,
             commands: commands.downgrade(),
             limits: CallLimits {
@@ -70,7 +70,7 @@ impl ScriptSession {
             bundle,
         };
         Self {
-            entrance,
+            weak_session,
             layer: Arc::new(layer),
             _commands: commands,
         }
@@ -83,13 +83,13 @@ impl ScriptSession {
     /// Its number on this node.
     #[must_use]
     pub fn id(&self) -> u64 {
-        self.entrance.shared.id()
+        self.weak_session.shared.id()
     }
 
     /// What is known of it now.
     #[must_use]
     pub fn info(&self) -> SessionInfo {
-        self.entrance.shared.info()
+        self.weak_session.shared.info()
     }
 
     /// Runs something in it, in the course of the request that `env` belongs to. Dropping the future
@@ -99,7 +99,7 @@ impl ScriptSession {
     /// What the script ends with.
     pub async fn run(&self, env: &Env, work: IsolateWork) -> Result<SessionOutput, ScriptFailure> {
         let env = self.layer.env(env);
-        self.entrance
+        self.weak_session
             .enter(SessionRequest::Call(request(work)?), Some(env), None)
             .await
     }
@@ -111,7 +111,7 @@ impl ScriptSession {
     pub fn follow(&self, env: &Env, work: IsolateWork) -> Result<YieldedItems, ScriptFailure> {
         let env = self.layer.env(env);
         Ok(self
-            .entrance
+            .weak_session
             .follow(SessionRequest::Call(request(work)?), env))
     }
 
@@ -122,7 +122,7 @@ impl ScriptSession {
     /// What the script ends with.
     pub async fn dispose(&self, env: &Env) -> Result<SessionOutput, ScriptFailure> {
         let env = self.layer.env(env);
-        self.entrance
+        self.weak_session
             .enter(SessionRequest::Farewell, Some(env), None)
             .await
     }
@@ -132,25 +132,25 @@ impl ScriptSession {
     /// # Errors
     /// What the script ends with.
     pub async fn farewell(&self) -> Result<SessionOutput, ScriptFailure> {
-        self.entrance
+        self.weak_session
             .enter(SessionRequest::Farewell, None, None)
             .await
     }
 
     /// Ends it and every call in it.
     pub fn kill(&self) {
-        self.entrance.close(SessionEndReason::Abort);
+        self.weak_session.close(SessionEndReason::Abort);
     }
 
     /// Who follows its console from now on, beside the log.
     pub fn set_console(&self, console: Option<super::Console>) {
-        self.entrance.send(SessionCommand::Console(console));
+        self.weak_session.send(SessionCommand::Console(console));
     }
 
     /// Where the calls that it makes are written down from now on: all of them, with their answers,
     /// but for what the schemas of the called operations mark as secret.
     pub fn set_record(&self, record: Option<CallRecorder>) {
-        self.entrance.send(SessionCommand::Record(record));
+        self.weak_session.send(SessionCommand::Record(record));
     }
 }
 
@@ -178,10 +178,11 @@ impl WeakSession {
 
     fn follow(&self, asked: SessionRequest, env: Env) -> YieldedItems {
         let (items, taken) = mpsc::channel(UNACKNOWLEDGED);
-        let entrance = self.clone();
-        let ended = Box::pin(async move { entrance.enter(asked, Some(env), Some(items)).await });
+        let weak_session = self.clone();
+        let ended =
+            Box::pin(async move { weak_session.enter(asked, Some(env), Some(items)).await });
         YieldedItems {
-            entrance: self.clone(),
+            weak_session: self.clone(),
             ended: Some(ended),
             items: taken,
         }
@@ -212,7 +213,7 @@ impl WeakSession {
         }
         let call = self.answered(call).await.ok_or_else(over)?;
         let mut guard = EnteredCall {
-            entrance: self,
+            weak_session: self,
             id: Some(call.id()),
         };
         let outcome = tokio::select! {
@@ -330,21 +331,21 @@ impl WeakSession {
 
 /// A call that runs; one that is dropped before its end is over as well.
 struct EnteredCall<'a> {
-    entrance: &'a WeakSession,
+    weak_session: &'a WeakSession,
     id: Option<u64>,
 }
 
 impl Drop for EnteredCall<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.entrance.send(SessionCommand::Ended(id, None));
+            self.weak_session.send(SessionCommand::Ended(id, None));
         }
     }
 }
 
 /// Items that a script yields.
 pub struct YieldedItems {
-    entrance: WeakSession,
+    weak_session: WeakSession,
     ended: Option<BoxFuture<'static, Result<SessionOutput, ScriptFailure>>>,
     items: mpsc::Receiver<YieldedItem>,
 }
@@ -352,7 +353,7 @@ pub struct YieldedItems {
 impl std::fmt::Debug for YieldedItems {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("YieldedItems")
-            .field("entrance", &self.entrance)
+            .field("entrance", &self.weak_session)
             .finish_non_exhaustive()
     }
 }
@@ -370,7 +371,7 @@ impl YieldedItems {
                 biased;
                 item = self.items.recv() => match item {
                     Some(item) => {
-                        self.entrance.send(SessionCommand::Taken(item.call));
+                        self.weak_session.send(SessionCommand::Taken(item.call));
                         return Some(Ok(item.value));
                     }
                     None => {
@@ -439,7 +440,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_the_actor_never_saw_ends_with_it() {
         let (commands, mut queue) = mpsc::unbounded_channel();
-        let entrance = WeakSession {
+        let weak_session = WeakSession {
             shared: Arc::new(SessionShared::new(
                 1,
                 "",
@@ -454,8 +455,11 @@ mod tests {
             },
             bundle: Bytes32([0; 32]),
         };
-        let entering =
-            tokio::spawn(async move { entrance.enter(SessionRequest::Farewell, None, None).await });
+        let entering = tokio::spawn(async move {
+            weak_session
+                .enter(SessionRequest::Farewell, None, None)
+                .await
+        });
         let start = queue.recv().await.expect("the call begins");
         queue.close();
         let ended = timeout(deadline(Duration::from_secs(10)), entering).await;

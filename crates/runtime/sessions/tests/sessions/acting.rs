@@ -132,7 +132,7 @@ async fn what_was_not_given_or_is_locked_is_refused_by_its_reason() {
             await caught(found ? found.sign(data) : capabilities.get('mint')),
             await caught(ops.call('capability/sign', {{ name: 'openai', data: '' }})),
             await caught(ops.call('capability/derive', {{ name: 'mint' }})),
-            await caught(ops.call('capability/get', {{ name: 'mint' }}, {{ peer: 'somebody' }})),
+            await caught(ops.call('capability/get', {{ name: 'mint' }}, {{ peer: 'user' }})),
             await caught(ops.subscribe('capability/get', {{ name: 'mint' }}).next()),
         ];"
     );
@@ -158,7 +158,7 @@ async fn what_was_not_given_or_is_locked_is_refused_by_its_reason() {
 
 /// A session's own operation cannot be in the way, and no operation of the node is.
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_answers_in_the_place_of_the_host() {
+async fn no_script_answers_in_the_place_of_the_host() {
     let lab = SessionLab::new();
     let source = "
         await ops.register({ name: 'capability/sign', kind: 'query' }, async () => ({ signature: '' }))

@@ -227,7 +227,7 @@ async fn grants_have_constraints_and_budgets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_script_acts_with_the_scopes_of_whoever_runs_it_and_no_more() {
+async fn a_script_acts_with_the_scopes_of_its_caller_and_no_more() {
     let lab = SessionLab::new();
     let source = "export default await ops.call('test/paper', {})";
     for (scopes, expected) in [
@@ -241,9 +241,9 @@ async fn a_script_acts_with_the_scopes_of_whoever_runs_it_and_no_more() {
         spec.identity = Some(identity("who", scopes));
         assert_eq!(refusal(lab.run(spec).await), expected, "{scopes:?}");
     }
-    let mut nobody = spec(source);
-    nobody.identity = None;
-    assert_eq!(refusal(lab.run(nobody).await), "FORBIDDEN");
+    let mut unknown_peer = spec(source);
+    unknown_peer.identity = None;
+    assert_eq!(refusal(lab.run(unknown_peer).await), "FORBIDDEN");
     // Nothing in the call says who it is for.
     let source = "const asked = { identity: 'root', scopes: ['*'], auth_token: 'x' };
         export default (await ops.call('test/who', asked)).id";

@@ -61,12 +61,12 @@ async fn the_page_s_service_counts_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_s_tensors_are_there() {
-    let shelf = SessionLab::with(
+    let tensor_table = SessionLab::with(
         SessionsConfig::default(),
         tensors::operations(&std::sync::Arc::default()),
     );
     for (lab, kind, expected) in [
-        (shelf, "js gpu", json!([2, 4, 6])),
+        (tensor_table, "js gpu", json!([2, 4, 6])),
         (
             tensors::stored(),
             "js tensor",

@@ -260,9 +260,9 @@ fn measured_elsewhere() {
     for line in said.lines().filter(|line| !line.starts_with("test ")) {
         println!("{line}");
     }
-    let complaint = String::from_utf8_lossy(&ended.stderr);
+    let diagnostic = String::from_utf8_lossy(&ended.stderr);
     let has_run = ended.status.success() && said.contains("1 passed");
-    assert!(has_run, "{}: {complaint}", ended.status);
+    assert!(has_run, "{}: {diagnostic}", ended.status);
 }
 
 impl ProcessUsage {

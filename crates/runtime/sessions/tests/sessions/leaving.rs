@@ -38,7 +38,7 @@ async fn a_service_goes_on_with_other_rights() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_leaves_for_nobody_calls_nothing() {
+async fn a_service_that_leaves_without_successor_calls_nothing() {
     let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();
@@ -52,7 +52,7 @@ async fn whoever_leaves_for_nobody_calls_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_cannot_go_back_begins_anew() {
+async fn a_service_that_cannot_resume_starts_again() {
     let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();

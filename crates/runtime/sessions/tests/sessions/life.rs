@@ -184,7 +184,7 @@ async fn dropping_a_call_aborts_it_and_what_it_called() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_abort_that_nobody_listens_to_ends_the_script_and_not_its_neighbours() {
+async fn an_ignored_abort_ends_the_script_and_not_its_neighbours() {
     let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();

@@ -238,9 +238,9 @@ async fn sessions_are_listed_counted_and_killed() {
         let error = call(&dev, name, input).await.expect_err("a scope");
         assert_eq!(error.code.name(), "FORBIDDEN", "{name}");
     }
-    let nobody = lab.client(&identity("nobody", &["runtime:read"]));
+    let unknown_peer = lab.client(&identity("nobody", &["runtime:read"]));
     assert_eq!(
-        refused(&nobody, json!({ "source": "" })).await.0,
+        refused(&unknown_peer, json!({ "source": "" })).await.0,
         "FORBIDDEN"
     );
 }

@@ -140,7 +140,7 @@ async fn what_a_session_called_makes_its_test_pass_without_a_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_script_called_before_it_failed_is_told_with_its_failure() {
+async fn a_failure_lists_the_calls_that_the_script_made_before() {
     let (_lab, client) = lab();
     let call = "await ops.call('test/echo', 1);";
     for (more, code) in [

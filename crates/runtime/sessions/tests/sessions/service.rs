@@ -114,7 +114,7 @@ async fn calls_that_run_finish_on_the_old_version() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_was_ended_begins_anew() {
+async fn an_ended_service_starts_again() {
     let lab = SessionLab::new();
     let request = lab.request().await;
     let env = request.env();

@@ -33,45 +33,45 @@ pub(crate) struct FakeTensorTable {
 
 fn registration(
     name: &str,
-    shelf: &Arc<FakeTensorTable>,
+    tensor_table: &Arc<FakeTensorTable>,
     work: fn(&FakeTensorTable, &CallBody) -> Result<CallOutput, CallError>,
 ) -> Registration {
-    let shelf = Arc::clone(shelf);
+    let tensor_table = Arc::clone(tensor_table);
     let handler = HandlerKind::once(move |input: CallBody, _| {
-        let answer = work(&shelf, &input);
+        let answer = work(&tensor_table, &input);
         async move { answer }
     });
     Registration::new(OperationSpec::query(name, "For tests."), handler)
 }
 
-pub(crate) fn operations(shelf: &Arc<FakeTensorTable>) -> Vec<Registration> {
+pub(crate) fn operations(tensor_table: &Arc<FakeTensorTable>) -> Vec<Registration> {
     vec![
-        registration("compute/info", shelf, |_, _| {
+        registration("compute/info", tensor_table, |_, _| {
             Ok(json!({ "state": "ready" }).into())
         }),
-        registration("compute/dispatch", shelf, |shelf, input| {
-            shelf
+        registration("compute/dispatch", tensor_table, |tensor_table, input| {
+            tensor_table
                 .asked
                 .lock()
                 .expect("no panic")
                 .push(input.value().clone());
-            Ok(shelf.doubled(input.value()))
+            Ok(tensor_table.doubled(input.value()))
         }),
-        registration("tensor/create", shelf, |shelf, input| {
+        registration("tensor/create", tensor_table, |tensor_table, input| {
             let value = input.value();
             let shape: Vec<u64> = serde_json::from_value(value["shape"].clone()).expect("a shape");
             let dtype = value["dtype"].as_str().expect("a type");
             let bytes = shape.iter().product::<u64>() * if dtype == "U8" { 1 } else { 4 };
-            let handle = format!("h{}", shelf.held.lock().expect("no panic").len());
-            shelf.put(&handle, dtype, shape, vec![0; bytes as usize]);
+            let handle = format!("h{}", tensor_table.held.lock().expect("no panic").len());
+            tensor_table.put(&handle, dtype, shape, vec![0; bytes as usize]);
             Ok(json!({ "handle": handle, "expires_ms": 60000 }).into())
         }),
-        registration("tensor/write", shelf, |shelf, input| {
+        registration("tensor/write", tensor_table, |tensor_table, input| {
             let value = input.value();
             let new = input
                 .binary(&value["bytes"])
                 .expect("bytes beside the input");
-            let mut held = shelf.held.lock().expect("no panic");
+            let mut held = tensor_table.held.lock().expect("no panic");
             let (_, shape, bytes) = held
                 .get_mut(value["handle"].as_str().expect("a handle"))
                 .ok_or_else(|| CallError::not_found("handle"))?;
@@ -80,12 +80,12 @@ pub(crate) fn operations(shelf: &Arc<FakeTensorTable>) -> Vec<Registration> {
             bytes[at..at + new.len()].copy_from_slice(&new);
             Ok(json!({}).into())
         }),
-        registration("tensor/read", shelf, |shelf, input| {
-            shelf.read(input.value())
+        registration("tensor/read", tensor_table, |tensor_table, input| {
+            tensor_table.read(input.value())
         }),
-        registration("tensor/drop", shelf, |shelf, input| {
+        registration("tensor/drop", tensor_table, |tensor_table, input| {
             let handle = input.value()["handle"].as_str().expect("a handle");
-            shelf.held.lock().expect("no panic").remove(handle);
+            tensor_table.held.lock().expect("no panic").remove(handle);
             Ok(json!({}).into())
         }),
     ]
@@ -152,8 +152,8 @@ impl FakeTensorTable {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shaders_are_run_by_operations() {
-    let shelf = Arc::default();
-    let lab = SessionLab::with(SessionsConfig::default(), operations(&shelf));
+    let tensor_table = Arc::default();
+    let lab = SessionLab::with(SessionsConfig::default(), operations(&tensor_table));
     let source = "const { state } = await gpu.adapter;
         const module = gpu.module('// wgsl');
         const input = await gpu.buffer(new Float32Array([1, 2, 3]));
@@ -194,7 +194,7 @@ async fn shaders_are_run_by_operations() {
         8
     ]);
     assert_eq!(value, expected);
-    let asked = shelf.asked.lock().expect("no panic")[0].clone();
+    let asked = tensor_table.asked.lock().expect("no panic")[0].clone();
     let expected = json!({
         "wgsl": "// wgsl", "entry": "main", "groups": [4, 1, 1],
         "bindings": [

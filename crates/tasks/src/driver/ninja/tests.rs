@@ -13,7 +13,7 @@ build src/after.so: c_LINKER src/c.o
 ";
 
 #[test]
-fn the_parts_of_a_library_are_told_apart() {
+fn each_part_of_a_library_is_recognised() {
     let parts = NinjaLinkInputs::parse("src/libx.so", FILE).expect("it is there");
     let [objects, whole, archives] = [
         vec!["src/a.c.o", "src/b.c.o"],

@@ -56,7 +56,7 @@ fn why(outcome: &ProgramResult) -> &str {
 }
 
 #[test]
-fn events_are_told_from_what_children_say() {
+fn events_differ_from_the_output_of_children() {
     let outcome = read(OUTPUT, false);
     assert_eq!(outcome.said, "a child says this\nand this without an end\n");
     assert_eq!(outcome.filtered_out, 7);
@@ -149,7 +149,7 @@ fn tests_after_an_abort_are_counted() {
         std::process::abort();
     }
     let names = [
-        "events_are_told_from_what_children_say",
+        "events_differ_from_the_output_of_children",
         "processor_time_is_read_past_any_name",
         "tests_after_an_abort_are_counted",
         "the_factor_scales_both_limits",

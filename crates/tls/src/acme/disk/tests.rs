@@ -209,7 +209,7 @@ fn a_key_of_another_first_name_is_sealed_too() {
 }
 
 #[test]
-fn what_does_not_open_is_told_apart_and_named() {
+fn each_unreadable_file_has_its_own_error_with_its_name() {
     let place = AcmeStorageTest::new();
     let issued = PairTestCa::new("ca").issue(&[NAME]);
     keep(&place.sealed(), &issued);
@@ -241,7 +241,7 @@ fn what_does_not_open_is_told_apart_and_named() {
 
 /// The same disk with its vault, without it, and with it again.
 #[test]
-fn a_node_without_the_seal_says_so_and_begins_anew() {
+fn a_node_without_the_seal_says_so_and_starts_empty() {
     let place = AcmeStorageTest::new();
     let ca = PairTestCa::new("ca");
     let (first, second) = (ca.issue(&[NAME]), ca.issue(&[NAME]));

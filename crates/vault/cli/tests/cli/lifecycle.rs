@@ -299,7 +299,7 @@ fn words_that_leaked_are_replaced_and_the_old_identity_says_by_what() {
 }
 
 #[test]
-fn without_a_terminal_nobody_is_asked() {
+fn without_a_terminal_nothing_is_prompted() {
     let shell = CommandFolder::new();
     let alone = |words: &[&str]| {
         // In a session of its own there is no terminal, wherever the tests run.

@@ -71,7 +71,7 @@ fn openssl_reads_the_exported_key_and_has_the_public_key_of_the_table() {
 }
 
 #[test]
-fn a_key_is_exported_to_whoever_types_the_passphrase_only() {
+fn a_key_is_exported_with_the_passphrase_only() {
     let shell = CommandFolder::new();
     shell.with_vault();
     shell.good("slot add none --dir vault --passphrase-stdin", "right\n");

@@ -228,7 +228,7 @@ impl SessionActor {
             }
             Ok((offer, held)) => {
                 let name = format!("js/{}", offer.name);
-                exported_operations::registration(&self.entrance, offer, held)
+                exported_operations::registration(&self.weak_session, offer, held)
                     .and_then(|one| {
                         self.layer
                             .replace(one)
