@@ -2,7 +2,7 @@
 
 python3 mcp_node.py [OPERATION INPUT OUTPUT]
 
-Its input is a JSON object of facts: the address, `url`, and a `token`, which only the client reads. It calls an operation that is a tool of its own, both ways: `/node/info`, or the one it is told, with what
+Its input is a JSON object of facts: the address, `url`, and a `token`, which only the client reads. It calls an operation that is a tool of its own, both ways: `/node/info`, or the one it is given, with what
 goes in and what has to come out as JSON."""
 
 import asyncio

@@ -136,12 +136,12 @@ async def subscriptions_begin_and_are_given_up():
         assert listed["registry"] == first["registry"], listed
 
 
-async def tokens_make_somebody_of_a_stranger():
+async def tokens_identify_an_unknown_client():
     token = facts["token"]
     async with dialled() as stranger:
         as_token = await call(stranger, "services/list", auth_token=token)
-        as_nobody = await call(stranger, "services/list")
-        assert len(as_token["operations"]) > len(as_nobody["operations"])
+        as_unknown = await call(stranger, "services/list")
+        assert len(as_token["operations"]) > len(as_unknown["operations"])
         error = await refused(stranger, "session/authenticate", {"token": token[:-1] + "!"})
         assert error["code"] == "UNAUTHENTICATED" and token[:-1] not in json.dumps(error), error
         who = await call(stranger, "session/authenticate", {"token": token})
@@ -217,7 +217,7 @@ async def what_is_given_up_ends_at_the_node():
         await until(node, lambda state: state["running"] == 0)
 
 
-async def a_slow_call_delays_nobody():
+async def a_slow_call_delays_no_other():
     async with known() as node:
         slow = asyncio.create_task(call(node, "demo/hang"))
         await until(node, lambda state: state["running"] == 1)

@@ -323,7 +323,7 @@ def pings_are_answered_and_asked_for():
         assert call(session, "services/list")["type"] == "call.responded"
 
 
-def whoever_answers_no_ping_is_let_go():
+def a_client_that_answers_no_ping_is_closed():
     with ws(PAIR, ping_interval=None) as session:
         original = session.protocol.recv_frame
         session.protocol.recv_frame = lambda frame: (
@@ -337,7 +337,7 @@ def a_stranger_who_asks_nothing_is_let_go():
         assert code(session, 2 * WAIT) == 4408
 
 
-def whoever_loses_the_token_is_let_go():
+def a_client_that_loses_its_token_is_closed():
     by_pair, by_call = ws(PAIR), ws()
     call(by_call, "session/authenticate", {"token": FACTS["token"]})
     call(by_pair, FACTS["query"])
@@ -346,7 +346,7 @@ def whoever_loses_the_token_is_let_go():
     assert refused(subprotocols=PAIR)[0] == 401
 
 
-def whoever_drains_says_so():
+def a_draining_node_says_so():
     session = ws(PAIR)
     call(session, "services/list")
     print("drain", flush=True)

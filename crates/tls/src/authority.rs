@@ -25,7 +25,7 @@ pub enum AuthorityError {
     Certificate {
         /// Which, from 1.
         number: usize,
-        /// Why.
+        /// Reason, for a person.
         reason: String,
     },
     /// A private key, which no verifier needs.

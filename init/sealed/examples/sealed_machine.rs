@@ -378,10 +378,10 @@ fn nodes_without_devtmpfs() -> SealedMachineResult {
     };
     let found = table.first().map(|target| target.parameters.clone());
     let found = found.unwrap_or_default();
-    let told = found.split_once(" 32768").map_or("", |(_, rest)| rest);
+    let given = found.split_once(" 32768").map_or("", |(_, rest)| rest);
     wrong(
-        words(told) != words(options),
-        &format!("the options are {told}"),
+        words(given) != words(options),
+        &format!("the options are {given}"),
     )?;
     volume.close(DmRemoval::Now)?;
     wrong(path.exists(), "the node is still there")?;

@@ -139,7 +139,9 @@ fn sources_in_other_languages_name_their_actor() {
     let mut found = Vec::new();
     for SourceFile { path, text } in others(&LANGUAGES) {
         let words = words_of_paragraph(&text.replace(['`', '"'], " "));
-        found.extend(words.into_iter().map(|word| format!("{path}: {word:?}")));
+        // Python compares with `None` so.
+        let words = words.into_iter().filter(|word| *word != "is none");
+        found.extend(words.map(|word| format!("{path}: {word:?}")));
     }
     assert!(found.is_empty(), "name the actor: {found:#?}");
 }

@@ -33,7 +33,7 @@ const BY_THEMSELVES: [&str; 11] = [
     "readers_that_never_read_cost_little",
     "pings_are_answered_and_asked_for",
     "http2_carries_it_too",
-    "whoever_answers_no_ping_is_let_go",
+    "a_client_that_answers_no_ping_is_closed",
     "a_stranger_who_asks_nothing_is_let_go",
 ];
 
@@ -120,7 +120,8 @@ fn python_speaks_it_over_both_versions_of_http() {
 fn sessions_end_with_what_they_rest_on() {
     let bench = TestBench::new();
     let web = WebNode::start(&bench, FAST);
-    let mut python = PythonWebSocket::start(&facts(&web), &["whoever_loses_the_token_is_let_go"]);
+    let mut python =
+        PythonWebSocket::start(&facts(&web), &["a_client_that_loses_its_token_is_closed"]);
     assert_eq!(python.line(), "revoke");
     // The same configuration without a token.
     let document = format!(
@@ -131,15 +132,15 @@ fn sessions_end_with_what_they_rest_on() {
         .node
         .call("config/apply", &json!({ "document": document }));
     assert!(applied.is_object() || applied.is_null(), "{applied}");
-    assert_eq!(python.end(), ["ok whoever_loses_the_token_is_let_go"]);
+    assert_eq!(python.end(), ["ok a_client_that_loses_its_token_is_closed"]);
 
     let bench = TestBench::new();
     let web = WebNode::start(&bench, FAST);
-    let mut python = PythonWebSocket::start(&facts(&web), &["whoever_drains_says_so"]);
+    let mut python = PythonWebSocket::start(&facts(&web), &["a_draining_node_says_so"]);
     assert_eq!(python.line(), "drain");
     let pid = i32::try_from(web.node.pid()).expect("a process id");
     kill(Pid::from_raw(pid), Signal::SIGTERM).expect("the node is ours");
-    assert_eq!(python.end(), ["ok whoever_drains_says_so"]);
+    assert_eq!(python.end(), ["ok a_draining_node_says_so"]);
 }
 
 /// A node in stealth mode answers a client without a valid token as it answers any path that is not there.

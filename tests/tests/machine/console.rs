@@ -23,7 +23,7 @@ fn an_unconfigured_machine_takes_everything_in_one_line() {
     let at = |name: &str| bench.path().join(name);
     std::fs::write(at("words"), PHRASE).expect("the folder is ours");
     // As long as a document with many comments is.
-    let comments = "# a line that an owner wrote as a reminder\n".repeat(800);
+    let comments = "# a line that an owner wrote to remember something by\n".repeat(800);
     let document = format!("{comments}[node]\nname = \"pasted\"\n");
     std::fs::write(at("node.toml"), document).expect("the folder is ours");
     let mut provision = bench.admin().command(&["provision", "--form", "console"]);

@@ -126,7 +126,7 @@ async fn what_is_taken_from_a_peer_ends_its_connections() {
     let target: PeerAddr = node.target().parse().expect("a target");
     let connected = async |key: &NodeKey| {
         let dialer = EndpointDialer::new(Some(key.clone()));
-        let connection = dialer.dial_over(Carriage::Tcp, &target, ALPN).await;
+        let connection = dialer.dial_over(Carriage::Quic, &target, ALPN).await;
         (dialer, connection.unwrap_or_else(|error| panic!("{error}")))
     };
     // A server notes a connection, and its end, a moment after the client.

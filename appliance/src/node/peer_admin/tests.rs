@@ -27,6 +27,8 @@ fn node() -> PeerAdminTestNode {
         key(101)
     );
     let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
+    // The folder that a node makes with its key.
+    std::fs::create_dir(folder.path().join("identity")).expect("the folder is ours");
     let store = crate::node::store::open(folder.path());
     let (overlay, keeper) = (ConfigOverlay::default(), ConfigStore::nowhere());
     let people = crate::node::people(&config, overlay, keeper, Vec::new(), store);

@@ -7,8 +7,6 @@ mod error;
 mod ops;
 mod site;
 mod store;
-#[cfg(test)]
-mod tests;
 mod uploads;
 
 use std::path::{Path, PathBuf};
@@ -171,3 +169,6 @@ impl FileUsers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -254,7 +254,7 @@ mod tests {
         };
         write("usr/bin/made", "a program");
         let control =
-            "Package: made\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: made\n";
+            "Package: made\nVersion: 1\nArchitecture: all\nMaintainer: Us\nDescription: made\n";
         write("DEBIAN/control", control);
         for name in ["tree", "tree/DEBIAN"] {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);

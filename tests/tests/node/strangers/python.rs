@@ -29,7 +29,7 @@ const EVERYWHERE: [&str; 7] = [
     "errors_have_types",
     "many_calls_at_once_find_their_answers",
     "subscriptions_begin_and_are_given_up",
-    "tokens_make_somebody_of_a_stranger",
+    "tokens_identify_an_unknown_client",
     "what_is_too_long_ends_the_stream",
     "a_quic_stream_may_carry_one_request",
 ];
@@ -38,7 +38,7 @@ const EVERYWHERE: [&str; 7] = [
 const SERVICE: [&str; 9] = [
     "ten_thousand_items_wait_for_a_slow_reader",
     "what_is_given_up_ends_at_the_node",
-    "a_slow_call_delays_nobody",
+    "a_slow_call_delays_no_other",
     "a_keyed_mutation_runs_once",
     "the_node_calls_back",
     "errors_of_an_operation_have_their_code",
