@@ -10,7 +10,7 @@ use alknet_tests::{BootVariant, RawTcpConnection, TestBench, wire};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::task::{JoinError, JoinSet, block_in_place};
+use tokio::task::{JoinSet, block_in_place};
 
 use super::{AttackedNode, CALL, answers, count, key, key_of, within};
 
@@ -21,10 +21,6 @@ const CROWD: [usize; 2] = [250, 500];
 /// Handshakes under way that one address may have on TCP, and all unproven ones on QUIC, as
 /// docs/endpoint.md has it.
 const HANDSHAKES_AT_ONCE: usize = 64;
-
-/// Connections by TCP that are made at once. The network of a virtual machine loses packets of more, and a connection
-/// whose packets are lost takes longer than a handshake may.
-const DIALS_AT_ONCE: usize = 16;
 
 /// Few at a time, so that none has to prove its address before.
 #[tokio::test(flavor = "multi_thread")]
@@ -213,14 +209,11 @@ impl StalledHandshakes {
             quic: JoinSet::new(),
             _relay: relay,
         };
-        let node = site.address();
-        let dialled = |ended: Result<TcpStream, JoinError>| ended.expect("no panic");
-        let mut dials = JoinSet::new();
         for silence in silences {
-            let words = match silence {
-                StallPoint::AtOnce => Vec::new(),
-                StallPoint::WithinHello => hello[..hello.len() / 2].to_vec(),
-                StallPoint::AfterHello => hello.clone(),
+            let words: &[u8] = match silence {
+                StallPoint::AtOnce => &[],
+                StallPoint::WithinHello => &hello[..hello.len() / 2],
+                StallPoint::AfterHello => &hello,
                 StallPoint::Quic => {
                     let (dialer, target) = (Arc::clone(&dialer), target.clone());
                     let dial = async move { dialer.dial_over(Carriage::Quic, &target, CALL).await };
@@ -228,21 +221,13 @@ impl StalledHandshakes {
                     continue;
                 }
             };
-            if dials.len() == DIALS_AT_ONCE {
-                crowd
-                    .tcp
-                    .extend(within(dials.join_next()).await.map(dialled));
-            }
-            dials.spawn(async move {
-                let dialled = TcpStream::connect(node).await;
-                let mut tcp = dialled.expect("the node accepts");
-                // An earlier one's end may come as a reset of this one's bytes.
-                tcp.write_all(&words).await.ok();
-                tcp
-            });
-        }
-        while let Some(ended) = within(dials.join_next()).await {
-            crowd.tcp.push(dialled(ended));
+            // One after the other: the network of a virtual machine loses packets of many at once, and keeps a connection
+            // open that the machine has never seen.
+            let dialled = TcpStream::connect(site.address()).await;
+            let mut tcp = dialled.expect("the node accepts");
+            // An earlier one's end may come as a reset of this one's bytes.
+            tcp.write_all(words).await.ok();
+            crowd.tcp.push(tcp);
         }
         crowd
     }
