@@ -64,7 +64,7 @@ impl Port80Server {
         };
         let own = Arc::clone(&self);
         let service = service_fn(move |request| {
-            let answer = own.told(&request, remote);
+            let answer = own.logged_answer(&request, remote);
             async move { Ok::<_, Infallible>(answer) }
         });
         let serving = http1::Builder::new()
@@ -80,7 +80,7 @@ impl Port80Server {
     }
 
     /// Answers, and says so in the log: what is answered fits into one packet.
-    fn told<B>(&self, request: &Request<B>, remote: Option<SocketAddr>) -> Response<Body> {
+    fn logged_answer<B>(&self, request: &Request<B>, remote: Option<SocketAddr>) -> Response<Body> {
         let mut line = AccessLogEntry::begin(request, remote, NO_ALPN, std::time::Instant::now());
         let mut response = self.answer(request);
         answer::never_guessed(&mut response);
@@ -173,7 +173,7 @@ redirect = "https://elsewhere.example/"
     }
 
     /// Head and body of the answer to a request, after which nothing more comes.
-    async fn told(plain: &Arc<Port80Server>, request: &str) -> (String, String) {
+    async fn exchange(plain: &Arc<Port80Server>, request: &str) -> (String, String) {
         let (mut client, server) = duplex(64 << 10);
         let serving = tokio::spawn(Arc::clone(plain).serve(server, None));
         let sent = client.write_all(request.as_bytes()).await;
@@ -193,7 +193,7 @@ redirect = "https://elsewhere.example/"
         host: &str,
     ) -> (String, String) {
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        told(plain, &request).await
+        exchange(plain, &request).await
     }
 
     /// With a way to the one port and without: an authority asks by whatever name, and follows nowhere.
@@ -287,7 +287,7 @@ redirect = "https://elsewhere.example/"
     #[tokio::test]
     async fn one_request_for_a_connection() {
         let one = "GET /.well-known/acme-challenge/expected HTTP/1.1\r\nHost: a.example\r\n\r\n";
-        let (head, body) = told(&plain(None), &one.repeat(2)).await;
+        let (head, body) = exchange(&plain(None), &one.repeat(2)).await;
         assert!(head.contains("connection: close"), "{head}");
         assert_eq!(body, "expected.thumbprint");
     }

@@ -156,7 +156,7 @@ impl ActiveEntry {
                 self.call(ctx, shared, handler, &input, serves)?;
             }
             IsolateWork::Look => {
-                let told: serde_json::Map<_, _> = shared.spec.modules.look().map(told).collect();
+                let told: serde_json::Map<_, _> = shared.spec.modules.look().map(scan_entry).collect();
                 let told = json::write(ctx, &Value::Object(told))?;
                 let (promise, resolve, _) = Promise::new(ctx)?;
                 resolve.call::<_, ()>((told,))?;
@@ -314,7 +314,7 @@ impl ActiveEntry {
 }
 
 /// A module's name, and what was seen of it.
-fn told((name, looked): (&str, Result<SourceScan, ScriptFailure>)) -> (String, Value) {
+fn scan_entry((name, looked): (&str, Result<SourceScan, ScriptFailure>)) -> (String, Value) {
     let told = match looked {
         Ok(found) => serde_json::json!({ "found": found }),
         Err(failure) => serde_json::json!({ "failed": failure }),

@@ -202,7 +202,7 @@ impl Promotion {
 }
 
 impl VerdictSink for Weak<Promotion> {
-    fn told(&self, path: &str, version: u64, verdict: TallyVerdict) {
+    fn take_verdict(&self, path: &str, version: u64, verdict: TallyVerdict) {
         let Some(promotion) = self.upgrade() else {
             return;
         };

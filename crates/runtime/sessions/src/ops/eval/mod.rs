@@ -137,7 +137,7 @@ impl EvalService {
         let main = asked.main.clone().unwrap_or_else(|| "./main.ts".to_owned());
         let mut spec = self.spec(&asked, ctx, SessionMode::OneShot)?;
         if let Some(source) = asked.source {
-            spec.modules.insert(&main, source).map_err(|f| told(&f))?;
+            spec.modules.insert(&main, source).map_err(|f| request_error(&f))?;
         }
         spec.console = Some(heard.console);
         let opened = self.sessions.open(&ctx.env(), spec).await;
@@ -270,7 +270,7 @@ impl EvalService {
     ) -> Result<SessionSpec, CallError> {
         let mut modules = ModuleSet::new();
         for (name, text) in &asked.modules {
-            modules.insert(name, text.clone()).map_err(|f| told(&f))?;
+            modules.insert(name, text.clone()).map_err(|f| request_error(&f))?;
         }
         let mut spec = SessionSpec::new(ctx.identity().cloned(), modules);
         spec.capabilities = ctx.capabilities().clone();
@@ -290,7 +290,7 @@ impl EvalService {
 }
 
 /// What is wrong with what was asked for, before anything ran.
-fn told(failure: &ScriptFailure) -> CallError {
+fn request_error(failure: &ScriptFailure) -> CallError {
     to_call_error(failure, false, |_| false)
 }
 
