@@ -326,8 +326,8 @@ impl VaultHandle {
     }
 
     #[cfg(test)]
-    pub(super) fn wrong(&self) -> u32 {
-        self.state().attempts.wrong()
+    pub(super) fn wrong_count(&self) -> u32 {
+        self.state().attempts.wrong_count()
     }
 
     /// The user typed something else than the console asked for, and it is the secret of no slot.

@@ -67,7 +67,7 @@ fn activation(text: &str) -> Result<Activation, ConfigDiagnostic> {
     match text {
         "boot" => Ok(Activation::Boot),
         "live" => Ok(Activation::Live),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is no moment", quote(text)),
             "write \"boot\" or \"live\"".to_owned(),
         )),

@@ -237,7 +237,7 @@ impl PageRequest<'_> {
         // A wrong one is a guess, and counted against the network it comes from.
         let identity = match self.caller.gate.by_token(&token) {
             Ok(identity) => identity,
-            Err(error) => return self.wrong(&error),
+            Err(error) => return self.wrong_token_form(&error),
         };
         if !identity.scopes.allows(SCOPE) {
             return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
@@ -246,7 +246,7 @@ impl PageRequest<'_> {
     }
 
     /// The form again after a wrong token; 429 where too many came from the same network.
-    fn wrong(&self, error: &CallError) -> PageResponse {
+    fn wrong_token_form(&self, error: &CallError) -> PageResponse {
         let Some(wait_ms) = error.retry_after_ms else {
             return self.entry(StatusCode::FORBIDDEN, Some(WRONG));
         };

@@ -337,7 +337,7 @@ fn typed(
         if !wait.is_zero() {
             ask.tell(&format!(
                 "wrong {} times; wait {} s",
-                attempts.wrong(),
+                attempts.wrong_count(),
                 wait.as_secs().max(1)
             ));
             ask.pause(wait);
@@ -362,7 +362,7 @@ fn typed(
         }
         recorder.failed(found, SlotType::Passphrase);
         attempts.failed(begun.elapsed() + waited);
-        if !ask.is_person() || attempts.wrong() >= ATTEMPTS {
+        if !ask.is_person() || attempts.wrong_count() >= ATTEMPTS {
             return Err(VaultCliError::WrongPassphrase);
         }
         ask.tell("wrong passphrase");

@@ -407,7 +407,7 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     std::fs::write(machine.dir.path().join("config/words-wrong"), "4").expect("writable");
     let three = (0..3).map(|_| PromptResponse::Word(SecretStr::from("zoo")));
     machine.typed("words show", three.collect());
-    assert_eq!(machine.keeper.wrong(), 5);
+    assert_eq!(machine.keeper.wrong_count(), 5);
     assert_eq!(wrong().as_deref(), Some("5"));
     let wants = machine.typed("words show", vec![]);
     assert!(

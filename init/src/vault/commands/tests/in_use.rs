@@ -197,10 +197,14 @@ fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
             .reopened(Some("x"))
             .expect_err("it is the attacker's");
         assert!(why.contains("older than the data beside it"), "{why}");
-        assert_eq!(machine.keeper.wrong(), wrong, "it counts as a wrong one");
+        assert_eq!(
+            machine.keeper.wrong_count(),
+            wrong,
+            "it counts as a wrong one"
+        );
     }
     assert_eq!(machine.reopened(Some("one")), Ok(()));
-    assert_eq!(machine.keeper.wrong(), 0);
+    assert_eq!(machine.keeper.wrong_count(), 0);
 }
 
 /// The vault in use is open. What the disk answers would be changed, and noted as the newest.
