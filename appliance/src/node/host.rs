@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::facts::{self, NodeDescription};
 use super::log::{self, NodeLogRing, StderrFormat};
 use super::state_lock::StateLock;
-use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, follow};
+use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, config_watch};
 use crate::cli::{CommandError, CommandExit};
 use crate::credentials::CredentialFolder;
 
@@ -146,7 +146,7 @@ pub(crate) fn serve(
         })?;
         // Before anybody hears that this process runs and may be stopped.
         let mut signals = HostSignals::listen()?;
-        tokio::spawn(follow::follow(Arc::clone(&node.people.reloader)));
+        tokio::spawn(config_watch::follow(Arc::clone(&node.people.reloader)));
         started(&file)?;
         while let SignalRequest::ReadAgain = signals.next().await {
             node.people.reloader.read_again(ConfigSource::Signal).await;

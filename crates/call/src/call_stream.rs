@@ -7,13 +7,13 @@ use alknet_core::{CloseCode, RecvStream, SendStream, StreamCode, StreamError};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
+use crate::backpressure::UnreadBytes;
 use crate::connection::CallConnectionState;
 use crate::frame::{CallFrameError, FrameReader};
 use crate::limits::{FRAMES_PER_TURN, OVERFULL_TIMEOUT, READ_STEP_BYTES, WRITE_STEP_BYTES};
 use crate::outbound::PartialEvent;
 use crate::send_queue::{SendQueue, WriterAction};
 use crate::unfinished::{AssemblyLimitError, PartialMessage};
-use crate::unread::UnreadBytes;
 
 /// A bidirectional stream in use.
 #[derive(Debug, Default)]

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::backpressure::UnreadBytes;
 use crate::body::CallBody;
 use crate::call_stream::CallStream;
 use crate::connection::CallConnectionState;
@@ -33,7 +34,6 @@ use crate::registry::Registry;
 use crate::request_bytes::Requester;
 use crate::services::{OperationListing, OperationSummary};
 use crate::spec::OperationSpec;
-use crate::unread::UnreadBytes;
 
 /// Makes [`CallConnection`]s: dials them, or takes connections that were dialled with ALPN
 /// `alknet/call`.

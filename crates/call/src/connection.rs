@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission;
+use crate::backpressure::{RequesterSource, UnreadBytes, UnreadQuota};
 use crate::call_stream::{self, CallStream, StreamEnd};
 use crate::context::ConnInfo;
 use crate::dispatcher::{Dispatcher, DispatcherCounters};
@@ -33,7 +34,6 @@ use crate::request_bytes::Requester;
 use crate::retry::PeerRetryInfo;
 use crate::session::TokenSession;
 use crate::sync::lock;
-use crate::unread::{RequesterSource, UnreadBytes, UnreadQuota};
 use ending::{ENDED, EndOnDrop, SUPERSEDED};
 pub(crate) use limits::{UNKNOWN, UnreadReservation};
 

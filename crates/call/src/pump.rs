@@ -281,8 +281,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::backpressure::UnreadBytes;
     use crate::body::CallOutput;
-    use crate::unread::UnreadBytes;
 
     fn ahead(policy: OnSlow) -> ReadAhead {
         ReadAhead {

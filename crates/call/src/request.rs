@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::backpressure::UnreadLimitError;
 use crate::body::{CallBody, CallOutput, SubscriptionItem};
 use crate::call_stream::CallStream;
 use crate::call_tree::{CallTree, SentChanges};
@@ -32,7 +33,6 @@ use crate::request_grant::RequestGrant;
 use crate::schema::PermitShare;
 use crate::send_queue::QueueAppend;
 use crate::spec::OperationType;
-use crate::unread::UnreadLimitError;
 
 /// A request that was admitted.
 pub(crate) struct InboundRequest {

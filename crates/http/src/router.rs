@@ -24,7 +24,7 @@ use crate::connection::{HttpConnection, WebSocketGuard};
 use crate::limits::{HEADER_FIELDS_MAX, MCP_BYTES_MAX, SESSIONS_MAX, URL_BYTES_MAX, VIEW_BYTES};
 use crate::routes::{self, ACME, RouteKind};
 use crate::settings::HttpSettings;
-use crate::{answer, api, cors, framing, upload, ws};
+use crate::{answer, api, cors, framing, request_body, ws};
 
 /// Milliseconds after which a client that wants one more WebSocket than a connection carries may try again.
 const SESSIONS_RETRY_MS: u64 = 1000;
@@ -363,12 +363,12 @@ impl RequestScope<'_> {
         arrived: &mut IncomingRequest,
         caller: &HttpCaller,
     ) -> Result<RequestText, ApiError> {
-        let room = upload::UploadAllowance {
+        let room = request_body::UploadAllowance {
             lease: self.conn.shared.gateway.lease(caller),
             most: MCP_BYTES_MAX,
             time: self.settings.patience.body_time,
         };
-        upload::whole(&arrived.parts.headers, &mut arrived.body, room).await
+        request_body::whole(&arrived.parts.headers, &mut arrived.body, room).await
     }
 
     /// A WebSocket is for every client whose token is not wrong: a client without one has no identity in it.
@@ -445,7 +445,7 @@ impl RequestScope<'_> {
     /// The answer of the part that read the body, unless the body came too slowly.
     fn in_time(&self, late: &SlowBodyFlag, response: Response<Body>) -> Response<Body> {
         if late.0.load(Ordering::Acquire) {
-            return answer::error(&upload::slow(), &self.id);
+            return answer::error(&request_body::slow(), &self.id);
         }
         response
     }

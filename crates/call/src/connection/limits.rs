@@ -6,11 +6,11 @@ use alknet_core::CloseCode;
 use tokio::time::Instant;
 
 use super::CallConnectionState;
+use crate::backpressure::{UnreadBytes, UnreadLimitError};
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{OVERLOAD_RETRY_MS, PeerLimits};
 use crate::request_bytes::GrowLimit;
 use crate::sync::lock;
-use crate::unread::{UnreadBytes, UnreadLimitError};
 
 /// Why a connection ends whose peer did not say in time who it is.
 pub(crate) const UNKNOWN: &str = "not authenticated in time";

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::backpressure::{RequesterSource, UnreadBytes, UnreadQuota};
 use crate::body::CallBody;
 use crate::connection::UnreadReservation;
 use crate::credit::{CreditGrant, SubscriptionCredit};
@@ -13,7 +14,6 @@ use crate::limits::{
     OVERLOAD_RETRY_MS, READ_STEP_BYTES, STREAM_EVENTS_BYTES, WINDOW_FORWARDED_MAX,
 };
 use crate::request_bytes::{GrowLimit, RequestBytes, Requester};
-use crate::unread::{RequesterSource, UnreadBytes, UnreadQuota};
 
 /// One event of a subscription, as its subscriber sees it.
 #[derive(Clone, Debug)]

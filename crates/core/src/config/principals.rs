@@ -159,7 +159,7 @@ fn held(
                 let names = each(&value.list(notes), values::resource, notes);
                 all.insert(kind, names);
             }
-            Err((what, fix)) => value.report(notes, what, fix),
+            Err(values::ConfigDiagnostic { what, fix }) => value.report(notes, what, fix),
         }
     }
     all

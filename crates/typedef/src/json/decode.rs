@@ -81,11 +81,11 @@ impl JsonDecoder<'_> {
     }
 
     fn leaf(&mut self, leaf: &LeafType, value: &Value) -> Result<RecordValue> {
-        let value = leaf.of_json(value).map_err(wrong)?;
+        let value = leaf.of_json(value).map_err(decode_error)?;
         if !leaf.kind.is_text() || leaf.encoding != BytesEncoding::Indirect {
             return Ok(value);
         }
-        let content = leaf.content(&value).map_err(wrong)?;
+        let content = leaf.content(&value).map_err(decode_error)?;
         let off = self.region.len() as u64;
         self.region.extend_from_slice(content);
         Ok(RecordValue::Indirect {

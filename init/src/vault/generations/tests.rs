@@ -11,7 +11,7 @@ use alknet_vault::slots::{
     Consent, FirstBootPermissions, NewSlot, NewVault, Tpm2Params, UnlockKey, VaultId,
 };
 
-use super::chip::{answered, unless_none_has_to, within};
+use super::tpm::{answered, unless_none_has_to, within};
 use super::*;
 use crate::data::keyslot_tests;
 

@@ -18,10 +18,10 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, BufReader};
 
 use crate::error::said;
+use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES};
 use crate::part::TensorResponseHead;
 use crate::path::TensorFileRef;
-use crate::tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::wire::{self, FrameReadError};
 
 /// Why something was not fetched or stored.

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::client::{ClientTransport, RoleTestClient, Visit};
 use super::{
     CertificateFlaw, KnownKeyForm, ObservedOutcome, RolePeerEntry, Shows, TokenCase,
-    sheet::TransportColumn,
+    role_matrix::TransportColumn,
 };
 use crate::authority::{EndpointTestCa, certified};
 use crate::iroh;
