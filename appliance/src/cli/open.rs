@@ -27,7 +27,7 @@ const SHOWN_CHARS_MAX: usize = 200;
 /// What opens a link on a desktop, by the order they are looked for.
 const OPENERS: [&str; 2] = ["xdg-open", "open"];
 /// File below the state directory that leads a browser to the link: an argument of a program can be
-/// read by everybody on this computer, this file by its owner.
+/// read by every user of this computer, this file by its owner.
 const FILE: &str = "open.html";
 
 /// Arguments of `alknet open`.

@@ -144,7 +144,7 @@ pub(crate) fn serve(
         let _guard = file.write(state_dir).map_err(|error| {
             CommandError::local(format!("cannot write to {}: {error}", state_dir.display()))
         })?;
-        // Before anybody hears that this process runs and may be stopped.
+        // Before the process that stops this one can hear that it runs.
         let mut signals = HostSignals::listen()?;
         tokio::spawn(config_watch::follow(Arc::clone(&node.people.reloader)));
         started(&file)?;

@@ -437,7 +437,7 @@ impl Caller {
         self.link.known.requests_max()
     }
 
-    /// Who the peer is, if anybody known.
+    /// Who the peer is, if the node knows it.
     #[must_use]
     pub fn peer(&self) -> Option<Arc<Identity>> {
         self.link.identity()

@@ -48,7 +48,7 @@ pub(crate) struct IdempotencyLimits {
     pub(crate) time: Duration,
     /// Results of one identity.
     pub(crate) entries: usize,
-    /// Results of everybody. Beyond them the identity that has most loses its oldest.
+    /// Results of all identities. Beyond them the identity that has most loses its oldest.
     pub(crate) bytes: usize,
 }
 

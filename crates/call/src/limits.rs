@@ -31,8 +31,8 @@ pub const IDEMPOTENCY_ENTRIES: usize = 1024;
 pub const IDEMPOTENCY_RESULT_BYTES: usize = 64 << 10;
 /// Bytes an entry counts for beside its result.
 pub const IDEMPOTENCY_ENTRY_BYTES: usize = 256;
-/// Bytes of results remembered for everybody together, however much memory the machine has. Beyond them the identity
-/// that has most loses its oldest.
+/// Bytes of results remembered for all identities together, however much memory the machine has. Beyond them the
+/// identity that has most loses its oldest.
 pub const IDEMPOTENCY_BYTES: usize = 64 << 20;
 /// And however little.
 pub const IDEMPOTENCY_BYTES_MIN: usize = 1 << 20;
@@ -86,7 +86,7 @@ pub const BYTES_PER_NODE: usize = 256 << 20;
 pub const BYTES_PER_NODE_MIN: usize = 4 << 20;
 /// Which part of the machine's memory they may have between these two: an eighth.
 pub const MEMORY_PART: u64 = 8;
-/// Which part of them one identity may have: a half, so that no one takes all.
+/// Which part of them one identity may have: a half, so that one identity cannot take all.
 pub const BYTES_SHARE: usize = 2;
 /// Which part of them all unknown peers together may have: a quarter. The rest is kept for known identities.
 pub const BYTES_STRANGERS: usize = 4;
@@ -315,7 +315,7 @@ impl PeerLimits {
 /// How long an unknown peer may ask nothing.
 pub const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a connection may last that has an unknown peer's place, whatever is asked over it: a subscription
-/// that is open to everybody never ends by itself, and each connection takes a place from others.
+/// that is open to unknown peers never ends by itself, and each connection takes a place from others.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(600);
 
 /// How long a peer may leave this node waiting.
@@ -329,7 +329,7 @@ pub struct PeerTimeouts {
     pub stranger_idle: Duration,
     /// For an unknown peer or guest to say who it is, whatever it asks meanwhile.
     pub stranger_connection: Duration,
-    /// For a guest to say who it is, or to ask something that anybody may.
+    /// For a guest to say who it is, or to ask something that every peer may.
     pub guest_login: Duration,
     /// For a sign of life of a peer that serves something here.
     pub sign_of_life: Duration,

@@ -174,7 +174,7 @@ async fn pump(
     };
     let mut ended = false;
     loop {
-        // A source that is always ready must not keep its worker from everybody else.
+        // A source that is always ready must not keep its worker from all other tasks.
         tokio::task::coop::consume_budget().await;
         let open = reader.is_open();
         if open && let Some(BufferedItem { item, .. }) = ahead.items.pop_front() {

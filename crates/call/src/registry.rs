@@ -97,7 +97,7 @@ impl Registration {
         self.provenance
     }
 
-    /// States that everybody, strangers included, may call this mutation. Without it a mutation
+    /// States that every caller, unknown peers included, may call this mutation. Without it a mutation
     /// with an empty access control is refused.
     #[must_use]
     pub fn open(mut self) -> Self {

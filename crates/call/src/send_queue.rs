@@ -12,7 +12,7 @@ use crate::backpressure::UnreadBytes;
 use crate::limits::{BULK_BYTES, COPY_BYTES_MAX, WRITE_STEP_BYTES};
 use crate::sync::lock;
 
-/// The queue between everybody who answers on a stream and the one who writes it. Frames are
+/// The queue between the tasks that answer on a stream and the one that writes it. Frames are
 /// encoded straight into one buffer, so that whatever is queued goes out in one write; long binary
 /// data is queued as it is.
 #[derive(Debug, Default)]

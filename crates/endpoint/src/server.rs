@@ -232,7 +232,7 @@ impl EndpointServer {
     }
 
     /// Looks every known peer up again, as is done a moment after each change of the identities: once
-    /// this returns, nothing new is done in the name of anybody who is gone.
+    /// this returns, nothing new is done in the name of a peer that is gone.
     pub fn sweep(&self) {
         self.shared.sweep();
     }

@@ -49,7 +49,7 @@ pub(crate) struct HttpConnection {
     /// Wrong tokens that were not counted yet.
     guesses: AtomicU32,
     asked: AtomicBool,
-    /// What it was granted beyond what everybody has: [`BYTES`], then [`STREAMS`].
+    /// What it was granted beyond what every connection has: [`BYTES`], then [`STREAMS`].
     raised: AtomicU8,
     /// WebSockets that are open in it.
     sessions: AtomicU32,

@@ -37,7 +37,7 @@ pub struct Port80Server {
 }
 
 impl Port80Server {
-    /// Answers `challenges`; sends everybody else to `redirect`, or tells them that nothing is here.
+    /// Answers `challenges`; sends every other client to `redirect`, or answers that nothing is here.
     #[must_use]
     pub fn new(
         challenges: Option<Arc<dyn AcmeChallenges>>,
@@ -145,7 +145,7 @@ mod tests {
 
     use super::*;
 
-    /// A node with a name, whose decoy would send everybody elsewhere if it counted here.
+    /// A node with a name, whose decoy would send every client elsewhere if it counted here.
     const DOCUMENT: &[u8] = br#"
 [node]
 domain = "hub.example.org"

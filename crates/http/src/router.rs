@@ -234,7 +234,7 @@ impl RequestScope<'_> {
         }
     }
 
-    /// What is given to everybody counts for the address that it is sent to.
+    /// An answer that every client may have counts for the address that it is sent to.
     fn lease(&self) -> MemoryLease {
         let account = self.conn.account(None);
         self.conn.shared.gateway.lease_of(&account)

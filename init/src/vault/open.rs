@@ -228,7 +228,7 @@ pub(super) fn unattended(
     opened.map_err(|error: SlotError| (error.to_string(), true))
 }
 
-/// The key of a medium for this slot: the one that opens it, else any that names the vault, which anybody can write.
+/// The key of a medium for this slot: the one that opens it, else any that names the vault, which an attacker can write.
 pub(super) fn seed_for<'a>(
     media: &'a MediaSecrets,
     alkv: &Alkv,

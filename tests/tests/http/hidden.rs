@@ -71,7 +71,7 @@ fn strangers_see_one_and_the_same_nothing() {
     assert_eq!(web.curl_as(&web.reader, "/search", &[]).status, 200);
     let told = web.post(&web.admin, "/call", r#"{"operation":"/node/info"}"#);
     assert_eq!(told.status, 200);
-    // What is too much is refused before anybody looks at what it is, and not in words of this program.
+    // What is too much is refused before the node looks at what it is, and not in words of this program.
     let long = "a".repeat(9000);
     let wide = ["--header", "Accept: */*"].repeat(101);
     for (path, more, status) in [

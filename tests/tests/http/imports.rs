@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 /// A secret that only the server may see.
 const HUSH: &str = "hush-7c1d-this-is-for-the-server-alone";
 
-/// SHA-256 of `hello`, as everybody computes it.
+/// SHA-256 of `hello`, as `sha256sum` computes it.
 const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 
 /// What the node answers within while schemas of others are checked.
@@ -205,7 +205,10 @@ fn an_api_becomes_operations_that_answer_as_it_does() {
     // Where the server is, the document does not say.
     let note = node.answer("api/getNote", &json!({ "id": "a/b c", "lang": "de" }));
     assert_eq!(note, json!({ "id": 1, "text": "a/b c", "lang": "de" }));
-    assert_eq!(request_count(&api, "GET", "/api/notes/a%2Fb%20c?lang=de"), 1);
+    assert_eq!(
+        request_count(&api, "GET", "/api/notes/a%2Fb%20c?lang=de"),
+        1
+    );
     let kept = node.answer("api/addNote", &json!({ "body": { "text": "x" } }));
     assert_eq!(kept, json!({ "id": 7, "text": "x" }));
     let body = json!({ "name": "n", "data": BASE64.encode(b"hello") });

@@ -56,7 +56,7 @@ const LIMITS: &str = "[limits]\nfailures_per_minute = 1000\nhandshake_burst = 10
 /// A header as long as `Authorization`, and as well known: names that the library does not know take longer to read.
 const NOT_AUTHORIZATION: &str = "Cache-Control";
 
-/// What the pins of the node are for: here anybody may answer.
+/// What the pins of the node are for: here every server may answer.
 #[derive(Debug)]
 struct AcceptAnyCertificate;
 

@@ -180,7 +180,7 @@ fn a_lock_empties_everything_and_the_next_opening_brings_it_back() {
     let mint = capability_of(&powers, "js/mint", "mint");
     let zone = capability_of(&powers, "js/zone", "zone");
     vault.lock();
-    // Before anybody noticed.
+    // Before a task of the store noticed the lock.
     for one in [&mint, &zone] {
         assert_eq!(one.sign(b"x"), Err(CapabilityError::Locked));
     }

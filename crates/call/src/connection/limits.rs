@@ -181,7 +181,7 @@ impl CallConnectionState {
     /// Resolves once an unknown peer has asked nothing for as long as it may, or has an unknown peer's place for
     /// as long as it may, whatever it asks. The carriage itself only notices a peer that is silent, and keeping a
     /// connection open takes a few bytes a minute: a PING on QUIC, a frame that is no request on TCP, a
-    /// subscription that anybody may have, or a small request.
+    /// subscription that every peer may have, or a small request.
     pub(super) async fn unknown_for_too_long(&self) {
         if self.connection.info().dialled || self.is_guest() {
             return std::future::pending().await;

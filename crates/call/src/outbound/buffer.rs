@@ -381,7 +381,7 @@ mod tests {
         assert_eq!((buffer.waiting.bytes(), all.kept().0), (0, 0));
     }
 
-    /// Else who leaves answers unread would end the subscriptions of everybody whose events are long.
+    /// Else a peer that leaves answers unread would end the subscriptions of every peer whose events are long.
     #[tokio::test]
     async fn one_event_of_a_requester_has_room_whatever_others_have() {
         const LONG: usize = 300 << 10;

@@ -161,7 +161,7 @@ async fn an_operation_learns_only_what_it_may_call_itself() {
         let shown = soon(client.call(operation, &schema)).await;
         assert_eq!(shown.is_ok(), is_shown, "{operation}: {shown:?}");
     }
-    // What everybody may call is shown to everything.
+    // Every operation sees what every caller may call.
     let open = json!({"op": "services/schema", "input": {"name": "app/bare"}});
     assert!(soon(client.call("app/blind", &open)).await.is_ok());
 }

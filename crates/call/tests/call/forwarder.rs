@@ -102,7 +102,7 @@ fn busy(probe: &Arc<OperationProbe>) -> Registration {
     Registration::new(OperationSpec::mutation("work/busy", "Has no room."), busy).open()
 }
 
-/// `go:*` to everybody, `go:w2` to one.
+/// `go:*` for every peer, `go:w2` for one.
 fn way(peer: Option<&str>) -> AccessControl {
     let scopes = ["go:everywhere".to_owned()];
     let there = peer.map(|peer| format!("go:{peer}"));

@@ -453,7 +453,7 @@ fn strict() -> (CallTestNode, Duration) {
     (CallTestNode::with_patience(patience), longest)
 }
 
-/// What everybody may follow never ends by itself.
+/// A subscription that every peer may have never ends by itself.
 #[tokio::test]
 async fn an_unknown_peer_that_follows_something_is_ended() {
     for carriage in CARRIAGES {

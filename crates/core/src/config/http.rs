@@ -41,7 +41,7 @@ pub struct HttpSection {
     pub server: Option<String>,
     /// What is served on TCP port 80.
     pub port80: Port80,
-    /// Whether the description of the gateway is for everybody.
+    /// Whether unknown peers may read the description of the gateway.
     pub public_openapi: bool,
     /// Whether calls over WebSocket are taken.
     pub websocket: bool,

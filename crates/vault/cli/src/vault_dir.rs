@@ -302,7 +302,7 @@ fn unattended(
             Ok(alkv) => return Ok(Some(alkv)),
             Err(error) => {
                 recorder.failed(found, SlotType::Provisioning);
-                // A seed that lies there by chance does not keep anybody from typing.
+                // A seed that lies there by chance does not keep the owner from typing.
                 if said.is_some()
                     || !matches!(error, SlotError::OtherVault(_) | SlotError::WrongKey(_))
                 {

@@ -446,7 +446,7 @@ fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     assert_eq!(machine.first(&by_key), Ok(()));
 
     // A configuration that does not say what opens the vault: a key that did not come with it is not taken, nor is the
-    // vault left open to anybody for it.
+    // vault left open to every user of the console for it.
     let unsaid = VaultSection::default();
     let why = machine.first(&unsaid).expect_err("it has no configuration");
     assert!(why.contains("fw_cfg has a seed.key"), "{why}");

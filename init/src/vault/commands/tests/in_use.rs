@@ -238,7 +238,7 @@ fn commands_change_no_other_vault() {
     assert!(matches!(shown, CommandOutcome::Words(_)), "{shown:?}");
 }
 
-/// Ten minutes after the first start, or when the words are confirmed, the vault is changed without anybody typing.
+/// Ten minutes after the first start, or when the words are confirmed, the vault is changed while no owner types.
 #[test]
 fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
     let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
