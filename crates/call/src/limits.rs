@@ -174,8 +174,8 @@ pub const SUPERSEDED_DRAIN: Duration = Duration::from_secs(5);
 
 /// How long a frame may stay half received.
 pub const PARTIAL_FRAME_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a lane may take none of our bytes.
-pub const BLOCKED_LANE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a stream may take none of our bytes.
+pub const BLOCKED_STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a guest may take none of our bytes while more wait for it than may.
 pub const OVERFULL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Deadline of a query or mutation that names none.
@@ -193,7 +193,7 @@ pub const OVERLOAD_RETRY_MS: u64 = 100;
 
 /// Bytes a subscription may have queued before its handler is polled again.
 pub const SUBSCRIPTION_QUEUE_BYTES: usize = 64 << 10;
-/// Bytes a lane may have queued before any subscription on it is polled again.
+/// Bytes a stream may have queued before any subscription on it is polled again.
 pub const LANE_QUEUE_BYTES: usize = 256 << 10;
 /// Bytes written to the carriage at a time, so that a slow peer differs from a blocked one.
 pub const WRITE_STEP_BYTES: usize = 64 << 10;
@@ -204,15 +204,15 @@ pub const READ_STEP_BYTES: usize = 64 << 10;
 pub const BULK_BYTES: usize = 256 << 10;
 /// Bytes of binary data that are copied into a frame; longer ones are sent from where they are.
 pub const COPY_BYTES_MAX: usize = 8 << 10;
-/// Frames handled before the lane's own writer gets its turn.
+/// Frames handled before the stream's own writer gets its turn.
 pub const FRAMES_PER_TURN: u32 = 64;
-/// Largest request that shares a lane; beyond it a stream of its own is better.
+/// Largest request that shares a stream; beyond it a stream of its own is better.
 pub const LANE_REQUEST_BYTES: usize = 8 << 10;
-/// Longest deadline of a request that shares a lane.
+/// Longest deadline of a request that shares a stream.
 pub const LANE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
-/// Lanes a client opens on a carriage with many streams.
-pub const LANES: usize = 2;
-/// Events a subscription on a lane may have in flight, unless the caller says otherwise.
+/// Streams that a client opens for requests to share, on a carriage with many streams.
+pub const SHARED_STREAMS: usize = 2;
+/// Events a subscription on a shared stream may have in flight, unless the caller says otherwise.
 pub const WINDOW_DEFAULT: u32 = 64;
 /// The same of a subscription that is passed on, until its first event was taken: each may be as long as a frame, and
 /// waits for another peer.
@@ -323,8 +323,8 @@ pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(600);
 pub struct PeerTimeouts {
     /// For the rest of a frame that has begun.
     pub partial_frame: Duration,
-    /// For a lane to take any of our bytes.
-    pub blocked_lane: Duration,
+    /// For a stream to take any of our bytes.
+    pub blocked_stream: Duration,
     /// For an unknown peer's next request.
     pub stranger_idle: Duration,
     /// For an unknown peer or guest to say who it is, whatever it asks meanwhile.
@@ -343,7 +343,7 @@ impl Default for PeerTimeouts {
     fn default() -> Self {
         Self {
             partial_frame: PARTIAL_FRAME_TIMEOUT,
-            blocked_lane: BLOCKED_LANE_TIMEOUT,
+            blocked_stream: BLOCKED_STREAM_TIMEOUT,
             stranger_idle: STRANGER_IDLE_TIMEOUT,
             stranger_connection: STRANGER_CONNECTION_MAX,
             guest_login: GUEST_LOGIN_TIMEOUT,

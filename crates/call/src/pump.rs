@@ -240,13 +240,13 @@ impl EventSink for InboundRequest {
         if let Some(credit) = &self.credit {
             credit.wait().await;
         }
-        self.lane().out.wait_room(|_| has_room(self)).await;
+        self.stream().out.wait_room(|_| has_room(self)).await;
         self.link().wait_until_read().await;
         self.wait_fed().await;
     }
 
     fn is_gone(&self) -> bool {
-        self.lane().out.is_ended()
+        self.stream().out.is_ended()
     }
 
     fn keep(&self, bytes: usize) -> Option<UnreadReservation> {
@@ -272,7 +272,7 @@ impl EventSink for InboundRequest {
 
 fn has_room(request: &InboundRequest) -> bool {
     request.queued_bytes() < SUBSCRIPTION_QUEUE_BYTES
-        && request.lane().out.backlog() < LANE_QUEUE_BYTES
+        && request.stream().out.backlog() < LANE_QUEUE_BYTES
 }
 
 #[cfg(test)]

@@ -112,10 +112,10 @@ fn way(peer: Option<&str>) -> AccessControl {
     }
 }
 
-fn onward(input: &CallBody) -> (CallForwarder, CallBody) {
+fn forwarder(input: &CallBody) -> (CallForwarder, CallBody) {
     let asked = input.value();
     let operation = asked["operation"].as_str().unwrap_or_default();
-    let onward = match asked["peer"].as_str() {
+    let forwarder = match asked["peer"].as_str() {
         Some(peer) => CallForwarder::to(peer, operation, way),
         None => {
             let not = asked["not"].as_str().map(str::to_owned);
@@ -129,7 +129,7 @@ fn onward(input: &CallBody) -> (CallForwarder, CallBody) {
     let input = input
         .member("input")
         .unwrap_or_else(|| CallBody::json(&Value::Null).expect("JSON"));
-    (onward, input)
+    (forwarder, input)
 }
 
 fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) -> CallTestNode {
@@ -139,8 +139,8 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) ->
     let mut once = OperationSpec::mutation("farm/once", "Passes a call on once.").with_identity();
     once.idempotent = Idempotence::Keyed;
     let passes_on = HandlerKind::once(|input: CallBody, ctx: Ctx| {
-        let (onward, input) = onward(&input);
-        async move { onward.call(input, &ctx).await }
+        let (forwarder, input) = forwarder(&input);
+        async move { forwarder.call(input, &ctx).await }
     });
     let mut order = OperationSpec::mutation("farm/order", "Charges at any peer.").with_identity();
     order.idempotent = Idempotence::Keyed;
@@ -162,8 +162,8 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) ->
             Registration::new(
                 call,
                 HandlerKind::once(|input: CallBody, ctx: Ctx| {
-                    let (onward, input) = onward(&input);
-                    async move { onward.call(input, &ctx).await }
+                    let (forwarder, input) = forwarder(&input);
+                    async move { forwarder.call(input, &ctx).await }
                 }),
             )
             .passing_errors_on(),
@@ -172,8 +172,8 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) ->
             Registration::new(
                 follow,
                 HandlerKind::stream(|input: CallBody, ctx: Ctx| {
-                    let (onward, input) = onward(&input);
-                    onward.subscribe(input, &ctx)
+                    let (forwarder, input) = forwarder(&input);
+                    forwarder.subscribe(input, &ctx)
                 }),
             )
             .passing_errors_on(),

@@ -165,7 +165,7 @@ impl AdminPage {
             "/" | "/status/style.css" | "/status/live.js" | "/status/events" => {
                 answer::method("GET, HEAD")
             }
-            "/status/enter" | "/status/leave" if reads => answer::onward(),
+            "/status/enter" | "/status/leave" if reads => answer::see_root(),
             _ => answer::nothing(),
         }
     }
@@ -221,7 +221,7 @@ impl PageRequest<'_> {
         let Some((_, proof)) = taken else {
             // A viewer that is already in has only opened the link again.
             return match self.viewer(true) {
-                Some(_) => answer::onward(),
+                Some(_) => answer::see_root(),
                 None => self.entry(StatusCode::GONE, Some(USED)),
             };
         };
@@ -274,27 +274,27 @@ impl PageRequest<'_> {
         tracing::info!(by = identity.id.as_str(), "page.enter");
         let comes_from = self.headers.get("sec-fetch-site");
         let elsewhere = comes_from.is_some_and(|from| from != "none" && from != "same-origin");
-        let onward = match elsewhere {
-            false => answer::onward(),
+        let redirect = match elsewhere {
+            false => answer::see_root(),
             // A browser that follows a link from another site sends no strict cookie along, and none with the redirect
             // that follows: only a page of this site makes it do so.
             true => answer::page(
                 StatusCode::OK,
                 self.page.templates.plain(&MessagePage {
                     title: "You are signed in".to_owned(),
-                    onward: true,
+                    refresh: true,
                     ..MessagePage::default()
                 }),
             ),
         };
-        answer::with_cookie(onward, &session::cookie(&name))
+        answer::with_cookie(redirect, &session::cookie(&name))
     }
 
     fn leave(self) -> PageResponse {
         if let Some(name) = session::cookie_of(self.headers) {
             self.page.sessions.end(name);
         }
-        answer::with_cookie(answer::onward(), &session::no_cookie())
+        answer::with_cookie(answer::see_root(), &session::no_cookie())
     }
 
     /// Asks whether to do what a link is for. The link is used up by the answer, not by the question.
