@@ -274,7 +274,7 @@ fn is_asked_for(link: &CallConnectionState, stream: &CallStream) -> bool {
     stream.is_single_call() || link.ends_with_stream() && link.has_outbound()
 }
 
-/// The next bytes, within the time a begun frame or a silent stranger has.
+/// The next bytes, within the time a begun frame or a silent unknown peer has.
 async fn next_chunk(
     link: &CallConnectionState,
     recv: &mut RecvStream,
@@ -291,7 +291,7 @@ async fn next_chunk(
         };
         match timeout_at(deadline, recv.read_chunk(READ_STEP_BYTES)).await {
             Ok(read) => return Ok(read?),
-            // A stranger whose request still runs is not idle.
+            // An unknown peer whose request still runs is not idle.
             Err(_) if begun.is_none() && !link.inbound.is_empty() => {}
             Err(_) => return Err(StreamEnd::Timeout(why)),
         }

@@ -22,7 +22,7 @@ pub(crate) enum IdempotencyOwner {
 }
 
 impl IdempotencyOwner {
-    /// Whose room it takes: strangers share one.
+    /// Whose room it takes: unknown peers share one.
     fn share(&self) -> Option<&PeerId> {
         match self {
             Self::Known(id) => Some(id),

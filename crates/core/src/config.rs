@@ -85,7 +85,7 @@ pub struct NodeConfig {
     pub peers: Vec<PeerConfig>,
     /// Tokens of programs.
     pub api_keys: Vec<ApiKeyConfig>,
-    /// What strangers and peers may cost.
+    /// What unknown and known peers may cost.
     pub limits: LimitsConfig,
     /// What the log says.
     pub log: LogConfig,

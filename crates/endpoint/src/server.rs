@@ -44,7 +44,7 @@ pub struct ServerOptions {
     pub addrs: Vec<IpAddr>,
     /// The port, UDP and TCP; 0 takes a free one.
     pub port: u16,
-    /// What strangers may cost.
+    /// What unknown peers may cost.
     pub limits: EndpointLimits,
     /// What is served beside the node's key.
     pub tls: ServerTlsOptions,

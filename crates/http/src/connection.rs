@@ -14,7 +14,7 @@ use crate::authority::AuthorityCache;
 use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, HttpTimeouts, SESSIONS_MAX};
 use crate::shared::HttpShared;
 
-/// More bytes in flight than a stranger has.
+/// More bytes in flight than an unknown peer has.
 const BYTES: u8 = 1;
 
 /// And more streams.

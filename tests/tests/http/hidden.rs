@@ -1,4 +1,4 @@
-//! A node that tells strangers nothing, and one that answers to its own names only.
+//! A node that tells unknown peers nothing, and one that answers to its own names only.
 
 use std::process::Command;
 
@@ -18,7 +18,7 @@ const PATHS: [&str; 10] = [
     "/nonsense",
 ];
 
-/// Those where strangers may find something on other nodes.
+/// Those where unknown peers may find something on other nodes.
 const MORE_PATHS: [&str; 5] = [
     "/",
     "/healthz",
@@ -148,7 +148,7 @@ fn only_names_of_the_node_are_answered() {
     }
 }
 
-/// A node that tells strangers nothing cannot show them a description, nor answer browsers that ask without a token
+/// A node that tells unknown peers nothing cannot show them a description, nor answer browsers that ask without a token
 /// whether a page may call.
 #[test]
 fn what_contradicts_stealth_is_refused() {

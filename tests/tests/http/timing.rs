@@ -1,4 +1,4 @@
-//! A node that tells strangers nothing does not tell them by how long it takes, either.
+//! A node that tells unknown peers nothing does not tell them by how long it takes, either.
 //!
 //! What is measured is compared and never held against a number of seconds: two kinds of requests are
 //! asked in turns over one connection, and the two-sample test of Kolmogorov and Smirnov says whether

@@ -320,7 +320,7 @@ impl PageRequest<'_> {
     }
 
     /// Does what a link is for. The link is the proof: no cookie is looked at, and only the link's receiver has it. It
-    /// is in the path, where a node that tells strangers nothing looks for it before it answers.
+    /// is in the path, where a node that tells unknown peers nothing looks for it before it answers.
     async fn act(self, ticket: &str, form: &PageForm) -> PageResponse {
         if let Some(refused) = self.foreign_form(form) {
             return refused;

@@ -179,7 +179,7 @@ fn marked_description(namespace: &str, text: &str) -> String {
     )
 }
 
-/// A name or a message of a stranger, for the log.
+/// A name or a message of an untrusted server, for the log.
 pub(super) fn shown(text: &str) -> String {
     shortened(text, 200)
 }

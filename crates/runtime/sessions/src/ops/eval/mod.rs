@@ -50,7 +50,7 @@ type Known = (
 /// Whether the caller `now` has all the rights that the owner had `before`.
 fn has_rights_of(now: Option<&Identity>, before: Option<&Identity>) -> bool {
     let (Some(now), Some(before)) = (now, before) else {
-        // A REPL that a stranger opened has no rights that could be lost.
+        // A REPL that an unknown peer opened has no rights that could be lost.
         return before.is_none();
     };
     let held = |kind| now.resources.get(kind).map_or(&[][..], Vec::as_slice);
