@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_bounded_over_everybody() {
+    fn bytes_are_bounded_over_all_identities() {
         let mut results = Tested::new(ROOM);
         let (a, b) = (name("a", "k"), name("b", "k"));
         for name in [&a, &b] {

@@ -100,7 +100,8 @@ fn decode(quoted: &str) -> Cow<'_, str> {
 }
 
 fn distinct(text: &str, names: &mut [MemberNameSpan]) -> Result<(), JsonDefect> {
-    let quoted = |[from, end]: MemberNameSpan| text.get(from as usize..end as usize).unwrap_or_default();
+    let quoted =
+        |[from, end]: MemberNameSpan| text.get(from as usize..end as usize).unwrap_or_default();
     if names.len() <= PAIRWISE_MAX {
         let decoded: SmallVec<[_; PAIRWISE_MAX]> =
             names.iter().map(|name| decode(quoted(*name))).collect();

@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn mutations_for_everybody_say_so() {
+    fn mutations_for_every_caller_say_so() {
         let mutation = || Registration::new(OperationSpec::mutation("a/b", ""), once());
         assert!(matches!(refused(mutation()), RegistryError::Open(_)));
         assert!(build(vec![mutation().open()]).is_ok());

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_hears_of_what_they_may_call() {
+    fn each_watcher_hears_of_what_it_may_call() {
         let announcer = announcer();
         let (mut unknown, mut admin) = (
             watcher(&announcer, None),
@@ -616,6 +616,9 @@ mod tests {
         };
         assert!(refused.retryable, "{refused:?}");
         assert!(unread_changes(&mut unknown).is_empty());
-        assert_eq!(unread_changes(&mut late.expect("a watcher"))[0].removed, ["a/b"]);
+        assert_eq!(
+            unread_changes(&mut late.expect("a watcher"))[0].removed,
+            ["a/b"]
+        );
     }
 }

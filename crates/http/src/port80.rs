@@ -216,7 +216,7 @@ redirect = "https://elsewhere.example/"
 
     /// `http.port80 = "acme"`: whatever the host, the path and the method, there is nothing, and no way on.
     #[tokio::test]
-    async fn without_a_redirect_everybody_else_finds_nothing() {
+    async fn without_a_redirect_other_clients_find_nothing() {
         let plain = plain(None);
         for host in ["hub.example.org", "192.0.2.7", "other.example"] {
             for (method, path) in [

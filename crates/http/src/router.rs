@@ -157,7 +157,7 @@ impl RequestScope<'_> {
             RouteKind::Session if !shared.websocket => RouteKind::Other,
             kind => kind,
         };
-        if let Some(told) = self.open_to_everybody(kind, parts) {
+        if let Some(told) = self.open_to_every_client(kind, parts) {
             return told;
         }
         // Looked up for every path alike: the time it takes says nothing about which there are.
@@ -207,7 +207,7 @@ impl RequestScope<'_> {
     }
 
     /// What needs no look at who asks.
-    fn open_to_everybody(&self, kind: RouteKind, parts: &Parts) -> Option<RoutedResponse> {
+    fn open_to_every_client(&self, kind: RouteKind, parts: &Parts) -> Option<RoutedResponse> {
         let shared = &self.conn.shared;
         let get = matches!(parts.method, Method::GET | Method::HEAD);
         match kind {

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use jsonschema::json::Node as _;
 
-use super::node::{UnparsedItems, TapeNode};
+use super::node::{TapeNode, UnparsedItems};
 
 /// The hashes of two inputs that differ are the same by chance only: a peer that does not know these keys cannot choose
 /// two such inputs.

@@ -8,7 +8,7 @@ use jsonschema::json::{Node as _, cmp};
 use serde_json::Number;
 
 use super::CONTAINER;
-use super::node::{UnparsedItems, TapeNode, unquoted};
+use super::node::{TapeNode, UnparsedItems, unquoted};
 
 /// Random keys: a peer that sends names cannot know which of them collide.
 static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);

@@ -266,7 +266,7 @@ async fn a_forged_originator_changes_nothing() {
 }
 
 #[tokio::test]
-async fn everybody_works_with_what_they_were_registered_with() {
+async fn each_operation_works_with_what_it_was_registered_with() {
     let with = |name: &str, secret: &str, label| {
         let registration = mirror(query(name).internal());
         let scopes: [&str; 0] = [];

@@ -218,7 +218,7 @@ fn refused(code: &str) -> Result<Value, String> {
 }
 
 #[tokio::test]
-async fn the_way_is_checked_before_anybody_is_looked_for() {
+async fn the_way_is_checked_before_a_peer_is_looked_for() {
     for carriage in CARRIAGES {
         let farm = farm(carriage).await;
         let ask = async |scopes: &[&str], peer: &str, operation: &str| {
@@ -328,7 +328,7 @@ async fn any_is_the_least_busy_of_those_that_suit_and_may_be_reached() {
 }
 
 #[tokio::test]
-async fn a_query_of_anybody_survives_the_loss_of_its_peer() {
+async fn a_query_of_any_peer_survives_the_loss_of_its_peer() {
     for carriage in CARRIAGES {
         let farm = farm(carriage).await;
         let user = farm

@@ -180,7 +180,8 @@ impl PromotedOperationParts {
             return;
         }
         if let Some(verdict) = self.tally.count(failed) {
-            self.judge.take_verdict(&self.terms.path, self.version, verdict);
+            self.judge
+                .take_verdict(&self.terms.path, self.version, verdict);
         }
     }
 }

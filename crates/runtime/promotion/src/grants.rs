@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_open_is_what_everybody_may() {
+    fn only_what_is_open_is_what_every_caller_may_call() {
         let open = read(rule(&[], None), &[]);
         assert!(
             open.text.ends_with(", which every caller may call"),

@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 
 use crate::VaultCliError;
 use crate::args::{
-    AuditVerifyArgs, CostArgs, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs, LogArgs,
-    MigrateArgs, KeyShowArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs, SealArgs, SlotArg,
-    SlotSetArgs, VaultOpenArgs, VaultRotateArgs, VaultStatusArgs, slot_id,
+    AuditVerifyArgs, CostArgs, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs,
+    KeyShowArgs, LogArgs, MigrateArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
+    SealArgs, SlotArg, SlotSetArgs, VaultOpenArgs, VaultRotateArgs, VaultStatusArgs, slot_id,
 };
 use crate::earlier::EarlierVaultVerb;
 

@@ -796,7 +796,7 @@ fn begun_with(machine: &CommandMachine, line: &str) -> CommandSession {
 }
 
 #[test]
-fn the_log_is_shown_with_whether_anybody_changed_it() {
+fn the_log_is_shown_with_whether_it_was_changed() {
     let machine = CommandMachine::new();
     assert_eq!(machine.done("audit", vec![]), "there is no line yet");
     let mut events = vec![AuditEvent::Created; 20];

@@ -137,7 +137,9 @@ impl EvalService {
         let main = asked.main.clone().unwrap_or_else(|| "./main.ts".to_owned());
         let mut spec = self.spec(&asked, ctx, SessionMode::OneShot)?;
         if let Some(source) = asked.source {
-            spec.modules.insert(&main, source).map_err(|f| request_error(&f))?;
+            spec.modules
+                .insert(&main, source)
+                .map_err(|f| request_error(&f))?;
         }
         spec.console = Some(heard.console);
         let opened = self.sessions.open(&ctx.env(), spec).await;
@@ -270,7 +272,9 @@ impl EvalService {
     ) -> Result<SessionSpec, CallError> {
         let mut modules = ModuleSet::new();
         for (name, text) in &asked.modules {
-            modules.insert(name, text.clone()).map_err(|f| request_error(&f))?;
+            modules
+                .insert(name, text.clone())
+                .map_err(|f| request_error(&f))?;
         }
         let mut spec = SessionSpec::new(ctx.identity().cloned(), modules);
         spec.capabilities = ctx.capabilities().clone();
