@@ -50,7 +50,7 @@ class Node(QuicConnectionProtocol):
     async def events(self, operation, input=None, **more):  # one; with a `window`, all
         id, events, over = str(next(self.ids)), asyncio.Queue(), False
         self.waiting[id], request = events, {"operationId": "/" + operation, "input": input, **more}
-        self.send(0, "call.requested", id, request)  # stream 0 carries all we ask: a lane
+        self.send(0, "call.requested", id, request)  # stream 0 carries all we ask
         try:
             while not over:
                 event = await events.get()

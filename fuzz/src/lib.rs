@@ -1,4 +1,4 @@
-//! What must hold for every input of the parsers that read what strangers and administrators write.
+//! What must hold for every input of the parsers that read what unknown peers and administrators write.
 //!
 //! Each function takes any bytes, panics where a promise is broken, and says whether the parser
 //! took the input. libFuzzer calls it through `targets/`; the test in `tests/` calls it with the

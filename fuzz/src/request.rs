@@ -40,8 +40,8 @@ pub fn request(data: &[u8]) -> bool {
     framed.extend([text, content].concat());
     let scene = SCENE.get_or_init(|| Mutex::new(RequestFixture::new()));
     let mut scene = scene.lock().unwrap_or_else(PoisonError::into_inner);
-    let taken = scene.hold(data);
-    scene.hold(&framed) || taken
+    let taken = scene.check_answer(data);
+    scene.check_answer(&framed) || taken
 }
 
 struct RequestFixture {
@@ -72,7 +72,7 @@ impl RequestFixture {
     }
 
     /// Holds what is answered to a stream against what it says.
-    fn hold(&mut self, stream: &[u8]) -> bool {
+    fn check_answer(&mut self, stream: &[u8]) -> bool {
         let (answer, whole) = self.exchange(stream);
         let Some((text, content)) = frame(stream) else {
             assert!(answer.is_empty() && !whole, "no request, and an answer");

@@ -137,7 +137,7 @@ pub struct MachineFacts {
     pub boot_stages: Vec<BootStage>,
     /// Where state lives and how well.
     pub data: DataState,
-    /// The vault, as far as anybody may know.
+    /// The vault, as far as every caller may know.
     pub vault: VaultFacts,
     /// Network cards.
     pub links: Vec<LinkFacts>,

@@ -91,7 +91,7 @@ impl ClockState {
 
 impl InitFacts {
     /// As the node and the console get it.
-    pub(crate) fn told(&self) -> MachineFacts {
+    pub(crate) fn snapshot(&self) -> MachineFacts {
         MachineFacts {
             hostname: self.hostname.clone(),
             boot_stages: self.stages.clone(),
@@ -124,7 +124,7 @@ mod tests {
         for number in 0..100 {
             facts.problems.internal(format!("failure {}", number % 20));
         }
-        let told = facts.told();
+        let told = facts.snapshot();
         assert_eq!(told.problems.len(), INTERNAL_MAX + 1);
         assert_eq!(told.problems[0].code, "internal-error");
         assert_eq!(told.problems[INTERNAL_MAX].code, "data-missing");

@@ -1,5 +1,5 @@
 //! A child that runs one helper task: the one binary executed again, unprivileged, in a control group of its
-//! own, with a socket and nothing else of PID 1's. What it answers is a stranger's word.
+//! own, with a socket and nothing else of PID 1's. PID 1 does not trust what it answers.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;

@@ -438,7 +438,7 @@ impl InitMachine {
 
     /// Tells the node and the console what changed.
     fn tell(&mut self) {
-        let facts = self.facts.told();
+        let facts = self.facts.snapshot();
         let facts_changed = facts != self.told;
         if facts_changed || self.status != self.shown {
             for console in self.consoles() {

@@ -43,7 +43,9 @@ pub use secrets::{
     SECRET_BYTES_MAX, erase, put_seed_key,
 };
 pub use source::{ConfigOrigin, SourceDiagnostic};
-pub use sources::console::{CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX, ConsoleDocument, ConsoleError};
+pub use sources::console::{
+    CONSOLE_HEAD, CONSOLE_LINE_BYTES_MAX, ConsoleDocument, ConsoleDocumentError,
+};
 pub use sources::strings;
 
 use secrets::SecretCollector;

@@ -181,7 +181,7 @@ impl MachineSpec {
         let mut args = QemuArguments::default();
         self.board(layout, &mut args);
         self.firmware_and_kernel(layout, &mut args);
-        self.channels(layout, &mut args);
+        self.add_channel_arguments(layout, &mut args);
         for (index, disk) in self.disks.iter().enumerate() {
             self.disk(index, disk, &mut args);
         }
@@ -334,7 +334,7 @@ impl MachineSpec {
         self.nics.iter().any(|nic| !nic.plugged) || self.disks.iter().any(|disk| !disk.plugged)
     }
 
-    fn channels(&self, layout: &MachineResources, args: &mut QemuArguments) {
+    fn add_channel_arguments(&self, layout: &MachineResources, args: &mut QemuArguments) {
         args.pair(
             "-chardev",
             format!("socket,id=console,fd={}", layout.console_fd),

@@ -79,7 +79,7 @@ pub(crate) fn base() -> Result<PathBuf> {
 }
 
 /// Makes a folder that belongs to this user alone, or narrows one of this user's. Its name can be guessed: in
-/// a folder that is everybody's another user may have made it, or a link in its place.
+/// a folder that every user can write to another user may have made it, or a link in its place.
 fn make_private(folder: &Path) -> Result<()> {
     let made = DirBuilder::new()
         .recursive(true)

@@ -1,4 +1,4 @@
-"""A server with an API, as anybody would write one with Python's own library; api.yaml describes it.
+"""A server with an API, as an author would write one with Python's own library; api.yaml describes it.
 
 python3 api.py PORT [--token-file FILE]
 

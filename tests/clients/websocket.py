@@ -1,6 +1,6 @@
 """WebSocket sessions as Python's `websockets`, and `h2` with `wsproto`, have them.
 
-Its input is a JSON object of facts: arguments are for everybody to see. Its arguments are the tests to run; each prints
+Its input is a JSON object of facts: every user can see arguments. Its arguments are the tests to run; each prints
 `ok NAME`. Facts: `url`; `token` of an identity with `scopes`; `query`, an operation that needs one; `pid` of the node, to see its memory.
 """
 

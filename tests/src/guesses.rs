@@ -40,7 +40,7 @@ impl TokenSessions {
         assert!(log.next().is_some(), "an administrator follows the log");
         let connected =
             RawTcpConnection::connect(target, Ipv4Addr::LOCALHOST, None, b"alknet/call");
-        let mut calls = connected.expect("anybody may connect");
+        let mut calls = connected.expect("every client may connect");
         let token = json!({ "token": web.reader });
         is_answered(&mut calls, "1", "session/authenticate", &token);
         is_answered(&mut calls, "2", "node/info", &Value::Null);

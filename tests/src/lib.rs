@@ -59,7 +59,7 @@ pub use pem::PemKeyFiles;
 pub use pictures::{DOCS_PICTURES, DocsPicture};
 pub use raw_tcp::RawTcpConnection;
 pub use relay::RelayOperation;
-pub use removed::Follower;
+pub use removed::RemovedPeerFixture;
 pub use request_loop::RequestLoop;
 pub use server::HostServer;
 pub use snapshot::{MachineSnapshot, SnapshotPoint};

@@ -13,9 +13,9 @@ const CHECKSUM_LEN: usize = 4;
 /// A picture without its colours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GreyPicture {
-    /// Pixels.
+    /// In pixels.
     pub(crate) width: usize,
-    /// Pixels.
+    /// In pixels.
     pub(crate) height: usize,
     /// Luma (ITU-R BT.601) of each pixel, row by row.
     pub(crate) luma: Vec<u8>,

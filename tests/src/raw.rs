@@ -141,7 +141,7 @@ impl RawQuicConnection {
     pub async fn open_as(target: &Target, alpn: &'static [u8], key: NodeKey) -> Self {
         let dialer = EndpointDialer::new(Some(key));
         let connection = dialer.dial_over(Carriage::Tcp, target, alpn).await;
-        let connection = connection.expect("anybody may connect");
+        let connection = connection.expect("every client may connect");
         let (send, recv) = connection.accept_bi().await.expect("one stream");
         Self {
             _connection: connection,

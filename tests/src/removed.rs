@@ -14,14 +14,14 @@ const AT_ONCE: Duration = Duration::from_secs(15);
 
 /// What such a peer has.
 #[derive(Debug)]
-pub struct Follower {
+pub struct RemovedPeerFixture {
     /// An unknown peer's connection: the address of the ticket is all that is asked for.
     reader: RawQuicConnection,
     /// The address of a ticket that was not used.
     pub kept: String,
 }
 
-impl Follower {
+impl RemovedPeerFixture {
     /// The peer with this key has two tickets made for the log, and follows it by one of them.
     ///
     /// # Panics

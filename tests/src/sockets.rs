@@ -52,7 +52,7 @@ impl SocketCarrier {
         let dialer =
             EndpointDialer::new(Some(NodeKey::generate().expect("the system has entropy")));
         let connection = dialer.dial_over(Carriage::Tcp, target, H2).await;
-        let connection = connection.expect("anybody may connect");
+        let connection = connection.expect("every client may connect");
         let (send, recv) = connection.accept_bi().await.expect("one stream");
         let io = TokioIo::new(tokio::io::join(recv, send));
         let mut builder = Builder::new(TokioExecutor::new());

@@ -48,7 +48,7 @@ impl StalledHttp3 {
         let key = NodeKey::generate().expect("the system has entropy");
         let dialer = EndpointDialer::new(Some(key));
         let dialled = dialer.dial_over(Carriage::Quic, target, H3).await;
-        let connection = dialled.expect("anybody may connect");
+        let connection = dialled.expect("every client may connect");
         let mut control = connection.open_uni().await.expect("a stream");
         control.write_all(&[0, 4, 0]).await.expect("SETTINGS");
         Self {

@@ -159,7 +159,7 @@ pub fn debugfs(image: &Path, request: &str) -> String {
     text
 }
 
-/// Makes `image` an ext4 file system with everything that is in `folder`, for everybody to read.
+/// Makes `image` an ext4 file system with everything that is in `folder`, for every user to read.
 ///
 /// # Panics
 /// It cannot be made.

@@ -1,6 +1,7 @@
 //! Sealed secrets of the node towards others. Neither this file nor the database can open them.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use alknet_core::{BoxFuture, CredentialError, CredentialStore, EncryptedData};
@@ -28,21 +29,27 @@ impl CredentialStore for IdentityDb {
         // The same bounds at the write as at the next start, which would leave the row out.
         if !fits {
             let what = "a name has 1 to 255 bytes, and a sealed secret at most 1 MiB";
-            let error = io::Error::new(io::ErrorKind::InvalidInput, what);
-            return Box::pin(std::future::ready(Err(CredentialError::Io(error))));
+            let source = io::Error::new(io::ErrorKind::InvalidInput, what);
+            let path = self.0.path.clone();
+            return Box::pin(std::future::ready(Err(CredentialError::Io {
+                path,
+                source,
+            })));
         }
         let (db, provider) = (Arc::clone(&self.0), provider.to_owned());
+        let path = db.path.clone();
         let done = in_background(move || {
             db.write(|connection| rows::put_credential(connection, &provider, &sealed))?;
             // After the disk has it: what is read from memory is there after a restart too.
             lock(&db.credentials).insert(provider, sealed);
             Ok(())
         });
-        Box::pin(async { Ok(done.await.map_err(io::Error::other)?) })
+        Box::pin(async { done.await.map_err(|why| failed(path, why)) })
     }
 
     fn delete<'a>(&'a self, provider: &'a str) -> BoxFuture<'a, Result<bool, CredentialError>> {
         let (db, provider) = (Arc::clone(&self.0), provider.to_owned());
+        let path = db.path.clone();
         let done = in_background(move || {
             // Without a change nothing is written, which spares the disk a transaction.
             if !lock(&db.credentials).contains_key(&provider) {
@@ -51,6 +58,12 @@ impl CredentialStore for IdentityDb {
             db.write(|connection| rows::remove_credential(connection, &provider))?;
             Ok(lock(&db.credentials).remove(&provider).is_some())
         });
-        Box::pin(async { Ok(done.await.map_err(io::Error::other)?) })
+        Box::pin(async { done.await.map_err(|why| failed(path, why)) })
     }
+}
+
+/// The error of a file that cannot be read or written, and why.
+fn failed(path: PathBuf, why: String) -> CredentialError {
+    let source = io::Error::other(why);
+    CredentialError::Io { path, source }
 }

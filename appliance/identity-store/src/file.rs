@@ -41,9 +41,13 @@ impl From<rusqlite::Error> for IdentityFileError {
     }
 }
 
-impl From<io::Error> for IdentityFileError {
-    fn from(error: io::Error) -> Self {
-        Self::Left(IdentityStoreDiagnostic::Unusable(error.to_string()))
+impl IdentityFileError {
+    /// The system refused what was done with the file at `path`, or beside it.
+    fn at(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |error| {
+            let why = format!("{}: {error}", path.display());
+            Self::Left(IdentityStoreDiagnostic::Unusable(why))
+        }
     }
 }
 
@@ -97,7 +101,7 @@ fn set_aside(
     path: &Path,
     found: &mut Vec<IdentityStoreDiagnostic>,
 ) -> Result<(Connection, IdentityRows), IdentityFileError> {
-    quarantine::set(path)?;
+    quarantine::set(path).map_err(IdentityFileError::at(path))?;
     try_open(path, found)
 }
 
@@ -105,9 +109,9 @@ fn try_open(
     path: &Path,
     found: &mut Vec<IdentityStoreDiagnostic>,
 ) -> Result<(Connection, IdentityRows), IdentityFileError> {
-    quarantine::finish(path)?;
+    quarantine::finish(path).map_err(IdentityFileError::at(path))?;
     // SQLite would ask the umask; it gives its log the same mode.
-    alknet_durable::private(path)?;
+    alknet_durable::private(path).map_err(IdentityFileError::at(path))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     // A node that is ending still holds the file for a moment.

@@ -242,13 +242,30 @@ fn a_later_version_and_a_file_in_use_are_left_alone() {
 
     let (db, stored) = IdentityDb::open(dir.path());
     assert_eq!(stored, StoredIdentities::default());
+    let name = dir.path().display().to_string();
     assert!(
-        matches!(
-            &db.diagnostics()[..],
-            [IdentityStoreDiagnostic::Unusable(_)]
-        ),
-        "a folder is no file"
+        matches!(&db.diagnostics()[..], [IdentityStoreDiagnostic::Unusable(why)] if why.contains(&name)),
+        "a folder is no file: {:?}",
+        db.diagnostics()
     );
+}
+
+#[tokio::test]
+async fn a_secret_that_cannot_be_kept_names_the_file() {
+    let (dir, path) = place();
+    fs::create_dir(&path).expect("room");
+    let (db, _) = IdentityDb::open(&path);
+    let sealed = EncryptedData {
+        key_version: 2,
+        salt: [1; 32],
+        iv: [1; 12],
+        data: vec![1; 20],
+        alg: "ALK1".to_owned(),
+    };
+    let refused = db.put("cred:acme", sealed).await.expect_err("a folder");
+    let expected = format!("sealed secrets cannot be kept in {}: ", path.display());
+    assert!(refused.to_string().starts_with(&expected), "{refused}");
+    assert_eq!(names_in(dir.path()), ["identity.db"]);
 }
 
 /// Both began without a file.

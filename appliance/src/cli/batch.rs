@@ -61,7 +61,7 @@ fn parse(text: &[u8]) -> Result<Vec<BatchLine>, CommandError> {
         .collect()
 }
 
-/// As many calls as the node takes at once; where it does not say, as many as from a stranger.
+/// As many calls as the node takes at once; where it does not say, as many as from an unknown peer.
 async fn flight_len(node: &NodeCaller) -> usize {
     let fallback = PeerLimits::UNAUTHENTICATED.requests;
     node.requests_max().await.unwrap_or(fallback).max(1)

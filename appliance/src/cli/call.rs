@@ -152,7 +152,7 @@ impl CliCallRequest {
             }
             Err(error) => Err(error),
         };
-        printer.answer(answer.map_err(of_call)?.value())?;
+        printer.answer(answer.map_err(call_error)?.value())?;
         Ok(CommandExit::Ok)
     }
 
@@ -172,7 +172,7 @@ impl CliCallRequest {
             Err(error) if error.code == ErrorCode::InvalidOperationType => {
                 self.follow(node, printer).await
             }
-            Err(error) => Err(of_call(error)),
+            Err(error) => Err(call_error(error)),
         }
     }
 
@@ -183,7 +183,7 @@ impl CliCallRequest {
         printer: &ResponsePrinter,
     ) -> Result<CommandExit, CommandError> {
         let events = node.subscribe(&self.operation, &self.input, self.options());
-        let mut events = events.await.map_err(of_call)?;
+        let mut events = events.await.map_err(call_error)?;
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -192,7 +192,7 @@ impl CliCallRequest {
             match event {
                 None => return Ok(CommandExit::Ok),
                 Some(event) => {
-                    let event = event.map_err(of_call)?;
+                    let event = event.map_err(call_error)?;
                     printer.event(&self.operation, event.output.value())?;
                 }
             }
@@ -287,7 +287,7 @@ pub(crate) fn log_line(operation: &str, value: &Value) -> Option<String> {
 }
 
 /// What a call failed with, for the person at the keyboard.
-pub(crate) fn of_call(error: CallError) -> CommandError {
+pub(crate) fn call_error(error: CallError) -> CommandError {
     let mut message = output::one_line(&error.message).into_owned();
     if let Some(details) = &error.details {
         message.push_str(&format!(" {details}"));

@@ -8,7 +8,7 @@ use alknet_init::control::MachineDiagnostic;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::of_call;
+use super::call::call_error;
 use super::query::{ask, text};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
@@ -195,7 +195,7 @@ fn refused(name: &str, error: CallError) -> CommandError {
         .as_deref()
         .and_then(|it| it["errors"].as_array());
     let Some(errors) = errors.filter(|_| error.code == ErrorCode::InvalidInput) else {
-        return of_call(error);
+        return call_error(error);
     };
     let errors = errors.iter().filter_map(Value::as_str);
     // One mistake cannot pass for several.

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::call::of_call;
+use super::call::call_error;
 use super::query::{show_row, text};
 use super::target::NodeArgs;
 use super::vault::of_local;
@@ -183,7 +183,7 @@ fn list(args: &CredentialListArgs, json: bool) -> Result<CommandExit, CommandErr
     if is_elsewhere(&args.node) {
         return args.node.reached(async |node| {
             let answer = node.call(STATUS, &Value::Null).await;
-            let answer = answer.map_err(of_call)?;
+            let answer = answer.map_err(call_error)?;
             let rows = json!({ LIST: answer.value()[LIST] });
             printed(&rows, json, node_lines)
         });

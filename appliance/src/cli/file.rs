@@ -15,7 +15,7 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::call::of_call;
+use super::call::call_error;
 use super::caller::NodeCaller;
 use super::query::{ask, text};
 use super::target::NodeArgs;
@@ -238,7 +238,7 @@ async fn sent(
     json: bool,
 ) -> Result<Value, CommandError> {
     let begun = node.call(STORE, &json!({ "name": name.to_string() })).await;
-    let begun = begun.map_err(of_call)?;
+    let begun = begun.map_err(call_error)?;
     let upload = text(&begun.value()["upload"]).to_owned();
     let progress = ByteProgress::new("add", None, !json && std::io::stderr().is_terminal());
     let mut offset = 0;
@@ -249,7 +249,7 @@ async fn sent(
         }
         let bytes = BASE64.encode(&piece);
         let input = json!({ "upload": upload, "offset": offset, "bytes": bytes });
-        node.call(STORE, &input).await.map_err(of_call)?;
+        node.call(STORE, &input).await.map_err(call_error)?;
         offset += piece.len() as u64;
         progress.set(offset, source.bytes);
     }
@@ -261,7 +261,7 @@ async fn sent(
         ..CallOptions::default()
     };
     let answer = node.call_with(STORE, &input, options).await;
-    Ok(answer.map_err(of_call)?.value().clone())
+    Ok(answer.map_err(call_error)?.value().clone())
 }
 
 /// How a document names it.

@@ -11,7 +11,7 @@ use alknet_runtime::{EnvOperation, declarations};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::of_call;
+use super::call::call_error;
 use super::caller::NodeCaller;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, DialArgs, output};
@@ -148,7 +148,7 @@ fn types(args: &TypesArgs, json: bool) -> Result<CommandExit, CommandError> {
     let input = json!({ "source": "export default ops.list()" });
     let dial = &args.node.dial;
     args.node.reached(async |node| {
-        let answer = eval(node, dial, &input).await.map_err(of_call)?;
+        let answer = eval(node, dial, &input).await.map_err(call_error)?;
         let operations: Vec<EnvOperation> = serde_json::from_value(answer["value"].clone())
             .map_err(|error| {
                 CommandError::local(format!("the node lists no operations: {error}"))
@@ -199,7 +199,7 @@ fn repl(args: &ReplArgs, json: bool) -> Result<CommandExit, CommandError> {
                     }
                     output::failure(&ended(error, json), json);
                 }
-                Err(error) => return Err(of_call(error)),
+                Err(error) => return Err(call_error(error)),
             }
         }
         // A REPL that was never opened needs no end.
@@ -312,7 +312,7 @@ fn console(lines: &Value) {
 /// A script's failure: its text, and where.
 fn ended(error: CallError, json: bool) -> CommandError {
     if json {
-        return of_call(error);
+        return call_error(error);
     }
     let exit = CommandExit::of_code(&error.code);
     let details = error.details.unwrap_or_default();

@@ -4,7 +4,7 @@ use alknet_core::PeerAddr;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::call::of_call;
+use super::call::call_error;
 use super::dial::CliDialer;
 use super::identity::{self, KEY_FILE};
 use super::target::NodeNames;
@@ -133,7 +133,7 @@ fn tell_all(
 
 fn of_tell(error: RotationNoticeError) -> CommandError {
     match error {
-        RotationNoticeError::Call(error) => of_call(error),
+        RotationNoticeError::Call(error) => call_error(error),
         RotationNoticeError::Clock => {
             CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", error)
         }

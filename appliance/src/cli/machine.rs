@@ -7,7 +7,7 @@ use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use super::call::{log_line, of_call};
+use super::call::{call_error, log_line};
 use super::target::{NodeArgs, NodeRoute};
 use super::{CommandError, CommandExit, dial, duration, output};
 
@@ -80,7 +80,7 @@ pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandEr
     }
     args.node.reached(async |node| {
         let events = node.subscribe(LOG, &input, CallOptions::default());
-        let mut events = events.await.map_err(of_call)?;
+        let mut events = events.await.map_err(call_error)?;
         let mut without_time = 0_u64;
         loop {
             let event = tokio::select! {
@@ -90,7 +90,7 @@ pub(crate) fn logs(args: &LogsArgs, json: bool) -> Result<CommandExit, CommandEr
             let Some(event) = event else {
                 break;
             };
-            let event = event.map_err(of_call)?;
+            let event = event.map_err(call_error)?;
             let record = event.output.value();
             match since.map_or(RecordAge::Shown, |since| age(record, since)) {
                 RecordAge::Shown => print(record, json)?,
@@ -201,7 +201,7 @@ pub(crate) fn power(
     }
     dial::reached(&route, &args.node.dial, async |node| {
         let answer = node.call(verb.operation(), &Value::Null).await;
-        let answer = answer.map_err(of_call)?;
+        let answer = answer.map_err(call_error)?;
         match json {
             true => output::json_line(answer.value())?,
             false => output::line(&format!("{} {}", route.as_argument(), verb.done()))?,

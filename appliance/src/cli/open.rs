@@ -12,7 +12,7 @@ use alknet_core::{DialHost, PeerAddr, PeerKey};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::call::of_call;
+use super::call::call_error;
 use super::caller::NodeCaller;
 use super::node_book::NodeBook;
 use super::target::NodeArgs;
@@ -27,7 +27,7 @@ const SHOWN_CHARS_MAX: usize = 200;
 /// What opens a link on a desktop, by the order they are looked for.
 const OPENERS: [&str; 2] = ["xdg-open", "open"];
 /// File below the state directory that leads a browser to the link: an argument of a program can be
-/// read by everybody on this computer, this file by its owner.
+/// read by every user of this computer, this file by its owner.
 const FILE: &str = "open.html";
 
 /// Arguments of `alknet open`.
@@ -77,12 +77,12 @@ pub(crate) fn run(args: &PageOpenArgs, json: bool) -> Result<CommandExit, Comman
             false => PageAddress::Known(route.target.clone()),
         };
         let answer = node.call("node/page-ticket", &input).await;
-        let mut answer = answer.map_err(of_call)?.value().clone();
+        let mut answer = answer.map_err(call_error)?.value().clone();
         if let Some(answer) = answer.as_object_mut().filter(|_| node.is_behind_hub()) {
             // A hub would name a host of its own, in the place of one that does not resolve.
             answer.remove("names");
         }
-        let link = link(at.target(), &answer, args.action, resolved)?;
+        let link = page_link(at.target(), &answer, args.action, resolved)?;
         let good_for = answer["expires_in"].as_u64().unwrap_or_default();
         if json {
             output::json_line(&at.json(&link, good_for))?;
@@ -131,7 +131,7 @@ impl PageAddress {
         hub: &PeerAddr,
     ) -> Result<Self, CommandError> {
         let info = node.call("node/info", &Value::Null).await;
-        let info = info.map_err(of_call)?;
+        let info = info.map_err(call_error)?;
         let book = NodeBook::load(&state.dir()?)?;
         Self::said(info.value(), &book, hub)
     }
@@ -195,7 +195,7 @@ impl PageAddress {
 /// The link, by a name that both the browser and the node know: a node answers to its addresses and to
 /// the names it has, and to no other. What the node says becomes a part of a link that a browser follows, and is
 /// held against what a link of its kind looks like.
-fn link(
+fn page_link(
     target: &PeerAddr,
     answer: &Value,
     action: Option<OpenAction>,
@@ -354,7 +354,7 @@ mod tests {
     fn link_of(target: &str, names: &[&str], resolved: Option<&str>) -> String {
         let answer = json!({ "path": format!("/status/enter/{TICKET}"), "names": names });
         let target = target.parse().expect("a target");
-        let link = link(&target, &answer, None, |_, _| resolved?.parse().ok());
+        let link = page_link(&target, &answer, None, |_, _| resolved?.parse().ok());
         link.expect("it is a link")
     }
 
@@ -392,7 +392,7 @@ mod tests {
         let target = format!("{key}@192.0.2.7:443").parse().expect("a target");
         let link = |path: &str, action| {
             let answer = json!({ "path": path, "names": [] });
-            link(&target, &answer, action, |_, _| None)
+            page_link(&target, &answer, action, |_, _| None)
         };
         let (enter, act) = (
             format!("/status/enter/{TICKET}"),

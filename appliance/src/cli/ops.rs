@@ -4,7 +4,7 @@ use alknet_call::OperationSummary;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::call::{is_operation, of_call, show};
+use super::call::{call_error, is_operation, show};
 use super::promotion::{self, PromotionVerb};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
@@ -88,7 +88,7 @@ pub(crate) fn run(args: OpsArgs, json: bool) -> Result<CommandExit, CommandError
 
 fn list(node: &NodeArgs, json: bool) -> Result<CommandExit, CommandError> {
     node.reached(async |node| {
-        let found = node.operations().await.map_err(of_call)?;
+        let found = node.operations().await.map_err(call_error)?;
         if json {
             output::json_line(&found)?;
             return Ok(CommandExit::Ok);
@@ -106,11 +106,11 @@ fn describe(node: &NodeArgs, operation: &str, json: bool) -> Result<CommandExit,
     node.reached(async |node| {
         // A hub lists the operations of its peers, but does not describe them.
         if !node.is_behind_hub() {
-            let spec = node.schema(operation).await.map_err(of_call)?;
+            let spec = node.schema(operation).await.map_err(call_error)?;
             show(&json!(spec), json)?;
             return Ok(CommandExit::Ok);
         }
-        let found = node.operations().await.map_err(of_call)?;
+        let found = node.operations().await.map_err(call_error)?;
         let Some(summary) = found.iter().find(|op| op.name == operation) else {
             let text = format!("the peer serves no '{operation}' to the hub");
             return Err(CommandError::new(CommandExit::Failed, "NOT_FOUND", text));

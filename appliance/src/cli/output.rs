@@ -1,6 +1,6 @@
 //! Printing results and errors, for a person or for a program.
 //!
-//! Most of what is printed a node has said, and a node may be anybody's. No character of it reaches a terminal that
+//! Most of what is printed a node has said, and an attacker may run a node. No character of it reaches a terminal that
 //! moves the cursor, changes colours, titles or keys, or turns the direction of writing: each is shown as an
 //! escape. Where something is one line for its reader, a line break is one of them.
 

@@ -14,7 +14,7 @@ use data_encoding::{BASE32_NOPAD, BASE64};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::call::of_call;
+use super::call::call_error;
 use super::dial::CliDialer;
 use super::node_book::NodeBook;
 use super::open::PageAddress;
@@ -66,7 +66,7 @@ impl PinSubject {
             dialer
                 .reached(route, async |node| {
                     let info = node.call("node/info", &Value::Null).await;
-                    Self::said(info.map_err(of_call)?.value(), &book, route)
+                    Self::said(info.map_err(call_error)?.value(), &book, route)
                 })
                 .await
         })

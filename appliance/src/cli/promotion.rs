@@ -8,7 +8,7 @@ use alknet_promotion::{PromotionBundle, read_draft};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::{is_operation, of_call};
+use super::call::{call_error, is_operation};
 use super::caller::NodeCaller;
 use super::proposal_list::{
     ProposalChoice, each_proposal, is_id_or_prefix, proposal_named, proposal_word,
@@ -154,7 +154,7 @@ fn propose(args: ProposeArgs, json: bool) -> Result<CommandExit, CommandError> {
     super::dial::reached(&route, &node.dial, async |caller| {
         let author = match &args.author {
             Some(author) => author.clone(),
-            None => asked(caller, &key.public().to_string()).await?,
+            None => fetch_peer_id(caller, &key.public().to_string()).await?,
         };
         let content = read_draft(&folder, author.clone(), key.public());
         let content = content.map_err(CommandError::usage)?;
@@ -182,7 +182,7 @@ async fn listed(node: &NodeCaller) -> Value {
 
 /// Who the node says that the holder of this key is. A hub says it to every peer, and each node to those that may
 /// see who is connected.
-async fn asked(node: &NodeCaller, key: &str) -> Result<PeerId, CommandError> {
+async fn fetch_peer_id(node: &NodeCaller, key: &str) -> Result<PeerId, CommandError> {
     let of_hub = node.call("hub/whoami", &Value::Null).await;
     let of_hub = of_hub.map(|body| peer_id(&body.value()["peer_id"]));
     if let Ok(Some(name)) = of_hub {
@@ -205,7 +205,7 @@ async fn asked(node: &NodeCaller, key: &str) -> Result<PeerId, CommandError> {
         !codes.contains(&error.code)
     });
     if let Some(error) = failed.next() {
-        let mut failure = of_call(error);
+        let mut failure = call_error(error);
         failure.message.push_str("; give --as PEER to do without");
         return Err(failure);
     }
@@ -312,7 +312,7 @@ async fn with_hint(
     };
     let proposal = ask(node, dial, "ops/proposals", &json!({ "id": id })).await;
     let author = proposal.map(|whole| whole["proposal"]["author"].clone());
-    let own = asked(node, &key.public().to_string()).await;
+    let own = fetch_peer_id(node, &key.public().to_string()).await;
     if let (Ok(author), Ok(own)) = (author, own)
         && author == own.as_str()
     {
@@ -375,7 +375,7 @@ pub(super) async fn ask(
         ..CallOptions::default()
     };
     let answer = node.call_with(operation, input, options).await;
-    Ok(answer.map_err(of_call)?.value().clone())
+    Ok(answer.map_err(call_error)?.value().clone())
 }
 
 fn show(answer: &Value, json: bool) -> Result<CommandExit, CommandError> {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::call::of_call;
+use super::call::call_error;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
 
@@ -15,7 +15,7 @@ pub(super) fn ask(
     lines: impl Fn(&Value) -> Vec<String>,
 ) -> Result<CommandExit, CommandError> {
     node.reached(async |node| {
-        let answer = node.call(operation, input).await.map_err(of_call)?;
+        let answer = node.call(operation, input).await.map_err(call_error)?;
         if json {
             output::json_line(answer.value())?;
         } else {
@@ -48,7 +48,10 @@ pub(super) fn show_row(
     lines: impl Fn(&Value) -> Vec<String>,
 ) -> Result<CommandExit, CommandError> {
     node.reached(async |node| {
-        let answer = node.call(operation, &Value::Null).await.map_err(of_call)?;
+        let answer = node
+            .call(operation, &Value::Null)
+            .await
+            .map_err(call_error)?;
         let rows = answer.value()[list].as_array();
         let Some(row) = rows.into_iter().flatten().find(|row| is_wanted(row)) else {
             let text = format!("the node has no {what} of this name");

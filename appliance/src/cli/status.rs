@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::call::of_call;
+use super::call::call_error;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, dial, output};
 
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &NodeStatusArgs, json: bool) -> Result<CommandExit, Comm
     };
     dial::reached(&route, &args.dial, async |node| {
         let info = node.call("node/info", &Value::Null).await;
-        let info = info.map_err(of_call)?;
+        let info = info.map_err(call_error)?;
         let info = info.value();
         let problems = info["problems"].as_array().cloned().unwrap_or_default();
         if json {

@@ -94,7 +94,7 @@ pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<CommandExit, CommandEr
         TensorVerb::Local(verb) => {
             let is_bytes = matches!(verb, LocalTensorVerb::Cat(_)) && !json;
             if is_bytes && output::is_terminal() {
-                // A file may be anybody's, and its bytes do to a terminal what they like.
+                // An attacker may have made the file, and its bytes can change the terminal's keys.
                 return Err(CommandError::usage(
                     "the values are bytes: send them to a file or a program, or take --json",
                 ));

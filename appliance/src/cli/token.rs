@@ -5,7 +5,7 @@ use alknet_core::AuthToken;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::of_call;
+use super::call::call_error;
 use super::duration::{self, Lifetime};
 use super::query::{ask, list, show_row, text};
 use super::target::NodeArgs;
@@ -117,7 +117,7 @@ fn make(args: &MakeArgs, json: bool) -> Result<CommandExit, CommandError> {
     });
     let route = args.node.route()?;
     dial::reached(&route, &args.node.dial, async |node| {
-        let answer = node.call("token/make", &input).await.map_err(of_call)?;
+        let answer = node.call("token/make", &input).await.map_err(call_error)?;
         let answer = answer.value();
         if json {
             output::json_line(answer)?;

@@ -8,7 +8,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use serde_json::{Value, json};
 
-use super::call::of_call;
+use super::call::call_error;
 use super::target::{HubPeerArgs, NodeArgs};
 use super::{CommandError, CommandExit, DialArgs, output};
 
@@ -124,7 +124,7 @@ pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<CommandExit, CommandErr
             let node = NodeArgs { node, peer, dial };
             node.reached(async |node| {
                 let status = node.call("vault/status", &Value::Null).await;
-                show(status.map_err(of_call)?.value(), json)
+                show(status.map_err(call_error)?.value(), json)
             })
         }
         VaultVerb::Local(LocalVerb { verb, .. }) => {
@@ -134,7 +134,7 @@ pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<CommandExit, CommandErr
         }
         VaultVerb::Lock(args) => args.node.reached(async |node| {
             let input = json!({ "hard": args.hard });
-            let locked = node.call("vault/lock", &input).await.map_err(of_call)?;
+            let locked = node.call("vault/lock", &input).await.map_err(call_error)?;
             show(locked.value(), json)
         }),
     }

@@ -177,7 +177,7 @@ impl CredentialFolder {
         Ok(key)
     }
 
-    /// The key for the first credential, made if there is none.
+    /// The key for the first credential: that of the file, or a new one where the file is missing.
     fn first_key(&self) -> Result<RecordKey, CommandError> {
         let path = self.state_dir.join(KEY_FILE);
         if let Some(key) = load_key(&path)? {

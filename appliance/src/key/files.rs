@@ -228,7 +228,7 @@ impl KeyFiles {
         })
     }
 
-    /// Keeps the new key before anybody hears of it.
+    /// Keeps the new key before a hub hears of it.
     pub(crate) fn begin(
         &self,
         keys: RotationKeys,

@@ -1,4 +1,4 @@
-//! How the node dials others: with its key, and never anybody by keys that are no longer theirs.
+//! How the node dials others: with its key, and never a peer by keys that are no longer that peer's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

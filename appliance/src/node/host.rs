@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::facts::{self, NodeDescription};
 use super::log::{self, NodeLogRing, StderrFormat};
 use super::state_lock::StateLock;
-use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, follow};
+use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, config_watch};
 use crate::cli::{CommandError, CommandExit};
 use crate::credentials::CredentialFolder;
 
@@ -144,9 +144,9 @@ pub(crate) fn serve(
         let _guard = file.write(state_dir).map_err(|error| {
             CommandError::local(format!("cannot write to {}: {error}", state_dir.display()))
         })?;
-        // Before anybody hears that this process runs and may be stopped.
+        // Before the process that stops this one can hear that it runs.
         let mut signals = HostSignals::listen()?;
-        tokio::spawn(follow::follow(Arc::clone(&node.people.reloader)));
+        tokio::spawn(config_watch::follow(Arc::clone(&node.people.reloader)));
         started(&file)?;
         while let SignalRequest::ReadAgain = signals.next().await {
             node.people.reloader.read_again(ConfigSource::Signal).await;

@@ -269,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_is_listed_with_what_is_connected() {
+    fn every_identity_is_listed_with_what_is_connected() {
         let document = format!(
             "node.admin_keys = [\"ed25519:{}\"]\n[[peers]]\npeer_id = \"edge\"\n\
              keys = [\"ed25519:{}\"]\nscopes = [\"a:b\"]\nexpires = \"2030-01-01T00:00:00Z\"\n\

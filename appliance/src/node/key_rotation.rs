@@ -139,7 +139,7 @@ impl NodeKeyRotation {
             files.swap(&keys, &mut record).map_err(local)?;
             self.replaced(&keys, &record);
         } else {
-            // What was told so far is kept, and another call goes on from there.
+            // The record keeps which hubs know the new key, and another call tells the others.
             files.write(&record).map_err(local)?;
         }
         Ok(self.answer(files, &keys, &record, &refusals))
@@ -175,7 +175,7 @@ impl NodeKeyRotation {
         Ok(())
     }
 
-    /// Tells every hub that was not told yet, all at the same time.
+    /// Tells every hub that does not know the new key yet, all at the same time.
     async fn tell_all(&self, keys: &RotationKeys, record: &mut RotationRecord) -> Vec<Refusal> {
         let waiting = record.targets.iter_mut().filter(|hub| !hub.told);
         let all = waiting.map(|hub| async move {

@@ -28,9 +28,9 @@ const MESSAGE_BYTES_MAX: usize = 4 << 10;
 
 /// The bounded ring. Clones share it.
 #[derive(Clone)]
-pub(crate) struct NodeLogRing(Arc<LogRingShared>);
+pub(crate) struct NodeLogRing(Arc<SharedLogRing>);
 
-struct LogRingShared {
+struct SharedLogRing {
     records: Mutex<LogRecords>,
     /// Tells readers that a record came.
     came: watch::Sender<()>,
@@ -65,7 +65,7 @@ impl LogRecords {
 impl NodeLogRing {
     /// An empty ring.
     pub(crate) fn new() -> Self {
-        Self(Arc::new(LogRingShared {
+        Self(Arc::new(SharedLogRing {
             records: Mutex::default(),
             came: watch::Sender::default(),
             tuning: ArcSwap::from_pointee(LogSettings {

@@ -210,7 +210,7 @@ impl MemoryRelief {
                 continue;
             };
             rounds += 1;
-            // What was not served is unknown peers' as well, as far as anybody can tell.
+            // The node cannot tell whose connections it did not serve, so it counts them as unknown peers' too.
             let closing = server.closing() + server.unserved();
             let mut scope = memory.scope(own, rounds, closing);
             let ended_workers = if is_of_workers(scope, rounds) {

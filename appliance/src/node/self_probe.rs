@@ -74,7 +74,7 @@ impl SelfProbe {
         loop {
             let addresses = self.addresses();
             let names = names(&self.reloader.current().config);
-            let seen = self.look(&names, &mut trusted).await;
+            let seen = self.probe_names(&names, &mut trusted).await;
             if seen != before {
                 let (http3, trusted) = (&seen.http3, &seen.trusted);
                 tracing::info!("seen from outside: HTTP/3 at {http3:?}, trusted as {trusted:?}");
@@ -102,7 +102,11 @@ impl SelfProbe {
         }
     }
 
-    async fn look(&self, names: &[String], trusted: &mut TrustHistory) -> PublicReachability {
+    async fn probe_names(
+        &self,
+        names: &[String],
+        trusted: &mut TrustHistory,
+    ) -> PublicReachability {
         // A fresh one each time: a session that is resumed proves nothing about certificates of now.
         let probe = ExternalProbe {
             dialer: EndpointDialer::new(None),
@@ -110,12 +114,12 @@ impl SelfProbe {
             arrivals: Arc::clone(&self.arrivals),
             patience: COMES_WITHIN,
         };
-        self.arrivals.look(true);
+        self.arrivals.set_probing(true);
         let looks = places(names, self.port).into_iter();
-        let looks: Vec<_> = looks.map(|at| probe.look(at, self.h3)).collect();
+        let looks: Vec<_> = looks.map(|at| probe.probe_name(at, self.h3)).collect();
         // In order, and a few at a time, so that the probe is no burden to the node itself.
         let found: Vec<_> = stream::iter(looks).buffered(PROBES_AT_ONCE).collect().await;
-        self.arrivals.look(false);
+        self.arrivals.set_probing(false);
         probe.dialer.close().await;
         tell_of_twins(&self.problems, &found);
         // Where the clock is wrong, so is every word about certificates.
@@ -206,7 +210,7 @@ struct ExternalProbe {
 }
 
 impl ExternalProbe {
-    async fn look(&self, (name, port): (String, u16), h3: bool) -> ProbeFinding {
+    async fn probe_name(&self, (name, port): (String, u16), h3: bool) -> ProbeFinding {
         let at = PeerAddr {
             pins: Vec::new(),
             host: DialHost::Name(name.clone()),
@@ -366,7 +370,7 @@ domains = ["*.apps.example.org", "apps.example.org"]
 
     /// A probe of the node that has `key` and notes what comes in.
     fn probe(key: &NodeKey, arrivals: &Arc<Arrivals>, patience_s: u64) -> ExternalProbe {
-        arrivals.look(true);
+        arrivals.set_probing(true);
         ExternalProbe {
             dialer: EndpointDialer::new(None),
             own: key.public(),
@@ -392,7 +396,7 @@ domains = ["*.apps.example.org", "apps.example.org"]
         }
         // What it signed itself no client trusts.
         let by_name = ours
-            .look(("localhost".to_owned(), server.port()), true)
+            .probe_name(("localhost".to_owned(), server.port()), true)
             .await;
         let expected = ProbeFinding {
             port: server.port(),
@@ -412,7 +416,9 @@ domains = ["*.apps.example.org", "apps.example.org"]
         for (carriage, alpn) in WAYS {
             assert_eq!(ours.finds(&at, carriage, alpn).await, AddressHolder::Twin);
         }
-        let of_twin = ours.look(("localhost".to_owned(), twin.port()), true).await;
+        let of_twin = ours
+            .probe_name(("localhost".to_owned(), twin.port()), true)
+            .await;
         let expected = ProbeFinding {
             port: twin.port(),
             twin: true,

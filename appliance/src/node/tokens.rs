@@ -437,7 +437,7 @@ mod tests {
         }
     }
 
-    fn everybody() -> Identities {
+    fn all_identities() -> Identities {
         let ada = PeerKey::Ed25519([1; 32]);
         let entries = IdentityEntries {
             admins: vec![("ada".parse().expect("a peer id"), ada)],
@@ -448,7 +448,7 @@ mod tests {
 
     fn plan(who: &Identity, asked: MakeInput) -> Result<ApiKey, CallError> {
         let token = AuthToken::generate().expect("randomness");
-        planned(&everybody(), who, &token, asked)
+        planned(&all_identities(), who, &token, asked)
     }
 
     #[test]
@@ -497,7 +497,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_list_says_everything_but_the_token() {
-        let identities = everybody();
+        let identities = all_identities();
         let token = AuthToken::generate().expect("randomness");
         let mut input = asked(&["metrics:read"]);
         (input.ttl_s, input.note) = (Some(60), Some(" the hall ".to_owned()));
@@ -536,7 +536,7 @@ mod tests {
 
     #[tokio::test]
     async fn there_is_an_end_to_tokens() {
-        let identities = everybody();
+        let identities = all_identities();
         for _ in 0..TOKENS_MAX {
             let token = AuthToken::generate()
                 .and_then(|it| it.hash())

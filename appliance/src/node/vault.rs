@@ -249,7 +249,7 @@ pub(crate) fn status(
         let facts = facts.load();
         let cipher = facts.data.cipher.as_deref();
         let mut answer = answer(&facts.vault, cipher, vault.as_ref());
-        answer["credentials"] = powers.told();
+        answer["credentials"] = powers.summaries();
         std::future::ready(Ok::<_, CallError>(answer))
     });
     Registration::new(spec, handler)

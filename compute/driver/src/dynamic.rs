@@ -49,7 +49,7 @@ unsafe extern "C" fn dlopen(file: *const c_char, _mode: c_int) -> *mut c_void {
 }
 
 /// A function by its name. Of the own handle it must be there: who asks is generated code that is
-/// about to call it. Anyone else only wonders whether the C library has something.
+/// about to call it. Every other caller only tests whether the C library has something.
 ///
 /// # Safety
 ///
@@ -99,7 +99,7 @@ unsafe extern "C" fn dladdr(address: *const c_void, info: *mut libc::Dl_info) ->
 }
 
 /// The function, or the end of the process: without it the next thing would be a jump to address 0,
-/// which says nothing to anyone.
+/// which leaves no message.
 pub(crate) fn resolve_or_end(name: &CStr) -> *mut c_void {
     if let Some(address) = symbols::find(name.to_bytes()) {
         return address.0 as *mut c_void;

@@ -68,7 +68,7 @@ fn math(device: &GpuDevice) -> Result<GpuCheckOutcome> {
             let off = (f64::from(*y) - expected).abs() / expected.abs().max(1.0);
             // A result that is no number is off by what is no number either.
             if off.is_nan() || off > TOLERANCE {
-                return wrong("math", format!("{name}({x}) is {y}, expected {expected}"));
+                return failed_check("math", format!("{name}({x}) is {y}, expected {expected}"));
             }
         }
     }
@@ -117,17 +117,17 @@ fn compare<T: PartialEq + std::fmt::Debug>(
 ) -> Result<GpuCheckOutcome> {
     if got.len() != expected.len() {
         let why = format!("{} results, expected {}", got.len(), expected.len());
-        return wrong(kernel, why);
+        return failed_check(kernel, why);
     }
     let differs = (got.iter().zip(expected)).position(|(got, expected)| got != expected);
     let Some(at) = differs else {
         return Ok(GpuCheckOutcome::Equal);
     };
     let why = format!("result {at} is {:?}, expected {:?}", got[at], expected[at]);
-    wrong(kernel, why)
+    failed_check(kernel, why)
 }
 
-fn wrong(kernel: &'static str, why: String) -> Result<GpuCheckOutcome> {
+fn failed_check(kernel: &'static str, why: String) -> Result<GpuCheckOutcome> {
     Err(Error::Wrong { kernel, why })
 }
 

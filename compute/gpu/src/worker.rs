@@ -2,7 +2,7 @@
 //!
 //! One thread takes one request after the other: the device has one queue, and the node sends a worker
 //! no second request before the first is answered. A request that does not end is killed with its
-//! worker; a panic ends the worker too, since what it left behind is anybody's guess.
+//! worker; a panic ends the worker too, since the state that it left behind is unknown.
 
 mod buffers;
 mod clock;

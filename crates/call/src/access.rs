@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::compose::CompositionAuthority;
 use crate::limits::{SCOPE_BYTES_MAX, SCOPES_MAX};
 
-/// The rule of one operation. Empty means open to everybody, strangers included.
+/// The rule of one operation. An empty rule lets every caller in, unknown peers included.
 ///
 /// Two kinds of things can be checked: an [`Identity`], which is proven, for calls from outside,
 /// and a [`CompositionAuthority`], which is granted at registration, for calls between operations.
@@ -175,7 +175,7 @@ impl AccessControl {
                 .sum::<usize>()
     }
 
-    /// Whether everybody may call, strangers included.
+    /// Whether every caller may call, unknown peers included.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.required_scopes.is_empty()
@@ -204,7 +204,7 @@ impl AccessControl {
     }
 
     /// Whether an operation that holds `authority` may call, for the resource `resource_id` where
-    /// the input names one. An operation without authority may call what is open to everybody.
+    /// the input names one. An operation without authority may call what is open to every caller.
     #[must_use]
     pub fn check_authority(
         &self,

@@ -43,7 +43,7 @@ const SANE_CLOCK_MS: u64 = 1_704_067_200_000;
 /// Starts a request or answers why not. An error ends the stream: the peer broke the protocol.
 pub(crate) async fn admit(
     link: &Arc<CallConnectionState>,
-    lane: &Arc<CallStream>,
+    stream: &Arc<CallStream>,
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<(), StreamEnd> {
@@ -58,11 +58,11 @@ pub(crate) async fn admit(
         // Two requests with one id could not be told apart by their answers.
         return Err(StreamEnd::Protocol("id is in flight"));
     }
-    match check(link, lane, body, event) {
+    match check(link, stream, body, event) {
         Ok(admitted) => start(admitted).await,
         Err(error) => {
             DispatcherCounters::add(&link.dispatcher.counters.errors);
-            lane.out.push_waiting(&link.unread, |out| {
+            stream.out.push_waiting(&link.unread, |out| {
                 envelope::append_error(out, &event.id, &error);
             });
         }
@@ -102,7 +102,7 @@ async fn start(admitted: AdmittedRequest) {
 
 fn check(
     link: &Arc<CallConnectionState>,
-    lane: &Arc<CallStream>,
+    stream: &Arc<CallStream>,
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<AdmittedRequest, CallError> {
@@ -121,7 +121,7 @@ fn check(
         false => RequestRetention::Once,
     };
     head._claim = claim(link, body, head.identity.as_deref(), kept)?;
-    let in_flight = make_room(head, link, lane, checked.operation)?;
+    let in_flight = make_room(head, link, stream, checked.operation)?;
     let request = in_flight.request();
     check_schema(request.operation(), &input, request.identity())?;
     let begin = |name| keyed::begin(link, request.operation(), name, &input);
@@ -463,7 +463,7 @@ fn is_subscription(operation: &CompiledOperation) -> bool {
 fn make_room(
     head: RequestHead,
     link: &Arc<CallConnectionState>,
-    lane: &Arc<CallStream>,
+    stream: &Arc<CallStream>,
     operation: Arc<CompiledOperation>,
 ) -> Result<InFlight, CallError> {
     let limits = link.limits();
@@ -488,7 +488,7 @@ fn make_room(
         let entered = operation.enter();
         entered.inspect_err(|_| DispatcherCounters::add(&counters.operation_full))?;
     }
-    let request = Arc::new(InboundRequest::new(head, link, lane, operation));
+    let request = Arc::new(InboundRequest::new(head, link, stream, operation));
     link.inbound.remember(&request);
     Ok(InFlight::new(request))
 }

@@ -11,7 +11,7 @@ use crate::client::{CallOptions, Caller};
 use crate::error::CallError;
 use crate::outgoing::{self, EncodedRequest};
 
-/// Calls that are sent together, in one flush of one lane. They run at the same time and end in
+/// Calls that are sent together, in one flush of one stream. They run at the same time and end in
 /// any order: a batch is no transaction. The peer refuses what exceeds the requests it takes at
 /// once ([`Caller::requests_max`]) with `OVERLOADED`.
 pub struct CallBatch {
@@ -70,8 +70,8 @@ impl CallBatch {
     /// Sends them; returns the outcome of each, in the order they were added. Dropping the future
     /// aborts those that have not ended.
     pub async fn send(self) -> Vec<Result<CallBody, CallError>> {
-        let lane = match self.caller.shared_lane().await {
-            Ok(lane) => lane,
+        let stream = match self.caller.shared_stream().await {
+            Ok(stream) => stream,
             Err(error) => return self.calls.iter().map(|_| Err(error.clone())).collect(),
         };
         let link = &self.caller.link;
@@ -79,13 +79,11 @@ impl CallBatch {
         let mut pending = Vec::with_capacity(self.calls.len());
         for call in self.calls {
             let request = call.request;
-            pending.push(
-                request.and_then(|request| {
-                    request.expect_answer(link, &lane, call.timeout, &mut frames)
-                }),
-            );
+            pending.push(request.and_then(|request| {
+                request.expect_answer(link, &stream, call.timeout, &mut frames)
+            }));
         }
-        if let Err(error) = outgoing::send(link, &lane, frames) {
+        if let Err(error) = outgoing::send(link, &stream, frames) {
             let failed = pending
                 .into_iter()
                 .map(|pending| Err(pending.err().unwrap_or_else(|| error.clone())));

@@ -7,13 +7,13 @@ use alknet_core::{CloseCode, RecvStream, SendStream, StreamCode, StreamError};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
+use crate::backpressure::UnreadBytes;
 use crate::connection::CallConnectionState;
 use crate::frame::{CallFrameError, FrameReader};
 use crate::limits::{FRAMES_PER_TURN, OVERFULL_TIMEOUT, READ_STEP_BYTES, WRITE_STEP_BYTES};
 use crate::outbound::PartialEvent;
 use crate::send_queue::{SendQueue, WriterAction};
 use crate::unfinished::{AssemblyLimitError, PartialMessage};
-use crate::unread::UnreadBytes;
 
 /// A bidirectional stream in use.
 #[derive(Debug, Default)]
@@ -94,8 +94,8 @@ impl CallStream {
         self.single_call
     }
 
-    /// What its bytes have to wait for: lanes go first, then streams of one request, and those
-    /// with a lot of binary data last. A stream of the peer is a lane until it says no more.
+    /// What its bytes have to wait for: shared streams go first, then streams of one request, and those
+    /// with a lot of binary data last. A stream of the peer is a shared one until the peer ends its half.
     fn priority(&self) -> i32 {
         let one_request = self.single_call || self.read_done.load(Ordering::Acquire);
         match (one_request, self.out.is_bulk()) {
@@ -127,7 +127,7 @@ impl CallStream {
 /// Serves one stream until it ends, and tells the peer how it ended.
 pub(crate) async fn run(
     link: Arc<CallConnectionState>,
-    lane: Arc<CallStream>,
+    stream: Arc<CallStream>,
     send: SendStream,
     recv: RecvStream,
 ) {
@@ -138,21 +138,21 @@ pub(crate) async fn run(
     };
     let work = async {
         tokio::try_join!(
-            read_loop(&link, &lane, &mut halves.recv),
-            write_loop(&link, &lane, &mut halves.send),
+            read_loop(&link, &stream, &mut halves.recv),
+            write_loop(&link, &stream, &mut halves.send),
         )
     };
     let end = tokio::select! {
         biased;
         // First: a stream that was given up sends nothing more.
-        code = lane.out.killed() => Some(StreamEnd::Killed(code)),
+        code = stream.out.killed() => Some(StreamEnd::Killed(code)),
         ended = work => ended.err(),
     };
-    lane.out.end();
-    link.lane_ended(&lane, end.is_some());
+    stream.out.end();
+    link.stream_ended(&stream, end.is_some());
     halves.ended = true;
     match end {
-        None => arrival(&link, &lane, &mut halves.send).await,
+        None => arrival(&link, &stream, &mut halves.send).await,
         // The connection is gone, or all that was said arrived: nothing is left to give up.
         Some(StreamEnd::Closed | StreamEnd::Drained) => {}
         Some(StreamEnd::Killed(code)) => halves.give_up(code),
@@ -198,9 +198,9 @@ impl Drop for StreamHalves {
 
 /// Keeps a stream that ended well, one of many, until the peer has all of it: a connection that
 /// closes throws away what is on its way, and a drain closes it as soon as no stream is left.
-async fn arrival(link: &CallConnectionState, lane: &CallStream, send: &mut SendStream) {
+async fn arrival(link: &CallConnectionState, stream: &CallStream, send: &mut SendStream) {
     // The answer to the one request that a call stream of ours carried is here.
-    if !link.connection.is_multi() || lane.is_single_call() {
+    if !link.connection.is_multi() || stream.is_single_call() {
         return;
     }
     let given_up = async {
@@ -215,7 +215,7 @@ async fn arrival(link: &CallConnectionState, lane: &CallStream, send: &mut SendS
 
 async fn read_loop(
     link: &Arc<CallConnectionState>,
-    lane: &Arc<CallStream>,
+    stream: &Arc<CallStream>,
     recv: &mut RecvStream,
 ) -> Result<(), StreamEnd> {
     let mut frames = FrameReader::new();
@@ -227,11 +227,11 @@ async fn read_loop(
         while let Some(frame) = frames.next_frame(link.frame_bytes())? {
             begun = None;
             let made = std::mem::take(&mut making);
-            link.receive(lane, frame, made).await?;
+            link.receive(stream, frame, made).await?;
             unfinished = PartialMessage::default();
             // Requests of ours and what ends them count here, which are no answers.
             let room = |out: &SendQueue| out.backlog() < link.limits().queued_bytes;
-            lane.out.wait_room(room).await;
+            stream.out.wait_room(room).await;
             turn += 1;
             if turn % FRAMES_PER_TURN == 0 {
                 // A peer with many frames at hand would keep the other tasks of this thread
@@ -241,13 +241,13 @@ async fn read_loop(
         }
         if frames.is_partial() {
             let since = *begun.get_or_insert_with(Instant::now);
-            match &lane.waiting {
+            match &stream.waiting {
                 Some(waiting) if !making.count(waiting, frames.held_bytes()) => {
-                    link.outbound.refuse_on(link, lane);
+                    link.outbound.refuse_on(link, stream);
                     return Err(StreamEnd::Killed(StreamCode::Cancelled));
                 }
                 Some(_) => {}
-                None if is_asked_for(link, lane) => {}
+                None if is_asked_for(link, stream) => {}
                 None => {
                     let counted = unfinished.count_from(link, frames.held_bytes(), since);
                     begun = Some(counted.await?);
@@ -262,19 +262,19 @@ async fn read_loop(
             None => break,
         }
     }
-    lane.read_done.store(true, Ordering::Release);
-    link.credit_in_advance(lane);
-    lane.out.wake_writer();
+    stream.read_done.store(true, Ordering::Release);
+    link.credit_in_advance(stream);
+    stream.out.wake_writer();
     Ok(())
 }
 
 /// Whether a frame in the making answers a request of ours, as far as the stream says that. On the only stream of a
 /// connection it may be another frame as well: there is one at a time, as there is for each of our requests elsewhere.
-fn is_asked_for(link: &CallConnectionState, lane: &CallStream) -> bool {
-    lane.is_single_call() || link.ends_with_stream() && link.has_outbound()
+fn is_asked_for(link: &CallConnectionState, stream: &CallStream) -> bool {
+    stream.is_single_call() || link.ends_with_stream() && link.has_outbound()
 }
 
-/// The next bytes, within the time a begun frame or a silent stranger has.
+/// The next bytes, within the time a begun frame or a silent unknown peer has.
 async fn next_chunk(
     link: &CallConnectionState,
     recv: &mut RecvStream,
@@ -291,7 +291,7 @@ async fn next_chunk(
         };
         match timeout_at(deadline, recv.read_chunk(READ_STEP_BYTES)).await {
             Ok(read) => return Ok(read?),
-            // A stranger whose request still runs is not idle.
+            // An unknown peer whose request still runs is not idle.
             Err(_) if begun.is_none() && !link.inbound.is_empty() => {}
             Err(_) => return Err(StreamEnd::Timeout(why)),
         }
@@ -300,14 +300,14 @@ async fn next_chunk(
 
 async fn write_loop(
     link: &CallConnectionState,
-    lane: &CallStream,
+    stream: &CallStream,
     send: &mut SendStream,
 ) -> Result<(), StreamEnd> {
     let mut priority = None;
     loop {
         let work = tokio::select! {
             biased;
-            work = lane.out.next_work(|| lane.may_finish(link)) => work,
+            work = stream.out.next_work(|| stream.may_finish(link)) => work,
             stopped = send.stopped() => {
                 stopped?;
                 return Err(StreamEnd::PeerLeft);
@@ -315,11 +315,11 @@ async fn write_loop(
         };
         match work {
             WriterAction::Write(bytes) => {
-                let wanted = lane.priority();
+                let wanted = stream.priority();
                 if priority.replace(wanted) != Some(wanted) {
                     send.set_priority(wanted);
                 }
-                write(link, lane, send, bytes).await?;
+                write(link, stream, send, bytes).await?;
             }
             WriterAction::Kill(code) => return Err(StreamEnd::Killed(code)),
             WriterAction::Finish => break,
@@ -332,8 +332,8 @@ async fn write_loop(
             // What the peer asked before it heard of the drain is read to the peer's own end: to stop
             // reading would make TCP send a reset, and QUIC a STOP_SENDING, either of which overtakes
             // answers that the peer has received and not looked at.
-            while !lane.read_done.load(Ordering::Acquire) {
-                lane.out.poked().await;
+            while !stream.read_done.load(Ordering::Acquire) {
+                stream.out.poked().await;
             }
             if link.connection.is_multi() {
                 let _ = send.stopped().await;
@@ -349,22 +349,22 @@ async fn write_loop(
 /// Writes in steps, so that a peer that takes bytes slowly differs from one that takes none.
 async fn write(
     link: &CallConnectionState,
-    lane: &CallStream,
+    stream: &CallStream,
     send: &mut SendStream,
     mut bytes: Bytes,
 ) -> Result<(), StreamEnd> {
     while !bytes.is_empty() {
         let step = bytes.split_to(bytes.len().min(WRITE_STEP_BYTES));
         let len = step.len();
-        write_step(link, lane, send, step).await?;
-        lane.out.wrote(len);
+        write_step(link, stream, send, step).await?;
+        stream.out.wrote(len);
     }
     Ok(())
 }
 
 async fn write_step(
     link: &CallConnectionState,
-    lane: &CallStream,
+    stream: &CallStream,
     send: &mut SendStream,
     step: Bytes,
 ) -> Result<(), StreamEnd> {
@@ -375,25 +375,25 @@ async fn write_step(
             biased;
             // A step that was written counts, although its time was over in the same moment.
             written = &mut written => return Ok(written?),
-            () = tokio::time::sleep(link.dispatcher.patience.blocked_lane) => {
+            () = tokio::time::sleep(link.dispatcher.patience.blocked_stream) => {
                 // Where its requester has no room left, what is paused keeps others of its own from being answered.
-                if !lane.may_pause() || link.unread.is_spent() {
+                if !stream.may_pause() || link.unread.is_spent() {
                     return Err(StreamEnd::Timeout("blocked"));
                 }
             }
-            () = overfull(link, lane) => return Err(StreamEnd::Overload("too much waits to be sent")),
+            () = overfull(link, stream) => return Err(StreamEnd::Overload("too much waits to be sent")),
         }
     }
 }
 
 /// Resolves once more waits for a guest than may, and it takes none of it: answers to what it asked
 /// before it stopped reading go on coming, and it can come back.
-async fn overfull(link: &CallConnectionState, lane: &CallStream) {
+async fn overfull(link: &CallConnectionState, stream: &CallStream) {
     if !link.is_guest() {
         return std::future::pending().await;
     }
-    while lane.out.backlog() <= link.dispatcher.limits.queued_bytes {
-        lane.out.poked().await;
+    while stream.out.backlog() <= link.dispatcher.limits.queued_bytes {
+        stream.out.poked().await;
     }
     tokio::time::sleep(OVERFULL_TIMEOUT).await;
 }

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::backpressure::UnreadBytes;
 use crate::body::CallBody;
 use crate::call_stream::CallStream;
 use crate::connection::CallConnectionState;
@@ -33,7 +34,6 @@ use crate::registry::Registry;
 use crate::request_bytes::Requester;
 use crate::services::{OperationListing, OperationSummary};
 use crate::spec::OperationSpec;
-use crate::unread::UnreadBytes;
 
 /// Makes [`CallConnection`]s: dials them, or takes connections that were dialled with ALPN
 /// `alknet/call`.
@@ -131,11 +131,11 @@ impl Deref for CallConnection {
 /// Where a request travels, on carriages with many streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CallRoute {
-    /// Small and short ones share a lane; others have a stream of their own.
+    /// Small and short ones share a stream; others have a stream of their own.
     #[default]
     Auto,
-    /// A lane: cheapest.
-    Lane,
+    /// A stream that requests share: cheapest.
+    Shared,
     /// A stream of its own: isolated, with its own flow control.
     Stream,
 }
@@ -148,7 +148,7 @@ pub struct CallOptions {
     pub timeout: Option<Duration>,
     /// Ends a subscription with `TIMEOUT` when no event comes for this long.
     pub idle: Option<Duration>,
-    /// Events in flight of a subscription on a lane.
+    /// Events in flight of a subscription on a shared stream.
     pub window: u32,
     /// Token of the identity that this request acts as, in place of the connection's.
     pub auth_token: Option<String>,
@@ -272,10 +272,10 @@ impl Caller {
         options: &CallOptions,
     ) -> Result<PendingCall, CallError> {
         let request = EncodedRequest::new(&self.link, operation, input, options, None)?;
-        let lane = self.lane_for(&request, options).await?;
+        let stream = self.stream_for(&request, options).await?;
         let mut frame = Vec::new();
-        let pending = request.expect_answer(&self.link, &lane, options.timeout, &mut frame)?;
-        outgoing::send(&self.link, &lane, frame)?;
+        let pending = request.expect_answer(&self.link, &stream, options.timeout, &mut frame)?;
+        outgoing::send(&self.link, &stream, frame)?;
         Ok(pending)
     }
 
@@ -302,7 +302,7 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<Subscription, CallError> {
-        // The carriage's flow control holds back a stream of its own. On a lane it would hold back
+        // The carriage's flow control holds back a stream of its own. On a shared stream it would hold back
         // the others as well, so that events there need credit.
         let credit = (!self.has_own_stream(options))
             .then(|| SubscriptionCredit::fixed(options.window.max(1)));
@@ -339,14 +339,14 @@ impl Caller {
     ) -> Result<Subscription, CallError> {
         let window = credit.as_ref().map(SubscriptionCredit::first);
         let request = EncodedRequest::new(&self.link, operation, input, options, window)?;
-        let lane = if self.has_own_stream(options) {
+        let stream = if self.has_own_stream(options) {
             self.own_stream(room.waiting().cloned()).await?
         } else {
-            self.shared_lane().await?
+            self.shared_stream().await?
         };
         let mut frame = Vec::new();
-        let (events, outgoing) = request.expect_events(&self.link, &lane, room, &mut frame)?;
-        outgoing::send(&self.link, &lane, frame)?;
+        let (events, outgoing) = request.expect_events(&self.link, &stream, room, &mut frame)?;
+        outgoing::send(&self.link, &stream, frame)?;
         Ok(Subscription {
             events,
             credit,
@@ -356,7 +356,7 @@ impl Caller {
 
     /// Whether a subscription has a stream of its own.
     fn has_own_stream(&self, options: &CallOptions) -> bool {
-        self.link.connection.is_multi() && options.route != CallRoute::Lane
+        self.link.connection.is_multi() && options.route != CallRoute::Shared
     }
 
     /// Every operation of the peer whose name starts with `prefix` and that this side may call.
@@ -437,7 +437,7 @@ impl Caller {
         self.link.known.requests_max()
     }
 
-    /// Who the peer is, if anybody known.
+    /// Who the peer is, if the node knows it.
     #[must_use]
     pub fn peer(&self) -> Option<Arc<Identity>> {
         self.link.identity()
@@ -455,7 +455,7 @@ impl Caller {
         self.link.heard_goaway()
     }
 
-    async fn lane_for(
+    async fn stream_for(
         &self,
         request: &EncodedRequest,
         options: &CallOptions,
@@ -464,13 +464,13 @@ impl Caller {
         let short = options.timeout.is_none_or(|t| t <= LANE_TIMEOUT_MAX);
         let own = match options.route {
             CallRoute::Auto => !(small && short),
-            CallRoute::Lane => false,
+            CallRoute::Shared => false,
             CallRoute::Stream => true,
         };
         if own && self.link.connection.is_multi() {
             self.own_stream(None).await
         } else {
-            self.shared_lane().await
+            self.shared_stream().await
         }
     }
 
@@ -478,13 +478,13 @@ impl Caller {
         &self,
         waiting: Option<Arc<UnreadBytes>>,
     ) -> Result<Arc<CallStream>, CallError> {
-        let lane = self.link.call_lane(waiting).await;
-        lane.map_err(|error| CallError::unavailable(error.to_string()))
+        let stream = self.link.open_call_stream(waiting).await;
+        stream.map_err(|error| CallError::unavailable(error.to_string()))
     }
 
-    pub(crate) async fn shared_lane(&self) -> Result<Arc<CallStream>, CallError> {
-        let lane = self.link.any_lane().await;
-        lane.map_err(|error| CallError::unavailable(error.to_string()))
+    pub(crate) async fn shared_stream(&self) -> Result<Arc<CallStream>, CallError> {
+        let stream = self.link.any_shared_stream().await;
+        stream.map_err(|error| CallError::unavailable(error.to_string()))
     }
 }
 

@@ -50,7 +50,7 @@ pub enum ConnectError {
     /// The client was made without a dialer.
     #[error("this client cannot dial: it was made without a dialer")]
     NoDialer,
-    /// What has to happen before anybody uses the connection failed.
+    /// What has to happen before a caller uses the connection failed.
     #[error("the connection could not be prepared: {0}")]
     Prepare(CallError),
 }

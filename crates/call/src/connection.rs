@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission;
+use crate::backpressure::{RequesterSource, UnreadBytes, UnreadQuota};
 use crate::call_stream::{self, CallStream, StreamEnd};
 use crate::context::ConnInfo;
 use crate::dispatcher::{Dispatcher, DispatcherCounters};
@@ -26,14 +27,13 @@ use crate::error::CallError;
 use crate::frame::FrameBody;
 use crate::inbound::Inbound;
 use crate::layers::OperationOverlay;
-use crate::limits::{FRAME_BYTES_DEFAULT, LANES};
+use crate::limits::{FRAME_BYTES_DEFAULT, SHARED_STREAMS};
 use crate::outbound::{Outbound, PartialEvent};
 use crate::peers::{self, AtomicPeerState, PeerEvent, PeerState};
 use crate::request_bytes::Requester;
 use crate::retry::PeerRetryInfo;
 use crate::session::TokenSession;
 use crate::sync::lock;
-use crate::unread::{RequesterSource, UnreadBytes, UnreadQuota};
 use ending::{ENDED, EndOnDrop, SUPERSEDED};
 pub(crate) use limits::{UNKNOWN, UnreadReservation};
 
@@ -56,8 +56,8 @@ pub(crate) struct CallConnectionState {
     asked: Mutex<Instant>,
     /// What is known of the peer's operations.
     pub(crate) known: PeerRetryInfo,
-    lanes: Mutex<Vec<Weak<CallStream>>>,
-    shared: [tokio::sync::Mutex<Option<Arc<CallStream>>>; LANES],
+    streams: Mutex<Vec<Weak<CallStream>>>,
+    shared: [tokio::sync::Mutex<Option<Arc<CallStream>>>; SHARED_STREAMS],
     tasks: TaskTracker,
     cancel: CancellationToken,
     drain: CancellationToken,
@@ -67,7 +67,7 @@ pub(crate) struct CallConnectionState {
     /// Whether the peer knows that this side takes mixed frames.
     announced_mixed: AtomicBool,
     peer_frame_bytes: AtomicUsize,
-    next_lane: AtomicU64,
+    next_shared: AtomicU64,
     failure: Mutex<Option<(CloseCode, &'static str)>>,
     /// What was imported from a peer that has no name: its operations live and die here.
     imports: ArcSwapOption<OperationOverlay>,
@@ -160,7 +160,7 @@ impl CallConnectionState {
             asked: Mutex::new(Instant::now()),
             known: PeerRetryInfo::default(),
             dispatcher,
-            lanes: Mutex::default(),
+            streams: Mutex::default(),
             shared: Default::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -171,7 +171,7 @@ impl CallConnectionState {
             announced_mixed: AtomicBool::new(false),
             // Until the peer announces its own in `services/list`.
             peer_frame_bytes: AtomicUsize::new(FRAME_BYTES_DEFAULT),
-            next_lane: AtomicU64::new(0),
+            next_shared: AtomicU64::new(0),
             failure: Mutex::default(),
             imports: ArcSwapOption::empty(),
             forwarded: AtomicUsize::new(0),
@@ -233,11 +233,11 @@ impl CallConnectionState {
     async fn serve(self: &Arc<Self>) {
         if self.connection.is_multi() {
             tokio::select! {
-                () = self.accept_lanes() => return,
+                () = self.accept_streams() => return,
                 () = self.drain.cancelled() => {}
             }
         } else {
-            if self.shared_lane(0).await.is_err() {
+            if self.shared_stream(0).await.is_err() {
                 return;
             }
             let over = self.tasks.clone();
@@ -260,10 +260,10 @@ impl CallConnectionState {
         }
     }
 
-    async fn accept_lanes(self: &Arc<Self>) {
+    async fn accept_streams(self: &Arc<Self>) {
         loop {
             match self.connection.accept_bi().await {
-                Ok((send, recv)) => drop(self.spawn_lane(CallStream::new(), send, recv)),
+                Ok((send, recv)) => drop(self.spawn_stream(CallStream::new(), send, recv)),
                 Err(StreamError::Closed(_) | StreamError::Timeout) => return,
                 // A stream that broke at its start ends none of the others.
                 Err(error) => tracing::debug!(%error, "a stream could not be accepted"),
@@ -271,21 +271,21 @@ impl CallConnectionState {
         }
     }
 
-    fn spawn_lane(
+    fn spawn_stream(
         self: &Arc<Self>,
-        lane: CallStream,
+        stream: CallStream,
         send: SendStream,
         recv: RecvStream,
     ) -> Arc<CallStream> {
-        let lane = Arc::new(lane);
-        let mut lanes = lock(&self.lanes);
-        lanes.retain(|lane| lane.strong_count() > 0);
-        lanes.push(Arc::downgrade(&lane));
-        drop(lanes);
+        let stream = Arc::new(stream);
+        let mut streams = lock(&self.streams);
+        streams.retain(|stream| stream.strong_count() > 0);
+        streams.push(Arc::downgrade(&stream));
+        drop(streams);
         // By itself: a future that is handed on is otherwise kept twice.
         let run = Box::pin(call_stream::run(
             Arc::clone(self),
-            Arc::clone(&lane),
+            Arc::clone(&stream),
             send,
             recv,
         ));
@@ -293,12 +293,12 @@ impl CallConnectionState {
         self.tasks.spawn(async move {
             cancel.run_until_cancelled(run).await;
         });
-        lane
+        stream
     }
 
     /// A stream for one request. Where that is a subscription that is passed on, what comes on it counts with the events
     /// of it that are `waiting`.
-    pub(crate) async fn call_lane(
+    pub(crate) async fn open_call_stream(
         self: &Arc<Self>,
         waiting: Option<Arc<UnreadBytes>>,
     ) -> Result<Arc<CallStream>, StreamError> {
@@ -306,32 +306,38 @@ impl CallConnectionState {
             return Err(StreamError::Unsupported);
         }
         let (send, recv) = self.connection.open_bi().await?;
-        Ok(self.spawn_lane(CallStream::single_call(waiting), send, recv))
+        Ok(self.spawn_stream(CallStream::single_call(waiting), send, recv))
     }
 
-    /// A lane for many requests that is there, unless all of them are being opened.
-    pub(crate) fn usable_lane(&self) -> Option<Arc<CallStream>> {
+    /// A stream for many requests that is there, unless all of them are being opened.
+    pub(crate) fn usable_stream(&self) -> Option<Arc<CallStream>> {
         self.shared.iter().find_map(|slot| {
-            let lane = slot.try_lock().ok()?.clone()?;
-            lane.is_usable().then_some(lane)
+            let stream = slot.try_lock().ok()?.clone()?;
+            stream.is_usable().then_some(stream)
         })
     }
 
-    /// A lane for many requests; opened when first needed and again after it ended.
-    pub(crate) async fn any_lane(self: &Arc<Self>) -> Result<Arc<CallStream>, StreamError> {
-        let turn = self.next_lane.fetch_add(1, Ordering::Relaxed) as usize;
-        let lanes = if self.connection.is_multi() { LANES } else { 1 };
-        self.shared_lane(turn % lanes).await
+    /// A stream for many requests; opened when first needed and again after it ended.
+    pub(crate) async fn any_shared_stream(
+        self: &Arc<Self>,
+    ) -> Result<Arc<CallStream>, StreamError> {
+        let turn = self.next_shared.fetch_add(1, Ordering::Relaxed) as usize;
+        let streams = if self.connection.is_multi() {
+            SHARED_STREAMS
+        } else {
+            1
+        };
+        self.shared_stream(turn % streams).await
     }
 
-    async fn shared_lane(self: &Arc<Self>, index: usize) -> Result<Arc<CallStream>, StreamError> {
+    async fn shared_stream(self: &Arc<Self>, index: usize) -> Result<Arc<CallStream>, StreamError> {
         if self.kind == PeerRole::OneWay {
             return Err(StreamError::Unsupported);
         }
         // Locked until the stream is there: a second caller waits for it and opens none.
         let mut slot = self.shared[index].lock().await;
-        if let Some(lane) = slot.as_ref().filter(|lane| lane.is_usable()) {
-            return Ok(Arc::clone(lane));
+        if let Some(stream) = slot.as_ref().filter(|stream| stream.is_usable()) {
+            return Ok(Arc::clone(stream));
         }
         // A carriage with one stream has it from the start, on both sides.
         let (send, recv) = if self.connection.is_multi() {
@@ -339,15 +345,15 @@ impl CallConnectionState {
         } else {
             self.connection.accept_bi().await?
         };
-        let lane = self.spawn_lane(CallStream::new(), send, recv);
-        *slot = Some(Arc::clone(&lane));
-        Ok(lane)
+        let stream = self.spawn_stream(CallStream::new(), send, recv);
+        *slot = Some(Arc::clone(&stream));
+        Ok(stream)
     }
 
     /// Handles one frame, which was counted in the `making`. An error ends the stream it came on.
     pub(crate) async fn receive(
         self: &Arc<Self>,
-        lane: &Arc<CallStream>,
+        stream: &Arc<CallStream>,
         frame: Bytes,
         making: PartialEvent,
     ) -> Result<(), StreamEnd> {
@@ -358,8 +364,8 @@ impl CallConnectionState {
         let event = Envelope::parse(&body.envelope, self.limits().nesting)?;
         match event.kind {
             // The peer would not hear the answer.
-            EventKind::Requested if self.is_over() || lane.out.is_ended() => self.ignored(),
-            EventKind::Requested => return admission::admit(self, lane, &body, &event).await,
+            EventKind::Requested if self.is_over() || stream.out.is_ended() => self.ignored(),
+            EventKind::Requested => return admission::admit(self, stream, &body, &event).await,
             // The peer gives up a request of its own; any other id is one of ours, which it
             // aborted.
             EventKind::Aborted if self.inbound.abort(&event.id) => {}
@@ -370,7 +376,7 @@ impl CallConnectionState {
                 self.follow.cancel();
             }
             EventKind::Aborted | EventKind::Completed | EventKind::Error | EventKind::Responded => {
-                let delivered = self.outbound.deliver(self, lane, &body, &event, making);
+                let delivered = self.outbound.deliver(self, stream, &body, &event, making);
                 delivered.await;
             }
             EventKind::Unknown => self.ignored(),

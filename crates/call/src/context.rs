@@ -284,7 +284,7 @@ impl Ctx {
         }
     }
 
-    /// Whether an operation calls it and named no one peer: another call with its key may be led to another peer.
+    /// Whether an operation calls it and named no single peer: another call with its key may be led to another peer.
     pub(crate) fn may_go_elsewhere(&self) -> bool {
         match &self.0 {
             CallOrigin::Request(_) => false,
@@ -323,7 +323,7 @@ impl Ctx {
         &self.compiled().capabilities
     }
 
-    /// The input as a tree of its own, for operations that anybody may put in place, who cannot be told to do with less.
+    /// The input as a tree of its own, for operations of other packages, whose authors expect a tree.
     /// It counts with the bytes of the requester, for as long as what is returned beside it is kept.
     ///
     /// # Errors

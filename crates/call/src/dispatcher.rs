@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::access::OwnershipProvider;
+use crate::backpressure::UnreadBytes;
 use crate::connection::CallConnectionState;
 use crate::generation::Generation;
 use crate::import::ImportOptions;
@@ -27,7 +28,6 @@ use crate::request_bytes::RequestBytes;
 use crate::rules::RegistryError;
 use crate::server_imports::PendingImport;
 use crate::sync::lock;
-use crate::unread::UnreadBytes;
 use crate::watch::Announcer;
 
 /// Serves the operations of a registry on any number of connections.

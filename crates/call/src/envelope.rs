@@ -154,7 +154,7 @@ pub(crate) struct RequestPayload<'a, I = &'a RawValue> {
     pub(crate) trace: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub(crate) peer: Option<Cow<'a, str>>,
-    /// How often it was passed on from node to node, whether or not anybody is named.
+    /// How often it was passed on from node to node, whether or not a peer is named.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) hops: u8,
 }

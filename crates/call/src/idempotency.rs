@@ -22,7 +22,7 @@ pub(crate) enum IdempotencyOwner {
 }
 
 impl IdempotencyOwner {
-    /// Whose room it takes: strangers share one.
+    /// Whose room it takes: unknown peers share one.
     fn share(&self) -> Option<&PeerId> {
         match self {
             Self::Known(id) => Some(id),
@@ -48,7 +48,7 @@ pub(crate) struct IdempotencyLimits {
     pub(crate) time: Duration,
     /// Results of one identity.
     pub(crate) entries: usize,
-    /// Results of everybody. Beyond them the identity that has most loses its oldest.
+    /// Results of all identities. Beyond them the identity that has most loses its oldest.
     pub(crate) bytes: usize,
 }
 
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_bounded_over_everybody() {
+    fn bytes_are_bounded_over_all_identities() {
         let mut results = Tested::new(ROOM);
         let (a, b) = (name("a", "k"), name("b", "k"));
         for name in [&a, &b] {

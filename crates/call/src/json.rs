@@ -19,7 +19,7 @@ use crate::error::CallError;
 const PAIRWISE_MAX: usize = 16;
 
 /// Where the name of a member stands, its quotes included, or its hash and where it begins.
-type Name = [u32; 2];
+type MemberNameSpan = [u32; 2];
 
 /// Checks a document that is known to be valid JSON. Linear in its length, save for sorting the
 /// names of large objects; recursion-free, and with eight bytes for each name. Documents are shorter than 4 GiB:
@@ -28,7 +28,7 @@ pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), JsonDefect> {
     let bytes = text.as_bytes();
     // Most documents have fewer: nothing is asked of the allocator for them.
     let mut open = SmallVec::<[Option<usize>; 8]>::new();
-    let mut names = SmallVec::<[Name; PAIRWISE_MAX]>::new();
+    let mut names = SmallVec::<[MemberNameSpan; PAIRWISE_MAX]>::new();
     let mut at = 0;
     let mut name_next = false;
     while let Some(&byte) = bytes.get(at) {
@@ -99,8 +99,9 @@ fn decode(quoted: &str) -> Cow<'_, str> {
     Cow::Borrowed(quoted.get(1..quoted.len() - 1).unwrap_or_default())
 }
 
-fn distinct(text: &str, names: &mut [Name]) -> Result<(), JsonDefect> {
-    let quoted = |[from, end]: Name| text.get(from as usize..end as usize).unwrap_or_default();
+fn distinct(text: &str, names: &mut [MemberNameSpan]) -> Result<(), JsonDefect> {
+    let quoted =
+        |[from, end]: MemberNameSpan| text.get(from as usize..end as usize).unwrap_or_default();
     if names.len() <= PAIRWISE_MAX {
         let decoded: SmallVec<[_; PAIRWISE_MAX]> =
             names.iter().map(|name| decode(quoted(*name))).collect();

@@ -38,7 +38,7 @@ use crate::sync::lock;
 use crate::tape::{Digest, digest};
 
 type KeyedOutcome = Result<CallOutput, CallError>;
-type Waiting = watch::Receiver<Option<KeyedResult>>;
+type KeyedResultReceiver = watch::Receiver<Option<KeyedResult>>;
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ struct KeyedResult {
 /// Every keyed mutation of a node that runs, and the results of those that ended.
 #[derive(Debug)]
 pub(crate) struct KeyedCalls {
-    results: Mutex<IdempotencyCache<Waiting, KeyedOutcome>>,
+    results: Mutex<IdempotencyCache<KeyedResultReceiver, KeyedOutcome>>,
     /// What the times of `results` are counted from.
     start: Instant,
     running: TaskTracker,
@@ -189,8 +189,8 @@ pub(crate) struct KeyedExecution(KeyedStep);
 
 enum KeyedStep {
     Ended(KeyedOutcome),
-    Run(KeyedRun, Waiting),
-    Wait(Waiting),
+    Run(KeyedRun, KeyedResultReceiver),
+    Wait(KeyedResultReceiver),
 }
 
 impl KeyedExecution {
@@ -226,7 +226,7 @@ impl OnceHandler for KeyedHandler {
     }
 }
 
-async fn wait(mut waiting: Waiting, ctx: Ctx) -> KeyedOutcome {
+async fn wait(mut waiting: KeyedResultReceiver, ctx: Ctx) -> KeyedOutcome {
     let ended = waiting.wait_for(Option::is_some).await;
     match ended.ok().and_then(|ended| ended.clone()) {
         Some(KeyedResult { outcome, hindrance }) => {

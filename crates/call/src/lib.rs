@@ -68,6 +68,7 @@ pub mod limits;
 
 mod access;
 mod admission;
+mod backpressure;
 mod batch;
 mod body;
 mod call_stream;
@@ -118,7 +119,6 @@ mod sync;
 mod tape;
 mod text;
 mod unfinished;
-mod unread;
 mod upstream;
 mod watch;
 

@@ -31,8 +31,8 @@ pub const IDEMPOTENCY_ENTRIES: usize = 1024;
 pub const IDEMPOTENCY_RESULT_BYTES: usize = 64 << 10;
 /// Bytes an entry counts for beside its result.
 pub const IDEMPOTENCY_ENTRY_BYTES: usize = 256;
-/// Bytes of results remembered for everybody together, however much memory the machine has. Beyond them the identity
-/// that has most loses its oldest.
+/// Bytes of results remembered for all identities together, however much memory the machine has. Beyond them the
+/// identity that has most loses its oldest.
 pub const IDEMPOTENCY_BYTES: usize = 64 << 20;
 /// And however little.
 pub const IDEMPOTENCY_BYTES_MIN: usize = 1 << 20;
@@ -86,7 +86,7 @@ pub const BYTES_PER_NODE: usize = 256 << 20;
 pub const BYTES_PER_NODE_MIN: usize = 4 << 20;
 /// Which part of the machine's memory they may have between these two: an eighth.
 pub const MEMORY_PART: u64 = 8;
-/// Which part of them one identity may have: a half, so that no one takes all.
+/// Which part of them one identity may have: a half, so that one identity cannot take all.
 pub const BYTES_SHARE: usize = 2;
 /// Which part of them all unknown peers together may have: a quarter. The rest is kept for known identities.
 pub const BYTES_STRANGERS: usize = 4;
@@ -174,8 +174,8 @@ pub const SUPERSEDED_DRAIN: Duration = Duration::from_secs(5);
 
 /// How long a frame may stay half received.
 pub const PARTIAL_FRAME_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a lane may take none of our bytes.
-pub const BLOCKED_LANE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a stream may take none of our bytes.
+pub const BLOCKED_STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a guest may take none of our bytes while more wait for it than may.
 pub const OVERFULL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Deadline of a query or mutation that names none.
@@ -193,7 +193,7 @@ pub const OVERLOAD_RETRY_MS: u64 = 100;
 
 /// Bytes a subscription may have queued before its handler is polled again.
 pub const SUBSCRIPTION_QUEUE_BYTES: usize = 64 << 10;
-/// Bytes a lane may have queued before any subscription on it is polled again.
+/// Bytes a stream may have queued before any subscription on it is polled again.
 pub const LANE_QUEUE_BYTES: usize = 256 << 10;
 /// Bytes written to the carriage at a time, so that a slow peer differs from a blocked one.
 pub const WRITE_STEP_BYTES: usize = 64 << 10;
@@ -204,15 +204,15 @@ pub const READ_STEP_BYTES: usize = 64 << 10;
 pub const BULK_BYTES: usize = 256 << 10;
 /// Bytes of binary data that are copied into a frame; longer ones are sent from where they are.
 pub const COPY_BYTES_MAX: usize = 8 << 10;
-/// Frames handled before the lane's own writer gets its turn.
+/// Frames handled before the stream's own writer gets its turn.
 pub const FRAMES_PER_TURN: u32 = 64;
-/// Largest request that shares a lane; beyond it a stream of its own is better.
+/// Largest request that shares a stream; beyond it a stream of its own is better.
 pub const LANE_REQUEST_BYTES: usize = 8 << 10;
-/// Longest deadline of a request that shares a lane.
+/// Longest deadline of a request that shares a stream.
 pub const LANE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
-/// Lanes a client opens on a carriage with many streams.
-pub const LANES: usize = 2;
-/// Events a subscription on a lane may have in flight, unless the caller says otherwise.
+/// Streams that a client opens for requests to share, on a carriage with many streams.
+pub const SHARED_STREAMS: usize = 2;
+/// Events a subscription on a shared stream may have in flight, unless the caller says otherwise.
 pub const WINDOW_DEFAULT: u32 = 64;
 /// The same of a subscription that is passed on, until its first event was taken: each may be as long as a frame, and
 /// waits for another peer.
@@ -315,7 +315,7 @@ impl PeerLimits {
 /// How long an unknown peer may ask nothing.
 pub const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a connection may last that has an unknown peer's place, whatever is asked over it: a subscription
-/// that is open to everybody never ends by itself, and each connection takes a place from others.
+/// that is open to unknown peers never ends by itself, and each connection takes a place from others.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(600);
 
 /// How long a peer may leave this node waiting.
@@ -323,13 +323,13 @@ pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(600);
 pub struct PeerTimeouts {
     /// For the rest of a frame that has begun.
     pub partial_frame: Duration,
-    /// For a lane to take any of our bytes.
-    pub blocked_lane: Duration,
+    /// For a stream to take any of our bytes.
+    pub blocked_stream: Duration,
     /// For an unknown peer's next request.
     pub stranger_idle: Duration,
     /// For an unknown peer or guest to say who it is, whatever it asks meanwhile.
     pub stranger_connection: Duration,
-    /// For a guest to say who it is, or to ask something that anybody may.
+    /// For a guest to say who it is, or to ask something that every peer may.
     pub guest_login: Duration,
     /// For a sign of life of a peer that serves something here.
     pub sign_of_life: Duration,
@@ -343,7 +343,7 @@ impl Default for PeerTimeouts {
     fn default() -> Self {
         Self {
             partial_frame: PARTIAL_FRAME_TIMEOUT,
-            blocked_lane: BLOCKED_LANE_TIMEOUT,
+            blocked_stream: BLOCKED_STREAM_TIMEOUT,
             stranger_idle: STRANGER_IDLE_TIMEOUT,
             stranger_connection: STRANGER_CONNECTION_MAX,
             guest_login: GUEST_LOGIN_TIMEOUT,

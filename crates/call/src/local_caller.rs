@@ -42,7 +42,7 @@ use crate::spec::OperationSpec;
 pub struct LocalCaller {
     link: Arc<CallConnectionState>,
     /// Where requests would be answered if they came as frames; nothing travels on it.
-    lane: Arc<CallStream>,
+    stream: Arc<CallStream>,
 }
 
 /// What a client proved elsewhere that asks on a connection without an identity of its own, such as a browser's. The
@@ -135,7 +135,7 @@ impl LocalCaller {
     ) -> Self {
         Self {
             link: CallConnectionState::one_way(connection.clone(), Arc::clone(dispatcher), auth),
-            lane: Arc::new(CallStream::new()),
+            stream: Arc::new(CallStream::new()),
         }
     }
 
@@ -383,7 +383,7 @@ impl LocalCaller {
             let entered = operation.enter();
             entered.inspect_err(|_| DispatcherCounters::add(&counters.operation_full))?;
         }
-        let request = InboundRequest::new(head, &self.link, &self.lane, operation);
+        let request = InboundRequest::new(head, &self.link, &self.stream, operation);
         Ok(LocalCallGuard(Arc::new(request)))
     }
 

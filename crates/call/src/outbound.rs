@@ -40,7 +40,7 @@ struct OutboundTable {
 }
 
 struct PendingResponse {
-    lane: Arc<CallStream>,
+    stream: Arc<CallStream>,
     to: ResponseSink,
 }
 
@@ -90,31 +90,31 @@ impl Outbound {
     pub(crate) fn wait_once(
         &self,
         id: u64,
-        lane: &Arc<CallStream>,
+        stream: &Arc<CallStream>,
     ) -> Result<oneshot::Receiver<Result<CallBody, CallError>>, CallError> {
         let (tx, rx) = oneshot::channel();
-        self.insert(id, lane, ResponseSink::Once(tx))?;
+        self.insert(id, stream, ResponseSink::Once(tx))?;
         Ok(rx)
     }
 
     pub(crate) fn wait_stream(
         &self,
         id: u64,
-        lane: &Arc<CallStream>,
+        stream: &Arc<CallStream>,
         room: BufferCapacity,
     ) -> Result<mpsc::Receiver<Delivery>, CallError> {
-        let (buffer, events) = SubscriptionBuffer::new(room, lane.is_single_call());
-        self.insert(id, lane, ResponseSink::Stream(buffer))?;
+        let (buffer, events) = SubscriptionBuffer::new(room, stream.is_single_call());
+        self.insert(id, stream, ResponseSink::Stream(buffer))?;
         Ok(events)
     }
 
-    fn insert(&self, id: u64, lane: &Arc<CallStream>, to: ResponseSink) -> Result<(), CallError> {
+    fn insert(&self, id: u64, stream: &Arc<CallStream>, to: ResponseSink) -> Result<(), CallError> {
         let mut table = lock(&self.table);
         if let Some(why) = table.closed {
             return Err(CallError::unavailable(why));
         }
-        let lane = Arc::clone(lane);
-        table.waiting.insert(id, PendingResponse { lane, to });
+        let stream = Arc::clone(stream);
+        table.waiting.insert(id, PendingResponse { stream, to });
         Ok(())
     }
 
@@ -129,7 +129,7 @@ impl Outbound {
     pub(crate) async fn deliver(
         &self,
         link: &CallConnectionState,
-        lane: &Arc<CallStream>,
+        stream: &Arc<CallStream>,
         body: &FrameBody,
         event: &Envelope<'_>,
         making: PartialEvent,
@@ -138,7 +138,7 @@ impl Outbound {
             return link.ignored();
         };
         if event.kind == EventKind::Responded {
-            let responded = self.responded(link, lane, id, body, event, making);
+            let responded = self.responded(link, stream, id, body, event, making);
             return responded.await;
         }
         let waiting = lock(&self.table).waiting.remove(&id);
@@ -151,7 +151,7 @@ impl Outbound {
     async fn responded(
         &self,
         link: &CallConnectionState,
-        lane: &Arc<CallStream>,
+        stream: &Arc<CallStream>,
         id: u64,
         body: &FrameBody,
         event: &Envelope<'_>,
@@ -162,8 +162,8 @@ impl Outbound {
             ResponseRecipient::Discard => {
                 link.ignored();
                 // A peer that reads nothing gets no abort: else each of its frames cost one of ours.
-                if link.is_read() && lane.out.backlog() < link.limits().queued_bytes {
-                    stop_sender(lane, &event.id);
+                if link.is_read() && stream.out.backlog() < link.limits().queued_bytes {
+                    stop_sender(stream, &event.id);
                 }
             }
             ResponseRecipient::Once(tx) => {
@@ -184,16 +184,16 @@ impl Outbound {
     /// Ends a subscription for whose events there is no room, at the peer as well.
     fn refuse(&self, link: &CallConnectionState, id: u64, error: CallError) {
         let waiting = lock(&self.table).waiting.remove(&id);
-        if let Some(PendingResponse { lane, to }) = waiting {
+        if let Some(PendingResponse { stream, to }) = waiting {
             DispatcherCounters::add(&link.dispatcher.counters.unread_bytes_full);
-            stop_sender(&lane, &self.wire_id(id));
+            stop_sender(&stream, &self.wire_id(id));
             to.fail(error);
         }
     }
 
-    /// The same of the one that `lane` carries, of whose event there is no room for the rest.
-    pub(crate) fn refuse_on(&self, link: &CallConnectionState, lane: &Arc<CallStream>) {
-        for (_, PendingResponse { to, .. }) in self.take_where(|on| Arc::ptr_eq(on, lane)) {
+    /// The same of the one that `stream` carries, of whose event there is no room for the rest.
+    pub(crate) fn refuse_on(&self, link: &CallConnectionState, stream: &Arc<CallStream>) {
+        for (_, PendingResponse { to, .. }) in self.take_where(|on| Arc::ptr_eq(on, stream)) {
             DispatcherCounters::add(&link.dispatcher.counters.unread_bytes_full);
             to.fail(buffer::no_room());
         }
@@ -215,8 +215,8 @@ impl Outbound {
         }
     }
 
-    /// Gives credit on `lane`, once, for what is to come of every subscription that has a stream of its own.
-    pub(crate) fn credit_in_advance(&self, lane: &CallStream) {
+    /// Gives credit on `stream`, once, for what is to come of every subscription that has a stream of its own.
+    pub(crate) fn credit_in_advance(&self, stream: &CallStream) {
         let mut table = lock(&self.table);
         if std::mem::replace(&mut table.in_advance, true) {
             return;
@@ -224,7 +224,7 @@ impl Outbound {
         let granted = |waiting: &PendingResponse| match &waiting.to {
             ResponseSink::Once(_) => false,
             ResponseSink::Stream(buffer) => {
-                waiting.lane.is_single_call() && buffer.grant(WINDOW_FORWARDED_MAX)
+                waiting.stream.is_single_call() && buffer.grant(WINDOW_FORWARDED_MAX)
             }
         };
         let all = table.waiting.iter();
@@ -232,11 +232,11 @@ impl Outbound {
         let ids: Vec<u64> = told.map(|(id, _)| *id).collect();
         drop(table);
         for id in ids {
-            say_credit(lane, &self.wire_id(id), WINDOW_FORWARDED_MAX);
+            say_credit(stream, &self.wire_id(id), WINDOW_FORWARDED_MAX);
         }
     }
 
-    /// Ends every request whose lane matches.
+    /// Ends every request whose stream matches.
     pub(crate) fn fail_where(&self, which: impl Fn(&Arc<CallStream>) -> bool, why: &'static str) {
         fail(self.take_where(which), why);
     }
@@ -258,14 +258,14 @@ impl Outbound {
         true
     }
 
-    /// The same for the peer, too: the last thing said on each of `lanes` aborts what was asked on
+    /// The same for the peer, too: the last thing said on each of `streams` aborts what was asked on
     /// it.
-    pub(crate) fn abandon(&self, lanes: &[Arc<CallStream>], why: &'static str) {
+    pub(crate) fn abandon(&self, streams: &[Arc<CallStream>], why: &'static str) {
         lock(&self.table).closed.get_or_insert(why);
         let gone = self.take_where(|_| true);
-        for lane in lanes {
-            let asked = gone.iter().filter(|(_, w)| Arc::ptr_eq(&w.lane, lane));
-            lane.out.finish_with(|out| {
+        for stream in streams {
+            let asked = gone.iter().filter(|(_, w)| Arc::ptr_eq(&w.stream, stream));
+            stream.out.finish_with(|out| {
                 asked.for_each(|(id, _)| envelope::append_abort(out, &self.wire_id(*id)));
             });
         }
@@ -274,7 +274,7 @@ impl Outbound {
 
     fn take_where(&self, which: impl Fn(&Arc<CallStream>) -> bool) -> Vec<(u64, PendingResponse)> {
         let mut table = lock(&self.table);
-        let matches = |_: &u64, waiting: &mut PendingResponse| which(&waiting.lane);
+        let matches = |_: &u64, waiting: &mut PendingResponse| which(&waiting.stream);
         table.waiting.extract_if(matches).collect()
     }
 }
@@ -360,18 +360,18 @@ fn bytes_of(body: &FrameBody) -> usize {
 
 /// Tells the peer that this side waits for no more responses to this request: its caller gave it up, or called a
 /// subscription like a query.
-pub(crate) fn stop_sender(lane: &CallStream, id: &str) {
-    if lane.is_single_call() {
-        lane.out.kill(StreamCode::Cancelled);
+pub(crate) fn stop_sender(stream: &CallStream, id: &str) {
+    if stream.is_single_call() {
+        stream.out.kill(StreamCode::Cancelled);
     } else {
-        lane.out.push(|out| envelope::append_abort(out, id));
+        stream.out.push(|out| envelope::append_abort(out, id));
     }
 }
 
 /// Tells the peer that it may send `n` events more. Whether it will be said.
-pub(crate) fn say_credit(lane: &CallStream, id: &str, n: u32) -> bool {
+pub(crate) fn say_credit(stream: &CallStream, id: &str, n: u32) -> bool {
     let credit = |out: &mut Vec<u8>| envelope::append_credit(out, id, n);
-    lane.out.push(credit).is_some()
+    stream.out.push(credit).is_some()
 }
 
 #[cfg(test)]
@@ -399,18 +399,18 @@ mod tests {
     #[test]
     fn a_connection_closes_when_no_request_waits_and_then_takes_none() {
         let outbound = Outbound::new(true);
-        let lane = Arc::new(CallStream::new());
-        let answer = outbound.wait_once(1, &lane).expect("it is open");
+        let stream = Arc::new(CallStream::new());
+        let answer = outbound.wait_once(1, &stream).expect("it is open");
         assert!(!outbound.close_if_empty("over"), "a request waits");
-        let more = outbound.wait_once(2, &lane).expect("it is open still");
+        let more = outbound.wait_once(2, &stream).expect("it is open still");
         assert!(outbound.forget(1) && outbound.forget(2));
         assert!(outbound.close_if_empty("over"));
-        let refused = outbound.wait_once(3, &lane).expect_err("it is closed");
+        let refused = outbound.wait_once(3, &stream).expect_err("it is closed");
         assert_eq!(
             (refused.code, outbound.is_empty()),
             (ErrorCode::Unavailable, true)
         );
-        let refused = outbound.wait_stream(4, &lane, BufferCapacity::Own(1));
+        let refused = outbound.wait_stream(4, &stream, BufferCapacity::Own(1));
         let refused = refused.expect_err("it is closed");
         assert_eq!(refused.code, ErrorCode::Unavailable);
         drop((answer, more));

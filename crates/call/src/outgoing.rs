@@ -73,20 +73,20 @@ impl EncodedRequest {
         self.frame.len()
     }
 
-    /// Registers for the answer and appends the frame to `out`, which is to be [`send`] on `lane`.
+    /// Registers for the answer and appends the frame to `out`, which is to be [`send`] on `stream`.
     pub(crate) fn expect_answer(
         self,
         link: &Arc<CallConnectionState>,
-        lane: &Arc<CallStream>,
+        stream: &Arc<CallStream>,
         timeout: Option<Duration>,
         out: &mut Vec<u8>,
     ) -> Result<PendingCall, CallError> {
         // Before the frame is sent: the answer may come at once.
-        let answer = link.outbound.wait_once(self.id, lane)?;
+        let answer = link.outbound.wait_once(self.id, stream)?;
         Ok(PendingCall {
             answer,
             timeout,
-            outgoing: self.append(link, lane, out),
+            outgoing: self.append(link, stream, out),
         })
     }
 
@@ -94,18 +94,18 @@ impl EncodedRequest {
     pub(crate) fn expect_events(
         self,
         link: &Arc<CallConnectionState>,
-        lane: &Arc<CallStream>,
+        stream: &Arc<CallStream>,
         room: BufferCapacity,
         out: &mut Vec<u8>,
     ) -> Result<(mpsc::Receiver<Delivery>, OutgoingRequest), CallError> {
-        let events = link.outbound.wait_stream(self.id, lane, room)?;
-        Ok((events, self.append(link, lane, out)))
+        let events = link.outbound.wait_stream(self.id, stream, room)?;
+        Ok((events, self.append(link, stream, out)))
     }
 
     fn append(
         self,
         link: &Arc<CallConnectionState>,
-        lane: &Arc<CallStream>,
+        stream: &Arc<CallStream>,
         out: &mut Vec<u8>,
     ) -> OutgoingRequest {
         if out.is_empty() {
@@ -115,7 +115,7 @@ impl EncodedRequest {
         }
         OutgoingRequest {
             link: Arc::clone(link),
-            lane: Arc::clone(lane),
+            stream: Arc::clone(stream),
             id: self.id,
             wire_id: self.wire_id,
             owed: Arc::default(),
@@ -124,13 +124,13 @@ impl EncodedRequest {
     }
 }
 
-/// Writes frames on `lane`, all at once; ends it where it carries one request only.
+/// Writes frames on `stream`, all at once; ends it where it carries one request only.
 pub(crate) fn send(
     link: &CallConnectionState,
-    lane: &CallStream,
+    stream: &CallStream,
     frames: Vec<u8>,
 ) -> Result<(), CallError> {
-    let taken = lane.out.push_waiting(&link.unsent, |out| {
+    let taken = stream.out.push_waiting(&link.unsent, |out| {
         if out.is_empty() {
             *out = frames;
         } else {
@@ -138,8 +138,8 @@ pub(crate) fn send(
         }
     });
     taken.ok_or_else(|| CallError::unavailable("the stream ended"))?;
-    if lane.is_single_call() {
-        lane.out.finish();
+    if stream.is_single_call() {
+        stream.out.finish();
     }
     Ok(())
 }
@@ -201,7 +201,7 @@ fn payload<'a, I>(
 /// A request on its way: dropping it before its terminal event aborts it.
 pub(crate) struct OutgoingRequest {
     link: Arc<CallConnectionState>,
-    lane: Arc<CallStream>,
+    stream: Arc<CallStream>,
     id: u64,
     wire_id: String,
     /// Credit that waits for a stream to be said on.
@@ -211,15 +211,15 @@ pub(crate) struct OutgoingRequest {
 }
 
 impl OutgoingRequest {
-    /// Lets the peer send `n` events more. A stream of one request has ended: there it is said on a lane of others, as
+    /// Lets the peer send `n` events more. A stream of one request has ended: there it is said on a shared stream, as
     /// the id says whose subscription it is for.
     pub(crate) fn credit(&mut self, n: u32) {
-        if !self.lane.is_single_call() {
-            say_credit(&self.lane, &self.wire_id, n);
+        if !self.stream.is_single_call() {
+            say_credit(&self.stream, &self.wire_id, n);
             return;
         }
-        let usable = self.link.usable_lane();
-        if usable.is_some_and(|lane| say_credit(&lane, &self.wire_id, n)) {
+        let usable = self.link.usable_stream();
+        if usable.is_some_and(|stream| say_credit(&stream, &self.wire_id, n)) {
             return;
         }
         // A peer that drains takes no further stream.
@@ -229,7 +229,7 @@ impl OutgoingRequest {
         self.credit_later(n);
     }
 
-    /// The same once there is a lane. One task waits for it, however much is owed: when a peer lets another stream be
+    /// The same once there is a shared stream. One task waits for it, however much is owed: when a peer lets another stream be
     /// opened is up to the peer.
     fn credit_later(&mut self, n: u32) {
         let add = |owed: u32| Some(owed.saturating_add(n));
@@ -243,9 +243,9 @@ impl OutgoingRequest {
         let (link, wire_id) = (Arc::clone(&self.link), self.wire_id.clone());
         let owed = Arc::clone(&self.owed);
         let waits = tokio::spawn(async move {
-            // Without a lane the connection is about to end.
-            if let Ok(lane) = link.any_lane().await {
-                say_credit(&lane, &wire_id, owed.swap(0, Ordering::AcqRel));
+            // Without a shared stream the connection is about to end.
+            if let Ok(stream) = link.any_shared_stream().await {
+                say_credit(&stream, &wire_id, owed.swap(0, Ordering::AcqRel));
             }
         });
         self.waits = Some(waits.abort_handle());
@@ -259,11 +259,11 @@ impl Drop for OutgoingRequest {
         }
         let link = &self.link;
         if link.outbound.forget(self.id) {
-            stop_sender(&self.lane, &self.wire_id);
+            stop_sender(&self.stream, &self.wire_id);
         }
         // Streams that only waited for this call may end now.
         if link.said_goaway() && !link.has_outbound() {
-            link.poke_lanes();
+            link.wake_writers();
         }
     }
 }
@@ -317,7 +317,7 @@ mod tests {
     fn subscription(link: &Arc<CallConnectionState>) -> OutgoingRequest {
         OutgoingRequest {
             link: Arc::clone(link),
-            lane: Arc::new(CallStream::single_call(None)),
+            stream: Arc::new(CallStream::single_call(None)),
             id: 1,
             wire_id: "1".to_owned(),
             owed: Arc::default(),

@@ -174,7 +174,7 @@ async fn pump(
     };
     let mut ended = false;
     loop {
-        // A source that is always ready must not keep its worker from everybody else.
+        // A source that is always ready must not keep its worker from all other tasks.
         tokio::task::coop::consume_budget().await;
         let open = reader.is_open();
         if open && let Some(BufferedItem { item, .. }) = ahead.items.pop_front() {
@@ -240,13 +240,13 @@ impl EventSink for InboundRequest {
         if let Some(credit) = &self.credit {
             credit.wait().await;
         }
-        self.lane().out.wait_room(|_| has_room(self)).await;
+        self.stream().out.wait_room(|_| has_room(self)).await;
         self.link().wait_until_read().await;
         self.wait_fed().await;
     }
 
     fn is_gone(&self) -> bool {
-        self.lane().out.is_ended()
+        self.stream().out.is_ended()
     }
 
     fn keep(&self, bytes: usize) -> Option<UnreadReservation> {
@@ -272,7 +272,7 @@ impl EventSink for InboundRequest {
 
 fn has_room(request: &InboundRequest) -> bool {
     request.queued_bytes() < SUBSCRIPTION_QUEUE_BYTES
-        && request.lane().out.backlog() < LANE_QUEUE_BYTES
+        && request.stream().out.backlog() < LANE_QUEUE_BYTES
 }
 
 #[cfg(test)]
@@ -281,8 +281,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::backpressure::UnreadBytes;
     use crate::body::CallOutput;
-    use crate::unread::UnreadBytes;
 
     fn ahead(policy: OnSlow) -> ReadAhead {
         ReadAhead {

@@ -21,7 +21,7 @@ use crate::retry::{RetryCount, RetrySafety, left, random};
 /// Between one end and the next dial.
 const PAUSES: Backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
 
-/// Runs with each new connection before anybody uses it: imports its operations again, subscribes
+/// Runs with each new connection before a caller uses it: imports its operations again, subscribes
 /// again. A connection for which it fails is closed and made again later.
 pub type OnConnect =
     Arc<dyn Fn(CallConnection) -> BoxFuture<'static, Result<(), CallError>> + Send + Sync>;

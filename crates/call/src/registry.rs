@@ -97,7 +97,7 @@ impl Registration {
         self.provenance
     }
 
-    /// States that everybody, strangers included, may call this mutation. Without it a mutation
+    /// States that every caller, unknown peers included, may call this mutation. Without it a mutation
     /// with an empty access control is refused.
     #[must_use]
     pub fn open(mut self) -> Self {
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn mutations_for_everybody_say_so() {
+    fn mutations_for_every_caller_say_so() {
         let mutation = || Registration::new(OperationSpec::mutation("a/b", ""), once());
         assert!(matches!(refused(mutation()), RegistryError::Open(_)));
         assert!(build(vec![mutation().open()]).is_ok());

@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::backpressure::UnreadLimitError;
 use crate::body::{CallBody, CallOutput, SubscriptionItem};
 use crate::call_stream::CallStream;
 use crate::call_tree::{CallTree, SentChanges};
@@ -32,13 +33,12 @@ use crate::request_grant::RequestGrant;
 use crate::schema::PermitShare;
 use crate::send_queue::QueueAppend;
 use crate::spec::OperationType;
-use crate::unread::UnreadLimitError;
 
 /// A request that was admitted.
 pub(crate) struct InboundRequest {
     pub(crate) head: RequestHead,
     link: Arc<CallConnectionState>,
-    lane: Arc<CallStream>,
+    stream: Arc<CallStream>,
     operation: Arc<CompiledOperation>,
     /// Bytes of its events that are queued and not yet written; of a subscription.
     queued: Option<Arc<AtomicUsize>>,
@@ -89,14 +89,14 @@ impl InboundRequest {
     pub(crate) fn new(
         head: RequestHead,
         link: &Arc<CallConnectionState>,
-        lane: &Arc<CallStream>,
+        stream: &Arc<CallStream>,
         operation: Arc<CompiledOperation>,
     ) -> Self {
         Self {
             credit: head.window.map(CreditWindow::new),
             head,
             link: Arc::clone(link),
-            lane: Arc::clone(lane),
+            stream: Arc::clone(stream),
             queued: (operation.spec.op_type == OperationType::Subscription).then(Arc::default),
             starved: AtomicBool::new(false),
             children: AtomicUsize::new(0),
@@ -123,7 +123,7 @@ impl InboundRequest {
     pub(crate) fn detached_below(&self, changes: &Arc<SentChanges>) -> Arc<Self> {
         let head = self.head.clone();
         let operation = Arc::clone(&self.operation);
-        let mut detached = Self::new(head, &self.link, &self.lane, operation);
+        let mut detached = Self::new(head, &self.link, &self.stream, operation);
         detached.tree = OnceLock::from(Arc::new(CallTree::below(self.tree(), changes)));
         Arc::new(detached)
     }
@@ -162,8 +162,8 @@ impl InboundRequest {
         &self.link
     }
 
-    pub(crate) fn lane(&self) -> &Arc<CallStream> {
-        &self.lane
+    pub(crate) fn stream(&self) -> &Arc<CallStream> {
+        &self.stream
     }
 
     pub(crate) fn operation(&self) -> &Arc<CompiledOperation> {
@@ -285,7 +285,7 @@ impl InboundRequest {
     /// Ends a subscription well.
     pub(crate) fn complete(&self) {
         if !self.is_over() {
-            self.lane.out.push_waiting(&self.link.unread, |out| {
+            self.stream.out.push_waiting(&self.link.unread, |out| {
                 envelope::append_event(out, EventKind::Completed, self.id(), |out| {
                     out.extend_from_slice(b"{}");
                 });
@@ -298,7 +298,7 @@ impl InboundRequest {
         let error = self.visible(self.settled(error));
         if !self.is_over() {
             DispatcherCounters::add(&self.link.dispatcher.counters.errors);
-            self.lane.out.push_waiting(&self.link.unread, |out| {
+            self.stream.out.push_waiting(&self.link.unread, |out| {
                 envelope::append_error(out, self.id(), &error);
             });
         }
@@ -353,7 +353,7 @@ impl InboundRequest {
             }
         };
         let (unread, meter) = (&self.link.unread, self.queued.as_ref());
-        let pushed = self.lane.out.push_counted(unread, meter, push);
+        let pushed = self.stream.out.push_counted(unread, meter, push);
         pushed.unwrap_or_default()
     }
 
@@ -509,7 +509,7 @@ pub(crate) struct InFlight(Arc<InboundRequest>);
 impl InFlight {
     /// Takes over the counts that admission took.
     pub(crate) fn new(request: Arc<InboundRequest>) -> Self {
-        request.lane.inbound.fetch_add(1, Ordering::AcqRel);
+        request.stream.inbound.fetch_add(1, Ordering::AcqRel);
         Self(request)
     }
 
@@ -532,11 +532,11 @@ impl Drop for InFlight {
         if let Some(token) = request.token.get() {
             token.cancel();
         }
-        request.lane.inbound.fetch_sub(1, Ordering::AcqRel);
-        request.lane.out.wake_writer();
+        request.stream.inbound.fetch_sub(1, Ordering::AcqRel);
+        request.stream.out.wake_writer();
         // Streams that were there for its credit only may end now.
         if request.credit.is_some() && request.link.said_goaway() {
-            request.link.poke_lanes();
+            request.link.wake_writers();
         }
     }
 }

@@ -474,7 +474,7 @@ mod tests {
         assert!(lock(&all.counted).sites.is_empty());
     }
 
-    /// Of operations that are open to everybody.
+    /// Of operations that are open to unknown peers.
     #[test]
     fn subscriptions_of_unknown_peers_leave_known_ones_theirs() {
         for memory in [128 << 20, 512 << 20, 2 << 30] {

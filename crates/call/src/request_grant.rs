@@ -62,7 +62,7 @@ impl InboundRequest {
         if dispatcher.is_current(who) {
             return Ok(());
         }
-        // Before anybody is looked up: a change in between is seen the next time.
+        // Before the identity is looked up: a change in between is seen the next time.
         let table = dispatcher.table();
         // Relaxed: a number that is seen late costs one more look at the rights.
         if table.is_some_and(|table| self.seen.load(Ordering::Relaxed) == table) {

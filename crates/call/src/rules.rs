@@ -91,7 +91,10 @@ fn check_openness(registration: &Registration) -> Result<(), RegistryError> {
         return Err(RegistryError::Open(spec.name.clone()));
     }
     if risky && !is_protocols(&spec.namespace) {
-        tracing::warn!(operation = spec.name, "everybody may call this mutation");
+        tracing::warn!(
+            operation = spec.name,
+            "unknown peers may call this mutation"
+        );
     }
     Ok(())
 }
@@ -127,7 +130,7 @@ pub enum RegistryError {
     /// The namespace is not the name's first segment.
     #[error("operation '{0}': the namespace is the first segment of the name")]
     Namespace(String),
-    /// A mutation for everybody that does not say so.
+    /// A mutation for every caller that does not say so.
     #[error("mutation '{0}' has an empty access control; require a scope, or say .open()")]
     Open(String),
     /// `resource_id_path` is no pointer.

@@ -8,11 +8,11 @@ use alknet_core::StreamCode;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::backpressure::UnreadBytes;
 use crate::limits::{BULK_BYTES, COPY_BYTES_MAX, WRITE_STEP_BYTES};
 use crate::sync::lock;
-use crate::unread::UnreadBytes;
 
-/// The queue between everybody who answers on a stream and the one who writes it. Frames are
+/// The queue between the tasks that answer on a stream and the one that writes it. Frames are
 /// encoded straight into one buffer, so that whatever is queued goes out in one write; long binary
 /// data is queued as it is.
 #[derive(Debug, Default)]
@@ -347,8 +347,8 @@ impl SendQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backpressure::UnreadLimitError;
     use crate::request_bytes::GrowLimit;
-    use crate::unread::UnreadLimitError;
 
     async fn take(send_queue: &SendQueue) -> Bytes {
         match send_queue.next_work(|| false).await {

@@ -268,7 +268,7 @@ mod tests {
         watcher
     }
 
-    fn told(watcher: &mut RegistryWatcher) -> Vec<RegistryChange> {
+    fn unread_changes(watcher: &mut RegistryWatcher) -> Vec<RegistryChange> {
         let mut told = Vec::new();
         loop {
             match watcher.look() {
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_hears_of_what_they_may_call() {
+    fn each_watcher_hears_of_what_it_may_call() {
         let announcer = announcer();
         let (mut unknown, mut admin) = (
             watcher(&announcer, None),
@@ -306,10 +306,10 @@ mod tests {
         let closed = query("a/closed").with_scope("admin");
         let internal = query("a/internal").internal();
         announcer.own("h1", [&open, &closed, &internal]);
-        assert_eq!(told(&mut unknown)[0].added, ["a/open"]);
-        assert_eq!(told(&mut admin)[0].added, ["a/closed", "a/open"]);
+        assert_eq!(unread_changes(&mut unknown)[0].added, ["a/open"]);
+        assert_eq!(unread_changes(&mut admin)[0].added, ["a/closed", "a/open"]);
         announcer.own("", []);
-        let back = &told(&mut admin)[0];
+        let back = &unread_changes(&mut admin)[0];
         assert_eq!(back.removed, ["a/closed", "a/open"]);
         assert!(back.added.is_empty() && back.registry.is_empty());
     }
@@ -320,13 +320,13 @@ mod tests {
         announcer.own("h1", [&query("a/x")]);
         let mut unknown = watcher(&announcer, None);
         announcer.own("h2", [&query("a/x").with_scope("admin")]);
-        assert_eq!(told(&mut unknown)[0].removed, ["a/x"]);
+        assert_eq!(unread_changes(&mut unknown)[0].removed, ["a/x"]);
         announcer.own("h3", [&query("a/x").with_scope("admin")]);
         let expected = RegistryChange {
             registry: "h3".to_owned(),
             ..RegistryChange::default()
         };
-        assert_eq!(told(&mut unknown), [expected]);
+        assert_eq!(unread_changes(&mut unknown), [expected]);
     }
 
     #[test]
@@ -336,14 +336,14 @@ mod tests {
         let mut admin = watcher(&announcer, Some(&["admin"]));
         let mut lister = watcher(&announcer, Some(&[PEERS_SCOPE]));
         announcer.peer(&worker(), "p1", [&query("gpu/run").internal()]);
-        assert!(told(&mut unknown).is_empty() && told(&mut admin).is_empty());
-        let first = &told(&mut lister)[0];
+        assert!(unread_changes(&mut unknown).is_empty() && unread_changes(&mut admin).is_empty());
+        let first = &unread_changes(&mut lister)[0];
         assert_eq!(first.added, ["gpu/run"]);
         assert_eq!(first.peer, Some(worker()));
         announcer.peer_gone(&worker());
-        assert_eq!(told(&mut lister)[0].removed, ["gpu/run"]);
+        assert_eq!(unread_changes(&mut lister)[0].removed, ["gpu/run"]);
         announcer.peer_gone(&worker());
-        assert!(told(&mut lister).is_empty(), "it is gone already");
+        assert!(unread_changes(&mut lister).is_empty(), "it is gone already");
     }
 
     #[tokio::test]
@@ -378,7 +378,7 @@ mod tests {
         announcer.peer(&worker(), "p1", [&query("gpu/run")]);
         announcer.peer(&worker(), "p2", [&query("gpu/run"), &query("gpu/stop")]);
         announcer.own("h2", []);
-        let told = told(&mut lister);
+        let told = unread_changes(&mut lister);
         let names: Vec<_> = told
             .iter()
             .map(|change| {
@@ -415,7 +415,7 @@ mod tests {
         assert!(is_kept[9] && !is_kept[0] && !is_kept[3], "{is_kept:?}");
         // What a watcher missed it cannot be told; it hears what there is.
         announcer.peer(&worker(), "p10", [&query("gpu/new")]);
-        let mut told = told(&mut unread[0]);
+        let mut told = unread_changes(&mut unread[0]);
         let whole = told.remove(0);
         assert!(
             whole.whole && whole.peer == Some(worker()),
@@ -445,7 +445,7 @@ mod tests {
             let specs: Vec<_> = (0..200).map(|m| large(&format!("c/{m}"), n)).collect();
             announcer.peer(&worker(), &format!("p{n}"), &specs);
         }
-        let told = told(&mut lister);
+        let told = unread_changes(&mut lister);
         let wholes = told.iter().filter(|change| change.whole);
         assert!(wholes.clone().all(|change| change.peer == Some(worker())));
         assert_eq!(wholes.count(), 1);
@@ -541,7 +541,7 @@ mod tests {
         change_in_turn(&announcer, 10 * WATCH_STEPS_MAX, hidden);
         let kept = lock(&announcer.0.history).kept_steps();
         assert_eq!(kept, 2 * WATCH_STEPS_MAX);
-        let told = told(&mut lister);
+        let told = unread_changes(&mut lister);
         let wholes: Vec<_> = told
             .iter()
             .map(|change| (change.whole, &change.peer))
@@ -576,7 +576,7 @@ mod tests {
                     hear(&mut known, change.expect("it is not too far behind"));
                 }
             }
-            for change in told(&mut lister) {
+            for change in unread_changes(&mut lister) {
                 hear(&mut known, change);
             }
             assert_eq!(known, there, "{pause}");
@@ -615,7 +615,10 @@ mod tests {
             panic!("a watcher that is too far behind is refused");
         };
         assert!(refused.retryable, "{refused:?}");
-        assert!(told(&mut unknown).is_empty());
-        assert_eq!(told(&mut late.expect("a watcher"))[0].removed, ["a/b"]);
+        assert!(unread_changes(&mut unknown).is_empty());
+        assert_eq!(
+            unread_changes(&mut late.expect("a watcher"))[0].removed,
+            ["a/b"]
+        );
     }
 }

@@ -62,7 +62,7 @@ pub const CONFIG_BYTES_MAX: usize = 64 << 10;
 /// The version of the document that this program knows.
 pub const CONFIG_VERSION: u32 = 1;
 
-/// Most problems reported for one document: more are of no use to anybody, and each is a line on a
+/// Most problems reported for one document: more are of no use to the administrator, and each is a line on a
 /// console of 24.
 pub const CONFIG_ERRORS_MAX: usize = 50;
 
@@ -85,7 +85,7 @@ pub struct NodeConfig {
     pub peers: Vec<PeerConfig>,
     /// Tokens of programs.
     pub api_keys: Vec<ApiKeyConfig>,
-    /// What strangers and peers may cost.
+    /// What unknown and known peers may cost.
     pub limits: LimitsConfig,
     /// What the log says.
     pub log: LogConfig,

@@ -2,6 +2,7 @@
 //! operations through their [`Capabilities`](crate::Capabilities) only.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -88,8 +89,13 @@ pub trait CredentialStore: Send + Sync + 'static {
 #[non_exhaustive]
 pub enum CredentialError {
     /// Reading or writing failed.
-    #[error("sealed secrets cannot be kept: {0}")]
-    Io(#[from] std::io::Error),
+    #[error("sealed secrets cannot be kept in {}: {source}", .path.display())]
+    Io {
+        /// The file that keeps them.
+        path: PathBuf,
+        /// What the system or the database answered.
+        source: std::io::Error,
+    },
 }
 
 /// An opened secret. Wiped when dropped; neither shown nor written anywhere.

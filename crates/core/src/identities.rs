@@ -29,7 +29,7 @@ const DAY_S: u64 = 86_400;
 /// Makers of one token: a token made by a token made by a token, and so on.
 const MAKERS_MAX: usize = 16;
 
-/// Everybody of one source.
+/// All identities of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdentityEntries {
     /// Keys that may do everything, with the names of their holders.
@@ -119,7 +119,7 @@ impl Identities {
         self.0.index.load().generation()
     }
 
-    /// Everybody known, whether let in or not: administrators, peers, tokens of programs.
+    /// Every known identity, whether let in or not: administrators, peers, tokens of programs.
     #[must_use]
     pub fn entries(&self) -> IdentityEntries {
         let sources = self.0.sources();

@@ -325,7 +325,7 @@ pub struct Identity {
 /// What the handshake established about a connection; handed to its handler.
 #[derive(Clone, Debug)]
 pub struct AuthContext {
-    /// Who the peer's key belongs to, if anybody known.
+    /// Who the peer's key belongs to, if the node knows it.
     pub identity: Option<Arc<Identity>>,
     /// The key the peer proved to hold, known or not.
     pub key: Option<PeerKey>,

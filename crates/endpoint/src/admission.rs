@@ -35,7 +35,7 @@ const BUCKETS_MAX: usize = 8192;
 const SITE_NETWORKS: u32 = 4;
 
 /// Handshakes that a known peer has for nothing: as many times what a network may have. Each costs the node a
-/// signature. Beyond them the address that it comes from pays, as for those of anybody.
+/// signature. Beyond them the address that it comes from pays, as for those of unknown peers.
 const PEER_TIMES: u32 = 10;
 
 /// QUIC connections that the libraries have and the node does not serve, from which on every client has to prove its
@@ -134,7 +134,7 @@ impl AdmissionLimit {
 /// Where a connection finds no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CapacityScope {
-    /// For anybody: a known peer takes the place of an unknown one.
+    /// For any peer: a known peer takes the place of an unknown one.
     All,
     /// For unknown peers of this network.
     Network(NetworkPrefix),
@@ -190,7 +190,7 @@ pub(crate) struct Admission {
     /// Handshakes begun without proof.
     begun: RateWindow,
     retries: RateWindow,
-    /// Connections of everybody.
+    /// Connections of all peers.
     connections: u32,
     /// Those of unknown peers among them.
     strangers: HashMap<ConnId, NetworkPrefix>,
@@ -249,7 +249,7 @@ impl Admission {
             || self.unserved.count() >= UNSERVED_MAX;
         if !full && address == AddressValidation::Unproven {
             // A client can give its handshake up, and a forger do so in its name, after the signature that it cost
-            // and before it is charged to anybody. Those that begin are counted, too.
+            // and before it is charged to a peer or a network. Those that begin are counted, too.
             let most = self.limits.unvalidated_handshakes_per_second_max;
             full = !self.begun.take(most, now);
         }
@@ -390,7 +390,7 @@ impl Admission {
     }
 
     /// A handshake at `from` turned out to be the known `peer`'s, who showed `key`. It pays nothing, and gets back what
-    /// was `paid` and no more, until it has had too many: from then on it pays as anybody there does, so that further
+    /// was `paid` and no more, until it has had too many: from then on it pays as every peer there does, so that further
     /// ones are refused before they cost a signature. False where this one has to be paid for and cannot be.
     pub(crate) fn recognise(
         &mut self,

@@ -67,7 +67,7 @@ impl crypto::ServerConfig for HelloChooser {
     }
 
     fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
-        // The tag's key is the same for everybody (RFC 9001 section 5.8).
+        // The tag's key is the same for every server (RFC 9001 section 5.8).
         self.any().retry_tag(version, orig_dst_cid, packet)
     }
 

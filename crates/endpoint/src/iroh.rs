@@ -80,7 +80,7 @@ async fn bind_client(key: &NodeKey) -> io::Result<Endpoint> {
     bound.map_err(|error| io::Error::other(format!("{error:#}")))
 }
 
-/// Begins with nothing of anybody else's: no relay, no lookup, no public resolver, no question to
+/// Begins with no service of another operator: no relay, no lookup, no public resolver, no question to
 /// the router.
 fn builder(key: &NodeKey, budget: StreamBudget, window_bytes: u32) -> Builder {
     let mut report = NetReportConfig::minimal();

@@ -1,4 +1,4 @@
-//! What strangers may cost this node.
+//! What unknown peers may cost this node.
 
 use std::time::Duration;
 

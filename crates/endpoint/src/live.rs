@@ -45,7 +45,7 @@ pub struct ConnectionSummary {
     pub alpn: Arc<[u8]>,
     /// What it travels on.
     pub carriage: Carriage,
-    /// Whose it is, if anybody known.
+    /// Whose it is, if the node knows the peer.
     pub peer: Option<PeerId>,
     /// The key the peer proved.
     pub key: Option<PeerKey>,

@@ -495,12 +495,12 @@ struct ConnectionPermit<'a> {
 }
 
 /// A connection that ended, until the library has let go of it.
-struct ConnectionLinger {
+struct ClosingConnectionGuard {
     shared: Weak<EndpointShared>,
     kept: ClosingConnection,
 }
 
-impl Drop for ConnectionLinger {
+impl Drop for ClosingConnectionGuard {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
             shared.admission().let_go(&self.kept);
@@ -554,7 +554,7 @@ impl Drop for ConnectionReservation {
         if let Some(owner) = self.owner.take() {
             let kept = self.shared.admission().keep(owner, self.from);
             let shared = Arc::downgrade(&self.shared);
-            self.window.keep(ConnectionLinger { shared, kept });
+            self.window.keep(ClosingConnectionGuard { shared, kept });
         }
     }
 }
@@ -638,7 +638,7 @@ impl Drop for ConnectionPermit<'_> {
         drop(admission);
         if let Some((credit, kept)) = closing {
             let shared = Arc::downgrade(self.shared);
-            credit.keep(ConnectionLinger { shared, kept });
+            credit.keep(ClosingConnectionGuard { shared, kept });
         }
     }
 }

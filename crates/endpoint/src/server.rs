@@ -44,7 +44,7 @@ pub struct ServerOptions {
     pub addrs: Vec<IpAddr>,
     /// The port, UDP and TCP; 0 takes a free one.
     pub port: u16,
-    /// What strangers may cost.
+    /// What unknown peers may cost.
     pub limits: EndpointLimits,
     /// What is served beside the node's key.
     pub tls: ServerTlsOptions,
@@ -232,7 +232,7 @@ impl EndpointServer {
     }
 
     /// Looks every known peer up again, as is done a moment after each change of the identities: once
-    /// this returns, nothing new is done in the name of anybody who is gone.
+    /// this returns, nothing new is done in the name of a peer that is gone.
     pub fn sweep(&self) {
         self.shared.sweep();
     }

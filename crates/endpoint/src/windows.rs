@@ -192,7 +192,7 @@ impl ReceiveWindow {
         });
     }
 
-    /// Changes it, and says so to the peer before anybody else can change it again: the library takes a smaller size
+    /// Changes it, and says so to the peer before another task can change it again: the library takes a smaller size
     /// for one that shrinks.
     fn change(&self, set: impl Fn(u32), change: impl FnOnce(&mut WindowUsage)) {
         let mut slot = self.lock();

@@ -14,7 +14,7 @@ use crate::authority::AuthorityCache;
 use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, HttpTimeouts, SESSIONS_MAX};
 use crate::shared::HttpShared;
 
-/// More bytes in flight than a stranger has.
+/// More bytes in flight than an unknown peer has.
 const BYTES: u8 = 1;
 
 /// And more streams.
@@ -49,7 +49,7 @@ pub(crate) struct HttpConnection {
     /// Wrong tokens that were not counted yet.
     guesses: AtomicU32,
     asked: AtomicBool,
-    /// What it was granted beyond what everybody has: [`BYTES`], then [`STREAMS`].
+    /// What it was granted beyond what every connection has: [`BYTES`], then [`STREAMS`].
     raised: AtomicU8,
     /// WebSockets that are open in it.
     sessions: AtomicU32,

@@ -1,5 +1,5 @@
 //! Which pages of others may read answers (the Fetch standard's CORS protocol). Never with credentials,
-//! never everybody.
+//! never for every origin.
 
 use axum::body::Body;
 use http::header::{

@@ -92,12 +92,12 @@ mod connection;
 mod cors;
 mod framing;
 mod hosts;
+mod request_body;
 mod router;
 mod routes;
 mod settings;
 mod shared;
 mod site;
-mod upload;
 mod ws;
 
 use std::sync::Arc;

@@ -37,7 +37,7 @@ pub struct Port80Server {
 }
 
 impl Port80Server {
-    /// Answers `challenges`; sends everybody else to `redirect`, or tells them that nothing is here.
+    /// Answers `challenges`; sends every other client to `redirect`, or answers that nothing is here.
     #[must_use]
     pub fn new(
         challenges: Option<Arc<dyn AcmeChallenges>>,
@@ -64,7 +64,7 @@ impl Port80Server {
         };
         let own = Arc::clone(&self);
         let service = service_fn(move |request| {
-            let answer = own.told(&request, remote);
+            let answer = own.logged_answer(&request, remote);
             async move { Ok::<_, Infallible>(answer) }
         });
         let serving = http1::Builder::new()
@@ -80,7 +80,7 @@ impl Port80Server {
     }
 
     /// Answers, and says so in the log: what is answered fits into one packet.
-    fn told<B>(&self, request: &Request<B>, remote: Option<SocketAddr>) -> Response<Body> {
+    fn logged_answer<B>(&self, request: &Request<B>, remote: Option<SocketAddr>) -> Response<Body> {
         let mut line = AccessLogEntry::begin(request, remote, NO_ALPN, std::time::Instant::now());
         let mut response = self.answer(request);
         answer::never_guessed(&mut response);
@@ -145,7 +145,7 @@ mod tests {
 
     use super::*;
 
-    /// A node with a name, whose decoy would send everybody elsewhere if it counted here.
+    /// A node with a name, whose decoy would send every client elsewhere if it counted here.
     const DOCUMENT: &[u8] = br#"
 [node]
 domain = "hub.example.org"
@@ -173,7 +173,7 @@ redirect = "https://elsewhere.example/"
     }
 
     /// Head and body of the answer to a request, after which nothing more comes.
-    async fn told(plain: &Arc<Port80Server>, request: &str) -> (String, String) {
+    async fn exchange(plain: &Arc<Port80Server>, request: &str) -> (String, String) {
         let (mut client, server) = duplex(64 << 10);
         let serving = tokio::spawn(Arc::clone(plain).serve(server, None));
         let sent = client.write_all(request.as_bytes()).await;
@@ -193,7 +193,7 @@ redirect = "https://elsewhere.example/"
         host: &str,
     ) -> (String, String) {
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        told(plain, &request).await
+        exchange(plain, &request).await
     }
 
     /// With a way to the one port and without: an authority asks by whatever name, and follows nowhere.
@@ -216,7 +216,7 @@ redirect = "https://elsewhere.example/"
 
     /// `http.port80 = "acme"`: whatever the host, the path and the method, there is nothing, and no way on.
     #[tokio::test]
-    async fn without_a_redirect_everybody_else_finds_nothing() {
+    async fn without_a_redirect_other_clients_find_nothing() {
         let plain = plain(None);
         for host in ["hub.example.org", "192.0.2.7", "other.example"] {
             for (method, path) in [
@@ -287,7 +287,7 @@ redirect = "https://elsewhere.example/"
     #[tokio::test]
     async fn one_request_for_a_connection() {
         let one = "GET /.well-known/acme-challenge/expected HTTP/1.1\r\nHost: a.example\r\n\r\n";
-        let (head, body) = told(&plain(None), &one.repeat(2)).await;
+        let (head, body) = exchange(&plain(None), &one.repeat(2)).await;
         assert!(head.contains("connection: close"), "{head}");
         assert_eq!(body, "expected.thumbprint");
     }

@@ -24,7 +24,7 @@ use crate::connection::{HttpConnection, WebSocketGuard};
 use crate::limits::{HEADER_FIELDS_MAX, MCP_BYTES_MAX, SESSIONS_MAX, URL_BYTES_MAX, VIEW_BYTES};
 use crate::routes::{self, ACME, RouteKind};
 use crate::settings::HttpSettings;
-use crate::{answer, api, cors, framing, upload, ws};
+use crate::{answer, api, cors, framing, request_body, ws};
 
 /// Milliseconds after which a client that wants one more WebSocket than a connection carries may try again.
 const SESSIONS_RETRY_MS: u64 = 1000;
@@ -157,7 +157,7 @@ impl RequestScope<'_> {
             RouteKind::Session if !shared.websocket => RouteKind::Other,
             kind => kind,
         };
-        if let Some(told) = self.open_to_everybody(kind, parts) {
+        if let Some(told) = self.open_to_every_client(kind, parts) {
             return told;
         }
         // Looked up for every path alike: the time it takes says nothing about which there are.
@@ -207,7 +207,7 @@ impl RequestScope<'_> {
     }
 
     /// What needs no look at who asks.
-    fn open_to_everybody(&self, kind: RouteKind, parts: &Parts) -> Option<RoutedResponse> {
+    fn open_to_every_client(&self, kind: RouteKind, parts: &Parts) -> Option<RoutedResponse> {
         let shared = &self.conn.shared;
         let get = matches!(parts.method, Method::GET | Method::HEAD);
         match kind {
@@ -234,7 +234,7 @@ impl RequestScope<'_> {
         }
     }
 
-    /// What is given to everybody counts for the address that it is sent to.
+    /// An answer that every client may have counts for the address that it is sent to.
     fn lease(&self) -> MemoryLease {
         let account = self.conn.account(None);
         self.conn.shared.gateway.lease_of(&account)
@@ -363,12 +363,12 @@ impl RequestScope<'_> {
         arrived: &mut IncomingRequest,
         caller: &HttpCaller,
     ) -> Result<RequestText, ApiError> {
-        let room = upload::UploadAllowance {
+        let room = request_body::UploadAllowance {
             lease: self.conn.shared.gateway.lease(caller),
             most: MCP_BYTES_MAX,
             time: self.settings.patience.body_time,
         };
-        upload::whole(&arrived.parts.headers, &mut arrived.body, room).await
+        request_body::whole(&arrived.parts.headers, &mut arrived.body, room).await
     }
 
     /// A WebSocket is for every client whose token is not wrong: a client without one has no identity in it.
@@ -445,7 +445,7 @@ impl RequestScope<'_> {
     /// The answer of the part that read the body, unless the body came too slowly.
     fn in_time(&self, late: &SlowBodyFlag, response: Response<Body>) -> Response<Body> {
         if late.0.load(Ordering::Acquire) {
-            return answer::error(&upload::slow(), &self.id);
+            return answer::error(&request_body::slow(), &self.id);
         }
         response
     }

@@ -34,7 +34,7 @@ pub trait MountResponder: Send + Sync + 'static {
 
 /// How the node is, for `/healthz`.
 pub trait HealthSource: Send + Sync + 'static {
-    /// `None` when nothing is wrong, else what, in words that may be read by everybody.
+    /// `None` when nothing is wrong, else what, in words that every client may read.
     fn degraded(&self) -> Option<String>;
 }
 

@@ -26,7 +26,7 @@ pub const ADDRESSES_MAX: usize = 4;
 const PREFIX: &str = "alkjoin";
 /// Version and separator.
 const VERSION: &str = "1_";
-/// The port that everybody assumes.
+/// The port that a client assumes where an address names none.
 const PORT: u16 = 443;
 /// Bytes of the checksum.
 const CHECKSUM_BYTES: usize = 4;
@@ -104,7 +104,7 @@ impl JoinCode {
     }
 }
 
-/// An address as it stands in the record: without the port that everybody assumes.
+/// An address as it stands in the record: without the port where it is [`PORT`].
 fn written(at: &PeerAddr) -> String {
     match (&at.host, at.port) {
         (DialHost::Ip(IpAddr::V6(ip)), PORT) => format!("[{ip}]"),

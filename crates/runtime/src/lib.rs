@@ -115,4 +115,4 @@ pub use ops::{
     CallRecorder, OperationSchemas, REDACTED, RecordedBytes, RecordedCall, RecordedCalls,
     RecorderCapacity, RecorderTicket, Replay, SecretMarks, canonical, redact, tells,
 };
-pub use typescript::{EvalSite, Import, ImportForm, SourceScan, look};
+pub use typescript::{EvalSite, Import, ImportForm, SourceScan, scan_source};

@@ -11,7 +11,7 @@ use alknet_qemu::{VirtioDisk, Vm};
 use xtask::memory::MemoryWatch;
 use xtask::progress::TimedCommand;
 
-use crate::cache::SizeWatch;
+use crate::cache::CacheSizeMonitor;
 use crate::context::XtaskContext;
 use crate::driver;
 use crate::failure::{Result, TaskError};
@@ -60,7 +60,7 @@ impl UpArgs {
 pub(crate) fn run(cx: &mut XtaskContext, arguments: &UpArgs) -> Result<()> {
     // Until the console is the user's: what else the user starts meanwhile is not this command's.
     let memory = MemoryWatch::go_on();
-    let mut cache = SizeWatch::begin(cx);
+    let mut cache = CacheSizeMonitor::begin(cx);
     let started = StartedMachine::new(cx, arguments, &mut cache);
     eprint!("{}", memory.report());
     drop(memory);
@@ -85,7 +85,11 @@ struct StartedMachine {
 }
 
 impl StartedMachine {
-    fn new(cx: &mut XtaskContext, arguments: &UpArgs, cache: &mut SizeWatch) -> Result<Self> {
+    fn new(
+        cx: &mut XtaskContext,
+        arguments: &UpArgs,
+        cache: &mut CacheSizeMonitor,
+    ) -> Result<Self> {
         cx.board().announce(&["image", "boot"]);
         let ImageParts { kernel, binary } = ImageParts::ensure(cx, &arguments.drivers.vulkan)?;
         let image = cx.step("image", |cx| {

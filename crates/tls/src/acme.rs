@@ -1,4 +1,4 @@
-//! Certificates from an authority that speaks ACME (RFC 8555), ordered and renewed without anybody
+//! Certificates from an authority that speaks ACME (RFC 8555), ordered and renewed without an administrator
 //! having to think of it.
 //!
 //! One certificate holds all configured names. It is served from disk at start and replaced in

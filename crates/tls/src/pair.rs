@@ -1,4 +1,4 @@
-//! A certificate chain with its key, checked before anybody is shown it.
+//! A certificate chain with its key, checked before a client sees it.
 
 use std::fmt;
 use std::io::{self, Read};

@@ -1,5 +1,5 @@
 //! The official vectors, carried inside the program, so that any build can be asked whether it still
-//! computes what everybody else does.
+//! computes what other implementations compute.
 
 mod suites;
 

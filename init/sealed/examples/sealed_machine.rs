@@ -82,14 +82,14 @@ fn prepare() -> SealedMachineResult {
     }
     let control = DeviceMapper::open()?;
     say(&format!("device mapper {:?}", control.version()));
-    wrong(!control.list()?.is_empty(), "there are mappings already")
+    fail_if(!control.list()?.is_empty(), "there are mappings already")
 }
 
 fn say(what: &str) {
     println!("step: {what}");
 }
 
-fn wrong(is: bool, what: &str) -> SealedMachineResult {
+fn fail_if(is: bool, what: &str) -> SealedMachineResult {
     if is { Err(what.into()) } else { Ok(()) }
 }
 
@@ -156,13 +156,13 @@ fn expect(path: &Path, seed: u8) -> SealedMachineResult {
     let file = File::open(path)?;
     let mut found = vec![0; FILLED];
     file.read_exact_at(&mut found, 0)?;
-    wrong(
+    fail_if(
         found != pattern(seed),
         &format!("{} differs", path.display()),
     )?;
     file.read_exact_at(&mut found[..4096], 64 << 20)?;
     let same = found[..4096] == pattern(seed ^ 0xff)[..4096];
-    wrong(!same, &format!("{} differs far behind", path.display()))
+    fail_if(!same, &format!("{} differs far behind", path.display()))
 }
 
 fn both_ways() -> SealedMachineResult {
@@ -172,7 +172,7 @@ fn both_ways() -> SealedMachineResult {
     fill(volume.path(), 1)?;
     let mut raw = vec![0; FILLED];
     device("/dev/vda")?.0.read_exact_at(&mut raw, DATA_AT)?;
-    wrong(raw == pattern(1), "the disk has the data as they are")?;
+    fail_if(raw == pattern(1), "the disk has the data as they are")?;
     table_without_key(&volume)?;
     say("cryptsetup shows and closes our mapping");
     let shown = content(&["status", NAME])?;
@@ -183,7 +183,7 @@ fn both_ways() -> SealedMachineResult {
         "512 bits",
         "keyring",
     ] {
-        wrong(
+        fail_if(
             !shown.contains(expected),
             &format!("{expected} is not in {shown}"),
         )?;
@@ -196,7 +196,7 @@ fn both_ways() -> SealedMachineResult {
     content(&["close", "stock"])?;
     let volume = load("/dev/vda")?.open(1, TWO.as_bytes(), &VolumeOptions::default())?;
     expect(volume.path(), 2)?;
-    wrong(!volume.close(DmRemoval::Now)?, "it is not gone")
+    fail_if(!volume.close(DmRemoval::Now)?, "it is not gone")
 }
 
 fn table_without_key(volume: &OpenVolume) -> SealedMachineResult {
@@ -207,23 +207,23 @@ fn table_without_key(volume: &OpenVolume) -> SealedMachineResult {
     };
     say(&format!("table: {} {}", target.kind, target.parameters));
     let whole = target.kind == "crypt" && target.sectors * 512 == volume.bytes();
-    wrong(!whole, "the table is not what was loaded")?;
+    fail_if(!whole, "the table is not what was loaded")?;
     let parameters = "aes-xts-plain64 :64:logon:alknet:data 0 ";
-    wrong(
+    fail_if(
         !target.parameters.starts_with(parameters),
         "the table has something else",
     )?;
-    wrong(
+    fail_if(
         !target.parameters.ends_with(" 32768 1 sector_size:4096"),
         "the table ends in something else",
     )?;
     let keys = fs::read_to_string("/proc/keys").unwrap_or_default();
-    wrong(
+    fail_if(
         keys.contains("alknet:data"),
         "the key is still in a keyring",
     )?;
     let status = volume.status()?;
-    wrong(
+    fail_if(
         !status.active || status.suspended,
         "the mapping does not run",
     )?;
@@ -231,9 +231,9 @@ fn table_without_key(volume: &OpenVolume) -> SealedMachineResult {
     let there = listed
         .iter()
         .any(|one| one.name == NAME && one.device == volume.device());
-    wrong(!there, "the mapping is not listed")?;
+    fail_if(!there, "the mapping is not listed")?;
     control.suspend(NAME)?;
-    wrong(!control.status(NAME)?.suspended, "it does not stand still")?;
+    fail_if(!control.status(NAME)?.suspended, "it does not stand still")?;
     control.resume(NAME)?;
     Ok(())
 }
@@ -245,15 +245,15 @@ fn in_use() -> SealedMachineResult {
     let volume = sealed.open(0, ONE.as_bytes(), &options)?;
     let again = sealed.open(0, ONE.as_bytes(), &options);
     let exists = matches!(again, Err(SealedError::Dm(DmError::Exists(_))));
-    wrong(!exists, &format!("a second one of that name: {again:?}"))?;
+    fail_if(!exists, &format!("a second one of that name: {again:?}"))?;
     let held = File::open(volume.path())?;
     let busy = matches!(
         close(NAME, DmRemoval::Now),
         Err(SealedError::Dm(DmError::Busy(_)))
     );
-    wrong(!busy, "it could be closed")?;
-    wrong(volume.close(DmRemoval::Deferred)?, "it went at once")?;
-    wrong(
+    fail_if(!busy, "it could be closed")?;
+    fail_if(volume.close(DmRemoval::Deferred)?, "it went at once")?;
+    fail_if(
         !DeviceMapper::open()?.status(NAME)?.leaving,
         "it does not leave",
     )?;
@@ -261,7 +261,7 @@ fn in_use() -> SealedMachineResult {
     gone(NAME)?;
     let refused = sealed.open(0, TWO.as_bytes(), &options);
     let refused = matches!(refused, Err(SealedError::WrongPhrase(0)));
-    wrong(!refused, "another phrase opens it")?;
+    fail_if(!refused, "another phrase opens it")?;
     // Under another name neither: two mappings of one partition do not see each other's writes.
     let other = VolumeOptions {
         name: "other".to_owned(),
@@ -270,7 +270,7 @@ fn in_use() -> SealedMachineResult {
     let volume = sealed.open(0, ONE.as_bytes(), &options)?;
     let second = sealed.open(0, ONE.as_bytes(), &other);
     let exists = matches!(second, Err(SealedError::Dm(DmError::Exists(_))));
-    wrong(
+    fail_if(
         !exists,
         &format!("a second one of that partition: {second:?}"),
     )?;
@@ -281,8 +281,8 @@ fn in_use() -> SealedMachineResult {
     let refused = long.open(0, ONE.as_bytes(), &options);
     say(&format!("beyond the disk: {refused:?}"));
     let is_refused = matches!(refused, Err(SealedError::Dm(DmError::Refused { .. })));
-    wrong(!is_refused, "it was mapped beyond the disk")?;
-    wrong(
+    fail_if(!is_refused, "it was mapped beyond the disk")?;
+    fail_if(
         !DeviceMapper::open()?.list()?.is_empty(),
         "it left a mapping",
     )?;
@@ -310,20 +310,20 @@ fn grown() -> SealedMachineResult {
         let size = format!("/sys/class/block/dm-{}/size", volume.device().1);
         Ok(fs::read_to_string(size)?.trim().parse::<u64>()? * 512)
     };
-    wrong(size(&volume)? != 16 << 20, "it has another size")?;
+    fail_if(size(&volume)? != 16 << 20, "it has another size")?;
     let held = File::open(volume.path())?;
     let grown = sealed.grow(&mut volume, bytes, 0, ONE.as_bytes())?;
-    wrong(
+    fail_if(
         !grown || size(&volume)? != bytes - DATA_AT,
         "it did not grow",
     )?;
     expect(volume.path(), 2)?;
     let again = sealed.grow(&mut volume, bytes, 0, ONE.as_bytes())?;
-    wrong(again, "it grew again")?;
+    fail_if(again, "it grew again")?;
     let late = sealed.grow(&mut volume, bytes + (1 << 30), 0, ONE.as_bytes());
     let refused = matches!(late, Err(SealedError::Dm(DmError::Refused { .. })));
     say(&format!("beyond the disk: {late:?}"));
-    wrong(!refused, "it grew beyond the disk")?;
+    fail_if(!refused, "it grew beyond the disk")?;
     expect(volume.path(), 2)?;
     drop(held);
     volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
@@ -337,7 +337,7 @@ fn phrase_changed_while_open() -> SealedMachineResult {
     sealed.set_phrase(0, THREE.as_bytes(), &key)?;
     expect(volume.path(), 2)?;
     volume.close(DmRemoval::Now)?;
-    wrong(
+    fail_if(
         load("/dev/vda")?.unlock(0, ONE.as_bytes()).is_ok(),
         "the old phrase opens it",
     )?;
@@ -364,7 +364,7 @@ fn nodes_without_devtmpfs() -> SealedMachineResult {
     };
     let volume = load("/dev/vda")?.open(0, ONE.as_bytes(), &options)?;
     let path = volume.path().to_owned();
-    wrong(
+    fail_if(
         path != Path::new("/run/nodes/alknet-data"),
         "it is elsewhere",
     )?;
@@ -379,19 +379,19 @@ fn nodes_without_devtmpfs() -> SealedMachineResult {
     let found = table.first().map(|target| target.parameters.clone());
     let found = found.unwrap_or_default();
     let given = found.split_once(" 32768").map_or("", |(_, rest)| rest);
-    wrong(
+    fail_if(
         words(given) != words(options),
         &format!("the options are {given}"),
     )?;
     volume.close(DmRemoval::Now)?;
-    wrong(path.exists(), "the node is still there")?;
+    fail_if(path.exists(), "the node is still there")?;
     let read_only = VolumeOptions {
         read_only: true,
         ..VolumeOptions::default()
     };
     let volume = load("/dev/vda")?.open(0, ONE.as_bytes(), &read_only)?;
     expect(volume.path(), 2)?;
-    wrong(fill(volume.path(), 3).is_ok(), "it can be written")?;
+    fail_if(fill(volume.path(), 3).is_ok(), "it can be written")?;
     volume.close(DmRemoval::Now).map(drop).map_err(Into::into)
 }
 
@@ -459,12 +459,12 @@ fn adiantum() -> SealedMachineResult {
 
 fn nothing_is_left() -> SealedMachineResult {
     say("nothing is left in the kernel");
-    wrong(
+    fail_if(
         !DeviceMapper::open()?.list()?.is_empty(),
         "there are mappings",
     )?;
     let keys = fs::read_to_string("/proc/keys").unwrap_or_default();
-    wrong(keys.contains("logon"), &format!("keys are left: {keys}"))
+    fail_if(keys.contains("logon"), &format!("keys are left: {keys}"))
 }
 
 fn erased() -> SealedMachineResult {
@@ -474,14 +474,14 @@ fn erased() -> SealedMachineResult {
     say(&format!("{erased:?}"));
     erased.discarded?;
     let found = SealedPartition::probe(&file, bytes)?;
-    wrong(
+    fail_if(
         !matches!(found, PartitionContent::Unsealed),
         &format!("{found:?}"),
     )?;
     let mut head = vec![0; DATA_AT as usize];
     file.read_exact_at(&mut head, 0)?;
-    wrong(head.iter().any(|byte| *byte != 0), "it is not blank")?;
-    wrong(
+    fail_if(head.iter().any(|byte| *byte != 0), "it is not blank")?;
+    fail_if(
         cryptsetup(&["isLuks", "/dev/vda"])?.status.success(),
         "it is still LUKS",
     )

@@ -132,7 +132,7 @@ fn a_cut_formatting_is_done_again() {
 }
 
 #[test]
-fn a_change_of_phrase_never_locks_anybody_out() {
+fn a_change_of_phrase_never_locks_the_owner_out() {
     let disk = formatted();
     let image = disk.image().clone();
     let mut header = LuksHeader::load(&disk).expect("formatted");

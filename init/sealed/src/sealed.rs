@@ -189,7 +189,7 @@ impl<D: BlockStorage> SealedPartition<D> {
         }
     }
 
-    /// Makes a sealed partition of one that holds nothing anybody needs. The vault's areas stay.
+    /// Makes a sealed partition of one that holds nothing of value. The vault's areas stay.
     pub fn format(disk: D, bytes: u64, new: &NewHeader<'_>) -> Result<Self, SealedError> {
         if bytes < PARTITION_BYTES_MIN {
             return Err(SealedError::TooSmall(bytes));

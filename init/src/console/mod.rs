@@ -115,7 +115,7 @@ impl InitConsole {
         let _ = self.events.try_send(ConsoleEvent::Log(record));
     }
 
-    /// Whether anybody may still be there: a caller who hung up is not.
+    /// Whether a caller may still be there: one who hung up is not.
     #[must_use]
     pub fn is_open(&self) -> bool {
         !self.events.is_closed()

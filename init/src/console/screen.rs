@@ -274,8 +274,8 @@ impl ScreenPainter<'_> {
         let MachineDiagnostic { code, text, hint } = problem;
         let width = columns.saturating_sub(3);
         let what = wrap(&self.clean(&format!("{code}: {text}")), width);
-        let mut lines = hanging("!! ", &what);
-        lines.extend(hanging("-> ", &wrap(&self.clean(hint), width)));
+        let mut lines = hanging_indent("!! ", &what);
+        lines.extend(hanging_indent("-> ", &wrap(&self.clean(hint), width)));
         lines
     }
 
@@ -284,7 +284,7 @@ impl ScreenPainter<'_> {
         let width = columns.saturating_sub(NAME_COLUMNS);
         let name = format!("{:<NAME_COLUMNS$}", "Next");
         let mut lines = vec![String::new()];
-        lines.extend(hanging(&name, &wrap(&self.clean(&step), width)));
+        lines.extend(hanging_indent(&name, &wrap(&self.clean(&step), width)));
         lines
     }
 
@@ -390,7 +390,7 @@ impl ScreenPainter<'_> {
 }
 
 /// Lines with a mark before the first and the same room before the others.
-fn hanging(mark: &str, lines: &[String]) -> Vec<String> {
+fn hanging_indent(mark: &str, lines: &[String]) -> Vec<String> {
     let room = " ".repeat(mark.chars().count());
     let line = |(n, line)| format!("{}{line}", if n == 0 { mark } else { &room });
     lines.iter().enumerate().map(line).collect()

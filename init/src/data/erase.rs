@@ -38,7 +38,7 @@ pub(crate) fn erase(device: &Path) -> io::Result<()> {
 /// and the memo stays.
 pub(super) fn end_erasing(device: &Path) -> io::Result<()> {
     if let Some(error) = erase_counted(device, generations::outdate, TpmRetry::Yes)? {
-        *told() = Some(error.to_string());
+        *uncounted_reason() = Some(error.to_string());
     }
     Ok(())
 }
@@ -46,27 +46,27 @@ pub(super) fn end_erasing(device: &Path) -> io::Result<()> {
 /// Has the TPMs that a blank disk names count the reset that an earlier start ended, once in each start.
 pub(super) fn recall(device: &Path) {
     let by = counted_by(device);
-    if by.is_empty() || told().is_some() {
+    if by.is_empty() || uncounted_reason().is_some() {
         return;
     }
     let counted = generations::outdate(&by, true).map_err(|error| error.to_string());
     let forgotten = counted.and_then(|()| {
         set_counted_by(device, &[]).map_err(|error| format!("the disk cannot be written: {error}"))
     });
-    *told() = forgotten.err();
+    *uncounted_reason() = forgotten.err();
 }
 
 /// The note beside the new data has what the TPMs have not counted, and tells it from now on.
 pub(super) fn noted_uncounted() {
-    *told() = None;
+    *uncounted_reason() = None;
 }
 
 /// What is wrong after a reset that this start ended, or that one before it did.
 pub(super) fn uncounted() -> Option<MachineDiagnostic> {
-    told().as_deref().map(reset_uncounted)
+    uncounted_reason().as_deref().map(reset_uncounted)
 }
 
-fn told() -> MutexGuard<'static, Option<String>> {
+fn uncounted_reason() -> MutexGuard<'static, Option<String>> {
     // A panic elsewhere does not make the text wrong.
     UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -367,7 +367,7 @@ pub(super) fn first(
     made.map(Some).map_err(|stop| closed(disk, stop))
 }
 
-/// Words that this machine made were not seen by anybody before the power went. Others came from the owner.
+/// The owner did not see the words that this machine made before the power went. Others came from the owner.
 fn show_again(
     disk: &DataBlockDevice<'_>,
     open: &OpenAlkv,

@@ -90,7 +90,7 @@ impl InitMachine {
                 node.send(NodeMessage::Start {
                     config: Box::new(self.settings.config.clone()),
                     state_dir: self.state_dir.display().to_string(),
-                    facts: Box::new(self.facts.told()),
+                    facts: Box::new(self.facts.snapshot()),
                     vault: self.keeper.is_open(),
                     records: self.settings.records.clone(),
                 });

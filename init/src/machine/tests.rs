@@ -199,7 +199,7 @@ async fn what_the_node_took_is_not_undone_by_an_older_look_at_the_sources() {
     assert!(machine.timers.reread.is_some(), "it looks again");
 }
 
-/// A node that was sealed before anybody configured it takes its first configuration while it runs. From then on its
+/// A node that was sealed before the owner configured it takes its first configuration while it runs. From then on its
 /// vault says that it has one, whatever becomes of the file.
 #[tokio::test]
 async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault() {

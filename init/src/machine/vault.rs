@@ -339,7 +339,7 @@ impl InitMachine {
         }
         match InitConsole::new(fd, boot::listener(&self.events)) {
             Ok(console) => {
-                console.update(self.facts.told(), self.status.clone());
+                console.update(self.facts.snapshot(), self.status.clone());
                 console.ask(self.asking.question());
                 self.callers.push(console);
             }

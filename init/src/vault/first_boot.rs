@@ -298,7 +298,7 @@ fn randomness(log: &InitLog) -> Result<(), VaultWait> {
     ))
 }
 
-/// The words as a file of age, if there is anybody to encrypt them to.
+/// The words as a file of age, if the configuration names a recipient.
 fn hand_over(words: &SecretStr, to: &[String]) -> Result<Option<String>, VaultWait> {
     if to.is_empty() {
         return Ok(None);

@@ -5,8 +5,8 @@
 //! copy opens only for a person who proves to be its owner. A change that a TPM did not count is owed: PID 1 reports
 //! it, and each later start tries again.
 
-mod chip;
 mod note;
+mod tpm;
 
 use std::fs::File;
 use std::path::Path;
@@ -20,10 +20,10 @@ use super::{UnlockCredentials, UnlockPrompt, VaultHandle, VaultWait, opening_slo
 use crate::control::MachineDiagnostic;
 use crate::data;
 use crate::log::InitLog;
-use chip::{chip, is_absent, retire};
 use note::{GenerationNote, OwedCount, TpmCount};
+use tpm::{chip, is_absent, retire};
 
-pub(crate) use chip::outdate;
+pub(crate) use tpm::outdate;
 
 /// How often the counter may rise in a first boot before anything is noted beside the data: where the erasure of the disk
 /// before was not counted, it rises before the note is written. In a first boot that has ended it rose twice.

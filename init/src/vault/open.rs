@@ -228,7 +228,7 @@ pub(super) fn unattended(
     opened.map_err(|error: SlotError| (error.to_string(), true))
 }
 
-/// The key of a medium for this slot: the one that opens it, else any that names the vault, which anybody can write.
+/// The key of a medium for this slot: the one that opens it, else any that names the vault, which an attacker can write.
 pub(super) fn seed_for<'a>(
     media: &'a MediaSecrets,
     alkv: &Alkv,
@@ -326,8 +326,8 @@ impl VaultHandle {
     }
 
     #[cfg(test)]
-    pub(super) fn wrong(&self) -> u32 {
-        self.state().attempts.wrong()
+    pub(super) fn wrong_count(&self) -> u32 {
+        self.state().attempts.wrong_count()
     }
 
     /// The user typed something else than the console asked for, and it is the secret of no slot.

@@ -113,7 +113,8 @@ impl fmt::Display for PcrChoice {
 #[must_use]
 pub fn choose(efi_vars: &Path) -> PcrChoice {
     let flag = |name: &str| flag(&efi_vars.join(name));
-    // In setup mode anyone may enrol keys, so that Secure Boot enforces nothing (UEFI, "Firmware/OS Key Exchange").
+    // In setup mode every program that boots may enrol keys, so that Secure Boot enforces nothing (UEFI, "Firmware/OS
+    // Key Exchange").
     if flag(SECURE_BOOT) == Some(true) && flag(SETUP_MODE) == Some(false) {
         PcrChoice::enforced()
     } else {

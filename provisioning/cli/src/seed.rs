@@ -213,7 +213,7 @@ impl SeedForm {
         !matches!(self, Self::Esp | Self::FwCfg | Self::Smbios)
     }
 
-    /// Refuses what could not be written before anybody wrote words down.
+    /// Refuses what could not be written before the owner wrote words down.
     pub(crate) fn check(self, out: &Path, force: bool) -> Result<(), ProvisionError> {
         // A folder that is made here would not be on the boot partition, and the node would start without its seed.
         if self == Self::Esp && !out.is_dir() {

@@ -206,7 +206,7 @@ fn sheet(words: &[&str], remark: &str) -> Zeroizing<String> {
     text.push_str(CLEAR);
     text.push_str(remark);
     text.push_str(
-        "These words are the node: with them it can be made again, exactly, and by anybody.\n\
+        "These words are the node: a person who has them can make it again, exactly.\n\
          Write them on paper, in this order. They are shown nowhere else.\n\n",
     );
     let rows = words.len().div_ceil(4);

@@ -78,7 +78,7 @@ pub(crate) fn agree(
         None => agreed,
     };
     let agreed = Zeroizing::new(agreed.to_bytes());
-    // A point of small order: everybody would agree on the same.
+    // A point of small order: every sender would agree on the same.
     if *agreed == [0; 32] {
         return Err(HandoverError::Recipient);
     }

@@ -377,7 +377,7 @@ impl SecretCollector {
         let entropy = match Entropy::parse(text) {
             Ok(entropy) => entropy,
             Err(error) => {
-                // The nearest word would tell too much to everybody who reads a console.
+                // The nearest word would tell too much to every reader of a console.
                 let what = match error {
                     MnemonicError::UnknownWord { position, .. } => {
                         format!("{name}: word {position} is not in the list")

@@ -46,7 +46,7 @@ impl SecretSpans {
         // By the lexer and not by lines: a header can also stand inside of a string of several lines.
         let tokens = Source::new(text).lex().into_vec();
         let mut receiver = |event: Event| finder.take(&event);
-        // The parser calls itself for each nested value, and the document may come from a stranger's medium.
+        // The parser calls itself for each nested value, and the document may come from an attacker's medium.
         let mut guard = RecursionGuard::new(&mut receiver, DEPTH_MAX);
         parse_document(&tokens, &mut guard, &mut ());
         finder.finish()

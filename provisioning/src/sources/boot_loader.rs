@@ -79,7 +79,7 @@ fn signed<'a>(
         {
             None
         }
-        // Where it is not known, the line is taken for the word of a stranger.
+        // Where it is not known, the line is taken for the word of an attacker.
         _ => Some("it is unknown whether Secure Boot is on"),
     }
 }

@@ -18,7 +18,7 @@ pub const CONSOLE_LINE_BYTES_MAX: usize = CONFIG_BYTES_MAX / 3 * 4 + 8192;
 /// Why a line is no document.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum ConsoleError {
+pub enum ConsoleDocumentError {
     /// The middle of the line is no base64url, or too long.
     #[error("{0}")]
     Document(String),
@@ -46,33 +46,33 @@ impl ConsoleDocument {
     /// Reads the line; white space in it counts for nothing.
     ///
     /// # Errors
-    /// See [`ConsoleError`].
-    pub fn parse(line: &str) -> Result<Self, ConsoleError> {
+    /// See [`ConsoleDocumentError`].
+    pub fn parse(line: &str) -> Result<Self, ConsoleDocumentError> {
         if line.len() > CONSOLE_LINE_BYTES_MAX {
-            return Err(ConsoleError::Long);
+            return Err(ConsoleDocumentError::Long);
         }
         let rest = line.trim_start().strip_prefix(CONSOLE_HEAD);
         // Without the space it could be a later version of the head.
         let rest = rest.filter(|it| it.starts_with(char::is_whitespace));
-        let rest = rest.ok_or(ConsoleError::Head)?.trim();
+        let rest = rest.ok_or(ConsoleDocumentError::Head)?.trim();
         let (text, sum) = rest
             .rsplit_once(char::is_whitespace)
-            .ok_or(ConsoleError::Sum)?;
+            .ok_or(ConsoleDocumentError::Sum)?;
         let mut encoded = Zeroizing::new(String::with_capacity(text.len()));
         // A terminal may have broken the line where it was pasted.
         text.split_whitespace()
             .for_each(|part| encoded.push_str(part));
         // Fewer digits are a line that lost its end.
         if sum.len() != 8 {
-            return Err(ConsoleError::Sum);
+            return Err(ConsoleDocumentError::Sum);
         }
-        let sum = u32::from_str_radix(sum, 16).map_err(|_| ConsoleError::Sum)?;
-        let document = parts::decode(&encoded).map_err(ConsoleError::Document)?;
+        let sum = u32::from_str_radix(sum, 16).map_err(|_| ConsoleDocumentError::Sum)?;
+        let document = parts::decode(&encoded).map_err(ConsoleDocumentError::Document)?;
         // The sum finds what a terminal lost; it proves nothing of who wrote the line.
         if crc_32(&document) == sum {
             Ok(Self(document))
         } else {
-            Err(ConsoleError::Sum)
+            Err(ConsoleDocumentError::Sum)
         }
     }
 
@@ -128,7 +128,7 @@ mod tests {
     fn damage_differs_from_other_input() {
         for other in ["", "hello", "alknet-node-2 YQ 0", "alknet-node-1x YQ 0"] {
             let error = ConsoleDocument::parse(other).expect_err("nothing of ours");
-            assert_eq!(error, ConsoleError::Head, "{other}");
+            assert_eq!(error, ConsoleDocumentError::Head, "{other}");
         }
         for cut in [
             "alknet-node-1 ",
@@ -138,7 +138,7 @@ mod tests {
         ] {
             assert_eq!(
                 ConsoleDocument::parse(cut).err(),
-                Some(ConsoleError::Sum),
+                Some(ConsoleDocumentError::Sum),
                 "{cut}"
             );
         }
@@ -147,7 +147,7 @@ mod tests {
         let long = format!("{CONSOLE_HEAD} {}", "A".repeat(CONSOLE_LINE_BYTES_MAX));
         assert_eq!(
             ConsoleDocument::parse(&long).err(),
-            Some(ConsoleError::Long)
+            Some(ConsoleDocumentError::Long)
         );
     }
 

@@ -430,7 +430,7 @@ fn of_two_drives_none_gets_a_seed_key_and_both_are_named() {
     }
 }
 
-/// The id of a vault is no secret: anybody can write a key that names it.
+/// The id of a vault is no secret: an attacker can write a key that names it.
 #[test]
 fn every_key_that_names_a_vault_is_found() {
     let vault = ID.parse().expect("an id");

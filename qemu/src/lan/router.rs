@@ -166,7 +166,7 @@ impl LanRouter {
         )))
     }
 
-    /// A router advertisement to everybody, if any is to be sent.
+    /// A router advertisement to all nodes, if any is to be sent.
     pub(crate) fn advertise(&mut self) -> Vec<RouterOutput> {
         let Some(advertise) = self.settings.advertise else {
             return vec![];

@@ -11,6 +11,7 @@ mod access;
 mod client;
 mod error;
 mod handler;
+mod hash_tree;
 mod mirror;
 mod ops;
 mod part;
@@ -19,7 +20,6 @@ mod pending;
 mod request;
 mod requester;
 mod store;
-mod tree;
 mod uploads;
 mod wire;
 

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ServeError;
+use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::limits::BLOCK_BYTES;
 use crate::request::{PartEncoding, PartSelector};
 use crate::store::{Object, Outboard, TensorStore};
-use crate::tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 
 /// Bytes of an offset of an item.
 const OFFSET_BYTES: u64 = 8;

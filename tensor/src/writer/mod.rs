@@ -319,7 +319,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         let layout = self.plan.place()?;
         let zero = Hash::from_bytes([0; 32]);
         let header = text::header(&self.plan, &layout, &vec![zero; layout.placed.len()], zero);
-        // What is written is read as a stranger would, before any of it is.
+        // What is written is read as another program would, before any of it is.
         Meta::parse(&header[8..], layout.data_len, &self.limits)?;
         self.sink
             .write_all(&header)

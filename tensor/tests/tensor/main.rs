@@ -1,4 +1,4 @@
-//! The container as strangers meet it: what they make opens here, what is made here opens there, and
+//! The container as other programs meet it: what they make opens here, what is made here opens there, and
 //! what is wrong is refused by name.
 
 mod common;

@@ -342,7 +342,7 @@ fn limits_are_where_they_are_said_to_be() {
     open(&ranked(8)).expect("as many as are allowed");
     refused(&ranked(9), TensorErrorCode::Limit, "rank");
     open_own(&ranked(32)).expect("one's own");
-    let error = open_own(&ranked(33)).expect_err("more than anybody's");
+    let error = open_own(&ranked(33)).expect_err("more dimensions than a reader takes");
     assert_eq!(error.code(), TensorErrorCode::Limit);
 
     let nested = |depth: usize| {

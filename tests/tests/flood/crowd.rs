@@ -455,7 +455,7 @@ fn knocks(target: &Target, from: impl Into<IpAddr>) -> PeerKey {
     let key = NodeKey::generate().expect("the system has entropy");
     let public = key.public();
     let connection = RawTcpConnection::connect(target, from, Some(key), b"alknet/enroll");
-    let mut connection = connection.expect("anybody may connect");
+    let mut connection = connection.expect("every client may connect");
     connection.say(&wire::frame(b"{}")).expect("it is taken");
     // The hub answers whether the peer waits or not.
     connection.event().expect("an answer");

@@ -67,7 +67,7 @@ impl InitialPackets {
     }
 
     /// The same with something wrong: damaged, cut, or noise.
-    pub(crate) fn wrong(&mut self, to: Ipv4Addr, port: u16) -> Vec<u8> {
+    pub(crate) fn wrong_packet(&mut self, to: Ipv4Addr, port: u16) -> Vec<u8> {
         let mut packet = self.right(to, port);
         let start = IP_BYTES + UDP_BYTES;
         match self.random.below(3) {

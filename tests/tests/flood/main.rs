@@ -299,7 +299,7 @@ fn bursts(port: u16) -> Vec<Vec<Vec<u8>>> {
         for n in first..first + BURST {
             burst.push(initials.right(NODE, port));
             if n % WRONG_EVERY == 0 {
-                burst.push(initials.wrong(NODE, port));
+                burst.push(initials.wrong_packet(NODE, port));
             }
         }
         burst

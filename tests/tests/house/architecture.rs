@@ -371,7 +371,12 @@ fn only_the_runtime_has_the_engine_of_scripts() {
 /// What a source uses that parses or runs a script: of what it imports from the runtime, and of the methods of a
 /// set of modules.
 fn parser_of_scripts(source: &str) -> Option<&str> {
-    let methods = [".look(", ".source(", "ModuleSet::look", "ModuleSet::source"];
+    let methods = [
+        ".scan_all(",
+        ".source(",
+        "ModuleSet::scan_all",
+        "ModuleSet::source",
+    ];
     parser_by_name(source).or_else(|| methods.into_iter().find(|it| source.contains(*it)))
 }
 
@@ -392,21 +397,21 @@ fn parser_by_name(source: &str) -> Option<&str> {
         let words = rest[..end.unwrap_or(rest.len())].split(|c: char| !is_part(c) && c != '*');
         words.chain(whole)
     });
-    let banned = ["look", "Isolate", "self", "*", name];
+    let banned = ["scan_source", "Isolate", "self", "*", name];
     taken.find(|word| banned.contains(word))
 }
 
 #[test]
 fn a_parser_of_scripts_is_found_however_it_is_imported() {
     for source in [
-        "use alknet_runtime::{ModuleSet, look};",
-        "use alknet_runtime::{\n    Spec, ops::{Case, tells},\n    look as see,\n};",
-        "let seen = alknet_runtime::look(name, text, language);",
+        "use alknet_runtime::{ModuleSet, scan_source};",
+        "use alknet_runtime::{\n    Spec, ops::{Case, tells},\n    scan_source as see,\n};",
+        "let seen = alknet_runtime::scan_source(name, text, language);",
         "use alknet_runtime::*;",
         "use alknet_runtime as runtime;",
         "use alknet_runtime::{self as runtime};",
         "alknet_runtime::Isolate::open(spec, host)",
-        "modules.look().collect()",
+        "modules.scan_all().collect()",
         "ModuleSet::source(&modules, name)",
     ] {
         assert!(parser_of_scripts(source).is_some(), "{source}");

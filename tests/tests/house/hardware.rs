@@ -49,7 +49,7 @@ const PROGRAMS: [&str; 3] = ["appliance/", "init/", "provisioning/"];
 fn docs_and_hints_promise_no_hardware_without_a_driver() {
     let missing = words_without_a_driver(&kernel());
     let mut broken = Vec::new();
-    for (path, text) in told() {
+    for (path, text) in reader_texts() {
         let text = PERMITTED
             .iter()
             .fold(text, |text, sentence| text.replace(sentence, ""));
@@ -61,7 +61,7 @@ fn docs_and_hints_promise_no_hardware_without_a_driver() {
 
 #[test]
 fn what_is_permitted_is_said_somewhere() {
-    let told = told();
+    let told = reader_texts();
     for sentence in PERMITTED {
         assert!(
             told.iter().any(|(_, text)| text.contains(sentence)),
@@ -111,7 +111,7 @@ fn kernel() -> String {
 }
 
 /// What readers of docs and owners of machines are shown, each with its file: pages whole, of sources their texts.
-fn told() -> Vec<(String, String)> {
+fn reader_texts() -> Vec<(String, String)> {
     let mut told = texts_in("docs", "md");
     // It has names of types, which promise nothing.
     told.retain(|(path, _)| !path.ends_with("docs/renames.md"));

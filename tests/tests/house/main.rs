@@ -7,6 +7,7 @@ mod decisions;
 mod documentation;
 mod doors;
 mod early_returns;
+mod errors;
 mod hardware;
 mod names;
 mod placement;

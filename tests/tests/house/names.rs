@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::promises::{page, tables};
 use super::tree::{SourceFile, others, root, sources};
 
 /// Names that each module may give a type of its own, which other modules write with its path.
@@ -9,12 +10,16 @@ const QUALIFIED: [&str; 2] = ["Error", "Result"];
 
 /// Words that hide the actor of a sentence, or say a rule by its negation. What to write in their place is in
 /// `docs/ARCHITECTURE.md`, "Words".
-const AVOIDED: [&str; 11] = [
+const AVOIDED: [&str; 15] = [
     "anew",
+    "anybody",
+    "anyone",
     "are told",
+    "everybody",
     "in vain",
     "is none",
     "is told",
+    "no one",
     "nobody",
     "somebody",
     "was told",
@@ -24,10 +29,23 @@ const AVOIDED: [&str; 11] = [
 ];
 
 /// Names of functions that say nothing of what the function does.
-const FUNCTIONS: [&str; 6] = ["anew", "aside", "in_vain", "of", "poke", "whom"];
+const FUNCTIONS: [&str; 7] = ["anew", "aside", "in_vain", "of", "poke", "whom", "wrong"];
 
 /// Words that no name of a function has, tests included: each hides the actor.
-const PARTS: [&str; 6] = ["anew", "nobody", "somebody", "told", "whoever", "whom"];
+const PARTS: [&str; 9] = [
+    "anew",
+    "anybody",
+    "anyone",
+    "everybody",
+    "nobody",
+    "somebody",
+    "told",
+    "whoever",
+    "whom",
+];
+
+/// Rows that the glossary of the docs may have: readers learn no more words beside the field's terms.
+const GLOSSARY_ROWS_MAX: usize = 20;
 
 /// Sources in other languages, by how their names end.
 const LANGUAGES: [&str; 9] = [
@@ -118,10 +136,8 @@ fn texts_of_the_program_name_their_actor() {
     let mut found = Vec::new();
     let plain = |path: &str| !QUOTING.contains(&path);
     for SourceFile { path, text } in sources().iter().filter(|source| plain(&source.path)) {
-        let texts = text.lines().flat_map(literals);
-        let words = texts
-            .filter(|text| text.contains(' '))
-            .flat_map(words_of_paragraph);
+        let texts = SourceWords::read(text).literals.into_iter();
+        let words = texts.filter(|text| text.contains(' ')).flat_map(words_in);
         found.extend(words.map(|word| format!("{path}: {word:?}")));
     }
     assert!(found.is_empty(), "name the actor: {found:#?}");
@@ -129,9 +145,49 @@ fn texts_of_the_program_name_their_actor() {
 
 #[test]
 fn literals_are_found_and_quotation_marks_within_them_do_not_end_them() {
+    let literals = |text| SourceWords::read(text).literals;
     let line = r#"say("a \"b\" c", 'x', "d") // "e"#;
     assert_eq!(literals(line), [r#"a \"b\" c"#, "d"]);
     assert_eq!(literals("let mark = '\"'; f(\"a b\")"), ["a b"]);
+    assert_eq!(literals(r"f('\'', '\\', 'ä', 'a: loop {}, b'x')"), [""; 0]);
+    assert_eq!(literals(r##"f(br#"a "b" c"#, "d")"##), [r#"a "b" c"#, "d"]);
+}
+
+#[test]
+fn literals_are_found_over_lines() {
+    let text = "say(\n    \"the peer is \\\n     told // why\",\n); // a word";
+    let words = SourceWords::read(text);
+    assert_eq!(words.literals, ["the peer is \\\n     told // why"]);
+    assert_eq!(words_in(words.literals[0]), ["is told"]);
+    assert_eq!(words.comments, [(3, "// a word")]);
+}
+
+#[test]
+fn comments_are_found_behind_code_and_not_within_literals() {
+    let text = "/// One.\nfn f() { // two\n    g(1) // three\n} // four\nlet url = \"https://five\"; // six";
+    let expected = [
+        (0, "/// One."),
+        (1, "// two"),
+        (2, "// three"),
+        (3, "// four"),
+        (4, "// six"),
+    ];
+    assert_eq!(SourceWords::read(text).comments, expected);
+}
+
+#[test]
+fn the_glossary_is_short() {
+    let rows = tables(&page("ARCHITECTURE.md")).remove("Words");
+    // The section's other table, of words to avoid, has two columns.
+    let mut rows = rows.expect("the section");
+    rows.retain(|row| row.len() == 3 && row[0] != "word");
+    let words: Vec<_> = rows.iter().map(|row| &row[0]).collect();
+    assert!(words.len() > 10, "{words:?}");
+    assert!(
+        words.len() <= GLOSSARY_ROWS_MAX,
+        "{} words of our own, {GLOSSARY_ROWS_MAX} at most: use the field's terms: {words:?}",
+        words.len()
+    );
 }
 
 #[test]
@@ -169,6 +225,7 @@ fn avoided_words_are_found_across_lines_and_not_within_others() {
     assert_eq!(words_in("it waits for\n    nobody"), ["nobody"]);
     assert_eq!(words_in("the peer is\ntold why"), ["is told"]);
     assert_eq!(words_in("a \"lone mark\n\nhides nobody"), ["nobody"]);
+    assert!(words_in("It says no. One retry | no | one-way |").is_empty());
     assert!(words_in("a `nobody` in code, and an uid \"nobody\"").is_empty());
 }
 
@@ -228,43 +285,87 @@ fn one_word_docs(text: &str) -> impl Iterator<Item = &str> {
     at.into_iter().filter_map(move |at| text.lines().nth(at))
 }
 
-/// The text literals of a line, what is escaped in them as it is written.
-fn literals(line: &str) -> Vec<&str> {
-    let mut found = Vec::new();
-    let mut begun = None;
-    let mut is_escaped = false;
-    let bytes = line.as_bytes();
-    for (at, byte) in bytes.iter().enumerate() {
-        let is_character = at > 0 && bytes[at - 1] == b'\'' && bytes.get(at + 1) == Some(&b'\'');
-        match (byte, begun) {
-            (b'/', None) if bytes.get(at + 1) == Some(&b'/') => break,
-            (b'"', None) if !is_character => begun = Some(at + 1),
-            (b'"', Some(from)) if !is_escaped => {
-                found.push(&line[from..at]);
-                begun = None;
-            }
-            _ => {}
+/// The texts of a source of Rust, what is escaped in them as it is written.
+#[derive(Debug, Default)]
+struct SourceWords<'a> {
+    literals: Vec<&'a str>,
+    /// Each with the number of its line, from 0.
+    comments: Vec<(usize, &'a str)>,
+}
+
+impl<'a> SourceWords<'a> {
+    fn read(text: &'a str) -> Self {
+        let mut words = Self::default();
+        let (mut at, mut line) = (0, 0);
+        while let Some(ahead) = text[at..].find(['"', '\'', '/']) {
+            let from = at + ahead;
+            line += text[at..from].matches('\n').count();
+            let rest = &text[from..];
+            let length = match rest.as_bytes() {
+                [b'"', ..] => {
+                    let length = literal_length(&text[..from], &rest[1..]);
+                    words.literals.push(&rest[1..=length]);
+                    length + 2
+                }
+                [b'\'', ..] => character_length(rest),
+                [b'/', b'/', ..] => {
+                    let length = rest.find('\n').unwrap_or(rest.len());
+                    words.comments.push((line, &rest[..length]));
+                    length
+                }
+                [b'/', b'*', ..] => rest.find("*/").unwrap_or(rest.len()),
+                _ => 1,
+            };
+            at = text.len().min(from + length);
+            line += text[from..at].matches('\n').count();
         }
-        is_escaped = *byte == b'\\' && !is_escaped;
+        words
     }
-    found
+}
+
+/// Bytes of a literal up to the quotation mark that ends it, by the code `before` the one that begins it.
+fn literal_length(before: &str, rest: &str) -> usize {
+    let code = before.trim_end_matches('#');
+    let prefix = code
+        .rsplit(|c: char| !c.is_alphanumeric() && c != '_')
+        .next();
+    let end = if let Some("r" | "br" | "cr") = prefix {
+        let hashes = before.len() - code.len();
+        rest.find(&format!("\"{}", "#".repeat(hashes)))
+    } else {
+        let mut is_escaped = false;
+        rest.bytes().position(|byte| {
+            let is_end = byte == b'"' && !is_escaped;
+            is_escaped = byte == b'\\' && !is_escaped;
+            is_end
+        })
+    };
+    end.unwrap_or(rest.len())
+}
+
+/// Bytes of the literal of a character with which a text begins, or of the mark alone where a lifetime follows it.
+fn character_length(text: &str) -> usize {
+    let mut inner = text[1..].chars();
+    match inner.next() {
+        // What is escaped may be a quotation mark itself.
+        Some('\\') => {
+            let escaped = inner.next().map_or(0, char::len_utf8);
+            let end = inner.as_str().find('\'').unwrap_or(0);
+            2 + escaped + end + 1
+        }
+        Some(c) if inner.as_str().starts_with('\'') => 2 + c.len_utf8(),
+        _ => 1,
+    }
 }
 
 /// The comments of each source, an empty line between two of them.
 fn comments() -> Vec<(String, String)> {
     let text = |source: &SourceFile| {
-        let lines = source.text.lines().map(str::trim_start);
-        let comments = lines.map(|line| {
-            let beside = line
-                .split_once("; // ")
-                .or_else(|| line.split_once(", // "));
-            let comment = line
-                .strip_prefix("//")
-                .or(beside.map(|(_, comment)| comment));
-            let comment = comment.unwrap_or_default();
-            comment.trim_start_matches(['/', '!'])
-        });
-        comments.collect::<Vec<_>>().join("\n")
+        let mut lines = vec![""; source.text.lines().count()];
+        for (line, comment) in SourceWords::read(&source.text).comments {
+            lines[line] = comment.trim_start_matches(['/', '!']);
+        }
+        lines.join("\n")
     };
     let all = sources().iter();
     all.map(|source| (source.path.clone(), text(source)))
@@ -317,6 +418,9 @@ fn words_of_paragraph(paragraph: &str) -> Vec<&'static str> {
             '`' => is_code = !is_code,
             '"' if !is_code => is_quoted = !is_quoted,
             _ if is_code || is_quoted => {}
+            // Two words on both sides of an end are no phrase.
+            '|' | '.' if plain.ends_with(' ') => plain.push_str("| "),
+            '|' | '.' => plain.push_str(" | "),
             c if c.is_alphanumeric() => plain.extend(c.to_lowercase()),
             _ if plain.ends_with(' ') => {}
             _ => plain.push(' '),

@@ -1,4 +1,4 @@
-//! A node that tells strangers nothing, and one that answers to its own names only.
+//! A node that tells unknown peers nothing, and one that answers to its own names only.
 
 use std::process::Command;
 
@@ -18,7 +18,7 @@ const PATHS: [&str; 10] = [
     "/nonsense",
 ];
 
-/// Those where strangers may find something on other nodes.
+/// Those where unknown peers may find something on other nodes.
 const MORE_PATHS: [&str; 5] = [
     "/",
     "/healthz",
@@ -71,7 +71,7 @@ fn strangers_see_one_and_the_same_nothing() {
     assert_eq!(web.curl_as(&web.reader, "/search", &[]).status, 200);
     let told = web.post(&web.admin, "/call", r#"{"operation":"/node/info"}"#);
     assert_eq!(told.status, 200);
-    // What is too much is refused before anybody looks at what it is, and not in words of this program.
+    // What is too much is refused before the node looks at what it is, and not in words of this program.
     let long = "a".repeat(9000);
     let wide = ["--header", "Accept: */*"].repeat(101);
     for (path, more, status) in [
@@ -148,7 +148,7 @@ fn only_names_of_the_node_are_answered() {
     }
 }
 
-/// A node that tells strangers nothing cannot show them a description, nor answer browsers that ask without a token
+/// A node that tells unknown peers nothing cannot show them a description, nor answer browsers that ask without a token
 /// whether a page may call.
 #[test]
 fn what_contradicts_stealth_is_refused() {

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 /// A secret that only the server may see.
 const HUSH: &str = "hush-7c1d-this-is-for-the-server-alone";
 
-/// SHA-256 of `hello`, as everybody computes it.
+/// SHA-256 of `hello`, as `sha256sum` computes it.
 const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 
 /// What the node answers within while schemas of others are checked.
@@ -176,7 +176,7 @@ impl ImportNode {
 }
 
 /// What a server was asked at a path.
-fn told(server: &HostServer, method: &str, path: &str) -> usize {
+fn request_count(server: &HostServer, method: &str, path: &str) -> usize {
     let all = curl(&server.url("/told"), &[]).json();
     let all = all.as_array().expect("a list").iter();
     all.filter(|one| one["method"] == method && one["path"] == path)
@@ -205,7 +205,10 @@ fn an_api_becomes_operations_that_answer_as_it_does() {
     // Where the server is, the document does not say.
     let note = node.answer("api/getNote", &json!({ "id": "a/b c", "lang": "de" }));
     assert_eq!(note, json!({ "id": 1, "text": "a/b c", "lang": "de" }));
-    assert_eq!(told(&api, "GET", "/api/notes/a%2Fb%20c?lang=de"), 1);
+    assert_eq!(
+        request_count(&api, "GET", "/api/notes/a%2Fb%20c?lang=de"),
+        1
+    );
     let kept = node.answer("api/addNote", &json!({ "body": { "text": "x" } }));
     assert_eq!(kept, json!({ "id": 7, "text": "x" }));
     let body = json!({ "name": "n", "data": BASE64.encode(b"hello") });
@@ -224,20 +227,20 @@ fn an_api_becomes_operations_that_answer_as_it_does() {
     // What cannot be right is not sent; what the server refuses is said as it says it.
     let wrong = json!({ "body": { "text": "" } });
     assert_eq!(node.code("api/addNote", &wrong), "INVALID_INPUT");
-    assert_eq!(told(&api, "POST", "/api/notes"), 1);
+    assert_eq!(request_count(&api, "POST", "/api/notes"), 1);
     let error = node.error("api/getNote", &json!({ "id": "none" }));
     assert_eq!(error["code"], "HTTP_404", "{error:#}");
     assert_eq!(error["details"]["body"]["message"], "no note none");
     // A question is asked again when the server may answer later, a change is not.
     assert_eq!(node.answer("api/busy/ask", &Value::Null), "12");
-    assert_eq!(told(&api, "GET", "/api/busy"), 3);
+    assert_eq!(request_count(&api, "GET", "/api/busy"), 3);
     // The server may have made it all the same.
     let error = node.error("api/busy/change", &Value::Null);
     assert_eq!(
         (&error["code"], &error["retryable"]),
         (&json!("HTTP_503"), &json!(false))
     );
-    assert_eq!(told(&api, "POST", "/api/busy"), 1);
+    assert_eq!(request_count(&api, "POST", "/api/busy"), 1);
     // The node follows no redirect.
     assert_eq!(node.code("api/away", &Value::Null), "UNAVAILABLE");
 }
@@ -262,7 +265,7 @@ fn imports_are_reached_through_operations_that_name_them() {
     assert_eq!(node.call(&web.reader, &path, &input).status, 403);
     // It reaches what it was given and nothing else of the server.
     assert_eq!(node.code("api/me", &Value::Null), "NOT_FOUND");
-    assert_eq!(told(&api, "GET", "/api/notes/a"), 2);
+    assert_eq!(request_count(&api, "GET", "/api/notes/a"), 2);
 }
 
 #[test]
@@ -298,7 +301,7 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
     let message = error["message"].as_str().expect("a message");
     assert!(message.contains("no public address"), "{message}");
     assert_eq!(node.code("gone/getNote", &id), "UNAVAILABLE");
-    assert_eq!(told(&api, "GET", "/api/notes/a"), 1);
+    assert_eq!(request_count(&api, "GET", "/api/notes/a"), 1);
 
     // The node reports what is wrong, and lacks only the operations concerned. Another server's failure is no
     // reason for the supervisor of this node to restart it.
@@ -317,7 +320,7 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
     let later = HostServer::api(port, None);
     node.until_there("later/getNote");
     well("later");
-    assert_eq!(told(&later, "GET", "/api.yaml"), 1);
+    assert_eq!(request_count(&later, "GET", "/api.yaml"), 1);
 
     // A server that dies takes nothing along, and is asked as soon as it is back.
     drop(later);
@@ -355,7 +358,7 @@ fn an_import_whose_secret_is_not_set_asks_no_server() {
         error["details"]["reason"], "credential_missing",
         "{error:#}"
     );
-    assert_eq!(told(&api, "GET", "/api/me"), 0);
+    assert_eq!(request_count(&api, "GET", "/api/me"), 0);
     // If the node sends no token, the server refuses the call.
     assert_eq!(node.code("open/me", &Value::Null), "HTTP_401");
     // An operation that the document declares without authentication needs no token.

@@ -173,7 +173,10 @@ async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
     let made = made.json();
     let dialer = EndpointDialer::new(Some(NodeKey::generate().expect("the system has entropy")));
     let target: Target = node.target().parse().expect("a target");
-    let connection = dialer.dial(&target, ALPN).await.expect("anybody may");
+    let connection = dialer
+        .dial(&target, ALPN)
+        .await
+        .expect("every client may connect");
     let client = CallClient::without_operations().attach(connection, None);
     let options = CallOptions {
         auth_token: made["token"].as_str().map(str::to_owned),

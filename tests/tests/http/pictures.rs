@@ -122,7 +122,7 @@ fn folder() -> PathBuf {
 }
 
 #[test]
-fn a_browser_shows_it_to_everybody_with_and_without_scripts() {
+fn a_browser_shows_it_with_and_without_scripts() {
     let bench = TestBench::new();
     let node = known_node(&bench);
     let own = origin(&node);

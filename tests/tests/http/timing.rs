@@ -1,4 +1,4 @@
-//! A node that tells strangers nothing does not tell them by how long it takes, either.
+//! A node that tells unknown peers nothing does not tell them by how long it takes, either.
 //!
 //! What is measured is compared and never held against a number of seconds: two kinds of requests are
 //! asked in turns over one connection, and the two-sample test of Kolmogorov and Smirnov says whether
@@ -56,7 +56,7 @@ const LIMITS: &str = "[limits]\nfailures_per_minute = 1000\nhandshake_burst = 10
 /// A header as long as `Authorization`, and as well known: names that the library does not know take longer to read.
 const NOT_AUTHORIZATION: &str = "Cache-Control";
 
-/// What the pins of the node are for: here anybody may answer.
+/// What the pins of the node are for: here every server may answer.
 #[derive(Debug)]
 struct AcceptAnyCertificate;
 

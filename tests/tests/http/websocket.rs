@@ -175,7 +175,7 @@ fn a_node_that_hides_says_nothing_of_it() {
     }
     let known = ["a_header_and_a_pair_and_a_call_say_who_asks"];
     let mut facts = facts(&web);
-    // A stranger may not even connect here: only the first half of that test can pass.
+    // An unknown peer may not even connect here: only the first half of that test can pass.
     facts["hidden"] = json!(true);
     assert_eq!(
         PythonWebSocket::start(&facts, &known).end(),

@@ -48,7 +48,7 @@ impl ConcurrentClients {
     /// Each receives a record with this word after all; the node closed none of the connections.
     pub(super) fn are_reported(&mut self, word: &str) {
         for (name, records) in self.each() {
-            assert!(told(records, word), "{name}: the log was cut");
+            assert!(any_contains(records, word), "{name}: the log was cut");
         }
     }
 
@@ -61,7 +61,7 @@ impl ConcurrentClients {
     }
 }
 
-fn told(mut records: impl Iterator<Item = Value>, word: &str) -> bool {
+fn any_contains(mut records: impl Iterator<Item = Value>, word: &str) -> bool {
     records.any(|record| record.to_string().contains(word))
 }
 

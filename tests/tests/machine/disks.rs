@@ -32,8 +32,8 @@ const GROUPS_AT: u64 = 4096;
 /// A partition table and its backup: 34 sectors at the front, 33 at the end.
 const TABLE_BYTES: usize = 34 * 512;
 
-/// Without its disk it does not know its key. One that it made instead would be another node's: it is not shown to
-/// anybody, until the disk is there.
+/// Without its disk it does not know its key. One that it made instead would be another node's: the machine shows it to
+/// no client, until the disk is there.
 #[test]
 fn without_its_data_disk_it_serves_nothing_and_goes_on_with_it() {
     let bench = TestBench::new();

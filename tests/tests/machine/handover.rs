@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::power::cut_now;
 
-/// The file of age is the only copy of the words that anybody can have: it is on the disk before the node says that
+/// The file of age is the only copy of the words that the owner can have: it is on the disk before the node says that
 /// they are kept, whatever happens to the power then.
 #[test]
 fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own() {

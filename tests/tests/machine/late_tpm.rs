@@ -48,7 +48,7 @@ impl Interposer for DelayedTpm {
     }
 }
 
-/// At its first start, where the vault gets the slots that the machine has something for: without the TPM anybody could
+/// At its first start, where the vault gets the slots that the machine has something for: without the TPM a thief could
 /// open it.
 #[test]
 fn a_tpm_that_answers_too_late_gets_the_vault_all_the_same() {

@@ -63,7 +63,7 @@ const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
 /// What the medium has for it.
 const SEED_KEY: [u8; 32] = [0x5e; 32];
 
-/// The TPM would open this machine for anyone who switches it on. With a header that was blanked, marked as half
+/// The TPM would open this machine for every person who switches it on. With a header that was blanked, marked as half
 /// formatted, or overwritten, and with a damaged file system, it stays closed; so it does for a medium that names
 /// other administrators, and other recipients of the words.
 #[test]
@@ -304,7 +304,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     remove(&bench, &node, &former, unlock);
     commands(node.vm());
     let first = words_are_judged_together(node.vm(), &words);
-    // Nor does the console let anybody add what opens it.
+    // Nor does the console let a thief add what opens it.
     commands(node.vm());
     typed(node.vm(), "slot add passphrase", PROOF);
     let entropy = Entropy::parse(&words).expect("they are the vault's");

@@ -430,7 +430,7 @@ fn an_invitation_ends_with_who_made_it() {
     };
     let [of_porter, of_worker] = ["porter", "worker"].map(invited);
     assert_eq!(run(&one, &["enroll", &of_worker]).status, 0);
-    // It may not make anybody a porter any more, so its invitation does not either.
+    // It may not give a peer the role of porter any more, so its invitation does not either.
     let fewer = invite(&bench, &hub, &["--role", "user"]);
     assert_eq!(run(&porter, &["enroll", &fewer]).status, 0);
     let refused = run(&two, &["enroll", &of_porter]);

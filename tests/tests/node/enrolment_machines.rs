@@ -167,7 +167,7 @@ fn what_is_given_up_ends_on_the_third_machine(
     scripts_run(hub, 0);
 }
 
-/// Calls a script on the hub that waits for one on the worker, which stays for as long as anybody waits.
+/// Calls a script on the hub that waits for one on the worker, which stays for as long as the caller waits.
 fn a_script_runs_on_both(
     bench: &TestBench,
     hub: &MachineNode,

@@ -380,7 +380,7 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
             .await;
         ask(&with_old, "services/list", Value::Null).await;
 
-        // The day is over: the old key is a stranger's, and nothing else changes.
+        // The day is over: the old key is an unknown peer's, and nothing else changes.
         hub.time.0.store(ends, Ordering::Relaxed);
         hub.server.sweep();
         soon(with_old.closed()).await;

@@ -108,7 +108,7 @@ async fn unread_events_of_a_peer_end_and_stop_no_other() {
         for n in 0..CONNECTIONS {
             let (dialer, client) = caller(&hub, &eve).await;
             // On one stream with room for one event each, and on streams that are not read.
-            let options = options([CallRoute::Lane, CallRoute::Auto][n % 2]);
+            let options = options([CallRoute::Shared, CallRoute::Auto][n % 2]);
             for _ in 0..FLOWS {
                 let events = client.subscribe_with("node/flow", &Value::Null, &options);
                 left.push(within(events).await.expect("it is sent"));

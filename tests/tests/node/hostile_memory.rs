@@ -272,7 +272,7 @@ async fn results_of_others_are_kept() {
     }
 }
 
-/// What is open to everybody, and uses nothing of its input.
+/// A subscription that is open to unknown peers, and uses nothing of its input.
 const FOLLOWED: &str = "services/watch";
 
 /// Four identities keep as many padded subscriptions as a connection may have.
@@ -334,7 +334,7 @@ async fn padded_subscriptions_of_unknown_peers_leave_known_ones_theirs() {
                 let network = u8::try_from(n / CONNECTIONS).expect("few") + 1;
                 let from = Ipv4Addr::new(127, 0, network, 1);
                 let peer = RawTcpConnection::connect(&target, from, None, alknet_call::ALPN);
-                let mut peer = peer.expect("anybody may connect");
+                let mut peer = peer.expect("every client may connect");
                 peer.say(&asks.concat()).expect("it is taken");
                 for _ in &asks {
                     let event = peer.event().expect("an answer");

@@ -411,7 +411,7 @@ fn a_script_uses_the_memory_that_it_was_granted() {
     });
 }
 
-/// Schemas that take a validator longer than anybody lives, and values that make them.
+/// Schemas that take a validator longer than a century, and values that make them.
 const BOMBS: [(&str, &str, &str); 5] = [
     (
         "a chain of forty, each twice the next",

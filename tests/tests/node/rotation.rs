@@ -189,7 +189,7 @@ fn a_silent_node_learns_the_new_key_later() {
     assert_eq!(
         edge.identity(),
         before,
-        "in use until everybody knows the new one"
+        "in use until every hub knows the new one"
     );
     assert_eq!(list(&edge, near.target()).status, 0);
 
@@ -435,7 +435,7 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
     let ran = edge.call(target, "runtime/eval", &script, &[]).json();
     assert_eq!(ran["value"], refused, "{ran}");
 
-    // A node that passes requests on has a key of its own there, and no one's behind it.
+    // A node that passes requests on has a key of its own there, and not that of a peer behind it.
     let (_dialer, _connection, client) = dial(&key_file(&edge, ""), target).await;
     let options = CallOptions {
         forwarded_for: Some(ForwardedFor::new("somebody")),

@@ -66,7 +66,7 @@ const OPERATIONS: [&str; 52] = [
     "vault/status",
 ];
 
-/// What every node offers everybody.
+/// What every node offers unknown peers.
 const OPEN: [&str; 4] = [
     "services/list",
     "services/schema",

@@ -221,7 +221,7 @@ fn a_node_says_what_it_waits_for_and_a_second_interrupt_ends_it_at_once() {
     call.wait().expect("it is our child");
 }
 
-/// A shader that never ends, as far as anybody can wait.
+/// A shader that does not end before the node stops.
 const ENDLESS: &str = "@group(0) @binding(0) var<storage, read_write> data: array<u32>;
     @compute @workgroup_size(1) fn main() {
         loop { data[0] = data[0] * 5u + 1u; if data[1] == 7u { break; } }

@@ -1,4 +1,4 @@
-//! `alknet vault` of the binary under test: the vectors that everybody computes, and every exit code.
+//! `alknet vault` of the binary under test: the published vectors, and every exit code.
 
 use std::path::Path;
 use std::process::Command;

@@ -160,7 +160,7 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
         "{info:#}"
     );
 
-    // The code alone, to those who need not be anybody.
+    // The code alone, to a client that proves no identity.
     let (_, address) = served.target.split_once('@').expect("where it serves");
     let health = curl(&format!("https://{address}/healthz"), &[]);
     let said = (health.status, health.text());

@@ -364,7 +364,7 @@ async fn everything_is_counted_and_no_secret_appears() {
             "alknet_handshakes_total{result=\"alert_120\"}".to_owned(),
             2.0,
         ),
-        // One request and one connection on each carriage, and one of a stranger.
+        // One request and one connection on each carriage, and one of an unknown peer.
         (
             "alknet_auth_total{method=\"token\",result=\"ok\"}".to_owned(),
             5.0,

@@ -45,7 +45,7 @@ impl RotationTestFolder {
     }
 }
 
-fn told(record: &mut RotationRecord, ends: Option<&str>) {
+fn mark_informed(record: &mut RotationRecord, ends: Option<&str>) {
     for node in &mut record.targets {
         node.told = true;
         node.old_key_ends = ends.map(str::to_owned);
@@ -60,7 +60,7 @@ fn the_new_key_takes_the_place_of_the_old_one_which_goes_at_its_end() {
         (keys.stage, place.in_use()),
         (RotationStage::Before, place.first)
     );
-    told(&mut record, Some("2100-01-01T00:00:00Z"));
+    mark_informed(&mut record, Some("2100-01-01T00:00:00Z"));
     place.files.swap(&keys, &mut record).expect("room");
     assert_eq!(place.in_use(), keys.new.public());
     let old = NodeKey::load(&place.files.old())
@@ -151,13 +151,13 @@ fn a_rotation_goes_on_wherever_it_stopped() {
 fn the_old_key_waits_for_a_node_that_learns_the_new_one_late() {
     let place = RotationTestFolder::new();
     let (keys, mut record) = place.begin(&["a:443"]);
-    told(&mut record, Some("2100-01-01T00:00:00Z"));
+    mark_informed(&mut record, Some("2100-01-01T00:00:00Z"));
     place.files.swap(&keys, &mut record).expect("room");
     let (late, mut record) = place.begin(&["b:443"]);
     assert_eq!(late.stage, RotationStage::After);
     assert_eq!(late.old.as_ref().map(NodeKey::public), Some(place.first));
     assert!(!record.is_announced());
-    told(&mut record, Some("2100-01-02T00:00:00Z"));
+    mark_informed(&mut record, Some("2100-01-02T00:00:00Z"));
     place.files.prolong(&mut record).expect("room");
     let record = place.files.record().expect("readable");
     assert_eq!(record.old_until().as_deref(), Some("2100-01-02T00:00:00Z"));
@@ -170,7 +170,7 @@ fn a_lost_new_key_is_replaced_unless_a_node_knows_it() {
     fs::remove_file(place.dir.path().join("identity.key.new")).expect("ours");
     let (other, mut record) = place.begin(&[]);
     assert_ne!(other.new.public(), keys.new.public());
-    told(&mut record, None);
+    mark_informed(&mut record, None);
     place.files.write(&record).expect("room");
     fs::remove_file(place.dir.path().join("identity.key.new")).expect("ours");
     let error = place.files.keys(&record).err().expect("it is lost");

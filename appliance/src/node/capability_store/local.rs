@@ -7,7 +7,7 @@ use alknet_init::control::MachineDiagnostic;
 use tokio::sync::watch;
 
 use crate::credentials::{CredentialFolder, LocalCredentials};
-use crate::node::follow::DirectoryWatch;
+use crate::node::config_watch::DirectoryWatch;
 
 use super::{CapabilityStore, CredentialRefusal, StoredCredential, secret};
 

@@ -217,7 +217,7 @@ impl CapabilityStore {
     }
 
     /// Names, kinds and state, for administrators: nothing of what they are.
-    pub(crate) fn told(&self) -> Value {
+    pub(crate) fn summaries(&self) -> Value {
         let local = self.seen().local.clone();
         let told = |one: &StoredCredential| {
             let origin = match &one.record {

@@ -85,7 +85,7 @@ fn capability_of(powers: &CapabilityStore, operation: &str, name: &str) -> Capab
 }
 
 fn states(powers: &CapabilityStore) -> Vec<(String, String)> {
-    let told = powers.told();
+    let told = powers.summaries();
     let all = told.as_array().expect("a list").iter();
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     all.map(|one| (text(&one["name"]), text(&one["state"])))
@@ -131,13 +131,13 @@ fn operations_act_with_what_they_were_given_and_with_nothing_else() {
     let none = capability_of(&powers, "js/mint", "none");
     assert_eq!(none.with_bytes(|_| ()), Err(CapabilityError::Missing));
     for shown in [
-        powers.told().to_string(),
+        powers.summaries().to_string(),
         format!("{powers:?}"),
         format!("{problems:?}"),
     ] {
         assert!(!shown.contains("hush") && !shown.contains(SEED), "{shown}");
     }
-    let told = powers.told();
+    let told = powers.summaries();
     assert_eq!(told[0]["origin"], "node");
     assert_eq!(told[1]["operations"], json!(["js/mint"]));
     assert_eq!(told[2]["origin"], "vault");
@@ -180,7 +180,7 @@ fn a_lock_empties_everything_and_the_next_opening_brings_it_back() {
     let mint = capability_of(&powers, "js/mint", "mint");
     let zone = capability_of(&powers, "js/zone", "zone");
     vault.lock();
-    // Before anybody noticed.
+    // Before a task of the store noticed the lock.
     for one in [&mint, &zone] {
         assert_eq!(one.sign(b"x"), Err(CapabilityError::Locked));
     }
@@ -268,7 +268,7 @@ fn a_record_of_the_configuration_counts_before_one_of_the_node() {
     let powers = CapabilityStore::new(&config, records(&vault), Some(&vault));
     let openai = capability_of(&powers, "js/mint", "openai");
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-newer");
-    assert_eq!(powers.told()[0]["origin"], "configuration");
+    assert_eq!(powers.summaries()[0]["origin"], "configuration");
 }
 
 #[test]
@@ -315,8 +315,8 @@ fn without_a_vault_secrets_are_those_of_the_folder() {
     // What hangs on the words is not there without them.
     assert_eq!(state("zone"), Some("no_vault"));
     assert_eq!(state("box"), Some("no_vault"));
-    assert_eq!(powers.told()[0]["origin"], "node");
-    assert_eq!(powers.told()[4]["origin"], Value::Null);
+    assert_eq!(powers.summaries()[0]["origin"], "node");
+    assert_eq!(powers.summaries()[4]["origin"], Value::Null);
     let problems = powers.problems();
     let missing = problems.iter().find(|it| it.code == "credential-missing");
     let missing = missing.expect("a problem");
@@ -331,7 +331,7 @@ fn without_a_vault_secrets_are_those_of_the_folder() {
     assert!(missing.hint.contains(&command), "{missing:?}");
     assert_eq!(problems.len(), 3, "{problems:?}");
     for shown in [
-        powers.told().to_string(),
+        powers.summaries().to_string(),
         format!("{powers:?}"),
         format!("{problems:?}"),
     ] {

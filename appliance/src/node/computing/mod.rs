@@ -140,7 +140,7 @@ impl NodeComputing {
         }
     }
 
-    /// Puts in place what was promoted, before anybody is served.
+    /// Puts in place what was promoted, before the node serves a client.
     pub(super) async fn attach(&self, dispatcher: &Arc<Dispatcher>) {
         let Some(promotion) = &self.promotion else {
             return;

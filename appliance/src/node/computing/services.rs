@@ -199,7 +199,7 @@ fn of_service(call: &PromotedInvocation) -> Result<(SessionSpec, String), Script
 async fn leave(path: String, slot: ServiceCell) {
     let kept = slot.lock().await.take();
     let Some(kept) = kept else { return };
-    if let Err(failure) = kept.service.leave().await {
+    if let Err(failure) = kept.service.dispose().await {
         tracing::warn!(operation = path, %failure, "a service left nothing");
     }
 }

@@ -87,7 +87,7 @@ impl TensorStoreView {
     }
 }
 
-/// One tensor, and how its bytes are copied to where no one can change them.
+/// One tensor, and how its bytes are copied to where the store's writers cannot change them.
 fn find(
     store: &TensorStore,
     object: &Arc<Object>,

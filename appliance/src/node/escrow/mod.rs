@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_a_vault_keeps_nothing_for_anybody() {
+    fn a_node_without_a_vault_keeps_no_share() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let share_registry = share_registry(dir.path(), None);
         assert!(problem(&share_registry).is_none());

@@ -14,7 +14,7 @@ use super::{HubContext, asker};
 
 /// Life of a token unless asked for another, in seconds.
 const TTL_S: u64 = 3600;
-/// The port that everybody assumes.
+/// The port that a client assumes where an address names none.
 const PORT: u16 = 443;
 /// Numbers of a name pattern unless asked for others.
 const NUMBERS: [u32; 2] = [1, 9999];

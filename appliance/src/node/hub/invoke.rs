@@ -49,10 +49,10 @@ pub(super) fn invoke(hub: HubContext) -> Registration {
     spec.idempotent = Idempotence::Keyed;
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         // Before the future, which would keep all of the input until the peer answers.
-        let onward = hub.onward(&input);
+        let forwarder = hub.forwarder(&input);
         async move {
-            let (onward, input) = onward?;
-            onward.call(input, &ctx).await
+            let (forwarder, input) = forwarder?;
+            forwarder.call(input, &ctx).await
         }
     });
     Registration::new(spec, handler).passing_errors_on()
@@ -65,10 +65,13 @@ pub(super) fn subscribe(hub: HubContext) -> Registration {
         OperationType::Subscription,
         "Subscribes to an operation of a peer: one by its id or name, or any that serves it.",
     );
-    let handler = HandlerKind::stream(move |input: CallBody, ctx: Ctx| match hub.onward(&input) {
-        Ok((onward, input)) => onward.subscribe(input, &ctx),
-        Err(error) => Box::pin(stream::iter([Err(error)])),
-    });
+    let handler =
+        HandlerKind::stream(
+            move |input: CallBody, ctx: Ctx| match hub.forwarder(&input) {
+                Ok((forwarder, input)) => forwarder.subscribe(input, &ctx),
+                Err(error) => Box::pin(stream::iter([Err(error)])),
+            },
+        );
     Registration::new(spec, handler).passing_errors_on()
 }
 
@@ -94,14 +97,14 @@ fn spec(name: &str, op_type: OperationType, what: &str) -> OperationSpec {
 }
 
 impl HubContext {
-    fn onward(&self, input: &CallBody) -> Result<(CallForwarder, CallBody), CallError> {
+    fn forwarder(&self, input: &CallBody) -> Result<(CallForwarder, CallBody), CallError> {
         // Read past what is passed on: whatever its size, nothing is made of it here.
         let asked: InvokeInput = serde_json::from_slice(input.raw())
             .map_err(|error| CallError::invalid_input(error.to_string()))?;
         let operation = asked.operation.trim_start_matches('/').to_owned();
         let namespace = operation.split('/').next().unwrap_or_default().to_owned();
         let way = move |peer: Option<&str>| way(&namespace, peer);
-        let onward = match (asked.peer.as_str(), asked.labels.is_empty()) {
+        let forwarder = match (asked.peer.as_str(), asked.labels.is_empty()) {
             (ANY, true) => CallForwarder::to_any(|_| true, &operation, way),
             (ANY, false) => {
                 let carriers = self.carriers(&asked.labels);
@@ -117,7 +120,7 @@ impl HubContext {
             Some(input) => input,
             None => CallBody::json(&Value::Null)?,
         };
-        Ok((onward, input))
+        Ok((forwarder, input))
     }
 
     /// The peers that carry all of these labels.

@@ -32,7 +32,7 @@ struct ArrivalMarks {
 
 impl Arrivals {
     /// Begins or ends to note what comes in.
-    pub(super) fn look(&self, is_looking: bool) {
+    pub(super) fn set_probing(&self, is_looking: bool) {
         self.0.send_modify(|marks| {
             *marks = ArrivalMarks {
                 is_looking,

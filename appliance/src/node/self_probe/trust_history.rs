@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::ProbeFinding;
 
 /// How long the node has to show a certificate that every client trusts before it tells clients to insist on one: a
-/// mistake of the first day is found out before it binds anybody.
+/// mistake of the first day is found out before it binds a client.
 const TRUSTED_FOR_S: u64 = 24 * 60 * 60;
 /// Where it is kept since when that is so, below the folder of what TLS keeps.
 const FILE: &str = "trusted-since.json";

@@ -102,7 +102,7 @@ impl BufferPool {
 
     /// Finds the bytes of a source.
     pub(super) fn locate<'a>(&'a self, source: &'a ByteSource) -> GpuResult<SourceBytes<'a>> {
-        fits(self.len(source)?)?;
+        check_length(self.len(source)?)?;
         Ok(match source {
             ByteSource::Buffer(number) => SourceBytes::Buffer(self.stored(*number)?),
             ByteSource::Bytes(bytes) => SourceBytes::Memory(Cow::Borrowed(bytes)),
@@ -132,7 +132,7 @@ impl BufferPool {
         used: u64,
     ) -> GpuResult<TensorBuffer> {
         let len = self.len(source)?;
-        fits(len)?;
+        check_length(len)?;
         if let ByteSource::Buffer(number) = source {
             return self.stored(*number);
         }
@@ -148,7 +148,7 @@ impl BufferPool {
 }
 
 /// One tensor's limit.
-pub(super) fn fits(len: u64) -> GpuResult<()> {
+pub(super) fn check_length(len: u64) -> GpuResult<()> {
     if len > TENSOR_BYTES_MAX {
         return Err(GpuFault::too_large("a tensor", len, TENSOR_BYTES_MAX));
     }

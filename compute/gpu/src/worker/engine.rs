@@ -13,7 +13,7 @@ use alknet_compute_wire::{
 use alknet_worker::{CborBody, GuestCall};
 use serde::Serialize;
 
-use super::buffers::{BufferPool, SourceBytes, TensorBuffer, fits, room};
+use super::buffers::{BufferPool, SourceBytes, TensorBuffer, check_length, room};
 use super::clock::GpuClock;
 use super::dispatch::PipelineCache;
 use super::fault::{GpuFault, GpuResult};
@@ -205,7 +205,7 @@ impl GpuJob<'_> {
             ResultSink::Answer => Ok(Some(result.into())),
             ResultSink::Buffer(number) => {
                 let len = result.len() as u64;
-                fits(len)?;
+                check_length(len)?;
                 room(self.used, len)?;
                 let kept = self.engine.memory.upload(&result)?;
                 self.tensor_table.put(number, TensorBuffer { kept, len });

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use alknet_compute_wire::limits::{SIDE_MAX, THREADS_MAX};
 use alknet_compute_wire::{KernelReply, KernelVariant, MatmulRequest, Matrix, ResultSink};
 
-use super::buffers::{SourceBytes, TensorBuffer, fits, room};
+use super::buffers::{SourceBytes, TensorBuffer, check_length, room};
 use super::engine::GpuJob;
 use super::fault::{GpuFault, GpuResult};
 use super::memory::{TensorMemory, TensorStorage};
@@ -26,7 +26,7 @@ impl GpuJob<'_> {
         let begun = Instant::now();
         let (m, k, n) = self.checked(ask)?;
         let len = u64::from(m) * u64::from(n) * size_of::<f32>() as u64;
-        fits(len)?;
+        check_length(len)?;
         room(self.used, len)?;
         let mut jit = Duration::ZERO;
         // A binding may not be empty, and a product over nothing is zeros.

@@ -6,7 +6,7 @@ use alknet_compute_wire::limits::{MESSAGES_MAX, TENSOR_BYTES_MAX};
 use alknet_compute_wire::{ByteSource, KernelReply, KernelVariant, Sha256Request as Ask};
 use sha2::{Digest, Sha256};
 
-use super::buffers::{SourceBytes, fits, room};
+use super::buffers::{SourceBytes, check_length, room};
 use super::engine::GpuJob;
 use super::fault::{GpuFault, GpuResult};
 use super::memory::TensorStorage;
@@ -23,7 +23,7 @@ impl GpuJob<'_> {
     pub(super) fn sha256(&mut self, ask: &Ask) -> GpuResult<KernelReply> {
         let begun = Instant::now();
         let total = self.tensor_table.len(&ask.data)?;
-        fits(total)?;
+        check_length(total)?;
         let spans = self.spans(&ask.offsets, total)?;
         room(self.used, (spans.len() * DIGEST) as u64)?;
         let mut jit = Duration::ZERO;

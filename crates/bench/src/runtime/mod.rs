@@ -1,6 +1,6 @@
 //! Scripts: what an engine costs to make and a call out of it to answer, beside the engine alone; a
 //! session in a worker, from inside the node and over the network; what idle sessions hold, and what a
-//! mapped tensor does before anybody looks at it.
+//! mapped tensor does before a program reads it.
 //!
 //! Engines are measured in this process and sessions in workers of the built binary, in turns. Time on
 //! the clock moves with whatever else the machine does; processor time hardly does.

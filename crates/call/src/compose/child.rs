@@ -45,7 +45,7 @@ pub(crate) struct ChildCall {
     /// Its idempotency key, where that counts: the call then only waits for the run of the key, which is
     /// counted instead.
     pub(crate) key: Option<Box<str>>,
-    /// It named no one peer: another call with its key may be led to another peer.
+    /// It named no single peer: another call with its key may be led to another peer.
     pub(crate) elsewhere: bool,
     /// What it changes was sent to a server outside of this node.
     pub(crate) sent: AtomicBool,

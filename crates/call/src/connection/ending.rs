@@ -38,15 +38,15 @@ impl CallConnectionState {
         });
     }
 
-    /// Nothing is answered on `lane` any more. Requests of ours that went out on it fail, too,
+    /// Nothing is answered on `stream` any more. Requests of ours that went out on it fail, too,
     /// unless it ended well and there are others: answers on another stream are legal. A peer that drains
     /// ends a stream once it has answered what it will answer of it, and a request that met that end is lost.
-    pub(crate) fn lane_ended(&self, lane: &Arc<CallStream>, badly: bool) {
+    pub(crate) fn stream_ended(&self, stream: &Arc<CallStream>, badly: bool) {
         self.inbound
-            .abort_where(|request| Arc::ptr_eq(request.lane(), lane));
+            .abort_where(|request| Arc::ptr_eq(request.stream(), stream));
         if badly || !self.connection.is_multi() || self.heard_goaway() {
             self.outbound
-                .fail_where(|on| Arc::ptr_eq(on, lane), "the stream ended");
+                .fail_where(|on| Arc::ptr_eq(on, stream), "the stream ended");
         }
     }
 
@@ -107,9 +107,9 @@ impl CallConnectionState {
             self.outbound.close(ENDED);
             return self.hang_up();
         }
-        let lanes = self.live_lanes();
-        self.outbound.abandon(&lanes, ENDED);
-        if lanes.iter().all(|lane| lane.out.is_idle()) {
+        let streams = self.live_streams();
+        self.outbound.abandon(&streams, ENDED);
+        if streams.iter().all(|stream| stream.out.is_idle()) {
             return self.hang_up();
         }
         self.leaving.cancel();
@@ -123,15 +123,15 @@ impl CallConnectionState {
     /// peer. Where the peer does not take it in time, its streams are cut off.
     pub(super) async fn hang_up_when_written(&self) {
         self.leaving.cancelled().await;
-        let lanes = self.live_lanes();
-        let written = lanes
+        let streams = self.live_streams();
+        let written = streams
             .iter()
-            .map(|lane| lane.out.wait_room(SendQueue::is_idle));
+            .map(|stream| stream.out.wait_room(SendQueue::is_idle));
         let written = tokio::time::timeout(self.dispatcher.patience.goodbye, join_all(written));
         if written.await.is_err() {
-            lanes
+            streams
                 .iter()
-                .for_each(|lane| lane.out.kill(StreamCode::Cancelled));
+                .for_each(|stream| stream.out.kill(StreamCode::Cancelled));
             self.tasks.close();
             self.tasks.wait().await;
         }
@@ -154,44 +154,47 @@ impl CallConnectionState {
     /// Where a peer that drains ended the last stream on which it can be told anything: gives it all the credit on that
     /// one which it may have, as it hears no more.
     pub(crate) fn credit_in_advance(&self, ended: &CallStream) {
-        if self.heard_goaway() && !ended.is_single_call() && self.usable_lane().is_none() {
+        if self.heard_goaway() && !ended.is_single_call() && self.usable_stream().is_none() {
             self.outbound.credit_in_advance(ended);
         }
     }
 
     /// Tells the peer on every stream it may be listening to, or on a new one.
     pub(super) async fn say_goaway(self: &Arc<Self>) {
-        let lanes = self.live_lanes();
+        let streams = self.live_streams();
         let why = if self.is_superseded() {
             SUPERSEDED
         } else {
             "the node is shutting down"
         };
-        let say = |lane: &Arc<CallStream>| {
+        let say = |stream: &Arc<CallStream>| {
             let text = |out: &mut Vec<u8>| envelope::append_goaway(out, why, DRAIN_RETRY_MS);
-            lane.out.push(text).is_some()
+            stream.out.push(text).is_some()
         };
-        let said = lanes.iter().filter(|lane| say(lane)).count();
+        let said = streams.iter().filter(|stream| say(stream)).count();
         if said == 0
             && self.connection.is_multi()
-            && let Ok(lane) = self.call_lane(None).await
+            && let Ok(stream) = self.open_call_stream(None).await
         {
-            say(&lane);
-            lane.out.finish();
+            say(&stream);
+            stream.out.finish();
         }
         // After the event is queued: a writer that sees this may finish its stream at once.
         self.goaway_said.store(true, Ordering::Release);
-        lanes.iter().for_each(|lane| lane.out.wake_writer());
+        streams.iter().for_each(|stream| stream.out.wake_writer());
     }
 
-    pub(crate) fn poke_lanes(&self) {
-        self.live_lanes()
+    pub(crate) fn wake_writers(&self) {
+        self.live_streams()
             .iter()
-            .for_each(|lane| lane.out.wake_writer());
+            .for_each(|stream| stream.out.wake_writer());
     }
 
-    fn live_lanes(&self) -> Vec<Arc<CallStream>> {
-        lock(&self.lanes).iter().filter_map(Weak::upgrade).collect()
+    fn live_streams(&self) -> Vec<Arc<CallStream>> {
+        lock(&self.streams)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 }
 
@@ -209,14 +212,14 @@ impl Drop for EndOnDrop {
             .detach(link.info.id, link.dispatcher.announcer());
         link.imports.store(None);
         link.inbound.abort_where(|_| true);
-        let lanes = std::mem::take(&mut *lock(&link.lanes));
-        let lanes: Vec<_> = lanes.iter().filter_map(Weak::upgrade).collect();
+        let streams = std::mem::take(&mut *lock(&link.streams));
+        let streams: Vec<_> = streams.iter().filter_map(Weak::upgrade).collect();
         // What was not said must not look like a connection that ended in order.
-        let cut = link.has_outbound() || lanes.iter().any(|lane| !lane.out.is_idle());
+        let cut = link.has_outbound() || streams.iter().any(|stream| !stream.out.is_idle());
         link.outbound.close(ENDED);
-        lanes
+        streams
             .iter()
-            .for_each(|lane| lane.out.kill(StreamCode::Cancelled));
+            .for_each(|stream| stream.out.kill(StreamCode::Cancelled));
         if !cut {
             link.hang_up();
         }

@@ -6,11 +6,11 @@ use alknet_core::CloseCode;
 use tokio::time::Instant;
 
 use super::CallConnectionState;
+use crate::backpressure::{UnreadBytes, UnreadLimitError};
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{OVERLOAD_RETRY_MS, PeerLimits};
 use crate::request_bytes::GrowLimit;
 use crate::sync::lock;
-use crate::unread::{UnreadBytes, UnreadLimitError};
 
 /// Why a connection ends whose peer did not say in time who it is.
 pub(crate) const UNKNOWN: &str = "not authenticated in time";
@@ -181,7 +181,7 @@ impl CallConnectionState {
     /// Resolves once an unknown peer has asked nothing for as long as it may, or has an unknown peer's place for
     /// as long as it may, whatever it asks. The carriage itself only notices a peer that is silent, and keeping a
     /// connection open takes a few bytes a minute: a PING on QUIC, a frame that is no request on TCP, a
-    /// subscription that anybody may have, or a small request.
+    /// subscription that every peer may have, or a small request.
     pub(super) async fn unknown_for_too_long(&self) {
         if self.connection.info().dialled || self.is_guest() {
             return std::future::pending().await;

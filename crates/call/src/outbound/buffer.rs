@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::backpressure::{RequesterSource, UnreadBytes, UnreadQuota};
 use crate::body::CallBody;
 use crate::connection::UnreadReservation;
 use crate::credit::{CreditGrant, SubscriptionCredit};
@@ -13,7 +14,6 @@ use crate::limits::{
     OVERLOAD_RETRY_MS, READ_STEP_BYTES, STREAM_EVENTS_BYTES, WINDOW_FORWARDED_MAX,
 };
 use crate::request_bytes::{GrowLimit, RequestBytes, Requester};
-use crate::unread::{RequesterSource, UnreadBytes, UnreadQuota};
 
 /// One event of a subscription, as its subscriber sees it.
 #[derive(Clone, Debug)]
@@ -381,7 +381,7 @@ mod tests {
         assert_eq!((buffer.waiting.bytes(), all.kept().0), (0, 0));
     }
 
-    /// Else who leaves answers unread would end the subscriptions of everybody whose events are long.
+    /// Else a peer that leaves answers unread would end the subscriptions of every peer whose events are long.
     #[tokio::test]
     async fn one_event_of_a_requester_has_room_whatever_others_have() {
         const LONG: usize = 300 << 10;

@@ -103,7 +103,7 @@ impl ForwardHandler {
         Ok(CallOptions {
             timeout: time_left(ctx.deadline())?,
             forwarded_for: self.originator(ctx)?,
-            idempotency_key: onward_key(ctx),
+            idempotency_key: forwarded_key(ctx),
             trace: ctx.trace().map(str::to_owned),
             hops: next_hop(ctx.hops())?,
             ..CallOptions::default()
@@ -139,7 +139,7 @@ impl ForwardHandler {
             }
         };
         // A peer that honours the key of this request is asked again with it.
-        let asks_again = self.is_keyed && onward_key(&ctx).is_some() && !ctx.may_go_elsewhere();
+        let asks_again = self.is_keyed && forwarded_key(&ctx).is_some() && !ctx.may_go_elsewhere();
         if !asks_again {
             self.note_sent(true, &ctx);
         }
@@ -277,7 +277,7 @@ fn next_hop(hops: u8) -> Result<u8, CallError> {
 ///
 /// To the peer all requests come from this node, so the key holds the caller's name as well: equal
 /// keys of two callers stay two. Callers without a name that lasts have none here.
-fn onward_key(ctx: &Ctx) -> Option<String> {
+fn forwarded_key(ctx: &Ctx) -> Option<String> {
     let key = ctx.idempotency_key()?;
     let caller = match (ctx.identity(), ctx.conn().key) {
         (Some(identity), _) => identity.id.to_string(),

@@ -123,7 +123,7 @@ impl CallForwarder {
         };
         let events = follow(&found, input, ctx.clone());
         let right = ForwardingGrant {
-            onward: self,
+            forwarder: self,
             found,
             resource,
             ctx: ctx.clone(),
@@ -303,7 +303,7 @@ fn check_rule(
 
 /// What a subscription that was passed on rests on.
 struct ForwardingGrant {
-    onward: CallForwarder,
+    forwarder: CallForwarder,
     found: ResolvedOperation,
     resource: Option<Box<str>>,
     ctx: Ctx,
@@ -329,6 +329,6 @@ impl ForwardingGrant {
 
     fn holds(&self) -> Result<(), CallError> {
         let resource = self.resource.as_deref();
-        self.onward.holds(&self.found, resource, &self.ctx)
+        self.forwarder.holds(&self.found, resource, &self.ctx)
     }
 }

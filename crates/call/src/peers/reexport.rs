@@ -38,7 +38,7 @@ pub struct ReExport {
 }
 
 impl ReExport {
-    /// Offers `operation` of the peer that `peer` leads to, under the same name and to everybody:
+    /// Offers `operation` of the peer that `peer` leads to, under the same name and to every caller:
     /// say who may call it. Its schemas take everything; the peer checks.
     #[must_use]
     pub fn new(op_type: OperationType, operation: &str, peer: PeerRef) -> Self {
@@ -152,7 +152,7 @@ pub(super) async fn ask_around(
     }
 }
 
-/// The codes that the peer's own description names are passed on; others are no code of anybody.
+/// The codes that the peer's own description names are passed on; others are codes that the peer did not describe.
 async fn ask(
     found: &ResolvedOperation,
     input: CallBody,

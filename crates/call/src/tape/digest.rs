@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use jsonschema::json::Node as _;
 
-use super::node::{TapeItems, TapeNode};
+use super::node::{TapeNode, UnparsedItems};
 
 /// The hashes of two inputs that differ are the same by chance only: a peer that does not know these keys cannot choose
 /// two such inputs.
@@ -74,7 +74,7 @@ impl<'k, S: BuildHasher> Pair<'k, S> {
     }
 
     /// Summed up, and not sorted: that would take several times the bytes of the text.
-    fn members(&mut self, mut members: TapeItems<'_>) {
+    fn members(&mut self, mut members: UnparsedItems<'_>) {
         let mut all = Digest::default();
         while let Some((name, value)) = members.next_member() {
             let mut member = Self::new(self.keys);

@@ -128,12 +128,12 @@ impl<'t> TapeNode<'t> {
         self.first() == b'"' && quotes(self.rest(), text)
     }
 
-    fn container(&self, bracket: u8) -> Option<TapeItems<'t>> {
+    fn container(&self, bracket: u8) -> Option<UnparsedItems<'t>> {
         if self.first() != bracket {
             return None;
         }
         let head = self.at as usize;
-        Some(TapeItems {
+        Some(UnparsedItems {
             next: self.within(self.at + HEAD_WORDS),
             left: self.words.get(head + 2).copied().unwrap_or_default(),
             end: self.words.get(head + 1).copied().unwrap_or_default(),
@@ -253,14 +253,14 @@ fn quotes(quoted: &str, text: &str) -> bool {
 
 /// What an array or object holds that was not looked at yet.
 #[derive(Clone, Debug)]
-pub(crate) struct TapeItems<'t> {
+pub(crate) struct UnparsedItems<'t> {
     next: TapeNode<'t>,
     left: u32,
     /// The word behind all of it.
     end: u32,
 }
 
-impl<'t> TapeItems<'t> {
+impl<'t> UnparsedItems<'t> {
     pub(super) fn count_left(&self) -> usize {
         self.left as usize
     }
@@ -303,7 +303,7 @@ impl<'t> TapeItems<'t> {
     }
 }
 
-impl<'t> Iterator for TapeItems<'t> {
+impl<'t> Iterator for UnparsedItems<'t> {
     type Item = TapeNode<'t>;
 
     fn next(&mut self) -> Option<TapeNode<'t>> {
@@ -316,7 +316,7 @@ impl<'t> Iterator for TapeItems<'t> {
 
 /// The members of an object.
 #[derive(Debug)]
-pub(crate) struct TapeMembers<'t>(TapeItems<'t>);
+pub(crate) struct TapeMembers<'t>(UnparsedItems<'t>);
 
 impl<'t> Iterator for TapeMembers<'t> {
     type Item = (Cow<'t, str>, TapeNode<'t>);
@@ -346,15 +346,15 @@ impl Json for TapeJson {
 }
 
 impl<'t> JsonNode<'t, TapeJson> for TapeNode<'t> {
-    type Object = TapeItems<'t>;
-    type Array = TapeItems<'t>;
+    type Object = UnparsedItems<'t>;
+    type Array = UnparsedItems<'t>;
     type Number = Number;
 
-    fn as_object(&self) -> Option<TapeItems<'t>> {
+    fn as_object(&self) -> Option<UnparsedItems<'t>> {
         self.container(b'{')
     }
 
-    fn as_array(&self) -> Option<TapeItems<'t>> {
+    fn as_array(&self) -> Option<UnparsedItems<'t>> {
         self.container(b'[')
     }
 
@@ -428,7 +428,7 @@ impl<'t> JsonNode<'t, TapeJson> for TapeNode<'t> {
     }
 }
 
-impl<'t> Object<'t, TapeJson> for TapeItems<'t> {
+impl<'t> Object<'t, TapeJson> for UnparsedItems<'t> {
     type Node = TapeNode<'t>;
     type MemberName = Cow<'t, str>;
     type MembersIter = TapeMembers<'t>;
@@ -446,7 +446,7 @@ impl<'t> Object<'t, TapeJson> for TapeItems<'t> {
     }
 }
 
-impl<'t> Array<'t, TapeJson> for TapeItems<'t> {
+impl<'t> Array<'t, TapeJson> for UnparsedItems<'t> {
     type Node = TapeNode<'t>;
     type ElementsIter = Self;
 

@@ -8,7 +8,7 @@ use jsonschema::json::{Node as _, cmp};
 use serde_json::Number;
 
 use super::CONTAINER;
-use super::node::{TapeItems, TapeNode, unquoted};
+use super::node::{TapeNode, UnparsedItems, unquoted};
 
 /// Random keys: a peer that sends names cannot know which of them collide.
 static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -43,7 +43,7 @@ fn hash(node: &TapeNode<'_>) -> u64 {
         JsonType::Object => {
             let mut all = 0_u64;
             let mut members = node.as_object();
-            while let Some((name, value)) = members.as_mut().and_then(TapeItems::next_member) {
+            while let Some((name, value)) = members.as_mut().and_then(UnparsedItems::next_member) {
                 let name = name.string().unwrap_or_default();
                 all = all.wrapping_add(KEYS.hash_one((name, hash(&value))));
             }
@@ -114,7 +114,7 @@ fn same(one: &TapeNode<'_>, other: &TapeNode<'_>) -> bool {
 
 /// Whether no two of the values are the same. The more are compared at once the more memory it takes: the first
 /// few come first, since where there are many that are short, two of them are the same.
-pub(super) fn all_differ(items: &TapeItems<'_>) -> bool {
+pub(super) fn all_differ(items: &UnparsedItems<'_>) -> bool {
     let mut most = FIRST_COMPARED;
     loop {
         let compared = most.min(items.count_left());

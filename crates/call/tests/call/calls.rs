@@ -128,7 +128,7 @@ async fn a_slow_call_delays_no_other_and_its_abort_is_seen_at_once() {
         let node = CallTestNode::new();
         let client = node.client(carriage, None);
         let options = CallOptions {
-            route: CallRoute::Lane,
+            route: CallRoute::Shared,
             ..CallOptions::default()
         };
         let slow = client.call_with("test/hang", &Value::Null, &options);
@@ -151,7 +151,7 @@ async fn a_slow_call_delays_no_other_and_its_abort_is_seen_at_once() {
 #[tokio::test]
 async fn dropping_a_call_aborts_it() {
     for carriage in CARRIAGES {
-        for route in [CallRoute::Lane, CallRoute::Stream] {
+        for route in [CallRoute::Shared, CallRoute::Stream] {
             let node = CallTestNode::new();
             let client = node.client(carriage, None);
             let options = CallOptions {
@@ -230,7 +230,7 @@ async fn a_node_keeps_to_the_deadline_of_a_caller_that_only_waits() {
 #[tokio::test]
 async fn subscriptions_deliver_everything_in_order() {
     for carriage in CARRIAGES {
-        for route in [CallRoute::Auto, CallRoute::Lane] {
+        for route in [CallRoute::Auto, CallRoute::Shared] {
             let node = CallTestNode::new();
             let client = node.client(carriage, None);
             let options = CallOptions {

@@ -161,7 +161,7 @@ async fn an_operation_learns_only_what_it_may_call_itself() {
         let shown = soon(client.call(operation, &schema)).await;
         assert_eq!(shown.is_ok(), is_shown, "{operation}: {shown:?}");
     }
-    // What everybody may call is shown to everything.
+    // Every operation sees what every caller may call.
     let open = json!({"op": "services/schema", "input": {"name": "app/bare"}});
     assert!(soon(client.call("app/blind", &open)).await.is_ok());
 }
@@ -266,7 +266,7 @@ async fn a_forged_originator_changes_nothing() {
 }
 
 #[tokio::test]
-async fn everybody_works_with_what_they_were_registered_with() {
+async fn each_operation_works_with_what_it_was_registered_with() {
     let with = |name: &str, secret: &str, label| {
         let registration = mirror(query(name).internal());
         let scopes: [&str; 0] = [];

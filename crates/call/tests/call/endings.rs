@@ -345,7 +345,7 @@ async fn a_request_on_a_stream_that_a_draining_peer_ends_fails_at_once() {
             _ = &mut first => panic!("nothing was answered"),
             asked = asked(&accepted) => asked,
         };
-        let together = options(CallRoute::Lane);
+        let together = options(CallRoute::Shared);
         let second = client.call_with("test/echo", &two, &together);
         tokio::pin!(second);
         let (mut ends, second_id) = tokio::select! {

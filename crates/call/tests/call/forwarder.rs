@@ -102,7 +102,7 @@ fn busy(probe: &Arc<OperationProbe>) -> Registration {
     Registration::new(OperationSpec::mutation("work/busy", "Has no room."), busy).open()
 }
 
-/// `go:*` to everybody, `go:w2` to one.
+/// `go:*` for every peer, `go:w2` for one.
 fn way(peer: Option<&str>) -> AccessControl {
     let scopes = ["go:everywhere".to_owned()];
     let there = peer.map(|peer| format!("go:{peer}"));
@@ -112,10 +112,10 @@ fn way(peer: Option<&str>) -> AccessControl {
     }
 }
 
-fn onward(input: &CallBody) -> (CallForwarder, CallBody) {
+fn forwarder(input: &CallBody) -> (CallForwarder, CallBody) {
     let asked = input.value();
     let operation = asked["operation"].as_str().unwrap_or_default();
-    let onward = match asked["peer"].as_str() {
+    let forwarder = match asked["peer"].as_str() {
         Some(peer) => CallForwarder::to(peer, operation, way),
         None => {
             let not = asked["not"].as_str().map(str::to_owned);
@@ -129,7 +129,7 @@ fn onward(input: &CallBody) -> (CallForwarder, CallBody) {
     let input = input
         .member("input")
         .unwrap_or_else(|| CallBody::json(&Value::Null).expect("JSON"));
-    (onward, input)
+    (forwarder, input)
 }
 
 fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) -> CallTestNode {
@@ -139,8 +139,8 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) ->
     let mut once = OperationSpec::mutation("farm/once", "Passes a call on once.").with_identity();
     once.idempotent = Idempotence::Keyed;
     let passes_on = HandlerKind::once(|input: CallBody, ctx: Ctx| {
-        let (onward, input) = onward(&input);
-        async move { onward.call(input, &ctx).await }
+        let (forwarder, input) = forwarder(&input);
+        async move { forwarder.call(input, &ctx).await }
     });
     let mut order = OperationSpec::mutation("farm/order", "Charges at any peer.").with_identity();
     order.idempotent = Idempotence::Keyed;
@@ -162,8 +162,8 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) ->
             Registration::new(
                 call,
                 HandlerKind::once(|input: CallBody, ctx: Ctx| {
-                    let (onward, input) = onward(&input);
-                    async move { onward.call(input, &ctx).await }
+                    let (forwarder, input) = forwarder(&input);
+                    async move { forwarder.call(input, &ctx).await }
                 }),
             )
             .passing_errors_on(),
@@ -172,8 +172,8 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: PeerTimeouts) ->
             Registration::new(
                 follow,
                 HandlerKind::stream(|input: CallBody, ctx: Ctx| {
-                    let (onward, input) = onward(&input);
-                    onward.subscribe(input, &ctx)
+                    let (forwarder, input) = forwarder(&input);
+                    forwarder.subscribe(input, &ctx)
                 }),
             )
             .passing_errors_on(),
@@ -218,7 +218,7 @@ fn refused(code: &str) -> Result<Value, String> {
 }
 
 #[tokio::test]
-async fn the_way_is_checked_before_anybody_is_looked_for() {
+async fn the_way_is_checked_before_a_peer_is_looked_for() {
     for carriage in CARRIAGES {
         let farm = farm(carriage).await;
         let ask = async |scopes: &[&str], peer: &str, operation: &str| {
@@ -328,7 +328,7 @@ async fn any_is_the_least_busy_of_those_that_suit_and_may_be_reached() {
 }
 
 #[tokio::test]
-async fn a_query_of_anybody_survives_the_loss_of_its_peer() {
+async fn a_query_of_any_peer_survives_the_loss_of_its_peer() {
     for carriage in CARRIAGES {
         let farm = farm(carriage).await;
         let user = farm

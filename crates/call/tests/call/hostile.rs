@@ -453,7 +453,7 @@ fn strict() -> (CallTestNode, Duration) {
     (CallTestNode::with_patience(patience), longest)
 }
 
-/// What everybody may follow never ends by itself.
+/// A subscription that every peer may have never ends by itself.
 #[tokio::test]
 async fn an_unknown_peer_that_follows_something_is_ended() {
     for carriage in CARRIAGES {
@@ -535,7 +535,7 @@ async fn a_peer_that_says_who_it_is_in_time_stays() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_reading_loses_its_lane() {
+async fn a_reader_that_stops_reading_loses_its_stream() {
     let node = CallTestNode::impatient();
     let (dialled, served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
@@ -759,7 +759,7 @@ async fn answers_may_come_on_another_stream() {
     let input = json!(1);
     let call = client.call("any/thing", &input);
     let serve = async {
-        let (send, recv) = accepted.accept_bi().await.expect("a lane");
+        let (send, recv) = accepted.accept_bi().await.expect("a stream");
         let mut other = RawPeer::new(accepted.clone()).await;
         other
             .send(EventKind::Responded, "1", json!({ "output": "elsewhere" }))

@@ -20,8 +20,8 @@ async fn earlier_peers_answer_anywhere_and_ask_without_a_mark() {
         soon(async { tokio::join!(first, second) }).await
     };
     let serve = async {
-        // The requests come on lanes of the client's; nothing is ever written there.
-        let (_one, mut requests) = accepted.accept_bi().await.expect("a lane");
+        // The requests come on streams of the client; nothing is ever written there.
+        let (_one, mut requests) = accepted.accept_bi().await.expect("a stream");
         soon(requests.read_chunk(64 << 10)).await.expect("requests");
         let mut own = RawPeer::new(accepted.clone()).await;
         own.request("1", "client/double", json!(21)).await;
@@ -82,7 +82,7 @@ async fn the_accepting_side_marks_its_ids() {
 }
 
 #[tokio::test]
-async fn an_abort_is_seen_behind_a_slow_call_of_the_same_lane() {
+async fn an_abort_is_seen_behind_a_slow_call_of_the_same_stream() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let (dialled, _served) = node.serve(carriage, None);

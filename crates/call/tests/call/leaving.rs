@@ -31,7 +31,7 @@ fn counting() -> CallTestNode {
 }
 
 /// The hub has heard that its peer drains.
-async fn told(hub: &CallTestNode) {
+async fn drain_seen(hub: &CallTestNode) {
     let peer: PeerId = "w1".parse().expect("a peer id");
     let wait = async {
         // Nothing announces it: it is looked for again and again.
@@ -55,7 +55,7 @@ async fn what_is_passed_on_goes_on_while_the_peer_drains() {
         assert_eq!(user.event().await.0, EventKind::Responded);
         let leaving = Arc::clone(&worker.dispatcher);
         let drained = tokio::spawn(async move { leaving.drain().await });
-        told(&hub).await;
+        drain_seen(&hub).await;
         let credit = json!({ "n": EVENTS });
         user.send(EventKind::Credit, "1", credit).await;
         for n in 1..EVENTS / 2 {

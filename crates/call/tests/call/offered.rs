@@ -57,13 +57,17 @@ async fn names(client: &CallConnection) -> Vec<String> {
     found.into_iter().map(|it| it.name).collect()
 }
 
-async fn asked(client: &CallConnection, name: &str, input: &Value) -> Result<Value, CallError> {
+async fn call_value(
+    client: &CallConnection,
+    name: &str,
+    input: &Value,
+) -> Result<Value, CallError> {
     let answer = soon(client.call(name, input)).await;
     answer.map(|body| body.value().clone())
 }
 
 async fn refused(client: &CallConnection, name: &str) -> CallError {
-    let answer = asked(client, name, &Value::Null).await;
+    let answer = call_value(client, name, &Value::Null).await;
     answer.expect_err("the caller lacks the scope")
 }
 
@@ -88,7 +92,7 @@ async fn callers_reach_and_see_an_imported_operation_by_its_scope() {
         assert_eq!(names(&client).await, seen, "{scopes:?}");
         for name in ["api/note", "api/tag"] {
             let (answer, schema) = (
-                asked(&client, name, &Value::Null).await,
+                call_value(&client, name, &Value::Null).await,
                 soon(client.schema(name)).await,
             );
             let is_seen = seen.contains(&name);
@@ -140,9 +144,9 @@ async fn an_operation_calls_an_imported_one_by_its_own_scopes_alone() {
     // The scopes of the caller add nothing and take nothing away.
     for scopes in [&["*"][..], &["import:api:*"], &[]] {
         let client = node.client(Carriage::Memory, holder(scopes));
-        let answer = asked(&client, "app/may", &note).await;
+        let answer = call_value(&client, "app/may", &note).await;
         assert_eq!(answer, Ok(json!("of the server")), "{scopes:?}");
-        let refused = asked(&client, "app/may-not", &note).await;
+        let refused = call_value(&client, "app/may-not", &note).await;
         let error = refused.expect_err("the operation lacks the scope");
         assert_eq!(error.code, ErrorCode::Forbidden, "{error}");
         let lacks = "it lacks the scope 'import:api:note'";
@@ -219,7 +223,7 @@ async fn why_a_server_is_not_reached_is_for_those_who_read_the_node() {
             let input = json!(name);
             for error in [
                 refused(&client, name).await,
-                asked(&client, "app/uses", &input)
+                call_value(&client, "app/uses", &input)
                     .await
                     .expect_err("it fails"),
             ] {
@@ -269,10 +273,10 @@ async fn what_a_peer_imported_is_reached_there_by_its_scope_and_that_of_the_way(
     attached(&hub, &["worker"]).await;
     let client = hub.client(Carriage::Memory, holder(&["*"]));
     let there = json!("worker");
-    let answer = asked(&client, "app/may", &there).await;
+    let answer = call_value(&client, "app/may", &there).await;
     assert_eq!(answer, Ok(json!("of the server")));
     let error = async |name: &str, peer: &Value| {
-        let answer = asked(&client, name, peer).await;
+        let answer = call_value(&client, name, peer).await;
         answer.expect_err("it lacks something")
     };
     let no_scope = error("app/no-scope", &there).await;

@@ -1,4 +1,4 @@
-//! Rights that are taken away: what is asked, answered and told from then on, before anybody who watches over a
+//! Rights that are taken away: what is asked, answered and sent from then on, before the task that watches over a
 //! connection has heard of it.
 
 use std::sync::{Arc, Mutex};

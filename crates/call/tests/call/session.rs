@@ -60,7 +60,7 @@ async fn an_unknown_peer_authenticates_once() {
     }
 }
 
-/// Takes a token away just before anybody begins to watch for that.
+/// Takes a token away just before the node begins to watch for that.
 #[derive(Default)]
 struct RacingIdentities(TokenIdentities);
 

@@ -158,7 +158,7 @@ async fn an_event_that_finds_no_room_comes_when_there_is_some() {
 async fn a_paused_reader_without_room_loses_its_own_streams_only() {
     let moment = deadline(Duration::from_millis(30));
     let patience = PeerTimeouts {
-        blocked_lane: moment,
+        blocked_stream: moment,
         ..PeerTimeouts::default()
     };
     let node = node(0, patience);

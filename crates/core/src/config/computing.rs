@@ -110,7 +110,7 @@ pub(super) fn compute(
 fn sandbox_level(text: &str) -> Result<SandboxLevel, ConfigDiagnostic> {
     let mut levels = SandboxLevel::ALL.into_iter();
     levels.find(|level| level.name() == text).ok_or_else(|| {
-        (
+        ConfigDiagnostic::new(
             format!("{} is no level of a sandbox", quote(text)),
             "write process-only, partial or full".to_owned(),
         )
@@ -124,7 +124,7 @@ fn driver_name(text: &str) -> Result<String, ConfigDiagnostic> {
     if letter && text.len() <= DRIVER_BYTES_MAX && text.bytes().all(plain) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no name of a driver", quote(text)),
         "write one that 'alknet gpu info' lists, like llvmpipe, or none".to_owned(),
     ))

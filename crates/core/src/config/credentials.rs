@@ -130,7 +130,7 @@ fn bounded(
 ) {
     if let Some(beyond) = entries.get(most) {
         let what = format!("there are more than {most} {what}");
-        beyond.wrong(notes, what, "leave some out");
+        beyond.report(notes, what, "leave some out");
     }
 }
 
@@ -163,12 +163,12 @@ fn credential(
         ];
         if let Some(second) = placed.next().filter(|_| kind == CapabilityKind::ApiKey) {
             let what = "a key goes into one place only";
-            second.wrong(notes, what, "keep one of header, query and cookie");
+            second.report(notes, what, "keep one of header, query and cookie");
         }
         for (of, key, there) in needed {
             if kind == of && !there {
                 let what = format!("the kind {kind} needs the key {key}");
-                place.wrong(notes, what, format!("add {key} = \"…\""));
+                place.report(notes, what, format!("add {key} = \"…\""));
             }
         }
         let secret = kind != CapabilityKind::Aead && purpose.is_none();
@@ -183,7 +183,7 @@ fn credential(
         for (value, fits) in fit {
             if let Some(value) = value.as_ref().filter(|_| !fits) {
                 let what = format!("the kind {kind} as it is here has no use for this key");
-                value.wrong(notes, what, "leave it out");
+                value.report(notes, what, "leave it out");
             }
         }
     }
@@ -220,7 +220,7 @@ fn operation(
     );
     let is_known = |text: &str| match known.iter().any(|name| name == text) {
         true => Ok(text.to_owned()),
-        false => Err((
+        false => Err(ConfigDiagnostic::new(
             "there is no credential of this name".to_owned(),
             "add [[credentials]] with it, or leave it out".to_owned(),
         )),
@@ -231,7 +231,7 @@ fn operation(
             && let Some(value) = granted.get(at)
         {
             let what = format!("{} is listed twice", quote(one));
-            value.wrong(notes, what, "keep one of the two");
+            value.report(notes, what, "keep one of the two");
         }
     }
     Some(OperationConfig {
@@ -248,7 +248,7 @@ fn unique(
 ) -> Option<String> {
     if seen.contains(&name) {
         let what = format!("{} has an entry already", quote(&name));
-        value.wrong(notes, what, "keep one of the two");
+        value.report(notes, what, "keep one of the two");
         return None;
     }
     seen.push(name.clone());
@@ -267,14 +267,20 @@ fn sealed(value: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Opt
     section.finish(notes);
     let format = |text: &str| match text == ALG {
         true => Ok(text.to_owned()),
-        false => Err(("this is no format of records", "write \"ALK1\"").map_texts()),
+        false => Err(ConfigDiagnostic::new(
+            "this is no format of records",
+            "write \"ALK1\"",
+        )),
     };
     let alg = alg.and_then(|value| value.parsed(notes, format));
     let key_version = key_version.and_then(|value| value.number(KEY_VERSIONS, notes));
     let mut bytes = |value: Option<ConfigValue<'_, '_>>, fits: fn(usize) -> bool| {
         value?.parsed(notes, |text| match BASE64.decode(text.as_bytes()) {
             Ok(bytes) if fits(bytes.len()) => Ok(bytes),
-            _ => Err(("this is no part of a record", example).map_texts()),
+            _ => Err(ConfigDiagnostic::new(
+                "this is no part of a record",
+                example,
+            )),
         })
     };
     let salt = bytes(salt, |len| len == 32);
@@ -289,22 +295,15 @@ fn sealed(value: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Opt
     })
 }
 
-trait Texts {
-    fn map_texts(self) -> ConfigDiagnostic;
-}
-
-impl Texts for (&str, &str) {
-    fn map_texts(self) -> ConfigDiagnostic {
-        (self.0.to_owned(), self.1.to_owned())
-    }
-}
-
 fn credential_name(text: &str) -> Result<String, ConfigDiagnostic> {
     if is_credential_name(text) {
         return Ok(text.to_owned());
     }
     let fix = "use 1 to 32 of a-z, 0-9 and '-', a letter first";
-    Err(("this is no name of a credential", fix).map_texts())
+    Err(ConfigDiagnostic::new(
+        "this is no name of a credential",
+        fix,
+    ))
 }
 
 /// Whether a credential may be called so: 1 to 32 of `a-z`, `0-9` and `-`, a letter first.
@@ -324,7 +323,7 @@ fn capability_kind(text: &str) -> Result<CapabilityKind, ConfigDiagnostic> {
     all.find(|kind| kind.name() == text).ok_or_else(|| {
         let names = CapabilityKind::ALL.map(CapabilityKind::name).join(", ");
         let what = "this is no kind of credential".to_owned();
-        (what, format!("write one of {names}"))
+        ConfigDiagnostic::new(what, format!("write one of {names}"))
     })
 }
 
@@ -333,7 +332,7 @@ fn header_name(text: &str) -> Result<String, ConfigDiagnostic> {
         return Ok(text.to_owned());
     }
     let fix = "write it in lower case, like x-api-key";
-    Err(("this is no name of a header", fix).map_texts())
+    Err(ConfigDiagnostic::new("this is no name of a header", fix))
 }
 
 /// Of a parameter or a cookie: what stands in both as it is.
@@ -345,7 +344,10 @@ fn parameter_name(text: &str) -> Result<String, ConfigDiagnostic> {
         return Ok(text.to_owned());
     }
     let fix = "use 1 to 64 of A-Z, a-z, 0-9, '_', '.', '~' and '-'";
-    Err(("this is no name of a parameter or a cookie", fix).map_texts())
+    Err(ConfigDiagnostic::new(
+        "this is no name of a parameter or a cookie",
+        fix,
+    ))
 }
 
 fn user_name(text: &str) -> Result<String, ConfigDiagnostic> {
@@ -355,7 +357,7 @@ fn user_name(text: &str) -> Result<String, ConfigDiagnostic> {
         return Ok(text.to_owned());
     }
     let fix = "use 1 to 255 printable ASCII characters without ':' and spaces";
-    Err(("this is no user", fix).map_texts())
+    Err(ConfigDiagnostic::new("this is no user", fix))
 }
 
 /// Refuses the keys that are the node's own name somewhere, or that let people in.
@@ -371,7 +373,7 @@ fn signing_purpose(text: &str) -> Result<String, ConfigDiagnostic> {
     let fix = "write dns-zone-ZONE-GENERATION, or leave the key out and bring a key from outside";
     if NEVER.contains(&text) {
         let what = format!("the key {} is handed to no operation", quote(text));
-        return Err((what, fix.to_owned()));
+        return Err(ConfigDiagnostic::new(what, fix.to_owned()));
     }
     let number = |text: &str| {
         let number: u32 = text.parse().ok()?;
@@ -384,7 +386,7 @@ fn signing_purpose(text: &str) -> Result<String, ConfigDiagnostic> {
     });
     match numbers {
         Some(_) => Ok(text.to_owned()),
-        None => Err(("this is no purpose of a key", fix).map_texts()),
+        None => Err(ConfigDiagnostic::new("this is no purpose of a key", fix)),
     }
 }
 
@@ -402,7 +404,7 @@ fn operation_name(text: &str) -> Result<String, ConfigDiagnostic> {
     if fits && text.split('/').all(is_segment) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no name of an operation", quote(text)),
         "write it like js/mint".to_owned(),
     ))

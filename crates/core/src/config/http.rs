@@ -41,7 +41,7 @@ pub struct HttpSection {
     pub server: Option<String>,
     /// What is served on TCP port 80.
     pub port80: Port80,
-    /// Whether the description of the gateway is for everybody.
+    /// Whether unknown peers may read the description of the gateway.
     pub public_openapi: bool,
     /// Whether calls over WebSocket are taken.
     pub websocket: bool,
@@ -235,7 +235,7 @@ pub(super) fn section(
         _ => None,
     };
     if let (Some(value), Some(key)) = (told, missing) {
-        value.wrong(
+        value.report(
             notes,
             format!("it needs {key}, which is missing"),
             format!("set {key}"),
@@ -243,7 +243,7 @@ pub(super) fn section(
     }
     if let (true, true, Some(value)) = (stealth, public_openapi, &public) {
         let what = "a node that tells nothing has no public description";
-        value.wrong(notes, what, "leave out http.stealth or http.public_openapi");
+        value.report(notes, what, "leave out http.stealth or http.public_openapi");
     }
     HttpSection {
         enabled,
@@ -284,7 +284,7 @@ fn cors_of(
     // A browser asks without a token whether a page may send one (the Fetch standard, section 3.2.2).
     if let (true, Some(value)) = (stealth, told.first()) {
         let what = "a node that tells nothing answers no browser that asks whether a page may call";
-        value.wrong(notes, what, "leave out http.stealth or http.cors.origins");
+        value.report(notes, what, "leave out http.stealth or http.cors.origins");
     }
     HttpCors { origins }
 }
@@ -299,7 +299,7 @@ fn hsts_of(mut section: ConfigTable<'_, '_>, notes: &mut ConfigDiagnostics<'_>) 
     if let (Some(value), Some(true), false) = (&listed, preload, wide) {
         let what = "browsers list only names that stand for every name below them";
         let fix = "set http.hsts.include_subdomains = true, or leave out http.hsts.preload";
-        value.wrong(notes, what, fix);
+        value.report(notes, what, fix);
     }
     HttpHsts {
         enabled: enabled.unwrap_or(true),
@@ -325,7 +325,7 @@ fn listed<T>(
 ) -> Vec<T> {
     if let Some(beyond) = values.get(LISTED_MAX) {
         let what = format!("there are more than {LISTED_MAX}");
-        beyond.wrong(notes, what, "leave some out");
+        beyond.report(notes, what, "leave some out");
     }
     each(values, parse, notes)
 }
@@ -335,7 +335,7 @@ fn decoy_of(text: &str) -> Result<Decoy, ConfigDiagnostic> {
         "not_found" => Ok(Decoy::NotFound),
         "redirect" => Ok(Decoy::Redirect),
         "site" => Ok(Decoy::Site),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is no decoy", quote(text)),
             "write \"not_found\", \"site\" or \"redirect\"".to_owned(),
         )),
@@ -347,7 +347,7 @@ fn port80_of(text: &str) -> Result<Port80, ConfigDiagnostic> {
         "off" => Ok(Port80::Off),
         "acme" => Ok(Port80::Acme),
         "acme+redirect" => Ok(Port80::AcmeRedirect),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is not served on port 80", quote(text)),
             "write \"off\", \"acme\" or \"acme+redirect\"".to_owned(),
         )),
@@ -362,7 +362,7 @@ fn address(text: &str) -> Result<String, ConfigDiagnostic> {
     let fits = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
         && text.bytes().all(|b| b.is_ascii_graphic());
     fits.then(|| text.to_owned()).ok_or_else(|| {
-        (
+        ConfigDiagnostic::new(
             format!("{} is no address", quote(text)),
             "write https://host/path".to_owned(),
         )
@@ -381,7 +381,7 @@ fn origin(text: &str) -> Result<String, ConfigDiagnostic> {
                 .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b':' | b'[' | b']'))
     });
     fits.then(|| text.to_owned()).ok_or_else(|| {
-        (
+        ConfigDiagnostic::new(
             format!("{} is no origin", quote(text)),
             "write https://host or https://host:port, in lower case and without a path".to_owned(),
         )
@@ -395,7 +395,7 @@ fn folder(text: &str) -> Result<String, ConfigDiagnostic> {
     }
     let fits = text.starts_with('/') && !text.split('/').any(|part| part == "..");
     fits.then(|| text.to_owned()).ok_or_else(|| {
-        (
+        ConfigDiagnostic::new(
             format!("{} is no folder", quote(text)),
             "write its whole path, such as /data/www, or store:/site/NAME".to_owned(),
         )
@@ -413,7 +413,7 @@ fn operation(text: &str) -> Result<String, ConfigDiagnostic> {
     let parts = name.split('/').count();
     let fits = (2..=4).contains(&parts) && name.split('/').all(part);
     fits.then(|| name.to_owned()).ok_or_else(|| {
-        (
+        ConfigDiagnostic::new(
             format!("{} is no operation", quote(text)),
             "write its name, such as node/info".to_owned(),
         )

@@ -185,7 +185,7 @@ pub(super) fn section(
 fn bounded(entries: &[ConfigValue<'_, '_>], notes: &mut ConfigDiagnostics<'_>) {
     if let Some(beyond) = entries.get(ENTRIES_MAX) {
         let what = format!("there are more than {ENTRIES_MAX} entries");
-        beyond.wrong(notes, what, "leave some out");
+        beyond.report(notes, what, "leave some out");
     }
 }
 
@@ -203,7 +203,7 @@ fn role(
     if let (Some(name), Some(place)) = (&name, place) {
         if seen.contains(name) {
             let what = format!("the role {} is there already", quote(name));
-            place.wrong(notes, what, "keep one of the two");
+            place.report(notes, what, "keep one of the two");
         }
         seen.push(name.clone());
     }
@@ -225,7 +225,7 @@ fn labels_of(
         };
         match label(name, text) {
             Ok(()) => drop(labels.insert(name.to_owned(), text.to_owned())),
-            Err((what, fix)) => value.wrong(notes, what, fix),
+            Err(ConfigDiagnostic { what, fix }) => value.report(notes, what, fix),
         }
     }
     labels
@@ -263,7 +263,7 @@ fn join(
     section.finish(notes);
     match (&code, &address, &key) {
         (Some(_), None, None) | (None, Some(_), Some(_)) => {}
-        _ => entry.wrong(
+        _ => entry.report(
             notes,
             "a hub is given by its join string, or by address and key",
             "write code = \"alkjoin1_…\", or address = \"hub.example.org\" and key = \"ed25519:…\"",
@@ -289,7 +289,7 @@ fn enroll_mode(text: &str) -> Result<HubEnroll, ConfigDiagnostic> {
         "approve" => Ok(HubEnroll::Approve),
         "off" => Ok(HubEnroll::Off),
         "token" => Ok(HubEnroll::Token),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is no way of enrolling", quote(text)),
             "write token, approve or off".to_owned(),
         )),
@@ -301,7 +301,7 @@ fn disclosure(text: &str) -> Result<HubDisclose, ConfigDiagnostic> {
         "full" => Ok(HubDisclose::Full),
         "id" => Ok(HubDisclose::Id),
         "none" => Ok(HubDisclose::None),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is nothing to disclose", quote(text)),
             "write full, id or none".to_owned(),
         )),
@@ -314,7 +314,7 @@ fn role_name(text: &str) -> Result<String, ConfigDiagnostic> {
     if letter && text.len() <= 32 && text.bytes().all(plain) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no name of a role", quote(text)),
         "use 1 to 32 of a-z, 0-9 and '-', a letter first".to_owned(),
     ))
@@ -326,7 +326,7 @@ fn label(name: &str, value: &str) -> Result<(), ConfigDiagnostic> {
     if fits(name) && fits(value) && !name.bytes().any(|b| b.is_ascii_uppercase()) {
         return Ok(());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no label", quote(&format!("{name}={value}"))),
         "use 1 to 63 letters, digits, '.', '_' and '-' for each, the name in lower case".to_owned(),
     ))
@@ -340,18 +340,18 @@ pub(super) fn join_code(text: &str) -> Result<String, ConfigDiagnostic> {
     if !body.is_empty() && text.len() <= CODE_CHARS_MAX && body.bytes().all(plain) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         "this is no join string".to_owned(),
         "copy it again, all of it, as 'alknet hub invite' prints it".to_owned(),
     ))
 }
 
 fn hub_key(text: &str) -> Result<(), ConfigDiagnostic> {
-    values::key(text)?;
+    values::parse_peer_key(text)?;
     if text.starts_with("ed25519:") {
         return Ok(());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no key of a hub", quote(text)),
         "write ed25519:<64 hex>; 'alknet status' shows it".to_owned(),
     ))

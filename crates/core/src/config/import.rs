@@ -175,7 +175,7 @@ pub(super) fn imports(
 ) -> Vec<ImportConfig> {
     if let Some(beyond) = entries.get(IMPORTS_MAX) {
         let what = format!("there are more than {IMPORTS_MAX} imports");
-        beyond.wrong(notes, what, "leave some out");
+        beyond.report(notes, what, "leave some out");
     }
     let mut seen = Vec::new();
     correct(entries, notes, |section, notes| {
@@ -220,12 +220,12 @@ fn import(
     for list in [&given.scopes, &given.hosts, &private, &pins, &only] {
         if let Some(beyond) = list.get(LISTED_MAX) {
             let what = format!("there are more than {LISTED_MAX}");
-            beyond.wrong(notes, what, "leave some out");
+            beyond.report(notes, what, "leave some out");
         }
     }
     let is_known = |text: &str| match known.iter().any(|name| name == text) {
         true => Ok(text.to_owned()),
-        false => Err((
+        false => Err(ConfigDiagnostic::new(
             "there is no credential of this name".to_owned(),
             "add [[credentials]] with it".to_owned(),
         )),
@@ -238,7 +238,7 @@ fn import(
         scopes: each(&given.scopes, scope_of, notes),
         hosts: each(&given.hosts, host_of, notes),
         private: each(&private, range_of, notes),
-        pins: each(&pins, values::key, notes),
+        pins: each(&pins, values::parse_peer_key, notes),
         plain,
         only: each(&only, prefix_of, notes),
         auth,
@@ -260,7 +260,7 @@ fn address<'t, 'i>(
         }
         (None, None, _) => section.required("base_url", "\"https://forge.example/api/v1\"", notes),
         (Some(one), Some(other), _) => {
-            other.wrong(notes, "base_url says the same", "keep one of the two");
+            other.report(notes, "base_url says the same", "keep one of the two");
             Some(one)
         }
         (one, other, _) => one.or(other),
@@ -275,7 +275,7 @@ fn namespace_among(
     let name = value.parsed(notes, namespace_of)?;
     if seen.contains(&name) {
         let what = format!("{} has an import already", quote(&name));
-        value.wrong(notes, what, "choose another namespace for one of the two");
+        value.report(notes, what, "choose another namespace for one of the two");
     }
     seen.push(name.clone());
     Some(name)
@@ -308,28 +308,28 @@ impl ImportFields<'_, '_> {
         if let (Some(value), None) = (&self.auth, &self.credential)
             && chosen != ImportAuth::None
         {
-            value.wrong(
+            value.report(
                 notes,
                 "it needs the key credential",
                 "add credential = \"…\"",
             );
         }
         if let (ImportAuth::None, Some(value)) = (chosen, &self.credential) {
-            value.wrong(
+            value.report(
                 notes,
                 "nothing is sent with auth = \"none\"",
                 "leave it out",
             );
         }
         if let (ImportAuth::OAuth2, None, Some(value)) = (chosen, &self.token_url, &self.auth) {
-            value.wrong(
+            value.report(
                 notes,
                 "it needs the key token_url",
                 "add token_url = \"https://…\"",
             );
         }
         if let (true, Some(value)) = (chosen != ImportAuth::OAuth2, &self.token_url) {
-            value.wrong(
+            value.report(
                 notes,
                 "only auth = \"oauth2\" has use for it",
                 "leave it out",
@@ -342,17 +342,17 @@ impl ImportFields<'_, '_> {
 
     fn useless_for_mcp(&self, chosen: ImportAuth, notes: &mut ConfigDiagnostics<'_>) {
         if let Some(value) = &self.document {
-            value.wrong(notes, "an MCP server describes itself", "leave it out");
+            value.report(notes, "an MCP server describes itself", "leave it out");
         }
         if let (ImportAuth::OAuth2, Some(value)) = (chosen, &self.auth) {
-            value.wrong(
+            value.report(
                 notes,
                 "no access tokens are asked for on behalf of an MCP server",
                 "write \"bearer\", \"basic\" or \"api-key\"",
             );
         }
         if let Some(value) = self.hosts.first() {
-            value.wrong(
+            value.report(
                 notes,
                 "redirects of an MCP server are followed to no other host",
                 "leave it out",
@@ -361,15 +361,15 @@ impl ImportFields<'_, '_> {
     }
 }
 
-fn wrong<T>(what: String, fix: &str) -> Result<T, ConfigDiagnostic> {
-    Err((what, fix.to_owned()))
+fn refuse<T>(what: String, fix: &str) -> Result<T, ConfigDiagnostic> {
+    Err(ConfigDiagnostic::new(what, fix.to_owned()))
 }
 
 fn kind_of(text: &str) -> Result<ImportKind, ConfigDiagnostic> {
     match text {
         "openapi" => Ok(ImportKind::OpenApi),
         "mcp" => Ok(ImportKind::Mcp),
-        _ => wrong(
+        _ => refuse(
             format!("{} is no kind of import", quote(text)),
             "write \"openapi\" or \"mcp\"",
         ),
@@ -380,7 +380,7 @@ fn auth_of(text: &str) -> Result<ImportAuth, ConfigDiagnostic> {
     let found = ImportAuth::NAMES.iter().find(|(name, _)| *name == text);
     match found {
         Some((_, auth)) => Ok(*auth),
-        None => wrong(
+        None => refuse(
             format!("{} is no way to authenticate", quote(text)),
             "write \"none\", \"bearer\", \"basic\", \"api-key\" or \"oauth2\"",
         ),
@@ -391,13 +391,13 @@ fn namespace_of(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
     let letter = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
     if !letter || text.len() > NAMESPACE_BYTES_MAX || !text.bytes().all(plain) {
-        return wrong(
+        return refuse(
             format!("{} is no namespace", quote(text)),
             "use 1 to 32 of a-z, 0-9, '_' and '-', a letter first",
         );
     }
     match RESERVED.contains(&text) {
-        true => wrong(
+        true => refuse(
             format!("the namespace {} is the node's own", quote(text)),
             "choose another",
         ),
@@ -420,10 +420,10 @@ fn url_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
         ),
     };
     // Not quoted: there may be a password in it.
-    let no_address = || wrong("this is no address of a server".to_owned(), fix);
+    let no_address = || refuse("this is no address of a server".to_owned(), fix);
     let Some(rest) = text.strip_prefix(scheme) else {
         return match text.starts_with(other) {
-            true => wrong(format!("the address begins with {other}"), fix),
+            true => refuse(format!("the address begins with {other}"), fix),
             false => no_address(),
         };
     };
@@ -460,7 +460,7 @@ fn document_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
     let fits = name.is_some_and(|name| name.split('/').all(part));
     match fits && text.len() <= DOCUMENT_BYTES_MAX {
         true => Ok(text.to_owned()),
-        false => wrong(
+        false => refuse(
             format!("{} is no document", quote(text)),
             "write https://host/path, cfg:/NAME.yaml, a file beside the configuration, or store:/document/NAME; names \
              are of A-Z, a-z, 0-9, '.', '_' and '-', and none begins with '.'",
@@ -480,7 +480,7 @@ fn host_of(text: &str) -> Result<String, ConfigDiagnostic> {
     });
     match fits && !rest.contains('@') {
         true => Ok(text.to_owned()),
-        false => wrong(
+        false => refuse(
             format!("{} is no host", quote(text)),
             "write a name like files.example.org, *.example.org for all below it, or an address, with \
              :PORT if it is not 443",
@@ -491,7 +491,7 @@ fn host_of(text: &str) -> Result<String, ConfigDiagnostic> {
 fn range_of(text: &str) -> Result<AddressRange, ConfigDiagnostic> {
     text.parse().map_err(|error| {
         let what = format!("{} is no range of addresses", quote(text));
-        (what, format!("{error}"))
+        ConfigDiagnostic::new(what, format!("{error}"))
     })
 }
 
@@ -500,7 +500,7 @@ fn scope_of(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\');
     match (1..=255).contains(&text.len()) && text.bytes().all(plain) {
         true => Ok(text.to_owned()),
-        false => wrong(
+        false => refuse(
             format!("{} is no scope", quote(text)),
             "write one scope of the authorization server, without spaces",
         ),
@@ -511,7 +511,7 @@ fn prefix_of(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/');
     match (1..=127).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('/') {
         true => Ok(text.to_owned()),
-        false => wrong(
+        false => refuse(
             format!("{} begins no name of an operation", quote(text)),
             "write how the names begin, without the namespace: repos/",
         ),

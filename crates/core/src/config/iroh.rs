@@ -38,13 +38,13 @@ pub(super) fn section(
     let relays = section.list("relays", notes);
     if let Some(beyond) = relays.get(RELAYS_MAX) {
         let what = format!("there are more than {RELAYS_MAX} relays");
-        beyond.wrong(notes, what, "leave some out");
+        beyond.report(notes, what, "leave some out");
     }
     section.finish(notes);
     let number = port.as_ref().and_then(|value| value.port(notes));
     if let Some(value) = port.filter(|_| number == Some(listen_port)) {
         let what = format!("{listen_port} is the one port, listen.port");
-        value.wrong(notes, what, "name another one, or leave the key out");
+        value.report(notes, what, "name another one, or leave the key out");
     }
     IrohSection {
         enabled: enabled.unwrap_or(false),
@@ -60,7 +60,7 @@ fn relay(text: &str) -> Result<String, ConfigDiagnostic> {
     if place.is_some_and(|place| place.pins.is_empty()) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no relay", quote(text)),
         "write https:// and a host, with its port where that is not 443".to_owned(),
     ))

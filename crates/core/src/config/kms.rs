@@ -61,7 +61,7 @@ pub(super) fn section(
     section.finish(notes);
     // A value that cannot be read has its diagnostic already.
     if code.is_some() == node.is_some() && notes.count() == before {
-        value.wrong(
+        value.report(
             notes,
             "the node is given by its join string, or by key and address",
             "write code = \"alkjoin1_…\", or node = \"ed25519:…@hub.example.org:443\"",
@@ -69,7 +69,7 @@ pub(super) fn section(
     }
     if let Some(beyond) = from.get(ADDRESS_RANGES_MAX) {
         let what = format!("there are more than {ADDRESS_RANGES_MAX} ranges");
-        beyond.wrong(notes, what, "leave some out");
+        beyond.report(notes, what, "leave some out");
     }
     let kms = VaultKms {
         code: code.and_then(|value| value.parsed(notes, join_code)),
@@ -89,7 +89,7 @@ fn keeper(text: &str) -> Result<String, ConfigDiagnostic> {
     let one = text.parse::<PeerAddr>();
     match one.as_ref().map(|at| at.pins.as_slice()) {
         Ok([PeerKey::Ed25519(_)]) => Ok(text.to_owned()),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is no node", quote(text)),
             "write its key and its address, ed25519:<64 hex>@HOST:PORT".to_owned(),
         )),
@@ -100,7 +100,7 @@ fn range(text: &str) -> Result<String, ConfigDiagnostic> {
     let range: Result<AddressRange, _> = text.parse();
     range.map(|range| range.to_string()).map_err(|error| {
         let what = format!("{} is no range of addresses", quote(text));
-        (what, error.to_string())
+        ConfigDiagnostic::new(what, error.to_string())
     })
 }
 

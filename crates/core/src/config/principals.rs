@@ -85,7 +85,7 @@ fn peer(
     let nothing = held.is_empty() && tokens_held.is_empty() && notes.count() == before;
     if let Some(value) = keys.or(tokens).filter(|_| nothing) {
         let what = "a peer needs a key or a token";
-        value.wrong(notes, what, "list at least one");
+        value.report(notes, what, "list at least one");
     }
     Some(PeerConfig {
         keys: held,
@@ -159,7 +159,7 @@ fn held(
                 let names = each(&value.list(notes), values::resource, notes);
                 all.insert(kind, names);
             }
-            Err((what, fix)) => value.wrong(notes, what, fix),
+            Err(values::ConfigDiagnostic { what, fix }) => value.report(notes, what, fix),
         }
     }
     all
@@ -189,10 +189,10 @@ impl IdentityClaims {
         value: &ConfigValue<'_, '_>,
         notes: &mut ConfigDiagnostics<'_>,
     ) -> Option<String> {
-        let key = value.parsed(notes, values::key)?;
+        let key = value.parsed(notes, values::parse_peer_key)?;
         if let Some(first) = self.keys.get(&key) {
             let what = format!("this key is listed already, at {first}");
-            value.wrong(notes, what, "a key belongs to one peer, and once");
+            value.report(notes, what, "a key belongs to one peer, and once");
             return None;
         }
         self.keys.insert(key, value.path.clone());
@@ -217,7 +217,7 @@ impl IdentityClaims {
     ) -> Option<KeyId> {
         if let Some(first) = self.tokens.get(&key_id) {
             let what = format!("the token {key_id} is listed already, at {first}");
-            value.wrong(notes, what, "a token belongs to one holder, and once");
+            value.report(notes, what, "a token belongs to one holder, and once");
             return None;
         }
         self.tokens.insert(key_id, value.path.clone());
@@ -232,7 +232,7 @@ impl IdentityClaims {
         let id = value.parsed(notes, values::peer_id)?;
         if let Some(first) = self.ids.get(&id) {
             let what = format!("{} is taken already, at {first}", quote(id.as_str()));
-            value.wrong(notes, what, "put all keys of a peer into one entry");
+            value.report(notes, what, "put all keys of a peer into one entry");
             return None;
         }
         self.ids.insert(id.clone(), value.path.clone());

@@ -19,7 +19,7 @@ pub struct PromotionSection {
     /// Reviewers that have to agree.
     #[schemars(range(min = 1, max = 16))]
     pub reviews: u32,
-    /// Whether a version whose first calls fail too often is taken back without anybody's word.
+    /// Whether the node takes a version back whose first calls fail too often, without an administrator's word.
     pub rollback_on_errors: bool,
 }
 
@@ -67,7 +67,7 @@ fn activation(text: &str) -> Result<Activation, ConfigDiagnostic> {
     match text {
         "boot" => Ok(Activation::Boot),
         "live" => Ok(Activation::Live),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is no moment", quote(text)),
             "write \"boot\" or \"live\"".to_owned(),
         )),

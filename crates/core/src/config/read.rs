@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeString, DeTable, DeValue};
 
 use super::error::quote;
+use super::values::ConfigDiagnostic;
 use super::{
     CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, CONFIG_VERSION, ConfigError, NodeConfig, sections,
 };
@@ -40,7 +41,7 @@ pub(super) fn read(document: &[u8]) -> ParsedConfig {
         let fix = "update the node, or write the document for it (docs/configuration.md)";
         // Alone: what breaks a rule of this version may break none of the newer one.
         let mut notes = ConfigDiagnostics::new(text);
-        notes.wrong("version", at, what, fix);
+        notes.report("version", at, what, fix);
         // The keys of a newer document may mean something else. They are read all the same: to leave them out would
         // lock out its administrators for nothing.
         return ParsedConfig {
@@ -119,7 +120,7 @@ impl<'a> ConfigDiagnostics<'a> {
     }
 
     /// Records one mistake in the value at `at`.
-    pub(super) fn wrong(
+    pub(super) fn report(
         &mut self,
         path: &str,
         at: Range<usize>,
@@ -148,7 +149,7 @@ impl<'a> ConfigDiagnostics<'a> {
     fn syntax(&mut self, error: &toml::de::Error) {
         let what = error.message().lines().collect::<Vec<_>>().join(", ");
         let at = error.span().unwrap_or(0..0);
-        self.wrong("", at, what, "correct the TOML syntax here");
+        self.report("", at, what, "correct the TOML syntax here");
     }
 
     fn finish(mut self) -> Vec<ConfigError> {
@@ -179,13 +180,13 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
         self.value.span()
     }
 
-    pub(super) fn wrong(
+    pub(super) fn report(
         &self,
         notes: &mut ConfigDiagnostics<'_>,
         what: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        notes.wrong(&self.path, self.at(), what, fix);
+        notes.report(&self.path, self.at(), what, fix);
     }
 
     pub(super) fn bool(&self, notes: &mut ConfigDiagnostics<'_>) -> Option<bool> {
@@ -208,12 +209,12 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
     pub(super) fn parsed<T>(
         &self,
         notes: &mut ConfigDiagnostics<'_>,
-        parse: impl FnOnce(&str) -> Result<T, (String, String)>,
+        parse: impl FnOnce(&str) -> Result<T, ConfigDiagnostic>,
     ) -> Option<T> {
         match parse(self.text(notes)?) {
             Ok(value) => Some(value),
-            Err((what, fix)) => {
-                self.wrong(notes, what, fix);
+            Err(ConfigDiagnostic { what, fix }) => {
+                self.report(notes, what, fix);
                 None
             }
         }
@@ -228,7 +229,7 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
             .filter(|port| *port != 0);
         if port.is_none() {
             let what = format!("{} is no port", quote(number.as_str()));
-            self.wrong(notes, what, "write a number from 1 to 65535");
+            self.report(notes, what, "write a number from 1 to 65535");
         }
         port
     }
@@ -248,7 +249,7 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
         if value.is_none() {
             let what = format!("{} is out of range", quote(number.as_str()));
             let (least, most) = range.into_inner();
-            self.wrong(
+            self.report(
                 notes,
                 what,
                 format!("write a number from {least} to {most}"),
@@ -298,7 +299,7 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
     ) -> Option<T> {
         if found.is_none() {
             let what = format!("expected {kind}, found {}", self.value.get_ref().type_str());
-            self.wrong(notes, what, format!("write {kind}"));
+            self.report(notes, what, format!("write {kind}"));
         }
         found
     }
@@ -343,7 +344,7 @@ impl<'t, 'i> ConfigTable<'t, 'i> {
         let value = self.key(key);
         if value.is_none() {
             let path = self.path_of(key);
-            notes.wrong(
+            notes.report(
                 &path,
                 self.at.clone(),
                 "this key is missing",
@@ -370,7 +371,7 @@ impl<'t, 'i> ConfigTable<'t, 'i> {
             let name: &str = key.get_ref();
             if !self.asked.contains(&name) {
                 let what = format!("unknown key {}", quote(name));
-                notes.wrong(&self.path_of(name), key.span(), what, self.advice(name));
+                notes.report(&self.path_of(name), key.span(), what, self.advice(name));
             }
         }
     }

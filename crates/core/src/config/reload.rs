@@ -478,7 +478,7 @@ fn changed_ids(before: &IdentityEntries, after: &IdentityEntries) -> ChangedIds 
     ids
 }
 
-/// Everybody's entry, each as a source of its own, so that entries of every kind compare.
+/// The entry of every identity, each as a source of its own, so that entries of every kind compare.
 fn by_id(entries: &IdentityEntries) -> BTreeMap<String, IdentityEntries> {
     let admins = entries.admins.iter().map(|(id, key)| {
         let admins = vec![(id.clone(), *key)];

@@ -115,7 +115,7 @@ fn listen_config(
         let addrs = each(&value.list(notes), values::address, notes);
         // A list of wrong entries has its diagnostic already.
         if addrs.is_empty() && notes.count() == before {
-            value.wrong(
+            value.report(
                 notes,
                 "the list is empty, so nothing would be served",
                 "leave the key out to listen on every address",
@@ -170,7 +170,7 @@ fn links(entries: &[ConfigValue<'_, '_>], notes: &mut ConfigDiagnostics<'_>) -> 
         let Some(link) = link else { continue };
         if let Some(first) = seen.insert(link.matches.clone(), entry.path.clone()) {
             let what = format!("{} has an entry already, {first}", quote(&link.matches));
-            entry.wrong(notes, what, "keep one of the two");
+            entry.report(notes, what, "keep one of the two");
         }
         if notes.count() == before {
             links.push(link);
@@ -219,7 +219,7 @@ fn static_addresses(
         };
         if seen.contains(&address) {
             let what = format!("{address} is listed twice");
-            entry.wrong(notes, what, "keep one of the two");
+            entry.report(notes, what, "keep one of the two");
         }
         seen.push(address);
         addresses.extend(entry.text(notes).map(str::to_owned));
@@ -239,7 +239,7 @@ fn static_gateways(
         let same_family = |other: &&IpAddr| other.is_ipv4() == gateway.is_ipv4();
         if let Some(other) = gateways.iter().find(same_family) {
             let what = format!("{other} is the router of this family already");
-            entry.wrong(notes, what, "list at most one router per family");
+            entry.report(notes, what, "list at most one router per family");
         }
         gateways.push(gateway);
     }
@@ -254,17 +254,17 @@ fn static_rules(
 ) {
     let given = !link.addresses.is_empty() || !link.gateways.is_empty();
     match method {
-        LinkMethod::Static if link.addresses.is_empty() => entry.wrong(
+        LinkMethod::Static if link.addresses.is_empty() => entry.report(
             notes,
             "a static card needs an address",
             "add addresses = [\"192.0.2.10/24\"]",
         ),
-        LinkMethod::Auto if given => entry.wrong(
+        LinkMethod::Auto if given => entry.report(
             notes,
             "addresses and gateways are only for a static card",
             "add method = \"static\", or leave them out",
         ),
-        LinkMethod::Off if given => entry.wrong(
+        LinkMethod::Off if given => entry.report(
             notes,
             "a card that is off has no addresses",
             "leave addresses and gateways out",

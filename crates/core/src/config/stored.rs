@@ -187,9 +187,12 @@ pub(super) fn checked(
                 quote(text),
                 found.kind
             );
-            Err((what, fix()))
+            Err(ConfigDiagnostic::new(what, fix()))
         }
-        Err(_) => Err((format!("{} is no stored file", quote(text)), fix())),
+        Err(_) => Err(ConfigDiagnostic::new(
+            format!("{} is no stored file", quote(text)),
+            fix(),
+        )),
     })
 }
 

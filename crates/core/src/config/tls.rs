@@ -125,7 +125,7 @@ pub(super) fn section(
     let files = section.list("files", notes);
     if let Some(beyond) = files.get(FILES_MAX) {
         let what = format!("there are more than {FILES_MAX} entries");
-        beyond.wrong(notes, what, "leave some out");
+        beyond.report(notes, what, "leave some out");
     }
     let acme = section.key("acme").and_then(|value| value.section(notes));
     section.finish(notes);
@@ -155,7 +155,7 @@ fn pair(entry: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Optio
     let key = match (stored, key) {
         (Some(stored), Some(value)) => {
             let what = format!("{stored} is a certificate that has its key with it");
-            value.wrong(notes, what, "leave the key out");
+            value.report(notes, what, "leave the key out");
             None
         }
         (Some(_), None) => chain.clone(),
@@ -202,7 +202,7 @@ fn domains(
 ) -> Vec<String> {
     if let Some(beyond) = entries.get(DOMAINS_MAX) {
         let what = format!("one certificate holds at most {DOMAINS_MAX} names");
-        beyond.wrong(notes, what, "leave some out");
+        beyond.report(notes, what, "leave some out");
     }
     let mut names: Vec<String> = Vec::new();
     for entry in entries {
@@ -212,11 +212,11 @@ fn domains(
         let by_dns = challenge.is_none_or(|kind| kind == AcmeChallenge::Dns01);
         if name.starts_with("*.") && !by_dns {
             let fix = "set tls.acme.challenge = \"dns-01\", or leave it out";
-            entry.wrong(notes, "a name with '*' can be shown by DNS only", fix);
+            entry.report(notes, "a name with '*' can be shown by DNS only", fix);
         }
         if names.contains(&name) {
             let what = format!("{} is listed twice", quote(&name));
-            entry.wrong(notes, what, "keep one of the two");
+            entry.report(notes, what, "keep one of the two");
         }
         names.push(name);
     }
@@ -234,7 +234,7 @@ fn challenge_kind(text: &str) -> Result<AcmeChallenge, ConfigDiagnostic> {
         "dns-01" => Ok(AcmeChallenge::Dns01),
         "http-01" => Ok(AcmeChallenge::Http01),
         "tls-alpn-01" => Ok(AcmeChallenge::TlsAlpn01),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is no challenge", quote(text)),
             "write dns-01, http-01 or tls-alpn-01, or leave the key out".to_owned(),
         )),
@@ -256,7 +256,7 @@ fn path(text: &str) -> Result<String, ConfigDiagnostic> {
     if plain && text.starts_with('/') && !text.ends_with('/') {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no path of a file", quote(text)),
         "write it from the root, like /data/tls/chain.pem".to_owned(),
     ))
@@ -268,7 +268,7 @@ fn directory_url(text: &str) -> Result<String, ConfigDiagnostic> {
     if graphic && text.len() <= URL_BYTES_MAX && rest.starts_with(|c: char| c != '/') {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no https:// address", quote(text)),
         format!("write the authority's directory, like {DIRECTORY}"),
     ))
@@ -284,7 +284,7 @@ fn contact(text: &str) -> Result<String, ConfigDiagnostic> {
     {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no contact", quote(text)),
         "write it like mailto:admin@example.org".to_owned(),
     ))
@@ -295,7 +295,7 @@ fn profile_name(text: &str) -> Result<String, ConfigDiagnostic> {
     if graphic && (1..=PROFILE_BYTES_MAX).contains(&text.len()) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no profile", quote(text)),
         "write a name the authority lists, like shortlived".to_owned(),
     ))

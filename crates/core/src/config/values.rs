@@ -1,4 +1,4 @@
-//! Grammars of single values. A diagnostic is a pair: what is wrong, what to do.
+//! Grammars of single values.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,23 @@ use crate::token::{KeyId, TokenHash};
 use super::error::quote;
 use super::{LinkMethod, LogLevel};
 
-pub(super) type ConfigDiagnostic = (String, String);
+/// Why a single value is refused.
+#[derive(Debug)]
+pub(super) struct ConfigDiagnostic {
+    /// What is wrong with the value.
+    pub(super) what: String,
+    /// What the administrator can write in its place.
+    pub(super) fix: String,
+}
+
+impl ConfigDiagnostic {
+    pub(super) fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            fix: fix.into(),
+        }
+    }
+}
 
 /// Longest host name label (RFC 1035, 2.3.4), in bytes.
 const LABEL_BYTES_MAX: usize = 63;
@@ -29,7 +45,7 @@ pub(super) fn host_name(text: &str) -> Result<String, ConfigDiagnostic> {
     if is_label(text) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no host name", quote(text)),
         "use 1 to 63 of a-z, 0-9 and '-', no '-' at either end".to_owned(),
     ))
@@ -39,7 +55,7 @@ pub(super) fn domain(text: &str) -> Result<String, ConfigDiagnostic> {
     if is_domain(text) && text.contains('.') {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no public domain", quote(text)),
         "write it in lower case with its dots, like edge.example.org".to_owned(),
     ))
@@ -49,7 +65,7 @@ pub(super) fn time_server(text: &str) -> Result<String, ConfigDiagnostic> {
     if text.parse::<IpAddr>().is_ok() || is_domain(text) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is neither a host name nor an address", quote(text)),
         "write a name like time.example.org, or an address, without a port".to_owned(),
     ))
@@ -63,7 +79,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, ConfigDiagnostic> {
         } else {
             "write an address like 192.0.2.1 or 2001:db8::1"
         };
-        (what, fix.to_owned())
+        ConfigDiagnostic::new(what, fix.to_owned())
     })
 }
 
@@ -71,7 +87,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, ConfigDiagnostic> {
 pub(super) fn prefix(text: &str) -> Result<IpAddr, ConfigDiagnostic> {
     let invalid = |fix: &str| {
         let what = format!("{} is no address with prefix length", quote(text));
-        (what, fix.to_owned())
+        ConfigDiagnostic::new(what, fix.to_owned())
     };
     let example = "write it like 192.0.2.10/24 or 2001:db8::10/64";
     let (address, length) = text.split_once('/').ok_or_else(|| invalid(example))?;
@@ -100,7 +116,7 @@ pub(super) fn link_match(text: &str) -> Result<String, ConfigDiagnostic> {
     if fits && text.bytes().all(printable) && text != "." && text != ".." {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no interface name", quote(text)),
         "write a name like eth0, or a MAC address like 52:54:00:12:34:56".to_owned(),
     ))
@@ -111,7 +127,7 @@ fn mac(text: &str) -> Result<String, ConfigDiagnostic> {
     if text.split(':').count() == 6 && text.split(':').all(octet) {
         return Ok(text.to_ascii_lowercase());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no MAC address", quote(text)),
         "write six pairs of hex digits like 52:54:00:12:34:56".to_owned(),
     ))
@@ -122,30 +138,30 @@ pub(super) fn link_method(text: &str) -> Result<LinkMethod, ConfigDiagnostic> {
         "auto" => Ok(LinkMethod::Auto),
         "off" => Ok(LinkMethod::Off),
         "static" => Ok(LinkMethod::Static),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is no method", quote(text)),
             "write auto, static or off".to_owned(),
         )),
     }
 }
 
-pub(super) fn key(text: &str) -> Result<PeerKey, ConfigDiagnostic> {
+pub(super) fn parse_peer_key(text: &str) -> Result<PeerKey, ConfigDiagnostic> {
     text.parse().map_err(|_| {
         let fix = "write ed25519:<64 hex>, spki:<64 hex> or SHA256:<64 hex>, digits in lower case; \
                    'alknet identity' shows yours";
-        (format!("{} is no key", quote(text)), fix.to_owned())
+        ConfigDiagnostic::new(format!("{} is no key", quote(text)), fix.to_owned())
     })
 }
 
 pub(super) fn peer_id(text: &str) -> Result<PeerId, ConfigDiagnostic> {
     let id: PeerId = text.parse().map_err(|_| {
-        (
+        ConfigDiagnostic::new(
             format!("{} is no peer id", quote(text)),
             "use 1 to 63 of a-z, 0-9, '.', '_' and '-', a letter or digit first".to_owned(),
         )
     })?;
     if is_admin_id(text) {
-        return Err((
+        return Err(ConfigDiagnostic::new(
             format!(
                 "{} is what the keys of node.admin_keys are called",
                 quote(text)
@@ -159,7 +175,7 @@ pub(super) fn peer_id(text: &str) -> Result<PeerId, ConfigDiagnostic> {
 pub(super) fn token_hash(text: &str) -> Result<TokenHash, ConfigDiagnostic> {
     // Not quoted: a whole token may stand here by mistake.
     text.parse().map_err(|_| {
-        (
+        ConfigDiagnostic::new(
             "this is no hash of a token".to_owned(),
             "write <8 characters>:<64 hex>, as 'alknet token new' prints it; never the token itself"
                 .to_owned(),
@@ -170,7 +186,7 @@ pub(super) fn token_hash(text: &str) -> Result<TokenHash, ConfigDiagnostic> {
 pub(super) fn key_id(text: &str) -> Result<KeyId, ConfigDiagnostic> {
     // Not quoted: a whole token may stand here by mistake.
     text.parse().map_err(|_| {
-        (
+        ConfigDiagnostic::new(
             "this is no name of a token".to_owned(),
             "write the 8 characters after alk_, and nothing else of the token".to_owned(),
         )
@@ -180,7 +196,7 @@ pub(super) fn key_id(text: &str) -> Result<KeyId, ConfigDiagnostic> {
 pub(super) fn sha256(text: &str) -> Result<[u8; 32], ConfigDiagnostic> {
     let bytes = HEXLOWER.decode(text.as_bytes()).unwrap_or_default();
     bytes.try_into().map_err(|_| {
-        (
+        ConfigDiagnostic::new(
             "this is no SHA-256".to_owned(),
             "write 64 lower-case hexadecimal digits, as 'alknet token new' prints them".to_owned(),
         )
@@ -189,7 +205,7 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], ConfigDiagnostic> {
 
 pub(super) fn moment(text: &str) -> Result<Timestamp, ConfigDiagnostic> {
     text.parse().map_err(|_| {
-        (
+        ConfigDiagnostic::new(
             format!("{} is no moment", quote(text)),
             "write it like 2027-01-31T12:00:00Z".to_owned(),
         )
@@ -199,11 +215,11 @@ pub(super) fn moment(text: &str) -> Result<Timestamp, ConfigDiagnostic> {
 pub(super) fn peer_address(text: &str) -> Result<String, ConfigDiagnostic> {
     match text.parse::<PeerAddr>() {
         Ok(addr) if addr.pins.is_empty() => Ok(text.to_owned()),
-        Ok(_) => Err((
+        Ok(_) => Err(ConfigDiagnostic::new(
             format!("{} pins a key", quote(text)),
             "write HOST or HOST:PORT: the peer's own keys are the pins".to_owned(),
         )),
-        Err(_) => Err((
+        Err(_) => Err(ConfigDiagnostic::new(
             format!("{} is no address of a peer", quote(text)),
             "write HOST or HOST:PORT, like edge.example.org or [2001:db8::1]:4433".to_owned(),
         )),
@@ -216,7 +232,7 @@ pub(super) fn line(text: &str) -> Result<String, ConfigDiagnostic> {
     if fits && !text.contains(char::is_control) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no line of text", quote(text)),
         format!("write 1 to {LINE_CHARS_MAX} characters on one line"),
     ))
@@ -228,7 +244,7 @@ pub(super) fn resource(text: &str) -> Result<String, ConfigDiagnostic> {
     if (1..=SCOPE_BYTES_MAX).contains(&text.len()) && text.chars().all(plain) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} names no resource", quote(text)),
         format!("write 1 to {SCOPE_BYTES_MAX} bytes without spaces"),
     ))
@@ -239,7 +255,7 @@ pub(super) fn log_level(text: &str) -> Result<LogLevel, ConfigDiagnostic> {
         .into_iter()
         .find(|level| level.name() == text)
         .ok_or_else(|| {
-            (
+            ConfigDiagnostic::new(
                 format!("{} is no level of the log", quote(text)),
                 "write error, warn, info or debug".to_owned(),
             )
@@ -249,7 +265,7 @@ pub(super) fn log_level(text: &str) -> Result<LogLevel, ConfigDiagnostic> {
 /// A scope a peer may hold: segments joined by `:`, the last may be `*`.
 pub(super) fn scope(text: &str) -> Result<String, ConfigDiagnostic> {
     if is_admin_scope(text) {
-        return Err((
+        return Err(ConfigDiagnostic::new(
             format!("the scope {} belongs to administrators", quote(text)),
             "grant narrower scopes, or list the key in node.admin_keys".to_owned(),
         ));
@@ -257,7 +273,7 @@ pub(super) fn scope(text: &str) -> Result<String, ConfigDiagnostic> {
     if is_scope(text) {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         format!("{} is no scope", quote(text)),
         "write segments joined by ':' like fs:read:docs; only the last may be '*'".to_owned(),
     ))

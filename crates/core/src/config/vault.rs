@@ -146,7 +146,7 @@ pub(super) fn section(
         && oldest > newest
     {
         let what = format!("{oldest} is above vault.key_version, {newest}");
-        value.wrong(notes, what, "raise key_version first, or lower this");
+        value.report(notes, what, "raise key_version first, or lower this");
     }
     let config = VaultSection {
         init: init
@@ -176,7 +176,7 @@ pub(super) fn section(
     {
         // A machine that turns out to have no TPM must not end up with less than was asked for.
         let what = "a PIN is for a slot of type 'tpm2', and vault.unlock lists none";
-        value.wrong(
+        value.report(
             notes,
             what,
             "write unlock = [\"tpm2\"], or leave this key out",
@@ -186,11 +186,11 @@ pub(super) fn section(
     match (&kms, &unlock) {
         (None, Some(value)) if asked => {
             let what = "nothing says which node keeps the share of 'kms'";
-            value.wrong(notes, what, "add [vault.kms] with code = \"alkjoin1_…\"");
+            value.report(notes, what, "add [vault.kms] with code = \"alkjoin1_…\"");
         }
         (Some(value), _) if !asked => {
             let what = "nothing asks that node for its share";
-            value.wrong(
+            value.report(
                 notes,
                 what,
                 "list \"kms\" in vault.unlock, or leave this out",
@@ -206,7 +206,7 @@ pub(super) fn section(
         for (value, is_empty) in unused {
             if let Some(value) = value.filter(|_| !is_empty) {
                 let what = "with vault.init = \"off\" there is no vault";
-                value.wrong(notes, what, "leave this key out, or init");
+                value.report(notes, what, "leave this key out, or init");
             }
         }
     }
@@ -219,7 +219,7 @@ fn source(text: &str) -> Result<VaultInit, ConfigDiagnostic> {
         "off" => Ok(VaultInit::Off),
         "prompt" => Ok(VaultInit::Prompt),
         "provisioned" => Ok(VaultInit::Provisioned),
-        _ => Err((
+        _ => Err(ConfigDiagnostic::new(
             format!("{} is no source of words", quote(text)),
             "write \"generate\", \"prompt\", \"provisioned\" or \"off\"".to_owned(),
         )),
@@ -234,14 +234,14 @@ fn slots(list: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Vec<V
         };
         if slots.contains(&slot) {
             let what = format!("'{}' is listed twice", slot.name());
-            entry.wrong(notes, what, "keep one of the two");
+            entry.report(notes, what, "keep one of the two");
             continue;
         }
         slots.push(slot);
     }
     if slots.contains(&VaultUnlock::None) && slots.len() > 1 {
         let what = "'none' leaves the key beside the vault, whatever else opens it";
-        list.wrong(notes, what, "list \"none\" alone, or leave it out");
+        list.report(notes, what, "list \"none\" alone, or leave it out");
     }
     slots
 }
@@ -249,7 +249,7 @@ fn slots(list: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Vec<V
 fn slot(text: &str) -> Result<VaultUnlock, ConfigDiagnostic> {
     let found = VaultUnlock::ALL.into_iter().find(|it| it.name() == text);
     found.ok_or_else(|| {
-        (
+        ConfigDiagnostic::new(
             format!("{} opens no vault", quote(text)),
             "write \"tpm2\", \"provisioning\", \"passphrase\", \"kms\" or \"none\"".to_owned(),
         )
@@ -260,7 +260,7 @@ fn recipients(list: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> 
     let entries = list.list(notes);
     if let Some(beyond) = entries.get(RECIPIENTS_MAX) {
         let what = format!("there are more than {RECIPIENTS_MAX} recipients");
-        beyond.wrong(notes, what, "leave some out");
+        beyond.report(notes, what, "leave some out");
     }
     let mut recipients: Vec<String> = Vec::new();
     for entry in &entries {
@@ -268,7 +268,7 @@ fn recipients(list: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> 
             continue;
         };
         if recipients.contains(&recipient) {
-            entry.wrong(
+            entry.report(
                 notes,
                 "this recipient is listed twice",
                 "keep one of the two",
@@ -286,12 +286,12 @@ fn recipient(text: &str) -> Result<String, ConfigDiagnostic> {
                    like ~/.ssh/id_ed25519.pub";
     if text.starts_with("AGE-SECRET-KEY") || text.contains("PRIVATE KEY") {
         let what = "this is a private key, which must stay with its owner";
-        return Err((what.to_owned(), example.to_owned()));
+        return Err(ConfigDiagnostic::new(what.to_owned(), example.to_owned()));
     }
     if AgeKey::parse(text).is_some() {
         return Ok(text.to_owned());
     }
-    Err((
+    Err(ConfigDiagnostic::new(
         "this is not a public key to encrypt to".to_owned(),
         example.to_owned(),
     ))

@@ -41,7 +41,7 @@ impl TcpSide {
     }
 }
 
-/// Decides about everybody who connects, until the node drains.
+/// Decides about every client that connects, until the node drains.
 pub(crate) async fn accept_loop(
     side: Arc<TcpSide>,
     listener: TcpListener,

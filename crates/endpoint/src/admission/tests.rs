@@ -443,7 +443,7 @@ fn a_known_peer_has_many_handshakes_and_not_any_number() {
     }
     let asked = admission.quic(Carriage::Quic, v4(1), AddressValidation::Proven, now);
     assert_eq!(asked, QuicDecision::Refuse(AdmissionLimit::HandshakeRate));
-    // Nor from elsewhere, but for what everybody has there: the network once, and then its address.
+    // Nor from elsewhere, but for what every peer has there: the network once, and then its address.
     let elsewhere_too = (0..2 * limits.handshake_burst).filter(|_| {
         handshake(
             &mut admission,

@@ -402,7 +402,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     below.collect()
 }
 
-/// How many orders the node remembers, and that no key is beside them for everybody to read.
+/// How many orders the node remembers, and that no key is beside them for every user to read.
 fn orders_of(state: &Path) -> usize {
     let files = files(state);
     for path in &files {

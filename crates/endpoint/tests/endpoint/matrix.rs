@@ -288,7 +288,7 @@ async fn every_kind_of_client_is_served_over_a_bad_link() {
     let node = EndpointTestNode::with_limits(EndpointLimits {
         // A client whose packets get lost twice in a row is late, and not refused for it.
         handshake_timeout: hung(),
-        // Everybody comes from one address, and most of them with one key.
+        // All clients come from one address, and most of them with one key.
         handshake_burst: 1000,
         per_address_max: 1000,
         per_peer_max: 1000,

@@ -117,7 +117,7 @@ impl Gateway {
                 // The identity of the connection is looked up for a request without a token; here the work is the same.
                 std::hint::black_box(gate.identity());
                 Err(match penalty {
-                    None => wrong(error),
+                    None => wrong_token_error(error),
                     Some(refused) => too_many(refused),
                 })
             }
@@ -356,14 +356,14 @@ pub const NO_TOKEN: &str = "alk_00000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
 fn check_dummy_token(gate: &LocalCaller) {
     let token = AuthToken::new(std::hint::black_box(NO_TOKEN).to_owned());
     let found = gate.is_known_token(&token) || token.hash().is_err();
-    std::hint::black_box((found, wrong(CallError::bad_token())));
+    std::hint::black_box((found, wrong_token_error(CallError::bad_token())));
 }
 
 /// What is looked up where there is nothing to look up.
 static DUMMY_TOKEN: LazyLock<AuthToken> = LazyLock::new(|| AuthToken::new(NO_TOKEN.to_owned()));
 
 /// The answer to a wrong token, with the error of the call protocol.
-fn wrong(error: CallError) -> ApiError {
+fn wrong_token_error(error: CallError) -> ApiError {
     let mut refused = ApiError::unauthenticated(error.message.clone());
     refused.error = Box::new(error);
     refused

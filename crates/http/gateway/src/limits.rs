@@ -59,7 +59,7 @@ pub const REQUESTS_PER_SECOND: u32 = 50;
 pub const REQUESTS_BURST: u32 = 200;
 /// Requests a second without an identity, for one network (a /24 of IPv4, a /56 of IPv6).
 pub const STRANGER_REQUESTS_PER_SECOND: u32 = 10;
-/// Requests a stranger may make at once before the average counts.
+/// Requests an unknown peer may make at once before the average counts.
 pub const STRANGER_REQUESTS_BURST: u32 = 40;
 /// Identities and addresses whose requests are counted at once.
 pub const ACCOUNTS_MAX: usize = 8192;

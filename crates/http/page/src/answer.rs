@@ -70,7 +70,7 @@ pub(crate) fn method(allowed: &'static str) -> PageResponse {
 }
 
 /// The browser is to get `/`.
-pub(crate) fn onward() -> PageResponse {
+pub(crate) fn see_root() -> PageResponse {
     // 303 has the browser get it, whatever it sent before (RFC 9110 section 15.4.4).
     let mut answer = plain(StatusCode::SEE_OTHER, "");
     let headers = answer.headers_mut();

@@ -165,7 +165,7 @@ impl AdminPage {
             "/" | "/status/style.css" | "/status/live.js" | "/status/events" => {
                 answer::method("GET, HEAD")
             }
-            "/status/enter" | "/status/leave" if reads => answer::onward(),
+            "/status/enter" | "/status/leave" if reads => answer::see_root(),
             _ => answer::nothing(),
         }
     }
@@ -221,7 +221,7 @@ impl PageRequest<'_> {
         let Some((_, proof)) = taken else {
             // A viewer that is already in has only opened the link again.
             return match self.viewer(true) {
-                Some(_) => answer::onward(),
+                Some(_) => answer::see_root(),
                 None => self.entry(StatusCode::GONE, Some(USED)),
             };
         };
@@ -237,7 +237,7 @@ impl PageRequest<'_> {
         // A wrong one is a guess, and counted against the network it comes from.
         let identity = match self.caller.gate.by_token(&token) {
             Ok(identity) => identity,
-            Err(error) => return self.wrong(&error),
+            Err(error) => return self.wrong_token_form(&error),
         };
         if !identity.scopes.allows(SCOPE) {
             return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
@@ -246,7 +246,7 @@ impl PageRequest<'_> {
     }
 
     /// The form again after a wrong token; 429 where too many came from the same network.
-    fn wrong(&self, error: &CallError) -> PageResponse {
+    fn wrong_token_form(&self, error: &CallError) -> PageResponse {
         let Some(wait_ms) = error.retry_after_ms else {
             return self.entry(StatusCode::FORBIDDEN, Some(WRONG));
         };
@@ -274,27 +274,27 @@ impl PageRequest<'_> {
         tracing::info!(by = identity.id.as_str(), "page.enter");
         let comes_from = self.headers.get("sec-fetch-site");
         let elsewhere = comes_from.is_some_and(|from| from != "none" && from != "same-origin");
-        let onward = match elsewhere {
-            false => answer::onward(),
+        let redirect = match elsewhere {
+            false => answer::see_root(),
             // A browser that follows a link from another site sends no strict cookie along, and none with the redirect
             // that follows: only a page of this site makes it do so.
             true => answer::page(
                 StatusCode::OK,
                 self.page.templates.plain(&MessagePage {
                     title: "You are signed in".to_owned(),
-                    onward: true,
+                    refresh: true,
                     ..MessagePage::default()
                 }),
             ),
         };
-        answer::with_cookie(onward, &session::cookie(&name))
+        answer::with_cookie(redirect, &session::cookie(&name))
     }
 
     fn leave(self) -> PageResponse {
         if let Some(name) = session::cookie_of(self.headers) {
             self.page.sessions.end(name);
         }
-        answer::with_cookie(answer::onward(), &session::no_cookie())
+        answer::with_cookie(answer::see_root(), &session::no_cookie())
     }
 
     /// Asks whether to do what a link is for. The link is used up by the answer, not by the question.
@@ -320,7 +320,7 @@ impl PageRequest<'_> {
     }
 
     /// Does what a link is for. The link is the proof: no cookie is looked at, and only the link's receiver has it. It
-    /// is in the path, where a node that tells strangers nothing looks for it before it answers.
+    /// is in the path, where a node that tells unknown peers nothing looks for it before it answers.
     async fn act(self, ticket: &str, form: &PageForm) -> PageResponse {
         if let Some(refused) = self.foreign_form(form) {
             return refused;

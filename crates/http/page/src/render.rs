@@ -35,7 +35,7 @@ pub(crate) struct MessagePage {
     pub(crate) wrong: Option<String>,
     pub(crate) text: Option<String>,
     /// It leads to the status page by itself.
-    pub(crate) onward: bool,
+    pub(crate) refresh: bool,
     pub(crate) act: Option<ConfirmPrompt>,
     /// Whether it has the form to enter.
     pub(crate) entry: bool,

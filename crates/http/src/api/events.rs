@@ -18,9 +18,9 @@ use super::{invocation, key, room};
 use crate::access::AccessLogEntry;
 use crate::answer::{self, JSON};
 use crate::limits::EVENT_BYTES_MAX;
+use crate::request_body;
 use crate::routes::TICKET;
 use crate::shared::HttpShared;
-use crate::upload;
 
 /// RFC 7240: the answer may come later, elsewhere.
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -44,7 +44,7 @@ pub(super) async fn subscribe(
         ));
     }
     let key = key(&parts.headers)?;
-    let body = upload::json(&parts.headers, body, room(shared, caller)).await?;
+    let body = request_body::json(&parts.headers, body, room(shared, caller)).await?;
     let call = invocation(&body, key)?;
     line.calls([call.operation.as_str()]);
     if !later {

@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 
 use crate::access::AccessLogEntry;
 use crate::answer::{self, JSON};
+use crate::request_body;
 use crate::routes::ApiRoute;
 use crate::shared::HttpShared;
-use crate::upload;
 
 pub(crate) use events::ticket;
 
@@ -72,7 +72,7 @@ async fn call(
 ) -> Result<Response<Body>, ApiError> {
     let key = key(&parts.headers)?;
     let invocation = {
-        let body = upload::json(&parts.headers, body, room(shared, caller)).await?;
+        let body = request_body::json(&parts.headers, body, room(shared, caller)).await?;
         invocation(&body, key)?
     };
     line.calls([invocation.operation.as_str()]);
@@ -90,8 +90,8 @@ async fn call(
 }
 
 /// What the body of a call may take.
-fn room(shared: &HttpShared, caller: &HttpCaller) -> upload::UploadAllowance {
-    upload::UploadAllowance {
+fn room(shared: &HttpShared, caller: &HttpCaller) -> request_body::UploadAllowance {
+    request_body::UploadAllowance {
         lease: shared.gateway.lease(caller),
         most: CALL_BYTES_MAX,
         time: shared.settings().patience.body_time,
@@ -140,7 +140,7 @@ async fn batch(
     line: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
     let (calls, mode) = {
-        let body = upload::json(&parts.headers, body, room(shared, caller)).await?;
+        let body = request_body::json(&parts.headers, body, room(shared, caller)).await?;
         let batch = BatchRequest::read(&body.text)?;
         let calls = batch.calls.iter();
         let calls = calls.map(|item| (item.id.as_ref().to_owned(), item.invocation(&body)));

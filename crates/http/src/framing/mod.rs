@@ -70,7 +70,7 @@ async fn over(conn: &HttpConnection, draining: watch::Receiver<bool>) -> HttpClo
     } = conn.patience();
     let wait = async {
         tokio::select! {
-            () = leave(conn, draining) => HttpCloseCause::Leave,
+            () = wait_for_drain(conn, draining) => HttpCloseCause::Leave,
             why = idle(conn, (head, keep_alive), stranger) => why,
             () = stalled(conn, reader) => HttpCloseCause::Stalled,
         }
@@ -121,7 +121,7 @@ async fn stalled(conn: &HttpConnection, patience: Duration) {
 }
 
 /// Resolves when the connection is to take no more requests.
-async fn leave(conn: &HttpConnection, mut draining: watch::Receiver<bool>) {
+async fn wait_for_drain(conn: &HttpConnection, mut draining: watch::Receiver<bool>) {
     tokio::select! {
         // The sender lives as long as the handler.
         _ = draining.wait_for(|draining| *draining) => {}

@@ -189,7 +189,7 @@ async fn what_a_head_would_have_brought_is_no_bytes() {
     for (version, _) in VERSIONS {
         let node = HttpTestNode::new("");
         let request = node.request(Method::HEAD, None, "/healthz", "");
-        let told = node.client(version).await.told(request).await;
+        let told = node.client(version).await.response(request).await;
         assert_eq!(told.status, StatusCode::OK, "{version}");
         let line = heard.line().await;
         fits(&line, &told);

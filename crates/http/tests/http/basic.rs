@@ -64,7 +64,7 @@ async fn ask(
     };
     let value = authorization.parse().expect("a header");
     request.headers_mut().insert(AUTHORIZATION, value);
-    node.client(version).await.told(request).await
+    node.client(version).await.response(request).await
 }
 
 fn basic(pair: impl AsRef<[u8]>) -> String {

@@ -22,7 +22,7 @@ async fn ask(
     for (name, value) in more {
         request.headers_mut().insert(name, value.clone());
     }
-    node.client(version).await.told(request).await
+    node.client(version).await.response(request).await
 }
 
 fn origin(text: &'static str) -> HeaderPair {
@@ -123,7 +123,7 @@ async fn at(
     *request.uri_mut() = uri.parse().expect("an address");
     let host = HeaderValue::from_str(host).expect("a header");
     request.headers_mut().insert(HOST, host);
-    node.client(version).await.told(request).await
+    node.client(version).await.response(request).await
 }
 
 #[tokio::test]

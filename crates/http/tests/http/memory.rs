@@ -216,7 +216,7 @@ async fn tickets_of_one_identity_leave_the_others_theirs() {
         );
         let later = http::HeaderValue::from_static("respond-async");
         request.headers_mut().insert("prefer", later);
-        async { node.client("h1").await.told(request).await.status }
+        async { node.client("h1").await.response(request).await.status }
     };
     for _ in 0..TICKETS_MAX / TICKETS_SHARE {
         assert_eq!(ask("good", String::new()).await, 201);
@@ -324,7 +324,7 @@ async fn what_is_wrong_is_named_without_a_tree() {
     let list = format!("[{}0]", "0,".repeat(1 << 20));
     let post = |path: &'static str, body: String| {
         let request = node.request(http::Method::POST, Some("good"), path, &body);
-        async { node.client("h1").await.told(request).await }
+        async { node.client("h1").await.response(request).await }
     };
     for (path, body, status, pointer) in [
         ("/call", format!(r#"{{"x":{list}}}"#), 400, "/x"),

@@ -648,7 +648,7 @@ impl HttpTestNode {
         body: &Value,
     ) -> HttpTestResponse {
         let request = self.request(Method::POST, token, path, &body.to_string());
-        self.client(version).await.told(request).await
+        self.client(version).await.response(request).await
     }
 
     pub(crate) async fn get(
@@ -658,7 +658,7 @@ impl HttpTestNode {
         path: &str,
     ) -> HttpTestResponse {
         let request = self.request(Method::GET, token, path, "");
-        self.client(version).await.told(request).await
+        self.client(version).await.response(request).await
     }
 
     pub(crate) fn subscribe(&self, token: &str, body: &Value) -> Request<Full<Bytes>> {
@@ -675,7 +675,7 @@ impl HttpTestNode {
         body: &Value,
     ) -> HttpTestResponse {
         let request = self.subscribe(token, body);
-        self.client(version).await.told(request).await
+        self.client(version).await.response(request).await
     }
 }
 
@@ -732,7 +732,7 @@ impl HttpTestClient {
         }
     }
 
-    pub(crate) async fn told(mut self, request: Request<Full<Bytes>>) -> HttpTestResponse {
+    pub(crate) async fn response(mut self, request: Request<Full<Bytes>>) -> HttpTestResponse {
         let work = async {
             let (head, body) = self.ask(request).await.into_parts();
             let body = body.collect().await.expect("a whole body");

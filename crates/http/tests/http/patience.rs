@@ -253,7 +253,7 @@ async fn an_unauthenticated_client_gets_no_event_stream() {
             let mut request = node.request(Method::POST, token, "/subscribe", &text);
             let kind = HeaderValue::from_static("text/event-stream");
             request.headers_mut().insert(ACCEPT, kind);
-            let told = node.client(version).await.told(request).await;
+            let told = node.client(version).await.response(request).await;
             assert_eq!(told.status, StatusCode::UNAUTHORIZED, "{told:?}");
         }
         let told = node.events(version, "good", &body).await;
@@ -288,7 +288,7 @@ async fn no_other_client_is_closed() {
         let prefer = HeaderName::from_static("prefer");
         let later = HeaderValue::from_static("respond-async");
         request.headers_mut().insert(prefer, later);
-        let made = node.client(version).await.told(request).await.json();
+        let made = node.client(version).await.response(request).await.json();
         let url = made["url"].as_str().expect("a ticket");
         let (mut client, served) = node.connect(version).await;
         let mut response = client.ask(node.request(Method::GET, None, url, "")).await;
@@ -392,7 +392,7 @@ async fn streams_end_when_their_token_is_revoked() {
                 let prefer = HeaderName::from_static("prefer");
                 let later = HeaderValue::from_static("respond-async");
                 request.headers_mut().insert(prefer, later);
-                let made = node.client(version).await.told(request).await.json();
+                let made = node.client(version).await.response(request).await.json();
                 let url = made["url"].as_str().expect("a ticket");
                 request = node.request(Method::GET, None, url, "");
             }

@@ -121,7 +121,7 @@ pub enum ApproveError {
     /// The approver is not let in any more, or does not hold what the role gives.
     #[error("you are not let in any more, or do not hold what the role gives")]
     Approver,
-    /// As for anybody else.
+    /// As for every other caller.
     #[error(transparent)]
     Enrol(#[from] EnrolError),
     /// No applicant waits under this key or fingerprint.

@@ -117,7 +117,7 @@ fn one(found: &mut Vec<Finding>, module: &str, looked: &SourceScan, modules: &Mo
         found.push(Finding::new("graph", module, import.line, what));
     }
     if looked.cut {
-        let what = "it imports more, or makes code more often, than anybody reads";
+        let what = "it imports more, or makes code more often, than a reviewer can read";
         found.push(Finding::new("source", module, 0, what));
     }
 }

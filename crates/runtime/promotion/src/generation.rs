@@ -60,7 +60,7 @@ pub struct PromotedInvocation {
 
 /// Where verdicts about versions go.
 pub(crate) trait VerdictSink: Send + Sync + 'static {
-    fn told(&self, path: &str, version: u64, verdict: TallyVerdict);
+    fn take_verdict(&self, path: &str, version: u64, verdict: TallyVerdict);
 }
 
 /// Everything that an operation is made of.
@@ -180,7 +180,8 @@ impl PromotedOperationParts {
             return;
         }
         if let Some(verdict) = self.tally.count(failed) {
-            self.judge.told(&self.terms.path, self.version, verdict);
+            self.judge
+                .take_verdict(&self.terms.path, self.version, verdict);
         }
     }
 }

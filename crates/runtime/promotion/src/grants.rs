@@ -170,7 +170,7 @@ fn sentence(
     let by = needs.parts("the scopes ", "one of the scopes ");
     let by = match by.as_slice() {
         [] if meant.iter().all(|spec| spec.access_control.is_open()) => {
-            ", which everybody may".to_owned()
+            ", which every caller may call".to_owned()
         }
         [] => ", which needs no scope".to_owned(),
         by => format!(" by {} of '{author}'", by.join(" and ")),
@@ -283,7 +283,7 @@ mod tests {
         }
     }
 
-    /// A reviewer read that everybody may call it.
+    /// A reviewer read that every caller may call it.
     #[test]
     fn an_operation_that_needs_one_of_several_scopes_is_not_shown_as_open() {
         let either: &[&str] = &["node:admin", "node:read"];
@@ -326,10 +326,10 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_open_is_what_everybody_may() {
+    fn only_what_is_open_is_what_every_caller_may_call() {
         let open = read(rule(&[], None), &[]);
         assert!(
-            open.text.ends_with(", which everybody may"),
+            open.text.ends_with(", which every caller may call"),
             "{}",
             open.text
         );

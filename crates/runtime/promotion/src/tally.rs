@@ -28,7 +28,7 @@ pub(crate) enum TallyVerdict {
 impl CallTally {
     /// After a version whose first calls went so, and with what was counted of this one before.
     pub(crate) fn new(before: TallyCounts, counted: TallyCounts) -> Self {
-        // What it came to was told before the node started again.
+        // The node reported the verdict before it started again.
         let over = counted.calls >= WATCHED_CALLS;
         Self {
             baseline: (before.errors * 100).checked_div(before.calls).unwrap_or(0),

@@ -20,7 +20,7 @@ use crate::bundle::{FuelPercentiles, OperationCode, PromotionBundle};
 use crate::limits::{CASES_AT_ONCE, TRIAL_MAX};
 use crate::schema::{self, SchemaMismatch};
 
-/// Runs what strangers wrote, away from the node: sessions in workers do.
+/// Runs what an author wrote, away from the node: sessions in workers do.
 pub trait TestRunner: Send + Sync + 'static {
     /// Does every step of `run` in one fresh engine, with [`TrialRun::spec`] and a
     /// [`Replay`](alknet_runtime::Replay) of its calls for a host, and answers with what the last

@@ -152,7 +152,7 @@ impl Isolate {
             DriveEvent::Arrived(settle, arrival) => self.deliver(settle, arrival),
             DriveEvent::Due(timer) => {
                 let called = self.enter(|ctx, _| timer.run.restore(ctx)?.call::<_, ()>(()));
-                self.told(called);
+                self.fail_on_exception(called);
             }
             DriveEvent::Stopped => {}
             DriveEvent::Stalled => {
@@ -216,11 +216,11 @@ impl Isolate {
                 }
             }
         });
-        self.told(settled);
+        self.fail_on_exception(settled);
     }
 
     /// An exception that reached us from where no promise carries it.
-    fn told(&mut self, called: rquickjs::Result<()>) {
+    fn fail_on_exception(&mut self, called: rquickjs::Result<()>) {
         if let Err(error) = called {
             let failure = self.enter(|ctx, isolate| failure::of_error(ctx, &isolate.shared, error));
             self.fail_all(&failure);

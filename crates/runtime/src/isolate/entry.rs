@@ -42,7 +42,7 @@ pub enum IsolateWork {
         input: Value,
     },
     /// Looks at the session's own modules without running any; the answer has, by specifier, what
-    /// [`look`](crate::look) found as `found`, or how it failed as `failed`.
+    /// [`scan_source`](crate::scan_source) found as `found`, or how it failed as `failed`.
     Look,
     /// Runs lines of a REPL; the answer is the last expression's value.
     Script {
@@ -156,7 +156,8 @@ impl ActiveEntry {
                 self.call(ctx, shared, handler, &input, serves)?;
             }
             IsolateWork::Look => {
-                let told: serde_json::Map<_, _> = shared.spec.modules.look().map(told).collect();
+                let told: serde_json::Map<_, _> =
+                    shared.spec.modules.scan_all().map(scan_entry).collect();
                 let told = json::write(ctx, &Value::Object(told))?;
                 let (promise, resolve, _) = Promise::new(ctx)?;
                 resolve.call::<_, ()>((told,))?;
@@ -314,7 +315,7 @@ impl ActiveEntry {
 }
 
 /// A module's name, and what was seen of it.
-fn told((name, looked): (&str, Result<SourceScan, ScriptFailure>)) -> (String, Value) {
+fn scan_entry((name, looked): (&str, Result<SourceScan, ScriptFailure>)) -> (String, Value) {
     let told = match looked {
         Ok(found) => serde_json::json!({ "found": found }),
         Err(failure) => serde_json::json!({ "failed": failure }),

@@ -193,12 +193,12 @@ impl ModuleSet {
         }
     }
 
-    /// What each module that was added says about itself without being run: see [`look`].
+    /// What each module that was added says about itself without being run: see [`scan_source`].
     ///
-    /// [`look`]: crate::look
-    pub fn look(&self) -> impl Iterator<Item = (&str, Result<SourceScan, ScriptFailure>)> {
+    /// [`scan_source`]: crate::scan_source
+    pub fn scan_all(&self) -> impl Iterator<Item = (&str, Result<SourceScan, ScriptFailure>)> {
         self.modules.iter().map(|(name, module)| {
-            let looked = typescript::look(name, &module.text, module.language);
+            let looked = typescript::scan_source(name, &module.text, module.language);
             (name.as_str(), looked)
         })
     }

@@ -141,7 +141,7 @@ fn marks(schema: &Value) -> bool {
 }
 
 /// Meets every part of a value that is marked. A schema that is deeper than values may be, that takes
-/// too many steps or that refers to what is not in it marks everything: strangers write schemas as
+/// too many steps or that refers to what is not in it marks everything: authors write schemas as
 /// well.
 struct SecretWalk<'w> {
     root: &'w Value,

@@ -23,7 +23,7 @@ use oxc_span::SourceType;
 use crate::error::{RuntimeCode, ScriptFailure};
 use crate::modules::Language;
 
-pub use source_scan::{EvalSite, Import, ImportForm, SourceScan, look};
+pub use source_scan::{EvalSite, Import, ImportForm, SourceScan, scan_source};
 
 /// The JavaScript of a module.
 ///

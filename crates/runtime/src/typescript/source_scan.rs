@@ -64,7 +64,11 @@ pub struct EvalSite {
 /// # Errors
 /// [`RuntimeCode::Limit`](crate::RuntimeCode::Limit) for nesting that the parser should not be given,
 /// [`RuntimeCode::Exception`](crate::RuntimeCode::Exception) for a syntax error; each with module and line.
-pub fn look(module: &str, source: &str, language: Language) -> Result<SourceScan, ScriptFailure> {
+pub fn scan_source(
+    module: &str,
+    source: &str,
+    language: Language,
+) -> Result<SourceScan, ScriptFailure> {
     let allocator = Allocator::default();
     let parsed = parse(&allocator, module, source, language)?;
     let mut eye = SourceScanner {
@@ -216,7 +220,8 @@ mod tests {
     ];
 
     fn looked(source: &str, language: Language) -> SourceScan {
-        look("./m.js", source, language).unwrap_or_else(|failure| panic!("{source}: {failure}"))
+        scan_source("./m.js", source, language)
+            .unwrap_or_else(|failure| panic!("{source}: {failure}"))
     }
 
     #[test]
@@ -314,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_source_that_is_none_ends_with_its_line() {
-        let refused = |source: &str| look("./m.js", source, Language::JavaScript).err();
+        let refused = |source: &str| scan_source("./m.js", source, Language::JavaScript).err();
         let failure = refused("1;\nimport {").expect("no source");
         assert_eq!(failure.code, RuntimeCode::Exception);
         assert_eq!(failure.place.map(|place| place.line), Some(2));
@@ -339,7 +344,7 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused(source in "\\PC{0,200}") {
             for language in LANGUAGES {
-                let _ = look("./m.js", &source, language);
+                let _ = scan_source("./m.js", &source, language);
             }
         }
 
@@ -352,7 +357,7 @@ mod tests {
             ]), 0..60)) {
             let source = parts.concat();
             for language in LANGUAGES {
-                if let Ok(looked) = look("./m.js", &source, language) {
+                if let Ok(looked) = scan_source("./m.js", &source, language) {
                     prop_assert!(looked.makers.iter().all(|it| it.line >= 1));
                 }
             }

@@ -249,7 +249,7 @@ fn run(root: &Path, test: &Test262Case<'_>) -> Result<(), String> {
     let mut enter = |work| wait(isolate.run(work)).result.map(drop);
     let script = |source: String| IsolateWork::Script { source };
     let shared = enter(script(shared(root, test.name)));
-    shared.map_err(|failure| format!("what it shares: {}", told(&failure)))?;
+    shared.map_err(|failure| format!("what it shares: {}", summary(&failure)))?;
     let main = match module {
         true => IsolateWork::Module {
             module: format!("./{}", test.name.rsplit('/').next().unwrap_or_default()),
@@ -264,7 +264,7 @@ fn run(root: &Path, test: &Test262Case<'_>) -> Result<(), String> {
         (Ok(()), None) => Ok(()),
         (Ok(()), Some(error)) => Err(format!("no {error}")),
         (Err(failure), Some(error)) if failure.name.as_deref() == Some(error) => Ok(()),
-        (Err(failure), _) => Err(told(&failure)),
+        (Err(failure), _) => Err(summary(&failure)),
     }
 }
 
@@ -308,7 +308,7 @@ fn shared(root: &Path, name: &str) -> String {
 }
 
 /// Short, and the same in every run.
-fn told(failure: &ScriptFailure) -> String {
+fn summary(failure: &ScriptFailure) -> String {
     let line = failure.message.lines().next().unwrap_or_default();
     let line: String = line.chars().filter(|c| !c.is_control()).take(100).collect();
     match (failure.code, &failure.name) {

@@ -116,7 +116,7 @@ pub fn in_use(cx: &XtaskContext) -> Result<CommandLock> {
 
 /// How large the cache is while a command runs, counted on threads beside its steps.
 #[derive(Debug)]
-pub struct SizeWatch {
+pub struct CacheSizeMonitor {
     cache: PathBuf,
     before: Counting,
     /// Of what is built. It stands in for the count at the end, where that takes too long.
@@ -126,7 +126,7 @@ pub struct SizeWatch {
 /// A count under way.
 type Counting = JoinHandle<Option<u64>>;
 
-impl SizeWatch {
+impl CacheSizeMonitor {
     /// Begins to count what a command finds.
     pub fn begin(cx: &XtaskContext) -> Self {
         Self::start(cx.cache())

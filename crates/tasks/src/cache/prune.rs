@@ -111,7 +111,7 @@ pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
                 // Overlayfs moves no folder that a lower layer has (its documentation, "Renaming directories").
                 io::ErrorKind::CrossesDevices if is_same_mount(path, aside.path()) => delete(path),
                 io::ErrorKind::CrossesDevices | io::ErrorKind::ResourceBusy => {
-                    return Err(mounted(path));
+                    return Err(mount_error(path));
                 }
                 // For want of room for one more name, in the moment when room is to be made.
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => delete(path),
@@ -124,7 +124,7 @@ pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
 }
 
 /// Who mounted something in the cache put it there for a reason that this command does not know.
-fn mounted(path: &Path) -> TaskError {
+fn mount_error(path: &Path) -> TaskError {
     TaskError::Arguments(format!(
         "{} is not removed: it is a mount point, or lies on another file system than the rest of the cache; unmount \
          that, or delete by hand what is in it",

@@ -475,7 +475,7 @@ fn a_command_says_how_large_the_cache_was_and_is() {
         alknet_test_support::eventually("it was counted", Duration::from_secs(60), counted);
     };
     let begin = || {
-        let watch = SizeWatch::start(cache.path());
+        let watch = CacheSizeMonitor::start(cache.path());
         ended(&watch.before);
         watch
     };

@@ -35,7 +35,7 @@ use self::null::NullDevice;
 use self::plan::TestPlan;
 use self::programs::{TestBuild, TestProgram, WORKSPACE};
 use self::since::PackageChoice;
-use crate::cache::SizeWatch;
+use crate::cache::CacheSizeMonitor;
 use crate::context::XtaskContext;
 use crate::driver;
 use crate::failure::{Result, TaskError};
@@ -160,7 +160,7 @@ pub fn run(cx: &mut XtaskContext, arguments: &TestArgs) -> Result<()> {
     let processors = memory::test_processors();
     let mut slowdown = Slowdown::set_or_measured()?;
     let memory = MemoryWatch::go_on();
-    let mut cache = SizeWatch::begin(cx);
+    let mut cache = CacheSizeMonitor::begin(cx);
     let null = NullDevice::new();
     let result = all(cx, arguments, processors, &mut slowdown, &null, &mut cache);
     eprint!("{}", cx.table());
@@ -183,7 +183,7 @@ fn all(
     processors: usize,
     slowdown: &mut Slowdown,
     null: &NullDevice,
-    cache: &mut SizeWatch,
+    cache: &mut CacheSizeMonitor,
 ) -> Result<()> {
     cx.board().print(&format!(
         "this machine is {:.1} times slower than at rest",

@@ -108,7 +108,7 @@ fn is_there(folder: &Path, file: &str) -> bool {
 }
 
 #[test]
-fn names_are_checked_before_anybody_is_asked() {
+fn names_are_checked_before_the_authority_is_asked() {
     let check = |names: &[&str]| {
         let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
         check_names(&names).map(str::to_owned)

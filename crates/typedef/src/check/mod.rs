@@ -31,9 +31,9 @@ impl TypedefValidator {
         let lowered = lower::lower(schema.normalized(), ptr)?;
         let options = jsonschema::options()
             .with_draft(Draft::Draft202012)
-            // Nothing is fetched because a stranger's schema names it.
+            // Nothing is fetched because a caller's schema names it.
             .offline()
-            // A pattern may be a stranger's: this engine takes time by the length of the text.
+            // A caller may write the pattern: this engine takes time by the length of the text.
             .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX))
             // JSON Schema Validation, section 7.2.1: `format` says something of a value and asserts
             // nothing.

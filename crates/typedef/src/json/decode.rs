@@ -53,7 +53,9 @@ impl JsonDecoder<'_> {
     ) -> Result<RecordValue> {
         match &node.shape {
             NodeShape::Array(list) => {
-                let items = value.as_array().ok_or_else(|| wrong("it is no array"))?;
+                let items = value
+                    .as_array()
+                    .ok_or_else(|| decode_error("it is no array"))?;
                 counted(list.count, items.len())?;
                 let item = |(i, item): (usize, &Value)| {
                     let item = self.node(&list.item, item, None);
@@ -79,11 +81,11 @@ impl JsonDecoder<'_> {
     }
 
     fn leaf(&mut self, leaf: &LeafType, value: &Value) -> Result<RecordValue> {
-        let value = leaf.of_json(value).map_err(wrong)?;
+        let value = leaf.of_json(value).map_err(decode_error)?;
         if !leaf.kind.is_text() || leaf.encoding != BytesEncoding::Indirect {
             return Ok(value);
         }
-        let content = leaf.content(&value).map_err(wrong)?;
+        let content = leaf.content(&value).map_err(decode_error)?;
         let off = self.region.len() as u64;
         self.region.extend_from_slice(content);
         Ok(RecordValue::Indirect {
@@ -102,13 +104,13 @@ impl JsonDecoder<'_> {
         for StructMember { name, node, .. } in members {
             let value = object
                 .get(name)
-                .ok_or_else(|| wrong(format!("it lacks '{name}'")))?;
+                .ok_or_else(|| decode_error(format!("it lacks '{name}'")))?;
             let value = self.node(node, value, None);
             values.push((name.clone(), value.map_err(|error| error.under(name))?));
         }
         // Names are there once each, so a larger object has one that the struct has not.
         if object.len() > members.len() + usize::from(tag.is_some()) {
-            return Err(wrong("it has a member that the layout has not"));
+            return Err(decode_error("it has a member that the layout has not"));
         }
         Ok(RecordValue::Struct(values))
     }
@@ -117,17 +119,18 @@ impl JsonDecoder<'_> {
         let (name, value) = match &union.field {
             Some(field) => {
                 let name = object.get(field).and_then(Value::as_str);
-                let name = name.ok_or_else(|| wrong(format!("'{field}' names no variant")))?;
+                let name =
+                    name.ok_or_else(|| decode_error(format!("'{field}' names no variant")))?;
                 let variant = variant(union, name)?;
                 let NodeShape::Struct(members) = &variant.node.shape else {
-                    return Err(wrong("the variant is no struct"));
+                    return Err(decode_error("the variant is no struct"));
                 };
                 (name, self.members(members, object, Some(field))?)
             }
             None => {
                 let mut members = object.iter();
                 let (Some((name, value)), None) = (members.next(), members.next()) else {
-                    return Err(wrong("it has one member, named by the tag"));
+                    return Err(decode_error("it has one member, named by the tag"));
                 };
                 let value = self.node(&variant(union, name)?.node, value, None);
                 (name.as_str(), value.map_err(|error| error.under(name))?)
@@ -138,9 +141,11 @@ impl JsonDecoder<'_> {
 }
 
 fn object(value: &Value) -> Result<&Map<String, Value>> {
-    value.as_object().ok_or_else(|| wrong("it is no object"))
+    value
+        .as_object()
+        .ok_or_else(|| decode_error("it is no object"))
 }
 
-fn wrong(why: impl Into<String>) -> TypedefError {
+fn decode_error(why: impl Into<String>) -> TypedefError {
     TypedefError::access("", why)
 }

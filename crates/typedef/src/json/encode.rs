@@ -127,7 +127,7 @@ fn text(leaf: &LeafType, value: &RecordValue, outside: &ExternalData<'_>) -> Fit
         return leaf.to_json(value);
     };
     leaf.check_bytes(*len)?;
-    // Both numbers are of the record, which may be a stranger's.
+    // Both numbers are of the record, which a caller may have written.
     let place = |off: u64, len: u64| {
         let [start, end] = [Some(off), off.checked_add(len)].map(|at| usize::try_from(at?).ok());
         outside.region.get(start?..end?)

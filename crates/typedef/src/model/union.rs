@@ -84,7 +84,7 @@ impl LayoutBuilder<'_> {
                 );
             }
         };
-        // Each stands in the order once, so that equal numbers and no stranger mean all of them.
+        // Each stands in the order once, so that equal numbers and no other name mean all of them.
         if let Some(name) = order.iter().find(|name| !mapping.contains_key(*name)) {
             return Err(format!("'{name}' is in the order, and not in the mapping"));
         }

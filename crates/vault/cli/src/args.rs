@@ -182,7 +182,7 @@ pub struct ExportKeyArgs {
 
 /// Arguments of `alknet vault key show`.
 #[derive(Debug, Args)]
-pub struct PubArgs {
+pub struct KeyShowArgs {
     /// The purpose of the key: node-identity, ssh-host, ssh-user-ca, acme-account, image-signing,
     /// message-leaf or dns-zone-ZONE-GENERATION.
     #[arg(value_parser = purpose)]

@@ -4,7 +4,7 @@ use alknet_vault::slots::SlotId;
 use clap::{Args, Subcommand};
 
 use crate::args::{
-    DeriveArgs, DirArgs, ExportKeyArgs, PubArgs, RecordArgs, RemoveArgs, SealArgs, SlotSetArgs,
+    DeriveArgs, DirArgs, ExportKeyArgs, KeyShowArgs, RecordArgs, RemoveArgs, SealArgs, SlotSetArgs,
     VaultOpenArgs, VaultRotateArgs, slot_id,
 };
 use crate::verbs::{DerivedKeyVerb, OfflineVaultVerb, RecordVerb, SlotVerb, WordsVerb};
@@ -32,7 +32,7 @@ pub enum EarlierVaultVerb {
     Passwd(PasswdArgs),
     /// As 'alknet vault key show'.
     #[command(hide = true)]
-    Pub(PubArgs),
+    Pub(KeyShowArgs),
     /// As 'alknet vault record remove'.
     #[command(hide = true)]
     Remove(RemoveArgs),

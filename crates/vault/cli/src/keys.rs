@@ -10,7 +10,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::args::{
-    CurveArg, DeriveArgs, ExportKeyArgs, PubArgs, RecoveryKeyArgs, VaultOpenArgs, WordsArgs,
+    CurveArg, DeriveArgs, ExportKeyArgs, KeyShowArgs, RecoveryKeyArgs, VaultOpenArgs, WordsArgs,
 };
 use crate::new::typed_words;
 use crate::vault_dir::{OpenVaultDir, offline};
@@ -85,7 +85,7 @@ impl VaultCli<'_> {
         }
     }
 
-    fn public(&mut self, args: &PubArgs) -> Result<(), VaultCliError> {
+    fn public(&mut self, args: &KeyShowArgs) -> Result<(), VaultCliError> {
         let purpose = args.purpose;
         let public = self.with_vault(&args.words, &args.open, |vault| {
             PublicKeyOutput::derive(vault, purpose)

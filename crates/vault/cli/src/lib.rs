@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 pub use args::{
     AuditVerifyArgs, CostArgs, CurveArg, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs,
-    LogArgs, MigrateArgs, NewArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
+    KeyShowArgs, LogArgs, MigrateArgs, NewArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
     SealArgs, SlotArg, SlotSetArgs, VaultOpenArgs, VaultRotateArgs, VaultStatusArgs, WordsArgs,
 };
 pub use earlier::{EarlierVaultVerb, PasswdArgs};

@@ -302,7 +302,7 @@ fn unattended(
             Ok(alkv) => return Ok(Some(alkv)),
             Err(error) => {
                 recorder.failed(found, SlotType::Provisioning);
-                // A seed that lies there by chance does not keep anybody from typing.
+                // A seed that lies there by chance does not keep the owner from typing.
                 if said.is_some()
                     || !matches!(error, SlotError::OtherVault(_) | SlotError::WrongKey(_))
                 {
@@ -337,7 +337,7 @@ fn typed(
         if !wait.is_zero() {
             ask.tell(&format!(
                 "wrong {} times; wait {} s",
-                attempts.wrong(),
+                attempts.wrong_count(),
                 wait.as_secs().max(1)
             ));
             ask.pause(wait);
@@ -362,7 +362,7 @@ fn typed(
         }
         recorder.failed(found, SlotType::Passphrase);
         attempts.failed(begun.elapsed() + waited);
-        if !ask.is_person() || attempts.wrong() >= ATTEMPTS {
+        if !ask.is_person() || attempts.wrong_count() >= ATTEMPTS {
             return Err(VaultCliError::WrongPassphrase);
         }
         ask.tell("wrong passphrase");

@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 
 use crate::VaultCliError;
 use crate::args::{
-    AuditVerifyArgs, CostArgs, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs, LogArgs,
-    MigrateArgs, PubArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs, SealArgs, SlotArg,
-    SlotSetArgs, VaultOpenArgs, VaultRotateArgs, VaultStatusArgs, slot_id,
+    AuditVerifyArgs, CostArgs, DeriveArgs, DirArgs, ExportKeyArgs, ImportArgs, InitArgs,
+    KeyShowArgs, LogArgs, MigrateArgs, RecordArgs, RecoveryKeyArgs, RekeyArgs, RemoveArgs,
+    SealArgs, SlotArg, SlotSetArgs, VaultOpenArgs, VaultRotateArgs, VaultStatusArgs, slot_id,
 };
 use crate::earlier::EarlierVaultVerb;
 
@@ -100,7 +100,7 @@ alknet vault key export ssh-host --dir vault | openssl pkey -pubout")]
         after_help = "Examples:\n  alknet vault key show node-identity --dir vault\n  \
 alknet vault key show ssh-host --ssh --mnemonic-stdin <words.txt"
     )]
-    Show(PubArgs),
+    Show(KeyShowArgs),
 }
 
 /// The verbs below `alknet vault record`.

@@ -1,7 +1,7 @@
 //! The one place where an unlocked vault keeps its seed, which two processes may share.
 //!
 //! PID 1 makes an area and unlocks; the node inherits its descriptor, maps it, and has the same vault.
-//! `lock` in either wipes it for both, and a node that crashed finds it again without anybody typing.
+//! `lock` in either wipes it for both, and a node that crashed finds it again while no owner types.
 //!
 //! The memory is `memfd_secret` where the kernel has it (x86-64 and arm64, 5.14 and later, if not
 //! switched off): no other process, not even the kernel's own copies, reads it through another way than
@@ -149,7 +149,7 @@ impl SeedArea {
         Ok(area)
     }
 
-    /// The area that this process inherited. What it holds may come from anybody and is looked at
+    /// The area that this process inherited. What it holds may come from another process and is looked at
     /// before it is believed; the descriptor is kept from processes that this one starts.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, AreaError> {
         let look = sys::look_at(fd.as_fd()).map_err(AreaError::io("looking at the descriptor"))?;

@@ -107,7 +107,7 @@ impl AreaMapping {
     pub(super) fn new(fd: BorrowedFd<'_>, bytes: u64, locked: bool) -> io::Result<Self> {
         let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel has room, which takes nothing away from anybody.
+        // SAFETY: a new mapping where the kernel has room, which replaces no other mapping.
         let at = unsafe {
             let (flags, fd) = (libc::MAP_SHARED, fd.as_raw_fd());
             libc::mmap(ptr::null_mut(), bytes, protection, flags, fd, 0)

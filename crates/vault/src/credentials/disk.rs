@@ -27,14 +27,17 @@ pub(super) struct DirectoryLock {
 
 impl DirectoryLock {
     pub(super) fn exclusive(dir: &Path) -> Result<Self, CredentialsError> {
-        Self::with(dir, File::lock)
+        Self::open_with_lock(dir, File::lock)
     }
 
     pub(super) fn shared(dir: &Path) -> Result<Self, CredentialsError> {
-        Self::with(dir, File::lock_shared)
+        Self::open_with_lock(dir, File::lock_shared)
     }
 
-    fn with(dir: &Path, lock: fn(&File) -> std::io::Result<()>) -> Result<Self, CredentialsError> {
+    fn open_with_lock(
+        dir: &Path,
+        lock: fn(&File) -> std::io::Result<()>,
+    ) -> Result<Self, CredentialsError> {
         let path = dir.join("lock");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);

@@ -29,7 +29,7 @@ pub struct Attempts {
 impl Attempts {
     /// How many were wrong in a row.
     #[must_use]
-    pub fn wrong(&self) -> u32 {
+    pub fn wrong_count(&self) -> u32 {
         self.wrong
     }
 
@@ -75,10 +75,10 @@ mod tests {
         let mut attempts = Attempts::default();
         let now = Duration::from_secs(100);
         attempts.recall(7, now);
-        assert_eq!(attempts.wrong(), 7);
+        assert_eq!(attempts.wrong_count(), 7);
         assert_eq!(attempts.wait(now), Duration::from_secs(4));
         attempts.recall(3, now + Duration::from_secs(1));
-        assert_eq!(attempts.wrong(), 7);
+        assert_eq!(attempts.wrong_count(), 7);
         assert_eq!(attempts.wait(now), Duration::from_secs(4));
     }
 
@@ -87,7 +87,7 @@ mod tests {
         let mut attempts = Attempts::default();
         let now = Duration::from_secs(100);
         for _ in 0..6 {
-            assert_eq!(attempts.wrong(), attempts.wrong);
+            assert_eq!(attempts.wrong_count(), attempts.wrong);
             attempts.failed(now);
         }
         assert_eq!(attempts.wait(now), Duration::from_secs(2));

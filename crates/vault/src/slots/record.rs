@@ -77,7 +77,7 @@ impl SlotType {
         }
     }
 
-    /// Whether it opens without anybody typing.
+    /// Whether it opens while no owner types.
     #[must_use]
     pub fn is_unattended(self) -> bool {
         self != Self::Passphrase

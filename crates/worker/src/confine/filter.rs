@@ -288,7 +288,7 @@ fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Fi
         let flags = u64::from(THREAD_FLAGS.unsigned_abs());
         rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::Eq, flags)?]);
     }
-    // To itself only: without a process namespace a number could be anybody's.
+    // To itself only: without a process namespace a number could be another process's.
     rules.insert(
         libc::SYS_tgkill,
         vec![when(0, SeccompCmpOp::Eq, u64::from(pid))?],

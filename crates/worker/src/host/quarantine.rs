@@ -8,7 +8,7 @@ use crate::limits::{CRASH_BOOK_MAX, CRASH_WINDOW, CRASHES_MAX};
 /// Who crashed when. Times are microseconds of one clock.
 ///
 /// A crash is held against an operation only when it ran alone in its worker: a tenant could else
-/// bring an operation of everybody's into quarantine by crashing beside it.
+/// bring an operation of all tenants into quarantine by crashing beside it.
 #[derive(Debug, Default)]
 pub(super) struct OperationCrashes {
     crashes: HashMap<Bytes32, VecDeque<u64>>,

@@ -131,7 +131,7 @@ impl Launch<'_> {
             .map_users(child.pid)
             .and_then(|()| fs::File::from(go_write).write_all(&[1]))
             .map_err(LaunchError::at(LaunchStage::Identity))
-            .and_then(|()| told(told_read));
+            .and_then(|()| child_result(told_read));
         if let Err(error) = outcome {
             end(&child);
             return Err(error);
@@ -216,7 +216,7 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 }
 
 /// What the child said: nothing, when it executed and the pipe closed by itself.
-fn told(pipe: OwnedFd) -> Result<(), LaunchError> {
+fn child_result(pipe: OwnedFd) -> Result<(), LaunchError> {
     let mut bytes = Vec::new();
     fs::File::from(pipe)
         .read_to_end(&mut bytes)

@@ -40,7 +40,7 @@ extern "C" fn on_abort(_: libc::c_int) {
     end_now(ABORTED_STATUS)
 }
 
-/// Ends the process without another instruction of anybody's: no destructor, no handler.
+/// Ends the process without another instruction in user space: no destructor, no handler.
 pub(crate) fn end_now(status: i32) -> ! {
     // SAFETY: _exit takes a number and does not return.
     unsafe { libc::_exit(status) }

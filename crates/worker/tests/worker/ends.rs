@@ -23,7 +23,7 @@ fn lost(outcome: Result<alknet_worker::WorkerAnswer, WorkerCallError>) -> Worker
     }
 }
 
-/// One worker per act; another tenant answers all the while, and everybody is collected.
+/// One worker per act; another tenant answers all the while, and the host collects every worker.
 #[test]
 fn crashes_end_one_worker_and_say_how() {
     let workers = workers();

@@ -1,9 +1,9 @@
 //! Real workers, most of them hostile, watched from outside.
 
 mod act;
+mod confinement;
 mod ends;
 mod host;
 mod limits;
 mod machine;
 mod pool;
-mod walls;

@@ -258,7 +258,7 @@ fn what_cannot_be_made_is_said() {
 }
 
 #[test]
-fn shutting_down_ends_everybody() {
+fn shutting_down_ends_every_worker() {
     let workers = workers();
     let session = open(&workers, WorkerRole::Js, "a");
     let pid = session.pid();

@@ -27,7 +27,7 @@ pub struct KeyslotInfo {
     pub kdf: String,
     /// Whether it can be opened here; else why not.
     pub unsupported: Option<&'static str>,
-    /// Our token names it: no stranger added it.
+    /// Our token names it: no other program added it.
     pub ours: bool,
 }
 

@@ -180,7 +180,7 @@ fn names_looks_at_both_copies() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
 
-    /// A header is a stranger's bytes; whatever it says, reading it ends in an answer.
+    /// An attacker can write the bytes of a header; whatever it says, reading it ends in an answer.
     #[test]
     fn hostile_headers_do_not_panic(
         fields in proptest::collection::vec((0_usize..92, proptest::prelude::any::<u8>()), 0..12)

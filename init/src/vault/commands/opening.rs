@@ -69,7 +69,7 @@ impl CommandSession {
             return Err(NeedInput::wants(CommandPrompt::Passphrase));
         };
         by_passphrase(&found, &passphrase, place.keeper, |_| true)
-            .map_err(|error| wrong(error, CommandPrompt::Passphrase))
+            .map_err(|error| retry_or_refuse(error, CommandPrompt::Passphrase))
     }
 
     /// What was typed for a slot, which opened it.
@@ -105,7 +105,10 @@ impl CommandSession {
                     }
                     Err(error) => {
                         place.keeper.was_wrong(super::name(&find(alkv, id)?));
-                        Err(wrong(error, CommandPrompt::PassphraseOf { id, or_lose }))
+                        Err(retry_or_refuse(
+                            error,
+                            CommandPrompt::PassphraseOf { id, or_lose },
+                        ))
                     }
                 }
             },
@@ -203,7 +206,7 @@ fn was_typed(open: &OpenAlkv) -> bool {
 }
 
 /// A wrong key is asked for again; any other error refuses the command.
-fn wrong(error: SlotError, again: CommandPrompt) -> NeedInput {
+fn retry_or_refuse(error: SlotError, again: CommandPrompt) -> NeedInput {
     match error {
         SlotError::WrongKey(_) => NeedInput::Wants(again, "that passphrase is wrong".to_owned()),
         other => other.into(),

@@ -88,7 +88,7 @@ impl PromptText {
             }
             (CommandPrompt::Pin, _) => ConsoleQuestion::secret("PIN of the TPM").with_lines(note),
             (CommandPrompt::Word(at), _) => {
-                let told = "This machine opens its vault for anybody: show that it is yours.";
+                let told = "This machine opens its vault without a secret: show that it is yours.";
                 let lines = Some(told.to_owned()).into_iter().chain(note);
                 ConsoleQuestion::secret(format!("word {at} of its recovery words"))
                     .with_lines(lines)

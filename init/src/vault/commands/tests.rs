@@ -407,7 +407,7 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     std::fs::write(machine.dir.path().join("config/words-wrong"), "4").expect("writable");
     let three = (0..3).map(|_| PromptResponse::Word(SecretStr::from("zoo")));
     machine.typed("words show", three.collect());
-    assert_eq!(machine.keeper.wrong(), 5);
+    assert_eq!(machine.keeper.wrong_count(), 5);
     assert_eq!(wrong().as_deref(), Some("5"));
     let wants = machine.typed("words show", vec![]);
     assert!(
@@ -446,7 +446,7 @@ fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     assert_eq!(machine.first(&by_key), Ok(()));
 
     // A configuration that does not say what opens the vault: a key that did not come with it is not taken, nor is the
-    // vault left open to anybody for it.
+    // vault left open to every user of the console for it.
     let unsaid = VaultSection::default();
     let why = machine.first(&unsaid).expect_err("it has no configuration");
     assert!(why.contains("fw_cfg has a seed.key"), "{why}");
@@ -796,7 +796,7 @@ fn begun_with(machine: &CommandMachine, line: &str) -> CommandSession {
 }
 
 #[test]
-fn the_log_is_shown_with_whether_anybody_changed_it() {
+fn the_log_is_shown_with_whether_it_was_changed() {
     let machine = CommandMachine::new();
     assert_eq!(machine.done("audit", vec![]), "there is no line yet");
     let mut events = vec![AuditEvent::Created; 20];

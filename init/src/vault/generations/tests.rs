@@ -11,7 +11,7 @@ use alknet_vault::slots::{
     Consent, FirstBootPermissions, NewSlot, NewVault, Tpm2Params, UnlockKey, VaultId,
 };
 
-use super::chip::{answered, unless_none_has_to, within};
+use super::tpm::{answered, unless_none_has_to, within};
 use super::*;
 use crate::data::keyslot_tests;
 
@@ -78,7 +78,7 @@ impl LedgerMachine {
     }
 
     /// The problems that it tells.
-    fn told(&self) -> Vec<String> {
+    fn problem_codes(&self) -> Vec<String> {
         let problems = self.keeper.uncounted().into_iter();
         problems.map(|problem| problem.code).collect()
     }
@@ -192,7 +192,7 @@ fn a_removal_without_the_tpm_is_pending_and_reported_until_counted() {
     // `note` asks the machine's TPM, which is absent.
     machine.with(|ledger| ledger.note(&vault));
     assert_eq!(machine.noted().count_of(&own), Some(7));
-    assert_eq!(machine.told(), ["vault-uncounted"]);
+    assert_eq!(machine.problem_codes(), ["vault-uncounted"]);
     assert_eq!(
         data::counted_by(&machine.device()),
         [own.as_str()],
@@ -203,7 +203,7 @@ fn a_removal_without_the_tpm_is_pending_and_reported_until_counted() {
     machine.keeper.set_uncounted(Vec::new());
     let checked = machine.with(|ledger| ledger.check(&vault, false, || false));
     checked.expect("it is the newest");
-    assert_eq!(machine.told(), ["vault-uncounted"]);
+    assert_eq!(machine.problem_codes(), ["vault-uncounted"]);
     assert_eq!(machine.noted().count_of(&own), Some(7));
     let told = machine.with(|ledger| {
         let former = machine.noted();
@@ -217,7 +217,7 @@ fn a_removal_without_the_tpm_is_pending_and_reported_until_counted() {
     machine
         .with(|ledger| ledger.check(&vault, false, || false))
         .expect("it is the newest");
-    assert_eq!(machine.told(), [""; 0]);
+    assert_eq!(machine.problem_codes(), [""; 0]);
 }
 
 /// An attacker puts the vault of the first boot beside the newest data, and spoils the block with the note of the newest
@@ -385,7 +385,7 @@ fn a_change_without_the_tpm_is_pending_and_a_start_alone_is_no_change() {
     };
     start(&vault);
     assert_eq!(machine.noted(), copy, "the TPM is not owed a start");
-    assert_eq!(machine.told(), [""; 0]);
+    assert_eq!(machine.problem_codes(), [""; 0]);
 
     let other = vault.add(NewSlot::None).expect("added");
     vault.remove(other, Consent::None).expect("two are left");
@@ -396,12 +396,12 @@ fn a_change_without_the_tpm_is_pending_and_a_start_alone_is_no_change() {
         owed.owed,
         [OwedCount::from(copy.counted.expect("it was counted"))]
     );
-    assert_eq!(machine.told(), ["vault-uncounted"]);
+    assert_eq!(machine.problem_codes(), ["vault-uncounted"]);
     // A start without the TPM changes nothing of that, and tells it.
     machine.keeper.set_uncounted(Vec::new());
     start(&vault);
     assert_eq!(machine.noted(), owed);
-    assert_eq!(machine.told(), ["vault-uncounted"]);
+    assert_eq!(machine.problem_codes(), ["vault-uncounted"]);
     // With the TPM it is not settled: the note says what the TPM does, and so does that of the copy.
     assert_eq!(
         NoteFit::compare(owed.count_of(&own), TpmCounterIndex::Count(7)),
@@ -420,7 +420,7 @@ fn a_reset_that_was_not_counted_is_noted_beside_the_new_data() {
         machine.keeper.set_uncounted(Vec::new());
         let checked = machine.with(|ledger| ledger.check(&vault, made, || made));
         checked.expect("it is the newest");
-        assert_eq!(machine.told(), ["reset-uncounted"; 2]);
+        assert_eq!(machine.problem_codes(), ["reset-uncounted"; 2]);
         assert_eq!(machine.noted().tpms(), former);
         assert_eq!(data::counted_by(&machine.device()), former);
     }

@@ -9,8 +9,8 @@ mod machine;
 mod measured;
 mod pins;
 mod sealing;
-mod strangers;
 mod tap;
+mod tpm2_tools;
 
 use alknet_tpm::{PcrChoice, TpmPin};
 use alknet_vault::SecretStr;

@@ -5,7 +5,7 @@
 use super::boots::TpmBootBench;
 
 #[test]
-fn an_update_and_the_way_back_open_without_anybody() {
+fn an_update_and_the_way_back_open_unattended() {
     let bench = TpmBootBench::new();
     let (first, second) = (bench.image("example=first"), bench.image("example=second"));
     assert_ne!(first, second);

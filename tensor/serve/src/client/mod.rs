@@ -18,10 +18,10 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, BufReader};
 
 use crate::error::said;
+use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES};
 use crate::part::TensorResponseHead;
 use crate::path::TensorFileRef;
-use crate::tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::wire::{self, FrameReadError};
 
 /// Why something was not fetched or stored.
@@ -58,7 +58,7 @@ impl ClientError {
         }
     }
 
-    fn wrong(code: TensorErrorCode, what: impl Into<String>) -> Self {
+    fn from_code(code: TensorErrorCode, what: impl Into<String>) -> Self {
         Self::Wrong(TensorError::new(code, what))
     }
 }
@@ -184,7 +184,7 @@ impl TensorClient {
         let (head, mut recv) = self.fetch(src, want).await?;
         if head.len > most {
             let what = format!("{} bytes, {most} are taken", head.len);
-            return Err(ClientError::wrong(TensorErrorCode::Limit, what));
+            return Err(ClientError::from_code(TensorErrorCode::Limit, what));
         }
         let mut bytes = Vec::new();
         let read = (&mut recv).take(head.len).read_to_end(&mut bytes).await;
@@ -201,7 +201,7 @@ impl TensorClient {
         let (head, mut recv) = self.fetch(src, json!({ "want": "header" })).await?;
         if head.len > most {
             let what = format!("a header of {} bytes", head.len);
-            return Err(ClientError::wrong(TensorErrorCode::Limit, what));
+            return Err(ClientError::from_code(TensorErrorCode::Limit, what));
         }
         let mut bytes = Vec::new();
         let read = (&mut recv).take(head.len).read_to_end(&mut bytes).await;
@@ -210,7 +210,7 @@ impl TensorClient {
         let len = len.map_err(ClientError::Wrong)?;
         let text = bytes.get(PREFIX_BYTES as usize..).unwrap_or_default();
         if text.len() as u64 != len {
-            return Err(ClientError::wrong(
+            return Err(ClientError::from_code(
                 TensorErrorCode::Header,
                 "the header is not whole",
             ));
@@ -249,12 +249,12 @@ async fn ask(send: &mut SendStream, request: &Value) -> Result<(), ClientError> 
 async fn answer(recv: &mut RecvStream) -> Result<TensorResponseHead, ClientError> {
     let text = wire::read(recv).await.map_err(|unread| match unread {
         FrameReadError::Long(len) => {
-            ClientError::wrong(TensorErrorCode::Limit, format!("an answer of {len} bytes"))
+            ClientError::from_code(TensorErrorCode::Limit, format!("an answer of {len} bytes"))
         }
         FrameReadError::Gone(error) => ClientError::Stream(error),
     })?;
     let odd = |error: serde_json::Error| {
-        ClientError::wrong(TensorErrorCode::Json, format!("answer: {}", said(error)))
+        ClientError::from_code(TensorErrorCode::Json, format!("answer: {}", said(error)))
     };
     let answer: TensorResponse = serde_json::from_slice(&text).map_err(odd)?;
     if !answer.ok {
@@ -301,7 +301,7 @@ async fn proven(
         if !good {
             recv.get_mut().stop(StreamCode::Protocol);
             let what = "bytes came that the hash does not vouch for";
-            return Err(ClientError::wrong(TensorErrorCode::Hash, what));
+            return Err(ClientError::from_code(TensorErrorCode::Hash, what));
         }
     }
     Ok(())
@@ -312,7 +312,7 @@ fn expect_size(head: &TensorResponseHead, len: u64) -> Result<(), ClientError> {
         Some(size) if size == len => Ok(()),
         size => {
             let what = format!("{size:?} bytes are offered, the header says {len}");
-            Err(ClientError::wrong(TensorErrorCode::Shape, what))
+            Err(ClientError::from_code(TensorErrorCode::Shape, what))
         }
     }
 }

@@ -66,7 +66,7 @@ impl TensorClient {
         let wanted = wanted(&header.meta, keep);
         if wanted.is_empty() {
             let what = "no tensor of that name there";
-            return Err(ClientError::wrong(TensorErrorCode::NotFound, what));
+            return Err(ClientError::from_code(TensorErrorCode::NotFound, what));
         }
         let total = wanted.last().map_or(0, |last| last.range().end);
         let mut kept = PartialDownload::open(target, &name(&header, &wanted))?;
@@ -235,7 +235,7 @@ impl TensorClient {
 fn said_by(head: &TensorResponseHead) -> Result<Hash, ClientError> {
     let said = head.b3.as_deref();
     let said = said.and_then(|text| Hash::from_hex(text).ok());
-    said.ok_or_else(|| ClientError::wrong(TensorErrorCode::Hash, "no hash to prove it by"))
+    said.ok_or_else(|| ClientError::from_code(TensorErrorCode::Hash, "no hash to prove it by"))
 }
 
 /// The entries of these tensors, the offsets of items among them.

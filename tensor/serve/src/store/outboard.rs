@@ -12,9 +12,9 @@ use bao_tree::{BaoTree, TreeNode};
 use tempfile::NamedTempFile;
 
 use crate::error::ServeError;
+use crate::hash_tree::{PAIR_BYTES, tree};
 use crate::limits::BLOCK_BYTES;
 use crate::store::{Object, TensorStore};
-use crate::tree::{PAIR_BYTES, tree};
 
 /// Bytes of the root in front of the pairs.
 const ROOT_BYTES: u64 = 32;

@@ -34,7 +34,7 @@ impl<'t> Literal<'t> {
             }
         }
         if !self.0.trim().is_empty() {
-            return Err(self.wrong("the end"));
+            return Err(self.missing_error("the end"));
         }
         let (Some((dtype, big_endian)), Some(fortran_order), Some(shape)) = (descr, fortran, shape)
         else {
@@ -108,7 +108,9 @@ impl<'t> Literal<'t> {
             .find(|c: char| !c.is_ascii_digit())
             .unwrap_or(text.len());
         let (digits, rest) = text.split_at(end);
-        let number = digits.parse().map_err(|_| self.wrong("a whole number"))?;
+        let number = digits
+            .parse()
+            .map_err(|_| self.missing_error("a whole number"))?;
         // What Python 2 wrote behind long numbers.
         self.0 = rest.strip_prefix('L').unwrap_or(rest);
         Ok(number)
@@ -122,16 +124,16 @@ impl<'t> Literal<'t> {
                 return Ok(value);
             }
         }
-        Err(self.wrong("True or False"))
+        Err(self.missing_error("True or False"))
     }
 
     fn string(&mut self) -> Result<&'t str> {
         let text = self.0.trim_start();
         let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'));
-        let quote = quote.ok_or_else(|| self.wrong("a string"))?;
+        let quote = quote.ok_or_else(|| self.missing_error("a string"))?;
         let (content, rest) = text[1..]
             .split_once(quote)
-            .ok_or_else(|| self.wrong("the end of a string"))?;
+            .ok_or_else(|| self.missing_error("the end of a string"))?;
         self.0 = rest;
         Ok(content)
     }
@@ -145,11 +147,11 @@ impl<'t> Literal<'t> {
     fn expect(&mut self, sign: char) -> Result<()> {
         match self.take(sign) {
             true => Ok(()),
-            false => Err(self.wrong(&format!("'{sign}'"))),
+            false => Err(self.missing_error(&format!("'{sign}'"))),
         }
     }
 
-    fn wrong(&self, wanted: &str) -> TensorError {
+    fn missing_error(&self, wanted: &str) -> TensorError {
         let what = format!(
             "NumPy header: {wanted} is missing at {}",
             QuotedText(self.0.trim_end())

@@ -89,7 +89,7 @@ async fn the_past_of_the_log_is_kept_once_for_all_who_read_it() {
     // The node reports the events that were gone before the reader came to them, and sends the rest.
     let dialer = EndpointDialer::new(None);
     let connection = dialer.dial_over(Carriage::Tcp, &web.target(), ALPN).await;
-    let connection = connection.expect("anybody may connect");
+    let connection = connection.expect("every client may connect");
     let client = CallClient::without_operations().attach(connection, None);
     let options = CallOptions {
         timeout: None,
@@ -255,7 +255,7 @@ fn a_large_file_is_not_read_before_it_is_sent() {
         assert_eq!(web.curl("/healthz", &[]).status, 200);
         longest = longest.max(asked.elapsed());
     }
-    // To read the file once for each took more than a minute, without a word to anybody else.
+    // To read the file once for each took more than a minute, without an answer to another client.
     assert!(!longest.is_zero(), "no other client asked meanwhile");
     assert!(longest < deadline(SILENT), "{longest:?} without an answer");
     let statuses = attack.statuses();

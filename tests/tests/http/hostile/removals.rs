@@ -1,7 +1,7 @@
 //! A peer that is removed, and the tickets that it was given before. Here it is a second administrator, who alone may
 //! follow something.
 
-use alknet_tests::{Follower, TestBench, WebNode};
+use alknet_tests::{RemovedPeerFixture, TestBench, WebNode};
 use alknet_tls::NodeKey;
 use serde_json::json;
 use tokio::task::block_in_place;
@@ -13,7 +13,7 @@ async fn a_removed_peer_reads_nothing_more_by_its_tickets() {
     let admin = bench.admin().identity();
     let both = format!("[node]\nadmin_keys = [\"{admin}\", \"{}\"]\n", key.public());
     let web = WebNode::start(&bench, &both);
-    let mut follower = Follower::begin(&web.target(), &key).await;
+    let mut follower = RemovedPeerFixture::begin(&web.target(), &key).await;
 
     let without = json!({ "document": format!("node.admin_keys = [\"{admin}\"]\n") });
     block_in_place(|| web.node.call("config/apply", &without));

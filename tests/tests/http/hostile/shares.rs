@@ -52,7 +52,7 @@ impl ShareClient {
         let dialer =
             EndpointDialer::new(Some(NodeKey::generate().expect("the system has entropy")));
         let connection = dialer.dial_over(Carriage::Tcp, &web.target(), H2).await;
-        let connection = connection.expect("anybody may connect");
+        let connection = connection.expect("every client may connect");
         let (send, recv) = connection.accept_bi().await.expect("one stream");
         let io = TokioIo::new(tokio::io::join(recv, send));
         let builder = Builder::new(TokioExecutor::new());
@@ -281,7 +281,7 @@ async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
             for network in 1..=NETWORKS {
                 let from = Ipv4Addr::new(127, 0, network, 1);
                 let peer = RawTcpConnection::connect(&web.target(), from, None, H2);
-                let mut peer = peer.expect("anybody may connect");
+                let mut peer = peer.expect("every client may connect");
                 served.push(asks_for_files(&mut peer, FILES));
                 held.push(peer);
             }

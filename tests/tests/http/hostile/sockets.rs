@@ -249,7 +249,7 @@ async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
     let mut all = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let connection = dialer.dial_over(Carriage::Tcp, &web.target(), ALPN).await;
-        let connection = connection.expect("anybody may connect");
+        let connection = connection.expect("every client may connect");
         let (mut send, mut recv) = wire::stream(&connection).await.expect("one stream");
         let token = wire::request("0", "session/authenticate", &json!({ "token": web.reader }));
         send.write_all(&token).await.expect("it is taken");

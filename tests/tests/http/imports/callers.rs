@@ -3,7 +3,7 @@
 use alknet_tests::{CliOutput, CliRunner, HostServer, RelayOperation, TestBench};
 use serde_json::{Value, json};
 
-use super::{HERE, ImportNode, openapi, told};
+use super::{HERE, ImportNode, openapi, request_count};
 
 /// The scope of the operation that the tests call.
 const SCOPE: &str = "import:api:getNote";
@@ -84,7 +84,7 @@ impl ImportCallers {
 
     /// How often the API was asked for the note.
     fn asked(&self) -> usize {
-        told(&self.api, "GET", "/api/notes/a")
+        request_count(&self.api, "GET", "/api/notes/a")
     }
 }
 
@@ -255,7 +255,7 @@ fn a_promoted_script_reaches_an_import_by_its_authors_scopes_alone() {
     assert_eq!(error["code"], "FORBIDDEN", "{error:#}");
     let message = error["message"].as_str().unwrap_or_default();
     assert!(message.contains("'import:api:me'"), "{message}");
-    assert_eq!(told(&api, "GET", "/api/me"), 0);
+    assert_eq!(request_count(&api, "GET", "/api/me"), 0);
     assert_eq!(node.list("api/"), json!(["api/getNote"]));
 
     let made = json!({ "scopes": ["call:js:relay"] });

@@ -75,7 +75,7 @@ fn faults(report: &str) -> Faults {
     faults
 }
 
-/// Its settings, in a file, since arguments are for everybody to see. What is made up by dice is held
+/// Its settings, in a file, since every user can see arguments. What is made up by dice is held
 /// against the form of answers only: whether it meets something known is up to them.
 fn settings(token: &str) -> String {
     let headers = format!("Authorization = \"Bearer {token}\"");

@@ -26,7 +26,7 @@ async fn carry_all(listener: TcpListener, target: Target) {
     let dialer = EndpointDialer::new(Some(key));
     while let Ok((plain, _)) = listener.accept().await {
         let dialled = dialer.dial_over(Carriage::Tcp, &target, b"h2").await;
-        tokio::spawn(carry(plain, dialled.expect("anybody may connect")));
+        tokio::spawn(carry(plain, dialled.expect("every client may connect")));
     }
 }
 

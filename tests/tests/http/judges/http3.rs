@@ -133,7 +133,7 @@ async fn frames_without_end_cost_little() {
     let dialer = EndpointDialer::new(Some(key));
     for (on_control, frame) in [(true, UNKNOWN), (false, UNKNOWN), (false, HEADERS)] {
         let dialled = dialer.dial_over(Carriage::Quic, &web.target(), b"h3").await;
-        let connection = dialled.expect("anybody may connect");
+        let connection = dialled.expect("every client may connect");
         let mut control = connection.open_uni().await.expect("a stream");
         let mut said = control.write_all(&CONTROL).await.is_ok();
         let mut request = None;

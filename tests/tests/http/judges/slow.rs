@@ -46,7 +46,7 @@ const OPENING: Duration = Duration::from_secs(6);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AttackEnd {
     Server,
-    Anybody,
+    Either,
 }
 
 /// The tool at work. It is ended when dropped.
@@ -241,7 +241,7 @@ fn ranges_without_number_cost_little() {
     for method in ["HEAD", "GET"] {
         let arguments = ["-R", "-a", "5", "-b", "2000", "-t", method, "-l", "20"];
         let attack = SlowAttack::begin(&bench, &web, "/large.bin", &arguments).without_pause();
-        attack.ends(&bench, AttackEnd::Anybody);
+        attack.ends(&bench, AttackEnd::Either);
     }
 }
 
@@ -253,5 +253,5 @@ fn slow_readers_cost_little_and_others_are_served() {
     let web = with_a_file(&bench);
     let reads = ["-X", "-n", "1", "-z", "32", "-w", "512", "-y", "1024"];
     let arguments = [&reads[..], &["-k", "3", "-l", "20"]].concat();
-    SlowAttack::begin(&bench, &web, "/large.bin", &arguments).ends(&bench, AttackEnd::Anybody);
+    SlowAttack::begin(&bench, &web, "/large.bin", &arguments).ends(&bench, AttackEnd::Either);
 }

@@ -141,7 +141,7 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
             outcomes.len() == lists && outcomes.iter().all(|it| known.contains(it)),
             "{path}: {outcomes:?}"
         );
-        // Those that find no room are refused before anybody looks at their values.
+        // Those that find no room are refused before the node looks at their values.
         assert!(
             outcomes.contains(&AttackOutcome::Answered(most_says)),
             "{path}: no list was read: {outcomes:?}"

@@ -1,4 +1,4 @@
-//! What a machine says to pages of other sites, and one that hides to strangers.
+//! What a machine says to pages of other sites, and one that hides from unknown peers.
 
 use alknet_tests::{BootVariant, CurlResponse, Http3Response, TestBench, curl, http3, wrong_token};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::{Machine, VERSIONS};
 /// The one site whose pages may call.
 pub(super) const SITE: &str = "https://app.example.org";
 
-/// Where strangers find something on other nodes, and where nothing is.
+/// Where unknown peers find something on other nodes, and where nothing is.
 const PATHS: [&str; 10] = [
     "/",
     "/call",

@@ -1,6 +1,6 @@
 //! A peer of a booted machine that is removed, and the tickets that it was given before.
 
-use alknet_tests::{Follower, TestBench};
+use alknet_tests::{RemovedPeerFixture, TestBench};
 use alknet_tls::NodeKey;
 use tokio::runtime::Runtime;
 
@@ -29,7 +29,7 @@ impl Removed {
     /// It reads nothing more by its tickets, once `removal` has applied another configuration.
     pub(super) fn reads_nothing_more(&self, web: &Machine, removal: impl FnOnce()) {
         let runtime = Runtime::new().expect("a runtime");
-        let mut follower = runtime.block_on(Follower::begin(&web.target(), &self.key));
+        let mut follower = runtime.block_on(RemovedPeerFixture::begin(&web.target(), &self.key));
         removal();
         runtime.block_on(follower.is_ended());
         let refused = web.curl(&follower.kept, &[]);

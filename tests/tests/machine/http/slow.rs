@@ -101,7 +101,7 @@ impl SlowRequests {
         }
     }
 
-    /// The node has ended each of them; everybody else was served meanwhile.
+    /// The node has ended each of them; every other client was served meanwhile.
     pub(super) fn end(self) {
         self.runtime.block_on(async {
             for head in self.heads {

@@ -26,7 +26,7 @@ async fn unknown_keys_and_no_key_are_refused() {
             let answer = stranger.call(node.target(), "services/list", &Value::Null, more);
             assert_eq!(
                 answer.status, 0,
-                "what is open to everybody stays open: {answer:?}"
+                "what is open to unknown peers stays open: {answer:?}"
             );
         }
     }

@@ -158,7 +158,7 @@ async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
     site.serves();
 }
 
-/// Whether the node answers what anybody may ask.
+/// Whether the node answers what every peer may ask.
 pub(super) async fn is_answered(connection: &Connection) -> bool {
     let Ok((mut send, mut recv)) = wire::stream(connection).await else {
         return false;

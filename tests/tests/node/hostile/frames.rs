@@ -10,7 +10,7 @@ use super::{
     AttackedNode, AttackedStreamEnd, CARRIAGES, PROTOCOL, answers, count, key, key_of, send, within,
 };
 
-/// What is no frame for anybody, with a word why.
+/// What the node takes as a frame of no peer, with a word why.
 fn malformed() -> Vec<(&'static str, Vec<u8>)> {
     let text = |text: &str| wire::frame(text.as_bytes());
     let id =
@@ -47,7 +47,7 @@ fn malformed() -> Vec<(&'static str, Vec<u8>)> {
             "an HTTP request",
             b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
         ),
-        ("too long for anybody", u32::MAX.to_be_bytes().to_vec()),
+        ("too long for every peer", u32::MAX.to_be_bytes().to_vec()),
     ]
 }
 

@@ -66,7 +66,7 @@ impl<'a> AttackedNode<'a> {
 
     async fn dial(&self, dialer: &EndpointDialer, carriage: Carriage) -> Connection {
         let dialled = dialer.dial_over(carriage, &self.parsed(), CALL).await;
-        dialled.expect("anybody may connect")
+        dialled.expect("every client may connect")
     }
 
     fn parsed(&self) -> Target {

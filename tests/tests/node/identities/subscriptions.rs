@@ -18,7 +18,7 @@ const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 /// What "at once" is on a machine that does nothing else: long before anything looks again by itself.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
-/// Half of what passes until rights are looked at again without a change that anybody hears of. On a machine that is
+/// Half of what passes until rights are looked at again without a change that the node hears of. On a machine that is
 /// busy enough it does not tell one from the other.
 const BEFORE_A_LOOK: Duration = Duration::from_secs(15);
 
@@ -64,7 +64,7 @@ async fn a_narrower_scope_ends_them_and_nothing_else() {
         );
         let mut narrowed = follow(&client, None).await;
         let mut untouched = follow(&bystander, None).await;
-        // What is open to everybody has nothing to lose.
+        // A subscription that is open to unknown peers has no right to lose.
         let watch = client.client.subscribe("services/watch", &Value::Null);
         let mut watch = watch.await.expect("started");
         timeout(hung(), watch.next())

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::node::{GpuTestCaller, GpuTestNode, LONG, block_on, codes, floats, inline, le, patient};
 use crate::adapter;
 
-/// A shader that never ends, as far as anybody can wait.
+/// A shader that does not end before the watchdog ends its worker.
 pub(super) const ENDLESS: &str = "
     @group(0) @binding(0) var<storage, read_write> data: array<u32>;
     @compute @workgroup_size(1) fn main() {

@@ -1,4 +1,4 @@
-//! Hashes of shaders and of the processor, beside those of the library that everybody uses.
+//! Hashes of shaders and of the processor, beside those of the `sha2` library.
 
 use alknet_test_support::skipped;
 use serde_json::json;

@@ -40,7 +40,7 @@ impl CallTestNode {
         let moment = deadline(Duration::from_millis(30));
         let patience = PeerTimeouts {
             partial_frame: moment,
-            blocked_lane: moment,
+            blocked_stream: moment,
             // Later than the end of a stream that has half a frame.
             stranger_idle: 4 * moment,
             goodbye: moment,

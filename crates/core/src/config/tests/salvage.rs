@@ -1,4 +1,4 @@
-//! What a refused document still gives: the way in for its administrators, and nothing to anybody else.
+//! What a refused document still gives: the way in for its administrators, and nothing to other peers.
 
 use super::*;
 

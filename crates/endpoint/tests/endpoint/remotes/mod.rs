@@ -14,7 +14,7 @@ use rcgen::PublicKeyData;
 use servers::{PresentedKey, RemoteTestKeys, RemoteTestServer, SEED};
 
 use crate::authority::{EndpointTestCa, ForeignServer};
-use crate::roles::sheet::{RoleMatrix, TransportColumn};
+use crate::roles::role_matrix::{RoleMatrix, TransportColumn};
 use crate::support::{CARRIAGES, ECHO, EndpointTestNode, ask};
 
 /// What becomes of a dial.

@@ -11,7 +11,7 @@ use rcgen::KeyPair;
 use rustls::sign::CertifiedKey;
 
 use crate::authority::{EndpointTestCa, ForeignServer, raw, wrapped};
-use crate::roles::sheet::TransportColumn;
+use crate::roles::role_matrix::TransportColumn;
 use crate::support::ECHO;
 
 /// Of the peer's Ed25519 key.

@@ -2,16 +2,16 @@
 //! row, and every cell of it against a real port. Servers that this node dials are in `remotes`.
 
 mod client;
+pub(crate) mod role_matrix;
 mod rows;
 mod scene;
-pub(crate) mod sheet;
 
 use std::fmt;
 
 use client::{RoleTestClient, Visit};
+use role_matrix::{RoleMatrix, TransportColumn};
 use rows::{RoleCase, rows};
 use scene::RoleTestNode;
-use sheet::{RoleMatrix, TransportColumn};
 
 /// What a client shows in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

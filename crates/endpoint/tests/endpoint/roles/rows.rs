@@ -1,6 +1,6 @@
 //! The rows: who shows what to a node that knows what, and what must come of it.
 
-use super::sheet::TransportColumn;
+use super::role_matrix::TransportColumn;
 use super::{
     CertificateFlaw, EntryChange, ExpectedOutcome, KnownKeyForm, RolePeerEntry, Sends, Shows,
     TokenCase,

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::client::{ClientTransport, RoleTestClient, Visit};
 use super::{
     CertificateFlaw, KnownKeyForm, ObservedOutcome, RolePeerEntry, Shows, TokenCase,
-    sheet::TransportColumn,
+    role_matrix::TransportColumn,
 };
 use crate::authority::{EndpointTestCa, certified};
 use crate::iroh;
@@ -40,7 +40,7 @@ const NOW_S: u64 = 2_000_000_000;
 /// Is for known keys only.
 pub(super) const KEYED: &[u8] = b"alknet/keyed";
 
-/// The scope that the operation wants, which everybody known here has.
+/// The scope that the operation wants, which every known peer has here.
 const SCOPE: &str = "demo";
 
 struct Stopped;

@@ -89,7 +89,7 @@ impl FromMcp {
         let last = *lock(&self.listed);
         let last = last.unwrap_or_else(Instant::now);
         tokio::select! {
-            () = self.remote.told() => sleep_until(last + REFRESH_MIN).await,
+            () = self.remote.tools_changed() => sleep_until(last + REFRESH_MIN).await,
             () = sleep_until(last + REFRESH) => {}
         }
     }

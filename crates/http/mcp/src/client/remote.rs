@@ -91,7 +91,7 @@ impl McpRemote {
     }
 
     /// Waits until the server says that its tools changed, or may have said so before this node heard it.
-    pub(super) async fn told(&self) {
+    pub(super) async fn tools_changed(&self) {
         self.changed.notified().await;
     }
 

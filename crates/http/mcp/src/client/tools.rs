@@ -102,7 +102,7 @@ fn operation(namespace: &str, name: &str, tool: Tool) -> ImportedTool {
     let hints = tool.annotations.clone().unwrap_or_default();
     let name = format!("{namespace}/{name}");
     let reads = hints.read_only_hint == Some(true);
-    let about = told(namespace, tool.description.as_deref().unwrap_or_default());
+    let about = marked_description(namespace, tool.description.as_deref().unwrap_or_default());
     // A tool that does not say that it only reads may change something.
     let new = match reads {
         true => OperationSpec::query,
@@ -172,14 +172,14 @@ fn content() -> Value {
 }
 
 /// Text of an untrusted server, marked as such for the people and models that read it.
-fn told(namespace: &str, text: &str) -> String {
+fn marked_description(namespace: &str, text: &str) -> String {
     let text = shortened(text, DESCRIPTION_CHARS_MAX);
     format!(
         "Tool of the server '{namespace}', in its own words, which this node did not check: {text}"
     )
 }
 
-/// A name or a message of a stranger, for the log.
+/// A name or a message of an untrusted server, for the log.
 pub(super) fn shown(text: &str) -> String {
     shortened(text, 200)
 }

@@ -1,5 +1,5 @@
 //! Arguments of a tool as they were sent. The protocol's library makes a tree of the whole message before
-//! anybody knows whose it is and which operation it is for, at up to 75 times its bytes: it is given the message
+//! the node knows whose it is and which operation it is for, at up to 75 times its bytes: it is given the message
 //! without them.
 
 use alknet_call::{CallBody, read_object};

@@ -161,7 +161,7 @@ fn serving(gateway: &Arc<Gateway>, options: McpOptions) -> McpService {
         .enforce_origin_validation();
     let config = match options.hosts {
         None => config.disable_allowed_hosts(),
-        // An empty list would let everybody in.
+        // An empty list would let every host in.
         Some(hosts) if hosts.is_empty() => config.with_allowed_hosts([NO_HOST]),
         Some(hosts) => config.with_allowed_hosts(hosts),
     };

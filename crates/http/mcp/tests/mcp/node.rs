@@ -22,7 +22,7 @@ use crate::fixtures::registry;
 
 /// May do everything.
 pub(crate) const ADMIN: &str = "alk_test";
-/// May do what everybody may.
+/// May do what every caller may.
 pub(crate) const GUEST: &str = "alk_guest";
 
 pub(crate) struct McpTestNode {

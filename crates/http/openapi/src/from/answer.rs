@@ -243,7 +243,7 @@ pub(super) async fn refusal(
 ) -> CallError {
     // What is too long or broken says nothing; the status still does.
     let body = collect(body, ERROR_BYTES_MAX, &mut memory.claim()).await;
-    let body = body.map_or(Value::Null, |body| told(&body));
+    let body = body.map_or(Value::Null, |body| error_body(&body));
     let number = status.as_u16();
     let said = message(&body).unwrap_or_default();
     let reason = status.canonical_reason().unwrap_or("status");
@@ -265,7 +265,7 @@ pub(super) async fn refusal(
 }
 
 /// The body of an error: JSON, or text.
-fn told(body: &[u8]) -> Value {
+fn error_body(body: &[u8]) -> Value {
     let small = tree_bytes(body).is_ok_and(|bytes| bytes <= ERROR_TREE_BYTES_MAX);
     let parsed = small.then(|| serde_json::from_slice(body).ok()).flatten();
     parsed.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned().into())

@@ -125,7 +125,7 @@ async fn silent_slow_and_unauthenticated_sockets_are_closed() {
     // A client without a token that asks nothing.
     let mut client = WsTestClient::start_with(&tokens, None, patience, WsTimeouts::default());
     assert_eq!(client.closed().await, 4408);
-    // A stranger whose call runs stays as long as that.
+    // An unknown peer whose call runs stays as long as that.
     let mut client = WsTestClient::start_with(&tokens, None, patience, WsTimeouts::default());
     let event = json!({
         "type": "call.requested", "id": "1",

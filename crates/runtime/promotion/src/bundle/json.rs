@@ -15,7 +15,7 @@ pub fn canonical(value: &Value) -> String {
     alknet_runtime::canonical(value).to_string()
 }
 
-/// Reads one JSON value that strangers sent, and nothing after it.
+/// Reads one JSON value that an author sent, and nothing after it.
 ///
 /// # Errors
 /// It is too long, nests too deeply, names a member twice in one object, or is not JSON.

@@ -164,7 +164,7 @@ impl PromotionBundle {
         Self::read(canonical(&with_signature(value, &signature)).as_bytes())
     }
 
-    /// Reads a document as strangers send it.
+    /// Reads a document as an author sends it.
     ///
     /// # Errors
     /// What is wrong with it, at which place: its size, its JSON (a member named twice included), a

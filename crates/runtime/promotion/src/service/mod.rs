@@ -45,7 +45,7 @@ pub struct PromotionConfig {
     pub activate: ActivationTime,
     /// Reviewers that have to agree.
     pub reviews: u32,
-    /// Whether a version whose first calls fail too often is taken back without anybody's word.
+    /// Whether the node takes a version back whose first calls fail too often, without an administrator's word.
     pub rollback_on_errors: bool,
 }
 
@@ -202,7 +202,7 @@ impl Promotion {
 }
 
 impl VerdictSink for Weak<Promotion> {
-    fn told(&self, path: &str, version: u64, verdict: TallyVerdict) {
+    fn take_verdict(&self, path: &str, version: u64, verdict: TallyVerdict) {
         let Some(promotion) = self.upgrade() else {
             return;
         };

@@ -138,7 +138,7 @@ pub(crate) fn program() -> Vec<Registration> {
             async move { Ok(value) }
         })
     };
-    let full = OperationSpec::query("door/full", "Admits no caller.");
+    let full = OperationSpec::query("door/full", "Refuses every caller.");
     let far = OperationSpec::query("door/far", "A peer's that refuses every caller.");
     let refuses = || {
         HandlerKind::once(|_, _| async {

@@ -214,7 +214,7 @@ impl FrameDispatcher {
             }
             ToWorkerMessage::Tell { sid, body } => {
                 if let (Some(slot), Ok(told)) = (self.sessions.get(&sid), wire::read(&body)) {
-                    slot.bridge.told(told);
+                    slot.bridge.handle_message(told);
                 }
             }
             ToWorkerMessage::Abort { id } => self.abort(id),

@@ -1,6 +1,6 @@
 //! What a script does by a capability: calls of the namespace `capability`, which are no operations. The
 //! host of the session answers them, with what the operation was given that opened the session, so that
-//! neither another operation nor anybody outside can make them in its place.
+//! neither another operation nor a caller outside can make them in its place.
 
 use alknet_call::CallError;
 use alknet_core::{Capabilities, Capability, CapabilityError, CapabilityKind};

@@ -15,10 +15,10 @@ mod memory;
 mod metrics;
 mod opening;
 mod outgoing;
-mod permit;
 mod replay;
 mod service;
 mod session;
+mod session_table;
 mod shared;
 mod spec;
 
@@ -43,10 +43,10 @@ pub(crate) use failure::{of_open, overloaded};
 use memory::SessionMemoryPool;
 use metrics::SessionCounters;
 use opening::{first_frame, layer, listed, tenant};
-use permit::SessionEntry;
 pub use replay::ReplayOutcome;
 pub use service::ScriptService;
 pub use session::{ScriptSession, SessionOutput, YieldedItems};
+use session_table::SessionEntry;
 pub use shared::{SessionEndReason, SessionInfo, SessionState};
 pub use spec::{
     Console, PeerSelector, SessionConsoleLine, SessionGrant, SessionGrants, SessionLimits,

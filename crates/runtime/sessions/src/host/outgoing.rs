@@ -80,7 +80,7 @@ impl OutgoingReply {
     }
 
     /// As the worker hears it.
-    pub(super) fn told(self) -> (SessionNotice, Vec<OwnedFd>) {
+    pub(super) fn into_notice(self) -> (SessionNotice, Vec<OwnedFd>) {
         match self {
             Self::Reply(id, reply, fds, _) => (SessionNotice::Reply { id, reply }, fds),
             Self::Item(id, blob, fds) => {

@@ -79,7 +79,7 @@ impl ScriptSessions {
             let answer = loop {
                 tokio::select! {
                     answer = &mut call => break answer,
-                    // Nothing that it says is for anybody, and unread it would pile up.
+                    // No task needs what the worker says, and unread it would pile up.
                     Some(_) = worker.next() => {}
                 }
             };

@@ -171,7 +171,7 @@ impl ScriptService {
     ///
     /// # Errors
     /// What `dispose` ends with.
-    pub async fn leave(self) -> Result<Value, ScriptFailure> {
+    pub async fn dispose(self) -> Result<Value, ScriptFailure> {
         let current = self.current.into_inner();
         current.session.farewell().await.map(|ran| ran.value)
     }

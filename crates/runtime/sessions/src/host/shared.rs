@@ -114,7 +114,7 @@ impl fmt::Display for SessionEndReason {
 pub struct SessionInfo {
     /// Its number on this node.
     pub id: u64,
-    /// The identity that runs it; empty for a stranger.
+    /// The identity that runs it; empty for an unknown peer.
     pub tenant: String,
     /// How long it lives.
     pub mode: SessionMode,

@@ -129,7 +129,7 @@ async fn pongs(witness: &ScriptSession, request: &SessionTestRequest, what: &str
 }
 
 /// What came of a case, if it is not what should have come.
-async fn wrong(
+async fn case_failure(
     lab: &SessionLab,
     request: &SessionTestRequest,
     witness: &ScriptSession,
@@ -190,7 +190,7 @@ async fn every_case_ends_with_its_code_while_others_are_served() {
     let mut all = Vec::new();
     for case in &cases {
         let spec = hostile(case, "hostile", ONCE);
-        all.extend(wrong(&lab, &request, &witness, case, spec).await);
+        all.extend(case_failure(&lab, &request, &witness, case, spec).await);
     }
     assert!(
         all.is_empty(),
@@ -325,7 +325,7 @@ async fn hostile_scripts_leave_nothing_behind() {
                     }
                     let case = &cases[at % cases.len()];
                     let spec = hostile(case, &tenant, OVER_AND_OVER);
-                    all.extend(wrong(&lab, &request, &witness, case, spec).await);
+                    all.extend(case_failure(&lab, &request, &witness, case, spec).await);
                 }
             })
         };

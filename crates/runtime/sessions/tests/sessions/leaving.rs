@@ -46,7 +46,7 @@ async fn a_service_that_leaves_without_successor_calls_nothing() {
     soon(service.call(&env, "add", json!(5)))
         .await
         .expect("five");
-    let left = soon(service.leave()).await.expect("a state");
+    let left = soon(service.dispose()).await.expect("a state");
     assert_eq!(left, json!({ "n": 5, "told": "ABORTED" }));
     until("it is closed", || lab.sessions.list().is_empty()).await;
 }

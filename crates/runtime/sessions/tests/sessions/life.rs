@@ -310,7 +310,7 @@ async fn there_are_only_so_many_sessions() {
         RuntimeCode::Quota
     );
     assert_eq!(
-        open("c").await.expect_err("everybody's limit").code,
+        open("c").await.expect_err("the limit of all tenants").code,
         RuntimeCode::Quota
     );
     held.pop();

@@ -229,7 +229,7 @@ async fn sessions_are_listed_counted_and_killed() {
     assert_eq!(stats["sessions_opened"], json!(1));
     assert!(stats["workers"]["js"].as_u64() >= Some(1), "{stats}");
     assert!(stats["sandbox"]["js"]["level"].is_string(), "{stats}");
-    // Not for everybody.
+    // Not for every caller.
     for (name, input) in [
         ("runtime/sessions", json!({})),
         ("runtime/stats", json!({})),

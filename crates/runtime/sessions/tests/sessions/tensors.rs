@@ -225,7 +225,7 @@ async fn what_is_long_is_written_and_read_in_parts() {
     assert_eq!(value, expected);
 }
 
-/// A file of the level that everybody reads.
+/// A file of the level that every reader understands.
 fn container() -> Vec<u8> {
     let header = json!({
         "__metadata__": { "a": "b" },

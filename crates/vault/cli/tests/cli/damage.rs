@@ -83,7 +83,7 @@ fn records_and_logs_that_were_changed_are_corrupt() {
     let broken = shell.run("audit verify --dir vault", "");
     assert_eq!(broken.code, 13);
     assert!(broken.err.contains("vault.log, line "), "{}", broken.err);
-    // A log whose end is no line does not keep anybody from the vault, and is found ever after.
+    // A log whose end is no line does not keep the owner from the vault, and is found ever after.
     fs::write(&log, format!("{good}no line\n")).expect("written");
     assert_eq!(shell.good("open cred:a --dir vault", ""), "one");
     assert_eq!(shell.fails("audit verify --dir vault", "").0, 13);

@@ -6,5 +6,5 @@ mod earlier;
 mod lifecycle;
 mod page;
 mod shell;
-mod strangers;
+mod third_party;
 mod typed;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// The words of the table that everybody computes.
+/// The words of the published table of vectors.
 pub(crate) const WORDS: &str = "abandon abandon abandon abandon abandon abandon \
                                 abandon abandon abandon abandon abandon about";
 

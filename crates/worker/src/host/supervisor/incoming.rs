@@ -94,8 +94,8 @@ impl WorkerSupervisor {
                 self.ready(number, confined);
                 Ok(())
             }
-            FromWorkerMessage::Ready { .. } => Err(wrong("it was ready already")),
-            _ if starting => Err(wrong("it spoke before it was ready")),
+            FromWorkerMessage::Ready { .. } => Err(protocol_violation("it was ready already")),
+            _ if starting => Err(protocol_violation("it spoke before it was ready")),
             FromWorkerMessage::Heartbeat { id, cpu_us, .. } => {
                 self.heartbeat(number, id, cpu_us);
                 Ok(())
@@ -145,7 +145,7 @@ impl WorkerSupervisor {
     ) -> Result<(), WorkerViolation> {
         let worker = self.workers.get_mut(&number);
         let Some(running) = worker.and_then(|worker| worker.calls.remove(&id)) else {
-            return Err(wrong("it answered what it was not asked"));
+            return Err(protocol_violation("it answered what it was not asked"));
         };
         let outcome = match running.watch.ended() {
             Some((cause, _)) => Err(WorkerCallError::Limit {
@@ -189,7 +189,7 @@ impl WorkerSupervisor {
                     return Err(WorkerViolation(WorkerEndReason::Flood, why));
                 }
                 if !open.calls_out.insert(*id) {
-                    return Err(wrong("it used the number of a call twice"));
+                    return Err(protocol_violation("it used the number of a call twice"));
                 }
             }
             _ => {}
@@ -210,7 +210,7 @@ impl WorkerSupervisor {
     }
 }
 
-fn wrong(why: &str) -> WorkerViolation {
+fn protocol_violation(why: &str) -> WorkerViolation {
     WorkerViolation(WorkerEndReason::Protocol, why.to_owned())
 }
 

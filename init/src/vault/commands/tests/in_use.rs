@@ -197,10 +197,14 @@ fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
             .reopened(Some("x"))
             .expect_err("it is the attacker's");
         assert!(why.contains("older than the data beside it"), "{why}");
-        assert_eq!(machine.keeper.wrong(), wrong, "it counts as a wrong one");
+        assert_eq!(
+            machine.keeper.wrong_count(),
+            wrong,
+            "it counts as a wrong one"
+        );
     }
     assert_eq!(machine.reopened(Some("one")), Ok(()));
-    assert_eq!(machine.keeper.wrong(), 0);
+    assert_eq!(machine.keeper.wrong_count(), 0);
 }
 
 /// The vault in use is open. What the disk answers would be changed, and noted as the newest.
@@ -234,7 +238,7 @@ fn commands_change_no_other_vault() {
     assert!(matches!(shown, CommandOutcome::Words(_)), "{shown:?}");
 }
 
-/// Ten minutes after the first start, or when the words are confirmed, the vault is changed without anybody typing.
+/// Ten minutes after the first start, or when the words are confirmed, the vault is changed while no owner types.
 #[test]
 fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
     let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");

@@ -153,7 +153,7 @@ impl Bridge {
         }
     }
 
-    pub(super) fn told(&self, told: HostMessage) {
+    pub(super) fn handle_message(&self, told: HostMessage) {
         let mut state = lock(&self.state);
         match told {
             HostMessage::Heard(frames) => {

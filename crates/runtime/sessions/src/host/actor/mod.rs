@@ -300,7 +300,7 @@ impl SessionActor {
             } => self.register(&spec, source_hash),
             // Texts and bytes, which take no more in memory than in their frame.
             FromWorkerMessage::Tell { body, .. } => match wire::read(&body) {
-                Ok(up) => self.told(up),
+                Ok(up) => self.handle_message(up),
                 Err(_) => PROTOCOL_VIOLATION,
             },
             FromWorkerMessage::Log { text, .. } => {
@@ -311,7 +311,7 @@ impl SessionActor {
         }
     }
 
-    fn told(&mut self, up: GuestMessage) -> Next {
+    fn handle_message(&mut self, up: GuestMessage) -> Next {
         match up {
             GuestMessage::Taken(id, items) => self.outgoing.allow(id, items as usize),
             GuestMessage::Item(id, item) => return self.item(id, &item),

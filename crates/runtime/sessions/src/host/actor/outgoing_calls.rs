@@ -185,7 +185,7 @@ impl SessionActor {
             self.spend(call, said.gpu());
         }
         let id = said.id();
-        let (told, fds) = said.told();
+        let (told, fds) = said.into_notice();
         let last = matches!(told, SessionNotice::Reply { .. });
         if self.worker.tell(told, fds).is_ok() {
             return CONTINUE;

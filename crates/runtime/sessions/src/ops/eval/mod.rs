@@ -50,7 +50,7 @@ type Known = (
 /// Whether the caller `now` has all the rights that the owner had `before`.
 fn has_rights_of(now: Option<&Identity>, before: Option<&Identity>) -> bool {
     let (Some(now), Some(before)) = (now, before) else {
-        // A REPL that a stranger opened has no rights that could be lost.
+        // A REPL that an unknown peer opened has no rights that could be lost.
         return before.is_none();
     };
     let held = |kind| now.resources.get(kind).map_or(&[][..], Vec::as_slice);
@@ -137,7 +137,9 @@ impl EvalService {
         let main = asked.main.clone().unwrap_or_else(|| "./main.ts".to_owned());
         let mut spec = self.spec(&asked, ctx, SessionMode::OneShot)?;
         if let Some(source) = asked.source {
-            spec.modules.insert(&main, source).map_err(|f| told(&f))?;
+            spec.modules
+                .insert(&main, source)
+                .map_err(|f| request_error(&f))?;
         }
         spec.console = Some(heard.console);
         let opened = self.sessions.open(&ctx.env(), spec).await;
@@ -270,7 +272,9 @@ impl EvalService {
     ) -> Result<SessionSpec, CallError> {
         let mut modules = ModuleSet::new();
         for (name, text) in &asked.modules {
-            modules.insert(name, text.clone()).map_err(|f| told(&f))?;
+            modules
+                .insert(name, text.clone())
+                .map_err(|f| request_error(&f))?;
         }
         let mut spec = SessionSpec::new(ctx.identity().cloned(), modules);
         spec.capabilities = ctx.capabilities().clone();
@@ -290,7 +294,7 @@ impl EvalService {
 }
 
 /// What is wrong with what was asked for, before anything ran.
-fn told(failure: &ScriptFailure) -> CallError {
+fn request_error(failure: &ScriptFailure) -> CallError {
     to_call_error(failure, false, |_| false)
 }
 

@@ -1,4 +1,4 @@
-//! What every runtime for scripts of strangers is tried with.
+//! What every runtime for scripts of untrusted authors is tried with.
 
 use alknet_runtime::RuntimeCode;
 

@@ -327,7 +327,7 @@ fn an_ordinary_user_gets_the_same_walls() {
     assert_eq!((&*level, &*gaps), ("partial", &*gone));
 }
 
-/// Where user namespaces are switched off: root makes the others itself, anybody else goes without
+/// Where user namespaces are switched off: root makes the others itself, every other user goes without
 /// and says so.
 #[test]
 fn without_user_namespaces_the_level_says_what_is_missing() {

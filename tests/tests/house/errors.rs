@@ -1,0 +1,43 @@
+//! A message about a file names the file.
+
+use super::tree::sources;
+
+/// This file has what it looks for.
+const RULE: &str = "tests/tests/house/errors.rs";
+
+/// Errors that pass an error of the system on without a path, by their file, and why they need none.
+const WITHOUT_PATH: [(&str, &str); 4] = [
+    (
+        "compute/embedded-exe/src/lib.rs",
+        "the only file is the executable that runs",
+    ),
+    (
+        "crates/core/src/stream.rs",
+        "a stream of a connection has no path",
+    ),
+    (
+        "crates/worker/src/error.rs",
+        "the socket pair between host and worker has no path",
+    ),
+    (
+        "init/src/data/gpt.rs",
+        "the caller opened the disk, and its message names it",
+    ),
+];
+
+#[test]
+fn an_error_of_the_system_comes_with_the_path_of_its_file() {
+    let forms = ["#[from] io::Error", "#[from] std::io::Error"];
+    let others = sources().iter().filter(|source| source.path != RULE);
+    let passing = others.filter(|source| forms.iter().any(|form| source.text.contains(form)));
+    let passing: Vec<_> = passing.map(|source| source.path.as_str()).collect();
+    for path in &passing {
+        assert!(
+            WITHOUT_PATH.iter().any(|(known, _)| known == path),
+            "{path}: say which file it was, in a field beside the error of the system"
+        );
+    }
+    for (path, why) in WITHOUT_PATH {
+        assert!(passing.contains(&path), "{path} needs no exception: {why}");
+    }
+}
