@@ -19,7 +19,7 @@ const OF_VAULTS: [CommandExit; 4] = [
 ];
 
 /// The verb that becomes another program, which has exit codes of its own: docs/driver.md lists them.
-const GPU_VERB: &str = "gpu";
+pub(crate) const GPU_VERB: &str = "gpu";
 /// Exit codes of that program.
 const GPU_EXIT_CODES: &str = "Exit codes: 0 it worked; 1 a computation failed, or its result is wrong; 2 the command \
 line is wrong; 3 no driver is linked; 4 no adapter or no device; 70 generated code needs a function that is not linked.";
@@ -68,6 +68,17 @@ pub(crate) fn run(args: &HelpArgs, json: bool) -> Result<CommandExit, CommandErr
         false => output::text(text.trim_end())?,
     }
     Ok(CommandExit::Ok)
+}
+
+/// Prints the help of a verb of `noun`.
+pub(crate) fn run_below(
+    noun: &str,
+    args: &HelpArgs,
+    json: bool,
+) -> Result<CommandExit, CommandError> {
+    let words = std::iter::once(noun.to_owned()).chain(args.verb.iter().cloned());
+    let verb = words.collect();
+    run(&HelpArgs { verb }, json)
 }
 
 fn help_of(verb: &[String]) -> Result<String, CommandError> {
@@ -147,10 +158,10 @@ mod tests {
             let of_vault = name.starts_with("alknet vault") || name == "alknet provision";
             for exit in CommandExit::ALL {
                 let listed = help.contains(&format!(" {} {}", exit as u8, exit.meaning()));
-                let expected = match name {
-                    // The program that it becomes has codes of its own.
-                    "alknet gpu" => exit == CommandExit::Ok,
-                    _ => of_vault || !OF_VAULTS.contains(&exit),
+                // The program that these verbs become has codes of its own.
+                let expected = match name.starts_with("alknet gpu") {
+                    true => exit == CommandExit::Ok,
+                    false => of_vault || !OF_VAULTS.contains(&exit),
                 };
                 assert_eq!(listed, expected, "{name}: {exit:?}");
             }
@@ -171,12 +182,13 @@ mod tests {
             ("token add", "alknet token add"),
             ("token make", "alknet token add"),
             ("node use", "alknet node use"),
+            ("gpu info", "alknet gpu info"),
             ("help", "alknet help"),
         ] {
             let help = help_of(&words(verb)).expect(verb);
             assert!(help.contains(said), "{verb}: {help}");
         }
-        for verb in ["nonsense", "token nonsense", "status attic"] {
+        for verb in ["nonsense", "token nonsense", "gpu frob", "status attic"] {
             assert!(help_of(&words(verb)).is_err(), "{verb}");
         }
     }
@@ -187,6 +199,8 @@ mod tests {
             ("alknet", "a verb is missing"),
             ("alknet hub", "a verb is missing"),
             ("alknet hub --json", "a verb is missing"),
+            ("alknet gpu", "a verb is missing"),
+            ("alknet gpu frob", "unrecognized subcommand 'frob'"),
             ("alknet frobnicate", "unrecognized subcommand 'frobnicate'"),
             (
                 "alknet status --frobnicate",

@@ -61,6 +61,7 @@ mod tests {
             ("alknet.1", "alknet\\-token(1)"),
             ("alknet-token-add.1", "\\-\\-expires"),
             ("alknet-vault-slot-add.1", "Exit codes"),
+            ("alknet-gpu-run.1", "\\-\\-groups"),
         ] {
             assert!(page(name).contains(said), "{name}: {}", page(name));
         }

@@ -113,11 +113,8 @@ A node that serves joins by its configuration instead: [[join]] code = \"alkjoin
     #[command(subcommand)]
     File(file::StoredFileVerb),
     /// Test the GPU of this computer, or its processor as a GPU, and run shaders.
-    #[command(
-        disable_help_flag = true,
-        after_help = "Examples:\n  alknet gpu info\n  alknet gpu selftest --json"
-    )]
-    Gpu(gpu::GpuArgs),
+    #[command(subcommand)]
+    Gpu(gpu::GpuCliVerb),
     /// Print the help of a verb.
     #[command(after_help = "Examples:\n  alknet help\n  alknet help token add")]
     Help(help::HelpArgs),
@@ -262,7 +259,7 @@ fn run(verb: AlknetCommand, json: bool) -> Result<CommandExit, CommandError> {
         AlknetCommand::Enroll(args) => enroll::run(&args, json),
         AlknetCommand::Escrow(verb) => escrow::run(verb, json),
         AlknetCommand::File(verb) => file::run(verb, json),
-        AlknetCommand::Gpu(args) => gpu::run(args, json),
+        AlknetCommand::Gpu(verb) => gpu::run(verb, json),
         AlknetCommand::Help(args) => help::run(&args, json),
         AlknetCommand::Hub(verb) => hub::run(verb, json),
         AlknetCommand::Identity(args) => identity::run(&args, json),
@@ -377,6 +374,9 @@ mod tests {
         for line in [
             "peers attic",
             "config set attic node.toml",
+            "gpu help bench",
+            "gpu resolve sinf",
+            "gpu worker --role gpu",
             "hub peers attic",
             "hub label attic kitchen pool=indoor",
             "token make attic --scope a:b",

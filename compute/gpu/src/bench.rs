@@ -54,7 +54,7 @@ fn side(text: &str) -> std::result::Result<u64, String> {
     }
 }
 
-/// Prints one line of JSON for each kind.
+/// Prints one line of JSON for each kind, with `--json` or without.
 pub(crate) fn run(arguments: &GpuBenchArgs) -> Result<ExitCode> {
     let device = GpuDevice::open()?;
     let n = arguments.side as usize;

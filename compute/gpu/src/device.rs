@@ -115,7 +115,7 @@ impl GpuDevice {
         // The default handler panics. An error that reaches this one was raised outside every error
         // scope; the caller notices what it spoilt when it reads the result.
         device.on_uncaptured_error(Arc::new(|error: wgpu::Error| {
-            eprintln!("alknet-gpu: {}", Error::from(error));
+            crate::show_failure(&Error::from(error));
         }));
         Ok(Self {
             found,

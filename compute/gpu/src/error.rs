@@ -65,6 +65,20 @@ impl Error {
             | Self::Wrong { .. } => 1,
         }
     }
+
+    /// The code that stands beside the message in JSON: one for each exit code.
+    pub(crate) const fn code(&self) -> &'static str {
+        match self {
+            Self::NoDriver => "NO_DRIVER",
+            Self::NoAdapter(_) | Self::NoDevice { .. } => "NO_ADAPTER",
+            Self::Lost(_)
+            | Self::Memory(_)
+            | Self::Read { .. }
+            | Self::Shader(_)
+            | Self::Worker(_)
+            | Self::Wrong { .. } => "LOCAL",
+        }
+    }
 }
 
 impl From<wgpu::Error> for Error {
@@ -77,7 +91,7 @@ impl From<wgpu::Error> for Error {
     }
 }
 
-/// wgpu draws the place of a mistake over several lines.
-fn one_line(text: &str) -> String {
+/// The words of a text on one line. wgpu and clap draw the place of a mistake over several lines.
+pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -7,18 +7,10 @@ use serde_json::{Value, json};
 use crate::device;
 use crate::error::{Error, Result};
 
-/// Arguments of `info`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct GpuInfoArgs {
-    /// Print one line of JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// Prints what there is. No driver and no adapter are answers too, not errors.
-pub(crate) fn run(arguments: &GpuInfoArgs) -> Result<ExitCode> {
+/// Prints what there is; on one line where `json` is set. No driver and no adapter are answers too, not errors.
+pub(crate) fn run(json: bool) -> Result<ExitCode> {
     let info = info()?;
-    if arguments.json {
+    if json {
         say!("{info}");
     } else {
         say!("{info:#}");

@@ -24,20 +24,32 @@ mod worker;
 
 use std::io::{self, Write};
 use std::process::{self, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use serde_json::json;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// As in every program of this project.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Exit code of a command line that is not understood.
+const EXIT_USAGE: u8 = 2;
+
+/// Whether errors are printed as JSON. Set once, when the command line has been read.
+static ERRORS_AS_JSON: AtomicBool = AtomicBool::new(false);
+
 /// Computes on a GPU, or on the processor as if it were one.
 #[derive(Debug, Parser)]
 #[command(name = "alknet-gpu", version)]
 struct GpuCommandLine {
+    /// Print answers and errors as JSON, one value a line
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     verb: GpuVerb,
 }
@@ -47,7 +59,7 @@ enum GpuVerb {
     /// Measure kinds of matrix multiplication
     Bench(bench::GpuBenchArgs),
     /// Say which drivers are linked and which adapters they find
-    Info(info::GpuInfoArgs),
+    Info,
     /// Say whether code that a driver generates may call a function; one that it may not ends the
     /// process with exit code 70, as it does in a shader
     #[cfg(target_feature = "crt-static")]
@@ -58,7 +70,7 @@ enum GpuVerb {
     /// Run shaders from files, one after the other
     Run(run::ShaderRunArgs),
     /// Compare the results of known kernels with the processor's
-    Selftest(selftest::GpuSelftestArgs),
+    Selftest,
     /// Compute for the node that started this process; of no use to people
     Worker(worker::GpuWorkerArgs),
 }
@@ -67,29 +79,66 @@ fn main() -> ExitCode {
     let started = Instant::now();
     // `alknet`, which starts this program, does without pages of 2 MiB; what is multiplied gains by them.
     let _ = nix::sys::prctl::set_thp_disable(false);
-    let line = GpuCommandLine::parse();
-    match run(&line.verb, started) {
+    let line = match GpuCommandLine::try_parse() {
+        Ok(line) => line,
+        Err(error) => return end_unparsed(&error),
+    };
+    ERRORS_AS_JSON.store(line.json, Ordering::Relaxed);
+    match run(&line, started) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("alknet-gpu: {error}");
+            show_failure(&error);
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn run(verb: &GpuVerb, started: Instant) -> Result<ExitCode> {
-    match verb {
+/// Ends a process whose command line is not understood, or only asks for help or the version.
+fn end_unparsed(error: &clap::Error) -> ExitCode {
+    // Standard output or standard error may be gone: the exit code says what happened all the same.
+    if !error.use_stderr() {
+        error.print().ok();
+        return ExitCode::SUCCESS;
+    }
+    // There is no parsed line, so its words are looked at. Behind `--` no word is an option.
+    let mut options = std::env::args_os().skip(1).take_while(|word| word != "--");
+    if options.any(|word| word == "--json") {
+        ERRORS_AS_JSON.store(true, Ordering::Relaxed);
+        show_error("USAGE", &usage_message(error));
+    } else {
+        error.print().ok();
+    }
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// What is wrong with the command line, without the usage, which is for people.
+fn usage_message(error: &clap::Error) -> String {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+    ) {
+        return "a verb is missing: see --help".to_owned();
+    }
+    let rendered = error.render().to_string();
+    let text = rendered.strip_prefix("error: ").unwrap_or(&rendered);
+    let ends = ["\n\nUsage:", "\n\nFor more information"];
+    let end = ends.iter().filter_map(|end| text.find(end)).min();
+    error::one_line(&text[..end.unwrap_or(text.len())])
+}
+
+fn run(line: &GpuCommandLine, started: Instant) -> Result<ExitCode> {
+    match &line.verb {
         GpuVerb::Bench(arguments) => bench::run(arguments),
-        GpuVerb::Info(arguments) => info::run(arguments),
+        GpuVerb::Info => info::run(line.json),
         #[cfg(target_feature = "crt-static")]
         GpuVerb::Resolve { name } => {
             let name = std::ffi::CString::new(name.as_str())
-                .map_err(|error| error::Error::Shader(error.to_string()))?;
+                .map_err(|error| Error::Shader(error.to_string()))?;
             say!("{:#x}", alknet_vulkan::resolve(&name));
             Ok(ExitCode::SUCCESS)
         }
         GpuVerb::Run(arguments) => run::run(arguments, started),
-        GpuVerb::Selftest(arguments) => selftest::run(arguments, started),
+        GpuVerb::Selftest => selftest::run(line.json, started),
         GpuVerb::Worker(arguments) => worker::run(arguments, started),
     }
 }
@@ -100,10 +149,26 @@ fn write_line(line: std::fmt::Arguments<'_>) {
         Ok(()) => {}
         Err(io::ErrorKind::BrokenPipe) => process::exit(0),
         Err(kind) => {
-            eprintln!("alknet-gpu: cannot write: {kind}");
+            show_error("LOCAL", &format!("cannot write: {kind}"));
             process::exit(1);
         }
     }
+}
+
+/// Prints an error on standard error.
+fn show_failure(error: &Error) {
+    show_error(error.code(), &error.to_string());
+}
+
+/// Prints an error on standard error: a line of text, or of JSON where the command line asks for that.
+fn show_error(code: &str, message: &str) {
+    let line = if ERRORS_AS_JSON.load(Ordering::Relaxed) {
+        json!({ "error": { "code": code, "message": message } }).to_string()
+    } else {
+        format!("alknet-gpu: {message}")
+    };
+    // The result is dropped: an error cannot be shown where standard error is gone.
+    writeln!(io::stderr(), "{line}").ok();
 }
 
 /// Thousandths of a second, for people and programs to read.

@@ -38,8 +38,8 @@ pub(crate) struct ShaderRunArgs {
     repeat: u32,
 }
 
-/// Prints one line of JSON for each file. A shader that is wrong does not keep the next from running;
-/// the exit code then is 1.
+/// Prints one line of JSON for each file, with `--json` or without. A shader that is wrong does not keep the next from
+/// running; the exit code then is 1.
 pub(crate) fn run(arguments: &ShaderRunArgs, started: Instant) -> Result<ExitCode> {
     let device = GpuDevice::open()?;
     let mut ok = true;

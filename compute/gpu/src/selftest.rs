@@ -10,16 +10,8 @@ use crate::device::GpuDevice;
 use crate::error::Result;
 use crate::{info, milliseconds, resident_kib};
 
-/// Arguments of `selftest`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct GpuSelftestArgs {
-    /// Print one line of JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Runs every check, also after one has failed. Exit code 0 when all results are the processor's.
-pub(crate) fn run(arguments: &GpuSelftestArgs, started: Instant) -> Result<ExitCode> {
+pub(crate) fn run(json: bool, started: Instant) -> Result<ExitCode> {
     let device = GpuDevice::open()?;
     let device_kib = resident_kib();
     let mut first = None;
@@ -42,7 +34,7 @@ pub(crate) fn run(arguments: &GpuSelftestArgs, started: Instant) -> Result<ExitC
         "device_kib": device_kib,
         "resident_kib": resident_kib(),
     });
-    if arguments.json {
+    if json {
         say!("{report}");
     } else {
         show(&report);

@@ -1,6 +1,7 @@
 //! What the project's commands do. `cargo xtask` gets the machine ready and starts this.
 
 pub mod binary;
+mod build;
 pub mod cache;
 mod cached;
 pub mod context;
@@ -62,6 +63,8 @@ enum XtaskCommand {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Build the one binary, or find it in the cache, and say where it is
+    Build(build::BuildArgs),
     /// Say how large the cache is, or make it smaller
     Cache(cache::CacheArgs),
     /// Build Vulkan drivers and the program that uses them, or find them in the cache, and say where
@@ -120,6 +123,7 @@ fn run(line: XtaskCli) -> Result<()> {
 fn perform(cx: &mut XtaskContext, task: XtaskCommand) -> Result<()> {
     match task {
         XtaskCommand::Bench { arguments } => bench(cx, &arguments),
+        XtaskCommand::Build(arguments) => build::run(cx, &arguments),
         XtaskCommand::Cache(arguments) => cache::run(cx, &arguments),
         XtaskCommand::Driver(arguments) => {
             let gpu = cx.step("gpu", |cx| gpu::ensure(cx, &arguments.vulkan))?;
@@ -163,11 +167,39 @@ fn bench(cx: &XtaskContext, arguments: &[String]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::iter;
+    use std::path::Path;
 
     use xtask::memory::MEMORY_VARIABLE;
     use xtask::progress::STEPS_VARIABLE;
 
     use super::*;
+
+    /// How a line of a page begins that is a command of this program.
+    const PAGE_COMMAND: &str = "cargo xtask ";
+
+    #[test]
+    fn each_command_of_a_page_is_one_of_this_program() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let docs = std::fs::read_dir(root.join("docs")).expect("the docs");
+        let docs = docs.map(|entry| entry.expect("a readable entry").path());
+        let docs = docs.filter(|path| path.extension().is_some_and(|end| end == "md"));
+        let mut commands = 0;
+        for page in docs.chain([root.join("README.md")]) {
+            let text = std::fs::read_to_string(&page).expect("a readable page");
+            for line in text.lines().filter_map(|it| it.strip_prefix(PAGE_COMMAND)) {
+                // What stands behind `#` is for people. No command of a page has a space within quotation marks.
+                let command = line.split('#').next().unwrap_or_default();
+                let words = command
+                    .split_whitespace()
+                    .map(|word| word.trim_matches('"'));
+                let parsed = XtaskCli::try_parse_from(iter::once("xtask").chain(words));
+                let refused = parsed.err().map(|error| error.to_string());
+                assert_eq!(refused, None, "{}: {command}", page.display());
+                commands += 1;
+            }
+        }
+        assert!(commands > 15, "{commands} commands");
+    }
 
     /// Set in the process that runs a command which fails.
     const FAILING: &str = "ALKNET_TEST_FAILING";
@@ -207,6 +239,18 @@ mod tests {
                 table.is_some_and(|end| end.contains("\n  total ")),
                 "{said}"
             );
+        }
+    }
+
+    #[test]
+    fn the_binary_is_built_without_a_kernel() {
+        let test = "the_binary_is_built_without_a_kernel";
+        if let Some(said) = said_by_failing(test, &["build"]) {
+            let (_, table) = said.rsplit_once("  system packages  ").expect("a table");
+            for step in ["Vulkan driver", "workspace", "total"] {
+                assert!(table.contains(&format!("\n  {step} ")), "{step}: {said}");
+            }
+            assert!(!table.contains("\n  kernel "), "{said}");
         }
     }
 

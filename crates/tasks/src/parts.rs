@@ -1,9 +1,9 @@
-//! What an image is made of: the kernel and the one binary, built side by side.
+//! What an image is made of: the kernel and the one binary, built side by side; and the binary alone.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, mpsc};
 
-use crate::context::XtaskContext;
+use crate::context::{Job, XtaskContext};
 use crate::driver::{self, DriverSelection, SealedDriver};
 use crate::failure::{Result, TaskError};
 use crate::kernel::{self, KernelFiles};
@@ -27,7 +27,8 @@ impl ImageParts {
     /// Finds or builds all of it. Kernel, driver and workspace are built at the same time: each has
     /// stretches in which it downloads or links and leaves processors to the others. They share the memory.
     pub fn ensure(cx: &mut XtaskContext, selection: &DriverSelection) -> Result<Self> {
-        cx.compile_beside(builds(cx, selection));
+        let kernel = kernel::cached(cx).is_ok_and(|kernel| kernel.is_some());
+        cx.compile_beside(binary_builds(cx, selection) + usize::from(!kernel));
         let parts = Self::build(cx, selection);
         cx.compile_beside(1);
         parts
@@ -35,25 +36,10 @@ impl ImageParts {
 
     fn build(cx: &mut XtaskContext, selection: &DriverSelection) -> Result<Self> {
         let (kernel, binary) = (StepResult::default(), StepResult::default());
-        let (ready, drivers) = mpsc::channel();
-        cx.parallel(vec![
-            (KERNEL, Box::new(|cx| kernel.fill(kernel::ensure(cx)?))),
-            (
-                DRIVER,
-                Box::new(move |cx| {
-                    // Nothing waits any more when the workspace failed meanwhile.
-                    let _ = ready.send(driver::ensure(cx, selection)?);
-                    Ok(())
-                }),
-            ),
-            (
-                WORKSPACE,
-                Box::new({
-                    let binary = &binary;
-                    move |cx| binary.fill(workspace(cx, selection, &drivers)?)
-                }),
-            ),
-        ])?;
+        let of_kernel: Job<'_> = (KERNEL, Box::new(|cx| kernel.fill(kernel::ensure(cx)?)));
+        let mut jobs = vec![of_kernel];
+        jobs.extend(binary_jobs(selection, &binary));
+        cx.parallel(jobs)?;
         Ok(Self {
             kernel: kernel.take()?,
             binary: binary.take()?,
@@ -61,13 +47,44 @@ impl ImageParts {
     }
 }
 
-/// How many of the three compile: cargo, and what does not lie in the cache. That a look at the cache fails is left for the
-/// step to report.
-fn builds(cx: &XtaskContext, selection: &DriverSelection) -> usize {
-    let kernel = kernel::cached(cx).is_ok_and(|kernel| kernel.is_some());
+/// Finds or builds the one binary, with what it carries, as [`ImageParts::ensure`] does: each finds what the other built.
+pub(crate) fn ensure_binary(cx: &mut XtaskContext, selection: &DriverSelection) -> Result<PathBuf> {
+    cx.compile_beside(binary_builds(cx, selection));
+    let binary = StepResult::default();
+    let built = cx.parallel(binary_jobs(selection, &binary).into());
+    cx.compile_beside(1);
+    built?;
+    binary.take()
+}
+
+/// How many builds of the binary compile: cargo, and the drivers if one does not lie in the cache. That a look at the
+/// cache fails is left for the step to report, here and for the kernel.
+fn binary_builds(cx: &XtaskContext, selection: &DriverSelection) -> usize {
     let drivers = driver::cached(cx, selection);
     let drivers = drivers.is_ok_and(|found| found.len() == selection.names().len());
-    1 + usize::from(!kernel) + usize::from(!drivers)
+    1 + usize::from(!drivers)
+}
+
+/// The steps that make the binary.
+fn binary_jobs<'a>(
+    selection: &'a DriverSelection,
+    binary: &'a StepResult<PathBuf>,
+) -> [Job<'a>; 2] {
+    let (ready, drivers) = mpsc::channel();
+    [
+        (
+            DRIVER,
+            Box::new(move |cx| {
+                // Nothing waits any more when the workspace failed meanwhile.
+                let _ = ready.send(driver::ensure(cx, selection)?);
+                Ok(())
+            }),
+        ),
+        (
+            WORKSPACE,
+            Box::new(move |cx| binary.fill(workspace(cx, selection, &drivers)?)),
+        ),
+    ]
 }
 
 /// The binary first, which needs no driver; then the program that does.

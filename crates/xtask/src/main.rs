@@ -21,6 +21,7 @@ const TASKS: &str = "alknet-tasks";
 const HELP: &str = "\
 cargo xtask COMMAND
 
+  build   build the one binary, and say where it is; with --install DIR, copy it there
   up      build, boot the appliance in QEMU, make one call, stay with its console
   test    everything continuous integration runs
   soak    the long campaigns at full count

@@ -6,6 +6,7 @@ mod enrolment;
 mod enrolment_machines;
 mod escrow;
 mod farm;
+mod gpu_verbs;
 mod hostile;
 mod hostile_events;
 mod hostile_memory;

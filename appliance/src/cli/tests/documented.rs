@@ -1,7 +1,6 @@
 //! Every `alknet …` of README.md, of docs/*.md and of the help's own examples is read by the definition of the command
 //! line that the binary has. `docs/adding-tests.md`, "Commands on pages", says what a page may leave out of a command.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
@@ -134,23 +133,11 @@ fn missing_verb(command: &Command, matches: &ArgMatches) -> Option<String> {
         return missing_verb(command.find_subcommand(name)?, below);
     }
     if command.get_subcommands().next().is_none() {
-        return unlisted_verb(command, matches);
+        return None;
     }
     let node = matches.try_get_one::<String>("node").ok()??;
     let is_bare = !node.contains(['@', '.', ':', '/', '…']) && !NODES.contains(&node.as_str());
     is_bare.then(|| format!("'{node}' is neither a verb nor one of the pages' nodes {NODES:?}"))
-}
-
-/// `alknet gpu` hands its words to another program. The help of that argument lists the verbs of this program.
-fn unlisted_verb(command: &Command, matches: &ArgMatches) -> Option<String> {
-    const WORDS: &str = "command";
-    let mut words = matches.try_get_many::<OsString>(WORDS).ok()??;
-    let verb = words.next()?.to_str()?;
-    let argument = command.get_arguments().find(|it| it.get_id() == WORDS)?;
-    let help = argument.get_help()?.to_string();
-    let mut listed = help.split(|c: char| !c.is_alphanumeric());
-    let is_known = verb == "…" || listed.any(|word| word == verb);
-    (!is_known).then(|| format!("'{verb}' is no verb of {}: {help}", command.get_name()))
 }
 
 fn root() -> PathBuf {

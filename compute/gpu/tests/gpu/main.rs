@@ -1,6 +1,7 @@
 //! The program for GPUs from outside: how it is linked, what it computes, and what it survives.
 
 mod cache;
+mod command_line;
 mod linked;
 mod operations;
 mod shaders;
