@@ -50,9 +50,9 @@ impl IdentityDb {
     /// token at the same time, one hears `false`.
     pub fn replace_enrolment(&self, new: EnrolmentRecord) -> EnrolmentFuture<'_, bool> {
         self.write_enrolment(move |connection| {
+            // Only over what the caller read: of two changes at a time the later one finds nothing to change.
             connection.execute(
                 "UPDATE enrolment_tokens SET record = ?3, expires = ?4, revision = revision + 1 \
-                 // Only over what the caller read: of two changes at a time the later one finds nothing to change.
                  WHERE key_id = ?1 AND revision = ?2",
                 params![
                     new.key_id.as_str(),
