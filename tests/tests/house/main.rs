@@ -9,6 +9,7 @@ mod doors;
 mod early_returns;
 mod hardware;
 mod names;
+mod page_commands;
 mod placement;
 mod problems;
 mod promises;
