@@ -1,5 +1,5 @@
-//! The commands of docs/calls.md, credentials.md, peers.md and tokens.md, as a reader follows them: every block for a
-//! shell in order, with the nodes and keys of the reader in the place of the page's.
+//! The commands of docs/calls.md, credentials.md, peers.md, stored-files.md and tokens.md, as a reader follows them:
+//! every block for a shell in order, with the nodes and keys of the reader in the place of the page's.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use alknet_tests::{CliRunner, HostNode, TestBench, binary, run_with_input};
 const CALLS: &str = include_str!("../../../docs/calls.md");
 const CREDENTIALS: &str = include_str!("../../../docs/credentials.md");
 const PEERS: &str = include_str!("../../../docs/peers.md");
+const STORED_FILES: &str = include_str!("../../../docs/stored-files.md");
 const TOKENS: &str = include_str!("../../../docs/tokens.md");
 
 /// The node of the pages.
@@ -187,6 +188,47 @@ fn the_commands_of_the_page_of_credentials_work() {
     // Both values were set; list and show have the second one; it is removed.
     assert_eq!(said.len(), 5, "{said:?}");
     assert_eq!(said[2..], ["forge", "forge", "removed"], "{said:?}");
+    page.close();
+}
+
+/// Files of a reader: a site, a certificate with its key, a certificate of an authority, and a document.
+const READER_FILES: &str = r#"
+mkdir public
+echo hello >public/index.html
+make='openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 9'
+$make -subj /CN=edge.example -addext subjectAltName=DNS:edge.example -keyout key.pem -out chain.pem
+$make -subj /CN=lab -keyout lab.key -out authority.pem
+printf 'openapi: 3.1.0\ninfo: {title: forge, version: "1"}\npaths: {}\n' >forge.yaml
+"#;
+
+#[test]
+fn the_commands_of_the_page_of_stored_files_work() {
+    let mut page = ReferencePage::open(STORED_FILES);
+    let node = page.node("node");
+    page.shell("reader", READER_FILES, "");
+    let target = node.target();
+    page.shell("reader", &format!("alknet node add attic {target}"), "");
+    page.follow();
+    let stored = || {
+        let listed = node.call("config/list-files", &serde_json::Value::Null);
+        let files = listed["files"].as_array().cloned().unwrap_or_default();
+        files.len()
+    };
+    assert_eq!(stored(), 4, "one of each kind");
+
+    // The page removes a second site.
+    page.shell("reader", "alknet file add attic site/old ./public", "");
+    assert_eq!(stored(), 5);
+    let said = page.follow();
+    assert!(said.contains("index.html"), "{said}");
+    assert_eq!(stored(), 4);
+
+    // A block of tar with a header has the name of its file at its start.
+    let archive = page.follow();
+    let archive = data_encoding::BASE64.decode(archive.as_bytes());
+    let archive = archive.expect("base64");
+    let name = b"index.html\0";
+    assert!(archive.windows(name.len()).any(|part| part == name));
     page.close();
 }
 
