@@ -74,6 +74,7 @@ fn of_provision(error: &ProvisionError) -> CommandError {
         0 => CommandExit::Ok,
         2 => CommandExit::Usage,
         12 => CommandExit::BadWords,
+        130 => CommandExit::Aborted,
         _ => CommandExit::Failed,
     };
     CommandError::new(exit, error.code(), error)

@@ -16,7 +16,7 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     state: StateArgs,
     /// The configuration file (see 'alknet config schema'). The node reads it again when it changes, and at SIGHUP.
-    /// The options below win over the file.
+    /// '--port' and '--listen' win over the file, and '--admin' adds to it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The port, UDP and TCP; 0 takes a free one [default: that of the configuration, or 443]
@@ -25,7 +25,8 @@ pub(crate) struct ServeArgs {
     /// An address to listen on. Repeat the option for more [default: all addresses]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<IpAddr>,
-    /// The key of an administrator, as 'alknet identity' prints it. Repeat the option for more.
+    /// The key of an administrator, as 'alknet identity' prints it, besides those of the file. Repeat the option for
+    /// more.
     #[arg(long, value_name = "KEY")]
     admin: Vec<String>,
     /// Log debug records, too.
@@ -89,7 +90,7 @@ fn configuration(args: ServeArgs) -> Result<StartupConfig, CommandError> {
         },
         Some(file) => from_file(file)?,
     };
-    // The command line wins over the file.
+    // Addresses and port of the command line win over the file. Its administrators are added to those of the file.
     overlay.put_over(&mut configured.config);
     configured.overlay = overlay;
     Ok(configured)

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::call::call_error;
 use super::target::NodeArgs;
-use super::{CommandError, CommandExit, dial, output};
+use super::{CommandError, CommandExit, output};
 
 /// Arguments of `alknet status`.
 #[derive(Debug, Args)]
@@ -16,20 +16,7 @@ pub(crate) struct NodeStatusArgs {
 
 /// Exit code 0 when nothing is wrong, 1 when something is.
 pub(crate) fn run(args: &NodeStatusArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let args = &args.node;
-    let Some(route) = args.route_if_any()? else {
-        let dir = args.dial.state.dir()?;
-        return Err(CommandError::new(
-            CommandExit::Unreachable,
-            "UNAVAILABLE",
-            format!(
-                "no node runs with the state directory {}: start one with 'alknet serve', name one, or \
-                 choose a default with 'alknet node use NAME'",
-                dir.display()
-            ),
-        ));
-    };
-    dial::reached(&route, &args.dial, async |node| {
+    args.node.reached(async |node| {
         let info = node.call("node/info", &Value::Null).await;
         let info = info.map_err(call_error)?;
         let info = info.value();

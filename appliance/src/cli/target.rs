@@ -126,16 +126,9 @@ impl NodeArgs {
     /// # Errors
     /// No node is named, none is the default and none runs here; or a text is no node.
     pub(crate) fn route(&self) -> Result<NodeRoute, CommandError> {
-        self.route_if_any()?.ok_or_else(no_node)
-    }
-
-    /// The same; `None` where no node is named, none is the default and none runs here.
-    ///
-    /// # Errors
-    /// A text is no node.
-    pub(crate) fn route_if_any(&self) -> Result<Option<NodeRoute>, CommandError> {
         let names = NodeNames::load(&self.dial.state);
-        names.route(self.node.as_deref(), &self.peer)
+        let route = names.route(self.node.as_deref(), &self.peer)?;
+        route.ok_or_else(no_node)
     }
 
     /// Dials, runs `work`, says goodbye.

@@ -71,19 +71,19 @@ impl Drop for ServeFileGuard {
     }
 }
 
-/// Options of the command line, which win over every document.
+/// Options of the command line: addresses and the port win over every document, administrators are added to it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConfigOverlay {
-    /// More administrators.
+    /// Administrators besides those of the document.
     pub(crate) admin_keys: Vec<String>,
-    /// Addresses to bind, unless there are none.
+    /// Addresses to bind in place of the document's, unless there are none.
     pub(crate) addrs: Vec<IpAddr>,
-    /// The port.
+    /// The port in place of the document's.
     pub(crate) port: Option<u16>,
 }
 
 impl ConfigOverlay {
-    /// Puts them over what a document says.
+    /// Replaces addresses and port of a document, and adds the administrators.
     pub(crate) fn put_over(&self, config: &mut NodeConfig) {
         for key in &self.admin_keys {
             if !config.node.admin_keys.contains(key) {

@@ -49,7 +49,8 @@ impl ProvisionError {
             Self::Pipe => 0,
             Self::Document(_) | Self::Usage(_) => 2,
             Self::Words(_) => 12,
-            Self::Aborted | Self::Local(_) | Self::Vault(_) | Self::Write { .. } => 1,
+            Self::Local(_) | Self::Vault(_) | Self::Write { .. } => 1,
+            Self::Aborted => 130,
         }
     }
 

@@ -10,6 +10,7 @@ mod early_returns;
 mod errors;
 mod hardware;
 mod names;
+mod page_commands;
 mod placement;
 mod problems;
 mod promises;

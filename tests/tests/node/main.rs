@@ -20,6 +20,7 @@ mod lying_node;
 mod manual_peer;
 mod names_of_nodes;
 mod node_key;
+mod page_commands;
 mod promoted_callers;
 mod promoted_peers;
 mod promotion;

@@ -382,7 +382,7 @@ fn a_host_keeps_its_identity_and_leaves_no_trace_of_running() {
     first.stops_on_sigterm();
     assert!(!state.join("serve.json").exists());
     let gone = run(&CliRunner::new(state.clone()), &["status"]);
-    assert_eq!((gone.status, gone.code().as_str()), (3, "UNAVAILABLE"));
+    assert_eq!((gone.status, gone.code().as_str()), (2, "USAGE"));
     assert!(serve().target.starts_with(&key));
 }
 

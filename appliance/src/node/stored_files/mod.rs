@@ -1,7 +1,7 @@
 //! Files that the configuration names and that an administrator stores by operations: static sites, certificates with
 //! their keys, certificates of authorities, OpenAPI documents. A sealed appliance gets them in no other way.
 //!
-//! `docs/site.md` is the page for administrators.
+//! `docs/stored-files.md` is the page for administrators.
 
 mod error;
 mod ops;

@@ -1,0 +1,143 @@
+//! The table of docs/adding-tests.md that says which test runs the commands of a page, and pages that sources name.
+
+use std::collections::BTreeSet;
+
+use super::names::pages;
+use super::promises::{named, page, tables};
+use super::tree::{others, root, sources, tests_of};
+
+/// The section with the table.
+const SECTION: &str = "Commands on pages";
+
+/// What the second column has where no test runs the commands.
+const NO_TEST: &str = "none";
+
+/// Packages of Python that the tests of the Model Context Protocol install.
+const PYTHON_PACKAGES: &str = "crates/tasks/python-mcp.txt";
+
+/// Files beside the Rust sources that name pages.
+const ENDS: [&str; 5] = ["config", "py", "sh", "toml", "txt"];
+
+/// Whether a page has a block for a shell, or of a session in one.
+fn has_commands(text: &str) -> bool {
+    let mut languages = text.lines().filter_map(|line| {
+        let info = line.trim_start().strip_prefix("```")?;
+        info.split(' ').next()
+    });
+    languages.any(|language| ["bash", "console", "sh"].contains(&language))
+}
+
+/// The table without the headings of its columns: path of the page from the root, tests, what is not run.
+fn rows() -> Vec<[String; 3]> {
+    let mut rows = tables(&page("adding-tests.md"))
+        .remove(SECTION)
+        .expect("the table");
+    rows.retain(|row| row[0] != "page");
+    let row = |cells: Vec<String>| {
+        let [name, tests, rest] = <[String; 3]>::try_from(cells)
+            .unwrap_or_else(|cells| panic!("docs/adding-tests.md: three columns: {cells:?}"));
+        let link = name.split_once("](").map(|(_, link)| link);
+        let link = link
+            .and_then(|link| link.strip_suffix(')'))
+            .expect("a link");
+        let path = match link.strip_prefix("../") {
+            Some(path) => path.to_owned(),
+            None => format!("docs/{link}"),
+        };
+        [path, tests, rest]
+    };
+    rows.into_iter().map(row).collect()
+}
+
+#[test]
+fn each_page_with_commands_says_which_test_runs_them() {
+    let pages = pages();
+    let with_commands = pages.iter().filter(|(_, text)| has_commands(text));
+    let with_commands: BTreeSet<&str> = with_commands.map(|(path, _)| path.as_str()).collect();
+    assert!(with_commands.len() > 20, "{with_commands:?}");
+    let rows = rows();
+    let listed: BTreeSet<&str> = rows.iter().map(|[path, ..]| path.as_str()).collect();
+    assert_eq!(listed.len(), rows.len(), "a page has one row");
+    assert_eq!(
+        listed, with_commands,
+        "in the table, and with a block for a shell"
+    );
+}
+
+#[test]
+fn tests_that_run_the_commands_of_a_page_exist_and_read_it() {
+    let (not_run, run): (Vec<_>, Vec<_>) = rows()
+        .into_iter()
+        .partition(|[_, tests, _]| tests == NO_TEST);
+    assert!(run.len() > 5, "{} pages are run", run.len());
+    for [path, _, rest] in not_run {
+        assert_ne!(rest, "nothing", "{path}: the row says why no test runs it");
+    }
+    for [path, tests, _] in run {
+        let tests = named(&tests);
+        assert!(!tests.is_empty(), "{path}: a test, or '{NO_TEST}'");
+        for (file, test) in tests {
+            let source = sources().iter().find(|it| it.path == file);
+            let source = source.unwrap_or_else(|| panic!("{path}: no file {file}"));
+            assert!(tests_of(&source.text).contains(test), "{file}: no {test}");
+            let include = format!("/{path}\")");
+            assert!(
+                source.text.contains(&include),
+                "{file} does not read {path}"
+            );
+        }
+    }
+}
+
+/// A reader of the page gets the packages with which the test runs its program.
+#[test]
+fn packages_that_the_first_import_installs_are_those_of_its_test() {
+    let page = page("imports-first.md");
+    let pinned = others(&["txt"]);
+    let pinned = pinned.iter().find(|it| it.path == PYTHON_PACKAGES);
+    let pinned = &pinned.expect("the packages").text;
+    let installed = page.split("`pip install ").skip(1);
+    let installed = installed.filter_map(|rest| rest.split('`').next());
+    let installed: Vec<_> = installed.flat_map(str::split_whitespace).collect();
+    assert!(!installed.is_empty(), "the page installs packages");
+    for package in installed {
+        let line = format!("{package} \\");
+        assert!(pinned.lines().any(|it| it == line), "{package}");
+    }
+}
+
+/// Names of pages in a text, as `docs/` and what follows.
+fn named_pages(text: &str) -> BTreeSet<&str> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
+    let names = text.split("docs/").skip(1).map(|rest| {
+        let end = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
+        rest[..end].trim_end_matches('.')
+    });
+    names.filter(|name| name.ends_with(".md")).collect()
+}
+
+#[test]
+fn pages_that_sources_name_exist() {
+    let root = root();
+    let others = others(&ENDS);
+    let mut names = 0;
+    let mut missing = Vec::new();
+    for source in sources().iter().chain(&others) {
+        for name in named_pages(&source.text) {
+            names += 1;
+            if !root.join("docs").join(name).is_file() {
+                missing.push(format!("{}: docs/{name}", source.path));
+            }
+        }
+    }
+    assert!(names > 100, "{names} names of pages were found");
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn names_of_pages_are_found_with_and_without_marks() {
+    let text = "See docs/".to_owned() + "a-b.md. `docs/" + "c.md`, docs/" + "pictures/d.png docs/";
+    let found: Vec<_> = named_pages(&text).into_iter().collect();
+    assert_eq!(found, ["a-b.md", "c.md"]);
+    assert!(has_commands("a\n   ```sh again\nb\n```") && !has_commands("```text\nsh\n```"));
+}
