@@ -237,19 +237,26 @@ pub(crate) fn install(ring: &NodeLogRing, stderr: StderrFormat) {
         ring: ring.clone(),
         stderr,
         rates: LogRates::default(),
+        clock: Instant::now,
     };
     let subscriber = tracing_subscriber::registry().with(layer);
     // A second call keeps the first subscriber: tests in one process share it.
     tracing::subscriber::set_global_default(subscriber).ok();
 }
 
-struct RingLayer {
+/// Counts time by the clock `C`.
+struct RingLayer<C> {
     ring: NodeLogRing,
     stderr: StderrFormat,
     rates: LogRates,
+    clock: C,
 }
 
-impl<S: Subscriber> Layer<S> for RingLayer {
+impl<S, C> Layer<S> for RingLayer<C>
+where
+    S: Subscriber,
+    C: Fn() -> Instant + 'static,
+{
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
         let ours = metadata.target().starts_with("alknet");
         let level = self.ring.0.tuning.load().level;
@@ -258,8 +265,16 @@ impl<S: Subscriber> Layer<S> for RingLayer {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let RateDecision::Keep { left_out } = self.rates.count(event.metadata(), Instant::now())
-        else {
+        let at = (self.clock)();
+        let decision = self.rates.count(event, at);
+        for other in self.rates.overdue(at) {
+            let text = format!(
+                "records of the last minutes were left out left_out={}",
+                other.left_out
+            );
+            self.write("warn", other.target, text);
+        }
+        let RateDecision::Keep { left_out } = decision else {
             return;
         };
         let hash = self.ring.0.tuning.load().hash_addresses;
@@ -272,19 +287,25 @@ impl<S: Subscriber> Layer<S> for RingLayer {
         if left_out > 0 {
             write!(text.fields, " left_out={left_out}").ok();
         }
+        let metadata = event.metadata();
+        let level = metadata.level().as_str().to_ascii_lowercase();
+        self.write(&level, metadata.target(), text.finish());
+    }
+}
+
+impl<C> RingLayer<C> {
+    fn write(&self, level: &str, place: &str, message: String) {
         let record = LogRecord {
             boot_ms: boot_ms(),
             time: now(),
-            level: event.metadata().level().as_str().to_ascii_lowercase(),
-            target: target(event.metadata().target()).to_owned(),
-            message: text.finish(),
+            level: level.to_owned(),
+            target: target(place).to_owned(),
+            message,
         };
         self.print(&record);
         self.ring.push(record);
     }
-}
 
-impl RingLayer {
     fn print(&self, record: &LogRecord) {
         let line = match self.stderr {
             StderrFormat::Plain => {
@@ -389,6 +410,9 @@ pub(crate) fn now() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::super::log_rate::{LIBRARY_RECORDS_MAX, RATE_PERIOD};
     use super::*;
 
     /// What is there for a reader, without waiting for more.
@@ -470,6 +494,47 @@ mod tests {
             NodeLogRing::new().hashed("192.0.2.1"),
             "another start"
         );
+    }
+
+    /// Target of the records of a test that stand for a library's.
+    const LIBRARY: &str = "a_library";
+
+    /// What the ring has of the library after as many records of one place as it may have in a minute and one more, and
+    /// then, a minute later, what `later` says.
+    fn kept_of_library(later: impl FnOnce(&dyn Fn())) -> Vec<String> {
+        let ring = NodeLogRing::new();
+        let (start, periods) = (Instant::now(), Arc::new(AtomicU32::new(0)));
+        let passed = Arc::clone(&periods);
+        let layer = RingLayer {
+            ring: ring.clone(),
+            stderr: StderrFormat::Plain,
+            rates: LogRates::default(),
+            clock: move || start + RATE_PERIOD * passed.load(Ordering::Relaxed),
+        };
+        let says = || tracing::warn!(target: LIBRARY, "refused");
+        let subscriber = tracing_subscriber::registry().with(layer);
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..=LIBRARY_RECORDS_MAX {
+                says();
+            }
+            periods.store(1, Ordering::Relaxed);
+            later(&says);
+        });
+        let records = past(&ring, usize::MAX);
+        let of_library = records.iter().filter(|record| record.target == LIBRARY);
+        of_library.map(|record| record.message.clone()).collect()
+    }
+
+    #[test]
+    fn records_of_a_library_are_counted_before_they_reach_the_ring() {
+        let mut expected = vec!["refused".to_owned(); LIBRARY_RECORDS_MAX as usize];
+        let kept = kept_of_library(|says| says());
+        expected.push("refused left_out=1".to_owned());
+        assert_eq!(kept, expected);
+        let elsewhere = kept_of_library(|_| tracing::warn!("of the node"));
+        expected.pop();
+        expected.push("records of the last minutes were left out left_out=1".to_owned());
+        assert_eq!(elsewhere, expected);
     }
 
     fn entry(message: &str) -> LogEntry {

@@ -3,29 +3,62 @@
 //! The ring keeps a megabyte: without a rate one server that asks and asks would leave nothing else in it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_call::CAUSE_TARGET;
-use tracing::Metadata;
+use tracing::Event;
 use tracing::callsite::Identifier;
+use tracing::field::{Field, Visit};
 
 /// The time for which records are counted.
 pub(crate) const RATE_PERIOD: Duration = Duration::from_secs(60);
 /// Records that each place in a library has in a period.
 pub(crate) const LIBRARY_RECORDS_MAX: u32 = 10;
-/// Records of why servers and peers failed, in a period. A record has 4 KiB at most: a quarter of the ring.
-pub(crate) const CAUSE_RECORDS_MAX: u32 = 60;
+/// Records of why servers and peers failed, of each place in a period. A record has 4 KiB at most: a quarter of the ring.
+const CAUSE_RECORDS_MAX: u32 = 60;
+/// Those of them that one operation has: a caller can make it fail as often as it likes.
+const CAUSE_RECORDS_OF_OPERATION: u32 = 10;
+/// Those that one namespace has: a server can have a thousand operations, and let each fail.
+const CAUSE_RECORDS_OF_NAMESPACE: u32 = 30;
+/// Those that only the first record of a namespace may take: servers that fail together leave others one each.
+const CAUSE_RECORDS_OF_FIRSTS: u32 = 20;
+/// The field that names the operation of a record of why a server or a peer failed.
+const OPERATION_FIELD: &str = "operation";
 
 /// What the places in the program have had. There are as many as the program has.
-pub(crate) struct LogRates<K = Identifier>(Mutex<HashMap<K, RatePeriod>>);
+pub(crate) struct LogRates<K = Identifier> {
+    places: Mutex<HashMap<K, RatePeriod>>,
+    /// Whether a place may have to say what it left out: most records need not look.
+    has_left_out: AtomicBool,
+}
 
 /// What one place has had since then.
 struct RatePeriod {
+    target: &'static str,
     since: Instant,
     records: u32,
     left_out: u64,
+    causes: CauseShares,
+}
+
+/// Who has had the records of one place about failures. Only records that are kept add a name: there are no more names
+/// than those.
+#[derive(Default)]
+struct CauseShares {
+    operations: HashMap<Box<str>, u32>,
+    namespaces: HashMap<Box<str>, u32>,
+}
+
+/// A record that has a rate.
+struct RatedRecord<'a, K> {
+    place: K,
+    target: &'static str,
+    /// The operation that it is about, for records of why servers and peers failed.
+    operation: Option<&'a str>,
 }
 
 /// What becomes of a record.
@@ -37,83 +70,261 @@ pub(crate) enum RateDecision {
     LeaveOut,
 }
 
+/// Records of a place that no later record of it has counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeftOutRecords {
+    /// The target of the place.
+    pub(crate) target: &'static str,
+    /// How many there were.
+    pub(crate) left_out: u64,
+}
+
 impl<K> Default for LogRates<K> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self {
+            places: Mutex::default(),
+            has_left_out: AtomicBool::new(false),
+        }
     }
 }
 
 impl LogRates {
     /// Counts a record.
-    pub(crate) fn count(&self, metadata: &Metadata<'_>, now: Instant) -> RateDecision {
-        match records_max(metadata.target()) {
-            Some(most) => self.count_at(metadata.callsite(), most, now),
-            None => RateDecision::Keep { left_out: 0 },
+    pub(crate) fn count(&self, event: &Event<'_>, now: Instant) -> RateDecision {
+        let metadata = event.metadata();
+        let target = metadata.target();
+        if !has_rate(target) {
+            return RateDecision::Keep { left_out: 0 };
         }
+        let operation = (target == CAUSE_TARGET).then(|| OperationField::of_event(event));
+        let record = RatedRecord {
+            place: metadata.callsite(),
+            target,
+            operation: operation.as_deref(),
+        };
+        self.count_at(record, now)
     }
 }
 
 impl<K: Eq + Hash> LogRates<K> {
-    fn count_at(&self, place: K, most: u32, now: Instant) -> RateDecision {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let period = places.entry(place).or_insert(RatePeriod {
-            since: now,
-            records: 0,
-            left_out: 0,
-        });
+    fn count_at(&self, record: RatedRecord<'_, K>, now: Instant) -> RateDecision {
+        let mut places = self.lock();
+        let place = places.entry(record.place);
+        let period = place.or_insert_with(|| RatePeriod::new(record.target, now));
         let mut left_out = 0;
-        if now.saturating_duration_since(period.since) >= RATE_PERIOD {
+        if period.has_ended(now) {
             left_out = period.left_out;
-            *period = RatePeriod {
-                since: now,
-                records: 0,
-                left_out: 0,
-            };
+            *period = RatePeriod::new(record.target, now);
         }
-        if period.records == most {
-            period.left_out += 1;
-            return RateDecision::LeaveOut;
+        if period.takes(record.operation) {
+            return RateDecision::Keep { left_out };
         }
-        period.records += 1;
-        RateDecision::Keep { left_out }
+        period.left_out += 1;
+        self.has_left_out.store(true, Ordering::Relaxed);
+        RateDecision::LeaveOut
+    }
+
+    /// What places left out in periods that are over, each once: the next record of the same place may never come.
+    pub(crate) fn overdue(&self, now: Instant) -> Vec<LeftOutRecords> {
+        if !self.has_left_out.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let mut places = self.lock();
+        let mut overdue = Vec::new();
+        let mut more_later = false;
+        for period in places.values_mut().filter(|period| period.left_out > 0) {
+            if !period.has_ended(now) {
+                more_later = true;
+                continue;
+            }
+            overdue.push(LeftOutRecords {
+                target: period.target,
+                left_out: std::mem::take(&mut period.left_out),
+            });
+        }
+        self.has_left_out.store(more_later, Ordering::Relaxed);
+        overdue
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, RatePeriod>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Records of one place in a period; `None` for what the node says of itself, which has limits where it happens.
-fn records_max(target: &str) -> Option<u32> {
-    match target {
-        CAUSE_TARGET => Some(CAUSE_RECORDS_MAX),
-        _ if target.starts_with("alknet") => None,
-        _ => Some(LIBRARY_RECORDS_MAX),
+impl RatePeriod {
+    fn new(target: &'static str, now: Instant) -> Self {
+        Self {
+            target,
+            since: now,
+            records: 0,
+            left_out: 0,
+            causes: CauseShares::default(),
+        }
     }
+
+    fn has_ended(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= RATE_PERIOD
+    }
+
+    /// Whether one more record is kept; counts it if so.
+    fn takes(&mut self, operation: Option<&str>) -> bool {
+        let is_kept = match operation {
+            Some(operation) => self.causes.takes(operation, self.records),
+            None => self.records < LIBRARY_RECORDS_MAX,
+        };
+        self.records += u32::from(is_kept);
+        is_kept
+    }
+}
+
+impl CauseShares {
+    /// Whether a record of `operation` is kept after so many others of the place; counts it if so.
+    fn takes(&mut self, operation: &str, records: u32) -> bool {
+        let namespace = operation.split('/').next().unwrap_or_default();
+        let of_operation = self.operations.get(operation).copied().unwrap_or_default();
+        let of_namespace = self.namespaces.get(namespace).copied().unwrap_or_default();
+        let most = match of_namespace {
+            0 => CAUSE_RECORDS_MAX,
+            _ => CAUSE_RECORDS_MAX - CAUSE_RECORDS_OF_FIRSTS,
+        };
+        let is_kept = records < most
+            && of_operation < CAUSE_RECORDS_OF_OPERATION
+            && of_namespace < CAUSE_RECORDS_OF_NAMESPACE;
+        if is_kept {
+            self.operations.insert(operation.into(), of_operation + 1);
+            self.namespaces.insert(namespace.into(), of_namespace + 1);
+        }
+        is_kept
+    }
+}
+
+/// Finds the operation that a record is about.
+#[derive(Default)]
+struct OperationField(String);
+
+impl OperationField {
+    /// Empty where the record names none.
+    fn of_event(event: &Event<'_>) -> String {
+        let mut found = Self::default();
+        event.record(&mut found);
+        found.0
+    }
+}
+
+impl Visit for OperationField {
+    // The two places that write such records give a string.
+    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == OPERATION_FIELD {
+            value.clone_into(&mut self.0);
+        }
+    }
+}
+
+/// Whether records of the target have a rate. What the node says of itself has limits where it happens, but for why
+/// servers and peers failed.
+fn has_rate(target: &str) -> bool {
+    target == CAUSE_TARGET || !target.starts_with("alknet")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const KEPT: RateDecision = RateDecision::Keep { left_out: 0 };
+
+    fn of_library(place: &'static str) -> RatedRecord<'static, &'static str> {
+        RatedRecord {
+            place,
+            target: "rmcp::service",
+            operation: None,
+        }
+    }
+
+    fn of_cause(operation: &str) -> RatedRecord<'_, &'static str> {
+        RatedRecord {
+            place: "a failure",
+            target: CAUSE_TARGET,
+            operation: Some(operation),
+        }
+    }
+
     #[test]
     fn each_place_of_a_library_has_a_rate_and_says_what_was_left_out() {
         let rates = LogRates::default();
         let start = Instant::now();
-        let count = |now| rates.count_at("one place", LIBRARY_RECORDS_MAX, now);
+        let count = |now| rates.count_at(of_library("one place"), now);
         for _ in 0..LIBRARY_RECORDS_MAX {
-            assert_eq!(count(start), RateDecision::Keep { left_out: 0 });
+            assert_eq!(count(start), KEPT);
         }
         for _ in 0..7 {
             assert_eq!(count(start), RateDecision::LeaveOut);
         }
-        let other = rates.count_at("another", LIBRARY_RECORDS_MAX, start);
-        assert_eq!(other, RateDecision::Keep { left_out: 0 });
+        assert_eq!(rates.count_at(of_library("another"), start), KEPT);
         let later = start + RATE_PERIOD;
         assert_eq!(count(later), RateDecision::Keep { left_out: 7 });
-        assert_eq!(count(later), RateDecision::Keep { left_out: 0 });
+        assert_eq!(count(later), KEPT);
+        assert_eq!(rates.overdue(later + RATE_PERIOD), []);
+    }
+
+    #[test]
+    fn what_a_place_left_out_does_not_wait_for_its_next_record() {
+        let rates = LogRates::default();
+        let start = Instant::now();
+        for _ in 0..LIBRARY_RECORDS_MAX + 7 {
+            rates.count_at(of_library("one place"), start);
+        }
+        assert_eq!(rates.overdue(start), [], "the period goes on");
+        let later = start + RATE_PERIOD;
+        let expected = LeftOutRecords {
+            target: "rmcp::service",
+            left_out: 7,
+        };
+        assert_eq!(rates.overdue(later), [expected]);
+        assert_eq!(rates.overdue(later), [], "it was said");
+        assert_eq!(rates.count_at(of_library("one place"), later), KEPT);
+    }
+
+    #[test]
+    fn a_failure_that_comes_again_and_again_leaves_records_to_others() {
+        let rates = LogRates::default();
+        let start = Instant::now();
+        let kept = |operation: &str, times: u32| {
+            let all = (0..times).filter(|_| rates.count_at(of_cause(operation), start) == KEPT);
+            all.count()
+        };
+        let of_operation = CAUSE_RECORDS_OF_OPERATION as usize;
+        assert_eq!(kept("forge/a", 60), of_operation);
+        assert_eq!(kept("forge/b", 1), 1);
+        assert_eq!(kept("mail/send", 60), of_operation);
+        // A server with many operations has its share, and leaves the others theirs.
+        let all: usize = (0..100).map(|n| kept(&format!("forge/{n}"), 1)).sum();
+        assert!(all < CAUSE_RECORDS_OF_NAMESPACE as usize, "{all}");
+        assert_eq!(kept("pay/charge", 1), 1);
+    }
+
+    #[test]
+    fn failures_of_many_servers_leave_the_next_one_a_record() {
+        let rates = LogRates::default();
+        let start = Instant::now();
+        let kept = |operation: &str| rates.count_at(of_cause(operation), start) == KEPT;
+        let mut all = 0;
+        for server in 0..10 {
+            for n in 0..100 {
+                all += u32::from(kept(&format!("s{server}/{n}")));
+            }
+        }
+        assert!(all < CAUSE_RECORDS_MAX, "{all}");
+        assert!(kept("pay/charge"), "after {all} records");
+        // The sum holds whatever they are called.
+        let more = (0..200).filter(|n| kept(&format!("t{n}/x"))).count();
+        assert_eq!(all as usize + 1 + more, CAUSE_RECORDS_MAX as usize);
     }
 
     #[test]
     fn the_node_s_own_records_have_no_rate_but_for_why_servers_failed() {
-        assert_eq!(records_max("alknet_endpoint::accept"), None);
-        assert_eq!(records_max(CAUSE_TARGET), Some(CAUSE_RECORDS_MAX));
-        assert_eq!(records_max("rmcp::service"), Some(LIBRARY_RECORDS_MAX));
+        assert!(!has_rate("alknet_endpoint::accept"));
+        assert!(has_rate(CAUSE_TARGET) && has_rate("rmcp::service"));
     }
 }

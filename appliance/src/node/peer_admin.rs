@@ -255,8 +255,7 @@ impl PeerAdmin {
             _ => {
                 let patch = PeerPatch { enabled, ..patch };
                 check_return(&before, &patch)?;
-                self.change(&id, patch).await?;
-                Vec::new()
+                self.change(&id, patch).await?
             }
         };
         self.sweep();
@@ -322,15 +321,16 @@ impl PeerAdmin {
         Ok(patch)
     }
 
-    /// Changes a peer that stays let in, or comes back.
-    async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<(), CallError> {
-        match &self.enrolment {
-            Some(enrolment) => enrolment.change(peer, change).await.map_err(of_enrolment),
+    /// Changes a peer that stays let in, or comes back. If it loses scopes, its invitations are closed.
+    async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<Vec<KeyId>, CallError> {
+        let closed = match &self.enrolment {
+            Some(enrolment) => enrolment.change(peer, change).await,
             None => {
-                let changed = self.people.identities.patch(peer.clone(), change).await;
-                changed.map_err(refused)
+                let tokens = StoredTokens::new(self.people.store.clone());
+                alknet_hub::change_peer(&tokens, &*self.people.identities, peer, change).await
             }
-        }
+        };
+        closed.map_err(of_enrolment)
     }
 
     /// Lets a peer in no more, and closes its invitations.

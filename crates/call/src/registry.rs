@@ -1,5 +1,6 @@
 //! The operations of a node: collected by a builder, frozen by [`RegistryBuilder::build`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -149,6 +150,7 @@ impl Registration {
 pub struct RegistryBuilder {
     registrations: Vec<Registration>,
     promoted: Vec<Registration>,
+    server_namespaces: BTreeSet<Box<str>>,
 }
 
 impl RegistryBuilder {
@@ -174,6 +176,14 @@ impl RegistryBuilder {
                 registration.capabilities = own;
             }
         }
+        self
+    }
+
+    /// Keeps a namespace for what is imported from a server, also before the first import: no operation of a peer, and
+    /// none of a caller's connection, takes the place of one that the server does not serve. An operation reaches such a
+    /// name on a peer only where its [`ScopedPeerEnv`] pins or routes it there.
+    pub fn keep_for_server(&mut self, namespace: &str) -> &mut Self {
+        self.server_namespaces.insert(namespace.into());
         self
     }
 
@@ -226,6 +236,7 @@ impl RegistryBuilder {
             sorted,
             generation: ArcSwap::from_pointee(generation),
             imported: ArcSwap::default(),
+            server_namespaces: self.server_namespaces,
         })
     }
 }
@@ -248,6 +259,8 @@ pub struct Registry {
     generation: ArcSwap<Generation>,
     /// What was imported from servers that are no peers.
     imported: ArcSwap<ServerImports>,
+    /// Namespaces in which servers alone have operations, beside this node.
+    server_namespaces: BTreeSet<Box<str>>,
 }
 
 impl Registry {
@@ -265,6 +278,7 @@ impl Registry {
             sorted: Vec::new(),
             generation: ArcSwap::from_pointee(Generation::empty()),
             imported: ArcSwap::default(),
+            server_namespaces: BTreeSet::new(),
         }
     }
 
@@ -354,6 +368,13 @@ impl Registry {
     /// What was imported from servers that are no peers, as it is now.
     pub(crate) fn imported(&self) -> Arc<ServerImports> {
         self.imported.load_full()
+    }
+
+    /// Whether the name is in a namespace that is kept for a server; see
+    /// [`keep_for_server`](RegistryBuilder::keep_for_server).
+    pub(crate) fn is_kept_for_server(&self, name: &str) -> bool {
+        let namespace = name.split('/').next().unwrap_or_default();
+        self.server_namespaces.contains(namespace)
     }
 
     /// Checks `input` against the schema of an operation without calling it, for planning.

@@ -23,7 +23,7 @@ use crate::token::EnrolToken;
 use crate::wire::{HubCard, JoinAcceptance, JoinRequest};
 
 pub use error::{ApproveError, EnrolError, InviteError};
-pub use removal::shut_out;
+pub use removal::{change_peer, shut_out};
 
 use names::NameRequest;
 
@@ -216,7 +216,8 @@ impl EnrolmentService {
             let removed = peer.removal.is_some() || !peer.enabled;
             removed && !record.is_newer_than(peer)
         };
-        // Also of a peer that came back by a newer invitation: what it was given before it was removed is gone.
+        // Also of a peer that came back by a newer invitation, or that lost scopes and stayed: what it was given before
+        // is gone.
         if all
             .iter()
             .any(|peer| peer.keys.contains(&key) && outlived(peer))

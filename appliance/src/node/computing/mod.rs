@@ -125,6 +125,11 @@ impl NodeComputing {
 
     /// Adds the operations to a registry. What comes of `imports` scripts of `runtime/eval` reach.
     pub(super) fn register(&self, builder: &mut RegistryBuilder, imports: &[ImportConfig]) {
+        for import in imports {
+            // Before a peer attaches: what a script means for the server goes to no peer, also where nothing is
+            // imported yet.
+            builder.keep_for_server(&import.namespace);
+        }
         let own = REACH.into_iter().map(str::to_owned);
         let imported = imports.iter().map(|one| format!("{}/*", one.namespace));
         let mut operations = alknet_sessions::operations(&self.sessions, own.chain(imported));

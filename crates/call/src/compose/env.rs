@@ -88,8 +88,9 @@ pub trait OperationEnv: Send + Sync + 'static {
 /// when the request first called another operation, what was imported from servers, what was imported
 /// from the connection that the request came over, and what attached peers serve. Importing a name that this node has is refused,
 /// and one that is promoted later counts before what was imported: no peer can take the place of an
-/// operation of this node. A [`Session`](crate::SandboxSession) puts its own operations before all of
-/// them.
+/// operation of this node. In a namespace that is [kept for a server](crate::RegistryBuilder::keep_for_server), the
+/// connection has no operations, and a peer has only those that the scope pins or routes there. A
+/// [`Session`](crate::SandboxSession) puts its own operations before all of them.
 #[derive(Clone)]
 pub struct PeerCompositeEnv {
     base: Arc<Registry>,
@@ -116,7 +117,11 @@ impl PeerCompositeEnv {
 
     fn here(&self, name: &str) -> Option<ResolvedOperation> {
         let from_servers = || self.imported.get(name);
-        let from_caller = || self.connection.as_ref().and_then(|layer| layer.get(name));
+        // What is meant for a server does not go to the caller that opened the connection.
+        let from_caller = || match self.base.is_kept_for_server(name) {
+            true => None,
+            false => self.connection.as_ref().and_then(|layer| layer.get(name)),
+        };
         let own = self.base.curated(name);
         own.or_else(|| self.promoted.get(name))
             .or_else(from_servers)
@@ -127,20 +132,26 @@ impl PeerCompositeEnv {
 
 impl OperationEnv for PeerCompositeEnv {
     fn resolve(&self, lookup: &OperationLookup<'_>) -> Option<ResolvedOperation> {
-        let anywhere = || self.peers.pick(&PeerRef::Any, lookup);
-        match lookup.peer {
-            Some(peer) => self.peers.pick(peer, lookup),
-            // What is reached on a peer only is not looked for here.
-            None if lookup.scope.reaches(lookup.operation, None) => {
-                self.here(lookup.operation).or_else(anywhere)
-            }
-            None => anywhere(),
+        let name = lookup.operation;
+        // What is reached on a peer only is not looked for here.
+        if lookup.peer.is_none()
+            && lookup.scope.reaches(name, None)
+            && let Some(found) = self.here(name)
+        {
+            return Some(found);
         }
+        let peer = lookup.peer.unwrap_or(&PeerRef::Any);
+        if self.base.is_kept_for_server(name) {
+            let scope = &lookup.scope.on_peers_alone();
+            return self.peers.pick(peer, &OperationLookup { scope, ..*lookup });
+        }
+        self.peers.pick(peer, lookup)
     }
 
     fn every(&self) -> Vec<ResolvedOperation> {
         let connection = self.connection.as_deref();
         let connection = connection.into_iter().flat_map(OperationOverlay::sorted);
+        let connection = connection.filter(|one| !self.base.is_kept_for_server(&one.spec.name));
         // Imported ones come last: of a long list a session gets the beginning.
         let is_first = |one: &&Arc<CompiledOperation>| self.promoted.get(&one.spec.name).is_none();
         let own = self.promoted.sorted().iter();

@@ -286,7 +286,11 @@ impl Env {
     ) -> Result<ResolvedOperation, CallError> {
         let unknown = || CallError::not_found(name);
         let scope = self.scope.as_deref().ok_or_else(unknown)?;
-        let is_routed = self.is_routed(scope, name, options)?;
+        // That a script reaches the namespace of a server is no reason to ask a peer in its place.
+        let is_kept = self.ctx.dispatcher().registry.is_kept_for_server(name);
+        let pinned = is_kept.then(|| scope.on_peers_alone());
+        let on_peers = pinned.as_ref().unwrap_or(scope);
+        let is_routed = self.is_routed(on_peers, name, options)?;
         let lookup = OperationLookup {
             operation: name,
             peer: options.peer.as_ref(),
@@ -297,8 +301,10 @@ impl Env {
             .resolve(&lookup)
             .filter(|found| {
                 self.is_own(found)
-                    || scope.reaches(name, found.peer.as_ref())
-                    || (is_routed && found.peer.is_some())
+                    || match &found.peer {
+                        Some(peer) => is_routed || on_peers.reaches(name, Some(peer)),
+                        None => scope.reaches(name, None),
+                    }
             })
             .filter(|found| found.operation.is_callable())
             .ok_or_else(unknown)

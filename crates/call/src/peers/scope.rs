@@ -140,6 +140,15 @@ impl ScopedPeerEnv {
         self
     }
 
+    /// What it reaches on peers that it pins, or by calls that name the peer: nothing wherever it is served.
+    pub(crate) fn on_peers_alone(&self) -> Self {
+        Self {
+            ops: NameSet::default(),
+            peer_pinned: self.peer_pinned.clone(),
+            routed: self.routed.clone(),
+        }
+    }
+
     /// Whether a call that names a peer reaches `operation` there by the scope for the way.
     pub(crate) fn routes(&self, operation: &str) -> bool {
         self.routed.contains(operation)

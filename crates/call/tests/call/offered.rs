@@ -293,3 +293,102 @@ async fn what_a_peer_imported_is_reached_there_by_its_scope_and_that_of_the_way(
         assert_eq!(error.code, ErrorCode::NotFound, "{name}: {error}");
     }
 }
+
+/// An operation that calls `target` as a script of `runtime/eval` would: of the peer that its input names, or of any.
+fn script(name: &str, target: &'static str, scopes: &[&str]) -> Registration {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| async move {
+        let peer = match input.value().as_str() {
+            None => None,
+            Some("any") => Some(PeerRef::Any),
+            Some(id) => Some(PeerRef::Specific(id.parse().expect("an id"))),
+        };
+        let options = InvokeOptions {
+            peer,
+            ..InvokeOptions::default()
+        };
+        let env = ctx.env();
+        let answer = env.invoke_with(target, &Value::Null, &options).await?;
+        Ok::<CallOutput, CallError>(answer.into())
+    });
+    let reach = ScopedPeerEnv::new(["api/*", "app/*"]).with_routing();
+    Registration::new(OperationSpec::query(name, "A script."), handler)
+        .composing(CompositionAuthority::new(name, scopes), reach)
+}
+
+/// An operation of another node, open to all there.
+fn foreign(name: &str) -> Registration {
+    let answer = HandlerKind::once(|_, _| async { Ok(json!("of another node")) });
+    Registration::new(OperationSpec::query(name, "Another node's."), answer)
+}
+
+/// A worker serves what the hub does not import, or not yet: it would get what a script means for the server.
+#[tokio::test]
+async fn no_peer_takes_the_place_of_a_server_of_the_node() {
+    let worker = node(["api/note", "app/note"].map(foreign));
+    let mut builder = Registry::builder()
+        .with(script("js/no-way", "api/note", &["peer:route:other"]))
+        .with(script("js/way", "api/note", &["peer:route:worker"]))
+        .with(script("js/other", "app/note", &[]));
+    builder.keep_for_server("api");
+    let registry = builder.build().expect("every rule is kept");
+    let dispatcher = Dispatcher::new(registry).with_imports(ImportOptions::default());
+    let hub = CallTestNode::with_dispatcher(dispatcher, Arc::default());
+    let _joined = worker.join(&hub, Carriage::Memory, identity("worker", &[]));
+    attached(&hub, &["worker"]).await;
+    let client = hub.client(Carriage::Memory, holder(&["*"]));
+    let there = json!("worker");
+    for unnamed in [&Value::Null, &json!("any")] {
+        for name in ["js/no-way", "js/way"] {
+            let refused = asked(&client, name, unnamed).await;
+            let error = refused.expect_err("nothing is imported");
+            assert_eq!(error.code, ErrorCode::NotFound, "{name} {unnamed}: {error}");
+        }
+        // Names of another namespace go to the peer that serves them.
+        let answer = asked(&client, "js/other", unnamed).await;
+        assert_eq!(answer, Ok(json!("of another node")), "{unnamed}");
+    }
+    let refused = asked(&client, "js/no-way", &there).await;
+    let error = refused.expect_err("it lacks the scope for the way");
+    assert_eq!(error.code, ErrorCode::Forbidden, "{error}");
+    assert!(error.message.contains("'peer:route:'"), "{error}");
+    let answer = asked(&client, "js/way", &there).await;
+    assert_eq!(answer, Ok(json!("of another node")));
+    // What is imported is reached as before.
+    let server = imported("api/note", Ok(json!("of the server")));
+    let import = hub.dispatcher.import("api", vec![server]);
+    import.expect("no name is taken");
+    let answer = asked(&client, "js/no-way", &Value::Null).await;
+    assert_eq!(answer, Ok(json!("of the server")));
+}
+
+/// An author's script that calls a server would send its input to the caller of the script.
+#[tokio::test]
+async fn no_caller_takes_the_place_of_a_server_of_the_node() {
+    let reads = HandlerKind::once(|_, ctx: Ctx| async move {
+        let imported = ctx.caller().import(&ImportOptions::default()).await;
+        let imported = imported.map_err(|error| CallError::internal(error.to_string()))?;
+        Ok::<Value, CallError>(json!(imported.operations))
+    });
+    let reads = Registration::new(OperationSpec::query("app/import", "Reads."), reads);
+    let mut builder = Registry::builder()
+        .with(reads)
+        .with(script("js/kept", "api/note", &[]))
+        .with(script("js/other", "app/note", &[]));
+    builder.keep_for_server("api");
+    let registry = builder.build().expect("every rule is kept");
+    let node = CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default());
+    let mut theirs = Registry::builder();
+    for name in ["api/note", "app/note"] {
+        theirs.add(foreign(name));
+    }
+    let theirs = Dispatcher::new(theirs.build().expect("every rule is kept"));
+    let (dialled, _) = node.serve(Carriage::Memory, None);
+    let client = CallClient::new(Arc::new(theirs)).attach(dialled, None);
+    let read = asked(&client, "app/import", &Value::Null).await;
+    assert_eq!(read, Ok(json!(2)));
+    let answer = asked(&client, "js/other", &Value::Null).await;
+    assert_eq!(answer, Ok(json!("of another node")));
+    let refused = asked(&client, "js/kept", &Value::Null).await;
+    let error = refused.expect_err("nothing is imported from the server");
+    assert_eq!(error.code, ErrorCode::NotFound, "{error}");
+}

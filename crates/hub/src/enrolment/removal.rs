@@ -23,13 +23,13 @@ impl EnrolmentService {
     }
 
     /// Changes a peer in turn with the other decisions: an enrolment that is under way, and has looked at the peer
-    /// already, does not write back what this takes away.
+    /// already, does not write back what this takes away; see [`change_peer`].
     ///
     /// # Errors
     /// As [`remove`](Self::remove).
-    pub async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<(), EnrolError> {
+    pub async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<Vec<KeyId>, EnrolError> {
         let _turn = self.turn.lock().await;
-        Ok(self.peers.patch(peer.clone(), change).await?)
+        change_peer(&*self.tokens, &*self.peers, peer, change).await
     }
 
     /// Changes a peer, and lets it in no more; see [`shut_out`].
@@ -73,6 +73,43 @@ pub async fn shut_out(
         ..change
     };
     peers.patch(peer.clone(), change).await?;
+    close_invitations(tokens, peer).await
+}
+
+/// Changes a peer that stays let in, or comes back. If the change takes scopes from it, no invitation made before gives
+/// them back: the change counts as a removal does, and closes the same invitations. Returns their names. On a node that
+/// is a hub, [`EnrolmentService::change`] does it in turn with the other decisions.
+///
+/// # Errors
+/// There is no such peer, or it is one of the configuration, or the stores fail.
+pub async fn change_peer(
+    tokens: &dyn TokenStore,
+    peers: &dyn IdentityStore,
+    peer: &PeerId,
+    mut change: PeerPatch,
+) -> Result<Vec<KeyId>, EnrolError> {
+    let all = peers.list().await?;
+    let before = all.iter().find(|entry| entry.peer_id == *peer);
+    let takes_scopes = match (before, &change.scopes) {
+        (Some(before), Some(after)) => !after.covers(&before.scopes),
+        _ => false,
+    };
+    if !takes_scopes {
+        peers.patch(peer.clone(), change).await?;
+        return Ok(Vec::new());
+    }
+    let number = removals::<EnrolError>(tokens, peers).await?;
+    change.removal = Some(number.saturating_add(1));
+    peers.patch(peer.clone(), change).await?;
+    // The peer has their text, and would get the scopes of the role under another key.
+    close_invitations(tokens, peer).await
+}
+
+/// Closes the invitations that a peer joined by or made; returns their names.
+async fn close_invitations(
+    tokens: &dyn TokenStore,
+    peer: &PeerId,
+) -> Result<Vec<KeyId>, EnrolError> {
     let mut closed = Vec::new();
     for mut record in tokens.list().await? {
         if record.closed || !record.is_of(peer) {
@@ -82,7 +119,7 @@ pub async fn shut_out(
         let name = record.hash.key_id;
         if !tokens.replace(record).await? {
             return Err(EnrolError::Overloaded(
-                "an invitation of the peer is being used; remove it once more",
+                "an invitation of the peer is being used; repeat the command",
             ));
         }
         closed.push(name);

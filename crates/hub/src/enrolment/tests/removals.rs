@@ -1,6 +1,6 @@
 //! What ends with a peer that is removed or loses rights: its keys, invitations and approvals.
 
-use alknet_core::IdentityProvider;
+use alknet_core::{IdentityProvider, ScopeSet};
 
 use super::*;
 use crate::fingerprint::fingerprint;
@@ -65,6 +65,61 @@ async fn a_peer_that_is_shut_out_does_not_let_itself_in() {
     let kept = kept.expect("it stays known");
     assert_eq!(kept.display_name.as_deref(), Some("kitchen"));
     assert!(kept.scopes.allows("relay:accept") && !kept.enabled);
+}
+
+/// It stays let in with fewer scopes. It has the text of its invitation, and of another one.
+#[tokio::test]
+async fn scopes_that_were_taken_do_not_come_back_by_an_older_invitation() {
+    let hub = hub(EnrolMode::Token);
+    let [own, other] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let joined = hub.enrol(1, &request(Some(&own), None), NOW).await;
+    let peer = joined.expect("taken").peer_id;
+    let fewer = PeerPatch {
+        scopes: Some(ScopeSet::default()),
+        ..PeerPatch::default()
+    };
+    let closed = hub.enrolment.change(&peer, fewer).await.expect("a peer");
+    assert_eq!(closed, [own.name()]);
+    for token in [&other, &own] {
+        for later in [0, REPEAT_TIME_S + 1] {
+            let ask = request(Some(token), None);
+            let code = hub.code(1, &ask, NOW + later).await;
+            assert_eq!(code, "ENROLL_INVALID", "{later}");
+            let known = hub.peers.by_key(&key(1)).expect("it stays let in");
+            assert!(known.scopes.is_empty(), "{known:?}");
+        }
+    }
+    // Nor under another key; one that was never used is good for others.
+    let fresh = request(Some(&own), None);
+    assert_eq!(hub.code(2, &fresh, NOW).await, "ENROLL_INVALID");
+    assert_eq!(
+        hub.code(2, &request(Some(&other), None), NOW).await,
+        "taken"
+    );
+    // A newer one gives them back, as it was made for that.
+    let newer = hub.token(TokenKind::Once, worker()).await;
+    let back = hub.enrol(1, &request(Some(&newer), None), NOW).await;
+    assert_eq!(back.expect("taken").peer_id, peer);
+    let known = hub.peers.by_key(&key(1)).expect("let in");
+    assert!(known.scopes.allows("relay:accept"), "{known:?}");
+}
+
+#[tokio::test]
+async fn scopes_that_are_given_close_no_invitation() {
+    let hub = hub(EnrolMode::Token);
+    let own = hub.token(TokenKind::Many(5), worker()).await;
+    let ask = request(Some(&own), None);
+    let peer = hub.enrol(1, &ask, NOW).await.expect("taken").peer_id;
+    let more = PeerPatch {
+        scopes: Some(["relay:accept", "jobs:run"].into_iter().collect()),
+        ..PeerPatch::default()
+    };
+    let closed = hub.enrolment.change(&peer, more).await.expect("a peer");
+    assert!(closed.is_empty(), "{closed:?}");
+    assert_eq!(hub.code(2, &ask, NOW).await, "taken");
 }
 
 /// One of its keys was taken, and it was removed for that.

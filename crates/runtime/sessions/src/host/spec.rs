@@ -164,10 +164,10 @@ impl SessionGrants {
 
     /// The names that `within` reaches as well: everywhere, or on a peer that a call names.
     pub(crate) fn scope(&self, within: &ScopedPeerEnv) -> ScopedPeerEnv {
-        let patterns = self.allow.iter().map(|grant| grant.pattern.as_str());
-        let (kept, others): (Vec<_>, Vec<_>) =
-            patterns.partition(|pattern| within.covers(&ScopedPeerEnv::new([*pattern])));
-        let routed = others.into_iter().filter(|pattern| {
+        let patterns = || self.allow.iter().map(|grant| grant.pattern.as_str());
+        let kept = patterns().filter(|pattern| within.covers(&ScopedPeerEnv::new([*pattern])));
+        // Also those: what is imported here from a server is reached on a peer by the scope for the way alone.
+        let routed = patterns().filter(|pattern| {
             let there = ScopedPeerEnv::default().with_routing_to([*pattern]);
             within.covers(&there)
         });
@@ -268,9 +268,10 @@ mod tests {
         assert!(grants.find("fs/read", None).is_some());
         assert!(grants.find("fs/secret", None).is_none());
         assert!(grants.find("other/read", None).is_none());
-        // What is granted and only reached on peers, a session reaches there.
+        // What is granted, a session reaches on peers as well, by the scope for the way.
         let routing = within.clone().with_routing();
-        let expected = ScopedPeerEnv::new(["fs/*", "node/info"]).with_routing_to(["vault/read"]);
+        let granted = ["fs/*", "node/info", "vault/read"];
+        let expected = ScopedPeerEnv::new(["fs/*", "node/info"]).with_routing_to(granted);
         assert_eq!(grants.scope(&routing), expected);
         assert!(within.covers(&scope) && routing.covers(&expected));
         let mut pinned = SessionGrant::to("a/b");
