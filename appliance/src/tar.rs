@@ -65,7 +65,9 @@ impl<R: Read> TarReader<R> {
     pub(crate) fn next_entry(&mut self) -> io::Result<Option<TarEntry>> {
         let (mut path, mut size) = (None, None);
         loop {
-            self.skip(self.left + self.padding)?;
+            // An extended header says any length of an entry, also of one without content.
+            let rest = self.left.checked_add(self.padding);
+            self.skip(rest.ok_or_else(|| damaged("an entry is longer than any archive"))?)?;
             (self.left, self.padding) = (0, 0);
             let mut header = [0; BLOCK];
             let read = self.input.read_exact(&mut header);
@@ -399,6 +401,23 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidData, "{at}");
         }
         assert!(read(&[b'x'; 1024]).is_err());
+    }
+
+    #[test]
+    fn a_length_that_no_number_has_room_for_with_its_padding_is_damage() {
+        let record = b"29 size=18446744073709551615\n";
+        let bytes = record.len() as u64;
+        let mut archive = block(b"headers", b'x', bytes).to_vec();
+        archive.extend(record);
+        archive.extend(padding(bytes));
+        archive.extend(block(b"folder/", b'5', 0));
+        archive.extend(END);
+        let mut reader = TarReader::new(&archive[..]);
+        let entry = reader.next_entry().expect("both headers are right");
+        let entry = entry.expect("it is the first");
+        assert_eq!((entry.kind, entry.bytes), (TarEntryKind::Folder, u64::MAX));
+        let error = reader.next_entry().expect_err("nothing is so long");
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
     }
 
     /// What is read of it may be wrong, since only headers have a sum; reading it ends.

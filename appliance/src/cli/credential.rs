@@ -290,8 +290,8 @@ fn lines<'r>(
     if rows.is_empty() {
         return vec!["there are no credentials".to_owned()];
     }
-    let width = |key: &str| rows.iter().map(|row| text(&row[key]).len()).max();
-    let [names, kinds] = [width("name"), width("kind")].map(Option::unwrap_or_default);
+    let width = |key: &str| output::column(rows.iter().map(|row| text(&row[key])));
+    let [names, kinds] = ["name", "kind"].map(width);
     let line = |row: &'r Value| {
         let (state, used_by) = told(row);
         let used_by = used_by.map(|all| {
@@ -325,8 +325,8 @@ fn parsed(file: &Path) -> Result<NodeConfig, CommandError> {
     let document = node::read_document(file).map_err(|error| vec![error]);
     let config = document.and_then(|document| NodeConfig::parse(&document));
     config.map_err(|errors| {
-        let lines: Vec<_> = errors.iter().map(|it| format!("{name}: {it}")).collect();
-        CommandError::usage(lines.join("\n"))
+        let lines = errors.iter().map(|it| format!("{name}: {it}"));
+        CommandError::of_lines(CommandExit::Usage, "USAGE", lines)
     })
 }
 
@@ -370,7 +370,7 @@ fn now_s() -> u64 {
 }
 
 /// A moment as RFC 3339 writes it; `None` of one that no calendar has.
-fn moment(at_s: u64) -> Option<String> {
+pub(super) fn moment(at_s: u64) -> Option<String> {
     let at = i64::try_from(at_s).ok()?;
     Some(Timestamp::from_second(at).ok()?.to_string())
 }

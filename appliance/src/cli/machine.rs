@@ -211,7 +211,7 @@ pub(crate) fn power(
 }
 
 /// Whether a person typed yes.
-fn is_yes(input: &mut impl BufRead) -> Result<bool, CommandError> {
+pub(super) fn is_yes(input: &mut impl BufRead) -> Result<bool, CommandError> {
     let mut line = String::new();
     // A stream without an end of line would fill the memory.
     let mut limited = input.take(ANSWER_BYTES_MAX);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::call::{call_error, is_operation};
 use super::caller::NodeCaller;
 use super::proposal_list::{
-    ProposalChoice, each_proposal, is_id_or_prefix, proposal_named, proposal_word,
+    ProposalChoice, confirm_named, each_proposal, is_id_or_prefix, proposal_named, proposal_word,
 };
 use super::review::ReviewHint;
 use super::target::NodeArgs;
@@ -264,8 +264,8 @@ fn proposals(args: ProposalsArgs, json: bool) -> Result<CommandExit, CommandErro
 /// All about a proposal, or about an operation of this path. What was never promoted may be proposed.
 async fn whole(node: &NodeCaller, dial: &DialArgs, which: &str) -> Result<Value, CommandError> {
     let of_proposal = async || {
-        let id = proposal_named(node, dial, which, ProposalChoice::Any).await?;
-        ask(node, dial, "ops/proposals", &json!({ "id": id })).await
+        let chosen = proposal_named(node, dial, which, ProposalChoice::Any).await?;
+        ask(node, dial, "ops/proposals", &json!({ "id": chosen.id })).await
     };
     if is_id_or_prefix(which) {
         return of_proposal().await;
@@ -286,7 +286,9 @@ fn promote(args: PromoteArgs, json: bool) -> Result<CommandExit, CommandError> {
     let word = proposal_word(&word).map_err(CommandError::usage)?;
     let (route, dial) = (node.route()?, &node.dial);
     super::dial::reached(&route, dial, async |caller| {
-        let id = proposal_named(caller, dial, &word, ProposalChoice::Waiting).await?;
+        let chosen = proposal_named(caller, dial, &word, ProposalChoice::Waiting).await?;
+        confirm_named(&chosen, !args.reject, json).await?;
+        let id = chosen.id;
         input["id"] = id.as_str().into();
         let answer = match ask(caller, dial, "ops/promote", &input).await {
             Err(refused) if refused.code == ErrorCode::Forbidden.name() => {
@@ -317,7 +319,7 @@ async fn with_hint(
         && author == own.as_str()
     {
         let step = hint.after_proposal(&listed(node).await, own.as_str());
-        refused.message = format!("{}\n{step}", refused.message);
+        refused.further.extend(step.lines().map(str::to_owned));
     }
     refused
 }

@@ -1,6 +1,7 @@
 //! The proposals of a node, page by page, for as long as it lists new ones.
 
 use std::collections::HashSet;
+use std::io::{self, IsTerminal};
 
 use alknet_promotion::Blake3Hash;
 use alknet_promotion::limits::BUNDLES_MAX;
@@ -8,8 +9,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::caller::NodeCaller;
+use super::credential::moment;
+use super::machine::is_yes;
 use super::promotion::ask;
-use super::{CommandError, CommandExit, DialArgs};
+use super::{CommandError, CommandExit, DialArgs, output};
 
 /// Hexadecimal digits of the shortest beginning of an id that is looked for: fewer fit many proposals.
 const ID_PREFIX_MIN: usize = 4;
@@ -17,6 +20,8 @@ const ID_PREFIX_MIN: usize = 4;
 const ID_LEN: usize = 64;
 /// Ids that a message lists where a word fits several proposals.
 const IDS_SHOWN_MAX: usize = 4;
+/// Characters of an author that a question shows: more than a peer id has, which a hostile node may not know.
+const AUTHOR_CHARS_MAX: usize = 64;
 /// Bytes of the longest name of an operation: four segments of 63.
 const NAME_BYTES_MAX: usize = 255;
 /// What stands before the name of a promoted operation, unless its reviewer gave another path.
@@ -40,6 +45,16 @@ struct ProposalMatch {
     /// Whether its id begins with the word; else its operation is called so.
     by_id: bool,
     waits: bool,
+    /// Who proposed it, and when.
+    about: String,
+}
+
+/// The proposal that a word stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ChosenProposal {
+    pub(super) id: String,
+    /// For a word that is a name: the id with what a person compares before a decision.
+    by_name: Option<String>,
 }
 
 impl ProposalMatch {
@@ -54,7 +69,59 @@ impl ProposalMatch {
             id: id.to_owned(),
             by_id,
             waits: proposal["state"] == WAITING,
+            about: about(proposal),
         })
+    }
+
+    fn chosen(self) -> ChosenProposal {
+        let by_name = (!self.by_id).then(|| format!("{} ({})", self.id, self.about));
+        ChosenProposal {
+            id: self.id,
+            by_name,
+        }
+    }
+}
+
+/// What tells a proposal from others of the same name.
+fn about(proposal: &Value) -> String {
+    let author = proposal["author"].as_str().unwrap_or_default().chars();
+    let author: String = author.take(AUTHOR_CHARS_MAX).collect();
+    let at = proposal["at_s"].as_u64().and_then(moment);
+    let at = at.unwrap_or_else(|| "a time that the node does not know".to_owned());
+    format!("proposed by '{author}' at {at}")
+}
+
+/// Has a person confirm what a name stands for. Since the person read a proposal, another reviewer may have decided on
+/// it, and its author may have proposed another one of that name.
+///
+/// # Errors
+/// `USAGE` with the id where no person can be asked, and `ABORTED` where the person does not say yes.
+pub(super) async fn confirm_named(
+    chosen: &ChosenProposal,
+    accept: bool,
+    json: bool,
+) -> Result<(), CommandError> {
+    let Some(about) = &chosen.by_name else {
+        return Ok(());
+    };
+    let is_person = !json && output::is_terminal() && io::stdin().is_terminal();
+    if !is_person {
+        return Err(CommandError::usage(format!(
+            "a name may stand for another proposal by now than the one that was read: give the id of that one; the \
+             name stands for {about}"
+        )));
+    }
+    let verb = if accept { "Promote" } else { "Reject" };
+    output::prompt(&format!("{verb} {about}? [y/N] "));
+    // Reading blocks, and the connection is kept meanwhile.
+    let typed = tokio::task::spawn_blocking(|| is_yes(&mut io::stdin().lock())).await;
+    match typed.map_err(CommandError::local)?? {
+        true => Ok(()),
+        false => Err(CommandError::new(
+            CommandExit::Aborted,
+            "ABORTED",
+            "not confirmed",
+        )),
     }
 }
 
@@ -124,7 +191,7 @@ pub(super) async fn each_proposal(
     }
 }
 
-/// The id of the one proposal that a word stands for: its id, the beginning of it, or the name of its operation. A
+/// The one proposal that a word stands for: its id, the beginning of it, or the name of its operation. A
 /// whole id is taken as it is.
 ///
 /// # Errors
@@ -134,9 +201,12 @@ pub(super) async fn proposal_named(
     dial: &DialArgs,
     word: &str,
     choice: ProposalChoice,
-) -> Result<String, CommandError> {
+) -> Result<ChosenProposal, CommandError> {
     if word.parse::<Blake3Hash>().is_ok() {
-        return Ok(word.to_owned());
+        return Ok(ChosenProposal {
+            id: word.to_owned(),
+            by_name: None,
+        });
     }
     let word = word.trim_start_matches('/');
     let mut found = Vec::new();
@@ -153,11 +223,17 @@ fn the_only(
     found: Vec<ProposalMatch>,
     word: &str,
     choice: ProposalChoice,
-) -> Result<String, CommandError> {
+) -> Result<ChosenProposal, CommandError> {
     let none = |text: String| CommandError::new(CommandExit::Failed, "NOT_FOUND", text);
     let (by_id, by_name): (Vec<_>, Vec<_>) = found.into_iter().partition(|it| it.by_id);
     let (waiting, decided): (Vec<_>, Vec<_>) = by_name.into_iter().partition(|it| it.waits);
-    let (meant, what) = match choice {
+    let has_name = !waiting.is_empty() || !decided.is_empty();
+    let (mut meant, what) = match choice {
+        // An author chooses its id by trying, so that it begins with a name that a reviewer will type.
+        _ if has_name && !by_id.is_empty() => (
+            by_id.into_iter().chain(waiting).chain(decided).collect(),
+            format!("have the name '{word}', or an id that begins with it"),
+        ),
         _ if !by_id.is_empty() => (by_id, format!("have an id that begins with '{word}'")),
         _ if !waiting.is_empty() => (waiting, format!("of '{word}' wait for a review")),
         ProposalChoice::Any => (decided, format!("have the name '{word}'")),
@@ -166,16 +242,16 @@ fn the_only(
             return Err(none(format!("no proposal of '{word}' waits for a review")));
         }
     };
-    let mut ids: Vec<_> = meant.into_iter().map(|it| it.id).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    match ids.as_slice() {
+    meant.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+    meant.dedup_by(|a, b| a.id == b.id);
+    match meant.as_slice() {
         [] => Err(none(format!(
             "no proposal has the name '{word}', or an id that begins with it"
         ))),
-        [_] => Ok(ids.swap_remove(0)),
+        [_] => Ok(meant.swap_remove(0).chosen()),
         several => {
-            let shown = &several[..several.len().min(IDS_SHOWN_MAX)];
+            let shown = several.iter().take(IDS_SHOWN_MAX);
+            let shown: Vec<_> = shown.map(|it| it.id.as_str()).collect();
             Err(CommandError::usage(format!(
                 "{} proposals {what}: give more of the id ({})",
                 several.len(),
@@ -242,7 +318,43 @@ mod tests {
     /// What a word stands for among these proposals.
     fn chosen(all: &[Value], word: &str, choice: ProposalChoice) -> Result<String, CommandError> {
         let found = all.iter().filter_map(|it| ProposalMatch::new(it, word));
-        the_only(found.collect(), word, choice)
+        the_only(found.collect(), word, choice).map(|it| it.id)
+    }
+
+    #[test]
+    fn a_name_that_begins_an_id_stands_for_neither() {
+        let id = format!("feed{}", "0".repeat(60));
+        let other = "1".repeat(64);
+        for state in ["proposed", "rejected"] {
+            let all = [
+                proposal(&id, "a/b", "proposed"),
+                proposal(&other, "feed", state),
+            ];
+            for choice in [ProposalChoice::Any, ProposalChoice::Waiting] {
+                let several = chosen(&all, "feed", choice).expect_err("both are meant");
+                assert_eq!(several.code, "USAGE", "{state}: {several}");
+                assert!(several.message.contains(&other), "{state}: {several}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_alone_decides_on_nothing() {
+        let id = "12ab".repeat(16);
+        let mut row = proposal(&id, "a/b", "proposed");
+        (row["author"], row["at_s"]) = ("ada".into(), 1_900_000_000.into());
+        let found = |word: &str| {
+            let found = ProposalMatch::new(&row, word).into_iter().collect();
+            the_only(found, word, ProposalChoice::Waiting).expect("it is the only one")
+        };
+        // No terminal is here: the error has what a person would compare.
+        let refused = confirm_named(&found("a/b"), true, true).await;
+        let refused = refused.expect_err("it was not read");
+        assert_eq!(refused.code, "USAGE", "{refused}");
+        for said in [&id, "'ada'", "2030-03-17T17:46:40Z"] {
+            assert!(refused.message.contains(said), "{said}: {refused}");
+        }
+        assert_eq!(confirm_named(&found("12ab"), true, true).await, Ok(()));
     }
 
     #[test]
@@ -265,8 +377,7 @@ mod tests {
         ] {
             assert_eq!(chosen(&all, word, choice), Ok(expected.clone()), "{word}");
         }
-        // Digits are an id first, and then a name.
-        let several = chosen(&all, "abab", Any).expect_err("three ids begin so");
+        let several = chosen(&all[..3], "abab", Any).expect_err("three ids begin so");
         assert!(
             several.message.starts_with("3 proposals have an id") && several.message.contains(&one),
             "{several}"

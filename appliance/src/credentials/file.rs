@@ -159,12 +159,14 @@ fn damaged(path: &Path, why: &str) -> CommandError {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, chown};
 
     use super::*;
 
     #[test]
     fn what_another_user_can_read_or_have_written_is_refused() {
+        /// A user without rights.
+        const STRANGER: u32 = 65_534;
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("sealed.json");
         fs::write(&path, "{}").expect("a writable directory");
@@ -180,8 +182,17 @@ mod tests {
             assert!(error.message.contains("sealed.json"), "{error}");
             assert!(error.message.contains(&format!("{mode:o}")), "{error}");
         }
-        // As another user than the one who wrote it; what root wrote is taken by every user.
-        assert_eq!(judged(0o600, us + 1).is_err(), us != ROOT);
+        // Every user takes what root wrote, and only root can give a file away.
+        let (owner, other) = match us {
+            ROOT => {
+                chown(&path, Some(STRANGER), None).expect("root may");
+                (STRANGER, ROOT)
+            }
+            own => (own, own + 1),
+        };
+        let error = judged(0o600, other).expect_err("it belongs to another user");
+        let said = format!("belongs to user {owner} and not to user {other}");
+        assert!(error.message.contains(&said), "{error}");
         let folder = refuse_shared(dir.path(), &fs::metadata(dir.path()).expect("there"), us);
         assert!(folder.is_err_and(|error| error.message.ends_with("is no file")));
     }

@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 
 use super::hub::{HubContext, StoredTokens, asker};
 use super::identity_services::{self, ADMIN_SCOPE, IdentityServices};
-use super::tokens::{SCOPES_MAX, TTL_S_MAX, ends, ends_of, may_give, scopes as parsed_scopes};
+use super::tokens::{
+    SCOPES_MAX, TTL_S_MAX, check_end, ends, ends_of, may_give, scopes as parsed_scopes,
+};
 
 /// Peers that the store takes by `peer/add`: as many as a hub takes by invitations.
 const PEERS_MAX: usize = 1000;
@@ -308,8 +310,8 @@ impl PeerAdmin {
             let name = name.map(|name| self.free_name(name, &before.peer_id));
             patch.display_name = Some(name.transpose()?);
         }
+        let own = ends_of(&identities.entries(), &who.id);
         if let Some(ttl_s) = input.ttl_s {
-            let own = ends_of(&identities.entries(), &who.id);
             patch.expires = Some(ends(ttl_s, now_s, own)?);
         }
         let gives = patch.keys.is_some() || patch.scopes.is_some() || patch.expires.is_some();
@@ -317,6 +319,12 @@ impl PeerAdmin {
             // Also where the scopes stay: a caller that adds a key of its own would hold them.
             let after = before.clone().patched(patch.clone());
             may_give(who, &after.scopes, &after.resources)?;
+            let returns = input.enabled == Some(true) && !before.enabled;
+            let has_new_key = after.keys.iter().any(|key| !before.keys.contains(key));
+            // What only takes away needs no end: a caller that is let in for an hour may do it.
+            if returns || has_new_key || !before.scopes.covers(&after.scopes) {
+                check_end(after.expires, own)?;
+            }
         }
         Ok(patch)
     }

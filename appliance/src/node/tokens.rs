@@ -214,15 +214,25 @@ pub(super) fn ends(
             return Err(unavailable(message.to_owned()));
         }
     };
-    match (asked, makers) {
-        (Some(asked), Some(makers)) if asked > makers => Err(CallError::new(
+    let end = asked.or(makers);
+    check_end(end, makers)?;
+    Ok(end)
+}
+
+/// Refuses access that ends at `end`, or never, where that of its maker ends before.
+///
+/// # Errors
+/// `FORBIDDEN`.
+pub(super) fn check_end(end: Option<u64>, makers: Option<u64>) -> Result<(), CallError> {
+    match makers {
+        Some(makers) if end.is_none_or(|end| end > makers) => Err(CallError::new(
             ErrorCode::Forbidden,
             format!(
                 "you are let in until {} yourself, and cannot give access for longer",
                 moment(makers).unwrap_or_default()
             ),
         )),
-        (asked, makers) => Ok(asked.or(makers)),
+        _ => Ok(()),
     }
 }
 

@@ -2,11 +2,14 @@
 //! tested, proposed, promoted by a reviewer, called, replaced, rolled back, kept. Clients call the active version
 //! by HTTP and by a model's client, too.
 
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use alknet_tests::tools::{client, run_with_json, variable};
 use alknet_tests::{CliOutput, CliRunner, CurlResponse, HostNode, TestBench, binary, curl};
+use nix::pty::openpty;
 use serde_json::{Value, json};
 
 /// `[[1, 2], [3, 4]]` as little-endian 32-bit floats, and the last number of its square.
@@ -167,6 +170,28 @@ fn plain(who: &CliRunner, words: &[&str], more: &[&Path]) -> CliOutput {
     who.run(command)
 }
 
+/// The exit code of a command, what it shows a person at a terminal who types this line, and its errors.
+fn typed(who: &CliRunner, words: &[&str], line: &str) -> (Option<i32>, String, String) {
+    let pty = openpty(None, None).expect("a terminal");
+    let side = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
+    let mut command = Command::new(binary());
+    command.args(words).arg("--state").arg(who.state());
+    let at_terminal = command.stdin(side()).stdout(side()).stderr(Stdio::piped());
+    let child = at_terminal.spawn().expect("the binary can be started");
+    // The command alone has this side of the terminal from here on, which keeps the line until it is read.
+    drop((command, pty.slave));
+    let mut terminal = File::from(pty.master);
+    terminal
+        .write_all(line.as_bytes())
+        .expect("it takes a line");
+    let mut shown = Vec::new();
+    // A terminal that no program has any more is an error behind the last byte.
+    terminal.read_to_end(&mut shown).ok();
+    let ended = child.wait_with_output().expect("it is our child");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (ended.status.code(), text(&shown), text(&ended.stderr))
+}
+
 /// An author needs neither its own name nor whole ids, and reads at each step what is missing.
 #[test]
 fn each_step_to_an_operation_says_what_is_missing() {
@@ -204,16 +229,20 @@ fn each_step_to_an_operation_says_what_is_missing() {
         let shown = verb(&rev, &["ops", "proposals", at, which], &[]).json();
         assert_eq!(shown["proposal"]["id"], id.as_str(), "{which}");
     }
-    let promoted = plain(
-        &rev,
-        &["ops", "approve", at, "matrix/last", "--external"],
-        &[],
-    );
-    assert_eq!(promoted.status, 0, "{promoted:?}");
-    assert!(promoted.output.contains("active: false"), "{promoted:?}");
+    // By then the name may stand for another one than was read: a person compares, and a program gives the id.
+    let by_name = ["ops", "approve", at, "matrix/last", "--external"];
+    let refused = verb(&rev, &by_name, &[]);
+    assert_eq!(refused.code(), "USAGE", "{refused:?}");
+    assert!(refused.errors.contains(&id), "{refused:?}");
+    let (status, shown, _) = typed(&rev, &by_name, "n\n");
+    assert_eq!(status, Some(130), "{shown}");
+    assert!(shown.contains(&id) && shown.contains("'ada'"), "{shown}");
+    let (status, shown, errors) = typed(&rev, &by_name, "y\n");
+    assert_eq!(status, Some(0), "{shown}{errors}");
+    assert!(shown.contains("active: false"), "{shown}");
     let reboots = format!("alknet reboot {at}");
     for said in ["next start", &reboots] {
-        assert!(promoted.errors.contains(said), "{said}: {promoted:?}");
+        assert!(errors.contains(said), "{said}: {errors}");
     }
     let path = plain(&rev, &["ops", "proposals", at, PATH], &[]);
     assert!(path.output.contains("runs no version now"), "{path:?}");
@@ -238,7 +267,9 @@ fn a_sole_administrator_reads_the_commands_that_promote() {
     let proposed = plain(admin, &["ops", "propose", at], &[&folder]);
     assert_eq!(proposed.status, 0, "{proposed:?}");
     // The author itself may not decide, and reads the same then.
-    let refused = plain(admin, &["ops", "promote", at, "one"], &[]);
+    let listed = verb(admin, &["ops", "proposals", at], &[]).json();
+    let id = listed["id"].as_str().expect("one proposal");
+    let refused = plain(admin, &["ops", "promote", at, id], &[]);
     assert_eq!(refused.status, 4, "{refused:?}");
     for said in [&proposed.errors, &refused.errors] {
         assert!(said.contains("does not review its own bundle"), "{said}");

@@ -237,6 +237,7 @@ async fn a_long_name_is_its_own_row_s_alone() {
     let cli = CliRunner::new(folder.path().join("state"));
     let long = "x".repeat(usize::from(u16::MAX) + 1);
     let name = format!("a/{long}");
+    let wanted = name.clone();
     let node = ScriptedNode::start(move |operation, _| match operation {
         "services/list" => {
             let row = |name: &str| json!({ "name": name, "namespace": "a", "op_type": "query" });
@@ -247,12 +248,17 @@ async fn a_long_name_is_its_own_row_s_alone() {
             { "key_id": "bbbbbbbb", "holder": "edge", "scopes": [] },
             { "key_id": "aaaaaaaa", "holder": name, "scopes": [] },
         ] })),
+        "vault/status" => Ok(json!({ "credentials": [
+            { "name": "edge", "kind": "bearer", "state": "ready" },
+            { "name": name, "kind": name, "state": "ready" },
+        ] })),
         _ => Err(not_found()),
     });
     for (words, short) in [
         (&["ops", "@"][..], "a/b"),
         (&["peers", "@"], "edge"),
         (&["token", "list", "@"], "bbbbbbbb"),
+        (&["credential", "list", "@"], "edge"),
     ] {
         let listed = node.run(&cli, words).await;
         assert_eq!(listed.status, 0, "{words:?}: {}", listed.errors);
@@ -265,6 +271,9 @@ async fn a_long_name_is_its_own_row_s_alone() {
         );
         assert!(listed.output.contains(&long), "{words:?}");
     }
+    let shown = node.run(&cli, &["credential", "show", "@", &wanted]).await;
+    assert_eq!(shown.status, 0, "{}", shown.errors);
+    assert!(shown.output.contains(&long), "the row that was asked for");
 }
 
 /// What `open` says to a person at a desktop, and the file that it leads a browser by, if it opens one.

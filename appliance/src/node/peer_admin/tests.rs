@@ -8,7 +8,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::node::{ConfigOverlay, ConfigStore};
 
-/// A node of one administrator, one configured peer, and one role.
+/// When the token of the nodes here ends.
+const MONITOR_ENDS: &str = "2090-01-01T00:00:00Z";
+
+/// A node of one administrator, one configured peer, one token that ends, and one role.
 struct PeerAdminTestNode {
     admin: PeerAdmin,
     _folder: TempDir,
@@ -22,9 +25,11 @@ fn node() -> PeerAdminTestNode {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let document = format!(
         "node.admin_keys = [\"{}\"]\n[[peers]]\npeer_id = \"fixed\"\nkeys = [\"{}\"]\n\
+         [[api_keys]]\nkey_id = \"monitor0\"\nsha256 = \"{}\"\nexpires = \"{MONITOR_ENDS}\"\n\
          [[hub.role]]\nname = \"reader\"\nscopes = [\"node:read\"]\n",
         key(100),
-        key(101)
+        key(101),
+        "03".repeat(32)
     );
     let config = NodeConfig::parse(document.as_bytes()).expect("a correct document");
     // The folder that a node makes with its key.
@@ -200,6 +205,49 @@ async fn a_caller_gives_no_more_than_it_holds() {
     let off = serde_json::from_value(off).expect("the input of peer/set");
     node.admin.set(off, &weak).await.expect("it is there");
     assert!(!node.knows(1));
+}
+
+/// A key of the caller's own, on a peer without end, would outlive the caller's access.
+#[tokio::test]
+async fn a_caller_gives_access_for_no_longer_than_it_has_itself() {
+    let node = node();
+    let caller = Identity {
+        id: node.admin.people.identities.entries().api_keys[0].id(),
+        ..who(&["*"])
+    };
+    let set = async |input: Value| {
+        let input = serde_json::from_value(input).expect("the input of peer/set");
+        node.admin.set(input, &caller).await
+    };
+    let ada =
+        json!({ "peer_id": "ada", "keys": [key(1), key(2)], "scopes": ["fs:read", "fs:write"] });
+    node.add(ada).await.expect("a new peer");
+    for gives in [
+        json!({ "peer": "ada", "keys": [key(1), key(3)] }),
+        json!({ "peer": "ada", "scopes": ["node:read"] }),
+        json!({ "peer": "ada", "ttl_s": 4_000_000_000_u64 }),
+    ] {
+        assert_eq!(
+            code(set(gives.clone()).await),
+            ErrorCode::Forbidden,
+            "{gives}"
+        );
+    }
+    assert!(!node.knows(3) && !node.allows(1, "node:read"));
+    // What takes away is for every caller.
+    let fewer = json!({ "peer": "ada", "keys": [key(1)], "scopes": ["fs:read"] });
+    set(fewer).await.expect("it gives nothing");
+    set(json!({ "peer": "ada", "enabled": false }))
+        .await
+        .expect("it gives nothing");
+    let back = set(json!({ "peer": "ada", "enabled": true })).await;
+    assert_eq!(code(back), ErrorCode::Forbidden);
+    // With an end that is the caller's own it comes back.
+    let ended = set(json!({ "peer": "ada", "enabled": true, "ttl_s": null })).await;
+    assert_eq!(ended.expect("it ends")["expires"], MONITOR_ENDS);
+    assert!(node.allows(1, "fs:read"));
+    let more = json!({ "peer": "ada", "scopes": ["node:read"] });
+    set(more).await.expect("it ends as the caller does");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 
 mod error;
 mod ops;
+mod room;
 mod site;
 mod store;
 mod uploads;

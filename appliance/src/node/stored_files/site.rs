@@ -1,12 +1,13 @@
 //! The files of a stored site: taken out of an archive, and listed.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::error::FileStoreError;
+use super::room::{FOLDER_BYTES, RoomClaim, bytes_on_disk};
 use crate::tar::{TarEntry, TarEntryKind, TarReader};
 
 /// Bytes of the archive of a site, headers included: a site of this size takes a minute over a home's uplink, and a
@@ -29,19 +30,24 @@ pub(super) struct SiteSize {
     pub(super) bytes: u64,
 }
 
-/// Takes a site out of its archive into `folder`, which is empty and closed to others.
+/// Takes a site out of its archive into `folder`, which is empty and closed to others. The claim grows with it.
 ///
 /// # Errors
-/// The archive is damaged, has something else than files and folders, or more than a site may have; or a path of it is
-/// not served. What was taken out is still there.
-pub(super) fn unpack(archive: impl Read, folder: &Path) -> Result<SiteSize, FileStoreError> {
-    unpack_at_most(SITE_ENTRIES_MAX, archive, folder)
+/// The archive is damaged, has something else than files and folders, or more than a site may have or than there is
+/// room for; or a path of it is not served. What was taken out is still there.
+pub(super) fn unpack(
+    archive: impl Read,
+    folder: &Path,
+    claim: &mut RoomClaim,
+) -> Result<SiteSize, FileStoreError> {
+    unpack_at_most(SITE_ENTRIES_MAX, archive, folder, claim)
 }
 
 fn unpack_at_most(
     entries_max: usize,
     archive: impl Read,
     folder: &Path,
+    claim: &mut RoomClaim,
 ) -> Result<SiteSize, FileStoreError> {
     let mut reader = TarReader::new(archive);
     let mut target = SiteFolder {
@@ -49,6 +55,8 @@ fn unpack_at_most(
         entries_max,
         made: BTreeSet::new(),
         size: SiteSize::default(),
+        claim,
+        on_disk: 0,
     };
     while let Some(entry) = reader.next_entry().map_err(|error| of_archive(error, ""))? {
         if let Some(mut file) = target.file_of(&entry)? {
@@ -87,6 +95,9 @@ struct SiteFolder<'a> {
     entries_max: usize,
     made: BTreeSet<PathBuf>,
     size: SiteSize,
+    claim: &'a mut RoomClaim,
+    /// Bytes that the files take.
+    on_disk: u64,
 }
 
 impl SiteFolder<'_> {
@@ -130,6 +141,10 @@ impl SiteFolder<'_> {
             let text = format!("a site has at most {} files and folders", self.entries_max);
             return Err(FileStoreError::Content(text));
         }
+        // Small files take more than their bytes, and the archive has few of those.
+        self.on_disk = self.on_disk.saturating_add(bytes_on_disk(entry.bytes));
+        let folders = FOLDER_BYTES * (self.made.len() as u64 + 1);
+        self.claim.grow_to(self.on_disk.saturating_add(folders))?;
         let mut options = OpenOptions::new();
         // Never over a file that is there, and through no link: this folder has none.
         let made = options.write(true).create_new(true).mode(0o600);
@@ -203,6 +218,30 @@ fn site_path(path: &[u8]) -> Result<PathBuf, &'static str> {
 /// The files below a folder with their lengths, in the order of their paths. What is removed meanwhile is left out.
 pub(super) fn files(folder: &Path) -> io::Result<Vec<(String, u64)>> {
     let mut found = Vec::new();
+    each_below(folder, |path, about| {
+        if !about.is_dir() {
+            found.push((path.to_string_lossy().into_owned(), about.len()));
+        }
+    })?;
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Bytes of the disk that everything below a folder takes.
+pub(super) fn measure_on_disk(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0_u64;
+    each_below(folder, |_, about| {
+        // A folder's own length says nothing on some file systems.
+        bytes = bytes.saturating_add(match about.is_dir() {
+            true => FOLDER_BYTES,
+            false => bytes_on_disk(about.len()),
+        });
+    })?;
+    Ok(bytes)
+}
+
+/// Shows `take` each file and folder below a folder. What is removed meanwhile is left out.
+fn each_below(folder: &Path, mut take: impl FnMut(&Path, &Metadata)) -> io::Result<()> {
     let mut folders = vec![PathBuf::new()];
     while let Some(below) = folders.pop() {
         let Some(entries) = unless_gone(fs::read_dir(folder.join(&below)))? else {
@@ -214,15 +253,13 @@ pub(super) fn files(folder: &Path) -> io::Result<Vec<(String, u64)>> {
                 continue;
             };
             let path = below.join(entry.file_name());
+            take(&path, &about);
             if about.is_dir() {
                 folders.push(path);
-            } else {
-                found.push((path.to_string_lossy().into_owned(), about.len()));
             }
         }
     }
-    found.sort_unstable();
-    Ok(found)
+    Ok(())
 }
 
 fn unless_gone<T>(looked: io::Result<T>) -> io::Result<Option<T>> {
@@ -243,12 +280,14 @@ pub(super) fn measure(folder: &Path) -> io::Result<SiteSize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::room::StoreRoom;
     use super::*;
     use crate::tar::{END, file_header, packed};
 
     fn unpacked(archive: &[u8]) -> Result<Vec<(String, u64)>, String> {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let size = unpack(archive, dir.path()).map_err(|error| error.to_string())?;
+        let mut claim = RoomClaim::new(&StoreRoom::new(u64::MAX));
+        let size = unpack(archive, dir.path(), &mut claim).map_err(|error| error.to_string())?;
         let found = files(dir.path()).expect("the folder is ours");
         assert_eq!(measure(dir.path()).expect("the folder is ours"), size);
         Ok(found)
@@ -334,7 +373,8 @@ mod tests {
         let archive = packed(&[("a", b""), ("b/c", b""), ("b/d", b"")]);
         for (most, fits) in [(3, false), (4, true)] {
             let dir = tempfile::tempdir().expect("a temporary directory");
-            let size = unpack_at_most(most, &archive[..], dir.path());
+            let mut claim = RoomClaim::new(&StoreRoom::new(u64::MAX));
+            let size = unpack_at_most(most, &archive[..], dir.path(), &mut claim);
             match (size, fits) {
                 (Ok(size), true) => assert_eq!(size.files, 3),
                 (Err(error), false) => {

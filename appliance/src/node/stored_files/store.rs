@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use alknet_core::config::{StoredFileKind, StoredFileName};
@@ -26,6 +26,7 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::error::FileStoreError;
+use super::room::{RoomClaim, StoreRoom, bytes_on_disk};
 use super::site::{self, SITE_BYTES_MAX};
 use crate::node::identity_services::moment;
 
@@ -42,8 +43,8 @@ const ROOT_BYTES_MAX: u64 = 1 << 20;
 const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
 /// Stored files of one kind.
 const FILES_PER_KIND_MAX: usize = 64;
-/// Bytes of all stored files and of what is on its way in, on a large disk. A small one keeps three quarters of itself
-/// for everything else.
+/// Bytes that all stored files take, with what is on its way in, of a large disk. A small one keeps three quarters of
+/// itself for everything else.
 const STORE_BYTES_MAX: u64 = 1 << 30;
 const DISK_PART: u64 = 4;
 
@@ -70,6 +71,7 @@ pub(super) struct FileUpload {
     file: File,
     have: u64,
     most: u64,
+    claim: RoomClaim,
 }
 
 impl FileUpload {
@@ -86,10 +88,12 @@ impl FileUpload {
         let end = self.have + bytes.len() as u64;
         if end > self.most {
             return Err(FileStoreError::Quota(format!(
-                "{} may have {} bytes here: make it smaller, or remove a stored file",
+                "{} may have {} bytes: make it smaller",
                 self.name, self.most
             )));
         }
+        // Of uploads that were begun together each has what the others leave.
+        self.claim.grow_to(bytes_on_disk(end))?;
         let written = self.file.write_all_at(bytes, self.have);
         written.map_err(|error| FileStoreError::io("cannot keep what was sent", error))?;
         self.have = end;
@@ -108,7 +112,7 @@ impl Drop for FileUpload {
 #[derive(Debug)]
 pub(super) struct FileStore {
     folder: PathBuf,
-    bytes_max: u64,
+    room: Arc<StoreRoom>,
     /// Held while a file is put in place or removed: of two such changes the second sees what the first made.
     turn: Mutex<()>,
 }
@@ -131,17 +135,19 @@ impl FileStore {
         }
         let store = Self {
             folder,
-            bytes_max,
+            room: StoreRoom::new(bytes_max),
             turn: Mutex::default(),
         };
         store.sweep()?;
+        store.room.set_stored(store.measured()?);
         Ok(store)
     }
 
     /// The same with room for so many bytes.
     #[cfg(test)]
     pub(super) fn with_room(mut self, bytes_max: u64) -> Self {
-        self.bytes_max = bytes_max;
+        self.room = StoreRoom::new(bytes_max);
+        self.count().expect("a readable folder");
         self
     }
 
@@ -155,21 +161,33 @@ impl FileStore {
         self.path(name).exists()
     }
 
-    /// Bytes that all may have.
-    pub(super) const fn bytes_max(&self) -> u64 {
-        self.bytes_max
+    /// Bytes of the disk that all may take.
+    pub(super) fn bytes_max(&self) -> u64 {
+        self.room.bytes_max()
     }
 
-    /// Bytes that all have, with what is on its way in.
-    ///
-    /// # Errors
-    /// The folder cannot be read.
-    pub(super) fn used(&self) -> Result<u64, FileStoreError> {
-        // Links to sites have the bytes of their targets' names.
-        let size = site::measure(&self.folder);
-        let size =
-            size.map_err(|error| FileStoreError::io("cannot look at what is stored", error))?;
-        Ok(size.bytes)
+    /// Bytes of the disk that all take, with what is on its way in.
+    pub(super) fn used(&self) -> u64 {
+        self.room.used()
+    }
+
+    /// Measures what is stored, of which the room that is left depends. Its caller has the turn.
+    fn count(&self) -> Result<(), FileStoreError> {
+        let bytes = self.measured();
+        let bytes =
+            bytes.map_err(|error| FileStoreError::io("cannot look at what is stored", error))?;
+        self.room.set_stored(bytes);
+        Ok(())
+    }
+
+    /// Bytes of the disk that stored files take. Uploads count by their claims.
+    fn measured(&self) -> io::Result<u64> {
+        let below = StoredFileKind::ALL.map(StoredFileKind::name);
+        let mut bytes = 0_u64;
+        for name in below.into_iter().chain([CONTENT]) {
+            bytes = bytes.saturating_add(site::measure_on_disk(&self.below(name))?);
+        }
+        Ok(bytes)
     }
 
     /// Begins to take a file.
@@ -191,7 +209,8 @@ impl FileStore {
             // An import reads no more of any other.
             _ => DOCUMENT_BYTES_MAX,
         };
-        let left = self.bytes_max.saturating_sub(self.used()?);
+        let mut claim = RoomClaim::new(&self.room);
+        claim.grow_to(bytes_on_disk(0))?;
         let uploads = self.below(UPLOADS);
         let made = unused(&uploads, |path| {
             let mut options = OpenOptions::new();
@@ -209,7 +228,8 @@ impl FileStore {
             path,
             file,
             have: 0,
-            most: of_kind.min(left),
+            most: of_kind,
+            claim,
         })
     }
 
@@ -228,14 +248,20 @@ impl FileStore {
             if swapped.is_err() && self.content_of(&name).as_ref() != Some(&content) {
                 discard(&content);
             }
-            swapped?;
+            let counted = self.count();
+            swapped.and(counted)?;
             return self.row(&name);
         }
         let content = read(&upload)?;
         // Checked before it takes the place of the file that is served.
         let (facts, warnings) = describe(name.kind(), &content).map_err(FileStoreError::Content)?;
+        // The file before it, what was sent and the new one are on the disk together.
+        let mut claim = RoomClaim::new(&self.room);
+        claim.grow_to(bytes_on_disk(upload.have))?;
         let put = alknet_durable::replace(&self.path(&name), &content, 0o600);
+        let counted = self.count();
         put.map_err(|error| FileStoreError::io(format!("cannot write {name}"), error))?;
+        counted?;
         Ok(StoredFileRow {
             facts,
             warnings,
@@ -262,7 +288,7 @@ impl FileStore {
             // After the link is gone for good: a link without its folder would be served as nothing.
             discard(&content);
         }
-        Ok(())
+        self.count()
     }
 
     /// Every stored file.
@@ -340,24 +366,19 @@ impl FileStore {
 
     /// Takes a site out of its archive, durably, beside the one that is served.
     pub(super) fn stage(&self, upload: &FileUpload) -> Result<PathBuf, FileStoreError> {
-        let used = self.used()?;
-        // What is taken out is no longer than the archive.
-        if used.saturating_add(upload.have) > self.bytes_max {
-            let left = self.bytes_max.saturating_sub(used);
-            return Err(FileStoreError::Quota(format!(
-                "the files of {} need up to {} bytes, and there is room for {left}: remove a stored file first",
-                upload.name, upload.have
-            )));
-        }
+        let mut claim = RoomClaim::new(&self.room);
         let made = unused(&self.below(CONTENT), |path| {
             fs::DirBuilder::new().mode(0o700).create(path)
         });
         let (content, ()) =
             made.map_err(|error| FileStoreError::io("cannot make a folder", error))?;
-        let unpacked = site::unpack(ArchiveFile::new(&upload.file), &content).and_then(|_| {
+        let unpacked = site::unpack(ArchiveFile::new(&upload.file), &content, &mut claim);
+        let unpacked = unpacked.and_then(|_| {
             // One call for thousands of files: each is on the disk before the link leads to it.
             let synced = File::open(&content).and_then(|folder| Ok(syncfs(&folder)?));
-            synced.map_err(|error| FileStoreError::io("cannot write the site", error))
+            synced.map_err(|error| FileStoreError::io("cannot write the site", error))?;
+            // Before the claim ends.
+            self.count()
         });
         if let Err(error) = unpacked {
             discard(&content);

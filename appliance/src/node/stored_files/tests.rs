@@ -100,7 +100,8 @@ fn a_site_that_is_refused_leaves_the_one_before_it() {
         assert_eq!(page(&store), b"one");
     }
     assert_eq!(entries(dir.path(), "content").len(), 1);
-    assert!(!dir.path().join("files/x").exists());
+    // Where the path leads to from the folder of the content.
+    assert!(!dir.path().join("files/content/x").exists());
 }
 
 /// What a power cut leaves: everything up to the rename of the link, and everything after it.
@@ -190,20 +191,74 @@ fn roots_and_documents_are_checked_before_they_count() {
 #[test]
 fn files_have_so_much_room_and_no_more() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let archive = site(&[b'x'; 4000]);
-    let room = archive.len() as u64 * 2;
+    let archive = site(&[b'x'; 40_000]);
+    // Archive and content, and no second archive beside the content.
+    let room = archive.len() as u64 * 2 + (64 << 10);
     let store = open(dir.path()).with_room(room);
     put(&store, "site/www", &archive).expect("archive and content fit");
     let error = put(&store, "site/other", &archive).expect_err("they do not fit again");
     assert!(matches!(error, FileStoreError::Quota(_)), "{error:?}");
-    assert_eq!(page(&store).len(), 4000);
-    assert!(store.used().expect("a readable folder") <= room);
+    assert_eq!(page(&store).len(), 40_000);
+    assert!(store.used() <= room);
     store.remove(&name("site/www")).expect("it is there");
     put(&store, "site/other", &archive).expect("there is room again");
     // Certificates have a limit of their own.
     let store = open(dir.path());
     let error = put(&store, "certificate/edge", &[b'x'; (256 << 10) + 1]).expect_err("too long");
     assert!(matches!(error, FileStoreError::Quota(_)), "{error:?}");
+}
+
+#[test]
+fn uploads_that_begin_together_share_the_room() {
+    const ROOM: u64 = 128 << 10;
+    /// More than half of the room.
+    const PIECE: [u8; 80 << 10] = [b'x'; 80 << 10];
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = open(dir.path()).with_room(ROOM);
+    let [mut first, mut second, mut third] = ["site/a", "site/b", "certificate/c"]
+        .map(|it| store.begin(name(it)).expect("there is room"));
+    first.write(&PIECE).expect("there is room");
+    for late in [&mut second, &mut third] {
+        let error = late.write(&PIECE).expect_err("the first has the room");
+        assert!(matches!(error, FileStoreError::Quota(_)), "{error:?}");
+    }
+    assert!(store.used() <= ROOM);
+    // What an upload had is there for the others once it ends.
+    drop(first);
+    second.write(&PIECE).expect("there is room again");
+    drop((second, third));
+    assert_eq!(store.used(), 0);
+}
+
+#[test]
+fn what_was_stored_since_an_upload_began_counts_for_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let document = b"openapi: 3.1.0\npaths:\n  /a:\n    get: {}\n";
+    let document = [&document[..], &b"# long\n".repeat(6000)].concat();
+    let store = open(dir.path()).with_room(128 << 10);
+    let mut early = store.begin(name("site/www")).expect("there is room");
+    put(&store, "document/forge", &document).expect("there is room");
+    let error = early.write(&[b'x'; 96 << 10]).expect_err("less is left");
+    assert!(matches!(error, FileStoreError::Quota(_)), "{error:?}");
+    store.remove(&name("document/forge")).expect("it is there");
+    early.write(&[b'x'; 96 << 10]).expect("there is room again");
+}
+
+/// Each takes an inode and a name, and its archive is short.
+#[test]
+fn empty_files_take_room() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = open(dir.path()).with_room(512 << 10);
+    let paths: Vec<_> = (0..200).map(|n| format!("{n}.txt")).collect();
+    let files: Vec<_> = paths.iter().map(|path| (path.as_str(), &b""[..])).collect();
+    let error = put(&store, "site/www", &packed(&files)).expect_err("they take more");
+    assert!(matches!(error, FileStoreError::Quota(_)), "{error:?}");
+    assert!(entries(dir.path(), "content").is_empty());
+    assert_eq!(store.used(), 0, "what was refused takes no room");
+    put(&store, "site/www", &packed(&files[..20])).expect("so many fit");
+    let used = store.used();
+    assert!(used >= 20 * (8 << 10), "{used} bytes of 20 files");
+    assert_eq!(open(dir.path()).used(), used, "measured at the next start");
 }
 
 #[test]
@@ -269,9 +324,13 @@ async fn uploads_are_their_callers_few_and_not_kept_for_ever() {
 
     let uploads = FileUploads::new(deadline(Duration::from_millis(20)));
     uploads.keep(&peer("ada"), begin()).expect("there is room");
-    while !entries(dir.path(), "uploads").is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let emptied = async {
+        while !entries(dir.path(), "uploads").is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let emptied = tokio::time::timeout(deadline(Duration::from_secs(30)), emptied).await;
+    emptied.expect("the upload is dropped in time");
     assert!(uploads.lookup(&peer("ada"), "u1").is_err());
 }
 

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use super::error::FileStoreError;
 use super::store::FileUpload;
 
-/// Uploads at once: each may have as many bytes as there is room for, and one administrator stores one after the other.
+/// Uploads at once: together they may have as many bytes as there is room for, and one administrator stores one after
+/// the other.
 const UPLOADS_MAX: usize = 4;
 /// How long an upload waits for its next piece.
 pub(super) const UPLOAD_IDLE: Duration = Duration::from_secs(600);

@@ -1,0 +1,111 @@
+//! How much of the disk stored files take, and who of those that store at once takes how much of what is left.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::error::FileStoreError;
+
+/// Bytes in which file systems give room to a file: those of data disks have blocks of 4 KiB.
+const BLOCK_BYTES: u64 = 4 << 10;
+/// Bytes that count for a file or folder beside its content: for its name in the folder above, and for its inode. ext4
+/// has an inode for each 16 KiB, so that a store of empty files in a quarter of the disk leaves half of the inodes.
+const ENTRY_BYTES: u64 = 8 << 10;
+/// Bytes that a folder takes: its entry, and a block for the first names in it.
+pub(super) const FOLDER_BYTES: u64 = ENTRY_BYTES + BLOCK_BYTES;
+
+/// Bytes of the disk that a file of this length takes.
+pub(super) const fn bytes_on_disk(bytes: u64) -> u64 {
+    bytes
+        .div_ceil(BLOCK_BYTES)
+        .saturating_mul(BLOCK_BYTES)
+        .saturating_add(ENTRY_BYTES)
+}
+
+/// The room of a store.
+#[derive(Debug)]
+pub(super) struct StoreRoom {
+    bytes_max: u64,
+    counts: Mutex<RoomCounts>,
+}
+
+#[derive(Debug, Default)]
+struct RoomCounts {
+    /// Bytes of what is stored, as the folder was last measured.
+    stored: u64,
+    /// Bytes of all claims.
+    claimed: u64,
+}
+
+impl StoreRoom {
+    pub(super) fn new(bytes_max: u64) -> Arc<Self> {
+        let counts = Mutex::default();
+        Arc::new(Self { bytes_max, counts })
+    }
+
+    /// Bytes that all may have.
+    pub(super) const fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// Bytes that are stored or claimed.
+    pub(super) fn used(&self) -> u64 {
+        self.counts().used()
+    }
+
+    /// Takes note of a measured folder.
+    pub(super) fn set_stored(&self, bytes: u64) {
+        self.counts().stored = bytes;
+    }
+
+    fn counts(&self) -> MutexGuard<'_, RoomCounts> {
+        // Every change of it is one assignment.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RoomCounts {
+    fn used(&self) -> u64 {
+        self.stored.saturating_add(self.claimed)
+    }
+}
+
+/// Room for what is being written, which is given back on drop: by then it is removed, or was measured as stored.
+#[derive(Debug)]
+pub(super) struct RoomClaim {
+    room: Arc<StoreRoom>,
+    bytes: u64,
+}
+
+impl RoomClaim {
+    /// A claim of nothing yet.
+    pub(super) fn new(room: &Arc<StoreRoom>) -> Self {
+        Self {
+            room: Arc::clone(room),
+            bytes: 0,
+        }
+    }
+
+    /// Makes the claim at least so large, before the bytes are written.
+    ///
+    /// # Errors
+    /// There is less room; the claim stays as it was.
+    pub(super) fn grow_to(&mut self, bytes: u64) -> Result<(), FileStoreError> {
+        let more = bytes.saturating_sub(self.bytes);
+        let mut counts = self.room.counts();
+        let left = self.room.bytes_max.saturating_sub(counts.used());
+        if more > left {
+            return Err(FileStoreError::Quota(format!(
+                "{more} bytes more are needed, and there is room for {left}: remove a stored file first"
+            )));
+        }
+        counts.claimed += more;
+        drop(counts);
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for RoomClaim {
+    fn drop(&mut self) {
+        self.room.counts().claimed -= self.bytes;
+    }
+}
