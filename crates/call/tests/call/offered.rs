@@ -339,25 +339,25 @@ async fn no_peer_takes_the_place_of_a_server_of_the_node() {
     let there = json!("worker");
     for unnamed in [&Value::Null, &json!("any")] {
         for name in ["js/no-way", "js/way"] {
-            let refused = asked(&client, name, unnamed).await;
+            let refused = call_value(&client, name, unnamed).await;
             let error = refused.expect_err("nothing is imported");
             assert_eq!(error.code, ErrorCode::NotFound, "{name} {unnamed}: {error}");
         }
         // Names of another namespace go to the peer that serves them.
-        let answer = asked(&client, "js/other", unnamed).await;
+        let answer = call_value(&client, "js/other", unnamed).await;
         assert_eq!(answer, Ok(json!("of another node")), "{unnamed}");
     }
-    let refused = asked(&client, "js/no-way", &there).await;
+    let refused = call_value(&client, "js/no-way", &there).await;
     let error = refused.expect_err("it lacks the scope for the way");
     assert_eq!(error.code, ErrorCode::Forbidden, "{error}");
     assert!(error.message.contains("'peer:route:'"), "{error}");
-    let answer = asked(&client, "js/way", &there).await;
+    let answer = call_value(&client, "js/way", &there).await;
     assert_eq!(answer, Ok(json!("of another node")));
     // What is imported is reached as before.
     let server = imported("api/note", Ok(json!("of the server")));
     let import = hub.dispatcher.import("api", vec![server]);
     import.expect("no name is taken");
-    let answer = asked(&client, "js/no-way", &Value::Null).await;
+    let answer = call_value(&client, "js/no-way", &Value::Null).await;
     assert_eq!(answer, Ok(json!("of the server")));
 }
 
@@ -384,11 +384,11 @@ async fn no_caller_takes_the_place_of_a_server_of_the_node() {
     let theirs = Dispatcher::new(theirs.build().expect("every rule is kept"));
     let (dialled, _) = node.serve(Carriage::Memory, None);
     let client = CallClient::new(Arc::new(theirs)).attach(dialled, None);
-    let read = asked(&client, "app/import", &Value::Null).await;
+    let read = call_value(&client, "app/import", &Value::Null).await;
     assert_eq!(read, Ok(json!(2)));
-    let answer = asked(&client, "js/other", &Value::Null).await;
+    let answer = call_value(&client, "js/other", &Value::Null).await;
     assert_eq!(answer, Ok(json!("of another node")));
-    let refused = asked(&client, "js/kept", &Value::Null).await;
+    let refused = call_value(&client, "js/kept", &Value::Null).await;
     let error = refused.expect_err("nothing is imported from the server");
     assert_eq!(error.code, ErrorCode::NotFound, "{error}");
 }

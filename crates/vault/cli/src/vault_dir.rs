@@ -90,7 +90,9 @@ impl VaultDir {
         let found = self.copies().load()?;
         found.ok_or_else(|| {
             let dir = self.dir.display();
-            VaultCliError::Usage(format!("there is no vault in {dir}; 'alknet vault init' makes one"))
+            VaultCliError::Usage(format!(
+                "there is no vault in {dir}; 'alknet vault init' makes one"
+            ))
         })
     }
 
