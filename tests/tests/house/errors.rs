@@ -6,7 +6,7 @@ use super::tree::sources;
 const RULE: &str = "tests/tests/house/errors.rs";
 
 /// Errors that pass an error of the system on without a path, by their file, and why they need none.
-const WITHOUT_PATH: [(&str, &str); 4] = [
+const WITHOUT_PATH: [(&str, &str); 5] = [
     (
         "compute/embedded-exe/src/lib.rs",
         "the only file is the executable that runs",
@@ -14,6 +14,10 @@ const WITHOUT_PATH: [(&str, &str); 4] = [
     (
         "crates/core/src/stream.rs",
         "a stream of a connection has no path",
+    ),
+    (
+        "crates/hub/src/client.rs",
+        "a stream of the connection to a hub has no path",
     ),
     (
         "crates/worker/src/error.rs",

@@ -7,7 +7,12 @@ use std::path::{Path, PathBuf};
 use super::tree::{root, sources};
 
 /// What stands before the code of a problem, in any crate: as it is, or by the name of a constant.
-const BEFORE: [&str; 4] = ["code: ", "problem(", "Diagnostic::new(", "problems.set("];
+const BEFORE: [&str; 4] = [
+    "code: ",
+    "problem(",
+    "SourceDiagnostic::new(",
+    "problems.set(",
+];
 
 /// Lists of such codes.
 const LISTS: [&str; 2] = ["HARMLESS: [&str;", "NOTICES: [&str;"];
@@ -247,7 +252,7 @@ fn codes_are_found_whatever_their_spelling() {
         Diagnostic {
             code: "diskFull".to_owned(),
         };
-        Diagnostic::new(
+        SourceDiagnostic::new(
             "config",
             text,
         );
