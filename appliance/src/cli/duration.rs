@@ -32,7 +32,8 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
         None => {
             // Of what a number may look like elsewhere, such as 1e3, inf and -0, nothing is a time.
             let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
-            digits(whole).and(digits(part))?;
+            digits(whole)?;
+            digits(part)?;
             Duration::try_from_secs_f64(text.parse().ok()?).ok()?
         }
     };

@@ -132,9 +132,7 @@ fn missing_verb(command: &Command, matches: &ArgMatches) -> Option<String> {
     if let Some((name, below)) = matches.subcommand() {
         return missing_verb(command.find_subcommand(name)?, below);
     }
-    if command.get_subcommands().next().is_none() {
-        return None;
-    }
+    command.get_subcommands().next()?;
     let node = matches.try_get_one::<String>("node").ok()??;
     let is_bare = !node.contains(['@', '.', ':', '/', '…']) && !NODES.contains(&node.as_str());
     is_bare.then(|| format!("'{node}' is neither a verb nor one of the pages' nodes {NODES:?}"))

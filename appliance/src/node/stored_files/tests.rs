@@ -212,7 +212,7 @@ fn files_have_so_much_room_and_no_more() {
 fn uploads_that_begin_together_share_the_room() {
     const ROOM: u64 = 128 << 10;
     /// More than half of the room.
-    const PIECE: [u8; 80 << 10] = [b'x'; 80 << 10];
+    static PIECE: [u8; 80 << 10] = [b'x'; 80 << 10];
     let dir = tempfile::tempdir().expect("a temporary directory");
     let store = open(dir.path()).with_room(ROOM);
     let [mut first, mut second, mut third] = ["site/a", "site/b", "certificate/c"]
