@@ -6,10 +6,14 @@ use super::tree::sources;
 const RULE: &str = "tests/tests/house/errors.rs";
 
 /// Errors that pass an error of the system on without a path, by their file, and why they need none.
-const WITHOUT_PATH: [(&str, &str); 5] = [
+const WITHOUT_PATH: [(&str, &str); 6] = [
     (
         "compute/embedded-exe/src/lib.rs",
         "the only file is the executable that runs",
+    ),
+    (
+        "crates/core/src/handler.rs",
+        "a stream of a connection has no path",
     ),
     (
         "crates/core/src/stream.rs",
