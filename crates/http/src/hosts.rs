@@ -11,6 +11,10 @@ use http::{HeaderMap, Uri};
 /// This machine, as every machine calls itself.
 pub(crate) const LOCALHOST: &str = "localhost";
 
+/// What names end with that a node's key makes: that of its own certificate. No name server answers for it (RFC 6761
+/// section 6.4).
+const OF_KEYS: &str = ".alknet.invalid";
+
 /// The names of the node.
 #[derive(Clone, Debug)]
 pub(crate) struct Hosts(Vec<String>);
@@ -50,7 +54,9 @@ impl Hosts {
             let rest = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
             rest.is_some_and(|name| self.0.binary_search(&name).is_ok())
         };
-        self.0.binary_search(&host).is_ok() || wildcard()
+        // A client that trusts the node by its key asks by the name in the node's own certificate. No page of another
+        // site can have such a name point here.
+        self.0.binary_search(&host).is_ok() || wildcard() || host.ends_with(OF_KEYS)
     }
 }
 
@@ -104,6 +110,8 @@ mod tests {
             ("a.b.apps.example.org", false),
             ("192.0.2.7:4433", true),
             ("[2001:db8::1]:443", true),
+            ("mfrggzdfmztwq2lk.alknet.invalid:4433", true),
+            ("alknet.invalid.evil.example", false),
             ("evil.example", false),
             ("192.0.2.7.evil.example", false),
         ] {

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +13,7 @@ use std::thread;
 
 use alknet_test_support::skip;
 use alknet_tests::tools::tool;
-use alknet_tests::{CliRunner, TestBench, binary};
+use alknet_tests::{CliRunner, HostNode, TestBench, binary};
 use alknet_tls::NodeKey;
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
@@ -25,6 +25,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::{ServerConfig, ServerConnection};
+use serde_json::Value;
 
 use crate::enrolment::run;
 
@@ -340,4 +341,24 @@ fn a_pinned_node_becomes_no_authority() {
     ];
     run(admin, &words).json();
     alknet_tls::roots_from_file(&file).expect("a certificate");
+    let pinned = run(admin, &["pin", node.target()]).json();
+    is_served_by_its_name(&node, &file, &pinned["keys"][0]);
+}
+
+/// A client that has the file asks by the name in it, which `alknet pin` prints.
+fn is_served_by_its_name(node: &HostNode, file: &Path, pinned: &Value) {
+    let name = pinned["server_name"]
+        .as_str()
+        .expect("the name in the file");
+    let (_, address) = node.target().split_once('@').expect("a key and an address");
+    let address: SocketAddr = address.parse().expect("an address");
+    let (ip, port) = (address.ip(), address.port());
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--max-time", "30", "--cacert"])
+        .arg(file)
+        .args(["--resolve", &format!("{name}:{port}:{ip}")])
+        .arg(format!("https://{name}:{port}/healthz"));
+    let answer = curl.output().expect("curl is installed");
+    let text = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert_eq!(text, "ok\n", "{answer:?}");
 }
