@@ -13,7 +13,7 @@ use std::thread;
 
 use alknet_test_support::skip;
 use alknet_tests::tools::tool;
-use alknet_tests::{CliRunner, HostNode, TestBench, binary};
+use alknet_tests::{CliRunner, Curl, HostNode, TestBench, binary};
 use alknet_tls::NodeKey;
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
@@ -353,12 +353,19 @@ fn is_served_by_its_name(node: &HostNode, file: &Path, pinned: &Value) {
     let (_, address) = node.target().split_once('@').expect("a key and an address");
     let address: SocketAddr = address.parse().expect("an address");
     let (ip, port) = (address.ip(), address.port());
-    let mut curl = Command::new("curl");
-    curl.args(["--silent", "--max-time", "30", "--cacert"])
-        .arg(file)
-        .args(["--resolve", &format!("{name}:{port}:{ip}")])
-        .arg(format!("https://{name}:{port}/healthz"));
-    let answer = curl.output().expect("curl is installed");
-    let text = String::from_utf8_lossy(&answer.stdout).into_owned();
-    assert_eq!(text, "ok\n", "{answer:?}");
+    let file = file.to_str().expect("UTF-8");
+    let (way, url) = (
+        format!("{name}:{port}:{ip}"),
+        format!("https://{name}:{port}/healthz"),
+    );
+    let asks = [
+        "--silent",
+        "--cacert",
+        file,
+        "--resolve",
+        &way,
+        "--url",
+        &url,
+    ];
+    assert_eq!(Curl::new(&asks).says(), "ok\n");
 }
