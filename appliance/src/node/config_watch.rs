@@ -23,16 +23,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of events taken at once; what they say does not matter.
 const EVENTS_BYTES: usize = 4096;
 
-/// Reads the file again whenever its directory changes. Returns when it cannot be followed.
+/// Reads the file again whenever its directory changes, and once at the beginning: the node read it before the directory
+/// was watched, and a change made between the two raises no event. Returns when it cannot be followed.
 pub(crate) async fn follow(reloader: Arc<Reloader>) {
     let Some(file) = reloader.file() else {
         return;
     };
     let error = match DirectoryWatch::start(&file) {
         Ok(watch) => loop {
-            match watch.changed().await {
-                Ok(()) => reloader.read_again(ConfigSource::File).await,
-                Err(error) => break error,
+            reloader.read_again(ConfigSource::File).await;
+            if let Err(error) = watch.changed().await {
+                break error;
             }
         },
         Err(error) => error,

@@ -120,13 +120,13 @@ impl Reloader {
         };
         let document = match document {
             Ok(document) => document,
-            Err(error) => return self.refused(&[error]),
+            Err(error) => return self.refused(&source, &[error]),
         };
         match self
-            .apply_in_turn(&ConfigChange::of_owner(&document, source))
+            .apply_in_turn(&ConfigChange::of_owner(&document, source.clone()))
             .await
         {
-            Err(ApplyError::Refused(errors)) => self.refused(&errors),
+            Err(ApplyError::Refused(errors)) => self.refused(&source, &errors),
             Err(error) => tracing::warn!("{error}"),
             Ok(_) => {}
         }
@@ -175,11 +175,15 @@ impl Reloader {
         }
     }
 
-    fn refused(&self, errors: &[ConfigError]) {
+    fn refused(&self, source: &ConfigSource, errors: &[ConfigError]) {
         let name = self.keeper.file().unwrap_or_default();
         let problems = refusal(&name.display().to_string(), errors);
-        for problem in &problems {
-            tracing::warn!("{}: {}; {}", problem.code, problem.text, problem.hint);
+        // The watch reads the file for every event of its directory, also of other files there. An administrator who
+        // sends SIGHUP is answered each time.
+        if *source != ConfigSource::File || *self.problems() != problems {
+            for problem in &problems {
+                tracing::warn!("{}: {}; {}", problem.code, problem.text, problem.hint);
+            }
         }
         self.problems.store(Arc::new(problems));
     }
@@ -234,9 +238,13 @@ fn audit(source: &ConfigSource, applied: &ConfigApplyResult) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use alknet_core::{Identities, IdentityProvider, PeerKey, SystemClock};
+    use alknet_test_support::deadline;
 
     use super::*;
+    use crate::node::config_watch;
 
     fn peer(n: u8) -> String {
         format!(
@@ -290,6 +298,25 @@ mod tests {
         assert!(!knows(&identities, 1) && knows(&identities, 2));
         assert!(reloader.problems().is_empty());
         assert_eq!(reloader.current().source, ConfigSource::Signal);
+    }
+
+    /// The node reads the file, then watches its directory: a change between the two raises no event.
+    #[tokio::test]
+    async fn a_change_before_the_directory_is_watched_is_read() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let (reloader, identities) = reloader(ConfigStore::file_at(file.clone()));
+        std::fs::write(&file, peer(1)).expect("a writable directory");
+        let reloader = Arc::new(reloader);
+        let mut generation = reloader.watch();
+        let following = tokio::spawn(config_watch::follow(Arc::clone(&reloader)));
+        let read = generation.wait_for(|generation| *generation > 1);
+        tokio::time::timeout(deadline(Duration::from_secs(60)), read)
+            .await
+            .expect("the file is read without an event")
+            .expect("the reloader is there");
+        assert!(knows(&identities, 1));
+        following.abort();
     }
 
     #[tokio::test]
