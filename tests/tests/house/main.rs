@@ -2,6 +2,7 @@
 
 mod architecture;
 mod arguments;
+mod comments;
 mod comparison;
 mod decisions;
 mod documentation;

@@ -1,0 +1,117 @@
+//! How many comments give a reason, and how many examples compile: towards the figures of the projects that
+//! `docs/ARCHITECTURE.md` names as models.
+
+use super::tree::{SourceFile, sources};
+
+/// Blocks of `//` comments for 1,000 lines of code outside tests, at least.
+const REASONS_MIN: f64 = 24.0;
+/// Compiling examples for 1,000 lines of code outside tests, at least.
+const EXAMPLES_MIN: f64 = 0.25;
+
+/// Counts of one source, or of many.
+#[derive(Debug, Default, PartialEq)]
+struct CommentCounts {
+    /// Lines with code on them, outside tests.
+    code: usize,
+    /// Runs of lines that begin with `//`, outside tests: a reason each.
+    reasons: usize,
+    /// Examples that a test compiles.
+    examples: usize,
+}
+
+impl CommentCounts {
+    /// Of one file, whose module of tests is its last part.
+    fn count(text: &str) -> Self {
+        let text = text
+            .split("#[cfg(test)]\nmod tests {")
+            .next()
+            .unwrap_or_default();
+        let mut counts = Self::default();
+        let mut in_comment = false;
+        let mut in_example = false;
+        for line in text.lines().map(str::trim) {
+            let doc = ["///", "//!"]
+                .iter()
+                .find_map(|mark| line.strip_prefix(mark));
+            if let Some(fence) = doc.and_then(|doc| doc.trim().strip_prefix("```")) {
+                // A fence with the name of another language, or with `ignore` or `text`, is no example.
+                let compiles = ["", "rust", "no_run", "rust,no_run"].contains(&fence);
+                counts.examples += usize::from(!in_example && compiles);
+                in_example = !in_example;
+            }
+            let is_reason = doc.is_none() && line.starts_with("//");
+            counts.reasons += usize::from(is_reason && !in_comment);
+            in_comment = is_reason;
+            counts.code += usize::from(!line.is_empty() && !line.starts_with("//"));
+        }
+        counts
+    }
+
+    fn per_thousand(&self, count: usize) -> f64 {
+        count as f64 * 1000.0 / self.code as f64
+    }
+}
+
+fn is_test(path: &str) -> bool {
+    path.starts_with("tests/")
+        || path.contains("/tests/")
+        || path.ends_with("/tests.rs")
+        || path.ends_with("_tests.rs")
+}
+
+#[test]
+fn comments_give_reasons_and_doors_have_examples() {
+    let mut all = CommentCounts::default();
+    for SourceFile { path, text } in sources() {
+        if is_test(path) {
+            continue;
+        }
+        let one = CommentCounts::count(text);
+        all.code += one.code;
+        all.reasons += one.reasons;
+        all.examples += one.examples;
+    }
+    let reasons = all.per_thousand(all.reasons);
+    let examples = all.per_thousand(all.examples);
+    assert!(
+        reasons >= REASONS_MIN,
+        "{reasons:.1} reasons for 1,000 lines of code, {REASONS_MIN} at least: write at the branch why it is there"
+    );
+    assert!(
+        examples >= EXAMPLES_MIN,
+        "{examples:.2} examples for 1,000 lines of code, {EXAMPLES_MIN} at least"
+    );
+}
+
+#[test]
+fn reasons_and_examples_are_counted_and_their_lines_are_no_code() {
+    let text = "\
+//! ```
+//! example();
+//! ```
+//! ```text
+//! no example
+//! ```
+
+/// Doc.
+fn f() {
+    // A reason
+    // in two lines.
+    g();
+
+    // Another.
+    h(); // beside code
+}
+
+#[cfg(test)]
+mod tests {
+    // In a test.
+}
+";
+    let counts = CommentCounts {
+        code: 4,
+        reasons: 2,
+        examples: 1,
+    };
+    assert_eq!(CommentCounts::count(text), counts);
+}
