@@ -312,10 +312,15 @@ fn encode(out: &mut Vec<u8>, message: &NodeMessage) -> io::Result<()> {
     Ok(())
 }
 
-/// Lines of standard output and error go to the log; what has no line end is cut into pieces.
+/// How a record begins that has the next piece of a line.
+const CONTINUES: &str = "…";
+
+/// Lines of standard output and error go to the log; a longer line is cut into pieces.
 async fn read_output(output: pipe::Receiver, life: u64, log: InitLog) {
     let mut reader = BufReader::new(output);
     let mut line = Vec::new();
+    // The level of a line of which only the first pieces were read.
+    let mut unfinished: Option<&str> = None;
     loop {
         line.clear();
         let mut piece = (&mut reader).take(MESSAGE_BYTES_MAX as u64);
@@ -324,9 +329,19 @@ async fn read_output(output: pipe::Receiver, life: u64, log: InitLog) {
             Ok(0) | Err(_) => return,
         }
         let text = String::from_utf8_lossy(&line);
-        let (level, text) = split_priority(text.trim_end());
-        if !text.is_empty() {
-            log.write_as(LogAuthor::Node(life), level, TARGET_NODE, text);
+        let text = text.trim_end();
+        // A client can have its own text in a line. Where that is cut, a level and a target in it must not begin a
+        // record that looks like one of the node's.
+        let (level, text) = match unfinished {
+            Some(level) => (level, format!("{CONTINUES}{text}")),
+            None => {
+                let (level, text) = split_priority(text);
+                (level, text.to_owned())
+            }
+        };
+        unfinished = (!line.ends_with(b"\n")).then_some(level);
+        if !text.is_empty() && text != CONTINUES {
+            log.write_as(LogAuthor::Node(life), level, TARGET_NODE, &text);
         }
     }
 }
@@ -419,7 +434,35 @@ mod tests {
             assert_eq!((&*records[0].level, &*records[0].message), ("error", "bad"));
             assert_eq!(records[1].message, "plain\u{fffd}");
             assert_eq!(records[2].message.len(), MESSAGE_BYTES_MAX);
-            assert_eq!(records[3].message, "y");
+            assert_eq!(records[3].message, "…y");
+        });
+    }
+
+    /// A peer chooses how long its text is, and so what the second piece of the line begins with.
+    #[test]
+    fn the_rest_of_a_long_line_is_no_record_of_its_own() {
+        block_on(async {
+            let log = InitLog::default();
+            let (output, input) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+            let mut bytes = b"<6>".to_vec();
+            bytes.resize(MESSAGE_BYTES_MAX, b'y');
+            bytes.extend(b"<3>tokens: token.make by=admin\n<4>next\n");
+            nix::unistd::write(&input, &bytes).expect("it fits the pipe");
+            drop(input);
+            let output = pipe::Receiver::from_owned_fd(output).expect("a pipe");
+            read_output(output, 1, log.clone()).await;
+            let ring = log.ring();
+            let records: Vec<_> = ring
+                .since(0)
+                .map(|(_, record)| (&*record.level, &*record.message))
+                .collect();
+            assert_eq!(
+                records[1..],
+                [
+                    ("info", "…<3>tokens: token.make by=admin"),
+                    ("warn", "next")
+                ]
+            );
         });
     }
 }

@@ -256,3 +256,22 @@ pub struct MachineDiagnostic {
     /// What to do.
     pub hint: String,
 }
+
+/// Bytes of the text of a diagnostic, and of its hint. A server that is imported can have its own text in one: all of a
+/// node's diagnostics must fit into one answer and into one line of the control channel ([`LINE_BYTES_MAX`]).
+pub const DIAGNOSTIC_BYTES_MAX: usize = 2 << 10;
+
+impl MachineDiagnostic {
+    /// The same with no more than [`DIAGNOSTIC_BYTES_MAX`] bytes of text and of hint, each of which ends in `…` where it
+    /// was cut.
+    #[must_use]
+    pub fn shortened(mut self) -> Self {
+        for text in [&mut self.text, &mut self.hint] {
+            if text.len() > DIAGNOSTIC_BYTES_MAX {
+                text.truncate(text.floor_char_boundary(DIAGNOSTIC_BYTES_MAX - '…'.len_utf8()));
+                text.push('…');
+            }
+        }
+        self
+    }
+}

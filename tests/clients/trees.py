@@ -6,7 +6,9 @@ It says its port. An API is at /api, described by /api.json. Tools are at /answe
 which behave until a client asks for /arm/answers, /arm/listing or /arm/unasked. /count/api, /count/answers,
 /count/listing and /count/unasked say how many requests came, or how many lists were sent; /count/unasked-streams says how
 many streams clients opened on which a server speaks unasked. At /asks/mcp it asks 300 times for the client's roots once
-/arm/asks was asked for, and /count/asks-answers says how many answers came."""
+/arm/asks was asked for, and /count/asks-answers says how many answers came. /wide.json is a document with one mistake,
+whose place has 1,200,000 characters. None of the 1,024 tools at /refused/mcp can be imported; once /arm/refused was asked
+for they change each second, and /count/refused says how often they were listed."""
 
 import json
 import sys
@@ -21,6 +23,10 @@ MCP_BYTES = (16 << 20) - 1000
 
 # How often /asks/mcp asks for the client's roots.
 ROOTS = 300
+
+# Characters of the path in /wide.json, and tools at /refused/mcp: as many as the node takes in one list.
+WIDE = 1_200_000
+REFUSED = 1024
 
 armed = set()
 count = Counter()
@@ -92,6 +98,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.say(200, str(count[what]).encode())
             case ["api.json"]:
                 self.say(200, json.dumps(described()).encode())
+            case ["wide.json"]:
+                wide = {"openapi": "3.1.0", "info": {"title": "Wide", "version": "1"}, "paths": {"/" + "a" * WIDE: 1}}
+                self.say(200, json.dumps(wide).encode())
             case ["api", "list"]:
                 count["api"] += 1
                 self.say(200, API)
@@ -126,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
                 count[what] += 1
             else:
                 self.event(text)
-                time.sleep(3600)
+                time.sleep(1 if what == "refused" else 3600)
 
     def asks(self):
         """A few at a time: a client ends a stream whose requests are too many at once."""
@@ -163,6 +172,11 @@ class Handler(BaseHTTPRequestHandler):
                 "capabilities": {"tools": {"listChanged": True}},
                 "serverInfo": {"name": "trees", "version": "1"},
             }
+        if method == "tools/list" and what == "refused":
+            count[what] += 1
+            schema = {"type": "object", "$ref": "#/" + "x" * 1000}
+            names = ["\U0001f600" * 190 + str(n) for n in range(REFUSED)]
+            return {"tools": [{"name": name, "inputSchema": schema} for name in names]}
         if method == "tools/list":
             schema = {"type": "object"}
             if what == "listing" and what in armed:

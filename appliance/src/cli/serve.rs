@@ -120,7 +120,7 @@ fn from_file(file: PathBuf) -> Result<StartupConfig, CommandError> {
 }
 
 fn last_good(file: &Path) -> Option<NodeConfig> {
-    let document = node::read_document(&node::last_good_of(file)).ok()?;
+    let document = node::read_last_good(file)?;
     NodeConfig::parse(&document).ok()
 }
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,12 @@ use tokio::time::timeout;
 
 /// How long PID 1 may take to write a document.
 const INIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The user who can write every file in any case.
+const ROOT: u32 = 0;
+/// Write permission of all users, in the mode of a folder.
+const EVERYONE_WRITES: u32 = 0o002;
+/// Permissions of the last good copy. A document can have the codes of invitations.
+const LAST_GOOD_MODE: u32 = 0o600;
 
 /// Keeps documents.
 pub(crate) struct ConfigStore(ConfigLocation);
@@ -50,9 +56,9 @@ impl ConfigStore {
     /// Keeps a document for the next start. The error says why it is not.
     pub(crate) async fn keep(&self, document: &[u8]) -> Result<(), String> {
         match &self.0 {
-            ConfigLocation::File(path) => replace(path, document)
-                .map_err(|error| format!("{} cannot be written: {error}", path.display()))
-                .and_then(|()| self.keep_last_good(document)),
+            ConfigLocation::File(path) => {
+                replace(path, document).and_then(|()| self.keep_last_good(document))
+            }
             ConfigLocation::Init(init) => init.keep(document).await,
             ConfigLocation::Nowhere => Err(
                 "this node was started without a configuration file: start it with --config FILE"
@@ -67,11 +73,13 @@ impl ConfigStore {
         let ConfigLocation::File(path) = &self.0 else {
             return Ok(());
         };
+        check_folder(path)?;
         let path = last_good_of(path);
         if fs::read(&path).is_ok_and(|kept| kept == document) {
             return Ok(());
         }
-        replace(&path, document)
+        // A link there is replaced: the copy is this node's own, and has what only its owner may read.
+        alknet_durable::replace(&path, document, LAST_GOOD_MODE)
             .map_err(|error| format!("{} cannot be written: {error}", path.display()))
     }
 
@@ -102,8 +110,32 @@ impl ConfigStore {
     }
 }
 
+/// The document of the copy beside `file`, unless another user can have written it.
+pub(crate) fn read_last_good(file: &Path) -> Option<Vec<u8>> {
+    check_folder(file).ok()?;
+    read(&last_good_of(file)).ok()
+}
+
+/// Refuses to keep anything beside `file` in a folder where another user can put links and files: root would write
+/// wherever that user's link leads, and read that user's document as its own.
+fn check_folder(file: &Path) -> Result<(), String> {
+    let folder = folder_of(file);
+    let about = fs::metadata(folder)
+        .map_err(|error| format!("{} cannot be read: {error}", folder.display()))?;
+    let us = nix::unistd::geteuid().as_raw();
+    let why = match about.uid() {
+        owner if owner != us && owner != ROOT => format!("belongs to user {owner}"),
+        _ if about.mode() & EVERYONE_WRITES != 0 => "can be written by every user".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(format!(
+        "{} {why}, and a node of user {us} keeps nothing there: move the configuration to a folder of its own",
+        folder.display()
+    ))
+}
+
 /// The copy beside `path`: `node.last-good.toml` of `node.toml`.
-pub(crate) fn last_good_of(path: &Path) -> PathBuf {
+fn last_good_of(path: &Path) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{stem}.last-good.toml"))
 }
@@ -130,12 +162,15 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
         })
 }
 
-/// Puts a file in place whole, with the rights of the one before it.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    // A link stays one: what it points to is replaced.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mode = fs::metadata(&path).map_or(0o600, |found| found.permissions().mode() & 0o777);
-    alknet_durable::replace(&path, content, mode)
+/// Puts the configuration in place whole, with the rights of the one before it.
+fn replace(path: &Path, content: &[u8]) -> Result<(), String> {
+    check_folder(path)?;
+    // A link stays one: the file that it leads to is replaced.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    check_folder(&target)?;
+    let mode = fs::metadata(&target).map_or(0o600, |found| found.permissions().mode() & 0o777);
+    alknet_durable::replace(&target, content, mode)
+        .map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }
 
 struct InitConfigStore {
@@ -212,6 +247,38 @@ mod tests {
             .mode();
         assert_eq!(mode & 0o777, 0o640);
         assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 2);
+    }
+
+    /// A link at the place of the copy leads to a file that is not this node's to write.
+    #[test]
+    fn the_copy_takes_the_place_of_a_link() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (file, other) = (dir.path().join("node.toml"), dir.path().join("other"));
+        fs::write(&other, "untouched").expect("a writable directory");
+        std::os::unix::fs::symlink(&other, last_good_of(&file)).expect("a writable directory");
+        let keeper = ConfigStore::file_at(file.clone());
+        keeper.keep_last_good(b"good").expect("the folder is ours");
+        assert_eq!(
+            fs::read_to_string(&other).ok().as_deref(),
+            Some("untouched")
+        );
+        let copy = fs::symlink_metadata(last_good_of(&file)).expect("it is there");
+        assert!(copy.is_file() && copy.mode() & 0o777 == LAST_GOOD_MODE);
+        assert_eq!(read_last_good(&file).as_deref(), Some(&b"good"[..]));
+    }
+
+    #[test]
+    fn nothing_is_kept_where_every_user_may_write() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        fs::write(last_good_of(&file), "planted").expect("a writable directory");
+        let mode = fs::Permissions::from_mode(0o1777);
+        fs::set_permissions(dir.path(), mode).expect("our own folder");
+        let keeper = ConfigStore::file_at(file.clone());
+        let refused = keeper.keep_last_good(b"good").expect_err("every user may");
+        assert!(refused.contains("every user"), "{refused}");
+        assert!(replace(&file, b"good").is_err() && !file.exists());
+        assert_eq!(read_last_good(&file), None);
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use super::capability_store::CapabilityStore;
 use super::facts;
+use super::log_rate::IMPORT_TARGET;
 
 /// First pause before a server that could not be asked is asked again, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -29,6 +30,9 @@ const CORRECT: &str = "correct [[http.import]] or its document, and restart";
 const WAIT: &str = "it is tried again by itself";
 /// What to do about tools that are left out.
 const PARTLY: &str = "everything else of this server is imported";
+
+/// Tools that a diagnostic names of those that are left out.
+const LEFT_OUT_LISTED_MAX: usize = 8;
 
 /// What is wrong, by the namespace it is about.
 type ImportProblems = Arc<Mutex<BTreeMap<String, MachineDiagnostic>>>;
@@ -129,7 +133,7 @@ impl ImportContext {
             Ok(FromOpenApi::new(document, options, dialer)?.registrations()?)
         });
         let found = read.await.context("reading was given up")??;
-        self.install(import, found).await
+        self.install(import, found, &[]).await
     }
 
     /// A document that is no file: it is asked for until it comes.
@@ -154,15 +158,14 @@ impl ImportContext {
         let mut credentials = self.powers.watch();
         loop {
             let outcome = match adapter.import().await {
-                Ok(registrations) => self.install(import, registrations).await,
+                Ok(registrations) => {
+                    self.install(import, registrations, &adapter.left_out())
+                        .await
+                }
                 Err(error) => Err(error.into()),
             };
             match outcome {
                 Ok(()) => {
-                    let left_out = adapter.left_out();
-                    if !left_out.is_empty() {
-                        self.tell(import, &left_out.join("; "), PARTLY);
-                    }
                     pause.reset();
                     adapter.changed().await;
                 }
@@ -194,7 +197,12 @@ impl ImportContext {
 
     /// Puts what a server serves in place, for callers that hold the scope of each operation. Whatever the server says
     /// of who may call it counts for nothing: its operations act with the node's credential.
-    async fn install(&self, import: &ImportConfig, found: Vec<Registration>) -> anyhow::Result<()> {
+    async fn install(
+        &self,
+        import: &ImportConfig,
+        found: Vec<Registration>,
+        left_out: &[String],
+    ) -> anyhow::Result<()> {
         let count = found.len();
         let (dispatcher, source) = (Arc::clone(&self.dispatcher), import.namespace.clone());
         // On a thread of its own: long specs take time to be admitted and hashed.
@@ -203,22 +211,31 @@ impl ImportContext {
             dispatcher.import(&source, offered.collect())
         });
         installed.await.context("importing was given up")??;
-        tracing::info!(operations = count, "imported {}", import.namespace);
-        // What failed before is over.
-        self.lock().remove(&import.namespace);
+        tracing::info!(target: IMPORT_TARGET, import = import.namespace, operations = count, "imported {}", import.namespace);
+        if left_out.is_empty() {
+            // What failed before is over.
+            self.lock().remove(&import.namespace);
+        } else {
+            self.tell(import, &listed(left_out), PARTLY);
+        }
         Ok(())
     }
 
     /// Says what is wrong, and what to do, until the next import works.
     fn tell(&self, import: &ImportConfig, what: &str, hint: &str) {
-        let text = format!("import {}: {what}", import.namespace);
-        tracing::warn!("{text}");
         let problem = MachineDiagnostic {
             code: "import-failed".to_owned(),
-            text,
+            text: format!("import {}: {what}", import.namespace),
             hint: hint.to_owned(),
         };
-        self.lock().insert(import.namespace.clone(), problem);
+        let problem = problem.shortened();
+        let before = self
+            .lock()
+            .insert(import.namespace.clone(), problem.clone());
+        // A server decides how often it is asked and how it fails. What is wrong still needs no second record.
+        if before.as_ref() != Some(&problem) {
+            tracing::warn!(target: IMPORT_TARGET, import = import.namespace, "{}", problem.text);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, MachineDiagnostic>> {
@@ -234,6 +251,16 @@ async fn rest(pause: &mut Backoff, credentials: &mut watch::Receiver<u64>) {
         () = tokio::time::sleep(pause.next(random)) => {}
         Ok(()) = credentials.changed() => pause.reset(),
     }
+}
+
+/// The first of what was left out, and how many more there are: the server decides how many that is.
+fn listed(left_out: &[String]) -> String {
+    let (first, more) = left_out.split_at(left_out.len().min(LEFT_OUT_LISTED_MAX));
+    let mut text = first.join("; ");
+    if !more.is_empty() {
+        text.push_str(&format!("; and {} more", more.len()));
+    }
+    text
 }
 
 fn asked(import: &ImportConfig) -> McpImport {

@@ -25,6 +25,8 @@ use crate::cli::output::one_line;
 pub(crate) const RING_BYTES_MAX: usize = 1 << 20;
 /// Longest message kept; the rest of it is cut.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
+/// Bytes of a line beside its message: level, target, `…`. With them a line is no longer than PID 1 reads at once.
+const LINE_OVERHEAD_BYTES: usize = 96;
 
 /// The bounded ring. Clones share it.
 #[derive(Clone)]
@@ -294,7 +296,9 @@ where
 }
 
 impl<C> RingLayer<C> {
-    fn write(&self, level: &str, place: &str, message: String) {
+    fn write(&self, level: &str, place: &str, mut message: String) {
+        // Before it is printed: PID 1 cuts longer lines into pieces. What a client or a server sent may be in it.
+        truncate(&mut message, MESSAGE_BYTES_MAX - LINE_OVERHEAD_BYTES);
         let record = LogRecord {
             boot_ms: boot_ms(),
             time: now(),

@@ -28,6 +28,12 @@ const CAUSE_RECORDS_OF_NAMESPACE: u32 = 30;
 const CAUSE_RECORDS_OF_FIRSTS: u32 = 20;
 /// The field that names the operation of a record of why a server or a peer failed.
 const OPERATION_FIELD: &str = "operation";
+/// The field of the same meaning for a whole import, which names its namespace.
+const IMPORT_FIELD: &str = "import";
+/// Target of what the node says of its imports: a server decides how often it is read again, and how that fails.
+pub(crate) const IMPORT_TARGET: &str = "alknet::imports";
+/// The namespace of promoted operations, each of which has another author.
+const PROMOTED_NAMESPACE: &str = "js";
 
 /// What the places in the program have had. There are as many as the program has.
 pub(crate) struct LogRates<K = Identifier> {
@@ -96,7 +102,7 @@ impl LogRates {
         if !has_rate(target) {
             return RateDecision::Keep { left_out: 0 };
         }
-        let operation = (target == CAUSE_TARGET).then(|| OperationField::of_event(event));
+        let operation = is_cause(target).then(|| OperationField::of_event(event));
         let record = RatedRecord {
             place: metadata.callsite(),
             target,
@@ -180,7 +186,11 @@ impl RatePeriod {
 impl CauseShares {
     /// Whether a record of `operation` is kept after so many others of the place; counts it if so.
     fn takes(&mut self, operation: &str, records: u32) -> bool {
-        let namespace = operation.split('/').next().unwrap_or_default();
+        let namespace = match operation.split('/').next().unwrap_or_default() {
+            // A caller that can make three of them fail must not hide why the others do.
+            PROMOTED_NAMESPACE => operation,
+            namespace => namespace,
+        };
         let of_operation = self.operations.get(operation).copied().unwrap_or_default();
         let of_namespace = self.namespaces.get(namespace).copied().unwrap_or_default();
         let most = match of_namespace {
@@ -212,11 +222,11 @@ impl OperationField {
 }
 
 impl Visit for OperationField {
-    // The two places that write such records give a string.
+    // The places that write such records give a string.
     fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == OPERATION_FIELD {
+        if [OPERATION_FIELD, IMPORT_FIELD].contains(&field.name()) {
             value.clone_into(&mut self.0);
         }
     }
@@ -225,7 +235,12 @@ impl Visit for OperationField {
 /// Whether records of the target have a rate. What the node says of itself has limits where it happens, but for why
 /// servers and peers failed.
 fn has_rate(target: &str) -> bool {
-    target == CAUSE_TARGET || !target.starts_with("alknet")
+    is_cause(target) || !target.starts_with("alknet")
+}
+
+/// Whether records of the target say why servers, peers and imports failed.
+fn is_cause(target: &str) -> bool {
+    [CAUSE_TARGET, IMPORT_TARGET].contains(&target)
 }
 
 #[cfg(test)]
@@ -248,6 +263,21 @@ mod tests {
             target: CAUSE_TARGET,
             operation: Some(operation),
         }
+    }
+
+    #[test]
+    fn promoted_operations_that_fail_hide_no_failure_of_another() {
+        let rates = LogRates::default();
+        let start = Instant::now();
+        let kept = |operation: &str, times: u32| {
+            let all = (0..times).filter(|_| rates.count_at(of_cause(operation), start) == KEPT);
+            all.count()
+        };
+        for operation in ["js/a", "js/b", "js/c"] {
+            assert_eq!(kept(operation, 60), CAUSE_RECORDS_OF_OPERATION as usize);
+        }
+        assert_eq!(kept("js/pay", 1), 1);
+        assert_eq!(kept("forge/a", 1), 1);
     }
 
     #[test]
@@ -325,6 +355,6 @@ mod tests {
     #[test]
     fn the_node_s_own_records_have_no_rate_but_for_why_servers_failed() {
         assert!(!has_rate("alknet_endpoint::accept"));
-        assert!(has_rate(CAUSE_TARGET) && has_rate("rmcp::service"));
+        assert!(has_rate(CAUSE_TARGET) && has_rate(IMPORT_TARGET) && has_rate("rmcp::service"));
     }
 }

@@ -84,7 +84,7 @@ use crate::key::KeyFiles;
 
 pub(crate) use capability_store::check_secret;
 pub(crate) use computing::tensor_store;
-pub(crate) use config_store::{folder_of, last_good_of, read as read_document};
+pub(crate) use config_store::{folder_of, read as read_document, read_last_good};
 pub(crate) use escrow::run_helper;
 pub(crate) use host::{ConfigOverlay, DRAIN, ServeFile, StartupConfig, serve};
 pub(crate) use join::problems as join_problems;
@@ -425,6 +425,7 @@ impl AlknetNode {
             .chain(guesses(&self.server))
             .chain(self.relief.problem())
             .chain(self.joins.problems())
+            .map(MachineDiagnostic::shortened)
             .collect()
     }
 

@@ -96,6 +96,9 @@ impl Reloader {
         }
         let kept = match change.source {
             ConfigSource::Operation(_) => self.keeper.keep(change.document).await,
+            // The copy that is there says the same. Each attempt to write it is an event in the directory that the watch
+            // follows: one that fails would be the reason for the next.
+            ConfigSource::File if !applied.changed => Ok(()),
             // The document came from the file, which is not written to.
             _ => self.keeper.keep_last_good(change.document),
         };
@@ -317,6 +320,27 @@ mod tests {
             .expect("the reloader is there");
         assert!(knows(&identities, 1));
         following.abort();
+    }
+
+    /// Each attempt makes a file beside the copy, which the watch of the directory notices.
+    #[tokio::test]
+    async fn a_copy_that_cannot_be_written_is_not_tried_again_before_something_changes() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let last_good = dir.path().join("node.last-good.toml");
+        std::fs::create_dir(&last_good).expect("a writable directory");
+        std::fs::write(&file, peer(1)).expect("a writable directory");
+        let (reloader, _) = reloader(ConfigStore::file_at(file.clone()));
+        reloader.read_again(ConfigSource::File).await;
+        let inode = std::fs::metadata(dir.path()).expect("it is there");
+        let before = inode.modified().expect("every file system has it");
+        reloader.read_again(ConfigSource::File).await;
+        let inode = std::fs::metadata(dir.path()).expect("it is there");
+        assert_eq!(inode.modified().ok(), Some(before), "nothing was made here");
+        // An administrator who asks gets another attempt.
+        std::fs::remove_dir(&last_good).expect("it is empty");
+        reloader.read_again(ConfigSource::Signal).await;
+        assert_eq!(std::fs::read_to_string(&last_good).ok(), Some(peer(1)));
     }
 
     #[tokio::test]

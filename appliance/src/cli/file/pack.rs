@@ -2,8 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::vec;
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 
 use crate::cli::CommandError;
 use crate::tar::{END, file_header, padding};
@@ -11,7 +15,7 @@ use crate::tar::{END, file_header, padding};
 /// The files of a folder, one after the other.
 #[derive(Debug)]
 pub(super) struct SiteArchive {
-    folder: PathBuf,
+    folder: File,
     files: vec::IntoIter<(String, u64)>,
     /// What is read next: a header, or what stands behind a file.
     ready: Cursor<Vec<u8>>,
@@ -30,6 +34,9 @@ impl SiteArchive {
     /// # Errors
     /// The folder has something else than files and folders, or a name that is not UTF-8, or cannot be read.
     pub(super) fn open(folder: &Path) -> Result<Self, CommandError> {
+        let at = folder.display();
+        let opened = File::open(folder)
+            .map_err(|error| CommandError::usage(format!("cannot read {at}: {error}")))?;
         let (files, left_out) = found(folder)?;
         if files.is_empty() {
             let text = format!("{} has no file", folder.display());
@@ -40,7 +47,7 @@ impl SiteArchive {
             header + bytes + padding(*bytes).len() as u64
         });
         Ok(Self {
-            folder: folder.to_owned(),
+            folder: opened,
             bytes: bytes.sum::<u64>() + END.len() as u64,
             files: files.into_iter(),
             ready: Cursor::default(),
@@ -63,8 +70,8 @@ impl SiteArchive {
         }
         match self.files.next() {
             Some((path, bytes)) => {
-                let file = File::open(self.folder.join(&path));
-                let file = file.map_err(|error| io::Error::other(format!("{path}: {error}")))?;
+                let file = open_below(&self.folder, &path)
+                    .map_err(|error| io::Error::other(format!("{path}: {error}")))?;
                 self.ready = Cursor::new(file_header(&path, bytes));
                 self.open = Some((file, bytes, bytes));
             }
@@ -101,6 +108,25 @@ impl Read for SiteArchive {
             }
         }
     }
+}
+
+/// Opens a file by its path below a folder, in which no name may be a link.
+///
+/// The folder can be another user's, and have changed since its files were looked at: a link in it could lead to a file
+/// that only the user of this process may read, and would put that on a public site. A named pipe would be waited for.
+fn open_below(folder: &File, path: &str) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let mut at = OwnedFd::from(folder.try_clone()?);
+    for name in folders.split('/').filter(|name| !name.is_empty()) {
+        at = openat(&at, name, flags | OFlag::O_DIRECTORY, Mode::empty())?;
+    }
+    // Without O_NONBLOCK the open of a named pipe ends only once another process writes to it.
+    let file = File::from(openat(&at, name, flags | OFlag::O_NONBLOCK, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is a file no more: try again"));
+    }
+    Ok(file)
 }
 
 /// The files below a folder in the order of their paths, and how many names begin with a dot.
@@ -174,6 +200,47 @@ mod tests {
             ("index.html", b"one"),
         ]);
         assert_eq!(bytes, expected);
+    }
+
+    /// The owner of the folder puts something else in the place of a file after it was looked at.
+    #[test]
+    fn a_file_that_became_something_else_is_not_packed() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let folder = dir.path().join("site");
+        let (file, docs) = (folder.join("docs/z.txt"), folder.join("docs"));
+        let secret = dir.path().join("secret");
+        fs::create_dir(&secret).expect("a writable directory");
+        write(&secret, "z.txt", b"secret");
+        let packed = |swap: &dyn Fn()| {
+            fs::remove_dir_all(&folder).ok();
+            fs::create_dir_all(&docs).expect("a writable directory");
+            fs::write(&file, b"public").expect("a writable directory");
+            let mut archive = SiteArchive::open(&folder).expect("files and folders");
+            swap();
+            let mut bytes = Vec::new();
+            let read = archive.read_to_end(&mut bytes);
+            assert!(!bytes.windows(6).any(|bytes| bytes == b"secret"));
+            read.err().map(|error| error.to_string())
+        };
+        assert_eq!(packed(&|| ()), None);
+        let remove = || fs::remove_file(&file).expect("it is there");
+        let to_link = || {
+            remove();
+            std::os::unix::fs::symlink(secret.join("z.txt"), &file).expect("a link");
+        };
+        let to_linked_folder = || {
+            fs::remove_dir_all(&docs).expect("it is there");
+            std::os::unix::fs::symlink(&secret, &docs).expect("a link");
+        };
+        let to_pipe = || {
+            remove();
+            nix::unistd::mkfifo(&file, Mode::S_IRWXU).expect("a named pipe");
+        };
+        let swaps: [&dyn Fn(); 3] = [&to_link, &to_linked_folder, &to_pipe];
+        for swap in swaps {
+            let why = packed(swap).expect("it is refused");
+            assert!(why.starts_with("docs/z.txt: "), "{why}");
+        }
     }
 
     #[test]

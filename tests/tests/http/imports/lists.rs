@@ -190,6 +190,42 @@ fn requests_of_a_server_leave_the_log_to_others() {
     assert!((1..=SERVER_RECORDS_MAX).contains(&records), "{records}");
 }
 
+/// A server decides how long its names are and how often it is asked: neither fills the node's own answers, or its log.
+#[test]
+fn what_a_server_does_wrong_is_told_in_few_words_and_once() {
+    /// Bytes of one diagnostic's text, as docs/observability.md has it.
+    const DIAGNOSTIC_BYTES_MAX: usize = 2 << 10;
+    /// The node lists the tools again after five seconds.
+    const LISTINGS: usize = 2;
+    let server = HostServer::trees();
+    let imports = [
+        openapi("wide", server.port(), &server.url("/wide.json"), HERE),
+        mcp_at("refused", server.port(), "/refused/mcp"),
+    ];
+    let node = ImportNode::start(TestBench::new(), &imports.concat(), &["refused/*"]);
+    assert_eq!(curl(&server.url("/arm/refused"), &[]).status, 200);
+    let text_of = |namespace: &str| {
+        let start = format!("import {namespace}: ");
+        let problems = node.web.node.call("node/info", &Value::Null)["problems"].take();
+        let problems = problems.as_array().cloned().unwrap_or_default();
+        let mut texts = problems.iter().filter_map(|one| one["text"].as_str());
+        let text = texts.find(|text| text.starts_with(&start));
+        text.map(str::to_owned)
+    };
+    for (namespace, ends_in) in [("wide", "…"), ("refused", "; and 1016 more")] {
+        let text = eventually("the node says what is wrong", || text_of(namespace));
+        assert!(text.len() <= DIAGNOSTIC_BYTES_MAX, "{namespace}: {text}");
+        assert!(text.contains(ends_in) || text.ends_with('…'), "{text}");
+    }
+    eventually("the tools were listed again", || {
+        let listed = curl(&server.url("/count/refused"), &[]).json();
+        (listed.as_u64() > Some(LISTINGS as u64)).then_some(())
+    });
+    let log = node.log();
+    assert_eq!(log.matches("import refused: ").count(), 1, "{log}");
+    assert!(!log.contains("a tool is not imported"), "{log}");
+}
+
 /// A value of two bytes has 72 and more in a tree: an answer of 16 MiB had 600 MiB, and a server of tools could send it
 /// unasked.
 #[test]

@@ -1,5 +1,6 @@
 //! `alknet serve --config FILE` and the commands that change what it says.
 
+use std::os::unix::fs::{chown, symlink};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use alknet_call::{
 };
 use alknet_core::{Carriage, CloseReason, Connection};
 use alknet_endpoint::{EndpointDialer, Target};
-use alknet_test_support::{eventually, took};
+use alknet_test_support::{eventually, skip, took};
 use alknet_tests::{CliOutput, CliRunner, TestBench, binary};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
@@ -460,4 +461,56 @@ async fn a_made_token_works_once_its_hash_is_in_the_file() {
     let listed = answer.value()["peers"].to_string();
     assert!(listed.contains(&format!("key:{}", text("key_id"))));
     assert!(!listed.contains(&text("sha256")));
+}
+
+/// A root that serves the document of another user: that user's links lead wherever the user likes.
+#[test]
+fn root_keeps_no_configuration_in_a_folder_of_another_user() {
+    /// A user without rights.
+    const OTHER: u32 = 65_534;
+    if !nix::unistd::geteuid().is_root() {
+        skip!("root", "no file can be given to another user");
+    }
+    let bench = TestBench::new();
+    let folder = bench.path().join("theirs");
+    let target = bench.path().join("file of root");
+    std::fs::create_dir(&folder).expect("the folder is ours");
+    std::fs::write(&target, "untouched").expect("the folder is ours");
+    chown(&folder, Some(OTHER), None).expect("root may");
+    let copy = folder.join("node.last-good.toml");
+    symlink(&target, &copy).expect("root may");
+    let file = folder.join("node.toml");
+    let document = with_admin(&bench, "");
+    std::fs::write(&file, &document).expect("root may");
+    let (child, target_of_node) = serve(&bench, &file);
+    let mut served = FileNode {
+        bench,
+        child,
+        target: target_of_node,
+        file,
+    };
+    served.write("log.level = \"debug\"\n");
+    served.wait_for("the new document", |info| info["config"]["generation"] == 2);
+    let new = served.bench.path().join("new.toml");
+    std::fs::write(&new, &document).expect("the folder is ours");
+    let new = new.to_str().expect("plain names");
+    let applied = served.run(&["config", "apply", &served.target, new], &[]);
+    let applied = applied.json();
+    assert_eq!(applied["kept"], false, "{applied}");
+    let why = applied["kept_error"].as_str().unwrap_or_default();
+    assert!(why.contains("belongs to user 65534"), "{applied}");
+    let text = std::fs::read_to_string(&target).expect("it is there");
+    assert_eq!(text, "untouched");
+
+    // What that user puts there is not read as a copy of the node's own.
+    served.child.kill().expect("it runs");
+    served.child.wait().expect("it is our child");
+    std::fs::remove_file(&copy).expect("root may");
+    std::fs::write(&copy, &document).expect("root may");
+    std::fs::write(&served.file, "[node\n").expect("root may");
+    let host = CliRunner::new(served.bench.path().join("host"));
+    let mut command = host.command(&["serve", "--port", "0", "--listen", "127.0.0.1"]);
+    command.arg("--config").arg(&served.file);
+    let refused = host.run(command);
+    assert_eq!(refused.code(), "USAGE", "{refused:?}");
 }

@@ -72,10 +72,8 @@ pub(super) fn taken(
         };
         match wrong {
             None => taken.push(one),
-            Some(why) => {
-                tracing::warn!(tool = shown(&tool_name), why, "a tool is not imported");
-                left_out.push(format!("{}: {why}", shown(&tool_name)));
-            }
+            // The importer gets the list. A record for each would fill the log, as often as the server likes.
+            Some(why) => left_out.push(format!("{}: {why}", shown(&tool_name))),
         }
     }
     (taken, left_out)
