@@ -56,6 +56,7 @@ const OPERATIONS: [&str; 57] = [
     "tensor/open",
     "tensor/put",
     "tensor/read",
+    "tensor/remove",
     "tensor/stat",
     "tensor/write",
     "token/list",

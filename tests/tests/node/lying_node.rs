@@ -255,6 +255,7 @@ impl LyingNode {
             .with(says("peer/add", row.clone()))
             .with(says("peer/set", row.clone()))
             .with(says("peer/remove", row))
+            .with(says("tensor/remove", json!({ "id": ACTS, "freed": ACTS })))
             .with(says("node/info", info))
             .with(says("node/page-ticket", link))
             .with(says("peer/list", peers))
@@ -408,6 +409,8 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["escrow", "revoke", "@", "share"], true),
         (&["call", "@", "--batch", "BATCH"], true),
         (&["tensor", "pull", "@", "models/bert", "OUTPUT"], true),
+        // What was asked for is repeated.
+        (&["tensor", "remove", "@", "models/bert"], false),
         (&["vault", "lock", "@"], true),
         // Refused, and taken in.
         (&["enroll", "JOIN"], true),

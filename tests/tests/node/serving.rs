@@ -58,6 +58,7 @@ const OPERATIONS: [&str; 52] = [
     "tensor/open",
     "tensor/put",
     "tensor/read",
+    "tensor/remove",
     "tensor/stat",
     "tensor/write",
     "token/list",
