@@ -11,6 +11,9 @@ use super::{CommandError, CommandExit, output};
 /// The operation that lists the peers.
 const LIST: &str = "peer/list";
 
+/// The end of a key that a peer has lost, and that the node knows in order to refuse it.
+const LONG_AGO: &str = "1970-01-01T00:00:00Z";
+
 /// The verbs below `alknet peer`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PeerVerb {
@@ -261,6 +264,7 @@ fn row_lines(row: &Value) -> Vec<String> {
     let mut about: Vec<_> = texts("keys")
         .iter()
         .map(|key| match row["key_ends"][*key].as_str() {
+            Some(LONG_AGO) => format!("  key {key} is refused: the peer lost it"),
             Some(end) => format!("  key {key} until {end}"),
             None => format!("  key {key}"),
         })
@@ -370,7 +374,8 @@ mod tests {
     fn one_peer_is_shown_with_its_keys_and_scopes() {
         let row = json!({
             "peer_id": "edge", "kind": "peer", "source": "store", "enabled": true,
-            "keys": ["ed25519:01", "ed25519:02"], "key_ends": { "ed25519:01": "2030-01-01T00:00:00Z" },
+            "keys": ["ed25519:01", "ed25519:02", "ed25519:03"],
+            "key_ends": { "ed25519:01": "2030-01-01T00:00:00Z", "ed25519:03": "1970-01-01T00:00:00Z" },
             "scopes": ["a:b", "c:*"], "expires": "2031-01-01T00:00:00Z", "closed": ["abcd0123"],
             "connections": [{ "alpn": "h2", "carriage": "tcp", "addr": null, "seconds": 1 }],
         });
@@ -380,6 +385,7 @@ mod tests {
                 "edge  peer     store   1 connection",
                 "  key ed25519:01 until 2030-01-01T00:00:00Z",
                 "  key ed25519:02",
+                "  key ed25519:03 is refused: the peer lost it",
                 "  scopes a:b c:*",
                 "  until 2031-01-01T00:00:00Z",
                 "  h2 over tcp from nowhere for 1 s",

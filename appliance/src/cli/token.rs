@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::duration::{self, Lifetime};
-use super::query::{ask, list, show_row, text};
+use super::query::{ask, list, show_row, text, warn};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, dial, output};
 
@@ -134,6 +134,7 @@ fn make(args: &MakeArgs, json: bool) -> Result<CommandExit, CommandError> {
             route.as_argument(),
             output::one_line(text(&answer["key_id"])),
         ));
+        warn(answer);
         Ok(CommandExit::Ok)
     })
 }

@@ -212,7 +212,8 @@ impl LyingNode {
         });
         let peer = json!({ "peer_id": ACTS, "name": format!("{ACTS}2"), "closed": [ACTS] });
         let invitation = json!({ "join": ACTS, "role": ACTS, "expires": ACTS, "count": 1 });
-        let made = json!({ "token": ACTS, "key_id": ACTS, "expires": ACTS, "scopes": [ACTS] });
+        let made = json!({ "token": ACTS, "key_id": ACTS, "expires": ACTS, "scopes": [ACTS],
+                           "warnings": [{ "id": ACTS, "what": ACTS }] });
         let kept = json!({ "id": ACTS, "name": ACTS });
         let proposal = json!({ "id": ACTS, "state": ACTS, "author": ACTS, "name": ACTS });
         let reviewed = json!({
