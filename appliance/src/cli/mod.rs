@@ -46,7 +46,7 @@ use clap::{Args, FromArgMatches, Parser, Subcommand};
 use serde_json::json;
 
 pub(crate) use dial::DialArgs;
-pub(crate) use exit::{CommandError, CommandExit};
+pub(crate) use exit::{CommandError, CommandExit, chain_text};
 use machine::PowerVerb;
 
 /// One binary, one port, a whole machine.
