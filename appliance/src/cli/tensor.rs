@@ -20,7 +20,8 @@ use share::TensorServeArgs;
 
 use super::dial::CliDialer;
 use super::query::ask;
-use super::target::{HubPeerArgs, NodeArgs, NodeNames, no_node};
+use super::row::{NodeRowArgs, RowWord};
+use super::target::{HubPeerArgs, NodeNames, no_node};
 use super::{CommandError, CommandExit, DialArgs, output};
 
 /// The verbs below `alknet tensor`.
@@ -52,7 +53,7 @@ alknet tensor push bert.mt models/bert"
 alknet tensor remove models/bert\n\n\
 You need the scope tensor:write for the path. A client that is fetching the file gets the whole of it."
     )]
-    Remove(StoredTensorArgs),
+    Remove(NodeRowArgs<StoredTensorRow>),
     /// Serve the tensor files of a folder. The command runs a node as 'alknet serve' does, with its options; the
     /// keys of --admin may fetch every file.
     #[command(
@@ -94,13 +95,12 @@ pub(crate) struct PushArgs {
     dial: DialArgs,
 }
 
-/// Which file of which node's store.
-#[derive(Debug, Args)]
-pub(crate) struct StoredTensorArgs {
-    #[command(flatten)]
-    node: NodeArgs,
-    /// The file: a path of the node's store, or the id (64 hex digits) of a file to which no path leads.
-    file: Option<String>,
+/// A file of a node's store.
+pub(crate) enum StoredTensorRow {}
+
+impl RowWord for StoredTensorRow {
+    const NAME: &'static str = "FILE";
+    const HELP: &'static str = "The file: a path of the node's store, or the id (64 hex digits) of a file to which no path leads";
 }
 
 /// `alknet tensor`
@@ -108,7 +108,7 @@ pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<CommandExit, CommandEr
     match verb {
         TensorVerb::Pull(args) => pull(&args, json),
         TensorVerb::Push(args) => push(&args, json),
-        TensorVerb::Remove(args) => remove(args, json),
+        TensorVerb::Remove(row) => remove(row, json),
         TensorVerb::Serve(args) => share::run(args, json),
         TensorVerb::Local(verb) => {
             let is_bytes = matches!(verb, LocalTensorVerb::Cat(_)) && !json;
@@ -240,8 +240,8 @@ fn push(args: &PushArgs, json: bool) -> Result<CommandExit, CommandError> {
     Ok(CommandExit::Ok)
 }
 
-fn remove(args: StoredTensorArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let (node, file) = args.node.with_word(args.file, "FILE")?;
+fn remove(row: NodeRowArgs<StoredTensorRow>, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, file) = row.arranged()?;
     let src = match source(&file)? {
         TensorFileRef::Id(id) => json!({ "id": id.to_string() }),
         TensorFileRef::Path(path) => json!({ "path": path.as_str() }),
