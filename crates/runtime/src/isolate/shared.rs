@@ -153,15 +153,21 @@ impl IsolateState {
         self.raise(ctx, code, message)
     }
 
-    /// The script's stack at this moment; `None` if there is no memory for it.
-    pub(crate) fn here(&self, ctx: &Ctx<'_>) -> Option<Persistent<JsValue<'static>>> {
+    /// The script's stack at this moment; `None` if there is no memory for it, or the script prepares none.
+    ///
+    /// # Errors
+    /// A limit was hit: the call ends.
+    pub(crate) fn here(
+        &self,
+        ctx: &Ctx<'_>,
+    ) -> rquickjs::Result<Option<Persistent<JsValue<'static>>>> {
         let here = self.hook(ctx, "here");
         match here.and_then(|here| here.call::<_, JsValue<'_>>(())) {
-            Ok(stack) => Some(Persistent::save(ctx, stack)),
+            Ok(stack) => Ok(Some(Persistent::save(ctx, stack))),
+            Err(error) if self.gauge.stopped().is_some() => Err(error),
             Err(_) => {
-                // The call goes on without it, and ends by the same limit if one was hit.
                 ctx.catch();
-                None
+                Ok(None)
             }
         }
     }

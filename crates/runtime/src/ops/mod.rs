@@ -83,7 +83,7 @@ pub(crate) fn install<'js>(
     let state = Rc::clone(shared);
     let f =
         move |ctx: Ctx<'js>, path: String, input: JsValue<'js>, options: JsValue<'js>, yes, no| {
-            let settle = settle(&ctx, &state, yes, no);
+            let settle = settle(&ctx, &state, yes, no)?;
             call(&ctx, &state, &path, &input, &options, settle)
         };
     native.set("call", Function::new(ctx.clone(), f)?)?;
@@ -95,7 +95,7 @@ pub(crate) fn install<'js>(
                   map: bool,
                   yes,
                   no| {
-        let settle = settle(&ctx, &state, yes, no);
+        let settle = settle(&ctx, &state, yes, no)?;
         call_with_bytes(&ctx, &state, &path, &input, (bytes, map), settle)
     };
     native.set("callBytes", Function::new(ctx.clone(), f)?)?;
@@ -115,7 +115,7 @@ pub(crate) fn install<'js>(
     let state = Rc::clone(shared);
     let f = move |ctx: Ctx<'js>, id: u32, yes, no| {
         in_flight(&ctx, &state)?;
-        let settle = settle(&ctx, &state, yes, no);
+        let settle = settle(&ctx, &state, yes, no)?;
         let pulled = state.pending_calls.borrow_mut().pull(id, settle);
         pulled
             .map(|id| id as f64)
@@ -152,7 +152,7 @@ pub(crate) fn install<'js>(
 fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateState>) -> Result<()> {
     let state = Rc::clone(shared);
     let f = move |ctx: Ctx<'js>, spec: JsValue<'js>, handler: Function<'js>, yes, no| {
-        let settle = settle(&ctx, &state, yes, no);
+        let settle = settle(&ctx, &state, yes, no)?;
         register(&ctx, &state, &spec, handler, settle)
     };
     native.set("register", Function::new(ctx.clone(), f)?)?;
@@ -162,7 +162,7 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateSta
         let work = test::begin(&state, name, cases);
         let work = work.map_err(|failure| state.raise_failure(&ctx, &failure))?;
         // Before the calls are borrowed: it may run a function of the script, which may call.
-        let settle = settle(&ctx, &state, yes, no);
+        let settle = settle(&ctx, &state, yes, no)?;
         state.pending_calls.borrow_mut().start(settle, work);
         Ok::<(), Error>(())
     };
@@ -173,7 +173,7 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateSta
         let taken = state.host.emit(entry as u64, item);
         let work = taken.map(|taken| taken.map(|()| None)).boxed_local();
         // Before the calls are borrowed: it may run a function of the script, which may call.
-        let settle = settle(&ctx, &state, yes, no);
+        let settle = settle(&ctx, &state, yes, no)?;
         state.pending_calls.borrow_mut().start(settle, work);
         Ok::<(), Error>(())
     };
@@ -187,12 +187,12 @@ fn settle<'js>(
     shared: &IsolateState,
     resolve: Function<'js>,
     reject: Function<'js>,
-) -> PromiseSettler {
-    PromiseSettler {
+) -> Result<PromiseSettler> {
+    Ok(PromiseSettler {
         resolve: Persistent::save(ctx, resolve),
         reject: Persistent::save(ctx, reject),
-        called_at: shared.here(ctx),
-    }
+        called_at: shared.here(ctx)?,
+    })
 }
 
 fn call<'js>(

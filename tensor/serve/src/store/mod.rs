@@ -105,7 +105,7 @@ impl TensorStoreState {
     }
 
     /// Forgets a path.
-    fn unlead(&mut self, path: &StorePath) {
+    fn forget_path(&mut self, path: &StorePath) {
         let Some(id) = self.paths.remove(path) else {
             return;
         };
@@ -282,7 +282,7 @@ impl TensorStore {
             let id = id.ok_or(ServeError::Missing)?;
             // First on the disk, or it would be back after the next start.
             self.unlink_name(path).map_err(failed)?;
-            self.state().unlead(path);
+            self.state().forget_path(path);
             id
         };
         let freed = self.discard_free(&id).map_err(failed)?;
