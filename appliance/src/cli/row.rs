@@ -103,9 +103,9 @@ mod tests {
         let both = read("ed25519:00@192.0.2.7:443 lamp --peer kitchen");
         assert_eq!(both.word.as_deref(), Some("lamp"));
         assert_eq!(both.node.peer.peer.as_deref(), Some("kitchen"));
-        let (node, word) = read("lamp --state /nowhere/at-all")
-            .arranged()
-            .expect("a word");
+        let state = tempfile::tempdir().expect("a temporary directory");
+        let alone = format!("lamp --state {}", state.path().display());
+        let (node, word) = read(&alone).arranged().expect("a word");
         assert_eq!((node.node, word.as_str()), (None, "lamp"));
         let missing = read("").arranged().expect_err("no word");
         assert_eq!(missing.message, "THING is missing");
