@@ -411,7 +411,7 @@ impl Write for OutputSink<'_> {
         written.map_err(|error| {
             let kind = error.kind();
             // `write_all` tries that one again by itself.
-            if kind != std::io::ErrorKind::Interrupted {
+            if kind != ErrorKind::Interrupted {
                 self.failed = Some(error);
             }
             kind.into()
