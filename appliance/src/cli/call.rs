@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::caller::NodeCaller;
 use super::dial::CliDialer;
+use super::node_book::check_name;
 use super::target::{NodeArgs, NodeNames, NodeRoute};
 use super::{CommandError, CommandExit, batch, output};
 
@@ -51,13 +52,51 @@ impl CallArgs {
             self.input = self.operation.take();
             self.operation = Some(operation);
         }
-        if self.operation.is_none() && self.batch.is_none() {
-            return Err(CommandError::usage(
-                "OPERATION is missing: 'alknet ops' lists those of a node",
-            ));
+        match &self.operation {
+            Some(operation) => check_operation(&self.node, operation, "call")?,
+            None if self.batch.is_none() => return Err(no_operation(&self.node)),
+            None => {}
         }
         Ok(self)
     }
+}
+
+/// The error of a command that names no operation. Its only word was taken for the node.
+pub(crate) fn no_operation(node: &NodeArgs) -> CommandError {
+    let behind = match &node.node {
+        Some(node) => format!(" behind '{node}', which was taken for the NODE"),
+        None => String::new(),
+    };
+    CommandError::usage(format!(
+        "OPERATION is missing{behind}: 'alknet ops list' lists those of a node"
+    ))
+}
+
+/// Refuses what is no name of an operation, before a word that was not meant as NODE is dialled. `verb` is the verb
+/// that takes the operation.
+///
+/// # Errors
+/// The word has no '/': what it may have been meant as is said.
+pub(crate) fn check_operation(
+    node: &NodeArgs,
+    operation: &str,
+    verb: &str,
+) -> Result<(), CommandError> {
+    if operation.contains('/') {
+        return Ok(());
+    }
+    let mut text =
+        format!("'{operation}' is no operation: the name of one has a '/', such as node/info");
+    if let Some(word) = &node.node {
+        text.push_str(&format!("; '{word}' was taken for the NODE"));
+        // The name of a node and a namespace may be one word.
+        if check_name(word).is_ok() && !node.is_known() {
+            text.push_str(&format!(
+                ": did you mean 'alknet {verb} {word}/{operation}'?"
+            ));
+        }
+    }
+    Err(CommandError::usage(text))
 }
 
 /// Whether a word is an operation's name. Keys, addresses and names of nodes have no '/'.
@@ -407,5 +446,25 @@ mod tests {
             let refused = words(line).expect_err(line);
             assert_eq!(refused.exit, CommandExit::Usage, "{line}: {refused}");
         }
+    }
+
+    #[test]
+    fn half_a_name_of_an_operation_is_no_node() {
+        let refused = |line: &str| words(line).expect_err(line).message;
+        let state = tempfile::tempdir().expect("a temporary directory");
+        let at = format!("--state {}", state.path().display());
+        let halves = refused(&format!("node info {at}"));
+        for said in [
+            "'info' is no operation",
+            "'node' was taken for the NODE",
+            "did you mean 'alknet call node/info'?",
+        ] {
+            assert!(halves.contains(said), "{halves}");
+        }
+        let address = refused("ed25519:00@192.0.2.7:443 info");
+        assert!(!address.contains("did you mean"), "{address}");
+        let alone = refused("node");
+        let said = "OPERATION is missing behind 'node', which was taken for the NODE";
+        assert!(alone.starts_with(said), "{alone}");
     }
 }

@@ -1,5 +1,6 @@
 //! `alknet credential`: secrets towards other servers, for the node that `alknet serve` runs with this state directory.
-//! The value comes from standard input, and no verb shows it.
+//! The value comes from standard input, and no verb shows it. The verbs are about the directory, and take no NODE; with
+//! `--node` two of them ask a node for its own.
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -14,9 +15,9 @@ use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::query::{show_row, text};
-use super::target::NodeArgs;
+use super::target::{HubPeerArgs, NodeArgs};
 use super::vault::of_local;
-use super::{CommandError, CommandExit, StateArgs, output};
+use super::{CommandError, CommandExit, DialArgs, StateArgs, output};
 use crate::credentials::{CredentialFolder, LocalCredentials, VALUE_BYTES_MAX, check_name, uses};
 use crate::node::{self, ServeFile};
 
@@ -32,14 +33,16 @@ that runs 'alknet serve'; for an appliance seal it with 'alknet vault'";
 /// The verbs below `alknet credential`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CredentialVerb {
-    /// List credentials: names, when each was set, what uses it. No value is shown.
+    /// List the credentials in the state directory of this computer: names, when each was set, what uses it. No value
+    /// is shown.
     #[command(
+        override_usage = "alknet credential list [OPTIONS]",
         after_help = "Examples:\n  alknet credential list\n  alknet credential list --config alknet.toml\n  \
-alknet credential list attic\n\nWithout NODE, those of this state directory. An appliance has others, and lists them \
-to its administrators."
+alknet credential list --node attic\n\nWithout --node no node is asked, and the default node does not count. An \
+appliance has credentials of its own, and lists them to its administrators."
     )]
     List(CredentialListArgs),
-    /// Forget the value of a credential.
+    /// Forget the value of a credential in the state directory of this computer.
     #[command(after_help = "Example:\n  alknet credential remove forge")]
     Remove(CredentialRemoveArgs),
     /// Set the value of a credential, which is read from standard input: typed unseen at a terminal, else to the end
@@ -50,10 +53,11 @@ alknet credential set forge --config alknet.toml <forge.key\n\nA node that runs 
 once."
     )]
     Set(CredentialSetArgs),
-    /// Show one credential: when it was set, and what uses it. The value is not shown.
+    /// Show one credential in the state directory of this computer: when it was set, and what uses it. The value is
+    /// not shown.
     #[command(
-        override_usage = "alknet credential show [OPTIONS] [NODE] <NAME>",
-        after_help = "Examples:\n  alknet credential show forge\n  alknet credential show attic forge"
+        override_usage = "alknet credential show [OPTIONS] <NAME>",
+        after_help = "Examples:\n  alknet credential show forge\n  alknet credential show forge --node attic"
     )]
     Show(CredentialShowArgs),
 }
@@ -61,10 +65,39 @@ once."
 /// Arguments of `alknet credential list`.
 #[derive(Debug, Args)]
 pub(crate) struct CredentialListArgs {
+    /// The node, as scripts may have it from an earlier version.
+    #[arg(value_name = "NODE", hide = true, conflicts_with = "node")]
+    earlier_node: Option<String>,
     #[command(flatten)]
-    node: NodeArgs,
+    place: CredentialPlaceArgs,
     #[command(flatten)]
     document: UsingConfigArgs,
+}
+
+/// Where credentials are listed: in the state directory, or at a node.
+#[derive(Debug, Args)]
+pub(crate) struct CredentialPlaceArgs {
+    /// Ask this node for its own credentials, in the place of the state directory: a name of 'alknet node list',
+    /// KEY@HOST:PORT, HOST[:PORT] of a node with a public certificate, or PEER@HUB.
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    #[command(flatten)]
+    peer: HubPeerArgs,
+    #[command(flatten)]
+    dial: DialArgs,
+}
+
+impl CredentialPlaceArgs {
+    /// The node that is asked; `None` if the state directory is meant.
+    fn node(&self, earlier: Option<String>) -> Option<NodeArgs> {
+        let node = self.node.clone().or(earlier);
+        (node.is_some() || self.peer.is_some()).then(|| NodeArgs {
+            node,
+            peer: self.peer.clone(),
+            dial: self.dial.clone(),
+            meant: None,
+        })
+    }
 }
 
 /// Arguments of `alknet credential remove`.
@@ -93,12 +126,26 @@ pub(crate) struct CredentialSetArgs {
 /// Arguments of `alknet credential show`.
 #[derive(Debug, Args)]
 pub(crate) struct CredentialShowArgs {
-    #[command(flatten)]
-    node: NodeArgs,
     /// Its name.
-    name: Option<String>,
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// The name behind the node, as scripts may have it from an earlier version.
+    #[arg(value_name = "NAME", hide = true, conflicts_with = "node")]
+    name_behind_node: Option<String>,
+    #[command(flatten)]
+    place: CredentialPlaceArgs,
     #[command(flatten)]
     document: UsingConfigArgs,
+}
+
+impl CredentialShowArgs {
+    /// The node that is asked, if one is, and the name.
+    fn arranged(&self) -> (Option<NodeArgs>, &str) {
+        match &self.name_behind_node {
+            Some(name) => (self.place.node(Some(self.name.clone())), name),
+            None => (self.place.node(None), &self.name),
+        }
+    }
 }
 
 /// The document that says what uses a credential.
@@ -116,7 +163,7 @@ pub(crate) fn run(verb: CredentialVerb, json: bool) -> Result<CommandExit, Comma
         CredentialVerb::List(args) => list(&args, json),
         CredentialVerb::Remove(args) => remove(&args, json),
         CredentialVerb::Set(args) => set(&args, json),
-        CredentialVerb::Show(args) => show(args, json),
+        CredentialVerb::Show(args) => show(&args, json),
     }
 }
 
@@ -180,41 +227,37 @@ fn remove(args: &CredentialRemoveArgs, json: bool) -> Result<CommandExit, Comman
 }
 
 fn list(args: &CredentialListArgs, json: bool) -> Result<CommandExit, CommandError> {
-    if is_elsewhere(&args.node) {
-        return args.node.reached(async |node| {
+    if let Some(node) = args.place.node(args.earlier_node.clone()) {
+        return node.reached(async |node| {
             let answer = node.call(STATUS, &Value::Null).await;
             let answer = answer.map_err(call_error)?;
             let rows = json!({ LIST: answer.value()[LIST] });
             printed(&rows, json, node_lines)
         });
     }
-    let rows = json!({ LIST: local_rows(&args.node, &args.document)? });
+    let rows = json!({ LIST: local_rows(&args.place.dial.state, &args.document)? });
     printed(&rows, json, local_lines)
 }
 
-fn show(args: CredentialShowArgs, json: bool) -> Result<CommandExit, CommandError> {
-    let (node, name) = args.node.with_word(args.name, "NAME")?;
-    if is_elsewhere(&node) {
-        let is_wanted = |row: &Value| row["name"] == name.as_str();
+fn show(args: &CredentialShowArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, name) = args.arranged();
+    if let Some(node) = node {
+        let is_wanted = |row: &Value| row["name"] == name;
         let what = (LIST, "credential");
         return show_row(&node, STATUS, what, json, is_wanted, node_lines);
     }
-    check_name(&name)?;
-    let rows = local_rows(&node, &args.document)?;
-    let row = rows.into_iter().find(|row| row["name"] == name.as_str());
+    check_name(name)?;
+    let state = &args.place.dial.state;
+    let rows = local_rows(state, &args.document)?;
+    let row = rows.into_iter().find(|row| row["name"] == name);
     let Some(row) = row else {
-        return Err(not_found(&name, &node.dial.state.dir()?));
+        return Err(not_found(name, &state.dir()?));
     };
     if json {
         output::json_line(&row)?;
         return Ok(CommandExit::Ok);
     }
     printed(&json!({ LIST: [row] }), false, local_lines)
-}
-
-/// Whether a node is named. Its credentials are its own; without one those of this computer are meant.
-fn is_elsewhere(node: &NodeArgs) -> bool {
-    node.node.is_some() || node.peer.is_some()
 }
 
 fn printed(
@@ -230,8 +273,8 @@ fn printed(
 }
 
 /// A row for each credential that the state directory has, or that the configuration wants.
-fn local_rows(node: &NodeArgs, document: &UsingConfigArgs) -> Result<Vec<Value>, CommandError> {
-    let dir = node.dial.state.dir()?;
+fn local_rows(state: &StateArgs, document: &UsingConfigArgs) -> Result<Vec<Value>, CommandError> {
+    let dir = state.dir()?;
     let config = document.read(&dir)?;
     let found = CredentialFolder::new(&dir).read()?;
     Ok(rows(&found, config.as_ref()))
@@ -412,22 +455,44 @@ mod tests {
     }
 
     #[test]
-    fn one_word_is_a_name_and_two_are_a_node_and_a_name() {
-        let CredentialVerb::Show(args) = read("credential show attic forge") else {
-            panic!("it is show");
+    fn a_node_is_asked_only_if_the_command_line_names_one() {
+        let shown = |line: &str| {
+            let CredentialVerb::Show(args) = read(line) else {
+                panic!("it is show");
+            };
+            let (node, name) = args.arranged();
+            (node.map(|node| node.node), name.to_owned())
         };
-        assert_eq!(args.node.node.as_deref(), Some("attic"));
-        assert_eq!(args.name.as_deref(), Some("forge"));
-        let CredentialVerb::List(args) = read("credential list --state /s --config a.toml") else {
-            panic!("it is list");
+        let attic = Some(Some("attic".to_owned()));
+        let forge = "forge".to_owned();
+        let local = (None, forge.clone());
+        assert_eq!(shown("credential show forge"), local);
+        // The second line is of an earlier version.
+        for line in [
+            "credential show forge --node attic",
+            "credential show attic forge",
+        ] {
+            assert_eq!(shown(line), (attic.clone(), forge.clone()), "{line}");
+        }
+        let listed = |line: &str| {
+            let CredentialVerb::List(args) = read(line) else {
+                panic!("it is list");
+            };
+            let node = args.place.node(args.earlier_node.clone());
+            (node.map(|node| node.node), args)
         };
-        assert!(!is_elsewhere(&args.node));
-        assert_eq!(args.node.dial.state.state.as_deref(), Some(Path::new("/s")));
+        let (node, args) = listed("credential list --state /s --config a.toml");
+        assert_eq!(node, None);
+        assert_eq!(
+            args.place.dial.state.state.as_deref(),
+            Some(Path::new("/s"))
+        );
         assert_eq!(args.document.config.as_deref(), Some(Path::new("a.toml")));
-        let CredentialVerb::List(args) = read("credential list kitchen --via attic") else {
-            panic!("it is list");
-        };
-        assert!(is_elsewhere(&args.node));
+        for line in ["credential list --node attic", "credential list attic"] {
+            assert_eq!(listed(line).0, attic, "{line}");
+        }
+        let behind_default = listed("credential list --peer kitchen").0;
+        assert_eq!(behind_default, Some(None));
     }
 
     #[test]

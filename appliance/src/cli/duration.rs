@@ -16,10 +16,20 @@ const OR_NEVER: &str = ", or never";
 
 /// What is said of a text that is no time. `also` is what the option takes beside times, such as `, or never`.
 pub(crate) fn no_time(text: &str, also: &str) -> String {
+    if is_zero(text) {
+        return format!("'{text}' ends at once: write 1s or more{also}");
+    }
     format!(
         "'{text}' is no time: write a number and s, m, h or d, such as 90s, 30m, 12h or 30d{also}; a number \
          alone is seconds"
     )
+}
+
+/// Whether a text is a time of no length.
+fn is_zero(text: &str) -> bool {
+    let unit = |c: char| UNITS.iter().any(|(letter, _)| *letter == c);
+    let number = text.strip_suffix(unit).unwrap_or(text);
+    number.contains('0') && number.chars().all(|c| matches!(c, '0' | '.'))
 }
 
 /// A time with a unit, or a number of seconds, of which there may be fractions. It is longer than nothing.
@@ -202,6 +212,13 @@ mod tests {
         }
         assert_eq!(lifetime("never").map(Lifetime::seconds), Ok(None));
         samples::refuses_what_is_no_time(OR_NEVER, lifetime);
+        for zero in ["0", "0s", "00d"] {
+            let said = lifetime(zero).expect_err(zero);
+            let expected = format!("'{zero}' ends at once: write 1s or more, or never");
+            assert_eq!(said, expected);
+        }
+        let other = lifetime("10x").expect_err("no unit");
+        assert!(other.starts_with("'10x' is no time"), "{other}");
     }
 
     #[test]

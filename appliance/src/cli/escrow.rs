@@ -1,9 +1,10 @@
 //! `alknet escrow`: the shares that a node keeps for others.
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::query::{ask, list, show_row, text};
+use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, duration};
 
@@ -17,19 +18,13 @@ const APPROVAL_S_MAX: u64 = 86_400;
 pub(crate) enum EscrowVerb {
     /// List the shares that a node keeps, and the machines that wait for one.
     #[command(after_help = "Example:\n  alknet escrow list ed25519:…@192.0.2.7:443")]
-    List {
-        #[command(flatten)]
-        node: NodeArgs,
-    },
+    List(NodeArgs),
     /// Show one share: where its machine may ask from, and how it was last used.
     #[command(
         after_help = "Example:\n  alknet escrow show attic kitchen-vault",
         override_usage = "alknet escrow show [OPTIONS] [NODE] <SHARE>"
     )]
-    Show {
-        #[command(flatten)]
-        which: EscrowShareArgs,
-    },
+    Show(NodeRowArgs<EscrowShareRow>),
     /// Approve the release of a share for a time.
     #[command(
         override_usage = "alknet escrow approve [OPTIONS] [NODE] <SHARE>",
@@ -38,7 +33,7 @@ alknet escrow approve attic 0f3k5v8t2ab1 --for 1h"
     )]
     Approve {
         #[command(flatten)]
-        which: EscrowShareArgs,
+        which: NodeRowArgs<EscrowShareRow>,
         /// How long the approval counts: 90s, 30m, 12h, or a number of seconds; at most a day.
         #[arg(long = "for", alias = "seconds", value_name = "TIME", default_value = "10m",
               value_parser = approval)]
@@ -53,7 +48,7 @@ alknet escrow set attic kitchen-vault --from 192.0.2.0/24 --from 2001:db8::/48"
     )]
     Set {
         #[command(flatten)]
-        which: EscrowShareArgs,
+        which: NodeRowArgs<EscrowShareRow>,
         /// Whether each release needs an approval: true or false.
         #[arg(long, value_name = "BOOL")]
         approve: Option<bool>,
@@ -71,26 +66,15 @@ alknet escrow set attic kitchen-vault --from 192.0.2.0/24 --from 2001:db8::/48"
         override_usage = "alknet escrow remove [OPTIONS] [NODE] <SHARE>",
         after_help = "Example:\n  alknet escrow remove ed25519:…@192.0.2.7:443 kitchen-vault"
     )]
-    Remove {
-        #[command(flatten)]
-        which: EscrowShareArgs,
-    },
+    Remove(NodeRowArgs<EscrowShareRow>),
 }
 
-/// Which share of which node.
-#[derive(Debug, Args)]
-pub(crate) struct EscrowShareArgs {
-    #[command(flatten)]
-    node: NodeArgs,
-    /// The id of the share, or the name of the peer that deposited it.
-    share: Option<String>,
-}
+/// A share that a node keeps.
+pub(crate) enum EscrowShareRow {}
 
-impl EscrowShareArgs {
-    /// The node that keeps the share, and the share.
-    fn arranged(self) -> Result<(NodeArgs, String), CommandError> {
-        self.node.with_word(self.share, "SHARE")
-    }
+impl RowWord for EscrowShareRow {
+    const NAME: &'static str = "SHARE";
+    const HELP: &'static str = "The id of the share, or the name of the peer that deposited it";
 }
 
 /// Runs one of them.
@@ -101,8 +85,8 @@ pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<CommandExit, CommandEr
             let input = json!({ "share": share, "seconds": seconds });
             change(&node, "escrow/approve", &input, json)
         }
-        EscrowVerb::List { node } => list(&node, LIST, json, lines),
-        EscrowVerb::Remove { which } => {
+        EscrowVerb::List(node) => list(&node, LIST, json, lines),
+        EscrowVerb::Remove(which) => {
             let (node, share) = which.arranged()?;
             change(&node, "escrow/revoke", &json!({ "share": share }), json)
         }
@@ -123,7 +107,7 @@ pub(crate) fn run(verb: EscrowVerb, json: bool) -> Result<CommandExit, CommandEr
             let input = json!({ "share": share, "approve": approve, "from": from });
             change(&node, "escrow/change", &input, json)
         }
-        EscrowVerb::Show { which } => {
+        EscrowVerb::Show(which) => {
             let (node, share) = which.arranged()?;
             let is_wanted = |row: &Value| row["id"] == share.as_str() || called(row) == share;
             show_row(&node, LIST, ("shares", "share"), json, is_wanted, lines)

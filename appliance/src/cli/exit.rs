@@ -124,6 +124,22 @@ impl CommandError {
     }
 }
 
+/// An error and what it comes of, on one line. A cause that the text before it has already is not said twice.
+pub(crate) fn chain_text(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let said = cause.to_string();
+        if text.contains(&said) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&said);
+    }
+    text
+}
+
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)
@@ -197,6 +213,19 @@ mod tests {
             let rows: Vec<u8> = rows.map(|(row, ..)| *row).collect();
             assert_eq!(rows, [exit], "docs/command-line.md: rows of {code}");
         }
+    }
+
+    #[test]
+    fn no_cause_of_an_error_is_said_twice() {
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let tensor = alknet_tensor::TensorError::io("open a.mt", gone());
+        let error = anyhow::Error::new(tensor).context("cannot serve");
+        let text = chain_text(&error);
+        let cause = gone().to_string();
+        assert_eq!(text, format!("cannot serve: E_IO: open a.mt: {cause}"));
+        // The error itself says nothing of its cause here.
+        let error = anyhow::Error::new(gone()).context("cannot serve");
+        assert_eq!(chain_text(&error), format!("cannot serve: {cause}"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use super::call::call_error;
 use super::caller::NodeCaller;
 use super::query::{ask, text};
+use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
 use pack::SiteArchive;
@@ -46,22 +47,27 @@ The configuration names it with 'store:/' before: [http] site = \"store:/site/ww
     Add(AddFileArgs),
     /// List the stored files of a node, and which keys of its configuration name them.
     #[command(after_help = "Examples:\n  alknet file list attic\n  alknet file list --json")]
-    List {
-        #[command(flatten)]
-        node: NodeArgs,
-    },
+    List(NodeArgs),
     /// Remove a stored file that the configuration of the node does not name.
     #[command(
         override_usage = "alknet file remove [OPTIONS] [NODE] <KIND/NAME>",
         after_help = "Example:\n  alknet file remove attic site/old"
     )]
-    Remove(FileNameArgs),
+    Remove(NodeRowArgs<NamedFileRow>),
     /// Show one stored file, and of a site the files in it. Keys of certificates are never shown.
     #[command(
         override_usage = "alknet file show [OPTIONS] [NODE] <KIND/NAME>",
         after_help = "Example:\n  alknet file show attic certificate/edge"
     )]
-    Show(FileNameArgs),
+    Show(NodeRowArgs<NamedFileRow>),
+}
+
+/// A file that is stored on a node.
+pub(crate) enum NamedFileRow {}
+
+impl RowWord for NamedFileRow {
+    const NAME: &'static str = "KIND/NAME";
+    const HELP: &'static str = "Its name, such as site/www";
 }
 
 /// Arguments of `alknet file add`.
@@ -75,16 +81,6 @@ pub(crate) struct AddFileArgs {
     /// The folder of a site, or the file; of a certificate also a second file with its key.
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-}
-
-/// Which stored file of which node.
-#[derive(Debug, Args)]
-pub(crate) struct FileNameArgs {
-    #[command(flatten)]
-    node: NodeArgs,
-    /// Its name, such as site/www.
-    #[arg(value_name = "KIND/NAME")]
-    name: Option<String>,
 }
 
 impl AddFileArgs {
@@ -103,11 +99,10 @@ impl AddFileArgs {
     }
 }
 
-impl FileNameArgs {
-    fn arranged(self) -> Result<(NodeArgs, StoredFileName), CommandError> {
-        let (node, name) = self.node.with_word(self.name, "KIND/NAME")?;
-        Ok((node, parsed(&name)?))
-    }
+/// The node, and the file that a verb is about.
+fn named(row: NodeRowArgs<NamedFileRow>) -> Result<(NodeArgs, StoredFileName), CommandError> {
+    let (node, name) = row.arranged()?;
+    Ok((node, parsed(&name)?))
 }
 
 fn parsed(name: &str) -> Result<StoredFileName, CommandError> {
@@ -118,15 +113,15 @@ fn parsed(name: &str) -> Result<StoredFileName, CommandError> {
 pub(crate) fn run(verb: StoredFileVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         StoredFileVerb::Add(args) => add(args, json),
-        StoredFileVerb::List { node } => ask(&node, LIST, &Value::Null, json, list_lines),
-        StoredFileVerb::Remove(args) => {
-            let (node, name) = args.arranged()?;
+        StoredFileVerb::List(node) => ask(&node, LIST, &Value::Null, json, list_lines),
+        StoredFileVerb::Remove(row) => {
+            let (node, name) = named(row)?;
             let input = json!({ "name": name.to_string() });
             let told = |_: &Value| vec![format!("{name} is removed")];
             ask(&node, "config/remove-file", &input, json, told)
         }
-        StoredFileVerb::Show(args) => {
-            let (node, name) = args.arranged()?;
+        StoredFileVerb::Show(row) => {
+            let (node, name) = named(row)?;
             let input = json!({ "name": name.to_string() });
             ask(&node, LIST, &input, json, shown_lines)
         }

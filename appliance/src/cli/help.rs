@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Command, CommandFactory};
 use serde_json::json;
 
@@ -96,15 +96,56 @@ fn help_of(verb: &[String]) -> Result<String, CommandError> {
     Ok(found.render_long_help().to_string())
 }
 
+/// An error that suggests what help lists. clap also offers hidden verbs and earlier spellings, for which the present
+/// ones are put here. `words` is the command line without the name of the program.
+fn suggesting_visible(mut error: clap::Error, words: &[String]) -> clap::Error {
+    let Some(ContextValue::Strings(offered)) = error.remove(ContextKind::SuggestedSubcommand)
+    else {
+        return error;
+    };
+    let root = command();
+    // The noun below which the verb was not found: a word that is no verb is an option, or its value.
+    let noun = words.iter().fold(&root, |noun, word| {
+        noun.find_subcommand(word).unwrap_or(noun)
+    });
+    let mut visible = Vec::new();
+    for name in offered {
+        let found = noun.find_subcommand(&name);
+        let Some(verb) = found.filter(|verb| !verb.is_hide_set()) else {
+            continue;
+        };
+        let is_listed = verb.get_visible_aliases().any(|alias| alias == name);
+        let listed = match is_listed {
+            true => name,
+            false => verb.get_name().to_owned(),
+        };
+        if !visible.contains(&listed) {
+            visible.push(listed);
+        }
+    }
+    if !visible.is_empty() {
+        error.insert(
+            ContextKind::SuggestedSubcommand,
+            ContextValue::Strings(visible),
+        );
+    }
+    error
+}
+
 /// Ends a process whose command line was not understood, or only asks for help or the version.
-pub(crate) fn refused(error: &clap::Error) -> ExitCode {
+pub(crate) fn refused(error: clap::Error) -> ExitCode {
+    let words = std::env::args_os().skip(1);
+    let words: Vec<_> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let error = suggesting_visible(error, &words);
     // Help and version are no errors; clap prints both kinds where they belong.
     if !error.use_stderr() {
         error.print().ok();
         return ExitCode::SUCCESS;
     }
     if wants_json() {
-        output::failure(&CommandError::usage(in_one_line(error)), true);
+        output::failure(&CommandError::usage(in_one_line(&error)), true);
     } else {
         error.print().ok();
     }
@@ -190,6 +231,25 @@ mod tests {
         }
         for verb in ["nonsense", "token nonsense", "gpu frob", "status attic"] {
             assert!(help_of(&words(verb)).is_err(), "{verb}");
+        }
+    }
+
+    #[test]
+    fn only_verbs_that_help_lists_are_suggested() {
+        for (line, listed, hidden) in [
+            ("token mak", "'add'", "make"),
+            ("--json token mak", "'add'", "make"),
+            ("token revok", "'remove'", "revoke"),
+            ("tensor lss", "'list'", "'ls'"),
+            ("per", "'peer'", "'peers'"),
+            ("vault stat", "'status'", "'passwd'"),
+        ] {
+            let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+            let all = std::iter::once("alknet").chain(line.split(' '));
+            let refused = command().try_get_matches_from(all).expect_err(line);
+            let text = in_one_line(&suggesting_visible(refused, &words));
+            assert!(text.contains(listed), "{line}: {text}");
+            assert!(!text.contains(hidden), "{line}: {text}");
         }
     }
 

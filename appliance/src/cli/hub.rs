@@ -7,9 +7,11 @@ use alknet_init::console::{Charset, qr_code};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::call::call_error;
 use super::query::{ask, list, show_row, text};
+use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
-use super::{CommandError, CommandExit, duration};
+use super::{CommandError, CommandExit, duration, output};
 
 /// The operation that lists the peers.
 const LIST: &str = "hub/peers";
@@ -31,16 +33,13 @@ alknet hub invite ed25519:…@192.0.2.7:443 --role worker --qr"
         alias = "peers",
         after_help = "Example:\n  alknet hub list ed25519:…@192.0.2.7:443"
     )]
-    List {
-        #[command(flatten)]
-        node: NodeArgs,
-    },
+    List(NodeArgs),
     /// Show one peer of a hub.
     #[command(
         override_usage = "alknet hub show [OPTIONS] [NODE] <PEER>",
         after_help = "Example:\n  alknet hub show attic kitchen --json"
     )]
-    Show(HubPeerVerbArgs),
+    Show(NodeRowArgs<HubPeerRow>),
     /// Enrol a key that waits for approval.
     #[command(
         override_usage = "alknet hub approve [OPTIONS] [NODE] <KEY>",
@@ -61,17 +60,23 @@ pool=indoor --unset board --name cellar"
         override_usage = "alknet hub remove [OPTIONS] [NODE] <PEER>",
         after_help = "Example:\n  alknet hub remove ed25519:…@192.0.2.7:443 kitchen"
     )]
-    Remove(HubPeerVerbArgs),
+    Remove(NodeRowArgs<HubPeerRow>),
 }
 
-/// Which peer of which hub.
-#[derive(Debug, Args)]
-pub(crate) struct HubPeerVerbArgs {
-    #[command(flatten)]
-    node: NodeArgs,
-    /// The peer, by its id or its name.
-    #[arg(value_name = "PEER")]
-    which: Option<String>,
+/// A peer of a hub.
+pub(crate) enum HubPeerRow {}
+
+impl RowWord for HubPeerRow {
+    const NAME: &'static str = "PEER";
+    const HELP: &'static str = "The peer, by its id or its name";
+}
+
+/// A key that waits for approval.
+pub(crate) enum WaitingKeyRow {}
+
+impl RowWord for WaitingKeyRow {
+    const NAME: &'static str = "KEY";
+    const HELP: &'static str = "The key that waits, or its fingerprint";
 }
 
 /// Arguments of `alknet hub invite`.
@@ -101,7 +106,7 @@ pub(crate) struct InviteArgs {
     /// the addresses it listens on]
     #[arg(long, value_name = "ADDRESS")]
     address: Vec<String>,
-    /// Also draw the join string as a QR code.
+    /// Also draw the join string as a QR code, on standard error.
     #[arg(long)]
     qr: bool,
 }
@@ -110,9 +115,7 @@ pub(crate) struct InviteArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ApproveArgs {
     #[command(flatten)]
-    node: NodeArgs,
-    /// The key that waits, or its fingerprint.
-    key: Option<String>,
+    row: NodeRowArgs<WaitingKeyRow>,
     /// The role of the new peer.
     #[arg(long, default_value = "worker")]
     role: String,
@@ -125,10 +128,7 @@ pub(crate) struct ApproveArgs {
 #[derive(Debug, Args)]
 pub(crate) struct LabelArgs {
     #[command(flatten)]
-    node: NodeArgs,
-    /// The peer, by its id or its name.
-    #[arg(value_name = "PEER")]
-    which: Option<String>,
+    row: NodeRowArgs<HubPeerRow>,
     /// The labels to set, NAME=VALUE.
     #[arg(value_name = "LABEL")]
     set: Vec<String>,
@@ -144,13 +144,13 @@ impl LabelArgs {
     /// With each word in its place: labels have a '=', which neither nodes nor peers have.
     fn arranged(mut self) -> Result<(NodeArgs, String, Vec<PeerLabel>), CommandError> {
         // With the peer's name in the place of the node, the first label was taken for the peer.
-        if let Some(label) = self.which.take_if(|word| word.contains('=')) {
+        if let Some(label) = self.row.word.take_if(|word| word.contains('=')) {
             self.set.insert(0, label);
         }
         let labels = self.set.iter().map(|label| label.parse());
         let labels = labels.collect::<Result<Vec<PeerLabel>, _>>();
         let labels = labels.map_err(CommandError::usage)?;
-        let (node, peer) = self.node.with_word(self.which, "PEER")?;
+        let (node, peer) = self.row.arranged()?;
         Ok((node, peer, labels))
     }
 }
@@ -159,14 +159,14 @@ impl LabelArgs {
 pub(crate) fn run(verb: HubVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         HubVerb::Approve(args) => {
-            let (node, key) = args.node.with_word(args.key, "KEY")?;
+            let (node, key) = args.row.arranged()?;
             let input = json!({ "key": key, "role": args.role, "name": args.name });
             change(&node, "hub/peers/approve", &input, json)
         }
         HubVerb::Invite(args) => invite(&args, json),
-        HubVerb::List { node } => list(&node, LIST, json, lines),
-        HubVerb::Remove(args) => {
-            let (node, peer) = args.node.with_word(args.which, "PEER")?;
+        HubVerb::List(node) => list(&node, LIST, json, lines),
+        HubVerb::Remove(row) => {
+            let (node, peer) = row.arranged()?;
             let input = json!({ "peer": peer });
             change(&node, "hub/peers/remove", &input, json)
         }
@@ -178,8 +178,8 @@ pub(crate) fn run(verb: HubVerb, json: bool) -> Result<CommandExit, CommandError
             });
             change(&node, "hub/peers/label", &input, json)
         }
-        HubVerb::Show(args) => {
-            let (node, peer) = args.node.with_word(args.which, "PEER")?;
+        HubVerb::Show(row) => {
+            let (node, peer) = row.arranged()?;
             let is_wanted =
                 |row: &Value| row["peer_id"] == peer.as_str() || row["name"] == peer.as_str();
             show_row(&node, LIST, ("peers", "peer"), json, is_wanted, lines)
@@ -219,25 +219,36 @@ fn invite(args: &InviteArgs, json: bool) -> Result<CommandExit, CommandError> {
         "labels": map(&args.label),
         "addresses": args.address,
     });
-    let told = |answer: &Value| {
-        let join = text(&answer["join"]);
-        let mut lines = vec![join.to_owned()];
-        if args.qr {
-            lines.extend(qr_code(join, Charset::Utf8).unwrap_or_default());
+    args.node.reached(async |node| {
+        let answer = node.call("hub/invite", &input).await.map_err(call_error)?;
+        let answer = answer.value();
+        if json {
+            output::json_line(answer)?;
+            return Ok(CommandExit::Ok);
         }
-        lines.push(String::new());
-        lines.push(format!(
-            "Good for {} until {}: 'alknet enroll' with it, or [[join]] code = \"…\" in a node's \
-             configuration.",
-            match answer["count"].as_u64() {
-                Some(1) | None => format!("one {}", text(&answer["role"])),
-                Some(n) => format!("{n} keys as {}", text(&answer["role"])),
-            },
-            text(&answer["expires"]),
-        ));
-        lines
+        // The join string alone is the result: a script takes it as it is.
+        let join = text(&answer["join"]);
+        output::line(join)?;
+        if args.qr {
+            let code = qr_code(join, Charset::Utf8).unwrap_or_default();
+            output::note(&code.join("\n"));
+        }
+        output::note(&output::one_line(&good_for(answer)));
+        Ok(CommandExit::Ok)
+    })
+}
+
+/// For how many keys, and until when, an invitation is good.
+fn good_for(answer: &Value) -> String {
+    let role = text(&answer["role"]);
+    let keys = match answer["count"].as_u64() {
+        Some(1) | None => format!("one {role}"),
+        Some(n) => format!("{n} keys as {role}"),
     };
-    ask(&args.node, "hub/invite", &input, json, told)
+    format!(
+        "Good for {keys} until {}: 'alknet enroll' with it, or [[join]] code = \"…\" in a node's configuration.",
+        text(&answer["expires"])
+    )
 }
 
 fn map(labels: &[PeerLabel]) -> BTreeMap<&str, &str> {

@@ -31,6 +31,7 @@ mod proposal_list;
 mod provision;
 mod query;
 mod review;
+mod row;
 mod serve;
 mod status;
 mod target;
@@ -46,7 +47,7 @@ use clap::{Args, FromArgMatches, Parser, Subcommand};
 use serde_json::json;
 
 pub(crate) use dial::DialArgs;
-pub(crate) use exit::{CommandError, CommandExit};
+pub(crate) use exit::{CommandError, CommandExit, chain_text};
 use machine::PowerVerb;
 
 /// One binary, one port, a whole machine.
@@ -159,7 +160,7 @@ alknet open attic --print\n  alknet open attic --action reboot")]
         hide = true,
         after_help = "Example:\n  alknet peers ed25519:…@192.0.2.7:443"
     )]
-    Peers(peers::PeersArgs),
+    Peers(target::NodeArgs),
     /// Print what curl, OpenSSL and an MCP client need to trust a node by its key.
     #[command(
         after_help = "Examples:\n  alknet pin attic\n  alknet pin ed25519:…@192.0.2.7:443 --json\n  \
@@ -224,7 +225,7 @@ pub(crate) fn main() -> ExitCode {
     });
     match parsed {
         Ok(cli) => ended(run(cli.verb, cli.json), cli.json),
-        Err(error) => help::refused(&error),
+        Err(error) => help::refused(error),
     }
 }
 
@@ -368,6 +369,42 @@ mod tests {
         assert!(matches!(verb, AlknetCommand::Node(node::NodeVerb::List(_))));
     }
 
+    /// Verbs that every noun may have.
+    const GRAMMAR: [&str; 5] = ["add", "list", "remove", "set", "show"];
+
+    /// The verbs that help lists, with their nouns, but for those of [`GRAMMAR`].
+    fn other_verbs(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+        for below in command.get_subcommands().filter(|it| !it.is_hide_set()) {
+            let name = format!("{path}{}", below.get_name());
+            if below.has_subcommands() {
+                other_verbs(below, &format!("{name} "), found);
+            } else if path.is_empty() || !GRAMMAR.contains(&below.get_name()) {
+                found.push(name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_page_has_a_reason_for_each_verb_of_another_name() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/command-line.md");
+        let page = std::fs::read_to_string(page).expect("the page exists");
+        let section = page
+            .split("\n### ")
+            .find(|it| it.starts_with("Other verbs\n"));
+        let section = section.and_then(|it| it.split("\n## ").next());
+        let rows = section.expect("the section").lines();
+        let rows = rows.filter_map(|row| row.strip_prefix("| `")?.split(" | ").next());
+        let mut listed: Vec<String> = rows
+            .flat_map(|cell| cell.split('`').step_by(2).map(str::to_owned))
+            .filter(|verb| !verb.is_empty())
+            .collect();
+        listed.sort_unstable();
+        let mut found = Vec::new();
+        other_verbs(&help::command(), "", &mut found);
+        found.sort_unstable();
+        assert_eq!(listed, found, "docs/command-line.md, \"Other verbs\"");
+    }
+
     /// Every spelling that a script may have from an earlier version.
     #[test]
     fn earlier_spellings_are_read() {
@@ -381,6 +418,9 @@ mod tests {
             "hub label attic kitchen pool=indoor",
             "token make attic --scope a:b",
             "token revoke attic k3v9a2mb",
+            "token new",
+            "credential list attic",
+            "credential show attic forge",
             "escrow change attic kitchen --anywhere",
             "escrow revoke attic kitchen",
             "escrow approve attic kitchen --seconds 600",

@@ -100,7 +100,7 @@ pub(crate) fn run(args: &PageOpenArgs, json: bool) -> Result<CommandExit, Comman
         }
         output::line(&link)?;
         if output::is_terminal() {
-            output::line(&format!("Works once, within {good_for} s."))?;
+            output::note(&format!("Works once, within {good_for} s."));
         }
         if !at.is_known() {
             output::note(&format!(

@@ -1,13 +1,16 @@
 //! `alknet ops`: the operations of a node.
 
 use alknet_call::OperationSummary;
-use clap::{Args, Subcommand};
+use clap::{Args, Command, Subcommand};
 use serde_json::json;
 
-use super::call::{call_error, is_operation, show};
+use super::call::{call_error, check_operation, is_operation, no_operation, show};
 use super::promotion::{self, PromotionVerb};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
+
+/// Least similarity (Jaro) at which a verb is offered for a word: the one of clap, for verbs without NODE.
+const SIMILAR_MIN: f64 = 0.7;
 
 /// Arguments of `alknet ops`.
 #[derive(Debug, Args)]
@@ -30,10 +33,7 @@ enum OpsVerb {
         after_help = "Examples:\n  alknet ops list\n  alknet ops list attic\n  \
 alknet ops list attic --peer kitchen"
     )]
-    List {
-        #[command(flatten)]
-        node: NodeArgs,
-    },
+    List(NodeArgs),
     /// Show an operation: its input, its output, its errors and its scopes.
     #[command(
         after_help = "Examples:\n  alknet ops show node/info\n  alknet ops show attic node/info",
@@ -62,28 +62,55 @@ impl ShowOperationArgs {
         }
         self
     }
+
+    /// With the verb that NODE may have been meant as, for the error if there is no such node.
+    fn meant_as_verb(mut self) -> Self {
+        let verb = self.node.node.as_deref().and_then(nearest_verb);
+        self.node.meant = verb.map(|verb| format!("did you mean 'alknet ops {verb}'?"));
+        self
+    }
 }
 
 /// `alknet ops`
 pub(crate) fn run(args: OpsArgs, json: bool) -> Result<CommandExit, CommandError> {
     let what = match args.verb {
         Some(OpsVerb::Promotion(verb)) => return promotion::run(verb, json),
-        Some(OpsVerb::List { node }) => return list(&node, json),
+        Some(OpsVerb::List(node)) => return list(&node, json),
         Some(OpsVerb::Show(what)) => {
             let what = what.arranged();
             if what.operation.is_none() {
-                return Err(CommandError::usage(
-                    "OPERATION is missing: 'alknet ops list' lists those of a node",
-                ));
+                return Err(no_operation(&what.node));
             }
             what
         }
-        None => args.what.arranged(),
+        None => args.what.arranged().meant_as_verb(),
     };
-    match &what.operation {
-        None => list(&what.node, json),
-        Some(operation) => describe(&what.node, operation.trim_start_matches('/'), json),
+    let Some(operation) = &what.operation else {
+        return list(&what.node, json);
+    };
+    if let (Some(word), Some(meant)) = (&what.node.node, &what.node.meant)
+        && !operation.contains('/')
+    {
+        let text = format!("'{word}' was taken for the NODE; {meant}");
+        return Err(CommandError::usage(text));
     }
+    check_operation(&what.node, operation, "ops show")?;
+    describe(&what.node, operation.trim_start_matches('/'), json)
+}
+
+/// The verb that help lists and that a word is most like.
+fn nearest_verb(word: &str) -> Option<String> {
+    let verbs = OpsVerb::augment_subcommands(Command::new("ops"));
+    let verbs = verbs.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let likeness = |verb: &Command| {
+        (
+            strsim::jaro(verb.get_name(), word),
+            verb.get_name().to_owned(),
+        )
+    };
+    let near = verbs.map(likeness).filter(|near| near.0 > SIMILAR_MIN);
+    near.max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, verb)| verb)
 }
 
 fn list(node: &NodeArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -163,10 +190,18 @@ mod tests {
                 assert_eq!(words, (node, operation), "{verb} {line}");
             }
         }
-        assert!(matches!(
-            parsed("list attic").verb,
-            Some(OpsVerb::List { .. })
-        ));
+        for (word, verb) in [
+            ("lst", Some("list")),
+            ("shwo", Some("show")),
+            ("proposal", Some("proposals")),
+            ("attic", None),
+        ] {
+            assert_eq!(nearest_verb(word).as_deref(), verb, "{word}");
+        }
+        let misspelt = parsed("lst").what.arranged().meant_as_verb();
+        let meant = misspelt.node.meant.as_deref();
+        assert_eq!(meant, Some("did you mean 'alknet ops list'?"));
+        assert!(matches!(parsed("list attic").verb, Some(OpsVerb::List(_))));
         let propose = parsed("propose attic ./total --as ada").verb;
         assert!(matches!(
             propose,

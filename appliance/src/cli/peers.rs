@@ -5,11 +5,15 @@ use serde_json::{Map, Value, json};
 
 use super::duration::{self, Lifetime};
 use super::query::{ask, list, show_row, text};
+use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, output};
 
 /// The operation that lists the peers.
 const LIST: &str = "peer/list";
+
+/// The end of a key that a peer has lost, and that the node knows in order to refuse it.
+const LONG_AGO: &str = "1970-01-01T00:00:00Z";
 
 /// The verbs below `alknet peer`.
 #[derive(Debug, Subcommand)]
@@ -27,13 +31,13 @@ alknet peer add attic bob --key ed25519:… --role user --name \"Bob's laptop\" 
     #[command(
         after_help = "Examples:\n  alknet peer list\n  alknet peer list attic --peer kitchen"
     )]
-    List(PeersArgs),
+    List(NodeArgs),
     /// Put a peer out: its connections end, and its keys are not let in any more.
     #[command(
         override_usage = "alknet peer remove [OPTIONS] [NODE] <PEER>",
         after_help = "Example:\n  alknet peer remove attic ada"
     )]
-    Remove(PeerNameArgs),
+    Remove(NodeRowArgs<PeerRow>),
     /// Change a peer: its keys, what it may do, its name, whether and until when it is let in.
     #[command(
         override_usage = "alknet peer set [OPTIONS] [NODE] <PEER>",
@@ -48,34 +52,31 @@ What no option names stays as it is. Entries of the configuration are changed th
         after_help = "Example:\n  alknet peer show attic edge --json",
         override_usage = "alknet peer show [OPTIONS] [NODE] <PEER>"
     )]
-    Show(PeerNameArgs),
+    Show(NodeRowArgs<PeerRow>),
 }
 
-/// Arguments of `alknet peer list`.
-#[derive(Debug, Args)]
-pub(crate) struct PeersArgs {
-    #[command(flatten)]
-    node: NodeArgs,
+/// A peer that may connect to a node.
+pub(crate) enum PeerRow {}
+
+impl RowWord for PeerRow {
+    const NAME: &'static str = "PEER";
+    const HELP: &'static str = "The peer, by its id or its name";
 }
 
-/// Which peer of which node.
-#[derive(Debug, Args)]
-pub(crate) struct PeerNameArgs {
-    #[command(flatten)]
-    node: NodeArgs,
-    /// The peer, by its id or its name.
-    #[arg(value_name = "PEER")]
-    which: Option<String>,
+/// A peer that is to be added.
+pub(crate) enum NewPeerRow {}
+
+impl RowWord for NewPeerRow {
+    const NAME: &'static str = PeerRow::NAME;
+    const HELP: &'static str =
+        "What the peer is to be called: 1 to 63 of a-z, 0-9, '.', '_' and '-'";
 }
 
 /// Arguments of `alknet peer add`.
 #[derive(Debug, Args)]
 pub(crate) struct PeerAddArgs {
     #[command(flatten)]
-    node: NodeArgs,
-    /// What the peer is to be called: 1 to 63 of a-z, 0-9, '.', '_' and '-'.
-    #[arg(value_name = "PEER")]
-    which: Option<String>,
+    row: NodeRowArgs<NewPeerRow>,
     /// A key of the peer, as 'alknet identity' prints it there; can be given several times.
     #[arg(long, required = true, value_name = "KEY")]
     key: Vec<String>,
@@ -97,10 +98,7 @@ pub(crate) struct PeerAddArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PeerSetArgs {
     #[command(flatten)]
-    node: NodeArgs,
-    /// The peer, by its id or its name.
-    #[arg(value_name = "PEER")]
-    which: Option<String>,
+    row: NodeRowArgs<PeerRow>,
     /// A key that it has from now on, in the place of those that it had; can be given several times.
     #[arg(long, value_name = "KEY")]
     key: Vec<String>,
@@ -134,7 +132,7 @@ pub(crate) struct PeerSetArgs {
 pub(crate) fn run_verb(verb: PeerVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         PeerVerb::Add(args) => {
-            let (node, peer) = args.node.with_word(args.which, "PEER")?;
+            let (node, peer) = args.row.arranged()?;
             let mut input = json!({
                 "peer_id": peer, "keys": args.key, "display_name": args.name,
                 "ttl_s": args.expires.seconds(),
@@ -145,9 +143,9 @@ pub(crate) fn run_verb(verb: PeerVerb, json: bool) -> Result<CommandExit, Comman
             }
             ask(&node, "peer/add", &input, json, row_lines)
         }
-        PeerVerb::List(args) => run(&args, json),
-        PeerVerb::Remove(args) => {
-            let (node, peer) = args.node.with_word(args.which, "PEER")?;
+        PeerVerb::List(node) => run(&node, json),
+        PeerVerb::Remove(row) => {
+            let (node, peer) = row.arranged()?;
             ask(
                 &node,
                 "peer/remove",
@@ -158,15 +156,15 @@ pub(crate) fn run_verb(verb: PeerVerb, json: bool) -> Result<CommandExit, Comman
         }
         PeerVerb::Set(args) => {
             let changes = changes(&args)?;
-            let (node, peer) = args.node.with_word(args.which, "PEER")?;
+            let (node, peer) = args.row.arranged()?;
             let mut input = Value::Object(changes);
             input["peer"] = peer.into();
             ask(&node, "peer/set", &input, json, |answer| {
                 [row_lines(answer), closed(answer)].concat()
             })
         }
-        PeerVerb::Show(args) => {
-            let (node, peer) = args.node.with_word(args.which, "PEER")?;
+        PeerVerb::Show(row) => {
+            let (node, peer) = row.arranged()?;
             let is_wanted = |row: &Value| {
                 row["peer_id"] == peer.as_str() || row["display_name"] == peer.as_str()
             };
@@ -214,8 +212,8 @@ fn changes(args: &PeerSetArgs) -> Result<Map<String, Value>, CommandError> {
 }
 
 /// Prints one line for each, with where its entry is, and one for each of its connections.
-pub(crate) fn run(args: &PeersArgs, json: bool) -> Result<CommandExit, CommandError> {
-    list(&args.node, LIST, json, lines)
+pub(crate) fn run(node: &NodeArgs, json: bool) -> Result<CommandExit, CommandError> {
+    list(node, LIST, json, lines)
 }
 
 fn lines(answer: &Value) -> Vec<String> {
@@ -261,6 +259,7 @@ fn row_lines(row: &Value) -> Vec<String> {
     let mut about: Vec<_> = texts("keys")
         .iter()
         .map(|key| match row["key_ends"][*key].as_str() {
+            Some(LONG_AGO) => format!("  key {key} is refused: the peer lost it"),
             Some(end) => format!("  key {key} until {end}"),
             None => format!("  key {key}"),
         })
@@ -370,7 +369,8 @@ mod tests {
     fn one_peer_is_shown_with_its_keys_and_scopes() {
         let row = json!({
             "peer_id": "edge", "kind": "peer", "source": "store", "enabled": true,
-            "keys": ["ed25519:01", "ed25519:02"], "key_ends": { "ed25519:01": "2030-01-01T00:00:00Z" },
+            "keys": ["ed25519:01", "ed25519:02", "ed25519:03"],
+            "key_ends": { "ed25519:01": "2030-01-01T00:00:00Z", "ed25519:03": "1970-01-01T00:00:00Z" },
             "scopes": ["a:b", "c:*"], "expires": "2031-01-01T00:00:00Z", "closed": ["abcd0123"],
             "connections": [{ "alpn": "h2", "carriage": "tcp", "addr": null, "seconds": 1 }],
         });
@@ -380,6 +380,7 @@ mod tests {
                 "edge  peer     store   1 connection",
                 "  key ed25519:01 until 2030-01-01T00:00:00Z",
                 "  key ed25519:02",
+                "  key ed25519:03 is refused: the peer lost it",
                 "  scopes a:b c:*",
                 "  until 2031-01-01T00:00:00Z",
                 "  h2 over tcp from nowhere for 1 s",

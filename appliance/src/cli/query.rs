@@ -22,9 +22,19 @@ pub(super) fn ask(
             for line in lines(answer.value()) {
                 output::line(&line)?;
             }
+            warn(answer.value());
         }
         Ok(CommandExit::Ok)
     })
+}
+
+/// Prints on standard error what an answer warns of: what was allowed, and is probably not meant.
+pub(super) fn warn(answer: &Value) {
+    for warning in answer["warnings"].as_array().into_iter().flatten() {
+        let (id, what) = (text(&warning["id"]), text(&warning["what"]));
+        // A node that lies gets no second line out of one warning.
+        output::note(&output::one_line(&format!("warning: {id}: {what}")));
+    }
 }
 
 /// The same for what takes no input.

@@ -31,6 +31,9 @@ pub(crate) struct NodeArgs {
     pub(crate) peer: HubPeerArgs,
     #[command(flatten)]
     pub(crate) dial: DialArgs,
+    /// What the user may have meant instead, for the error of a NODE that cannot be reached.
+    #[arg(skip)]
+    pub(crate) meant: Option<String>,
 }
 
 /// Which peer of a hub.
@@ -53,7 +56,7 @@ pub(crate) struct NodeRoute {
     pub(crate) target: PeerAddr,
     /// The peer of the dialled node that is asked in its place.
     pub(crate) peer: Option<String>,
-    /// What to add to an error of a dial: the text may have been meant as a name.
+    /// What to add to an error of a dial: the text may have been meant as a name, or as another word.
     hint: Option<String>,
 }
 
@@ -111,10 +114,13 @@ impl NodeRoute {
         self.hint.as_deref()
     }
 
-    /// The error of a dial of this route, with what may have been meant.
+    /// The error of a dial of this route, with what was taken for the node and what may have been meant.
     pub(super) fn explained(&self, mut error: CommandError) -> CommandError {
         if let Some(hint) = &self.hint {
-            error.message = format!("{}; {hint}", error.message);
+            error.message = format!(
+                "'{}' was taken for a NODE: {}; {hint}",
+                self.name, error.message
+            );
         }
         error
     }
@@ -128,7 +134,12 @@ impl NodeArgs {
     pub(crate) fn route(&self) -> Result<NodeRoute, CommandError> {
         let names = NodeNames::load(&self.dial.state);
         let route = names.route(self.node.as_deref(), &self.peer)?;
-        route.ok_or_else(no_node)
+        let mut route = route.ok_or_else(no_node)?;
+        if let (Some(hint), Some(meant)) = (&mut route.hint, &self.meant) {
+            hint.push_str("; ");
+            hint.push_str(meant);
+        }
+        Ok(route)
     }
 
     /// Dials, runs `work`, says goodbye.
@@ -556,9 +567,10 @@ mod tests {
         let lost = CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", "no address");
         let said = route.explained(lost).message;
         assert!(
-            said.starts_with("no address; ") && said.contains("attic, edge-1, oven"),
+            said.starts_with("'atic' was taken for a NODE: no address; "),
             "{said}"
         );
+        assert!(said.contains("attic, edge-1, oven"), "{said}");
         let known = names(None, None).named("attic").expect("it is known");
         let lost = CommandError::new(CommandExit::Unreachable, "UNAVAILABLE", "no address");
         assert_eq!(known.explained(lost.clone()), lost);
@@ -576,6 +588,7 @@ mod tests {
                 timeout: std::time::Duration::from_secs(1),
                 anonymous: false,
             },
+            meant: None,
         }
     }
 

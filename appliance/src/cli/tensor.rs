@@ -14,11 +14,13 @@ use alknet_tensor_cli::{
 };
 use alknet_tensor_serve::{ALPN, ClientError, StorePath, TensorClient, TensorFileRef};
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use share::TensorServeArgs;
 
 use super::dial::CliDialer;
+use super::query::ask;
+use super::row::{NodeRowArgs, RowWord};
 use super::target::{HubPeerArgs, NodeNames, no_node};
 use super::{CommandError, CommandExit, DialArgs, output};
 
@@ -44,6 +46,14 @@ alknet tensor pull 'alknet-tensor://attic/models/bert#lm_head.weight' head.mt"
 alknet tensor push bert.mt models/bert"
     )]
     Push(PushArgs),
+    /// Remove a file from a node's store: the path, and the file if no other path leads to it.
+    #[command(
+        override_usage = "alknet tensor remove [OPTIONS] [NODE] <FILE>",
+        after_help = "Examples:\n  alknet tensor remove attic models/bert\n  \
+alknet tensor remove models/bert\n\n\
+You need the scope tensor:write for the path. A client that is fetching the file gets the whole of it."
+    )]
+    Remove(NodeRowArgs<StoredTensorRow>),
     /// Serve the tensor files of a folder. The command runs a node as 'alknet serve' does, with its options; the
     /// keys of --admin may fetch every file.
     #[command(
@@ -85,11 +95,20 @@ pub(crate) struct PushArgs {
     dial: DialArgs,
 }
 
+/// A file of a node's store.
+pub(crate) enum StoredTensorRow {}
+
+impl RowWord for StoredTensorRow {
+    const NAME: &'static str = "FILE";
+    const HELP: &'static str = "The file: a path of the node's store, or the id (64 hex digits) of a file to which no path leads";
+}
+
 /// `alknet tensor`
 pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         TensorVerb::Pull(args) => pull(&args, json),
         TensorVerb::Push(args) => push(&args, json),
+        TensorVerb::Remove(row) => remove(row, json),
         TensorVerb::Serve(args) => share::run(args, json),
         TensorVerb::Local(verb) => {
             let is_bytes = matches!(verb, LocalTensorVerb::Cat(_)) && !json;
@@ -219,6 +238,21 @@ fn push(args: &PushArgs, json: bool) -> Result<CommandExit, CommandError> {
         output::line(&format!("{id}  {}", path.as_str()))?;
     }
     Ok(CommandExit::Ok)
+}
+
+fn remove(row: NodeRowArgs<StoredTensorRow>, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, file) = row.arranged()?;
+    let src = match source(&file)? {
+        TensorFileRef::Id(id) => json!({ "id": id.to_string() }),
+        TensorFileRef::Path(path) => json!({ "path": path.as_str() }),
+    };
+    let lines = |answer: &Value| {
+        vec![match answer["freed"].as_u64() {
+            None | Some(0) => format!("{file} is removed; another path leads to its file"),
+            Some(bytes) => format!("{file} is removed: {bytes} bytes are free again"),
+        }]
+    };
+    ask(&node, "tensor/remove", &json!({ "src": src }), json, lines)
 }
 
 /// What addresses of files begin with, as references to tensors do.

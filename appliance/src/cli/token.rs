@@ -1,5 +1,5 @@
-//! `alknet token`: bearer tokens. `new` makes one here, and says what a node's configuration keeps of
-//! it; the other verbs make, list and take back tokens of a node that runs.
+//! `alknet token`: bearer tokens of a node that runs; and with `add --offline` one for a configuration, for which no
+//! node is asked.
 
 use alknet_core::AuthToken;
 use clap::{Args, Subcommand};
@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::duration::{self, Lifetime};
-use super::query::{ask, list, show_row, text};
+use super::query::{ask, list, show_row, text, warn};
+use super::row::{NodeRowArgs, RowWord};
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, dial, output};
 
@@ -17,13 +18,17 @@ const LIST: &str = "token/list";
 /// The verbs below `alknet token`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenVerb {
-    /// Make a token on a running node, and print it once.
+    /// Make a token on a running node, and print it once; or with --offline one for the configuration of a node.
     #[command(
         alias = "make",
+        override_usage = "alknet token add [OPTIONS] --scope <SCOPE> [NODE]\n       \
+alknet token add --offline",
         after_help = "Examples:\n  alknet token add ed25519:…@192.0.2.7:443 --scope metrics:read \
 --expires 90d --note 'the dashboard in the hall'\n  \
 alknet token add attic --scope node:read --scope peer:list --expires never\n  \
-alknet token add attic --scope fs:read --resource fs=docs --json | jq -r .token"
+alknet token add attic --scope fs:read --resource fs=docs --json | jq -r .token\n  \
+alknet token add --offline\n\n\
+Standard output has the token alone, and standard error everything else."
     )]
     Add(MakeArgs),
     /// List the tokens of a node: names, scopes, ends, makers and last uses.
@@ -31,12 +36,9 @@ alknet token add attic --scope fs:read --resource fs=docs --json | jq -r .token"
         after_help = "Examples:\n  alknet token list ed25519:…@192.0.2.7:443\n  \
 alknet token list attic --json"
     )]
-    List {
-        #[command(flatten)]
-        node: NodeArgs,
-    },
-    /// Make a token on this computer, and print it with its lines for the configuration of a node.
-    #[command(after_help = "Example:\n  alknet token new --json")]
+    List(NodeArgs),
+    /// As 'alknet token add --offline'.
+    #[command(hide = true, after_help = "Example:\n  alknet token new --json")]
     New,
     /// Revoke a token: the node closes the token's connections and sessions within a second.
     #[command(
@@ -44,22 +46,21 @@ alknet token list attic --json"
         override_usage = "alknet token remove [OPTIONS] [NODE] <KEY_ID>",
         after_help = "Example:\n  alknet token remove ed25519:…@192.0.2.7:443 k3v9a2mb"
     )]
-    Remove(TokenNameArgs),
+    Remove(NodeRowArgs<TokenRow>),
     /// Show one token of a node, without its secret.
     #[command(
         override_usage = "alknet token show [OPTIONS] [NODE] <KEY_ID>",
         after_help = "Example:\n  alknet token show attic k3v9a2mb"
     )]
-    Show(TokenNameArgs),
+    Show(NodeRowArgs<TokenRow>),
 }
 
-/// Which token of which node.
-#[derive(Debug, Args)]
-pub(crate) struct TokenNameArgs {
-    #[command(flatten)]
-    node: NodeArgs,
-    /// The name of the token: the eight characters behind alk_.
-    key_id: Option<String>,
+/// A token of a node.
+pub(crate) enum TokenRow {}
+
+impl RowWord for TokenRow {
+    const NAME: &'static str = "KEY_ID";
+    const HELP: &'static str = "The name of the token: the eight characters behind alk_";
 }
 
 /// Arguments of `alknet token add`.
@@ -68,8 +69,12 @@ pub(crate) struct MakeArgs {
     #[command(flatten)]
     node: NodeArgs,
     /// A scope of the token, at most your own. Repeat the option for more.
-    #[arg(long, required = true, value_name = "SCOPE")]
+    #[arg(long, required_unless_present = "offline", value_name = "SCOPE")]
     scope: Vec<String>,
+    /// Ask no node: make the token on this computer, and print its lines for the configuration of a node, which say
+    /// what it may do.
+    #[arg(long, conflicts_with_all = ["node", "peer_of_hub", "via", "scope", "resource", "expires", "note"])]
+    offline: bool,
     /// A resource of the token, KIND=NAME. Repeat the option for more.
     #[arg(long, value_name = "KIND=NAME", value_parser = resource)]
     resource: Vec<(String, String)>,
@@ -84,17 +89,18 @@ pub(crate) struct MakeArgs {
 /// Runs one of them.
 pub(crate) fn run(verb: TokenVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
+        TokenVerb::Add(args) if args.offline => new(json),
         TokenVerb::Add(args) => make(&args, json),
-        TokenVerb::List { node } => list(&node, LIST, json, lines),
+        TokenVerb::List(node) => list(&node, LIST, json, lines),
         TokenVerb::New => new(json),
-        TokenVerb::Remove(args) => {
-            let (node, key_id) = args.node.with_word(args.key_id, "KEY_ID")?;
+        TokenVerb::Remove(row) => {
+            let (node, key_id) = row.arranged()?;
             let input = json!({ "key_id": key_id });
             let told = |_: &Value| vec![format!("{key_id} is no token any more")];
             ask(&node, "token/revoke", &input, json, told)
         }
-        TokenVerb::Show(args) => {
-            let (node, key_id) = args.node.with_word(args.key_id, "KEY_ID")?;
+        TokenVerb::Show(row) => {
+            let (node, key_id) = row.arranged()?;
             let is_wanted = |row: &Value| row["key_id"] == key_id.as_str();
             show_row(&node, LIST, ("tokens", "token"), json, is_wanted, lines)
         }
@@ -134,6 +140,7 @@ fn make(args: &MakeArgs, json: bool) -> Result<CommandExit, CommandError> {
             route.as_argument(),
             output::one_line(text(&answer["key_id"])),
         ));
+        warn(answer);
         Ok(CommandExit::Ok)
     })
 }
@@ -153,17 +160,15 @@ fn new(json: bool) -> Result<CommandExit, CommandError> {
         }))?;
         return Ok(CommandExit::Ok);
     }
+    // The token alone is the result: a script takes it as it is.
     output::line(token.expose())?;
-    output::line("")?;
-    output::line("Give the line above to the peer or program it is for; it is not shown again.")?;
-    output::line("The node gets one of these, for a peer or for a program:")?;
-    output::line("")?;
-    output::text(&format!("[[peers]]\ntokens = [\"{entry}\"]"))?;
-    output::line("")?;
-    output::text(&format!(
-        "[[api_keys]]\nkey_id = \"{}\"\nsha256 = \"{sha256}\"",
+    output::note(&format!(
+        "Give the token to the peer or program it is for; it is not shown again.\n\
+         The configuration of the node gets one of these, for a peer or for a program:\n\n\
+         [[peers]]\ntokens = [\"{entry}\"]\n\n\
+         [[api_keys]]\nkey_id = \"{}\"\nsha256 = \"{sha256}\"",
         hash.key_id
-    ))?;
+    ));
     Ok(CommandExit::Ok)
 }
 
@@ -213,7 +218,33 @@ fn resource(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct TokenTestCli {
+        #[command(subcommand)]
+        verb: TokenVerb,
+    }
+
+    #[test]
+    fn a_token_for_a_configuration_takes_nothing_of_a_node() {
+        let read = |line: &str| TokenTestCli::try_parse_from(line.split(' ')).map(|cli| cli.verb);
+        let offline = read("token add --offline").expect("it needs no scope");
+        assert!(matches!(offline, TokenVerb::Add(args) if args.offline));
+        let online = read("token add attic --scope a:b").expect("a node and a scope");
+        assert!(matches!(online, TokenVerb::Add(args) if !args.offline));
+        assert!(matches!(read("token new"), Ok(TokenVerb::New)));
+        for line in [
+            "token add",
+            "token add --offline attic",
+            "token add --offline --scope a:b",
+            "token add --offline --expires 1h",
+        ] {
+            assert!(read(line).is_err(), "{line}");
+        }
+    }
 
     #[test]
     fn resources_are_read() {

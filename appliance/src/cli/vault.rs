@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::call::call_error;
 use super::target::{HubPeerArgs, NodeArgs};
-use super::{CommandError, CommandExit, DialArgs, output};
+use super::{CommandError, CommandExit, DialArgs, dial, output};
 
 /// The verbs below `alknet vault`.
 #[derive(Debug, Subcommand)]
@@ -40,12 +40,17 @@ const ARMOUR_BEGIN: &str = "-----BEGIN AGE ENCRYPTED FILE-----";
 const ARMOUR_END: &str = "-----END AGE ENCRYPTED FILE-----";
 /// The verb that looks into a directory, or asks a node.
 const STATUS: &str = "status";
-/// Its argument that names a node.
-const NODE: &str = "node";
-/// Its options that name a peer of a hub.
-const PEER: [&str; 2] = ["peer_of_hub", "via"];
-/// Its options that are about reaching that node.
-const DIALLING: [&str; 4] = ["state", "carriage", "timeout", "anonymous"];
+/// Its option that names a directory, in the place of a node.
+const DIR: &str = "dir";
+/// Its options that are about a node, by their ids, and as they are written.
+const OF_NODES: [(&str, &str); 6] = [
+    ("peer_of_hub", "peer"),
+    ("via", "via"),
+    ("state", "state"),
+    ("carriage", "carriage"),
+    ("timeout", "timeout"),
+    ("anonymous", "anonymous"),
+];
 
 /// The verbs that know of no network, and how `status` reaches a node.
 #[derive(Debug)]
@@ -97,18 +102,18 @@ fn dialling(status: Command) -> Command {
     HubPeerArgs::augment_args(DialArgs::augment_args(status)).about(about)
 }
 
-/// A directory is not dialled: an option about reaching a node is a mistake where no node is named.
+/// A directory is not dialled: with one, an option about reaching a node is a mistake.
 fn check_dialling(status: &ArgMatches) -> Result<(), clap::Error> {
-    let is_given = |name: &&str| status.value_source(name) == Some(ValueSource::CommandLine);
-    if is_given(&NODE) || PEER.iter().any(is_given) {
+    let is_given = |id: &str| status.value_source(id) == Some(ValueSource::CommandLine);
+    if !is_given(DIR) {
         return Ok(());
     }
     // An option that has no effect would let the user believe that a node was asked.
-    match DIALLING.iter().find(|name| is_given(name)) {
+    match OF_NODES.iter().find(|(id, _)| is_given(id)) {
         None => Ok(()),
-        Some(option) => {
-            let text = format!("--{option} is about a node, and none is named\n");
-            Err(clap::Error::raw(ErrorKind::MissingRequiredArgument, text))
+        Some((_, option)) => {
+            let text = format!("--{option} is about a node, and --{DIR} reads a directory\n");
+            Err(clap::Error::raw(ErrorKind::ArgumentConflict, text))
         }
     }
 }
@@ -117,15 +122,17 @@ fn check_dialling(status: &ArgMatches) -> Result<(), clap::Error> {
 pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<CommandExit, CommandError> {
     match verb {
         VaultVerb::Local(LocalVerb {
-            verb: OfflineVaultVerb::Status(VaultStatusArgs { node, .. }),
+            verb: OfflineVaultVerb::Status(VaultStatusArgs { node, dir: None }),
             dial: Some(dial),
             peer,
-        }) if node.is_some() || peer.is_some() => {
-            let node = NodeArgs { node, peer, dial };
-            node.reached(async |node| {
-                let status = node.call("vault/status", &Value::Null).await;
-                show(status.map_err(call_error)?.value(), json)
-            })
+        }) => {
+            let node = NodeArgs {
+                node,
+                peer,
+                dial,
+                meant: None,
+            };
+            status_of_node(&node, json)
         }
         VaultVerb::Local(LocalVerb { verb, .. }) => {
             run_local(verb, json, &mut output::bytes(), &mut TerminalPrompt::new())
@@ -138,6 +145,21 @@ pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<CommandExit, CommandErr
             show(locked.value(), json)
         }),
     }
+}
+
+/// What a node says of its vault.
+fn status_of_node(node: &NodeArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let route = node.route().map_err(|mut error| {
+        if node.node.is_none() && error.exit == CommandExit::Usage {
+            let more = "; to read a vault on this computer, give --dir DIR";
+            error.message.push_str(more);
+        }
+        error
+    })?;
+    dial::reached(&route, &node.dial, async |node| {
+        let status = node.call("vault/status", &Value::Null).await;
+        show(status.map_err(call_error)?.value(), json)
+    })
 }
 
 fn show(value: &Value, json: bool) -> Result<CommandExit, CommandError> {
@@ -241,14 +263,33 @@ mod tests {
         assert_eq!(asked.peer.peer.as_deref(), Some("kitchen"));
         let asked = read("vault status kitchen --via attic").expect("a worker is named");
         assert_eq!(asked.peer.via.as_deref(), Some("attic"));
+        // Without NODE it is the default node, as of every verb.
+        for line in ["vault status", "vault status --timeout 2 --peer kitchen"] {
+            let asked = read(line).expect(line).verb;
+            let is_node = matches!(
+                asked,
+                OfflineVaultVerb::Status(VaultStatusArgs {
+                    node: None,
+                    dir: None
+                })
+            );
+            assert!(is_node, "{line}: {asked:?}");
+        }
         for line in ["vault status --dir vault", "vault record list --dir vault"] {
             assert!(read(line).is_ok(), "{line}");
         }
         // A directory is not dialled.
-        for option in ["--state /s", "--carriage tcp", "--timeout 2", "--anonymous"] {
+        for option in [
+            "--state /s",
+            "--carriage tcp",
+            "--timeout 2",
+            "--anonymous",
+            "--peer kitchen",
+            "attic",
+        ] {
             let line = format!("vault status --dir vault {option}");
-            let refused = read(&line).expect_err("no node is named");
-            assert_eq!(refused.kind(), ErrorKind::MissingRequiredArgument, "{line}");
+            let refused = read(&line).expect_err("a directory is named");
+            assert_eq!(refused.kind(), ErrorKind::ArgumentConflict, "{line}");
         }
     }
 

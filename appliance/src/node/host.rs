@@ -16,7 +16,7 @@ use super::facts::{self, NodeDescription};
 use super::log::{self, NodeLogRing, StderrFormat};
 use super::state_lock::StateLock;
 use super::{AlknetNode, ConfigStore, NodeActivity, NodeOptions, config_watch};
-use crate::cli::{CommandError, CommandExit};
+use crate::cli::{CommandError, CommandExit, chain_text};
 use crate::credentials::CredentialFolder;
 
 /// Name of the file a serving node leaves for `alknet status`.
@@ -221,7 +221,7 @@ async fn start(
         credentials: Some(CredentialFolder::new(state_dir)),
     })
     .await
-    .map_err(|error| CommandError::local(format!("{error:#}")))
+    .map_err(|error| CommandError::local(chain_text(&error)))
 }
 
 /// What a signal asks for.

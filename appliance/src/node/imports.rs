@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use super::capability_store::CapabilityStore;
 use super::facts;
 use super::log_rate::IMPORT_TARGET;
+use crate::cli::chain_text;
 
 /// First pause before a server that could not be asked is asked again, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -106,7 +107,7 @@ impl ImportContext {
             _ => self.again_and_again(&import).await,
         };
         if let Err(error) = outcome {
-            self.tell(&import, &format!("{error:#}"), CORRECT);
+            self.tell(&import, &chain_text(&error), CORRECT);
         }
     }
 
@@ -171,7 +172,7 @@ impl ImportContext {
                 }
                 Err(error) => {
                     // A server may start after the node, or be away for a time.
-                    self.tell(import, &format!("{error:#}"), WAIT);
+                    self.tell(import, &chain_text(&error), WAIT);
                     rest(&mut pause, &mut credentials).await;
                 }
             }

@@ -1,11 +1,13 @@
 //! Operations and scopes that a configuration names: which of them this program can have.
 
-use alknet_call::{Registry, is_reserved_namespace};
+use std::collections::BTreeSet;
+
+use alknet_call::{Dispatcher, Registry, is_reserved_namespace};
 use alknet_core::config::{ConfigError, NodeConfig, is_granted_by};
 use alknet_init::control::MachineDiagnostic;
 
 /// Operations of the program, in some configuration, that answer once: those that can be tools.
-const OPERATIONS: [&str; 57] = [
+const OPERATIONS: [&str; 58] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -56,6 +58,7 @@ const OPERATIONS: [&str; 57] = [
     "tensor/open",
     "tensor/put",
     "tensor/read",
+    "tensor/remove",
     "tensor/stat",
     "tensor/write",
     "token/list",
@@ -96,7 +99,7 @@ const SCOPES: [&str; 17] = [
 
 /// Scopes that parts of the node look for and no operation declares; `*` stands for all that begin so. Promoted
 /// operations need those below `call:`, unless their reviewer wants others, and imported ones those below `import:`.
-pub(super) const SCOPE_FAMILIES: [&str; 8] = [
+const SCOPE_FAMILIES: [&str; 8] = [
     "call:*",
     "forward:identity",
     "hub:invoke:*",
@@ -106,6 +109,9 @@ pub(super) const SCOPE_FAMILIES: [&str; 8] = [
     "tensor:read:*",
     "tensor:write:*",
 ];
+
+/// The family of every scope.
+const ANY_SCOPE: &str = "*";
 
 /// Names that one problem lists.
 const NAMES_LISTED_MAX: usize = 8;
@@ -207,6 +213,24 @@ pub(super) fn problems(config: &NodeConfig, registry: &Registry) -> Vec<MachineD
         hint: SPELLING.to_owned(),
     });
     tools.into_iter().chain(scopes).collect()
+}
+
+/// The scopes that something on a node asks for at this moment, promoted operations included. A node that stops asks
+/// for any.
+pub(super) fn asked_scopes(dispatcher: Option<&Dispatcher>) -> BTreeSet<String> {
+    let Some(dispatcher) = dispatcher else {
+        return [ANY_SCOPE.to_owned()].into();
+    };
+    let registry = dispatcher.registry();
+    let promoted = registry.generation();
+    let rules = registry.specs().chain(promoted.specs());
+    let rules = rules.map(|spec| &spec.access_control);
+    let scopes = rules.flat_map(|rule| {
+        let any = rule.required_scopes_any.iter().flatten();
+        rule.required_scopes.iter().chain(any).cloned()
+    });
+    let families = SCOPE_FAMILIES.map(str::to_owned);
+    scopes.chain(families).collect()
 }
 
 /// The first of some names as a text; `None` for none.

@@ -524,13 +524,6 @@ fn handlers(
     let granted = context.powers.granted();
     builder.equip(|name| granted.get(name).cloned().unwrap_or_default());
     let registry = builder.build_lazily()?;
-    let rules = registry.specs().map(|spec| &spec.access_control);
-    let scopes = rules.flat_map(|rule| {
-        let any = rule.required_scopes_any.iter().flatten();
-        rule.required_scopes.iter().chain(any).cloned()
-    });
-    let scopes = scopes.chain(known_names::SCOPE_FAMILIES.map(str::to_owned));
-    context.people.reloader.know_scopes(scopes);
     let identities = Arc::clone(&context.people.identities);
     let mut dispatcher = Dispatcher::new(registry)
         .with_memory(facts::memory_total_bytes())
@@ -540,6 +533,9 @@ fn handlers(
         dispatcher = HubContext::routing(&config.hub, dispatcher);
     }
     let dispatcher = Arc::new(dispatcher);
+    let serves = Arc::downgrade(&dispatcher);
+    let reloader = &context.people.reloader;
+    reloader.know_scopes(move || known_names::asked_scopes(serves.upgrade().as_deref()));
     context.meters.set_dispatcher(&dispatcher);
     let mut handlers = HandlerRegistry::new();
     handlers.register(Arc::new(CallHandler::new(Arc::clone(&dispatcher))))?;

@@ -19,6 +19,7 @@ use super::hub::{HubContext, StoredTokens, asker};
 use super::identity_services::{self, ADMIN_SCOPE, IdentityServices};
 use super::tokens::{
     SCOPES_MAX, TTL_S_MAX, check_end, ends, ends_of, may_give, scopes as parsed_scopes,
+    warnings_schema,
 };
 
 /// Peers that the store takes by `peer/add`: as many as a hub takes by invitations.
@@ -142,7 +143,11 @@ fn add(admin: PeerAdmin) -> Registration {
             "additionalProperties": false,
             "properties": members,
         }))
-        .with_output(json!({ "type": "object", "required": ["peer_id", "keys", "scopes"] }))
+        .with_output(json!({
+            "type": "object",
+            "required": ["peer_id", "keys", "scopes", "warnings"],
+            "properties": { "warnings": warnings_schema() },
+        }))
         .with_scope(ADMIN_SCOPE);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let admin = admin.clone();
@@ -170,8 +175,8 @@ fn set(admin: PeerAdmin) -> Registration {
     }))
     .with_output(json!({
         "type": "object",
-        "required": ["peer_id", "enabled", "keys", "scopes", "closed"],
-        "properties": { "closed": closed_schema() },
+        "required": ["peer_id", "enabled", "keys", "scopes", "closed", "warnings"],
+        "properties": { "closed": closed_schema(), "warnings": warnings_schema() },
     }))
     .with_scope(ADMIN_SCOPE);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
@@ -238,9 +243,12 @@ impl PeerAdmin {
             ..PeerEntry::new(id.clone())
         };
         may_give(who, &entry.scopes, &entry.resources)?;
+        let warnings = self.people.reloader.scope_warnings(&id, &entry.scopes);
         identities.put(entry).await.map_err(refused)?;
         tracing::info!(by = who.id.as_str(), peer = id.as_str(), "peer.add");
-        self.listed(&id)
+        let mut answer = self.listed(&id)?;
+        answer["warnings"] = json!(warnings);
+        Ok(answer)
     }
 
     async fn set(&self, input: PeerSetInput, who: &Identity) -> Result<Value, CallError> {
@@ -252,6 +260,8 @@ impl PeerAdmin {
         if patch == PeerPatch::default() && enabled.is_none() {
             return Err(CallError::invalid_input("nothing to change is given"));
         }
+        let given = patch.scopes.clone().unwrap_or_default();
+        let warnings = self.people.reloader.scope_warnings(&id, &given);
         let closed = match enabled {
             Some(false) => self.shut_out(&id, patch).await?,
             _ => {
@@ -264,6 +274,7 @@ impl PeerAdmin {
         tracing::info!(by = who.id.as_str(), peer = id.as_str(), "peer.set");
         let mut answer = self.listed(&id)?;
         answer["closed"] = json!(closed);
+        answer["warnings"] = json!(warnings);
         Ok(answer)
     }
 

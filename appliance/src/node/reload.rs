@@ -1,6 +1,7 @@
 //! The configuration while the node runs: a document comes from the file, from SIGHUP or from
 //! `config/apply`, is taken whole or not at all, and is kept for the next start.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -9,6 +10,7 @@ use alknet_core::config::{
     ApplyError, ConfigApplyResult, ConfigChange, ConfigError, ConfigSource, ConfigWarning,
     DynamicConfig, NodeConfig, ReloadHandle,
 };
+use alknet_core::{PeerId, ScopeSet};
 use alknet_init::control::MachineDiagnostic;
 use arc_swap::ArcSwap;
 use serde::Serialize;
@@ -160,9 +162,17 @@ impl Reloader {
         self.problems.load_full()
     }
 
-    /// Scopes that something on this node asks for.
-    pub(crate) fn know_scopes(&self, scopes: impl IntoIterator<Item = String>) {
+    /// What says which scopes something on this node asks for.
+    pub(crate) fn know_scopes(
+        &self,
+        scopes: impl Fn() -> BTreeSet<String> + Send + Sync + 'static,
+    ) {
         self.handle.know_scopes(scopes);
+    }
+
+    /// A warning for each of these scopes that nothing on this node asks for. `id` names what has them.
+    pub(crate) fn scope_warnings(&self, id: &PeerId, granted: &ScopeSet) -> Vec<ConfigWarning> {
+        self.handle.scope_warnings(id.as_str(), granted)
     }
 
     /// PID 1's answer to a document it was to keep.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::log::{self, NodeLogRing, StderrFormat};
 use super::vault::NodeVault;
 use super::{AlknetNode, ConfigOverlay, ConfigStore, NodeOptions, control};
-use crate::cli::{CommandError, CommandExit};
+use crate::cli::{CommandError, CommandExit, chain_text};
 
 /// Serves until PID 1 says otherwise.
 pub(crate) fn supervised() -> Result<CommandExit, CommandError> {
@@ -23,7 +23,7 @@ pub(crate) fn supervised() -> Result<CommandExit, CommandError> {
         .and_then(|runtime| runtime.block_on(serve(ring)));
     served
         .map(|()| CommandExit::Ok)
-        .map_err(|error| CommandError::local(format!("{error:#}")))
+        .map_err(|error| CommandError::local(chain_text(&error)))
 }
 
 async fn serve(ring: NodeLogRing) -> anyhow::Result<()> {

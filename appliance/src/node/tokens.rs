@@ -77,17 +77,18 @@ pub(crate) fn make(people: IdentityServices) -> Registration {
     }))
     .with_output(json!({
         "type": "object",
-        "required": ["token", "key_id", "scopes"],
+        "required": ["token", "key_id", "scopes", "warnings"],
         "properties": {
             "token": { "type": "string", "x-secret": true },
             "key_id": { "type": "string" },
             "scopes": { "type": "array", "items": { "type": "string" } },
+            "warnings": warnings_schema(),
             "expires": { "type": "string" }, "note": { "type": "string" },
         }
     }))
     .with_scope(SCOPE);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
-        let identities = Arc::clone(&people.identities);
+        let (identities, reloader) = (Arc::clone(&people.identities), Arc::clone(&people.reloader));
         async move {
             if ctx.internal() {
                 // On whose behalf an operation calls was not checked, and a token outlives the call.
@@ -98,13 +99,22 @@ pub(crate) fn make(people: IdentityServices) -> Registration {
             let who = ctx.identity().ok_or_else(no_identity)?;
             let token = AuthToken::generate().map_err(|error| unavailable(error.to_string()))?;
             let key = planned(&identities, who, &token, input.parse()?)?;
-            let answer = made(&token, &key);
+            let mut answer = made(&token, &key);
+            answer["warnings"] = json!(reloader.scope_warnings(&key.id(), &key.scopes));
             identities.put_api_key(key).await.map_err(refused)?;
             tracing::info!(by = who.id.as_str(), key_id = %answer["key_id"], "token.make");
             Ok::<_, CallError>(answer)
         }
     });
     Registration::new(spec, handler)
+}
+
+/// JSON Schema of the scopes that were granted and that nothing on the node asks for.
+pub(super) fn warnings_schema() -> Value {
+    json!({ "type": "array",
+            "description": "Scopes that nothing on this node asks for, each with the most similar one",
+            "items": { "type": "object", "required": ["id", "what"], "properties": {
+                "id": { "type": "string" }, "what": { "type": "string" } } } })
 }
 
 /// The entry that is asked for, where it may be.

@@ -145,6 +145,9 @@ impl fmt::Display for RuntimeCode {
     }
 }
 
+/// Bytes of the longest name of a module that is repeated from a stack, which a script can make up.
+const MODULE_NAME_BYTES_MAX: usize = 256;
+
 /// What the call protocol calls it when there is too much to do.
 const OVERLOADED: &str = "OVERLOADED";
 
@@ -222,6 +225,23 @@ pub struct ModulePosition {
     pub line: u32,
 }
 
+/// The place in a line of a stack: `at NAME (MODULE:LINE:COLUMN)`. Scripts can make such lines as well.
+fn position_of_frame(frame: &str) -> Option<ModulePosition> {
+    let (_, place) = frame.trim_end().strip_suffix(')')?.rsplit_once('(')?;
+    let (place, _column) = place.rsplit_once(':')?;
+    let (module, line) = place.rsplit_once(':')?;
+    (module.len() <= MODULE_NAME_BYTES_MAX).then_some(ModulePosition {
+        module: module.to_owned(),
+        line: line.parse().ok()?,
+    })
+}
+
+impl fmt::Display for ModulePosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.module, self.line)
+    }
+}
+
 impl ScriptFailure {
     /// A failure without more than its code and text.
     #[must_use]
@@ -265,6 +285,23 @@ impl ScriptFailure {
         self
     }
 
+    /// The line of the script that failed: the one that the engine refused, else the innermost one of the stack.
+    /// `None` if neither is known.
+    #[must_use]
+    pub fn position(&self) -> Option<ModulePosition> {
+        let of_stack = || self.stack.as_deref()?.lines().find_map(position_of_frame);
+        self.place.clone().or_else(of_stack)
+    }
+
+    /// The failure for the author of the script: code, text, and the line if it is known.
+    #[must_use]
+    pub fn for_author(&self) -> String {
+        match self.position() {
+            Some(place) => format!("{self} ({place})"),
+            None => self.to_string(),
+        }
+    }
+
     /// Whether the isolate that answered with this can take another call.
     #[must_use]
     pub const fn closes(&self) -> bool {
@@ -276,5 +313,32 @@ impl ScriptFailure {
                 | RuntimeCode::Timeout
                 | RuntimeCode::WorkerLost
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(stack: &str) -> ScriptFailure {
+        let mut failure = ScriptFailure::new(RuntimeCode::Exception, "no");
+        failure.stack = Some(stack.to_owned());
+        failure
+    }
+
+    #[test]
+    fn a_failure_names_the_innermost_line_of_its_stack() {
+        let stack = "at run (./a b.ts:3:12)\nat <anonymous> (./main.js:9:1)";
+        let told = failed(stack).for_author();
+        assert_eq!(told, "E_EXCEPTION: no (./a b.ts:3)");
+        let native = "at map (native)\nat <anonymous> (./main.js:9:1)";
+        let place = failed(native).position().expect("a place");
+        assert_eq!(place.to_string(), "./main.js:9");
+        let refused = failed(stack).at("./b.ts", 7).position().expect("a place");
+        assert_eq!(refused.to_string(), "./b.ts:7");
+        let long = format!("at f ({}:1:1)", "m".repeat(MODULE_NAME_BYTES_MAX + 1));
+        for none in ["", "at f (native)", "at f (./a.js:x:1)", "at f", &long] {
+            assert_eq!(failed(none).position(), None, "{none}");
+        }
     }
 }

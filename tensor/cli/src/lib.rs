@@ -9,16 +9,16 @@ mod progress;
 mod values;
 mod verbs;
 
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::fs::{self, File};
+use std::io::{BufWriter, ErrorKind, IsTerminal, Write};
 use std::path::Path;
 
 use alknet_tensor::tools::{
     self, ArrayFormat, ChangeKind, ContainerListing, DiffChange, KindRow, TensorRow,
 };
 use alknet_tensor::{
-    AtomicFile, ContainerLimits, ContainerReader, SchemaLayouts, TensorError, VerifyDepth,
-    VerifyReport, WriteSummary, verify,
+    AtomicFile, ContainerLimits, ContainerReader, SchemaLayouts, TensorError, TensorErrorCode,
+    VerifyDepth, VerifyReport, WriteSummary, verify,
 };
 use serde_json::json;
 
@@ -78,10 +78,16 @@ impl TensorCli {
         file: &Path,
     ) -> Result<(ByteProgress, ContainerReader<CountedIo<File>>), TensorCliError> {
         let (progress, watched) = self.watched(what, file)?;
-        Ok((
-            progress,
-            ContainerReader::open(watched, &ContainerLimits::safetensors())?,
-        ))
+        let reader = ContainerReader::open(watched, &ContainerLimits::safetensors());
+        let reader = reader.map_err(|error| match error.code() {
+            TensorErrorCode::Io => error,
+            // A length or a bracket says little of a file that never was one.
+            code => {
+                let what = format!("{} is no tensor file: {}", file.display(), error.what());
+                TensorError::new(code, what)
+            }
+        })?;
+        Ok((progress, reader))
     }
 
     fn watched(
@@ -89,10 +95,22 @@ impl TensorCli {
         what: &'static str,
         path: &Path,
     ) -> Result<(ByteProgress, CountedIo<File>), TensorCliError> {
-        let opened = File::open(path);
-        let file =
-            opened.map_err(|e| TensorError::io(format_args!("open {}", path.display()), e))?;
-        let total = file.metadata().ok().map(|metadata| metadata.len());
+        let file = File::open(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                let what = format!(
+                    "there is no file {} on this computer; 'alknet tensor pull' fetches one from a node",
+                    path.display()
+                );
+                TensorError::new(TensorErrorCode::Io, what)
+            }
+            _ => TensorError::io(format_args!("open {}", path.display()), error),
+        })?;
+        let metadata = file.metadata().ok();
+        if metadata.as_ref().is_some_and(fs::Metadata::is_dir) {
+            let what = format!("{} is a folder: name a file in it", path.display());
+            return Err(TensorCliError::Usage(what));
+        }
+        let total = metadata.map(|metadata| metadata.len());
         let progress = ByteProgress::new(what, total, self.told);
         let watched = progress.watch(file);
         Ok((progress, watched))
@@ -393,7 +411,7 @@ impl Write for OutputSink<'_> {
         written.map_err(|error| {
             let kind = error.kind();
             // `write_all` tries that one again by itself.
-            if kind != std::io::ErrorKind::Interrupted {
+            if kind != ErrorKind::Interrupted {
                 self.failed = Some(error);
             }
             kind.into()

@@ -1,4 +1,4 @@
-//! The store as operations: `tensor/open`, `stat`, `fetch` and `put`.
+//! The store as operations: `tensor/open`, `stat`, `fetch`, `put` and `remove`.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::path::TensorFileRef;
 use crate::pending::ResponsePermit;
 use crate::request::Fetch;
 use crate::requester::TensorRequester;
-use crate::store::{Object, TensorStore, TensorUpload};
+use crate::store::{Object, TensorRemoval, TensorStore, TensorUpload};
 use crate::uploads::Uploads;
 
 /// The operations of a store. Every identified caller may call them; what it may read and write is what
@@ -29,7 +29,13 @@ use crate::uploads::Uploads;
 #[must_use]
 pub fn operations(store: &Arc<TensorStore>) -> Vec<Registration> {
     let uploads = Uploads::new(UPLOAD_IDLE);
-    vec![open(store), stat(store), fetch(store), put(store, &uploads)]
+    vec![
+        open(store),
+        stat(store),
+        fetch(store),
+        put(store, &uploads),
+        remove(store),
+    ]
 }
 
 fn open(store: &Arc<TensorStore>) -> Registration {
@@ -121,6 +127,54 @@ fn put(store: &Arc<TensorStore>, uploads: &Arc<Uploads>) -> Registration {
         async move { store_piece(store, uploads, input, &ctx).await }
     });
     Registration::new(spec, handler)
+}
+
+fn remove(store: &Arc<TensorStore>) -> Registration {
+    let spec = OperationSpec::mutation(
+        "tensor/remove",
+        "Removes a path, and its file if no other path leads to it; or a file without a path, by its id.",
+    )
+    .with_input(json!({
+        "type": "object", "required": ["src"], "additionalProperties": false,
+        "properties": { "src": src_schema() },
+    }))
+    .with_output(json!({
+        "type": "object", "required": ["id", "freed"],
+        "properties": {
+            "id": { "type": "string" },
+            "freed": { "type": "integer",
+                       "description": "Bytes that the store got back; 0 if another path leads to the file" },
+        },
+    }))
+    .with_identity();
+    let store = Arc::clone(store);
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
+        let store = Arc::clone(&store);
+        async move { remove_stored(store, input.try_value()?, &ctx).await }
+    });
+    Registration::new(spec, handler)
+}
+
+/// A caller that may not write there, and one that names what is not there, get the same answer.
+async fn remove_stored(
+    store: Arc<TensorStore>,
+    input: &Value,
+    ctx: &Ctx,
+) -> Result<CallOutput, CallError> {
+    let asker = TensorRequester::from_ctx(ctx)?;
+    let src = TensorFileRef::from_value(&input["src"])?;
+    let place = src.scope_path();
+    if !asker.may_write(&place) {
+        return Err(ServeError::Missing.into());
+    }
+    let removed = blocking(move || match src {
+        TensorFileRef::Id(id) => store.remove_file(id),
+        TensorFileRef::Path(path) => store.remove(&path),
+    });
+    let TensorRemoval { id, freed } = removed.await?;
+    let (by, through) = (asker.id().as_str(), asker.by().map(|label| &**label));
+    tracing::info!(by, through, path = place.as_str(), file = %id, freed, "tensor.remove");
+    Ok(json!({ "id": id.to_string(), "freed": freed }).into())
 }
 
 fn reading(mut spec: OperationSpec, handler: HandlerKind) -> Registration {

@@ -86,6 +86,64 @@ fn a_peer_is_let_in_changed_and_put_out_while_the_node_runs() {
     assert_eq!(admin.code(), "CONFLICT", "{admin:?}");
 }
 
+/// A script takes standard output as it is; what is for people is on standard error.
+#[test]
+fn what_is_made_once_stands_alone_on_standard_output() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let invited = ["hub", "invite", &hub.target, "--role", "worker", "--qr"];
+    for (words, begins, beside) in [
+        (&invited[..], "alkjoin1_", "Good for one worker until "),
+        (
+            &["token", "add", &hub.target, "--scope", "node:read"],
+            "alk_",
+            "Not shown again",
+        ),
+        (&["token", "add", "--offline"], "alk_", "[[api_keys]]"),
+    ] {
+        let made = plain(bench.admin(), words);
+        assert_eq!(
+            (made.status, made.output.lines().count()),
+            (0, 1),
+            "{made:?}"
+        );
+        assert!(made.output.starts_with(begins), "{made:?}");
+        assert!(made.errors.contains(beside), "{made:?}");
+    }
+    let drawn = plain(bench.admin(), &invited).errors.lines().count();
+    assert!(drawn > 10, "{drawn} lines of a QR code");
+}
+
+/// The administrator has it in the answer, and on the terminal beside what was made.
+#[test]
+fn a_misspelt_scope_is_granted_with_a_warning() {
+    let bench = TestBench::new();
+    let node = bench.host();
+    let key = bench.user("ada").identity();
+    let scopes = ["--scope", "peer:list", "--scope", "node:raed"];
+    let ada = [&["ada", "--key", &key][..], &scopes].concat();
+    let added = administers(&bench, "add", &node, &ada).json();
+    let what = "nothing on this node asks for the scope 'node:raed'; did you mean 'node:read'?";
+    let warnings = json!([{ "id": "ada", "what": what }]);
+    assert_eq!(added["warnings"], warnings);
+    let set = |more: &[&str]| {
+        let words = [&["ada"][..], more].concat();
+        administers(&bench, "set", &node, &words).json()["warnings"].clone()
+    };
+    assert_eq!(set(&scopes), warnings);
+    for good in [["--scope", "node:read"], ["--name", "Ada"]] {
+        assert_eq!(set(&good), json!([]), "{good:?}");
+    }
+    let words = [&["token", "add", node.target()][..], &scopes].concat();
+    let made = plain(bench.admin(), &words);
+    assert_eq!(made.output.lines().count(), 1, "{made:?}");
+    let warned = made
+        .errors
+        .lines()
+        .find(|line| line.starts_with("warning: "));
+    assert!(warned.is_some_and(|line| line.ends_with(what)), "{made:?}");
+}
+
 #[test]
 fn a_peer_stays_let_in_after_a_restart() {
     let bench = TestBench::new();

@@ -212,7 +212,8 @@ impl LyingNode {
         });
         let peer = json!({ "peer_id": ACTS, "name": format!("{ACTS}2"), "closed": [ACTS] });
         let invitation = json!({ "join": ACTS, "role": ACTS, "expires": ACTS, "count": 1 });
-        let made = json!({ "token": ACTS, "key_id": ACTS, "expires": ACTS, "scopes": [ACTS] });
+        let made = json!({ "token": ACTS, "key_id": ACTS, "expires": ACTS, "scopes": [ACTS],
+                           "warnings": [{ "id": ACTS, "what": ACTS }] });
         let kept = json!({ "id": ACTS, "name": ACTS });
         let proposal = json!({ "id": ACTS, "state": ACTS, "author": ACTS, "name": ACTS });
         let reviewed = json!({
@@ -255,6 +256,7 @@ impl LyingNode {
             .with(says("peer/add", row.clone()))
             .with(says("peer/set", row.clone()))
             .with(says("peer/remove", row))
+            .with(says("tensor/remove", json!({ "id": ACTS, "freed": ACTS })))
             .with(says("node/info", info))
             .with(says("node/page-ticket", link))
             .with(says("peer/list", peers))
@@ -408,6 +410,8 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["escrow", "revoke", "@", "share"], true),
         (&["call", "@", "--batch", "BATCH"], true),
         (&["tensor", "pull", "@", "models/bert", "OUTPUT"], true),
+        // What was asked for is repeated.
+        (&["tensor", "remove", "@", "models/bert"], false),
         (&["vault", "lock", "@"], true),
         // Refused, and taken in.
         (&["enroll", "JOIN"], true),

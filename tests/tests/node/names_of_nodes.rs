@@ -106,12 +106,7 @@ fn every_verb_takes_a_name_and_the_default() {
         "{said}"
     );
     named(admin, &["use", "edge-1"]);
-    // `vault status` without NODE looks into a directory.
-    for (verb, behind) in VERBS
-        .iter()
-        .chain(&more)
-        .filter(|it| it.0 != ["vault", "status"])
-    {
+    for (verb, behind) in VERBS.iter().chain(&more) {
         let words = [*verb, *behind].concat();
         let answer = run(admin, &words);
         assert_eq!(answer.status, 0, "{words:?}: {answer:?}");
@@ -431,6 +426,14 @@ fn a_mistyped_name_is_answered_with_those_that_are_known() {
         said.contains("no node is called 'atic' here; known are attic"),
         "{said}"
     );
+    let verb = message(&run(admin, &["ops", "lst", "--timeout", "5s"]));
+    assert!(verb.starts_with("'lst' was taken for a NODE: "), "{verb}");
+    assert!(verb.ends_with("did you mean 'alknet ops list'?"), "{verb}");
+    // Nothing is dialled.
+    let halves = run(admin, &["call", "node", "info"]);
+    assert_eq!((halves.status, halves.code().as_str()), (2, "USAGE"));
+    let said = message(&halves);
+    assert!(said.contains("'alknet call node/info'"), "{said}");
 }
 
 #[test]

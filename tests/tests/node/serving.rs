@@ -11,7 +11,7 @@ use alknet_tests::{BootVariant, CliOutput, CliRunner, HostNode, MachineNode, Tes
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
-const OPERATIONS: [&str; 52] = [
+const OPERATIONS: [&str; 53] = [
     "compute/dispatch",
     "compute/info",
     "compute/matmul",
@@ -58,6 +58,7 @@ const OPERATIONS: [&str; 52] = [
     "tensor/open",
     "tensor/put",
     "tensor/read",
+    "tensor/remove",
     "tensor/stat",
     "tensor/write",
     "token/list",

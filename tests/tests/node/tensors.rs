@@ -83,7 +83,7 @@ fn bytes_of(cli: &CliRunner, file: &Path, name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_file_is_stored_and_none_is_written_over_unasked() {
+fn a_file_is_stored_and_removed_and_none_is_written_over_unasked() {
     let scratch = tempfile::tempdir().expect("writable");
     let at = |name: &str| scratch.path().join(name);
     let admin = CliRunner::new(at("admin"));
@@ -111,6 +111,24 @@ fn a_file_is_stored_and_none_is_written_over_unasked() {
     let forced = [&["--force"][..], &what].concat();
     assert_eq!(pull(&admin, &forced, &output).json()["id"], stored["id"]);
     assert!(fs::read(&output).expect("made") == file());
+
+    let remove = |cli: &CliRunner| cli.run(cli.command(&["tensor", "remove", &node.1, "small/m"]));
+    let refused = remove(&CliRunner::new(at("stranger")));
+    assert_eq!(refused.status, 4, "{refused:?}");
+    let removed = remove(&admin).json();
+    let expected = json!({ "id": stored["id"], "freed": file().len() });
+    assert_eq!(removed, expected);
+    assert_eq!(pull(&admin, &what, &at("gone")).code(), "E_NOTFOUND");
+    assert_eq!(remove(&admin).code(), "NOT_FOUND");
+    let log = admin.run(admin.command(&["logs", &node.1, "--last", "100"]));
+    let audit = log
+        .output
+        .lines()
+        .find(|line| line.contains("tensor.remove"));
+    assert!(
+        audit.is_some_and(|line| line.contains("small/m")),
+        "{log:?}"
+    );
 }
 
 #[test]
@@ -290,7 +308,10 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
         head(&json!({ "m#1": entry })),
         MATRIX.map(f32::to_le_bytes).concat(),
     ];
-    fs::write(folder.join("small/m.safetensors"), file.concat()).expect("writable");
+    for name in ["m", "spare"] {
+        let path = folder.join(format!("small/{name}.safetensors"));
+        fs::write(path, file.concat()).expect("writable");
+    }
     let (reads, writes) = ("tensor:read:small", "tensor:write:small");
     let people: [(&str, &CliRunner, &[&str]); 5] = [
         ("ada", &ada, &["ops:propose", "compute:run"]),
@@ -322,6 +343,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
                  () => ops.call('tensor/stat', {{ src, name: 'm#1' }}),
                  () => drain(ops.subscribe('tensor/fetch', {{ src, want: 'header' }})),
                  () => ops.call('tensor/put', {{ header: '', path: 'small/new' }}),
+                 () => ops.call('tensor/remove', {{ src: {{ path: 'small/spare.safetensors' }} }}),
                  () => ops.call('compute/matmul', {{ a, b: a, variant: 'host' }}),
              ]) {{
                  try {{ await tries(); told.push('done'); }} catch (error) {{ told.push(error.code); }}
@@ -335,6 +357,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
             "tensor/stat",
             "tensor/fetch",
             "tensor/put",
+            "tensor/remove",
             "compute/matmul",
         ],
         input: json!({ "type": "string" }),
@@ -345,7 +368,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     promote(&bench, target, ("ada", &ada), &rev, &draft);
     // The administrator may everything, and lends none of it.
     let told = bench.admin().call(target, "js/reads", &json!(small), &[]);
-    let all = ["NOT_FOUND"; 5];
+    let all = ["NOT_FOUND"; 6];
     assert_eq!(told.json(), json!(all));
 
     // The same of an author who may reaches all of it; what it would store has no header.
@@ -357,7 +380,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     };
     promote(&bench, target, ("carl", &carl), &rev, &own);
     let told = bench.admin().call(target, "js/owns", &json!(small), &[]);
-    let all = ["done", "done", "done", "INVALID_INPUT", "done"];
+    let all = ["done", "done", "done", "INVALID_INPUT", "done", "done"];
     assert_eq!(told.json(), json!(all));
 
     let draft = OperationDraft {

@@ -46,7 +46,7 @@ pub(super) fn run(args: TensorServeArgs, json: bool) -> Result<CommandExit, Comm
     drop(store);
     if !json {
         let FolderImportCounts { files, unchanged } = shared;
-        output::line(&format!("{files} files, {unchanged} of them as before"))?;
+        output::note(&format!("{files} files, {unchanged} of them as before"));
     }
     serve::run_locked(args.serve, lock, json)
 }

@@ -14,13 +14,16 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::identities::{Identities, IdentityEntries};
-use crate::identity::{Identity, IdentityKind, PeerId, PeerKey};
+use crate::identity::{Identity, IdentityKind, PeerId, PeerKey, ScopeSet};
 
 use super::entries::admin_id;
 use super::{ConfigError, HttpSection, HubSection, NodeConfig, NodeSection};
 
 /// The scope whose holders may change the configuration.
 const ADMIN: &str = "admin";
+/// Least similarity (Jaro-Winkler) at which a known scope is offered for an unknown one. Scopes begin alike, which
+/// raises the similarity of those that mean something else.
+const SIMILAR_SCOPE_MIN: f64 = 0.85;
 
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,6 +161,9 @@ fn first(errors: &[ConfigError]) -> String {
 /// Puts options that win over the document into it.
 type Overlay = dyn Fn(&mut NodeConfig) + Send + Sync;
 
+/// Says which scopes something on the node asks for at this moment.
+type AskedScopes = dyn Fn() -> BTreeSet<String> + Send + Sync;
+
 /// The configuration in force, and the one way to change it.
 pub struct ReloadHandle {
     current: ArcSwap<DynamicConfig>,
@@ -165,7 +171,7 @@ pub struct ReloadHandle {
     /// What the node started with: what cannot change is compared with it.
     started: NodeConfig,
     overlay: Box<Overlay>,
-    scopes: OnceLock<BTreeSet<String>>,
+    scopes: OnceLock<Box<AskedScopes>>,
     generation: watch::Sender<u64>,
     /// The entries of the document in force. Locked while the next one is taken.
     entries: Mutex<IdentityEntries>,
@@ -201,10 +207,20 @@ impl ReloadHandle {
         self
     }
 
-    /// Scopes that something on this node asks for: granting another is warned about from now on. One
-    /// that ends in `*` stands for all that begin so. Counts once; before it nothing is warned about.
-    pub fn know_scopes(&self, scopes: impl IntoIterator<Item = String>) {
-        self.scopes.get_or_init(|| scopes.into_iter().collect());
+    /// What says which scopes something on this node asks for at the moment: granting another is warned about from
+    /// now on. A scope that ends in `*` stands for all that begin so. Counts once; before it nothing is warned about.
+    pub fn know_scopes(&self, scopes: impl Fn() -> BTreeSet<String> + Send + Sync + 'static) {
+        self.scopes.get_or_init(|| Box::new(scopes));
+    }
+
+    /// A warning for each of these scopes that nothing on this node asks for, with the scope that is most like it.
+    /// `id` names what they were granted to.
+    #[must_use]
+    pub fn scope_warnings(&self, id: &str, granted: &ScopeSet) -> Vec<ConfigWarning> {
+        let Some(asked) = self.scopes.get() else {
+            return Vec::new();
+        };
+        unasked_scopes(&asked(), id, granted)
     }
 
     /// Takes a document, whole or not at all.
@@ -322,25 +338,53 @@ impl ReloadHandle {
                 what: format!("{what}; the configuration wins"),
             })
             .collect();
-        for (id, scopes) in peers.chain(keys) {
-            for scope in Vec::<String>::from(scopes.clone()) {
-                if !self.is_asked_for(&scope) {
-                    let what = format!("nothing on this node asks for the scope '{scope}'");
-                    warnings.push(ConfigWarning {
-                        id: id.clone(),
-                        what,
-                    });
-                }
+        if let Some(asked) = self.scopes.get() {
+            let asked = asked();
+            for (id, scopes) in peers.chain(keys) {
+                warnings.extend(unasked_scopes(&asked, &id, scopes));
             }
         }
         warnings
     }
+}
 
-    fn is_asked_for(&self, scope: &str) -> bool {
-        self.scopes
-            .get()
-            .is_none_or(|scopes| scopes.iter().any(|known| is_granted_by(known, scope)))
-    }
+/// A warning for each of `granted` that is not among those that something asks for.
+fn unasked_scopes(asked: &BTreeSet<String>, id: &str, granted: &ScopeSet) -> Vec<ConfigWarning> {
+    let granted = Vec::<String>::from(granted.clone()).into_iter();
+    let unasked = granted.filter(|scope| !asked.iter().any(|known| is_granted_by(known, scope)));
+    let warning = |scope: String| {
+        let meant = match nearest_scope(asked, &scope) {
+            Some(known) => format!("; did you mean '{known}'?"),
+            None => String::new(),
+        };
+        ConfigWarning {
+            id: id.to_owned(),
+            what: format!("nothing on this node asks for the scope '{scope}'{meant}"),
+        }
+    };
+    unasked.map(warning).collect()
+}
+
+/// The known scope that is most like this one; of a family, the member that ends as this one does.
+fn nearest_scope(asked: &BTreeSet<String>, scope: &str) -> Option<String> {
+    let likeness = |known: &String| match known.strip_suffix('*') {
+        None => (strsim::jaro_winkler(known, scope), known.clone()),
+        Some(family) => {
+            // As many segments as the family names.
+            let last = family.matches(':').count().checked_sub(1);
+            let colon = last.and_then(|last| scope.match_indices(':').nth(last));
+            let (head, rest) = scope.split_at(colon.map_or(scope.len(), |(at, _)| at + 1));
+            let member = match rest.is_empty() {
+                true => known.clone(),
+                false => format!("{family}{rest}"),
+            };
+            (strsim::jaro_winkler(family, head), member)
+        }
+    };
+    let near = asked.iter().map(likeness);
+    let near = near.filter(|(likeness, _)| *likeness >= SIMILAR_SCOPE_MIN);
+    let nearest = near.max_by(|a, b| a.0.total_cmp(&b.0));
+    nearest.map(|(_, known)| known)
 }
 
 /// Whether what asks for `known`, a scope or a family of scopes, finds something in `granted`, a scope

@@ -10,7 +10,7 @@ use alknet_call::{
     ScopedPeerEnv, Visibility, bad_gateway_def,
 };
 use alknet_core::{BoxFuture, Capabilities};
-use alknet_runtime::{OpError, RuntimeCode, ScriptFailure, ScriptOperationKind};
+use alknet_runtime::{ModulePosition, OpError, RuntimeCode, ScriptFailure, ScriptOperationKind};
 use futures_util::{StreamExt, future, stream};
 use serde_json::{Value, json};
 
@@ -275,6 +275,7 @@ pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx
     if failure.is_no_room() {
         return no_room(failure);
     }
+    let place = failure.position();
     if let Some(error) = failure.operation {
         if is_vacant(&error) {
             // Not the operation's fault, and worth another try once an administrator has opened the vault.
@@ -291,6 +292,7 @@ pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx
             };
         }
         let details = json!({ "code": error.code, "path": error.path });
+        let details = with_place(details, place);
         // Scripts say what they like: that something was refused for want of room is noted where it was.
         if ctx.is_hindered() && error.says_no_room() {
             return lacked_room(error.message, error.retryable).with_details(details);
@@ -304,12 +306,17 @@ pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx
         return told.with_details(details);
     }
     let (name, retryable) = failure.code.on_the_wire();
-    let mut details = json!({ "code": failure.code.name() });
-    if let Some(place) = failure.place {
-        details["module"] = place.module.into();
-        details["line"] = place.line.into();
-    }
+    let details = with_place(json!({ "code": failure.code.name() }), place);
     let mut error = CallError::operation(name, failure.message).with_details(details);
     error.retryable = retryable;
     error
+}
+
+/// Adds the line of the bundle that failed, for its author.
+fn with_place(mut details: Value, place: Option<ModulePosition>) -> Value {
+    if let Some(place) = place {
+        details["module"] = place.module.into();
+        details["line"] = place.line.into();
+    }
+    details
 }

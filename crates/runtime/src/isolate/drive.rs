@@ -159,7 +159,7 @@ impl Isolate {
                 // There may have been no memory for what would have settled it.
                 let text = "the promise can never settle: nothing is awaited any more";
                 let failure = match self.heap.was_refused() {
-                    true => failure::ended(RuntimeCode::Memory),
+                    true => failure::ended(&self.shared, RuntimeCode::Memory),
                     false => ScriptFailure::new(RuntimeCode::Exception, text),
                 };
                 self.fail_all(&failure);
@@ -175,7 +175,10 @@ impl Isolate {
         };
         let mut active = self.entries.remove(at);
         self.enter(|ctx, _| active.abort(ctx));
-        let outcome = active.outcome(&self.shared, Err(failure::ended(RuntimeCode::Abort)));
+        let outcome = active.outcome(
+            &self.shared,
+            Err(failure::ended(&self.shared, RuntimeCode::Abort)),
+        );
         self.finished.push_back(outcome);
         if self.entries.is_empty() {
             if self.shared.spec.mode == SessionMode::OneShot {
@@ -199,7 +202,8 @@ impl Isolate {
             let shared = &isolate.shared;
             match arrival {
                 Err(error) => {
-                    let error = shared.op_error(ctx, &error)?;
+                    let called_at = settle.called_at.map(|stack| stack.restore(ctx));
+                    let error = shared.op_error(ctx, &error, called_at.transpose()?)?;
                     settle.reject.restore(ctx)?.call::<_, ()>((error,))
                 }
                 Ok(reply) => {
@@ -293,14 +297,15 @@ impl Isolate {
     fn judged(&self, failure: ScriptFailure) -> ScriptFailure {
         let null = failure.code == RuntimeCode::Exception && failure.message == NULL;
         match null && self.heap.was_refused() {
-            true => failure::ended(RuntimeCode::Memory),
+            true => failure::ended(&self.shared, RuntimeCode::Memory),
             false => failure,
         }
     }
 
     /// After a limit nothing that the script left behind may run.
     fn close_if_over(&mut self) {
-        let over = self.shared.gauge.stopped().map(failure::ended);
+        let over = self.shared.gauge.stopped();
+        let over = over.map(|code| failure::ended(&self.shared, code));
         let mut failed = self
             .finished
             .iter()

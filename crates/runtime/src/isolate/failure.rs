@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::error::{ModulePosition, OpError, RuntimeCode, ScriptFailure};
 use crate::isolate::shared::IsolateState;
+use crate::limits::JOBS_PER_TURN;
 
 /// Longest text of an exception that is passed on.
 const TEXT_BYTES: usize = 8 << 10;
@@ -13,14 +14,28 @@ const TEXT_BYTES: usize = 8 << 10;
 pub(super) const NULL: &str = "null was thrown";
 
 /// What a limit says when it ended a call.
-pub(crate) fn ended(code: RuntimeCode) -> ScriptFailure {
+pub(crate) fn ended(shared: &IsolateState, code: RuntimeCode) -> ScriptFailure {
+    let limits = &shared.spec.limits;
     let text = match code {
-        RuntimeCode::Abort => "the call was ended from outside",
-        RuntimeCode::Fuel => "the fuel of the call is used up",
-        RuntimeCode::Memory => "the memory of the session is used up",
-        RuntimeCode::Stack => "the stack is used up",
-        RuntimeCode::Timeout => "the time of the call is used up",
-        _ => "the session was ended",
+        RuntimeCode::Abort => "the call was ended from outside".to_owned(),
+        RuntimeCode::Fuel if shared.gauge.is_out_of_fuel() => {
+            let ticks = limits.fuel_ticks;
+            format!("the fuel of the call is used up: it had {ticks} ticks")
+        }
+        RuntimeCode::Fuel => format!("the call ran {JOBS_PER_TURN} jobs in one turn"),
+        RuntimeCode::Memory => format!(
+            "the memory of the session is used up: it had {} bytes of heap and {} bytes outside it",
+            limits.heap_bytes, limits.external_bytes
+        ),
+        RuntimeCode::Stack => {
+            let bytes = limits.stack_bytes;
+            format!("the stack is used up: it had {bytes} bytes")
+        }
+        RuntimeCode::Timeout => {
+            let cpu = limits.cpu;
+            format!("the time of the call is used up: it had {cpu:?} of a processor")
+        }
+        _ => "the session was ended".to_owned(),
     };
     ScriptFailure::new(code, text)
 }
@@ -29,7 +44,7 @@ pub(crate) fn ended(code: RuntimeCode) -> ScriptFailure {
 pub(crate) fn of_error(ctx: &Ctx<'_>, shared: &IsolateState, error: Error) -> ScriptFailure {
     match error {
         Error::Exception => of_value(ctx, shared, &ctx.catch()),
-        Error::Allocation => ended(RuntimeCode::Memory),
+        Error::Allocation => ended(shared, RuntimeCode::Memory),
         other => ScriptFailure::new(RuntimeCode::Exception, other.to_string()),
     }
 }
@@ -42,20 +57,20 @@ pub(crate) fn of_value<'js>(
 ) -> ScriptFailure {
     // What is thrown after a limit was hit comes of that.
     if let Some(code) = shared.gauge.stopped() {
-        return ended(code);
+        return ended(shared, code);
     }
     // The engine throws null when there is no memory left for an error.
     if thrown.is_null() {
         return ScriptFailure::new(RuntimeCode::Exception, NULL);
     }
     if let Some(code) = engine_limit(thrown) {
-        return ended(code);
+        return ended(shared, code);
     }
     // Reading the members may run the script's getters; what they throw is not told.
     let told = describe(ctx, shared, thrown);
     // The getters may have used up what was left.
     if let Some(code) = shared.gauge.stopped() {
-        return ended(code);
+        return ended(shared, code);
     }
     told.unwrap_or_else(|_| {
         ctx.catch();

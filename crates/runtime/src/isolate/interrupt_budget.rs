@@ -121,6 +121,11 @@ impl InterruptBudget {
         self.cpu_us.fetch_add(spent, Ordering::Relaxed);
     }
 
+    /// Whether the call took more ticks than it may.
+    pub(crate) fn is_out_of_fuel(&self) -> bool {
+        self.ticks.load(Ordering::Relaxed) > self.ticks_max.load(Ordering::Relaxed)
+    }
+
     /// The engine's question. `true` ends the script.
     pub(crate) fn interrupt(&self) -> bool {
         let ticks = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;

@@ -42,6 +42,8 @@ pub(crate) struct OfferedOperation {
 pub(crate) struct PromiseSettler {
     pub(crate) resolve: Persistent<Function<'static>>,
     pub(crate) reject: Persistent<Function<'static>>,
+    /// The script's stack when it made the promise, which an error names as its own.
+    pub(crate) called_at: Option<Persistent<JsValue<'static>>>,
 }
 
 /// The state of one isolate, apart from the engine.
@@ -151,11 +153,31 @@ impl IsolateState {
         self.raise(ctx, code, message)
     }
 
-    /// The script's form of an operation's error.
+    /// The script's stack at this moment; `None` if there is no memory for it, or the script prepares none.
+    ///
+    /// # Errors
+    /// A limit was hit: the call ends.
+    pub(crate) fn here(
+        &self,
+        ctx: &Ctx<'_>,
+    ) -> rquickjs::Result<Option<Persistent<JsValue<'static>>>> {
+        let here = self.hook(ctx, "here");
+        match here.and_then(|here| here.call::<_, JsValue<'_>>(())) {
+            Ok(stack) => Ok(Some(Persistent::save(ctx, stack))),
+            Err(error) if self.gauge.stopped().is_some() => Err(error),
+            Err(_) => {
+                ctx.catch();
+                Ok(None)
+            }
+        }
+    }
+
+    /// The script's form of an operation's error. It has the stack of `called_at`, else that of this moment.
     pub(crate) fn op_error<'js>(
         &self,
         ctx: &Ctx<'js>,
         error: &OpError,
+        called_at: Option<JsValue<'js>>,
     ) -> rquickjs::Result<JsValue<'js>> {
         let details = json::write(ctx, &error.details)?;
         let make = self.hook(ctx, "opError")?;
@@ -165,6 +187,7 @@ impl IsolateState {
             error.retryable,
             details,
             error.path.as_str(),
+            called_at,
         ))
     }
 

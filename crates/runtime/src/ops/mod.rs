@@ -83,7 +83,7 @@ pub(crate) fn install<'js>(
     let state = Rc::clone(shared);
     let f =
         move |ctx: Ctx<'js>, path: String, input: JsValue<'js>, options: JsValue<'js>, yes, no| {
-            let settle = settle(&ctx, yes, no);
+            let settle = settle(&ctx, &state, yes, no)?;
             call(&ctx, &state, &path, &input, &options, settle)
         };
     native.set("call", Function::new(ctx.clone(), f)?)?;
@@ -95,7 +95,7 @@ pub(crate) fn install<'js>(
                   map: bool,
                   yes,
                   no| {
-        let settle = settle(&ctx, yes, no);
+        let settle = settle(&ctx, &state, yes, no)?;
         call_with_bytes(&ctx, &state, &path, &input, (bytes, map), settle)
     };
     native.set("callBytes", Function::new(ctx.clone(), f)?)?;
@@ -115,7 +115,7 @@ pub(crate) fn install<'js>(
     let state = Rc::clone(shared);
     let f = move |ctx: Ctx<'js>, id: u32, yes, no| {
         in_flight(&ctx, &state)?;
-        let settle = settle(&ctx, yes, no);
+        let settle = settle(&ctx, &state, yes, no)?;
         let pulled = state.pending_calls.borrow_mut().pull(id, settle);
         pulled
             .map(|id| id as f64)
@@ -152,7 +152,7 @@ pub(crate) fn install<'js>(
 fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateState>) -> Result<()> {
     let state = Rc::clone(shared);
     let f = move |ctx: Ctx<'js>, spec: JsValue<'js>, handler: Function<'js>, yes, no| {
-        let settle = settle(&ctx, yes, no);
+        let settle = settle(&ctx, &state, yes, no)?;
         register(&ctx, &state, &spec, handler, settle)
     };
     native.set("register", Function::new(ctx.clone(), f)?)?;
@@ -161,10 +161,9 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateSta
         let cases = state.read(&ctx, &cases)?;
         let work = test::begin(&state, name, cases);
         let work = work.map_err(|failure| state.raise_failure(&ctx, &failure))?;
-        state
-            .pending_calls
-            .borrow_mut()
-            .start(settle(&ctx, yes, no), work);
+        // Before the calls are borrowed: it may run a function of the script, which may call.
+        let settle = settle(&ctx, &state, yes, no)?;
+        state.pending_calls.borrow_mut().start(settle, work);
         Ok::<(), Error>(())
     };
     native.set("test", Function::new(ctx.clone(), f)?)?;
@@ -173,20 +172,27 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateSta
         let item = state.read(&ctx, &item)?;
         let taken = state.host.emit(entry as u64, item);
         let work = taken.map(|taken| taken.map(|()| None)).boxed_local();
-        state
-            .pending_calls
-            .borrow_mut()
-            .start(settle(&ctx, yes, no), work);
+        // Before the calls are borrowed: it may run a function of the script, which may call.
+        let settle = settle(&ctx, &state, yes, no)?;
+        state.pending_calls.borrow_mut().start(settle, work);
         Ok::<(), Error>(())
     };
     native.set("emit", Function::new(ctx.clone(), f)?)
 }
 
-fn settle<'js>(ctx: &Ctx<'js>, resolve: Function<'js>, reject: Function<'js>) -> PromiseSettler {
-    PromiseSettler {
+/// Settles a promise that the script has just made. Runs a function of the script if the script prepares its stacks
+/// itself.
+fn settle<'js>(
+    ctx: &Ctx<'js>,
+    shared: &IsolateState,
+    resolve: Function<'js>,
+    reject: Function<'js>,
+) -> Result<PromiseSettler> {
+    Ok(PromiseSettler {
         resolve: Persistent::save(ctx, resolve),
         reject: Persistent::save(ctx, reject),
-    }
+        called_at: shared.here(ctx)?,
+    })
 }
 
 fn call<'js>(
@@ -289,7 +295,7 @@ fn schema<'js>(ctx: &Ctx<'js>, shared: &IsolateState, path: &str) -> Result<JsVa
                 path: path.to_owned(),
                 ..OpError::new("NOT_FOUND", "no such operation")
             };
-            let error = shared.op_error(ctx, &error)?;
+            let error = shared.op_error(ctx, &error, None)?;
             Err(ctx.throw(error))
         }
     }

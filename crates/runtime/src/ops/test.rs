@@ -255,9 +255,9 @@ impl CaseSetting {
             (CaseExpectation::Error(code), Err(failure)) => {
                 let own = failure.operation.as_ref().map(|error| error.code.as_str());
                 let matches = own == Some(code) || own.is_none() && failure.code.name() == code;
-                (!matches).then(|| format!("it failed with {failure}"))
+                (!matches).then(|| format!("it failed with {}", failure.for_author()))
             }
-            (_, Err(failure)) => Some(format!("it failed with {failure}")),
+            (_, Err(failure)) => Some(format!("it failed with {}", failure.for_author())),
         }
     }
 }

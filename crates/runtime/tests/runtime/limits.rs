@@ -84,6 +84,19 @@ fn jobs_of_a_turn_are_counted() {
 }
 
 #[test]
+fn a_call_that_a_limit_ended_says_how_much_it_had() {
+    let mut spins = spec("for (;;);");
+    spins.limits.fuel_ticks = 7;
+    let spun = outcome(spins).0.result.expect_err("it is ended");
+    assert!(spun.message.ends_with("7 ticks"), "{spun}");
+    let jobs = "let again = () => queueMicrotask(again); again(); await new Promise(() => {});";
+    let queued = failure(jobs);
+    assert!(queued.message.contains("100000 jobs"), "{queued}");
+    let deep = failure("(function f() { f() })()");
+    assert!(deep.message.ends_with("262144 bytes"), "{deep}");
+}
+
+#[test]
 fn calls_are_limited_in_flight_and_in_all() {
     let all = |count: usize| {
         let source = format!(

@@ -69,6 +69,29 @@ fn errors_keep_their_code_and_details() {
     );
 }
 
+/// The answer comes when no function of the script runs any more.
+#[test]
+fn an_error_of_an_operation_names_the_line_of_its_call() {
+    for source in [
+        "\n\nawait ops.call('fail');",
+        "const f = async () => {\n  await 1;\n  await ops.call('fail');\n};\nawait f();",
+        "\n\nfor await (const item of ops.subscribe('fail')) item;",
+        "\n\nops.schema('fs/read');",
+    ] {
+        let (outcome, _) = outcome(spec(source));
+        let failure = outcome.result.expect_err(source);
+        assert!(failure.operation.is_some(), "{source}: {failure}");
+        let place = failure.position().map(|place| place.to_string());
+        assert_eq!(place.as_deref(), Some("./main.js:3"), "{source}");
+        let stack = failure.stack.unwrap_or_default();
+        assert!(!stack.contains("alknet:runtime"), "{stack}");
+    }
+    // A script that prepares its stacks itself may call while it does.
+    let prepares = "Error.prepareStackTrace = () => { ops.call('echo', 1); return {}; };
+        export default await ops.call('echo', 2);";
+    assert_eq!(value(prepares), json!(2));
+}
+
 #[test]
 fn a_script_cannot_make_the_runtimes_errors() {
     assert_eq!(

@@ -292,10 +292,12 @@ pub struct VaultRotateArgs {
 /// Arguments of `alknet vault status`.
 #[derive(Debug, Args)]
 pub struct VaultStatusArgs {
-    /// The node to ask over the network, instead of reading a directory.
+    /// The node to ask over the network: as every verb takes it, and without NODE the default node.
+    #[arg(conflicts_with = "dir")]
     pub node: Option<String>,
-    #[command(flatten)]
-    pub(crate) place: DirArgs,
+    /// Ask no node, and read the vault in this directory of this computer, with vault.a and vault.b.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }
 
 /// The type of a key slot, as the command line spells it.

@@ -47,7 +47,8 @@ impl VaultCli<'_> {
                 "this program reads directories only; to ask a node, use 'alknet vault status'";
             return Err(VaultCliError::Usage(text.to_owned()));
         }
-        let place = VaultDir::look(&args.place.dir);
+        let here = Path::new(".");
+        let place = VaultDir::look(args.dir.as_deref().unwrap_or(here));
         let found = place.load()?;
         let alkv = &found.newest;
         let records = place.records()?;

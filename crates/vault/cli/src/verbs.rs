@@ -48,9 +48,13 @@ alknet vault init --dir vault --words 12 --slot passphrase --slot provisioning")
     /// List, add, remove, set and test key slots.
     #[command(subcommand)]
     Slot(SlotVerb),
-    /// Show the state of a vault without opening it.
-    #[command(after_help = "Examples:\n  alknet vault status --dir vault\n  \
-alknet vault status ed25519:…@192.0.2.7:443")]
+    /// Show the state of a node's vault, or with --dir of a vault on this computer, without opening it.
+    #[command(
+        override_usage = "alknet vault status [OPTIONS] [NODE]\n       \
+alknet vault status [OPTIONS] --dir <DIR>",
+        after_help = "Examples:\n  alknet vault status ed25519:…@192.0.2.7:443\n  \
+alknet vault status\n  alknet vault status --dir vault"
+    )]
     Status(VaultStatusArgs),
     /// Verify a statement that one identity follows another.
     Successor(SuccessorArgs),

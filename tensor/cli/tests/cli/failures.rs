@@ -30,8 +30,22 @@ fn every_failure_has_its_code() {
     fs::write(shell.path("short.mt"), [1, 2, 3]).expect("writable");
     fs::write(shell.path("wrong.npy"), "no array at all").expect("writable");
     let said = refused(&shell, "ls /gone.mt", "E_IO", 1);
-    assert!(said.contains("gone.mt"), "{said}");
-    refused(&shell, "ls /short.mt", "E_HEADER", 2);
+    assert!(said.starts_with("there is no file"), "{said}");
+    assert!(
+        said.contains("gone.mt") && said.contains("tensor pull"),
+        "{said}"
+    );
+    fs::write(shell.path("notes.txt"), "words and no tensors").expect("writable");
+    for (file, code) in [("short.mt", "E_HEADER"), ("notes.txt", "E_LIMIT")] {
+        let said = refused(&shell, &format!("ls /{file}"), code, 2);
+        assert!(
+            said.contains(&format!("{file} is no tensor file: ")),
+            "{said}"
+        );
+    }
+    fs::remove_file(shell.path("notes.txt")).expect("just written");
+    let said = refused(&shell, "ls /", "USAGE", 2);
+    assert!(said.contains("is a folder"), "{said}");
     refused(&shell, "cat /sample.mt other", "E_NOTFOUND", 2);
     refused(&shell, "cat /sample.mt weights --rows 1:9", "E_SHAPE", 2);
     refused(

@@ -13,6 +13,7 @@ mod object;
 mod outboard;
 mod upload;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -65,7 +66,18 @@ pub struct TensorStore {
     root: PathBuf,
     options: StoreOptions,
     state: Mutex<TensorStoreState>,
+    /// Held while a name on the disk changes, until `state` has the change: both have the same order then.
+    naming: Mutex<()>,
     bytes_in_flight: Arc<BytesInFlight>,
+}
+
+/// What the removal of a path or of a file did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorRemoval {
+    /// The file that the path led to.
+    pub id: FileId,
+    /// Bytes that the store got back; 0 if another path leads to the file.
+    pub freed: u64,
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +87,9 @@ struct TensorStoreState {
     paths: BTreeMap<StorePath, FileId>,
     /// The same the other way round.
     names: BTreeMap<[u8; 32], BTreeSet<StorePath>>,
+    /// Files that uploads are about to store, with the number of those uploads. None of them is removed: its upload may
+    /// have seen that the file is there, and lead a path to it next.
+    arriving: BTreeMap<[u8; 32], usize>,
     /// Files that were asked for lately, the last one last.
     open: Vec<Arc<Object>>,
 }
@@ -87,6 +102,22 @@ impl TensorStoreState {
             names.remove(&path);
         }
         self.names.entry(*id.0.as_bytes()).or_default().insert(path);
+    }
+
+    /// Forgets a path.
+    fn forget_path(&mut self, path: &StorePath) {
+        let Some(id) = self.paths.remove(path) else {
+            return;
+        };
+        if let Some(names) = self.names.get_mut(id.0.as_bytes()) {
+            names.remove(path);
+        }
+    }
+
+    /// Whether nothing leads to a file, and no upload is about to.
+    fn is_free(&self, id: &FileId) -> bool {
+        let names = self.names.get(id.0.as_bytes());
+        names.is_none_or(BTreeSet::is_empty) && !self.arriving.contains_key(id.0.as_bytes())
     }
 }
 
@@ -122,6 +153,7 @@ impl TensorStore {
             root,
             options,
             state: Mutex::new(state),
+            naming: Mutex::default(),
             bytes_in_flight: Arc::default(),
         }))
     }
@@ -167,11 +199,16 @@ impl TensorStore {
             let mut open = state.open.iter();
             open.find(|object| object.id() == id).map(Arc::clone)
         };
-        if let Some(object) = known {
-            match object.check() {
+        match known {
+            // It was opened while another request removed it.
+            Some(object) if object.is_removed() => {
+                self.state().open.retain(|other| other.id() != id);
+            }
+            Some(object) => match object.check() {
                 Ok(()) => return Ok(object),
                 Err(error) => tracing::warn!("{error}; its header is read again"),
-            }
+            },
+            None => {}
         }
         // Without the lock: the header is read from the disk.
         let object = Arc::new(Object::open(&self.object_path(&id), id, self.limits())?);
@@ -232,44 +269,104 @@ impl TensorStore {
         }
     }
 
-    /// Takes a path away, and the file that it led to if no other path leads there. A response under
-    /// way reads on. Blocks.
+    /// Removes a path, and the file that it led to if no other path leads there. A response under way
+    /// reads on. Blocks.
     ///
     /// # Errors
     /// [`ServeError::Missing`]; `E_IO`.
-    pub fn remove(&self, path: &StorePath) -> Result<(), ServeError> {
+    pub fn remove(&self, path: &StorePath) -> Result<TensorRemoval, ServeError> {
         let failed = |error| ServeError::io(format_args!("remove {path}"), error);
-        let (id, last) = {
-            let mut state = self.state();
-            let id = *state.paths.get(path).ok_or(ServeError::Missing)?;
+        let id = {
+            let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+            let id = self.state().paths.get(path).copied();
+            let id = id.ok_or(ServeError::Missing)?;
             // First on the disk, or it would be back after the next start.
-            match fs::remove_file(self.root.join(NAMES).join(path.as_str())) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-                _ => state.paths.remove(path),
-            };
-            let names = state.names.get_mut(id.0.as_bytes());
-            let last = names.is_none_or(|names| {
-                names.remove(path);
-                names.is_empty()
-            });
-            if last {
-                state.names.remove(id.0.as_bytes());
-                state.open.retain(|object| object.id() != id);
-            }
-            (id, last)
+            self.unlink_name(path).map_err(failed)?;
+            self.state().forget_path(path);
+            id
         };
-        match last {
-            true => self.discard(&id).map_err(failed),
-            false => Ok(()),
+        let freed = self.discard_free(&id).map_err(failed)?;
+        Ok(TensorRemoval { id, freed })
+    }
+
+    /// Removes a file to which no path leads. A response under way reads on. Blocks.
+    ///
+    /// # Errors
+    /// [`ServeError::Missing`]; `E_VALUE` if a path leads to the file; `E_IO`.
+    pub fn remove_file(&self, id: FileId) -> Result<TensorRemoval, ServeError> {
+        let failed = |error| ServeError::io(format_args!("remove {id}"), error);
+        let is_there = self.object_path(&id).try_exists().map_err(failed)?;
+        if !is_there {
+            return Err(ServeError::Missing);
         }
+        let names = self.state().names.get(id.0.as_bytes()).map(BTreeSet::len);
+        if names.is_some_and(|names| names > 0) {
+            let what = "a path leads to the file: remove the path";
+            return Err(ServeError::input(TensorErrorCode::Value, what));
+        }
+        let freed = self.discard_free(&id).map_err(failed)?;
+        Ok(TensorRemoval { id, freed })
+    }
+
+    /// Removes the file of a path, and the folders above it that this leaves empty: a folder that stays would refuse a
+    /// file of its name.
+    fn unlink_name(&self, path: &StorePath) -> std::io::Result<()> {
+        let names = self.root.join(NAMES);
+        let file = names.join(path.as_str());
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut folder = file.parent().unwrap_or(&names);
+        // Another path keeps its folders: one that is not empty is not removed.
+        while folder != names && fs::remove_dir(folder).is_ok() {
+            folder = folder.parent().unwrap_or(&names);
+        }
+        // An answer means that the path is gone after a power cut, too.
+        match File::open(folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            folder => folder?.sync_all(),
+        }
+    }
+
+    /// Removes a file to which nothing leads; returns the bytes that the store got back.
+    fn discard_free(&self, id: &FileId) -> std::io::Result<u64> {
+        // Under the lock: an upload that comes after it sees that the file is gone.
+        let unlinked = {
+            let mut state = self.state();
+            if !state.is_free(id) {
+                return Ok(0);
+            }
+            state.names.remove(id.0.as_bytes());
+            self.unlink(&mut state, id)
+        };
+        let freed = match unlinked {
+            // Another request was first, or another program removed it: it is gone in either case.
+            Err(error) if error.kind() == ErrorKind::NotFound => 0,
+            unlinked => unlinked?,
+        };
+        self.drop_outboards(id)?;
+        Ok(freed)
     }
 
     /// Removes a file and the hash trees that were computed of it.
     fn discard(&self, id: &FileId) -> std::io::Result<()> {
+        self.unlink(&mut self.state(), id)?;
+        self.drop_outboards(id)
+    }
+
+    /// Removes a file; returns its length, which the store got back.
+    fn unlink(&self, state: &mut TensorStoreState, id: &FileId) -> std::io::Result<u64> {
         let object = self.object_path(id);
         let len = fs::metadata(&object)?.len();
         fs::remove_file(&object)?;
-        self.release(len);
+        state.open.retain(|object| object.id() != *id);
+        state.used = state.used.saturating_sub(len);
+        Ok(len)
+    }
+
+    /// Removes the hash trees that were computed of a file.
+    fn drop_outboards(&self, id: &FileId) -> std::io::Result<()> {
         let trees = format!("{id}-");
         for tree in fs::read_dir(self.root.join(OUTBOARDS))? {
             let tree = tree?;
@@ -278,6 +375,16 @@ impl TensorStore {
             }
         }
         Ok(())
+    }
+
+    /// An upload is about to store this file, until what is returned is dropped.
+    pub(crate) fn arriving(self: &Arc<Self>, id: FileId) -> ArrivingFile {
+        let mut state = self.state();
+        *state.arriving.entry(*id.0.as_bytes()).or_default() += 1;
+        ArrivingFile {
+            store: Arc::clone(self),
+            id,
+        }
     }
 
     /// Whether a file is there, byte for byte. One that is damaged is removed, so that storing it again
@@ -294,7 +401,6 @@ impl TensorStore {
         }
         let why = read.map_or_else(|error| error.to_string(), |_| "other bytes".to_owned());
         tracing::warn!(file = %id, "damaged in the store of tensors ({why}), and stored again");
-        self.state().open.retain(|object| object.id() != *id);
         self.discard(id)?;
         Ok(false)
     }
@@ -311,6 +417,7 @@ impl TensorStore {
     pub(crate) fn lead(&self, path: StorePath, id: FileId) -> Result<(), ServeError> {
         let file = self.root.join(NAMES).join(path.as_str());
         let folder = file.parent().unwrap_or(&self.root);
+        let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let state = self.state();
             if state.paths.len() >= PATHS && !state.paths.contains_key(&path) {
@@ -384,6 +491,25 @@ impl TensorStore {
     }
 }
 
+/// A file that an upload is about to store; it is not removed before this is dropped.
+#[derive(Debug)]
+pub(crate) struct ArrivingFile {
+    store: Arc<TensorStore>,
+    id: FileId,
+}
+
+impl Drop for ArrivingFile {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut entry) = self.store.state().arriving.entry(*self.id.0.as_bytes())
+        {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
 /// Reads every path below a folder.
 fn paths(
     folder: &Path,
@@ -427,4 +553,38 @@ fn paths(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use alknet_tensor::{ContainerWriter, Dtype};
+
+    use super::*;
+
+    /// The upload has seen that the file is there, and leads a path to it next.
+    #[test]
+    fn a_file_that_an_upload_is_about_to_store_is_not_removed() {
+        let folder = tempfile::tempdir().expect("writable");
+        let store = TensorStore::open(folder.path(), StoreOptions::default()).expect("writable");
+        let mut writer = ContainerWriter::new(Cursor::new(Vec::new()));
+        let content = vec![7; 64].into();
+        writer
+            .flat("x", Dtype::U8, &[64], content)
+            .expect("it fits");
+        let file = writer.finish().expect("memory").1.into_inner();
+        let path = StorePath::parse("a").expect("a path");
+        let id = store
+            .add(file.as_slice(), Some(path.clone()))
+            .expect("a good file");
+        let arriving = store.arriving(id);
+        let removed = store.remove(&path).expect("the path is there");
+        assert_eq!(removed.freed, 0);
+        assert!(store.object(id).is_ok());
+        drop(arriving);
+        let removed = store.remove_file(id).expect("nothing leads to it");
+        assert_eq!(removed.freed, file.len() as u64);
+        assert_eq!(store.object(id).expect_err("gone").code(), "E_NOTFOUND");
+    }
 }

@@ -101,6 +101,12 @@ impl Object {
         Ok(())
     }
 
+    /// Whether the file has no name any more: it was removed, and only what opened it before reads it.
+    pub(crate) fn is_removed(&self) -> bool {
+        let metadata = self.reader.source().metadata();
+        metadata.is_ok_and(|metadata| metadata.nlink() == 0)
+    }
+
     /// Fills `buffer` with the bytes from `at` on.
     pub(crate) fn read(&self, buffer: &mut [u8], at: u64) -> Result<(), ServeError> {
         let read = self.reader.source().read_exact_at(buffer, at);

@@ -133,6 +133,8 @@ impl TensorUpload {
         }
         let id = FileId(self.hasher.finalize());
         let target = self.store.object_path(&id);
+        // Until the path leads to it, no request removes it.
+        let _arriving = self.store.arriving(id);
         if !self.store.holds(&id).map_err(io)? {
             self.keep(&target).map_err(io)?;
         }

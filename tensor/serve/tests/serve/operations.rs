@@ -9,7 +9,7 @@ use alknet_call::{
 };
 use alknet_core::{AuthContext, Carriage, ProtocolHandler, memory_pair};
 use alknet_tensor_serve::limits::UPLOADS_PER_PEER;
-use alknet_tensor_serve::operations;
+use alknet_tensor_serve::{StoreOptions, operations};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -199,6 +199,75 @@ async fn a_file_is_put_in_pieces() {
         put(begin.clone()).await.expect("begun");
     }
     assert_eq!(refused(&peer, "tensor/put", begin).await.0, "OVERLOADED");
+}
+
+#[tokio::test]
+async fn a_removed_file_gives_its_room_back_and_is_read_to_its_end() {
+    let room = StoreOptions {
+        bytes_max: file().len() as u64,
+        ..StoreOptions::default()
+    };
+    let scene = StoreScene::with(room);
+    let id = scene.add("models/a", &file());
+    let node = TensorOperationsNode::new(&scene);
+    let reader = node.peer(Some("ada"), &["tensor:read:*"]);
+    let fetch = json!({ "src": { "path": "models/a" }, "want": "tensor", "name": "large" });
+    let mut events = reader
+        .subscribe("tensor/fetch", &fetch)
+        .await
+        .expect("it is there");
+    events.next().await.expect("a head").expect("a head");
+
+    let src = json!({ "src": { "path": "models/a" } });
+    let writer = node.peer(Some("bob"), &["tensor:write:models"]);
+    let removed = writer.call("tensor/remove", &src).await.expect("removed");
+    let expected = json!({ "id": id.to_string(), "freed": file().len() });
+    assert_eq!(removed.value(), &expected);
+    let mut bytes = 0;
+    while let Some(event) = events.next().await {
+        let event = event.expect("bytes");
+        let said = &event.output.value()["bytes"];
+        let piece = event.output.binary(said).map(|piece| piece.len());
+        bytes += piece.unwrap_or_else(|| {
+            let text = said.as_str().expect("base64");
+            STANDARD.decode(text).expect("base64").len()
+        });
+    }
+    assert_eq!(bytes, large().len());
+    let gone = refused(&reader, "tensor/open", src.clone()).await;
+    assert_eq!(gone, ("NOT_FOUND".to_owned(), json!("E_NOTFOUND")));
+    assert_eq!(refused(&writer, "tensor/remove", src).await, gone);
+    // The store has room for one such file only.
+    scene.add("models/b", &file());
+}
+
+#[tokio::test]
+async fn a_file_is_removed_only_with_the_scope_to_write_it() {
+    let (scene, id) = StoreScene::holding("models/a");
+    let node = TensorOperationsNode::new(&scene);
+    let by_path = json!({ "src": { "path": "models/a" } });
+    let by_id = json!({ "src": { "id": id.to_string() } });
+    let missing = ("NOT_FOUND".to_owned(), json!("E_NOTFOUND"));
+    for scopes in [&["tensor:read:*"][..], &["tensor:write:other"]] {
+        let peer = node.peer(Some("eve"), scopes);
+        for src in [&by_path, &by_id] {
+            let said = refused(&peer, "tensor/remove", src.clone()).await;
+            assert_eq!(said, missing, "{scopes:?}");
+        }
+    }
+    let stranger = node.peer(None, &[]);
+    let (code, _) = refused(&stranger, "tensor/remove", by_path).await;
+    assert_eq!(code, "UNAUTHENTICATED");
+    let writer = node.peer(Some("ada"), &["tensor:write:id"]);
+    let said = refused(&writer, "tensor/remove", by_id.clone()).await;
+    assert_eq!(said, ("INVALID_INPUT".to_owned(), json!("E_VALUE")));
+    assert!(scene.object(id).exists());
+    scene.add("models/a", &small(10));
+    writer
+        .call("tensor/remove", &by_id)
+        .await
+        .expect("no path leads to it");
+    assert!(!scene.object(id).exists());
 }
 
 /// Memory without end, and how much of it is taken.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use alknet_tensor_serve::{StoreOptions, TensorStore};
+use alknet_tensor_serve::{StoreOptions, TensorRemoval, TensorStore};
 
 use crate::scene::{StoreScene, at, file};
 
@@ -124,7 +124,8 @@ async fn what_is_removed_makes_room_and_leaves_nothing() {
         .await
         .expect("served");
     let [a, c] = ["a", "b/c"].map(|path| alknet_tensor_serve::StorePath::parse(path).expect(path));
-    scene.store.remove(&a).expect("there");
+    let removed = scene.store.remove(&a).expect("there");
+    assert_eq!(removed, TensorRemoval { id, freed: 0 });
     let gone = client.pull(&at("a"), &target, &|_, _| {}).await;
     assert_eq!(gone.expect_err("gone").code(), "E_NOTFOUND");
     assert!(scene.object(id).exists() && scene.count("outboards") > 0);
@@ -136,12 +137,46 @@ async fn what_is_removed_makes_room_and_leaves_nothing() {
     assert_eq!(stays.code(), "E_IO");
     assert!(scene.object(id).exists() && scene.store.paths().len() == 1);
     std::fs::remove_dir(&name).expect("ours");
-    scene.store.remove(&c).expect("there");
+    let removed = scene.store.remove(&c).expect("there");
+    let freed = file().len() as u64;
+    assert_eq!(removed, TensorRemoval { id, freed });
     assert!(!scene.object(id).exists());
     assert_eq!(scene.count("outboards"), 0);
     let again = scene.store.remove(&c).expect_err("gone");
     assert_eq!(again.code(), "E_NOTFOUND");
     scene.add("a", &file());
+}
+
+/// A folder that stayed would refuse a file of its name.
+#[tokio::test]
+async fn the_folders_of_a_removed_path_are_removed_with_it() {
+    let scene = StoreScene::new();
+    for path in ["a/b/c", "a/d"] {
+        scene.add(path, &small(10));
+    }
+    let path = |path| alknet_tensor_serve::StorePath::parse(path).expect(path);
+    scene.store.remove(&path("a/b/c")).expect("there");
+    assert!(!scene.path("store/names/a/b").exists());
+    scene.add("a/b", &small(20));
+    for removed in ["a/b", "a/d"] {
+        scene.store.remove(&path(removed)).expect("there");
+    }
+    scene.add("a", &small(30));
+}
+
+#[tokio::test]
+async fn a_file_without_a_path_is_removed_by_its_id() {
+    let (scene, id) = StoreScene::holding("a");
+    let led_to = scene.store.remove_file(id).expect_err("a path leads to it");
+    assert_eq!(led_to.code(), "E_VALUE");
+    // The path leads to another file now, and the first one stays without a path.
+    scene.add("a", &small(10));
+    let freed = file().len() as u64;
+    let removed = scene.store.remove_file(id).expect("it is there");
+    assert_eq!(removed, TensorRemoval { id, freed });
+    assert!(!scene.object(id).exists());
+    let gone = scene.store.remove_file(id).expect_err("it is gone");
+    assert_eq!(gone.code(), "E_NOTFOUND");
 }
 
 pub(crate) fn small(len: u64) -> Vec<u8> {

@@ -25,7 +25,7 @@ fn handle(text: &str) -> (ReloadHandle, Arc<Identities>) {
     let clock = Arc::new(SystemClock { built_s: 0 });
     let identities = Arc::new(Identities::new(config.entries(), clock));
     let handle = ReloadHandle::new(config, identities.clone());
-    handle.know_scopes(["fs:read".to_owned()]);
+    handle.know_scopes(|| ["fs:read", "call:*"].map(str::to_owned).into());
     (handle, identities)
 }
 
@@ -197,6 +197,28 @@ fn unused_scopes_give_a_warning() {
         said.contains("edge") && said.contains("'fs:reed'"),
         "{said}"
     );
+}
+
+#[test]
+fn a_warning_about_a_scope_names_the_nearest_one() {
+    let (handle, _) = handle(ONE_ADMIN);
+    for (scope, meant) in [
+        ("fs:reed", Some("'fs:read'")),
+        ("cal:js:total", Some("'call:js:total'")),
+        ("cal", Some("'call:*'")),
+        ("reports:send", None),
+    ] {
+        let granted = [scope].into_iter().collect();
+        let warnings = handle.scope_warnings("ada", &granted);
+        assert_eq!(warnings.len(), 1, "{scope}: {warnings:?}");
+        let said = &warnings[0].what;
+        match meant {
+            Some(meant) => assert!(said.ends_with(&format!("did you mean {meant}?")), "{said}"),
+            None => assert!(said.ends_with(&format!("'{scope}'")), "{said}"),
+        }
+    }
+    let known = ["fs:*", "call:js:total"].into_iter().collect();
+    assert!(handle.scope_warnings("ada", &known).is_empty());
 }
 
 #[test]

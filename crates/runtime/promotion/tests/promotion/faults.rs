@@ -236,6 +236,7 @@ async fn a_server_that_fails_is_no_fault_of_the_node() {
         assert_eq!(refused.code.name(), code, "{op}: {refused}");
         let details = refused.details.expect("what was called");
         assert_eq!(details["path"], op, "{details}");
+        assert_eq!(details["line"], 1, "{details}");
     }
     let spec = client.schema("js/asks").await.expect("a spec");
     let declared = spec.error_schemas.iter().find(|it| it.code == "HTTP_502");

@@ -266,7 +266,11 @@ async fn tests_have_to_pass_twice_the_same_with_what_is_recorded_only() {
     )
     .uses(&["config/tax"])
     .test(json!({ "expect": { "output": { "percent": 50 } } }));
-    assert!(failing(calls).await.contains("no such call"));
+    let reason = failing(calls).await;
+    assert!(
+        reason.contains("no such call") && reason.ends_with(":1)"),
+        "{reason}"
+    );
     let endless = DraftBundle::new("a/b", "export const run = () => { for (;;); };")
         .test(json!({ "expect": { "output": 1 } }));
     assert!(failing(endless).await.contains("E_FUEL"));

@@ -113,6 +113,11 @@ async fn what_ends_a_script_has_its_code_on_the_wire() {
             "{input}"
         );
     }
+    // The answer came when no function of the script ran any more.
+    let failing = json!({ "source": "\n\nawait ops.call('test/paper', {})" });
+    let (_, told) = refused(&client, failing).await;
+    let stack = told["stack"].as_str().unwrap_or_default();
+    assert!(stack.contains(":3:"), "{told}");
     for input in [
         json!({ "source": 1 }),
         json!({ "nonsense": 1 }),

@@ -1,6 +1,7 @@
 // Error classes, and what Rust asks our own code to do with the script's values.
 (function (native, hooks) {
-  const { apply, construct, ownKeys } = Reflect;
+  const { apply, construct, defineProperty, ownKeys } = Reflect;
+  const PlainError = Error;
   const then = Promise.prototype.then;
   const { isView } = ArrayBuffer;
   const key = Symbol('internal');
@@ -43,8 +44,16 @@
     }
     return error;
   };
-  hooks.opError = (code, message, retryable, details, path) =>
-    new OpError(code, message, { retryable, details, path });
+  // The stack at this moment: an answer comes when no function of the script runs any more.
+  hooks.here = () => text(new PlainError().stack);
+  hooks.opError = (code, message, retryable, details, path, calledAt) => {
+    const error = new OpError(code, message, { retryable, details, path });
+    if (typeof calledAt === 'string') {
+      const stack = { __proto__: null, value: calledAt, writable: true, enumerable: false, configurable: true };
+      defineProperty(error, 'stack', stack);
+    }
+    return error;
+  };
 
   const text = (value) => {
     if (typeof value === 'string') return value;
