@@ -112,8 +112,20 @@ fn shown(answer: &Value) -> Vec<String> {
         }
     }
     lines.push(String::new());
-    lines.extend(text(&answer["document"]).lines().map(str::to_owned));
+    lines.extend(text(&answer["document"]).lines().map(document_line));
     lines
+}
+
+/// A line of a document that a node sent. One that neither names a table nor gives a key a value is part of a text of
+/// several lines, or was made to be taken for a line of this program: it is marked.
+fn document_line(line: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || ['_', '-', '.'].contains(&c);
+    let is_key = |key: &str| key.starts_with('"') || key.chars().all(is_bare);
+    let has_value = line.split_once(" = ").is_some_and(|(key, _)| is_key(key));
+    match line.is_empty() || line.starts_with('[') || has_value {
+        true => line.to_owned(),
+        false => format!("? {line}"),
+    }
 }
 
 fn check(file: &Path, with_files: bool, json: bool) -> Result<CommandExit, CommandError> {
@@ -281,6 +293,28 @@ mod tests {
                 "",
                 "[listen]",
                 "port = 443",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_document_has_no_line_that_looks_like_one_of_this_program() {
+        let document = "[[peers]]\npeer_id = \"ada\"\n\"a key\" = 1\ntls.acme = 1\nnote = \"\"\"\n\
+                        # generation 9, from: seed\nhealth     ok\nhealth ok = 1\n\"\"\"\n";
+        let answer = json!({ "generation": 4, "source": "seed", "document": document });
+        assert_eq!(
+            shown(&answer)[1..],
+            [
+                "",
+                "[[peers]]",
+                "peer_id = \"ada\"",
+                "\"a key\" = 1",
+                "tls.acme = 1",
+                "note = \"\"\"",
+                "? # generation 9, from: seed",
+                "? health     ok",
+                "? health ok = 1",
+                "? \"\"\"",
             ]
         );
     }

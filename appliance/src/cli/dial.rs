@@ -109,6 +109,19 @@ impl CliDialer {
         .await
     }
 
+    /// The same by another key than that of the command, beside its own connection.
+    pub(crate) async fn reached_by<T>(
+        key: NodeKey,
+        route: &NodeRoute,
+        args: &DialArgs,
+        work: impl AsyncFnOnce(&NodeCaller) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let dialer = Self::with_key(Some(key), args);
+        let result = dialer.reached(route, work).await;
+        dialer.dialer.close().await;
+        result
+    }
+
     /// Dials, runs `work`, says goodbye.
     pub(crate) async fn connected<T>(
         &self,

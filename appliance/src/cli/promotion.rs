@@ -10,10 +10,12 @@ use serde_json::{Value, json};
 
 use super::call::{call_error, is_operation};
 use super::caller::NodeCaller;
+use super::decision::DecisionNote;
 use super::proposal_list::{
     ProposalChoice, confirm_named, each_proposal, is_id_or_prefix, proposal_named, proposal_word,
 };
-use super::review::ReviewHint;
+use super::review::{ReviewHint, has_key, quoted, shown_id, state_option};
+use super::second_key::SecondKey;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, DialArgs, output};
 
@@ -44,9 +46,11 @@ alknet ops proposals ed25519:…@192.0.2.7:443 js/invoice/total"
         override_usage = "alknet ops promote [OPTIONS] [NODE] <PROPOSAL>",
         after_help = "Examples:\n  alknet ops promote attic invoice/total --external\n  \
 alknet ops promote ed25519:…@192.0.2.7:443 3f09 --external\n  \
-alknet ops promote ed25519:…@192.0.2.7:443 3f09 --reject --reason 'reads too much'\n\n\
-The author decides by a second key: --state DIR takes the key of that directory. A decision counts from the next \
-start of the node, unless promotion.activate is \"live\"."
+alknet ops promote ed25519:…@192.0.2.7:443 3f09 --reject --reason 'reads too much'\n  \
+alknet ops promote attic 3f09 --external --second-key\n\n\
+Without --external only operations of the node can call the operation. An author does not review its own bundle: an \
+administrator who is alone decides by --second-key. A decision counts from the next start of the node, unless \
+promotion.activate is \"live\". Another 'ops promote' of a promoted proposal changes who may call it."
     )]
     Promote(PromoteArgs),
     /// Replace an operation by its earlier version, or remove the operation if it has none.
@@ -102,6 +106,10 @@ pub(crate) struct PromoteArgs {
     /// A scope that peers need for the operation. Repeat the option for more [default: call:<path with colons>]
     #[arg(long, requires = "external")]
     scope: Vec<String>,
+    /// Decide by a second key of yours, as an administrator who is alone and wrote the bundle: the command makes the key
+    /// in DIR and lets it in, if it is new [default: the state directory with '-reviewer' behind its name]
+    #[arg(long, value_name = "DIR", require_equals = true)]
+    second_key: Option<Option<PathBuf>>,
     /// Why, for the record.
     #[arg(long, default_value = "")]
     reason: String,
@@ -136,7 +144,12 @@ pub(crate) fn run(verb: PromotionVerb, json: bool) -> Result<CommandExit, Comman
             let route = node.route()?;
             super::dial::reached(&route, &node.dial, async |caller| {
                 let answer = ask(caller, &node.dial, "ops/rollback", &input).await?;
-                decided(&answer, &route.as_argument(), json)
+                let note = DecisionNote {
+                    answer: &answer,
+                    node: &route.as_argument(),
+                    options: &options(&node.dial)?,
+                };
+                decided(&answer, &note.of_rollback(&path), json)
             })
         }
     }
@@ -218,11 +231,7 @@ async fn fetch_peer_id(node: &NodeCaller, key: &str) -> Result<PeerId, CommandEr
 /// The peer that has this key.
 fn holder(listed: &Value, key: &str) -> Option<PeerId> {
     let mut peers = listed["peers"].as_array().into_iter().flatten();
-    let has_key = |peer: &&Value| {
-        let mut keys = peer["keys"].as_array().into_iter().flatten();
-        keys.any(|known| known == key)
-    };
-    peer_id(&peers.find(has_key)?["peer_id"])
+    peer_id(&peers.find(|peer| has_key(peer, key))?["peer_id"])
 }
 
 fn peer_id(name: &Value) -> Option<PeerId> {
@@ -282,23 +291,53 @@ async fn whole(node: &NodeCaller, dial: &DialArgs, which: &str) -> Result<Value,
 
 fn promote(args: PromoteArgs, json: bool) -> Result<CommandExit, CommandError> {
     let mut input = decision(&args);
+    let again = again(&args);
     let (node, word) = args.node.with_word(args.id, "PROPOSAL")?;
     let word = proposal_word(&word).map_err(CommandError::usage)?;
     let (route, dial) = (node.route()?, &node.dial);
+    let second = args.second_key.as_ref();
+    let second = second.map(|dir| SecondKey::new(dir.as_deref(), &route, dial));
+    let second = second.transpose()?;
     super::dial::reached(&route, dial, async |caller| {
         let chosen = proposal_named(caller, dial, &word, ProposalChoice::Waiting).await?;
         confirm_named(&chosen, !args.reject, json).await?;
         let id = chosen.id;
         input["id"] = id.as_str().into();
-        let answer = match ask(caller, dial, "ops/promote", &input).await {
-            Err(refused) if refused.code == ErrorCode::Forbidden.name() => {
+        let answer = match &second {
+            Some(second) => second.decide(caller, &route, dial, &input).await,
+            None => ask(caller, dial, "ops/promote", &input).await,
+        };
+        let answer = match answer {
+            Err(refused) if second.is_none() && refused.code == ErrorCode::Forbidden.name() => {
                 let hint = ReviewHint::new(&route, &id, &dial.state)?;
                 return Err(with_hint(caller, dial, &id, &hint, refused).await);
             }
             answer => answer?,
         };
-        decided(&answer, &route.as_argument(), json)
+        let note = DecisionNote {
+            answer: &answer,
+            node: &route.as_argument(),
+            options: &options(dial)?,
+        };
+        decided(&answer, &note.of_promotion(&shown_id(&id), &again), json)
     })
+}
+
+/// The options with which the same reviewer promotes the same proposal again, each behind a space.
+fn again(args: &PromoteArgs) -> String {
+    let path = args.path.iter();
+    let path = path.map(|path| format!(" --path {}", quoted(path)));
+    let second = args.second_key.iter().map(|dir| match dir {
+        Some(dir) => format!(" --second-key={}", quoted(&dir.display().to_string())),
+        None => " --second-key".to_owned(),
+    });
+    path.chain(second).collect()
+}
+
+/// The options that each command of this user needs.
+fn options(dial: &DialArgs) -> Result<String, CommandError> {
+    let dir = dial.state.dir()?;
+    Ok(state_option(&dir, dial.state.state.is_some()))
 }
 
 /// The refusal of a decision; an author who reviewed its own bundle reads who may do it.
@@ -339,30 +378,13 @@ fn decision(args: &PromoteArgs) -> Value {
     input
 }
 
-/// Shows a decision, and what is still missing for it to count.
-fn decided(answer: &Value, node: &str, json: bool) -> Result<CommandExit, CommandError> {
+/// Shows a decision, and what a person reads beside it.
+fn decided(answer: &Value, notes: &[String], json: bool) -> Result<CommandExit, CommandError> {
     show(answer, json)?;
-    if let Some(missing) = still_missing(answer, node).filter(|_| !json) {
-        output::note(&missing);
+    if !json {
+        notes.iter().for_each(|note| output::note(note));
     }
     Ok(CommandExit::Ok)
-}
-
-/// What has to happen before a decision counts.
-fn still_missing(answer: &Value, node: &str) -> Option<String> {
-    if let Some(needed) = answer["needed"].as_u64() {
-        let agree = answer["reviews"].as_u64().unwrap_or_default();
-        return Some(format!(
-            "Not in place yet: {agree} of {needed} reviewers accepted it with this path, visibility and scopes."
-        ));
-    }
-    (answer["active"] == false).then(|| {
-        format!(
-            "Not in force yet: it counts from the next start of the node ('alknet reboot {node}' for a machine; \
-             stop and start 'alknet serve' on a host). If the configuration then has promotion.activate = \
-             \"live\", later decisions count at once."
-        )
-    })
 }
 
 /// What an operation about promotion answers, within the time of the arguments.
@@ -556,16 +578,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said() {
-        let active = |active: bool| json!({ "path": "js/a", "version": 1, "active": active });
-        assert_eq!(still_missing(&active(true), "attic"), None);
-        let waits = still_missing(&active(false), "attic").expect("it is not in force");
-        for said in ["next start", "'alknet reboot attic'", "promotion.activate"] {
-            assert!(waits.contains(said), "{said}: {waits}");
+    fn a_second_key_is_where_the_user_says() {
+        let id = "3f".repeat(32);
+        for (words, expected) in [
+            (&["--external"][..], Some("")),
+            (&["--second-key"], Some(" --second-key")),
+            (
+                &["--second-key=/media/a stick", "--path", "a/b"],
+                Some(" --path a/b --second-key='/media/a stick'"),
+            ),
+            // The word behind it is the proposal, or one too many.
+            (&["--second-key", "/media/stick"], None),
+        ] {
+            let all = [&["promote", "node", id.as_str()], words].concat();
+            let found = match parsed(&all) {
+                Ok(PromotionVerb::Promote(args)) => Some(again(&args)),
+                _ => None,
+            };
+            assert_eq!(found.as_deref(), expected, "{words:?}");
         }
-        let reviews = json!({ "id": "3f", "state": "proposed", "reviews": 1, "needed": 2 });
-        let waits = still_missing(&reviews, "attic").expect("another has to agree");
-        assert!(waits.contains("1 of 2 reviewers"), "{waits}");
+    }
+
+    #[test]
+    fn what_counts_later_is_said() {
+        let active = |active: bool| json!({ "path": "js/a", "version": 1, "active": active });
         let waits = "active: false, until the next start of the node".to_owned();
         assert!(lines(&active(false)).contains(&waits));
         let version = json!({ "version": 2, "id": "3f", "generation": 4, "current": true });

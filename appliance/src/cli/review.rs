@@ -1,17 +1,21 @@
 //! What comes after a proposal: who may review it, and which commands lead on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use alknet_core::ScopeSet;
+use alknet_tls::NodeKey;
 use serde_json::Value;
 
+use super::identity::KEY_FILE;
 use super::output;
 use super::proposal_list::is_id_or_prefix;
 use super::target::NodeRoute;
 use super::{CommandError, StateArgs};
 
 /// The scope of those who review.
-const SCOPE: &str = "ops:promote";
+pub(super) const SCOPE: &str = "ops:promote";
+/// What a decision without `--external` means.
+const INTERNAL: &str = "Without --external only operations of the node can call it.";
 /// Reviewers that are named.
 const NAMES_SHOWN_MAX: usize = 4;
 /// Digits of an id that are shown: fewer than a line has, and more than two proposals of a node share.
@@ -24,8 +28,11 @@ pub(super) struct ReviewHint {
     node: String,
     /// The node without a name of this state directory, which another directory does not know.
     nameless: String,
+    is_behind_hub: bool,
     /// Where a second key is kept.
     reviewer: String,
+    /// The second key, if there is one.
+    second: Option<String>,
     /// The option that names the state directory of the user, if it was given.
     state: String,
 }
@@ -41,89 +48,128 @@ impl ReviewHint {
         state: &StateArgs,
     ) -> Result<Self, CommandError> {
         let dir = state.dir()?;
-        Ok(Self::in_directory(route, id, &dir, state.state.is_some()))
+        let second = second_key_dir(&dir).join(KEY_FILE);
+        let second = NodeKey::load(&second).ok().flatten();
+        Ok(Self {
+            second: second.map(|key| key.public().to_string()),
+            ..Self::in_directory(route, id, &dir, state.state.is_some())
+        })
     }
 
-    /// The same, by a user whose state is in `dir`, and who named it if `is_given`.
+    /// The same, by a user whose state is in `dir`, who named it if `is_given`, and who has no second key.
     fn in_directory(route: &NodeRoute, id: &str, dir: &Path, is_given: bool) -> Self {
-        // A hostile node would have a user copy a command of its own.
-        let id = match is_id_or_prefix(id) {
-            true => id.chars().take(ID_SHOWN).collect(),
-            false => "ID".to_owned(),
-        };
-        let dir = dir.display().to_string();
         Self {
-            id,
+            id: shown_id(id),
             node: output::one_line(&route.as_argument()).into_owned(),
             nameless: route.without_names(),
-            reviewer: quoted(&format!("{dir}-reviewer")),
-            state: match is_given {
-                true => format!(" --state {}", quoted(&dir)),
-                false => String::new(),
-            },
+            is_behind_hub: route.peer.is_some(),
+            reviewer: quoted(&second_key_dir(dir).display().to_string()),
+            second: None,
+            state: state_option(dir, is_given),
         }
     }
 
     /// Says what is still missing once `author` proposed an operation. `listed` is who may connect to the node, or
     /// null where the author may not see it.
     pub(super) fn after_proposal(&self, listed: &Value, author: &str) -> String {
-        let Self { id, node, .. } = self;
-        let decides = format!("alknet ops promote {node} {id}");
-        let reviewers = reviewers(listed, author);
-        if !reviewers.is_empty() {
+        let Self { id, nameless, .. } = self;
+        let decides = format!("alknet ops promote {nameless} {id} --external");
+        let (own, others): (Vec<_>, Vec<_>) = reviewers(listed, author)
+            .into_iter()
+            .partition(|peer| self.second.as_deref().is_some_and(|key| has_key(peer, key)));
+        if !others.is_empty() {
             return format!(
-                "Next: {} decides by '{decides}', having read 'alknet ops proposals {node} {id}'.",
-                reviewers.join(" or ")
+                "Next: {} decides by '{decides}', having read 'alknet ops proposals {nameless} {id}'. {INTERNAL}",
+                names(&others)
             );
         }
-        if listed.is_null() {
-            return format!(
-                "Next: another key with the scope {SCOPE} decides by '{decides}'; if the node has none, an \
-                 administrator makes one and decides by it:\n{}",
-                self.second_key()
-            );
-        }
-        format!(
-            "An author does not review its own bundle, and no other peer of the node has the scope {SCOPE}: an \
-             administrator makes a second key and decides by it:\n{}",
-            self.second_key()
-        )
+        let begins = match (listed.is_null(), own.is_empty()) {
+            (true, _) => format!(
+                "Next: another key with the scope {SCOPE} decides by '{decides}'. If the node has none, an \
+                 administrator decides by a second key"
+            ),
+            (false, true) => format!(
+                "An author does not review its own bundle, and no other peer of the node has the scope {SCOPE}: an \
+                 administrator decides by a second key"
+            ),
+            (false, false) => {
+                "An author does not review its own bundle: an administrator decides by the second key".to_owned()
+            }
+        };
+        format!("{begins}:\n{}\n{INTERNAL}", self.by_second_key())
     }
 
-    /// The commands that make a second key and decide by it.
-    fn second_key(&self) -> String {
+    /// What has an administrator decide by a second key. A hub passes on only what its own key may do.
+    fn by_second_key(&self) -> String {
         let Self {
             id,
             node,
             nameless,
             reviewer,
             state,
+            ..
         } = self;
+        if !self.is_behind_hub {
+            return format!("  alknet ops promote {node} {id} --second-key --external{state}");
+        }
         format!(
             "  alknet peer add {node} reviewer --key \"$(alknet identity --state {reviewer})\" --scope {SCOPE}{state}\n  \
-             alknet ops promote {nameless} {id} --state {reviewer}"
+             alknet ops promote {nameless} {id} --external --state {reviewer}"
         )
     }
 }
 
-/// Peers other than the author that are let in by a key and may review, a few of them.
-fn reviewers(listed: &Value, author: &str) -> Vec<String> {
+/// The digits of an id that a command gets. A hostile node would have a user copy a command of its own.
+pub(super) fn shown_id(id: &str) -> String {
+    match is_id_or_prefix(id) {
+        true => id.chars().take(ID_SHOWN).collect(),
+        false => "ID".to_owned(),
+    }
+}
+
+/// The option that names a state directory, behind a space; nothing if the user did not give it.
+pub(super) fn state_option(dir: &Path, is_given: bool) -> String {
+    match is_given {
+        true => format!(" --state {}", quoted(&dir.display().to_string())),
+        false => String::new(),
+    }
+}
+
+/// Where the second key of a user with this state directory is, unless the user says otherwise.
+pub(super) fn second_key_dir(dir: &Path) -> PathBuf {
+    let mut name = dir.as_os_str().to_owned();
+    name.push("-reviewer");
+    name.into()
+}
+
+/// Peers other than the author that are let in by a key and may review.
+pub(super) fn reviewers<'l>(listed: &'l Value, author: &str) -> Vec<&'l Value> {
     let peers = listed["peers"].as_array().into_iter().flatten();
     let may_review = |peer: &&Value| {
         let scopes = peer["scopes"].as_array().into_iter().flatten();
         let scopes: ScopeSet = scopes.filter_map(Value::as_str).collect();
-        let has_key = peer["keys"].as_array().is_some_and(|keys| !keys.is_empty());
-        has_key && peer["enabled"] == true && scopes.allows(SCOPE)
+        let has_keys = peer["keys"].as_array().is_some_and(|keys| !keys.is_empty());
+        has_keys && peer["enabled"] == true && scopes.allows(SCOPE) && peer["peer_id"] != author
     };
-    let names = peers.filter(may_review);
-    let names = names.filter_map(|peer| peer["peer_id"].as_str());
-    let names = names.filter(|name| *name != author);
+    peers.filter(may_review).collect()
+}
+
+/// Whether a peer of a list has this key.
+pub(super) fn has_key(peer: &Value, key: &str) -> bool {
+    let mut keys = peer["keys"].as_array().into_iter().flatten();
+    keys.any(|known| known == key)
+}
+
+/// The names of peers, a few of them.
+pub(super) fn names(peers: &[&Value]) -> String {
+    let names = peers.iter().filter_map(|peer| peer["peer_id"].as_str());
     let names = names.map(|name| format!("'{}'", output::one_line(name)));
-    names.take(NAMES_SHOWN_MAX).collect()
+    let names: Vec<_> = names.take(NAMES_SHOWN_MAX).collect();
+    names.join(" or ")
 }
 
 /// A path as a shell takes it for one word.
-fn quoted(path: &str) -> String {
+pub(super) fn quoted(path: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
     match !path.is_empty() && path.chars().all(is_plain) {
         true => path.to_owned(),
@@ -141,7 +187,7 @@ mod tests {
 
     fn hint_for(id: &str) -> ReviewHint {
         let target = format!("{KEY}@192.0.2.7:443").parse().expect("a target");
-        let route = NodeRoute::behind_hub("attic", target, "kitchen");
+        let route = NodeRoute::by_name("attic", target);
         ReviewHint::in_directory(&route, id, Path::new("/home/ada/a state"), true)
     }
 
@@ -165,44 +211,78 @@ mod tests {
             peer("edge", &["ops:propose"], true),
             token,
         ] });
+        // The reviewers have no name of this state directory.
         let said = hint().after_proposal(&listed, "admin");
         assert_eq!(
             said,
-            "Next: 'rev' or 'all' decides by 'alknet ops promote kitchen@attic 3f3f3f3f3f3f', having read \
-             'alknet ops proposals kitchen@attic 3f3f3f3f3f3f'."
+            format!(
+                "Next: 'rev' or 'all' decides by 'alknet ops promote {KEY}@192.0.2.7:443 3f3f3f3f3f3f --external', \
+                 having read 'alknet ops proposals {KEY}@192.0.2.7:443 3f3f3f3f3f3f'. {INTERNAL}"
+            )
         );
     }
 
-    /// Another state directory has other names.
+    /// The lines of a text that are commands.
+    fn commands(said: &str) -> Vec<&str> {
+        let lines = said.lines().map(str::trim);
+        lines.filter(|line| line.starts_with("alknet ")).collect()
+    }
+
     #[test]
-    fn a_sole_administrator_reads_the_commands_that_lead_on() {
+    fn a_sole_administrator_reads_the_command_that_leads_on() {
         let alone = json!({ "peers": [peer("admin", &["*"], true)] });
+        let mut second = peer("reviewer", &["ops:promote"], true);
+        second["keys"] = json!(["ed25519:02"]);
+        let with_second = json!({ "peers": [peer("admin", &["*"], true), second] });
+        let hint = ReviewHint {
+            second: Some("ed25519:02".to_owned()),
+            ..hint()
+        };
         for (listed, begins) in [
-            (alone, "An author does not review its own bundle"),
+            (
+                alone,
+                "An author does not review its own bundle, and no other",
+            ),
+            (with_second, "An author does not review its own bundle: an"),
             (Value::Null, "Next: another key with the scope ops:promote"),
         ] {
-            let said = hint().after_proposal(&listed, "admin");
+            let said = hint.after_proposal(&listed, "admin");
             assert!(said.starts_with(begins), "{said}");
-            let commands: Vec<_> = said.lines().skip(1).map(str::trim).collect();
-            let decides = format!(
-                "alknet ops promote kitchen@{KEY}@192.0.2.7:443 3f3f3f3f3f3f --state '/home/ada/a state-reviewer'"
-            );
             assert_eq!(
-                commands,
+                commands(&said),
                 [
-                    "alknet peer add kitchen@attic reviewer --key \"$(alknet identity --state \
-                     '/home/ada/a state-reviewer')\" --scope ops:promote --state '/home/ada/a state'",
-                    decides.as_str(),
+                    "alknet ops promote attic 3f3f3f3f3f3f --second-key --external --state '/home/ada/a state'"
                 ]
             );
         }
+    }
+
+    /// A hub does not know the second key. Another state directory has other names.
+    #[test]
+    fn behind_a_hub_two_commands_lead_on() {
+        let target = format!("{KEY}@192.0.2.7:443").parse().expect("a target");
+        let route = NodeRoute::behind_hub("attic", target, "kitchen");
+        let (id, dir) = ("3f".repeat(32), Path::new("/home/ada/a state"));
+        let hint = ReviewHint::in_directory(&route, &id, dir, true);
+        let said = hint.after_proposal(&Value::Null, "admin");
+        let decides = format!(
+            "alknet ops promote kitchen@{KEY}@192.0.2.7:443 3f3f3f3f3f3f --external --state '/home/ada/a state-reviewer'"
+        );
+        assert_eq!(
+            commands(&said),
+            [
+                "alknet peer add kitchen@attic reviewer --key \"$(alknet identity --state \
+                 '/home/ada/a state-reviewer')\" --scope ops:promote --state '/home/ada/a state'",
+                decides.as_str(),
+            ]
+        );
     }
 
     #[test]
     fn a_node_puts_nothing_into_a_command() {
         let said = hint_for("$(rm -rf ~)").after_proposal(&Value::Null, "ada");
         assert!(
-            said.contains("ops promote kitchen@attic ID") && !said.contains("rm"),
+            said.contains("ops promote attic ID") && !said.contains("rm"),
             "{said}"
         );
     }

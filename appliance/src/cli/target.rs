@@ -68,6 +68,17 @@ impl HubPeerArgs {
 }
 
 impl NodeRoute {
+    /// To a node that has a name here.
+    #[cfg(test)]
+    pub(super) fn by_name(name: &str, target: PeerAddr) -> Self {
+        Self {
+            name: name.to_owned(),
+            target,
+            peer: None,
+            hint: None,
+        }
+    }
+
     /// To a peer of a hub.
     #[cfg(test)]
     pub(super) fn behind_hub(hub: &str, target: PeerAddr, peer: &str) -> Self {

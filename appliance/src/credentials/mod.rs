@@ -8,7 +8,7 @@ mod file;
 
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use alknet_core::EncryptedData;
@@ -46,6 +46,15 @@ pub(crate) struct CredentialFolder {
     state_dir: PathBuf,
 }
 
+/// Which file of sealed values is in place. Each change puts another file there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SealedFileVersion {
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds since 1970, as the file system counts them.
+    changed: (i64, i64),
+}
+
 /// What is in the folder. The values stay sealed until each is asked for.
 pub(crate) struct LocalCredentials {
     sealed: SealedFile,
@@ -70,6 +79,16 @@ impl CredentialFolder {
     /// The file whose change is a change of a credential. It is missing until the first one is set.
     pub(crate) fn file(&self) -> PathBuf {
         self.state_dir.join(FOLDER).join(SEALED_FILE)
+    }
+
+    /// Which file is in place; `None` without one, and for one that cannot be looked at.
+    pub(crate) fn version(&self) -> Option<SealedFileVersion> {
+        let found = std::fs::metadata(self.file()).ok()?;
+        Some(SealedFileVersion {
+            inode: found.ino(),
+            bytes: found.len(),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
     }
 
     /// Makes the folder of that file, for its owner alone, if it is missing.

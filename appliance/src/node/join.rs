@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use alknet_call::{CallClient, CallConnection, CallError, DialCredentials, Dispatcher, ErrorCode};
 use alknet_core::config::{JoinConfig, NodeConfig};
-use alknet_core::{Backoff, Carriage, CloseCode, Dialer, PeerAddr, PeerKey};
+use alknet_core::{Backoff, Carriage, CloseCode, CloseReason, Dialer, PeerAddr, PeerKey};
 use alknet_hub::{EnrolClientError, JoinCode, JoinRequest, enrol};
 use alknet_init::control::MachineDiagnostic;
 use serde_json::Value;
@@ -89,8 +89,12 @@ pub(crate) struct JoinContext {
 pub(crate) struct HubRefusals(Arc<Mutex<BTreeMap<PeerKey, String>>>);
 
 impl HubRefusals {
-    fn set(&self, hub: PeerKey, why: String) {
-        self.lock().insert(hub, why);
+    /// Notes that a hub does not take this node, for the reason that it gave.
+    fn set(&self, hub: &HubAddress, why: &str) {
+        let at = hub.targets.first().map(PeerAddr::address);
+        let at = at.unwrap_or_default();
+        let text = format!("the hub {hub} at {at} does not take this node: {why}");
+        self.lock().insert(hub.key, text);
     }
 
     fn clear(&self, hub: &PeerKey) {
@@ -298,7 +302,21 @@ async fn once(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd {
     let _noted = context.reached.note(hub.key, connection.clone());
     let reason = connection.closed().await;
     tracing::info!(%hub, %reason, "join.lost");
+    if let Some(why) = put_out(&reason) {
+        // Not first after the pause and another dial, which would say the same.
+        context.unwanted.set(hub, &why);
+    }
     HubConnectionEnd::Lost(reason.pause().unwrap_or(UNWANTED))
+}
+
+/// What a hub says that ends the connection because it takes this node no more. A connection over TCP carries no code:
+/// there the next dial learns the same, a second later.
+fn put_out(reason: &CloseReason) -> Option<String> {
+    let CloseReason::Peer(Some(code), why) = reason else {
+        return None;
+    };
+    let is_policy = CloseCode::from_code(*code) == Some(CloseCode::Policy);
+    is_policy.then(|| format!("it ended the connection ({why})"))
 }
 
 async fn connect(
@@ -351,16 +369,7 @@ async fn enrol_with(context: &JoinContext, hub: &HubAddress) -> HubConnectionEnd
         }
         Err(EnrolClientError::Refused(refusal)) => {
             tracing::warn!(%hub, code = %refusal.code, "join.refused: {}", refusal.message);
-            let at = hub
-                .targets
-                .first()
-                .map(PeerAddr::address)
-                .unwrap_or_default();
-            let why = format!(
-                "the hub {hub} at {at} does not take this node: {}",
-                refusal.message
-            );
-            context.unwanted.set(hub.key, why);
+            context.unwanted.set(hub, &refusal.message);
             let asked = refusal.retry_after_ms.map(Duration::from_millis);
             HubConnectionEnd::Unwanted(asked.unwrap_or(UNWANTED))
         }
@@ -380,12 +389,14 @@ fn random() -> u32 {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use alknet_call::Registry;
+    use alknet_call::{ALPN, CallHandler, Registry};
     use alknet_core::config::ReloadHandle;
     use alknet_core::{
-        BoxFuture, DialError, DialErrorKind, DialRequest, DialedConnection, Identities, SystemClock,
+        AuthContext, BoxFuture, Connection, DialError, DialErrorKind, DialRequest,
+        DialedConnection, Identities, ProtocolHandler, SystemClock, memory_pair,
     };
     use alknet_hub::EnrolToken;
+    use alknet_test_support::deadline;
 
     use super::*;
     use crate::node::ConfigStore;
@@ -405,6 +416,33 @@ mod tests {
                 tokio::task::yield_now().await;
                 Err(DialError::new(DialErrorKind::Unreachable, "no route"))
             })
+        }
+    }
+
+    /// A hub in this process. It has the other end of the one connection that is dialled.
+    #[derive(Debug, Default)]
+    struct InProcessTestHub(Mutex<Option<Connection>>);
+
+    impl Dialer for InProcessTestHub {
+        fn connect(
+            &self,
+            _request: DialRequest,
+        ) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
+            let (connection, accepted) = memory_pair(ALPN);
+            let auth = AuthContext {
+                identity: None,
+                key: None,
+                alpn: ALPN.into(),
+                sni: None,
+                remote_addr: None,
+                carriage: accepted.carriage(),
+                early_data: false,
+            };
+            let handler = CallHandler::new(Arc::new(Dispatcher::new(Registry::empty())));
+            *self.0.lock().expect("no test panicked") = Some(accepted.clone());
+            tokio::spawn(Arc::new(handler).handle(accepted, auth));
+            let keys = Vec::new();
+            Box::pin(async { Ok(DialedConnection { connection, keys }) })
         }
     }
 
@@ -486,6 +524,39 @@ mod tests {
         kept.abort();
         let dials = dialer.0.load(Ordering::SeqCst);
         assert!((1..30).contains(&dials), "{dials} dials");
+    }
+
+    /// The hub closes the connection as it does when an administrator removes the node, or as it does when it stops.
+    #[tokio::test]
+    async fn a_hub_that_put_the_node_out_is_a_problem_at_once() {
+        let joined = config(&format!("[[join]]\ncode = \"{}\"", code()));
+        let place = HubAddress::from_config(&joined.join[0]).expect("a place");
+        for (code, refused) in [(CloseCode::Policy, 1), (CloseCode::Shutdown, 0)] {
+            let hub = Arc::new(InProcessTestHub::default());
+            let context = context(Arc::clone(&hub) as _);
+            let (reached, unwanted) = (context.reached.clone(), context.unwanted.clone());
+            let to = place.clone();
+            let kept = tokio::spawn(async move { once(&context, &to).await });
+            let connected = async {
+                while reached.get(&place.key).is_none() {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            timeout(deadline(Duration::from_secs(60)), connected)
+                .await
+                .expect("it knows this node");
+            let accepted = hub.0.lock().expect("no test panicked").take();
+            let accepted = accepted.expect("it was dialled");
+            accepted.close(code, "revoked");
+            timeout(deadline(Duration::from_secs(60)), kept)
+                .await
+                .expect("the connection has ended")
+                .expect("no panic");
+            let problems = unwanted.problems();
+            assert_eq!(problems.len(), refused, "{code}: {problems:?}");
+            let says_why = problems.iter().all(|it| it.text.contains("(revoked)"));
+            assert!(says_why, "{problems:?}");
+        }
     }
 
     #[test]

@@ -49,7 +49,6 @@ use alknet_core::{
     CloseCode, EncryptedData, HandlerRegistry, Identities, StoredIdentities, SystemClock,
 };
 use alknet_endpoint::{EndpointLimits, EndpointServer, IrohOptions, ServerOptions};
-use alknet_http::HttpSettings;
 use alknet_identity_store::IdentityDb;
 use alknet_init::control::{InitMessage, MachineDiagnostic, MachineFacts, NodeStatus};
 use alknet_page::AdminPage;
@@ -237,11 +236,7 @@ impl AlknetNode {
             meters,
         };
         let hub = HubContext::new(config, &people, &about, &facts, clock());
-        let reloader = Arc::clone(&people.reloader);
-        let inside = WebGateway::new(config, Arc::clone(&people.identities) as _, move || {
-            let now = HttpSettings::new(&reloader.current().config);
-            now.names().to_vec()
-        });
+        let inside = WebGateway::new(config, &key, &people);
         let page = inside.page.as_ref();
         let (mut handlers, dispatcher) = handlers(
             config,

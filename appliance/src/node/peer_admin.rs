@@ -528,7 +528,7 @@ fn parsed_keys(texts: &[String]) -> Result<Vec<PeerKey>, CallError> {
 }
 
 /// The keys of a peer once `given` are those that count, and when some of them end. Keys that ended stay known, and
-/// so do those that a peer loses that was put out once: no older invitation lets them in.
+/// so do those that a peer loses that enrolled, or was put out once: no older invitation lets them in.
 fn keys_after(
     before: &PeerEntry,
     given: Vec<PeerKey>,
@@ -545,6 +545,7 @@ fn keys_after(
         );
         return Err(CallError::new(ErrorCode::Conflict, message));
     }
+    let stays_known = before.removal.is_some() || before.labels.contains_key(ROLE_LABEL);
     let mut ends = before.key_ends.clone();
     let mut keys = given;
     for key in &before.keys {
@@ -553,7 +554,7 @@ fn keys_after(
         }
         if has_ended(key) {
             keys.push(*key);
-        } else if before.removal.is_some() {
+        } else if stays_known {
             ends.insert(*key, LONG_AGO_S);
             keys.push(*key);
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use alknet_call::Dispatcher;
 use alknet_core::config::{Decoy, NodeConfig, Port80 as Asked};
-use alknet_core::{BoxFuture, HttpMount, IdentityProvider, MountBody};
+use alknet_core::{BoxFuture, HttpMount, MountBody};
 use alknet_endpoint::plain_listeners;
 use alknet_gateway::{Gateway, HttpCaller};
 use alknet_http::port80::Port80Server;
@@ -16,6 +16,7 @@ use alknet_init::control::MachineDiagnostic;
 use alknet_mcp::{McpOptions, McpServer};
 use alknet_openapi::OpenApiContract;
 use alknet_page::AdminPage;
+use alknet_tls::NodeKey;
 use alknet_tls::acme::{HttpChallengeResponder, HttpChallenges};
 use bytes::Bytes;
 use http::request;
@@ -23,6 +24,7 @@ use tokio::net::TcpStream;
 
 use super::condition::NodeHealth;
 use super::facts;
+use super::identity_services::IdentityServices;
 
 /// What is kept of HTTP while the node runs. Clones share it.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct NodeWeb {
     tools: Option<Arc<McpServer>>,
     challenges: Arc<HttpChallenges>,
     problems: Arc<Mutex<Vec<MachineDiagnostic>>>,
+    /// The name in the node's own certificate.
+    key_name: Arc<str>,
 }
 
 struct AcmeChallengeSource(Arc<HttpChallenges>);
@@ -71,22 +75,32 @@ impl DescriptionSource for OpenApiCache {
 pub(crate) struct WebGateway {
     gateway: Arc<Gateway>,
     pub(crate) page: Option<AdminPage>,
+    /// The name in the node's own certificate.
+    key_name: Arc<str>,
 }
 
 impl WebGateway {
-    /// `now` says what configuration is in force.
-    pub(crate) fn new(
-        config: &NodeConfig,
-        identities: Arc<dyn IdentityProvider>,
-        now: impl Fn() -> Vec<String> + Send + Sync + 'static,
-    ) -> Self {
+    /// For a node with this key. `people` also says which configuration is in force.
+    pub(crate) fn new(config: &NodeConfig, key: &NodeKey, people: &IdentityServices) -> Self {
         let gateway = Arc::new(Gateway::default());
         let http = &config.http;
         // A page on a node that hides, or beside a site of its own, would show what it is.
         let alone = !http.stealth && http.site.is_none() && http.decoy == Decoy::NotFound;
         let wanted = http.enabled && http.page.unwrap_or(alone);
-        let page = wanted.then(|| AdminPage::new(Arc::clone(&gateway), identities, now));
-        Self { gateway, page }
+        let page = wanted.then(|| {
+            let reloader = Arc::clone(&people.reloader);
+            let identities = Arc::clone(&people.identities);
+            let names = move || {
+                let now = HttpSettings::new(&reloader.current().config);
+                now.names().to_vec()
+            };
+            AdminPage::new(Arc::clone(&gateway), identities, names)
+        });
+        Self {
+            gateway,
+            page,
+            key_name: key.host_name().into(),
+        }
     }
 }
 
@@ -102,9 +116,10 @@ impl MountResponder for McpResponder {
     }
 }
 
-/// What the configuration and the machine's memory allow.
-fn fitting(config: &NodeConfig) -> HttpSettings {
-    HttpSettings::new(config).for_memory(facts::memory_total_bytes())
+/// What the configuration and the machine's memory allow, on a node whose key makes this name.
+fn fitting(config: &NodeConfig, key_name: &str) -> HttpSettings {
+    let settings = HttpSettings::new(config).with_key_name(key_name);
+    settings.for_memory(facts::memory_total_bytes())
 }
 
 /// What models are offered. Names were looked at before a request comes there.
@@ -152,12 +167,14 @@ impl NodeWeb {
         mounts: Vec<Arc<dyn HttpMount>>,
     ) -> anyhow::Result<Self> {
         let section = &config.http;
+        let key_name = inside.key_name;
         if !section.enabled {
             return Ok(Self {
                 http: None,
                 tools: None,
                 challenges,
                 problems: Arc::default(),
+                key_name,
             });
         }
         let tools = section.mcp.enabled.then(|| {
@@ -167,7 +184,7 @@ impl NodeWeb {
         let parts = HttpHandlerParts {
             dispatcher: Arc::clone(dispatcher),
             gateway: inside.gateway,
-            settings: fitting(config),
+            settings: fitting(config, &key_name),
             health: Arc::new(condition),
             document: Arc::new(OpenApiCache {
                 is_public: section.public_openapi,
@@ -189,6 +206,7 @@ impl NodeWeb {
             tools,
             challenges,
             problems: Arc::default(),
+            key_name,
         })
     }
 
@@ -218,7 +236,7 @@ impl NodeWeb {
     /// Makes what is in force count.
     pub(crate) fn tune(&self, config: &NodeConfig) {
         if let Some(http) = &self.http {
-            http.set(fitting(config));
+            http.set(fitting(config, &self.key_name));
         }
         if let Some(served) = &self.tools {
             // What is pinned counts from the next start, and so it is the running configuration's.
@@ -235,7 +253,8 @@ impl NodeWeb {
         };
         let challenges: Arc<dyn AcmeChallenges> =
             Arc::new(AcmeChallengeSource(Arc::clone(&self.challenges)));
-        let plain = Port80Server::new(Some(challenges), HttpSettings::new(config), redirect);
+        let settings = HttpSettings::new(config).with_key_name(&self.key_name);
+        let plain = Port80Server::new(Some(challenges), settings, redirect);
         match plain_listeners(&config.listen.addrs, PORT) {
             Ok(listeners) => {
                 for listener in listeners {

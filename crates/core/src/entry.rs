@@ -38,8 +38,8 @@ pub struct PeerEntry {
     pub expires: Option<u64>,
     /// Connections it may have at once; the node's own number where absent.
     pub max_connections: Option<u32>,
-    /// The number of its last removal, or of the last change that took scopes from it, in the order in which a hub
-    /// made these; absent where there was neither. An invitation is older or newer than a removal by this number and
+    /// The number of its last removal, or of the last change that took scopes or keys from it, in the order in which a
+    /// hub made these; absent where there was none. An invitation is older or newer than a removal by this number and
     /// not by a clock, which can be set back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removal: Option<u64>,

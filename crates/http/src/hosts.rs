@@ -11,13 +11,14 @@ use http::{HeaderMap, Uri};
 /// This machine, as every machine calls itself.
 pub(crate) const LOCALHOST: &str = "localhost";
 
-/// What names end with that a node's key makes: that of its own certificate. No name server answers for it (RFC 6761
-/// section 6.4).
-const OF_KEYS: &str = ".alknet.invalid";
-
 /// The names of the node.
 #[derive(Clone, Debug)]
-pub(crate) struct Hosts(Vec<String>);
+pub(crate) struct Hosts {
+    /// Those of the configuration, sorted.
+    names: Vec<String>,
+    /// The name in the node's own certificate, in small letters, if the node has one.
+    of_key: Option<String>,
+}
 
 impl Hosts {
     pub(crate) fn new(config: &NodeConfig) -> Self {
@@ -36,11 +37,21 @@ impl Hosts {
             .for_each(|name| name.make_ascii_lowercase());
         names.sort();
         names.dedup();
-        Self(names)
+        Self {
+            names,
+            of_key: None,
+        }
     }
 
+    /// Has the node answer to the name in its own certificate, too. No name server answers for that name (RFC 6761
+    /// section 6.4), so that no page of another site can have it point here.
+    pub(crate) fn set_key_name(&mut self, name: &str) {
+        self.of_key = Some(name.to_ascii_lowercase());
+    }
+
+    /// Those of the configuration.
     pub(crate) fn names(&self) -> &[String] {
-        &self.0
+        &self.names
     }
 
     /// Whether a request with this authority is for this node. An address is no name that could be made
@@ -52,11 +63,12 @@ impl Hosts {
         let host = name(authority);
         let wildcard = || {
             let rest = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
-            rest.is_some_and(|name| self.0.binary_search(&name).is_ok())
+            rest.is_some_and(|name| self.names.binary_search(&name).is_ok())
         };
-        // A client that trusts the node by its key asks by the name in the node's own certificate. No page of another
-        // site can have such a name point here.
-        self.0.binary_search(&host).is_ok() || wildcard() || host.ends_with(OF_KEYS)
+        // A client that trusts the node by its key asks by the name that this key makes. The name of another key is
+        // that of another node.
+        let is_of_key = self.of_key.as_ref() == Some(&host);
+        self.names.binary_search(&host).is_ok() || wildcard() || is_of_key
     }
 }
 
@@ -101,7 +113,14 @@ mod tests {
 
     #[test]
     fn own_names_and_any_address_are_this_nodes() {
-        let hosts = Hosts(vec!["*.apps.example.org".into(), "hub.example.org".into()]);
+        let mut hosts = Hosts {
+            names: vec!["*.apps.example.org".into(), "hub.example.org".into()],
+            of_key: None,
+        };
+        let own = "mfrggzdfmztwq2lk.alknet.invalid:4433".parse();
+        let own = own.expect("an authority");
+        assert!(!hosts.has(&own), "the node has no name of a key yet");
+        hosts.set_key_name("MFRGGZDFMZTWQ2LK.alknet.invalid");
         for (name, own) in [
             ("hub.example.org", true),
             ("HUB.example.org:8443", true),
@@ -111,6 +130,9 @@ mod tests {
             ("192.0.2.7:4433", true),
             ("[2001:db8::1]:443", true),
             ("mfrggzdfmztwq2lk.alknet.invalid:4433", true),
+            ("MFRGGZDFMZTWQ2LK.alknet.invalid.", true),
+            ("nbswy3dpeb3w64tm.alknet.invalid:4433", false),
+            ("a.mfrggzdfmztwq2lk.alknet.invalid", false),
             ("alknet.invalid.evil.example", false),
             ("evil.example", false),
             ("192.0.2.7.evil.example", false),

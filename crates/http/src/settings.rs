@@ -58,6 +58,13 @@ impl HttpSettings {
         self
     }
 
+    /// The same for a node that answers to the name in its own certificate, too.
+    #[must_use]
+    pub fn with_key_name(mut self, name: &str) -> Self {
+        self.hosts.set_key_name(name);
+        self
+    }
+
     /// The same with other patience.
     #[must_use]
     pub fn with_patience(mut self, patience: HttpTimeouts) -> Self {
@@ -65,7 +72,7 @@ impl HttpSettings {
         self
     }
 
-    /// Names the node answers to, for parts that look at them, too.
+    /// Names of the configuration that the node answers to, for parts that look at them, too.
     #[must_use]
     pub fn names(&self) -> &[String] {
         self.hosts.names()

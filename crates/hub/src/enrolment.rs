@@ -31,6 +31,8 @@ use names::NameRequest;
 const TTL_MAX_S: u64 = 30 * 24 * 3600;
 /// Most tokens kept.
 const TOKENS_MAX: usize = 1000;
+/// The label that says what an enrolled peer became.
+const ROLE_LABEL: &str = "role";
 
 /// Who may join.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -260,6 +262,10 @@ impl EnrolmentService {
                 .ok_or(EnrolError::Invalid);
         }
         refuse_ended(held.as_ref(), &used.key)?;
+        // The peer was made, and lost this key since: to finish the use would give it the key back.
+        if held.is_none() && self.is_stored(&used.peer).await? {
+            return Err(EnrolError::Invalid);
+        }
         // A use of a peer without a name holds the peer's id in its place, which is no alias.
         let alias: Option<Alias> = used.name.parse().ok();
         let alias = alias.filter(|alias| alias.as_str() != used.peer.as_str());
@@ -490,6 +496,12 @@ impl EnrolmentService {
         Ok(all.into_iter().find(|peer| peer.keys.contains(key)))
     }
 
+    /// Whether the store has this peer, let in or not.
+    async fn is_stored(&self, peer: &PeerId) -> Result<bool, EnrolError> {
+        let all = self.peers.list().await?;
+        Ok(all.iter().any(|entry| entry.peer_id == *peer))
+    }
+
     /// Whether another peer fits in, where one more is `wanted`.
     async fn check_room(&self, wanted: bool) -> Result<(), EnrolError> {
         let all = self.peers.list().await?;
@@ -567,6 +579,8 @@ fn entry(
     role: &EnrolRole,
     wish: &NameRequest,
 ) -> PeerEntry {
+    let has_labels = |peer: &PeerEntry| peer.enabled && !peer.labels.is_empty();
+    let keeps_labels = held.as_ref().is_some_and(has_labels);
     let mut entry = held.unwrap_or_else(|| PeerEntry::new(id));
     if !entry.enabled {
         // Of a peer that was removed only the key comes back that was let in again: another may be why it was removed.
@@ -581,21 +595,37 @@ fn entry(
     entry.enabled = true;
     entry.scopes = role.scopes.clone();
     entry.display_name = alias.map(String::from);
-    entry.labels = own_labels(role);
-    for (name, value) in &wish.labels {
-        // The role and the applicant may have as many each as a peer may have; that is no reason to
-        // refuse the join.
-        if entry.labels.len() < LABELS_MAX {
-            let label = entry.labels.entry(name.clone());
+    let given = own_labels(role);
+    if keeps_labels {
+        // An administrator may have changed them since the invitation was made. Another role adds what the peer lacks.
+        let before = entry.labels.get(ROLE_LABEL);
+        if before.map(String::as_str) != Some(role.name.as_str()) {
+            entry.labels.remove(ROLE_LABEL);
+            let name = (ROLE_LABEL.to_owned(), role.name.to_string());
+            add_labels(&mut entry.labels, &[name].into());
+            add_labels(&mut entry.labels, &given);
+        }
+        return entry;
+    }
+    entry.labels = given;
+    add_labels(&mut entry.labels, &wish.labels);
+    entry
+}
+
+/// Adds labels that a peer lacks, as far as there is room. The role and the applicant may have as many each as a peer
+/// may have; that is no reason to refuse the join.
+fn add_labels(labels: &mut BTreeMap<String, String>, more: &BTreeMap<String, String>) {
+    for (name, value) in more {
+        if labels.len() < LABELS_MAX {
+            let label = labels.entry(name.clone());
             label.or_insert_with(|| value.clone());
         }
     }
-    entry
 }
 
 /// The labels that a role gives, its own name among them.
 fn own_labels(role: &EnrolRole) -> BTreeMap<String, String> {
     let mut labels = role.labels.clone();
-    labels.insert("role".to_owned(), role.name.to_string());
+    labels.insert(ROLE_LABEL.to_owned(), role.name.to_string());
     labels
 }

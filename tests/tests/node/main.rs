@@ -12,6 +12,7 @@ mod hostile_events;
 mod hostile_memory;
 mod hostile_peers;
 mod hostile_scripts;
+mod hub_and_promotion_pages;
 mod identities;
 mod imported;
 mod iroh;

@@ -15,7 +15,7 @@ const STORED_FILES: &str = include_str!("../../../docs/stored-files.md");
 const TOKENS: &str = include_str!("../../../docs/tokens.md");
 
 /// The node of the pages.
-const NODE: &str = "ed25519:…@192.0.2.7:443";
+pub(crate) const NODE: &str = "ed25519:…@192.0.2.7:443";
 
 /// What no command has any more once the reader's own values stand in it.
 const PLACEHOLDERS: [&str; 4] = ["…", "192.0.2.", "example.org", "OLD"];
@@ -24,7 +24,7 @@ const PLACEHOLDERS: [&str; 4] = ["…", "192.0.2.", "example.org", "OLD"];
 const BLOCK_MAX: Duration = Duration::from_secs(120);
 
 /// A page, and the computer of a reader who follows it.
-struct ReferencePage {
+pub(crate) struct ReferencePage {
     bench: TestBench,
     /// Blocks that were not followed yet: language and text.
     blocks: std::vec::IntoIter<(&'static str, String)>,
@@ -32,19 +32,30 @@ struct ReferencePage {
     values: Vec<(&'static str, String, bool)>,
 }
 
-/// Every block between fences: the language, and the text.
-fn blocks(page: &'static str) -> Vec<(&'static str, String)> {
+/// Every block between fences: the language, and the text without the indentation of the fence.
+pub(crate) fn blocks(page: &'static str) -> Vec<(&'static str, String)> {
     let mut blocks = Vec::new();
-    // Blocks have odd numbers.
-    for block in page.split("\n```").skip(1).step_by(2) {
-        let (info, text) = block.split_once('\n').expect("a block has lines");
-        blocks.push((info, format!("{text}\n")));
+    let mut open: Option<(&str, usize, String)> = None;
+    for line in page.lines() {
+        let text = line.trim_start();
+        match text.strip_prefix("```") {
+            Some(_) if open.is_some() => {
+                blocks.extend(open.take().map(|(info, _, block)| (info, block)));
+            }
+            Some(info) => open = Some((info, line.len() - text.len(), String::new())),
+            None => {
+                if let Some((_, indent, block)) = &mut open {
+                    block.push_str(line.get(*indent..).unwrap_or_default());
+                    block.push('\n');
+                }
+            }
+        }
     }
     blocks
 }
 
 impl ReferencePage {
-    fn open(page: &'static str) -> Self {
+    pub(crate) fn open(page: &'static str) -> Self {
         let bench = TestBench::new();
         for folder in ["bin", "work"] {
             fs::create_dir(bench.path().join(folder)).expect("the folder is ours");
@@ -59,7 +70,7 @@ impl ReferencePage {
     }
 
     /// The command line of a user of this computer. The reader is `reader`.
-    fn user(&self, name: &str) -> CliRunner {
+    pub(crate) fn user(&self, name: &str) -> CliRunner {
         CliRunner::new(self.bench.path().join(name).join("alknet"))
     }
 
@@ -68,22 +79,30 @@ impl ReferencePage {
         HostNode::start(&self.bench.path().join(name), &self.user("reader"))
     }
 
-    fn work(&self, file: &str) -> PathBuf {
+    /// The same with this configuration.
+    pub(crate) fn node_with(&self, name: &str, config: &str) -> HostNode {
+        let file = self.work(&format!("{name}.toml"));
+        fs::write(&file, config).expect("the folder is ours");
+        let state = self.bench.path().join(name);
+        HostNode::start_with(&state, &self.user("reader"), Some(&file))
+    }
+
+    pub(crate) fn work(&self, file: &str) -> PathBuf {
         self.bench.path().join("work").join(file)
     }
 
-    fn save(&self, file: &str, text: &str) {
+    pub(crate) fn save(&self, file: &str, text: &str) {
         fs::write(self.work(file), text).expect("the folder is ours");
     }
 
     /// Writes `value` wherever the page has `written`. The values count in the order in which they were given.
-    fn put(&mut self, written: &'static str, value: impl Into<String>) {
+    pub(crate) fn put(&mut self, written: &'static str, value: impl Into<String>) {
         self.values.push((written, value.into(), false));
     }
 
     /// The next block of a language, with the reader's values. Blocks of other languages before it are passed over, and
     /// no block for a shell is.
-    fn next_block(&mut self, language: &str) -> String {
+    pub(crate) fn next_block(&mut self, language: &str) -> String {
         let found = self
             .blocks
             .find(|(info, _)| *info == language || *info == "sh");
@@ -98,7 +117,7 @@ impl ReferencePage {
 
     /// Runs the commands of the next block as this user, with this text on standard input, and returns what they
     /// printed.
-    fn follow_as(&mut self, user: &str, input: &str) -> String {
+    pub(crate) fn follow_as(&mut self, user: &str, input: &str) -> String {
         let code = self.next_block("sh");
         let code = code
             .lines()
@@ -112,12 +131,12 @@ impl ReferencePage {
     }
 
     /// Runs the commands of the next block as the reader.
-    fn follow(&mut self) -> String {
+    pub(crate) fn follow(&mut self) -> String {
         self.follow_as("reader", "")
     }
 
     /// Both outputs of commands that have to succeed.
-    fn shell(&self, user: &str, code: &str, input: &str) -> String {
+    pub(crate) fn shell(&self, user: &str, code: &str, input: &str) -> String {
         let path = std::env::var("PATH").expect("a search path");
         let programs = self.bench.path().join("bin");
         let mut shell = limited(BLOCK_MAX, "bash");
@@ -135,7 +154,7 @@ impl ReferencePage {
     }
 
     /// Every command was run, and every value stood for something.
-    fn close(mut self) {
+    pub(crate) fn close(mut self) {
         let left = self.blocks.find(|(info, _)| *info == "sh");
         assert_eq!(left, None, "the page has more commands");
         let unused = self.values.iter().find(|(.., is_used)| !is_used);

@@ -250,21 +250,47 @@ fn each_step_to_an_operation_says_what_is_missing() {
     assert_eq!((again.status, again.code().as_str()), (1, "NOT_FOUND"));
 }
 
-/// The commands that a sole administrator reads make a second key, and promote by it.
-#[test]
-fn a_sole_administrator_reads_the_commands_that_promote() {
-    let bench = TestBench::new();
-    let node = bench.host_with("[promotion]\nactivate = \"live\"\n");
-    let (admin, at) = (bench.admin(), node.target());
-    let folder = bench.path().join("one");
+/// A folder with an operation that answers with this number.
+fn constant(bench: &TestBench, name: &str, number: u8) -> PathBuf {
+    let folder = bench.path().join(name);
     std::fs::create_dir(&folder).expect("the folder is ours");
     let operation = json!({
         "spec": { "name": "one", "kind": "query" }, "entry": "./main.js", "export": "run",
-        "tests": [{ "input": 1, "expect": { "output": 1 } }],
+        "tests": [{ "input": 1, "expect": { "output": number } }],
     });
     std::fs::write(folder.join("operation.json"), operation.to_string()).expect("room");
-    std::fs::write(folder.join("main.js"), "export const run = () => 1;").expect("room");
-    let proposed = plain(admin, &["ops", "propose", at], &[&folder]);
+    let source = format!("export const run = () => {number};");
+    std::fs::write(folder.join("main.js"), source).expect("room");
+    folder
+}
+
+/// Runs the only command of a text as a person who copies it.
+fn pasted(who: &CliRunner, said: &str) -> CliOutput {
+    let commands = commands(said);
+    assert_eq!(commands.len(), 1, "{said}");
+    let mut shell = Command::new("sh");
+    shell.arg("-c");
+    shell.arg(format!(
+        "alknet() {{ \"$ALKNET\" \"$@\"; }}; {}",
+        commands[0]
+    ));
+    shell.env("ALKNET", binary());
+    let ran = who.run(shell);
+    assert_eq!(ran.status, 0, "{said}: {ran:?}");
+    ran
+}
+
+/// The one command that a sole administrator reads makes a second key, and promotes by it.
+#[test]
+fn a_sole_administrator_reads_the_command_that_promotes() {
+    let bench = TestBench::new();
+    let node = bench.host_with("[promotion]\nactivate = \"live\"\n");
+    let (admin, at) = (bench.admin(), node.target());
+    let proposed = plain(
+        admin,
+        &["ops", "propose", at],
+        &[&constant(&bench, "one", 1)],
+    );
     assert_eq!(proposed.status, 0, "{proposed:?}");
     // The author itself may not decide, and reads the same then.
     let listed = verb(admin, &["ops", "proposals", at], &[]).json();
@@ -273,22 +299,95 @@ fn a_sole_administrator_reads_the_commands_that_promote() {
     assert_eq!(refused.status, 4, "{refused:?}");
     for said in [&proposed.errors, &refused.errors] {
         assert!(said.contains("does not review its own bundle"), "{said}");
-        assert_eq!(commands(said).len(), 2, "{said}");
     }
-    for command in commands(&proposed.errors) {
-        let mut shell = Command::new("sh");
-        shell.arg("-c");
-        shell.arg(format!("alknet() {{ \"$ALKNET\" \"$@\"; }}; {command}"));
-        shell.env("ALKNET", binary());
-        let ran = admin.run(shell);
-        assert_eq!(ran.status, 0, "{command}: {ran:?}");
-    }
-    let promoted = verb(admin, &["ops", "proposals", at, "js/one"], &[]).json();
-    assert_eq!(
-        (&promoted["current"], &promoted["active"]),
-        (&json!(1), &json!(1)),
-        "{promoted}"
+    assert_eq!(commands(&refused.errors), commands(&proposed.errors));
+    let promoted = pasted(admin, &proposed.errors);
+    assert!(
+        promoted.errors.contains("js/one is external: "),
+        "{promoted:?}"
     );
+    assert_eq!(admin.call(at, "js/one", &json!(1), &[]).json(), 1);
+    let whole = verb(admin, &["ops", "proposals", at, id], &[]).json();
+    let record = whole["record"].as_array().and_then(|all| all.last());
+    let record = record.expect("a record");
+    assert_eq!(
+        (&record["who"], &record["did"]),
+        (&json!("reviewer"), &json!("promote"))
+    );
+    assert!(
+        record["note"]
+            .as_str()
+            .is_some_and(|note| note.contains("second key"))
+    );
+}
+
+/// An administrator forgets that peers are to call the operation, and reads which command mends it.
+#[test]
+fn an_internal_operation_says_how_peers_reach_it() {
+    let bench = TestBench::new();
+    let node = bench.host_with("[promotion]\nactivate = \"live\"\n");
+    let (admin, at) = (bench.admin(), node.target());
+    let folder = constant(&bench, "one", 1);
+    let proposed = verb(admin, &["ops", "propose", at], &[&folder]).json();
+    let id = proposed["id"].as_str().expect("an id");
+    let internal = plain(admin, &["ops", "promote", at, id, "--second-key"], &[]);
+    assert_eq!(internal.status, 0, "{internal:?}");
+    assert!(
+        internal.errors.contains("js/one is internal: "),
+        "{internal:?}"
+    );
+    let hidden = admin.call(at, "js/one", &json!(1), &[]);
+    assert_eq!(hidden.code(), "NOT_FOUND", "{hidden:?}");
+    // The second key is there, and is let in already.
+    pasted(admin, &internal.errors);
+    assert_eq!(admin.call(at, "js/one", &json!(1), &[]).json(), 1);
+
+    // As soon as another peer may review, two persons decide.
+    let rev = bench.user("rev").identity();
+    let add = [
+        "peer",
+        "add",
+        at,
+        "rev",
+        "--key",
+        &rev,
+        "--scope",
+        "ops:promote",
+    ];
+    assert_eq!(verb(admin, &add, &[]).status, 0);
+    let refused = verb(admin, &["ops", "promote", at, id, "--second-key"], &[]);
+    assert_eq!(refused.code(), "FORBIDDEN", "{refused:?}");
+    assert!(refused.errors.contains("'rev'"), "{refused:?}");
+}
+
+/// Who takes back the only version reads what callers get, and how it comes back.
+#[test]
+fn a_rollback_says_what_is_left() {
+    let bench = TestBench::new();
+    let rev = bench.user("rev");
+    let config = configuration(&[("rev", &rev, &["ops:promote", "call:js:one"])]);
+    let node = bench.host_with(&config);
+    let (admin, at) = (bench.admin(), node.target());
+    for (name, number) in [("one", 1), ("two", 2)] {
+        let folder = constant(&bench, name, number);
+        let proposed = verb(admin, &["ops", "propose", at], &[&folder]).json();
+        let id = proposed["id"].as_str().expect("an id");
+        let promoted = verb(&rev, &["ops", "promote", at, id, "--external"], &[]);
+        assert_eq!(promoted.json()["version"], number);
+    }
+    let back = ["ops", "rollback", at, "js/one"];
+    let first = plain(&rev, &back, &[]);
+    let said = "js/one is version 1 again, in the place of version 2";
+    assert!(first.errors.contains(said), "{first:?}");
+    assert_eq!(rev.call(at, "js/one", &json!(1), &[]).json(), 1);
+    let last = plain(&rev, &back, &[]);
+    for said in ["Version 1 was the only one", "NOT_FOUND"] {
+        assert!(last.errors.contains(said), "{said}: {last:?}");
+    }
+    let gone = rev.call(at, "js/one", &json!(1), &[]);
+    assert_eq!(gone.code(), "NOT_FOUND", "{gone:?}");
+    pasted(&rev, &last.errors);
+    assert_eq!(rev.call(at, "js/one", &json!(1), &[]).json(), 1);
 }
 
 /// The lines of a text that are commands.

@@ -13,7 +13,7 @@ use std::thread;
 
 use alknet_test_support::skip;
 use alknet_tests::tools::tool;
-use alknet_tests::{CliRunner, Curl, HostNode, TestBench, binary};
+use alknet_tests::{CliRunner, Curl, HostNode, TestBench, binary, curl};
 use alknet_tls::NodeKey;
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
@@ -358,6 +358,12 @@ fn is_served_by_its_name(node: &HostNode, file: &Path, pinned: &Value) {
         format!("{name}:{port}:{ip}"),
         format!("https://{name}:{port}/healthz"),
     );
+    // A page of another site may have a name that ends alike; it is the name of no key of this node.
+    let other = NodeKey::from_seed(&SEED).host_name();
+    let host = format!("Host: {other}:{port}");
+    let (ask, served) = (["--header", &host], format!("https://{address}/healthz"));
+    assert_eq!(curl(&served, &ask).status, 421, "{other}");
+    assert_eq!(curl(&served, &[]).status, 200);
     let asks = [
         "--silent",
         "--cacert",

@@ -1,6 +1,8 @@
 //! Secrets of a node without a vault: read from the folder of `alknet credential`, at the start and whenever they
 //! change there.
 
+use std::sync::Arc;
+
 use alknet_core::config::CredentialConfig;
 use alknet_core::{CapabilityBackend, CapabilityError};
 use alknet_init::control::MachineDiagnostic;
@@ -30,6 +32,32 @@ impl CapabilityStore {
         self.0.reads.subscribe()
     }
 
+    /// Has each use of a local secret read the folder first if it changed: a command that has set a value can rely on
+    /// the next call having it, and need not wait for the watch of the folder.
+    pub(super) fn refresh_before_uses(&self) {
+        if self.0.folder.is_none() {
+            return;
+        }
+        for one in self.0.held.iter().filter(|one| one.config.needs_secret()) {
+            let store = Arc::downgrade(&self.0);
+            one.filler.before_use(move || {
+                if let Some(store) = store.upgrade() {
+                    Self(store).read_change();
+                }
+            });
+        }
+    }
+
+    /// Reads the folder if its file is another one than was read last.
+    pub(super) fn read_change(&self) {
+        let Some(folder) = &self.0.folder else {
+            return;
+        };
+        if !self.0.held.is_empty() && self.seen().read != folder.version() {
+            self.read_folder(folder);
+        }
+    }
+
     /// Reads the folder, and fills or empties everything by it. Without a readable folder each credential is empty, as
     /// it would be after a restart.
     pub(super) fn read_folder(&self, folder: &CredentialFolder) {
@@ -37,6 +65,8 @@ impl CapabilityStore {
             return;
         }
         let mut seen = self.seen();
+        // Before the file is read: one that takes its place meanwhile is read by the next use.
+        seen.read = folder.version();
         let mut problems = Vec::new();
         let found = folder
             .read()
@@ -84,7 +114,8 @@ impl CapabilityStore {
             Err(error) => error,
         };
         tracing::warn!(
-            "changes of {} are not noticed ({error}): send SIGHUP after a change",
+            "changes of {} are noticed when a credential is used, and not before ({error}): an import that waits for \
+             one tries again after SIGHUP",
             folder.file().display()
         );
     }

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::credentials::{CredentialFolder, uses};
+use crate::credentials::{CredentialFolder, SealedFileVersion, uses};
 
 use sealed::{DerivedSigner, OperationDataSealer};
 
@@ -69,6 +69,8 @@ struct CredentialFillState {
     filled: Option<VaultState>,
     /// Names of the credentials that the folder has.
     local: BTreeSet<String>,
+    /// The file of the folder that was read last.
+    read: Option<SealedFileVersion>,
     problems: Vec<MachineDiagnostic>,
 }
 
@@ -125,6 +127,7 @@ impl CapabilityStore {
             seen: Mutex::default(),
         }));
         powers.refresh();
+        powers.refresh_before_uses();
         powers
     }
 
@@ -213,11 +216,13 @@ impl CapabilityStore {
 
     /// Credentials that cannot be used.
     pub(crate) fn problems(&self) -> Vec<MachineDiagnostic> {
+        self.read_change();
         self.seen().problems.clone()
     }
 
     /// Names, kinds and state, for administrators: nothing of what they are.
     pub(crate) fn summaries(&self) -> Value {
+        self.read_change();
         let local = self.seen().local.clone();
         let told = |one: &StoredCredential| {
             let origin = match &one.record {

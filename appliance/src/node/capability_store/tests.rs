@@ -376,6 +376,29 @@ fn a_changed_folder_counts_when_it_is_read_again() {
     assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-again");
 }
 
+/// Without a watch of the folder: what was set counts for the call that follows.
+#[test]
+fn a_use_after_a_change_has_the_new_value() {
+    let (_dir, folder) = local(&[("openai", "sk-hush")]);
+    let powers = CapabilityStore::of_folder(&config(), folder.clone());
+    let openai = capability_of(&powers, "js/mint", "openai");
+    folder.set("openai", b"sk-newer", 8).expect("room");
+    assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-newer");
+    folder.remove("openai").expect("it is there");
+    assert_eq!(bearer(&openai), Err(CapabilityError::Missing));
+    folder.set("openai", b"sk-again", 9).expect("room");
+    assert_eq!(bearer(&openai).expect("filled"), "Bearer sk-again");
+    // The same for administrators who ask what is there.
+    folder.remove("openai").expect("it is there");
+    let is_missing = |(code, text): &(String, String)| {
+        code == "credential-missing" && text.starts_with("credential openai: ")
+    };
+    assert!(codes(&powers).iter().any(is_missing));
+    folder.set("openai", b"sk-hush", 10).expect("room");
+    let openai = ("openai".to_owned(), "ready".to_owned());
+    assert!(states(&powers).contains(&openai));
+}
+
 #[tokio::test]
 async fn a_credential_that_is_set_while_the_node_runs_is_noticed() {
     let (_dir, folder) = local(&[]);
@@ -385,8 +408,9 @@ async fn a_credential_that_is_set_while_the_node_runs_is_noticed() {
     let mut reads = powers.watch();
     powers.follow();
     folder.set("openai", b"sk-hush", 7).expect("room");
+    // A use would read it by itself.
     let noticed = async {
-        while bearer(&openai).is_err() {
+        while !powers.seen().local.contains("openai") {
             reads.changed().await.expect("the store is there");
         }
     };

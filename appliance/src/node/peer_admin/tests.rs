@@ -250,6 +250,36 @@ async fn a_caller_gives_access_for_no_longer_than_it_has_itself() {
     set(more).await.expect("it ends as the caller does");
 }
 
+/// Who found the key may have the text of an invitation of the peer.
+#[tokio::test]
+async fn a_key_that_an_enrolled_peer_loses_stays_known_and_out() {
+    let node = node();
+    let identities = &node.admin.people.identities;
+    for (name, n) in [("enrolled", 1), ("added", 2)] {
+        let peer = json!({ "peer_id": name, "keys": [key(n)] });
+        node.add(peer).await.expect("a new peer");
+    }
+    // As a hub marks a peer that enrolled.
+    let mark = PeerPatch {
+        labels: Some([(ROLE_LABEL.to_owned(), WORKER.to_owned())].into()),
+        ..PeerPatch::default()
+    };
+    let id: PeerId = "enrolled".parse().expect("a peer id");
+    identities.patch(id, mark).await.expect("it is there");
+    for (name, n, stays_known) in [("enrolled", 1, true), ("added", 2, false)] {
+        let other = json!({ "peer": name, "keys": [key(n + 2)] });
+        node.set(other).await.expect("it is there");
+        assert!(!node.knows(n) && node.knows(n + 2), "{name}");
+        let all = identities.list().await.expect("listed");
+        let entry = all.iter().find(|peer| peer.peer_id.as_str() == name);
+        let entry = entry.expect("it is there");
+        let found = (entry.keys.contains(&key(n)), entry.removal.is_some());
+        assert_eq!(found, (stays_known, stays_known), "{name}");
+        let back = node.set(json!({ "peer": name, "keys": [key(n)] })).await;
+        assert_eq!(back.is_err(), stays_known, "{name}");
+    }
+}
+
 #[tokio::test]
 async fn a_disabled_peer_keeps_what_it_had_and_a_removed_one_names_its_keys() {
     let node = node();

@@ -28,7 +28,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use data_encoding::BASE64;
@@ -240,6 +240,8 @@ struct CapabilitySlot {
     /// Why there is nothing in it.
     vacant: ArcSwap<CapabilityError>,
     gate: CapabilityGate,
+    /// Brings the slot up to date before each use.
+    refresh: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// A capability and the only way to put something behind it. It is empty at first, as of a vault that is
@@ -256,6 +258,7 @@ pub fn capability(
         power: ArcSwapOption::empty(),
         vacant: ArcSwap::from_pointee(CapabilityError::Locked),
         gate,
+        refresh: OnceLock::new(),
     });
     (Capability(Arc::clone(&slot)), CapabilityFiller(slot))
 }
@@ -286,6 +289,12 @@ impl CapabilityFiller {
         // The reason first: an operation that finds no secret finds why.
         self.0.vacant.store(Arc::new(why));
         self.0.power.store(None);
+    }
+
+    /// Has every use call `refresh` first, which may fill or empty the capability: a secret that was replaced elsewhere
+    /// counts from the next use on. Uses wait for it, so it has to be short. The first call of this method counts.
+    pub fn before_use(&self, refresh: impl Fn() + Send + Sync + 'static) {
+        self.0.refresh.get_or_init(|| Box::new(refresh));
     }
 
     /// Why it is empty; `None` while it is not.
@@ -419,6 +428,9 @@ impl Capability {
         let wrong = CapabilityError::Kind { is: slot.kind };
         if !kinds.contains(&slot.kind) {
             return Err(wrong);
+        }
+        if let Some(refresh) = slot.refresh.get() {
+            refresh();
         }
         let held = slot.power.load();
         let Some(power) = held.as_deref() else {

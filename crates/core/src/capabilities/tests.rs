@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 
@@ -106,6 +106,26 @@ fn an_operation_sees_its_own_and_no_others() {
     assert_eq!(mine.get("window").err(), Some(CapabilityError::NotGranted));
     let none = Capabilities::default();
     assert!(none.is_empty() && none.get("door").is_err());
+}
+
+#[test]
+fn a_use_has_what_its_refresh_brings_and_takes() {
+    let (one, filler) = capability("one", CapabilityKind::Bytes, open());
+    let uses = AtomicUsize::new(0);
+    let filler = Arc::new(filler);
+    let own = Arc::downgrade(&filler);
+    filler.before_use(move || {
+        let filler = own.upgrade().expect("the test has it");
+        match uses.fetch_add(1, Ordering::SeqCst) {
+            0 => filler.fill(CapabilityBackend::Bytes(secret("first"))),
+            1 => filler.fill(CapabilityBackend::Bytes(secret("second"))),
+            _ => filler.empty(CapabilityError::Missing),
+        }
+    });
+    let seen = || one.with_bytes(<[u8]>::to_vec);
+    assert_eq!(seen(), Ok(b"first".to_vec()));
+    assert_eq!(seen(), Ok(b"second".to_vec()));
+    assert_eq!(seen(), Err(CapabilityError::Missing));
 }
 
 #[test]

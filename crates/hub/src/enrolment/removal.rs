@@ -1,10 +1,12 @@
 //! Changing a peer, and putting it out so that it does not let itself in again.
 
-use alknet_core::{IdentityStore, IdentityStoreError, KeyId, PeerId, PeerPatch, ScopeSet};
+use alknet_core::{
+    IdentityStore, IdentityStoreError, KeyId, PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet,
+};
 
 use crate::store::{TokenStore, TokenStoreError};
 
-use super::{EnrolError, EnrolmentService};
+use super::{EnrolError, EnrolmentService, ROLE_LABEL};
 
 impl EnrolmentService {
     /// Takes everything from a peer but its id and its keys, by which it stays known as one that is
@@ -76,9 +78,9 @@ pub async fn shut_out(
     close_invitations(tokens, peer).await
 }
 
-/// Changes a peer that stays let in, or comes back. If the change takes scopes from it, no invitation made before gives
-/// them back: the change counts as a removal does, and closes the same invitations. Returns their names. On a node that
-/// is a hub, [`EnrolmentService::change`] does it in turn with the other decisions.
+/// Changes a peer that stays let in, or comes back. If the change takes scopes from it, or keys from a peer that enrolled,
+/// no invitation made before gives them back: the change counts as a removal does, and closes the same invitations.
+/// Returns their names. On a node that is a hub, [`EnrolmentService::change`] does it in turn with the other decisions.
 ///
 /// # Errors
 /// There is no such peer, or it is one of the configuration, or the stores fail.
@@ -90,19 +92,37 @@ pub async fn change_peer(
 ) -> Result<Vec<KeyId>, EnrolError> {
     let all = peers.list().await?;
     let before = all.iter().find(|entry| entry.peer_id == *peer);
-    let takes_scopes = match (before, &change.scopes) {
-        (Some(before), Some(after)) => !after.covers(&before.scopes),
-        _ => false,
-    };
-    if !takes_scopes {
+    if !before.is_some_and(|before| takes(before, &change)) {
         peers.patch(peer.clone(), change).await?;
         return Ok(Vec::new());
     }
     let number = removals::<EnrolError>(tokens, peers).await?;
     change.removal = Some(number.saturating_add(1));
     peers.patch(peer.clone(), change).await?;
-    // The peer has their text, and would get the scopes of the role under another key.
+    // The peer, or who found the key that it lost, has their text, and would get the scopes of the role under another
+    // key.
     close_invitations(tokens, peer).await
+}
+
+/// Whether a change takes a scope from a peer, or from one that enrolled a key that counted until then.
+fn takes(before: &PeerEntry, change: &PeerPatch) -> bool {
+    let scopes = change.scopes.as_ref();
+    if scopes.is_some_and(|after| !after.covers(&before.scopes)) {
+        return true;
+    }
+    // The keys of other peers have nothing to do with invitations.
+    if !before.labels.contains_key(ROLE_LABEL) {
+        return false;
+    }
+    let after = before.clone().patched(change.clone());
+    let is_lost = |key: &PeerKey| {
+        let ends_sooner = match (after.key_ends.get(key), before.key_ends.get(key)) {
+            (Some(end), Some(was)) => end < was,
+            (end, _) => end.is_some(),
+        };
+        !after.keys.contains(key) || ends_sooner
+    };
+    before.keys.iter().any(is_lost)
 }
 
 /// Closes the invitations that a peer joined by or made; returns their names.

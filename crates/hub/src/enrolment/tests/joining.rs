@@ -55,6 +55,48 @@ async fn a_role_and_a_wish_together_make_no_more_labels_than_a_peer_has() {
     }
 }
 
+/// It has the text of two invitations, and joins by the second one after an administrator changed its labels.
+#[tokio::test]
+async fn labels_of_a_peer_that_is_let_in_stay_when_it_enrols_again() {
+    let hub = hub(EnrolMode::Token);
+    let older = hub.token(TokenKind::Once, worker()).await;
+    let joined = hub.worker_with("jobs:run").await;
+    let changed = hub.enrolment.relabel(&joined, None, |labels| {
+        labels.insert("pool".to_owned(), "lab".to_owned());
+        labels.insert("shelf".to_owned(), "3".to_owned());
+    });
+    let before = changed.await.expect("a peer").labels;
+    let labels = async || {
+        let all = hub.enrolment.peers().await.expect("a list");
+        let peer = all.into_iter().find(|peer| peer.peer_id == joined);
+        peer.expect("it is there").labels
+    };
+    let again = JoinRequest {
+        labels: [("room".to_owned(), "cellar".to_owned())].into(),
+        ..request(Some(&older), None)
+    };
+    assert_eq!(
+        hub.enrol(1, &again, NOW).await.expect("taken").peer_id,
+        joined
+    );
+    assert_eq!(labels().await, before);
+    // Another role says what the peer became, and adds what it lacks.
+    let role = EnrolRole {
+        labels: [("pool", "edge"), ("gpu", "yes")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        ..EnrolRole::new("renderer".parse().expect("a role"))
+    };
+    let token = hub.token(TokenKind::Once, role).await;
+    let again = hub.enrol(1, &request(Some(&token), None), NOW).await;
+    assert_eq!(again.expect("taken").peer_id, joined);
+    let after = labels().await;
+    let value = |name: &str| after.get(name).map(String::as_str);
+    let found = ["gpu", "pool", "role", "shelf"].map(value);
+    let expected = ["yes", "lab", "renderer", "3"].map(Some);
+    assert_eq!(found, expected, "{after:?}");
+}
+
 #[tokio::test]
 async fn a_name_has_one_holder() {
     let hub = hub(EnrolMode::Token);

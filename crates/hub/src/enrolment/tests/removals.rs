@@ -107,6 +107,66 @@ async fn scopes_that_were_taken_do_not_come_back_by_an_older_invitation() {
     assert!(known.scopes.allows("relay:accept"), "{known:?}");
 }
 
+/// It stays let in by another key. Who found the key that it lost has the text of its invitation, and of another one.
+#[tokio::test]
+async fn a_key_that_was_taken_does_not_come_back_by_an_older_invitation() {
+    let hub = hub(EnrolMode::Token);
+    let [own, other] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let joined = hub.enrol(1, &request(Some(&own), None), NOW).await;
+    let peer = joined.expect("taken").peer_id;
+    let replaced = PeerPatch {
+        keys: Some(vec![key(9), key(1)]),
+        key_ends: Some([(key(1), 0)].into()),
+        ..PeerPatch::default()
+    };
+    let closed = hub.enrolment.change(&peer, replaced).await.expect("a peer");
+    assert_eq!(closed, [own.name()]);
+    assert!(hub.peers.by_key(&key(9)).is_some());
+    for (n, token) in [(1, &own), (1, &other), (2, &own)] {
+        let ask = request(Some(token), None);
+        for later in [0, REPEAT_TIME_S + 1] {
+            let code = hub.code(n, &ask, NOW + later).await;
+            assert_eq!(code, "ENROLL_INVALID", "{n} {later}");
+            assert!(hub.peers.by_key(&key(n)).is_none(), "{n} {later}");
+        }
+    }
+    // A key that is added takes nothing.
+    let more = PeerPatch {
+        keys: Some(vec![key(9), key(1), key(8)]),
+        key_ends: Some([(key(1), 0)].into()),
+        ..PeerPatch::default()
+    };
+    let closed = hub.enrolment.change(&peer, more).await.expect("a peer");
+    assert!(closed.is_empty(), "{closed:?}");
+}
+
+/// The power failed when the peer was made and its use was not yet written as done. Then the peer lost the key, which
+/// the store does not even know any more.
+#[tokio::test]
+async fn a_use_that_was_cut_off_gives_no_peer_a_key_back() {
+    let tokens = Arc::new(MemoryTokens::default());
+    let hub = hub_of(tokens.clone(), EnrolMode::Token);
+    let token = hub.token(TokenKind::Many(5), worker()).await;
+    let ask = request(Some(&token), None);
+    let peer = hub.enrol(1, &ask, NOW).await.expect("taken").peer_id;
+    let record = tokens.get(token.name()).await.expect("it is in memory");
+    let mut record = record.expect("it was made");
+    record.uses[0].done = false;
+    let replaced = tokens.replace(record).await;
+    assert!(replaced.expect("it is in memory"));
+    let other = PeerPatch {
+        keys: Some(vec![key(9)]),
+        ..PeerPatch::default()
+    };
+    hub.peers.patch(peer, other).await.expect("a peer");
+    assert_eq!(hub.code(1, &ask, NOW + 1).await, "ENROLL_INVALID");
+    assert!(hub.peers.by_key(&key(1)).is_none());
+    assert!(hub.peers.by_key(&key(9)).is_some(), "it keeps its own key");
+}
+
 #[tokio::test]
 async fn scopes_that_are_given_close_no_invitation() {
     let hub = hub(EnrolMode::Token);

@@ -95,7 +95,7 @@ impl Promotion {
     }
 
     /// A reviewer's yes. The bundle is looked at and tested once more; with enough reviewers that
-    /// agree to the same it is promoted.
+    /// agree to the same it is promoted. A yes to one that is promoted changes who may call it.
     ///
     /// # Errors
     /// There is no such proposal, it waits for no review, it is the reviewer's own, it does not pass,
@@ -108,6 +108,10 @@ impl Promotion {
         note: &str,
     ) -> Result<Value, PromotionError> {
         let (proposal, bundle) = self.reviewed(id, who).await?;
+        let state = proposal.state;
+        if state != ProposalState::Promoted {
+            check_waits(state)?;
+        }
         if self.author(bundle.content()).is_none() {
             let text = format!("'{}' has the bundle's key no more", proposal.author);
             return Err(PromotionError::Conflict(text));
@@ -130,7 +134,7 @@ impl Promotion {
                 ReviewResult::Promoted(version) => version,
                 ReviewResult::Waiting(agree) => {
                     return Ok(json!({
-                        "id": id, "state": ProposalState::Proposed, "reviews": agree, "needed": needed,
+                        "id": id, "state": state, "reviews": agree, "needed": needed,
                     }));
                 }
             };
@@ -144,6 +148,8 @@ impl Promotion {
                 "version": version.version,
                 "generation": version.generation,
                 "active": live,
+                "external": version.terms.external,
+                "scopes": version.terms.scopes,
             }))
         })
         .await
@@ -159,7 +165,8 @@ impl Promotion {
         who: &Identity,
         note: &str,
     ) -> Result<Value, PromotionError> {
-        self.reviewed(id, who).await?;
+        let (proposal, _) = self.reviewed(id, who).await?;
+        check_waits(proposal.state)?;
         let (at_s, who, note) = (self.now(), who.id.clone(), note.to_owned());
         self.stored(move |store| {
             let act = AuditAct {
@@ -204,8 +211,11 @@ impl Promotion {
             Ok(json!({
                 "path": path,
                 "version": taken.version,
+                "replaced": taken.replaced,
                 "generation": taken.generation,
                 "active": live,
+                "external": taken.terms.as_ref().map(|it| it.external),
+                "scopes": taken.terms.as_ref().map(|it| &it.scopes),
             }))
         })
         .await
@@ -250,7 +260,7 @@ impl Promotion {
         self.parts.config.activate == ActivationTime::Live
     }
 
-    /// A proposal that waits for review, and its bundle.
+    /// A proposal that this peer may review, and its bundle.
     async fn reviewed(
         &self,
         id: Blake3Hash,
@@ -264,13 +274,6 @@ impl Promotion {
         if proposal.author == who.id {
             let text = "a proposal is reviewed by another peer than its author".to_owned();
             return Err(PromotionError::Forbidden(text));
-        }
-        if proposal.state != ProposalState::Proposed {
-            let text = format!(
-                "the proposal is {}, it waits for no review",
-                proposal.state.as_str()
-            );
-            return Err(PromotionError::Conflict(text));
         }
         Ok((proposal, bundle))
     }
@@ -422,6 +425,17 @@ impl Promotion {
         match alone.generation().rejected().first() {
             Some(error) => Err(refused(error)),
             None => Ok(()),
+        }
+    }
+}
+
+/// Checks that a proposal waits for its review.
+fn check_waits(state: ProposalState) -> Result<(), PromotionError> {
+    match state {
+        ProposalState::Proposed => Ok(()),
+        state => {
+            let text = format!("the proposal is {}, it waits for no review", state.as_str());
+            Err(PromotionError::Conflict(text))
         }
     }
 }

@@ -33,6 +33,10 @@ pub enum ReviewResult {
 pub struct RollbackResult {
     /// The version that is in place now; none when the operation is gone.
     pub version: Option<u64>,
+    /// What was agreed to about that version.
+    pub terms: Option<PromotionTerms>,
+    /// The version that was in place before.
+    pub replaced: Option<u64>,
     /// The generation that this began.
     pub generation: u64,
 }
@@ -76,11 +80,12 @@ impl PromotionStore {
         })
     }
 
-    /// A reviewer says yes. With as many as are `needed` that agree to the same, it is promoted.
+    /// A reviewer says yes. With as many as are `needed` that agree to the same, it is promoted. One that is promoted
+    /// already becomes another version of its operation, for other callers.
     ///
     /// # Errors
-    /// There is no such proposal, it waits for no review, the reviewer wrote it, or the node has as
-    /// many operations as it may.
+    /// There is no such proposal, it waits for no review, it is in place with these terms, the reviewer wrote it, or the
+    /// node has as many operations as it may.
     pub fn accept(
         &self,
         id: Blake3Hash,
@@ -89,7 +94,7 @@ impl PromotionStore {
         act: AuditAct<'_>,
     ) -> Result<ReviewResult, PromotionStoreError> {
         self.decide(|connection| {
-            let known = waiting(connection, id)?;
+            let known = acceptable(connection, id, terms)?;
             if known.author.as_str() == act.who {
                 return Err(PromotionStoreError::Conflict(
                     "a proposal is reviewed by another peer than its author".to_owned(),
@@ -187,6 +192,8 @@ impl PromotionStore {
             }
             Ok(RollbackResult {
                 version,
+                terms: back.map(|it| it.terms.clone()),
+                replaced: now.map(|it| it.version),
                 generation,
             })
         })
@@ -296,6 +303,29 @@ fn waiting(connection: &Connection, id: Blake3Hash) -> Result<Proposal, Promotio
             state.as_str()
         ))),
     }
+}
+
+/// A proposal that waits, or that is in place at the path of `terms` with other terms.
+fn acceptable(
+    connection: &Connection,
+    id: Blake3Hash,
+    terms: &PromotionTerms,
+) -> Result<Proposal, PromotionStoreError> {
+    let known = read::proposal(connection, id)?;
+    let Some(known) = known.filter(|it| it.state == ProposalState::Promoted) else {
+        return waiting(connection, id);
+    };
+    let versions = read::versions(connection, &terms.path)?;
+    let now = versions.iter().find(|it| it.current && it.id == id);
+    let why = match now {
+        Some(now) if now.terms != *terms => return Ok(known),
+        Some(now) => format!(
+            "the proposal is version {} of '{}' already, for these callers",
+            now.version, terms.path
+        ),
+        None => "the proposal is promoted under another path and waits for no review".to_owned(),
+    };
+    Err(PromotionStoreError::Conflict(why))
 }
 
 fn promote(

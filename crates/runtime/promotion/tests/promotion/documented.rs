@@ -1,6 +1,7 @@
 //! The examples and tables of `docs/promotion.md`.
 
 use std::fs;
+use std::path::Path;
 
 use alknet_promotion::{
     ActivationTime, BundleContent, PromotionBundle, PromotionConfig, limits, read_draft,
@@ -23,49 +24,66 @@ fn files() -> Vec<(String, String)> {
     files
 }
 
+/// Writes the files of the page below a folder.
+fn write_files(drafts: &Path) {
+    let files = files();
+    assert_eq!(files.len(), 7);
+    // This one lies beside the folders, and runs what is in one of them.
+    for (name, text) in files.into_iter().filter(|(name, _)| name != "try.ts") {
+        let file = drafts.join(name);
+        let folder = file.parent().expect("each file is in a folder");
+        fs::create_dir_all(folder).expect("room");
+        fs::write(&file, text).expect("room");
+    }
+}
+
+/// The bundle of a folder, as ada signs it.
+fn signed(folder: &Path) -> PromotionBundle {
+    let content: BundleContent =
+        read_draft(folder, "ada".parse().expect("a name"), key("ada")).expect("a draft");
+    let pair = pair("ada");
+    let sign = |text: &[u8]| pair.sign(text).as_ref().try_into().expect("64 bytes");
+    PromotionBundle::sign(&content, sign).expect("a bundle")
+}
+
 #[tokio::test]
 async fn the_example_is_proposed_promoted_and_called() {
-    let draft = folder();
-    let files = files();
-    assert_eq!(files.len(), 5);
-    for (name, text) in files {
-        // This one lies beside the folder, and runs what is in it.
-        if name != "try.ts" {
-            fs::write(draft.path().join(name), text).expect("room");
-        }
-    }
+    let drafts = folder();
+    write_files(drafts.path());
+    let [rate, total] = ["rate", "total"].map(|name| drafts.path().join(name));
     // What the page records is what it wrote by hand before.
     let written = |name: &str| {
-        let text = fs::read_to_string(draft.path().join(name)).expect("a file of the page");
+        let text = fs::read_to_string(total.join(name)).expect("a file of the page");
         parsed(&text)
     };
     let (mut operation, recorded) = (written("operation.json"), written("two-items.json"));
     let by_hand = operation["tests"][0]["calls"].take();
     assert_eq!(recorded, by_hand);
     operation["tests"][0]["calls"] = json!("two-items.json");
-    fs::write(draft.path().join("operation.json"), operation.to_string()).expect("room");
-    let content: BundleContent =
-        read_draft(draft.path(), "ada".parse().expect("a name"), key("ada")).expect("a draft");
-    let pair = pair("ada");
-    let sign = |text: &[u8]| pair.sign(text).as_ref().try_into().expect("64 bytes");
-    let bundle = PromotionBundle::sign(&content, sign).expect("a bundle");
+    fs::write(total.join("operation.json"), operation.to_string()).expect("room");
     // Every member of the table is one of the document, and the other way round.
-    let document = parsed(bundle.document());
+    let document = parsed(signed(&total).document());
     for name in document.as_object().expect("an object").keys() {
         assert!(PAGE.contains(&format!("`{name}`")), "{name}");
     }
     let place = folder();
     let node = PromotionNode::start(place.path(), live()).await;
-    let proposed = node.propose("ada", &bundle).await.expect("it passes");
-    let yes = json!({ "id": proposed["id"], "accept": true, "external": true });
-    let promoted = node
-        .call("eve", "ops/promote", &yes)
-        .await
-        .expect("reviewed");
-    let path = promoted["path"].as_str().expect("a path");
-    let answer = node.call("cal", path, &json!({ "items": [1, 3] })).await;
+    node.people.set("ada", &["ops:propose", "call:js:tax:rate"]);
+    let mut path = String::new();
+    for folder in [rate, total] {
+        let proposed = node.propose("ada", &signed(&folder)).await;
+        let proposed = proposed.expect("it passes");
+        let yes = json!({ "id": proposed["id"], "accept": true, "external": true });
+        let promoted = node.call("eve", "ops/promote", &yes).await;
+        let promoted = promoted.expect("reviewed");
+        promoted["path"]
+            .as_str()
+            .expect("a path")
+            .clone_into(&mut path);
+    }
+    let answer = node.call("cal", &path, &json!({ "items": [1, 3] })).await;
     assert_eq!(answer, Ok(json!(6)));
-    let schema = node.client("eve").schema(path).await.expect("a spec");
+    let schema = node.client("eve").schema(&path).await.expect("a spec");
     assert_eq!(
         schema.access_control.required_scopes,
         ["call:js:invoice:total"]

@@ -62,7 +62,7 @@ async fn from_a_draft_to_an_operation_and_back() {
     assert_eq!(
         promoted,
         json!({ "id": id, "state": "promoted", "path": path, "version": 1, "generation": 1,
-            "active": true })
+            "active": true, "external": true, "scopes": ["call:js:invoice:total"] })
     );
     assert_eq!(node.call("cal", path, &input).await, Ok(json!(6)));
     let empty = node.call("cal", path, &json!({ "items": [] })).await;
@@ -99,13 +99,18 @@ async fn from_a_draft_to_an_operation_and_back() {
         .await;
     assert_eq!(
         back.expect("there was one before"),
-        json!({ "path": path, "version": 1, "generation": 3, "active": true })
+        json!({ "path": path, "version": 1, "replaced": 2, "generation": 3, "active": true,
+            "external": true, "scopes": ["call:js:invoice:total"] })
     );
     assert_eq!(node.call("cal", path, &input).await, Ok(json!(6)));
     let back = node
         .call("eve", "ops/rollback", &json!({ "path": path }))
         .await;
-    assert_eq!(back.expect("it is taken away")["version"], Value::Null);
+    assert_eq!(
+        back.expect("it is taken away"),
+        json!({ "path": path, "version": null, "replaced": 1, "generation": 4, "active": true,
+            "external": null, "scopes": null })
+    );
     assert_eq!(node.code("cal", path, &input).await, ErrorCode::NotFound);
     let again = json!({ "path": path, "version": 2 });
     node.call("eve", "ops/rollback", &again)

@@ -188,6 +188,73 @@ async fn the_reviewer_says_who_may_call() {
     );
 }
 
+/// A reviewer who forgot that peers are to call it accepts the proposal once more, and its author has nothing to do.
+#[tokio::test]
+async fn a_promoted_proposal_is_accepted_again_for_other_callers() {
+    let folder = folder();
+    let node = PromotionNode::start(folder.path(), live()).await;
+    let id = proposed(&node, &says("inner", &json!(1)).by("bob")).await;
+    let yes = |external: bool| json!({ "id": id, "accept": true, "external": external });
+    let may_call = async || node.call("cal", "js/inner", &Value::Null).await.is_ok();
+    let first = node.call("eve", "ops/promote", &yes(false)).await;
+    let first = first.expect("promoted");
+    assert_eq!(
+        (&first["version"], &first["external"], &first["scopes"]),
+        (&json!(1), &json!(false), &json!([]))
+    );
+    assert!(!may_call().await);
+    // The same once more changes nothing, and neither its author nor a no does.
+    let elsewhere = json!({ "id": id, "accept": true, "path": "app/inner" });
+    for (who, input, code) in [
+        ("eve", &yes(false), ErrorCode::Conflict),
+        ("eve", &elsewhere, ErrorCode::Conflict),
+        (
+            "eve",
+            &json!({ "id": id, "accept": false }),
+            ErrorCode::Conflict,
+        ),
+        ("bob", &yes(true), ErrorCode::Forbidden),
+    ] {
+        let refused = node.code(who, "ops/promote", input).await;
+        assert_eq!(refused, code, "{who} {input}");
+    }
+    let second = node.call("eve", "ops/promote", &yes(true)).await;
+    let second = second.expect("promoted");
+    assert_eq!(
+        (&second["version"], &second["external"], &second["scopes"]),
+        (&json!(2), &json!(true), &json!(["call:js:inner"]))
+    );
+    assert!(may_call().await);
+    let back = json!({ "path": "js/inner" });
+    let back = node.call("eve", "ops/rollback", &back).await;
+    assert_eq!(back.expect("version 1 is there")["external"], false);
+    assert!(!may_call().await);
+}
+
+/// Who agreed to the one agreed to nothing else.
+#[tokio::test]
+async fn other_callers_need_as_many_reviewers_again() {
+    let folder = folder();
+    let config = PromotionConfig {
+        reviews: 2,
+        ..live()
+    };
+    let node = PromotionNode::start(folder.path(), config).await;
+    let id = proposed(&node, &says("inner", &json!(1))).await;
+    for (external, version) in [(false, 1), (true, 2)] {
+        let yes = json!({ "id": id, "accept": true, "external": external });
+        let one = node.call("eve", "ops/promote", &yes).await;
+        let one = one.expect("she agrees");
+        assert_eq!((&one["reviews"], &one["needed"]), (&json!(1), &json!(2)));
+        let is_callable = node.call("cal", "js/inner", &Value::Null).await.is_ok();
+        assert!(!is_callable, "{external}");
+        let both = node.call("bob", "ops/promote", &yes).await;
+        assert_eq!(both.expect("both agree")["version"], version);
+    }
+    let answer = node.call("cal", "js/inner", &Value::Null).await;
+    assert_eq!(answer, Ok(json!(1)));
+}
+
 #[tokio::test]
 async fn unless_it_is_live_nothing_changes_before_the_next_start() {
     let folder = folder();

@@ -1,0 +1,146 @@
+//! `alknet ops promote --second-key`: an administrator who is alone decides about a proposal of its own.
+//!
+//! The node's rule stays: a proposal is reviewed by another peer than its author. The command makes that peer, a second
+//! key of the administrator, and decides by it. Where another peer may review, it refuses: then two persons decide.
+
+use std::path::Path;
+
+use alknet_core::PeerId;
+use serde_json::{Value, json};
+
+use super::caller::NodeCaller;
+use super::dial::CliDialer;
+use super::promotion::ask;
+use super::review::{SCOPE, has_key, names, reviewers, second_key_dir};
+use super::target::NodeRoute;
+use super::{CommandError, CommandExit, DialArgs, StateArgs};
+
+/// What the peer of the second key is called, with a number behind it if the name is taken.
+const NAME: &str = "reviewer";
+/// Numbers that are tried.
+const NAMES_TRIED_MAX: u32 = 99;
+/// The reason in the record, if the user gives none.
+const REASON: &str = "decided by a second key of the author's administrator";
+
+/// The second key of a user.
+#[derive(Debug)]
+pub(super) struct SecondKey {
+    state: StateArgs,
+}
+
+impl SecondKey {
+    /// The one in `dir`, or the one beside the state directory of the user.
+    ///
+    /// # Errors
+    /// There is no state directory, or the two are the same; the node is behind a hub, or the user shows no key.
+    pub(super) fn new(
+        dir: Option<&Path>,
+        route: &NodeRoute,
+        dial: &DialArgs,
+    ) -> Result<Self, CommandError> {
+        if let Some(peer) = &route.peer {
+            return Err(CommandError::usage(format!(
+                "'{peer}' is behind the hub '{}', which does not know the second key: let the key in at both, and \
+                 decide with --state",
+                route.name
+            )));
+        }
+        if dial.anonymous {
+            return Err(CommandError::usage(
+                "the first key lets the second one in: leave out --anonymous",
+            ));
+        }
+        let own = dial.state.dir()?;
+        let dir = dir.map_or_else(|| second_key_dir(&own), Path::to_owned);
+        if dir == own {
+            return Err(CommandError::usage(
+                "the second key has a directory of its own: name another one",
+            ));
+        }
+        Ok(Self {
+            state: StateArgs { state: Some(dir) },
+        })
+    }
+
+    /// Decides by `input`, the input of `ops/promote`. `node` is reached by the first key.
+    ///
+    /// # Errors
+    /// Another peer may review, the first key may not let the second one in, and those of the calls.
+    pub(super) async fn decide(
+        &self,
+        node: &NodeCaller,
+        route: &NodeRoute,
+        dial: &DialArgs,
+        input: &Value,
+    ) -> Result<Value, CommandError> {
+        let proposal = ask(node, dial, "ops/proposals", &json!({ "id": input["id"] })).await?;
+        let author = proposal["proposal"]["author"].as_str().unwrap_or_default();
+        let listed = ask(node, dial, "peer/list", &Value::Null).await?;
+        let key = self.state.key()?;
+        let public = key.public().to_string();
+        let (own, others): (Vec<_>, Vec<_>) = reviewers(&listed, author)
+            .into_iter()
+            .partition(|peer| has_key(peer, &public));
+        if !others.is_empty() {
+            let text = format!(
+                "{} may review this: --second-key is for an administrator who is alone",
+                names(&others)
+            );
+            return Err(CommandError::new(CommandExit::Denied, "FORBIDDEN", text));
+        }
+        if own.is_empty() {
+            let peer =
+                json!({ "peer_id": free_name(&listed)?, "keys": [public], "scopes": [SCOPE] });
+            ask(node, dial, "peer/add", &peer).await?;
+        }
+        let mut input = input.clone();
+        if input["reason"] == "" {
+            input["reason"] = REASON.into();
+        }
+        CliDialer::reached_by(key, route, dial, async |node| {
+            ask(node, dial, "ops/promote", &input).await
+        })
+        .await
+    }
+}
+
+/// A name that no peer of the list has.
+///
+/// # Errors
+/// All are taken.
+fn free_name(listed: &Value) -> Result<PeerId, CommandError> {
+    let peers = listed["peers"].as_array().map_or(&[][..], Vec::as_slice);
+    let is_taken = |name: &str| {
+        let mut peers = peers.iter();
+        peers.any(|peer| peer["peer_id"] == name || peer["display_name"] == name)
+    };
+    let mut names = (1..=NAMES_TRIED_MAX).map(|n| match n {
+        1 => NAME.to_owned(),
+        n => format!("{NAME}-{n}"),
+    });
+    let free = names.find(|name| !is_taken(name));
+    free.and_then(|name| name.parse().ok()).ok_or_else(|| {
+        let text = format!("the node has too many peers called '{NAME}': remove unused ones");
+        CommandError::new(CommandExit::Failed, "CONFLICT", text)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_key_has_a_name_that_no_peer_has() {
+        let listed = json!({ "peers": [
+            { "peer_id": "reviewer", "display_name": null }, { "peer_id": "p1", "display_name": "reviewer-2" },
+        ] });
+        let name = free_name(&listed).map(|name| name.to_string());
+        assert_eq!(name.as_deref(), Ok("reviewer-3"));
+        let name = free_name(&Value::Null).map(|name| name.to_string());
+        assert_eq!(name.as_deref(), Ok(NAME));
+        let all: Vec<_> = (1..=NAMES_TRIED_MAX)
+            .map(|n| json!({ "peer_id": if n == 1 { NAME.to_owned() } else { format!("{NAME}-{n}") } }))
+            .collect();
+        assert!(free_name(&json!({ "peers": all })).is_err());
+    }
+}
