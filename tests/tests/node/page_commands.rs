@@ -1,6 +1,7 @@
 //! The commands of pages in docs/ as a reader follows them: every block for a shell in order, with the nodes and keys of
 //! the reader in the place of the page's.
 
+mod joined;
 mod kept;
 
 use std::fs;
@@ -15,10 +16,12 @@ const CERTIFICATES: &str = include_str!("../../../docs/certificates.md");
 const CONFIGURATION: &str = include_str!("../../../docs/configuration.md");
 const CREDENTIALS: &str = include_str!("../../../docs/credentials.md");
 const HTTP: &str = include_str!("../../../docs/http.md");
+const MCP: &str = include_str!("../../../docs/mcp.md");
 const OBSERVABILITY: &str = include_str!("../../../docs/observability.md");
 const PEERS: &str = include_str!("../../../docs/peers.md");
 const STATUS_PAGE: &str = include_str!("../../../docs/page.md");
 const STORED_FILES: &str = include_str!("../../../docs/stored-files.md");
+const TENSOR_STORE: &str = include_str!("../../../docs/tensor-store.md");
 const TOKENS: &str = include_str!("../../../docs/tokens.md");
 
 /// The node of the pages.
@@ -108,6 +111,16 @@ impl ReferencePage {
 
     fn save(&self, file: &str, content: impl AsRef<[u8]>) {
         fs::write(self.work(file), content).expect("the folder is ours");
+    }
+
+    /// Writes the file that curl reads its token from: every user of the host can read arguments.
+    fn save_token(&self, node: &HostNode, scope: &str) {
+        let target = node.target();
+        let add = format!("alknet token add {target} --scope '{scope}' --expires 1d");
+        let said = self.shell("reader", &add, "");
+        let token = said.lines().find(|line| line.starts_with("alk_"));
+        let token = token.unwrap_or_else(|| panic!("no token: {said}"));
+        self.save("node.header", format!("Authorization: Bearer {token}\n"));
     }
 
     /// Writes `value` wherever the page has `written`. The values count in the order in which they were given.
@@ -440,15 +453,7 @@ fn the_commands_of_the_page_of_the_status_page_work() {
 fn the_commands_of_the_page_of_http_work() {
     let mut page = ReferencePage::open(HTTP);
     let node = page.node("node");
-    let add = format!(
-        "alknet token add {} --scope '*' --expires 1d",
-        node.target()
-    );
-    let said = page.shell("reader", &add, "");
-    let token = said.lines().find(|line| line.starts_with("alk_"));
-    // Every user of the host can read arguments.
-    let header = format!("Authorization: Bearer {}\n", token.expect("a token"));
-    page.save("node.header", header);
+    page.save_token(&node, "*");
     let curl = "--insecure --header @node.header";
     let at = format!("https://{}/", address(&node));
     // This command goes on until the test ends it.
@@ -471,5 +476,87 @@ fn the_commands_of_the_page_of_http_work() {
     assert!(said.contains("event: data"), "{said}");
     let said = page.follow();
     assert!(said.contains("/subscribe/t/"), "{said}");
+    page.close();
+}
+
+#[test]
+fn the_commands_of_the_page_of_mcp_work() {
+    let mut page = ReferencePage::open(MCP);
+    let node = page.node("node");
+    page.put(NODE, node.target());
+    page.put(
+        "https://node.example/",
+        format!("https://{}/", address(&node)),
+    );
+    // As the page says of a node without a public certificate.
+    page.put("curl --silent", "curl --insecure --silent");
+    let said = page.follow();
+    assert!(said.starts_with("alk_"), "{said}");
+    page.save_token(&node, "node:read");
+    let said = page.follow();
+    assert!(said.contains("\"result\""), "{said}");
+    page.close();
+}
+
+/// A list of numbers as NumPy writes it (format 1.0 of its NEP 1).
+fn npy(numbers: &[f32]) -> Vec<u8> {
+    let count = numbers.len();
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({count},), }}");
+    // Magic, version and length have ten bytes, and the numbers begin at a multiple of 64.
+    let header = format!("{header:<117}\n");
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    let length = u16::try_from(header.len()).expect("a short header");
+    file.extend(length.to_le_bytes());
+    file.extend(header.bytes());
+    file.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    file
+}
+
+#[test]
+fn the_commands_of_the_page_of_the_tensor_store_work() {
+    let mut page = ReferencePage::open(TENSOR_STORE);
+    let node = page.node("node");
+    let target = node.target();
+    page.put(NODE, target);
+    page.put("https://192.0.2.7/", format!("https://{}/", address(&node)));
+    page.put("curl …", "curl --insecure --header @node.header");
+    // The last command serves until the test ends it.
+    let admin = "--admin \"$(alknet identity)\"";
+    let serves = format!("--listen 127.0.0.1 --port 0 {admin}{}", until("serving "));
+    page.put(admin, serves);
+    page.save_token(&node, "tensor:read:models");
+    for folder in ["dataset", "models"] {
+        fs::create_dir(page.work(folder)).expect("the folder is ours");
+    }
+    for name in ["model.layers.0.bias", "lm_head.weight"] {
+        page.save(&format!("dataset/{name}.npy"), npy(&[0.5, 1.5, 2.5]));
+    }
+    let make = format!(
+        "alknet node add attic {target}; alknet tensor pack dataset models/bert.mt; \
+         alknet tensor push attic models/bert.mt models/bert"
+    );
+    page.shell("reader", &make, "");
+
+    page.follow();
+    let read = |file: &str| fs::read(page.work(file)).expect("the command wrote it");
+    assert!(read("bert.mt") == read("models/bert.mt"));
+    // What curl wrote is not written over.
+    page.shell("reader", "rm bert.mt", "");
+    page.follow();
+    let read = |file: &str| fs::read(page.work(file)).expect("the command wrote it");
+    assert!(read("bert.mt") == read("copy.mt"));
+    assert!(read("part.mt").len() < read("copy.mt").len());
+
+    let said = page.follow();
+    let stored = node.call(
+        "tensor/open",
+        &serde_json::json!({ "src": { "path": "models/bert" } }),
+    );
+    assert!(
+        said.contains(stored["id"].as_str().unwrap_or("no id")),
+        "{said} {stored}"
+    );
+    let said = page.follow();
+    assert!(said.contains("serving ed25519:"), "{said}");
     page.close();
 }
