@@ -1,12 +1,13 @@
-//! The commands of docs/hub.md, at a hub, its workers and a person who enrols.
+//! The commands of docs/hub.md and docs/command-line.md, at a hub, its workers and a person who enrols.
 
 use alknet_core::PeerKey;
 use alknet_hub::fingerprint;
 use alknet_tests::{HostNode, eventually};
 use serde_json::Value;
 
-use super::{ReferencePage, address};
+use super::{NODE, ReferencePage, address};
 
+const COMMAND_LINE: &str = include_str!("../../../../docs/command-line.md");
 const HUB_PAGE: &str = include_str!("../../../../docs/hub.md");
 
 /// The hub of the page.
@@ -95,5 +96,50 @@ fn the_commands_of_the_page_of_the_hub_work() {
     assert!(reaches(&page, &hub, "kitchen"));
     page.follow();
     assert!(!reaches(&page, &hub, "kitchen"), "the worker was removed");
+    page.close();
+}
+
+#[test]
+fn the_commands_of_the_page_of_the_command_line_work() {
+    let mut page = ReferencePage::open(COMMAND_LINE);
+    let hub = start(
+        &page,
+        "hub",
+        "[hub]\nenabled = true\n[[hub.role]]\nname = \"worker\"\n",
+    );
+    let other = page.node("other");
+    page.put(NODE, other.target());
+    let invite = format!(
+        "alknet node add attic {}; alknet hub invite attic --role worker",
+        hub.target()
+    );
+    let said = page.shell("reader", &invite, "");
+    let config = format!(
+        "[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{}\"\nscopes = [\"node:read\", \"runtime:debug\"]\n",
+        join_string(&said)
+    );
+    let _kitchen = start(&page, "kitchen", &config);
+    until_listed(&hub, &["\"kitchen\"", "\"ready\""]);
+
+    let said = page.follow();
+    let last = said.lines().last();
+    assert_eq!(last, Some("forgot hall"), "{said}");
+    assert!(said.contains("kitchen@attic"), "{said}");
+
+    // The comments of the page say which node is the default.
+    page.shell("reader", "alknet node use attic", "");
+    page.save("report.ts", "export default 6 * 7;\n");
+    let said = page.follow();
+    assert_eq!(said.matches("name       kitchen\n").count(), 3, "{said}");
+    assert!(said.ends_with("\n42\n"), "{said}");
+
+    page.follow();
+    let share = page.bench.path().join("reader/.local/share");
+    for made in [
+        "man/man1/alknet-token-add.1",
+        "bash-completion/completions/alknet",
+    ] {
+        assert!(share.join(made).exists(), "{made}");
+    }
     page.close();
 }
