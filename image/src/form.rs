@@ -8,6 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::error::ImageError;
 
 /// One way to hand the same kernel and the same binary to a machine.
+///
+/// ```
+/// use alknet_image::ImageForm;
+///
+/// assert_eq!(ImageForm::Uki.name(), "uki");
+/// assert!(ImageForm::ALL.contains(&"raw".parse()?));
+/// # Ok::<(), alknet_image::ImageError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]

@@ -5,6 +5,13 @@ use std::fmt;
 /// What an element is.
 ///
 /// The order is the stock writer's: it packs entries by descending type, then by name.
+///
+/// ```
+/// use alknet_tensor::Dtype;
+///
+/// assert_eq!(Dtype::from_name("BF16"), Some(Dtype::Bf16));
+/// assert_eq!(Dtype::F4.bits(), 4);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Dtype {

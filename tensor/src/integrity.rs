@@ -22,6 +22,15 @@ const PROBLEMS_MAX: usize = 100;
 const HELD_BYTES_MAX: u64 = 64 << 20;
 
 /// BLAKE3 of a whole file: what it is called in the store.
+///
+/// ```
+/// use alknet_tensor::{FileId, Hash};
+///
+/// let id = FileId(Hash::from_bytes([7; 32]));
+/// assert_eq!(id.to_string(), "07".repeat(32));
+/// assert_eq!(id.to_string().parse::<FileId>()?, id);
+/// # Ok::<(), alknet_tensor::TensorError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId(pub Hash);
 

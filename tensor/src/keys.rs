@@ -26,6 +26,13 @@ pub fn is_own(key: &str) -> bool {
 }
 
 /// Whether a name may not be given to a tensor in a file of level 1.
+///
+/// ```
+/// use alknet_tensor::keys::is_reserved;
+///
+/// assert!(is_reserved("__metadata__") && is_reserved("__pad__.0"));
+/// assert!(!is_reserved("model.layers.0.weight"));
+/// ```
 #[must_use]
 pub fn is_reserved(name: &str) -> bool {
     name == METADATA || name.starts_with(PAD_PREFIX) || name.ends_with(OFFSETS_SUFFIX)

@@ -130,6 +130,13 @@ impl FieldType {
 }
 
 /// One field of a record.
+///
+/// ```
+/// use alknet_tensor::{FieldType, StructField};
+///
+/// let field = StructField::new("/at", FieldType::Float32, 8).with_len(3);
+/// assert_eq!(field.bytes(), Some(12));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StructField<'a> {
     /// What the layout engine calls it. Compared, never taken apart.

@@ -19,6 +19,15 @@ use crate::text;
 
 /// A received value: its JSON text, parsed on the first access, and the binary data its `{"$bin":[offset,length]}`
 /// point into.
+///
+/// ```
+/// use alknet_call::CallBody;
+///
+/// let body = CallBody::json(&[1, 2, 3])?;
+/// assert_eq!(body.raw().as_ref(), b"[1,2,3]");
+/// assert_eq!(body.parse::<Vec<u8>>()?, [1, 2, 3]);
+/// # Ok::<(), alknet_call::CallError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct CallBody {
     raw: Bytes,

@@ -12,6 +12,15 @@ use thiserror::Error;
 use crate::limits::{DRAIN_RETRY_MS, OVERLOAD_RETRY_MS};
 
 /// The code of a [`CallError`].
+///
+/// ```
+/// use alknet_call::ErrorCode;
+///
+/// assert_eq!(ErrorCode::from_name("NOT_FOUND"), ErrorCode::NotFound);
+/// assert_eq!(ErrorCode::NotFound.http_status(), 404);
+/// assert!(ErrorCode::Overloaded.retryable());
+/// assert!(ErrorCode::may_declare("NO_SUCH_NOTE"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorCode {
@@ -185,6 +194,16 @@ impl<'de> Deserialize<'de> for ErrorCode {
 }
 
 /// How a call failed; the payload of `call.error`.
+///
+/// ```
+/// use alknet_call::CallError;
+/// use serde_json::json;
+///
+/// let error = CallError::operation("NO_SUCH_NOTE", "there is no note 7");
+/// let error = error.with_details(json!({ "id": 7 }));
+/// assert_eq!(error.to_string(), "NO_SUCH_NOTE: there is no note 7");
+/// assert!(!error.retryable);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Error)]
 #[error("{code}: {message}")]
 pub struct CallError {

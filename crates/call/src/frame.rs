@@ -16,6 +16,21 @@ const MIXED_HEADER_BYTES: usize = 5;
 ///
 /// Frames that lie within one chunk are slices of it. Others are collected in steps of at most
 /// 64 KiB as their bytes arrive, whatever length was announced.
+///
+/// ```
+/// use alknet_call::{Envelope, EventKind, FrameReader, encode_event};
+///
+/// let frame = encode_event(EventKind::Responded, "1", r#"{"output":7}"#);
+/// let mut reader = FrameReader::new();
+/// // The bytes of a stream come in pieces of any length.
+/// reader.push(frame.slice(..3));
+/// assert!(reader.next_frame(1024)?.is_none());
+/// reader.push(frame.slice(3..));
+/// let body = reader.next_frame(1024)?.expect("the whole frame has come");
+/// let event = Envelope::parse(&body, 8)?;
+/// assert_eq!((event.kind, &*event.id), (EventKind::Responded, "1"));
+/// # Ok::<(), alknet_call::CallFrameError>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct FrameReader {
     chunk: Bytes,

@@ -69,6 +69,13 @@ const RESERVED: [&str; 11] = [
 ];
 
 /// Whether a namespace is for the node's own operations: no promoted, imported or session's operation has a name in it.
+///
+/// ```
+/// use alknet_call::is_reserved_namespace;
+///
+/// assert!(is_reserved_namespace("vault"));
+/// assert!(!is_reserved_namespace("notes"));
+/// ```
 #[must_use]
 pub fn is_reserved_namespace(namespace: &str) -> bool {
     RESERVED.contains(&namespace)

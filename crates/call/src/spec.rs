@@ -58,6 +58,17 @@ pub struct ErrorDef {
 }
 
 /// An operation as `services/schema` shows it.
+///
+/// ```
+/// use alknet_call::{OperationSpec, OperationType};
+/// use serde_json::json;
+///
+/// let spec = OperationSpec::query("notes/search", "Finds notes.")
+///     .with_input(json!({ "type": "object" }))
+///     .with_scope("notes:read");
+/// assert_eq!(spec.op_type, OperationType::Query);
+/// assert_eq!(spec.namespace, "notes");
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OperationSpec {
     /// `namespace/operation`, two to four segments of `[A-Za-z][A-Za-z0-9_-]{0,62}`.
@@ -186,12 +197,26 @@ impl OperationSpec {
 pub const IMPORTED_TAG: &str = "imported";
 
 /// The scope of those who may call an imported operation: `import:` and its name with `:` for `/`.
+///
+/// ```
+/// use alknet_call::import_scope;
+///
+/// assert_eq!(import_scope("forge/repos/list"), "import:forge:repos:list");
+/// ```
 #[must_use]
 pub fn import_scope(operation: &str) -> String {
     format!("import:{}", operation.replace('/', ":"))
 }
 
 /// Whether `name` follows `seg("/"seg){1,3}` with seg = `[A-Za-z][A-Za-z0-9_-]{0,62}`.
+///
+/// ```
+/// use alknet_call::is_operation_name;
+///
+/// assert!(is_operation_name("notes/search"));
+/// // A name has a namespace, and no segment begins with a digit.
+/// assert!(!is_operation_name("search") && !is_operation_name("notes/2"));
+/// ```
 #[must_use]
 pub fn is_operation_name(name: &str) -> bool {
     name.len() <= OPERATION_BYTES_MAX

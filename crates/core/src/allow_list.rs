@@ -21,6 +21,16 @@ pub enum DialAllowList {
 
 impl DialAllowList {
     /// Whether `address` may be dialled.
+    ///
+    /// ```
+    /// use alknet_core::{AddressRange, DialAllowList};
+    ///
+    /// let lab: AddressRange = "192.168.7.0/24".parse()?;
+    /// let list = DialAllowList::Public { also: vec![lab] };
+    /// assert!(list.allows([192, 168, 7, 1].into()));
+    /// assert!(!list.allows([192, 168, 8, 1].into()));
+    /// # Ok::<(), alknet_core::RangeError>(())
+    /// ```
     #[must_use]
     pub fn allows(&self, address: IpAddr) -> bool {
         match self {
@@ -79,6 +89,17 @@ const NAT64: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
 
 /// Whether `address` is a place of the public Internet: not loopback, private, link-local, shared,
 /// multicast, reserved or for documentation, in whichever form it is written.
+///
+/// ```
+/// use std::net::IpAddr;
+///
+/// use alknet_core::is_public;
+///
+/// let loopback: IpAddr = "::ffff:127.0.0.1".parse()?;
+/// assert!(!is_public(loopback));
+/// assert!(is_public(IpAddr::from([1, 1, 1, 1])));
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
     // An attacker may write 127.0.0.1 as ::ffff:127.0.0.1 (RFC 4291, section 2.5.5.2).

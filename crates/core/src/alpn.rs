@@ -6,6 +6,17 @@ use crate::limits::StreamBudget;
 
 /// One ALPN protocol of a handler (RFC 7301), and what the endpoint must know before it hands a
 /// connection over.
+///
+/// ```
+/// use alknet_core::{AlpnSpec, AuthNeed, Carriage};
+///
+/// let spec = AlpnSpec {
+///     auth: AuthNeed::Tls,
+///     ..AlpnSpec::new(b"example/echo")
+/// };
+/// assert_eq!(spec.name(), "example/echo");
+/// assert_eq!(spec.carriage, Carriage::Both);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AlpnSpec {
     /// The protocol identifier as it stands in the ClientHello.
@@ -62,6 +73,13 @@ pub enum Carriage {
 impl Carriage {
     /// Whether a protocol offered on `self` is offered on `other`. What is offered on QUIC is
     /// offered to iroh, which is QUIC to a handler.
+    ///
+    /// ```
+    /// use alknet_core::Carriage;
+    ///
+    /// assert!(Carriage::Quic.covers(Carriage::Iroh));
+    /// assert!(!Carriage::Tcp.covers(Carriage::Quic));
+    /// ```
     #[must_use]
     pub fn covers(self, other: Self) -> bool {
         self == other

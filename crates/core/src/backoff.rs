@@ -4,6 +4,19 @@ use std::time::Duration;
 
 /// The pauses after one failure and the next: any length up to a bound that doubles, so that a
 /// thousand nodes whose hub restarts do not come back in step.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use alknet_core::Backoff;
+///
+/// let mut pauses = Backoff::new(Duration::from_secs(1), Duration::from_secs(3));
+/// assert_eq!(pauses.next(u32::MAX), Duration::from_secs(1));
+/// assert_eq!(pauses.next(u32::MAX), Duration::from_secs(2));
+/// assert_eq!(pauses.next(u32::MAX), Duration::from_secs(3));
+/// pauses.reset();
+/// assert_eq!(pauses.next(0), Duration::ZERO);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     first: Duration,

@@ -32,6 +32,15 @@ impl Clock for SystemClock {
 
 /// Whether something with this end is over at the time that a [`Clock`] gave. Without a sane clock that is
 /// unknown, and what may be over is.
+///
+/// ```
+/// use alknet_core::clock::is_expired;
+///
+/// assert!(!is_expired(None, Some(10)));
+/// assert!(is_expired(Some(10), Some(10)));
+/// // Without a clock the end may have come.
+/// assert!(is_expired(Some(10), None));
+/// ```
 #[must_use]
 pub fn is_expired(expires_s: Option<u64>, now_s: Option<u64>) -> bool {
     expires_s.is_some_and(|end| now_s.is_none_or(|now| now >= end))

@@ -109,6 +109,16 @@ pub enum CloseReason {
 impl CloseReason {
     /// How long the dialler waits before it dials again a peer that closed the connection so;
     /// `None`: until an administrator changes something.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use alknet_core::{CloseCode, CloseReason};
+    ///
+    /// let closed = |code: CloseCode| CloseReason::Peer(Some(u64::from(code.code())), String::new());
+    /// assert_eq!(closed(CloseCode::Shutdown).pause(), Some(Duration::from_secs(5)));
+    /// assert_eq!(closed(CloseCode::Policy).pause(), None);
+    /// ```
     #[must_use]
     pub fn pause(&self) -> Option<Duration> {
         let Self::Peer(Some(code), _) = self else {

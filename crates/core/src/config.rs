@@ -116,6 +116,18 @@ pub struct NodeConfig {
 impl NodeConfig {
     /// Reads a TOML document.
     ///
+    /// ```
+    /// use alknet_core::config::NodeConfig;
+    ///
+    /// let config = NodeConfig::parse(b"[node]\nname = \"edge-1\"\n");
+    /// assert!(config.is_ok_and(|config| config.node.name.as_deref() == Some("edge-1")));
+    ///
+    /// // A misspelt key is a mistake, and the error names the right one.
+    /// let mistakes = NodeConfig::parse(b"[node]\nadmin_key = []\n").err();
+    /// let text = mistakes.map(|errors| errors[0].to_string());
+    /// assert!(text.is_some_and(|text| text.contains("admin_keys")));
+    /// ```
+    ///
     /// # Errors
     /// Everything that is wrong with it, in the order of the document, at most
     /// [`CONFIG_ERRORS_MAX`]. The list is never empty.

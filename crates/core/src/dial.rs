@@ -164,6 +164,19 @@ const HOST_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
 
 /// A peer to dial: where it is, and the keys that it is known by. In documents it is its text.
+///
+/// ```
+/// use alknet_core::{DialHost, PeerAddr};
+///
+/// let addr: PeerAddr = "edge.example.org".parse()?;
+/// assert_eq!(addr.address(), "edge.example.org:443");
+/// assert_eq!(addr.host, DialHost::Name("edge.example.org".to_owned()));
+/// assert!(addr.pins.is_empty());
+///
+/// let pinned = format!("ed25519:{}@[2001:db8::7]:4433", "0f".repeat(32));
+/// assert_eq!(pinned.parse::<PeerAddr>()?.to_string(), pinned);
+/// # Ok::<(), alknet_core::PeerAddrError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PeerAddr {

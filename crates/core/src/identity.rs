@@ -16,6 +16,15 @@ use crate::alpn::Carriage;
 use crate::token::{AuthToken, KeyId};
 
 /// Stable logical name of a peer; survives key rotation. Grammar `[a-z0-9][a-z0-9._-]{0,62}`.
+///
+/// ```
+/// use alknet_core::PeerId;
+///
+/// let id: PeerId = "ada-laptop".parse()?;
+/// assert_eq!(id.as_str(), "ada-laptop");
+/// assert!("Ada".parse::<PeerId>().is_err());
+/// # Ok::<(), alknet_core::PeerIdError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PeerId(Arc<str>);
@@ -100,6 +109,16 @@ pub enum PeerIdError {
 }
 
 /// A key a peer proved to hold, in the form configuration, logs and DNS write it.
+///
+/// ```
+/// use alknet_core::PeerKey;
+///
+/// let key = PeerKey::Ed25519([7; 32]);
+/// assert_eq!(key.short(), "07070707");
+/// assert_eq!(key.to_string().parse::<PeerKey>()?, key);
+/// assert_eq!(PeerKey::from_spki(&PeerKey::ed25519_spki(&[7; 32])), key);
+/// # Ok::<(), alknet_core::KeyParseError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]
@@ -215,6 +234,15 @@ pub enum KeyParseError {
 
 /// A sorted set of scopes. A scope is segments joined by `:`; `a:*` covers everything below `a:`,
 /// and `*` everything.
+///
+/// ```
+/// use alknet_core::ScopeSet;
+///
+/// let scopes: ScopeSet = ["node:read", "tensor:read:*"].into_iter().collect();
+/// assert!(scopes.allows("tensor:read:models"));
+/// assert!(!scopes.allows("tensor:write:models"));
+/// assert!(scopes.covers(&["node:read"].into_iter().collect()));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<String>", into = "Vec<String>")]
 pub struct ScopeSet {

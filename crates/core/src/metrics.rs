@@ -97,6 +97,15 @@ impl MetricKind {
 pub type Labels<'a> = &'a [(&'a str, &'a str)];
 
 /// Everything that was counted, at one moment.
+///
+/// ```
+/// use alknet_core::Metrics;
+///
+/// let mut metrics = Metrics::default();
+/// metrics.counter("requests_total", "Requests.", &[("result", "ok")], 3);
+/// assert_eq!(metrics.values()["requests_total{result=\"ok\"}"], 3.0);
+/// assert!(metrics.to_text().starts_with("# HELP requests_total Requests.\n"));
+/// ```
 #[derive(Debug, Default)]
 pub struct Metrics {
     families: Vec<MetricFamily>,

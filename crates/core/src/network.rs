@@ -5,6 +5,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The first 24 bits of an IPv4 address, or the /56 that a site gets in IPv6: what one party can easily
 /// have many addresses of counts as one. An IPv4 address that is written as IPv6 counts as IPv4.
+///
+/// ```
+/// use std::net::IpAddr;
+///
+/// use alknet_core::NetworkPrefix;
+///
+/// let network = |text: &str| text.parse::<IpAddr>().map(NetworkPrefix::from_ip);
+/// assert_eq!(network("192.0.2.7")?.to_string(), "192.0.2.0/24");
+/// assert_eq!(network("::ffff:192.0.2.9")?, network("192.0.2.7")?);
+///
+/// let [first, other] = [network("2001:db8:0:1::1")?, network("2001:db8:0:f00::1")?];
+/// assert!(first != other && first.site() == other.site());
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetworkPrefix(IpAddr);
 

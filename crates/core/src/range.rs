@@ -8,6 +8,15 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Addresses that begin alike. In documents it is its text.
+///
+/// ```
+/// use alknet_core::{AddressRange, RangeError};
+///
+/// let range: AddressRange = "192.0.2.0/24".parse()?;
+/// assert!(range.contains([192, 0, 2, 7].into()));
+/// assert_eq!("192.0.2.7/24".parse::<AddressRange>(), Err(RangeError::Bits));
+/// # Ok::<(), RangeError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AddressRange {

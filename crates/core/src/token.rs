@@ -77,6 +77,18 @@ impl fmt::Debug for KeyId {
 }
 
 /// A bearer token as it arrived or was made. Never shown; wiped when dropped.
+///
+/// ```
+/// use alknet_core::token::AuthToken;
+///
+/// let token = AuthToken::generate()?;
+/// assert!(token.expose().starts_with("alk_"));
+/// // The node keeps the hash, and recognises the token by it.
+/// let hash = token.hash()?;
+/// let sent = AuthToken::new(token.expose().to_owned());
+/// assert!(hash.matches(&sent.hash()?));
+/// # Ok::<(), alknet_core::token::TokenError>(())
+/// ```
 #[derive(Clone, Zeroize, zeroize::ZeroizeOnDrop)]
 pub struct AuthToken(String);
 

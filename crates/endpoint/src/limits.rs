@@ -77,6 +77,15 @@ impl EndpointLimits {
 
     /// The limits of a machine with `memory_bytes`: connections take a quarter of it at most, and their windows beyond
     /// what each begins with an eighth.
+    ///
+    /// ```
+    /// use alknet_endpoint::EndpointLimits;
+    ///
+    /// let small = EndpointLimits::for_memory(64 << 20);
+    /// let large = EndpointLimits::for_memory(8 << 30);
+    /// assert!(small.connections_max < large.connections_max);
+    /// assert_eq!(small.per_peer_max, large.per_peer_max);
+    /// ```
     #[must_use]
     pub fn for_memory(memory_bytes: u64) -> Self {
         let connections = (memory_bytes / 4 / Self::CONNECTION_BYTES).min(Self::CONNECTIONS_MAX);

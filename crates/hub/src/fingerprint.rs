@@ -8,6 +8,14 @@ const WORDS: usize = 6;
 
 /// Six words that can be spoken, for 96 bits of the SHA-256 of a key's text: proquints, each of
 /// consonant, vowel, consonant, vowel, consonant. `luban-tosig-…`
+///
+/// ```
+/// use alknet_core::PeerKey;
+/// use alknet_hub::fingerprint;
+///
+/// let words = fingerprint(&PeerKey::Ed25519([7; 32]));
+/// assert_eq!(words.split('-').count(), 6);
+/// ```
 #[must_use]
 pub fn fingerprint(key: &PeerKey) -> String {
     let hash = Sha256::digest(key.to_string().as_bytes());

@@ -44,6 +44,15 @@ impl EnrolRole {
 }
 
 /// What a role is called: `[a-z][a-z0-9-]{0,31}`.
+///
+/// ```
+/// use alknet_hub::RoleName;
+///
+/// let role: RoleName = "worker".parse()?;
+/// assert_eq!(role.as_str(), "worker");
+/// assert!("Worker".parse::<RoleName>().is_err());
+/// # Ok::<(), alknet_hub::NameError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RoleName(String);

@@ -21,6 +21,15 @@ const NAME_CHARS: usize = 8;
 const SECRET_BYTES: usize = 32;
 
 /// The right to become a peer of a hub. Shown to its holder only; wiped when dropped.
+///
+/// ```
+/// use alknet_hub::EnrolToken;
+///
+/// let token = EnrolToken::generate()?;
+/// let sent: EnrolToken = token.expose().parse()?;
+/// assert!(token.hash().matches(&sent.hash()));
+/// # Ok::<(), alknet_hub::EnrolTokenError>(())
+/// ```
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct EnrolToken {
     #[zeroize(skip)]

@@ -81,6 +81,17 @@ pub struct IsolateLimits {
 impl IsolateLimits {
     /// Refuses what is above a hard cap or too small to work with.
     ///
+    /// ```
+    /// use alknet_runtime::IsolateLimits;
+    ///
+    /// assert!(IsolateLimits::default().checked().is_ok());
+    /// let no_fuel = IsolateLimits {
+    ///     fuel_ticks: 0,
+    ///     ..IsolateLimits::default()
+    /// };
+    /// assert!(no_fuel.checked().is_err());
+    /// ```
+    ///
     /// # Errors
     /// [`RuntimeCode::Limit`], with the name of the field.
     pub fn checked(self) -> Result<Self, ScriptFailure> {

@@ -27,6 +27,13 @@ const ORDER: [&[u8]; 19] = [
 const OTHERS: &[u8] = b"";
 
 /// `alpns`, most preferred first. Equals keep their order.
+///
+/// ```
+/// use alknet_tls::by_preference;
+///
+/// let sorted = by_preference(&[b"h2", b"example/echo", b"alknet/call"]);
+/// assert_eq!(sorted, [&b"alknet/call"[..], b"example/echo", b"h2"]);
+/// ```
 #[must_use]
 pub fn by_preference(alpns: &[&[u8]]) -> Vec<Vec<u8>> {
     let place = |id: &[u8]| ORDER.iter().position(|known| *known == id);

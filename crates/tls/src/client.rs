@@ -299,6 +299,13 @@ impl fmt::Debug for KeyCertificateCell {
 }
 
 /// Whether `host` can stand in a ClientHello as a name.
+///
+/// ```
+/// use alknet_tls::is_dns_name;
+///
+/// assert!(is_dns_name("edge.example.org"));
+/// assert!(!is_dns_name("192.0.2.7"));
+/// ```
 #[must_use]
 pub fn is_dns_name(host: &str) -> bool {
     matches!(ServerName::try_from(host), Ok(ServerName::DnsName(_)))

@@ -21,6 +21,15 @@ const PKCS8_PREFIX: [u8; 16] = [
 ];
 
 /// An Ed25519 key pair: the identity of a node or of a person. Never shown; wiped when dropped.
+///
+/// ```
+/// use alknet_tls::{NodeKey, is_signed};
+///
+/// let key = NodeKey::from_seed(&[7; 32]);
+/// let signature = key.sign(b"it is me");
+/// assert!(is_signed(&key.public(), b"it is me", &signature));
+/// assert!(!is_signed(&key.public(), b"it is you", &signature));
+/// ```
 #[derive(Clone)]
 pub struct NodeKey {
     seed: Zeroizing<[u8; 32]>,

@@ -11,6 +11,14 @@ pub(crate) const PREFIX: &str = "TypeDef:";
 pub(crate) const MAX_BYTES: &str = "TypeDef:maxBytes";
 
 /// What a field is.
+///
+/// ```
+/// use alknet_typedef::FieldKind;
+///
+/// assert_eq!(FieldKind::of_keyword("TypeDef:Int16"), Some(FieldKind::Int16));
+/// assert_eq!(FieldKind::Int16.scalar_bytes(), Some(2));
+/// assert_eq!(FieldKind::String.scalar_bytes(), None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FieldKind {
     /// Items of one kind, one after the other.

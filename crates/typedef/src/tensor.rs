@@ -53,6 +53,16 @@ pub struct TensorType {
 }
 
 /// The sizes that names have in one file. The first tensor that has the name decides.
+///
+/// ```
+/// use alknet_typedef::Dims;
+///
+/// let mut dims = Dims::new();
+/// assert_eq!(dims.bind("batch", 8), 8);
+/// // The first tensor decides how large a name is.
+/// assert_eq!(dims.bind("batch", 9), 8);
+/// assert_eq!(dims.size("batch"), Some(8));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dims(BTreeMap<String, u64>);
 

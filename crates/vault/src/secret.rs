@@ -103,6 +103,14 @@ impl fmt::Debug for SecretBytes {
 }
 
 /// A secret text, wiped on drop.
+///
+/// ```
+/// use alknet_vault::SecretStr;
+///
+/// let passphrase = SecretStr::from_string("correct horse".to_owned());
+/// assert_eq!(passphrase.expose(), "correct horse");
+/// assert!(!format!("{passphrase:?}").contains("horse"));
+/// ```
 pub struct SecretStr(Zeroizing<String>);
 
 impl SecretStr {

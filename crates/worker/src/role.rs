@@ -52,6 +52,13 @@ impl WorkerRole {
     }
 
     /// What the role may do, given whether folders are bound into its root.
+    ///
+    /// ```
+    /// use alknet_worker::WorkerRole;
+    ///
+    /// let script = WorkerRole::Js.rights(false);
+    /// assert!(!script.exec_memory && !script.files && !script.threads);
+    /// ```
     #[must_use]
     pub const fn rights(self, binds: bool) -> Rights {
         let runs_generated_code = matches!(self, Self::Gpu | Self::JsGpu);

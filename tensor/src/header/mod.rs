@@ -29,6 +29,15 @@ pub const HEADER_BYTES_MIN: u64 = 2;
 
 /// The length of the header, from the first bytes of a file of `file_len` bytes.
 ///
+/// ```
+/// use alknet_tensor::{ContainerLimits, PREFIX_BYTES, header_len};
+///
+/// let file = [&2_u64.to_le_bytes()[..], b"{}"].concat();
+/// let len = header_len(&file, file.len() as u64, &ContainerLimits::default())?;
+/// assert_eq!(PREFIX_BYTES + len, 10);
+/// # Ok::<(), alknet_tensor::TensorError>(())
+/// ```
+///
 /// # Errors
 /// `E_HEADER` where the file is too short for the length or for what it says; `E_LIMIT`.
 pub fn header_len(prefix: &[u8], file_len: u64, limits: &ContainerLimits) -> Result<u64> {

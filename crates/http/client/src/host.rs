@@ -8,6 +8,16 @@ use thiserror::Error;
 
 /// A host that may be asked: `api.example.org`, `*.example.org` for every name below it, an address, each
 /// with `:PORT` if it is not 443.
+///
+/// ```
+/// use alknet_core::DialHost;
+/// use alknet_http_client::HostRule;
+///
+/// let below: HostRule = "*.example.org".parse()?;
+/// assert!(below.allows(&DialHost::Name("api.example.org".to_owned()), 443));
+/// assert!(!below.allows(&DialHost::Name("example.org".to_owned()), 443));
+/// # Ok::<(), alknet_http_client::HostRuleError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRule {
     /// Names below it, and not it.

@@ -10,6 +10,15 @@ use crate::limits::MAX_LABEL_BYTES;
 ///
 /// A kind of `a-z`, `0-9`, `-` and `_`, a colon, and a name of printable ASCII without spaces; at most
 /// 255 bytes. The name may have colons of its own.
+///
+/// ```
+/// use alknet_vault::BlobLabel;
+///
+/// let label: BlobLabel = "cred:openai".parse()?;
+/// assert_eq!((label.kind(), label.name()), ("cred", "openai"));
+/// assert!("openai".parse::<BlobLabel>().is_err());
+/// # Ok::<(), alknet_vault::LabelError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobLabel(Box<str>);
 

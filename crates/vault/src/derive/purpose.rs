@@ -19,6 +19,13 @@ pub enum Curve {
 }
 
 /// The version of the key that credentials are sealed with: 2 and up.
+///
+/// ```
+/// use alknet_vault::KeyVersion;
+///
+/// assert_eq!(KeyVersion::FIRST.number(), 2);
+/// assert_eq!(KeyVersion::new(1), None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyVersion(PathIndex);
 
@@ -118,6 +125,14 @@ impl KeyPurpose {
     }
 
     /// Where the key of that device lies. Devices share the keys whose rows do not name them.
+    ///
+    /// ```
+    /// use alknet_vault::{KeyPurpose, PathIndex};
+    ///
+    /// let second = PathIndex::new(1).expect("a number below 2^31");
+    /// let path = KeyPurpose::NodeIdentity.path(second);
+    /// assert_eq!(path.to_string(), "m/74'/0'/0'/1'");
+    /// ```
     #[must_use]
     pub fn path(self, device: PathIndex) -> DerivationPath {
         const N: [PathIndex; 6] = {

@@ -40,6 +40,15 @@ fn shorten(text: &str) -> String {
 }
 
 /// A value that this crate carries unread: CBOR in a byte string. What it means is the role's.
+///
+/// ```
+/// use alknet_worker::CborBody;
+///
+/// let body = CborBody::encode(&(7, "seven"))?;
+/// let (number, text): (u8, String) = body.read()?;
+/// assert_eq!((number, text.as_str()), (7, "seven"));
+/// # Ok::<(), alknet_worker::WorkerFrameError>(())
+/// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct CborBody(Vec<u8>);
 

@@ -4,15 +4,15 @@ use std::fs;
 
 use crate::shell::TensorShell;
 
+const PAGE: &str = include_str!("../../../../docs/tensor.md");
+
 #[test]
 fn the_commands_of_the_page_work() {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/tensor.md");
-    let page = fs::read_to_string(page).expect("the page exists");
     let shell = TensorShell::new();
     fs::rename(shell.sample(), shell.path("model.mt")).expect("ours");
     fs::create_dir(shell.path("dataset")).expect("ours");
     fs::write(shell.path("dataset/one.txt"), "one").expect("writable");
-    let lines = page
+    let lines = PAGE
         .lines()
         .filter_map(|line| line.strip_prefix("alknet tensor "));
     let mut count = 0;
