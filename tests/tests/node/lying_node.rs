@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::block_in_place;
 
+use super::dialling_verbs::left_out;
+
 /// Clears the screen, sets a title, forges a line, erases one, turns the direction, and does the first again in
 /// one character of eight bits.
 const ACTS: &str = "x\u{1b}[2J\u{1b}]0;title\u{7}\r\nhealth     ok\u{8}\u{202e}\u{9b}2J\u{7f}";
@@ -145,6 +147,22 @@ fn lists(proposal: Value) -> Registration {
     Registration::new(spec, handler)
 }
 
+/// Says what a script said, and to those that ask for declarations of operations that one of them is hostile.
+fn runs(script: Value) -> Registration {
+    let spec = OperationSpec::query("runtime/eval", ACTS);
+    let handler = HandlerKind::once(move |input: CallBody, _| {
+        let mut said = script.clone();
+        if input.value()["source"] == "export default ops.list()" {
+            said["value"] = json!([{
+                "path": ACTS, "kind": "query", "input": { "title": ACTS }, "output": { "const": ACTS },
+                "description": ACTS,
+            }]);
+        }
+        std::future::ready(Ok::<_, CallError>(said))
+    });
+    Registration::new(spec, handler)
+}
+
 struct LyingNode {
     server: EndpointServer,
     key: NodeKey,
@@ -236,6 +254,8 @@ impl LyingNode {
             .with(lists(proposal))
             .with(says("escrow/approve", kept.clone()))
             .with(says("escrow/change", kept.clone()))
+            .with(says("node/poweroff", kept.clone()))
+            .with(says("node/reboot", kept.clone()))
             .with(says("escrow/revoke", kept))
             .with(says("vault/lock", json!({ "state": ACTS, "hard": ACTS })))
             .with(says("token/list", json!({ "tokens": [token] })))
@@ -250,6 +270,7 @@ impl LyingNode {
                 "config/list-files",
                 json!({ "files": [file.clone()], "bytes_max": ACTS }),
             ))
+            .with(says("config/remove-file", file.clone()))
             .with(says("config/store-file", file))
             .with(says("config/show", shown))
             .with(says("peer/add", row.clone()))
@@ -258,10 +279,10 @@ impl LyingNode {
             .with(says("node/info", info))
             .with(says("node/page-ticket", link))
             .with(says("peer/list", peers))
-            .with(says("runtime/eval", script))
+            .with(runs(script))
             .with(says(
                 "vault/status",
-                json!({ "state": ACTS, "slots": [ACTS] }),
+                json!({ "state": ACTS, "slots": [ACTS], "credentials": [{ "name": ACTS }] }),
             ))
             .with(Registration::new(
                 OperationSpec::query("evil/refused", ACTS),
@@ -362,7 +383,10 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
     let calls = ["node/info", "evil/refused"].map(|name| format!("{{\"operation\":\"{name}\"}}\n"));
     std::fs::write(&batch, calls.concat()).expect("the folder is ours");
     let id = "3f".repeat(32);
-    let output = at("out.mt");
+    let (output, tensors) = (at("out.mt"), at("in.safetensors"));
+    // The length of a header, and one without tensors.
+    std::fs::write(&tensors, b"\x08\0\0\0\0\0\0\0{}      ").expect("the folder is ours");
+    let mut tried = Vec::new();
     for (n, (arguments, says_much)) in [
         (&["status", "@"][..], true),
         (&["call", "@", "node/info"], true),
@@ -409,6 +433,20 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["call", "@", "--batch", "BATCH"], true),
         (&["tensor", "pull", "@", "models/bert", "OUTPUT"], true),
         (&["vault", "lock", "@"], true),
+        (&["credential", "list", "@"], true),
+        (&["credential", "show", "@", ACTS], true),
+        (&["escrow", "show", "@", ACTS], true),
+        (&["hub", "show", "@", ACTS], true),
+        (&["peer", "show", "@", ACTS], true),
+        (&["token", "show", "@", ACTS], true),
+        (&["js", "types", "@"], true),
+        (&["ops", "list", "@"], true),
+        (&["ops", "show", "@", "node/info"], true),
+        (&["tensor", "push", "@", "TENSORS", "models/bert"], false),
+        // What was asked for is repeated.
+        (&["file", "remove", "@", "site/www"], false),
+        (&["poweroff", "@", "--yes"], false),
+        (&["reboot", "@", "--yes"], false),
         // Refused, and taken in.
         (&["enroll", "JOIN"], true),
         (&["enroll", "JOIN"], true),
@@ -416,6 +454,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
     .into_iter()
     .enumerate()
     {
+        tried.push(arguments);
         for json in [false, true] {
             // Each with a key of its own: one verb replaces it.
             let cli = CliRunner::new(folder.path().join(format!("{n}-{json}")));
@@ -429,6 +468,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
                 "ID" => id.clone(),
                 "JOIN" => join.clone(),
                 "OUTPUT" => output.clone(),
+                "TENSORS" => tensors.clone(),
                 one => one.replace('@', &target).replace('?', &document),
             };
             let mut all: Vec<_> = arguments.iter().map(said).collect();
@@ -450,6 +490,9 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
             assert!((has_lines && !json) || !forged, "{arguments:?}: {answer:?}");
         }
     }
+    // A verb that comes later has to be tried as well.
+    let left_out = block_in_place(|| left_out(&tried));
+    assert!(left_out.is_empty(), "{left_out:?}");
 }
 
 /// The list has new rows on every page, the same row, or none: the command ends all the same, and says that this was
