@@ -5,6 +5,10 @@ use super::rows::{BenchRow, BetterDirection, Goal};
 /// One of these bounds.
 struct MissedBound {
     /// How its row of docs/SPECIFICATION.md begins.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the tests hold the pages against it")
+    )]
     promise: &'static str,
     bench: &'static str,
     measured: &'static [MeasuredCase],
@@ -18,6 +22,10 @@ struct MissedBound {
 struct MeasuredCase {
     case: &'static str,
     /// How its row in the tables of docs/performance.md begins: the newest of them has the figure.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the tests hold the pages against it")
+    )]
     row: &'static str,
     /// In the bound's unit, or as a ratio to the peer's figure where that is promised.
     figure: f64,
