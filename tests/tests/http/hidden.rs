@@ -125,7 +125,7 @@ fn strangers_do_not_learn_which_names_are_the_node_s() {
             }
         }
     }
-    // A wrong token is as none.
+    // A wrong token counts as no token.
     let elsewhere = ["--header", "Host: evil.example"];
     let own = ["--header", "Host: hub.invalid"];
     let nothing = face(&web.curl("/search", &own));

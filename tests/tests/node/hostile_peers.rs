@@ -75,7 +75,7 @@ fn called(hub: &HostNode, peer: &str, input: &str) -> (String, String) {
     let source = format!(
         "let told = ['', ''];
          try {{ await ops.call('node/do', {input}, {{ peer: '{peer}' }}); }}
-         catch (error) {{ told = [error.code, error.message]; }}
+         catch (error) {{ told = [String(error.code), String(error.message)]; }}
          export default told"
     );
     let told = hub.call("runtime/eval", &json!({ "source": source }))["value"].take();
