@@ -384,8 +384,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
     std::fs::write(&batch, calls.concat()).expect("the folder is ours");
     let id = "3f".repeat(32);
     let (output, tensors) = (at("out.mt"), at("in.safetensors"));
-    // The length of a header, and one without tensors.
-    std::fs::write(&tensors, b"\x08\0\0\0\0\0\0\0{}      ").expect("the folder is ours");
+    std::fs::write(&tensors, container("ours", "w")).expect("the folder is ours");
     let mut tried = Vec::new();
     for (n, (arguments, says_much)) in [
         (&["status", "@"][..], true),
@@ -442,7 +441,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["js", "types", "@"], true),
         (&["ops", "list", "@"], true),
         (&["ops", "show", "@", "node/info"], true),
-        (&["tensor", "push", "@", "TENSORS", "models/bert"], false),
+        (&["tensor", "push", "@", "TENSORS", "models/bert"], true),
         // What was asked for is repeated.
         (&["file", "remove", "@", "site/www"], false),
         (&["poweroff", "@", "--yes"], false),
@@ -532,23 +531,25 @@ fn proposal(folder: &Path) -> PathBuf {
     draft
 }
 
+/// A file with one tensor of this name.
+fn container(said: &str, name: &str) -> Vec<u8> {
+    let tensor = json!({ "dtype": "U8", "shape": [2], "data_offsets": [0, 2] });
+    let mut header = json!({ "__metadata__": { "said": said }, name: tensor }).to_string();
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend([7, 8]);
+    bytes
+}
+
 /// What was fetched from a node may be anything that a container can say.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_in_a_file_of_tensors_acts_on_a_terminal() {
     let folder = tempfile::tempdir().expect("a folder");
     // No name has a control character: no reader takes such a file.
     let name = "title\u{202e}\u{2066}\u{200f}\u{2028}";
-    let container = |said: &str, name: &str| {
-        let tensor = json!({ "dtype": "U8", "shape": [2], "data_offsets": [0, 2] });
-        let mut header = json!({ "__metadata__": { "said": said }, name: tensor }).to_string();
-        while !header.len().is_multiple_of(8) {
-            header.push(' ');
-        }
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(header.as_bytes());
-        bytes.extend([7, 8]);
-        bytes
-    };
     let [first, second] = [("first", ACTS), ("second", "title")].map(|(file, said)| {
         let file = folder.path().join(format!("{file}.safetensors"));
         let ending = if said == ACTS { "" } else { said };
