@@ -2,8 +2,8 @@
 
 python3 bombs.py PORT
 
-It says its port. An API is at /api, described by /chain.json and /numbers.json; tools are at /mcp. Every call is
-answered at once, and counted: /asked says how many there were."""
+It says its port. An API is at /api, described by /chain.json, /deep.json, /numbers.json and /wide.json; tools are at
+/mcp. Every call is answered at once, and counted: /asked says how many there were."""
 
 import json
 import sys
@@ -23,14 +23,25 @@ def chain(prefix):
 
 # For each item of a list.
 NUMBERS = {"type": "array", "items": {"enum": [n + 0.5 for n in range(2000)]}}
+# More of them than a schema may have.
+WIDE = {"type": "array", "items": {"enum": [n + 0.5 for n in range(100000)]}}
+# The same, short enough to be read whole by an importer of tools.
+WIDE_AND_SHORT = {"type": "array", "items": {"enum": list(range(30000))}}
+# Each looks again into all that are within it.
+DEEP = {"type": "number"}
+for _ in range(30):
+    DEEP = {"unevaluatedProperties": DEEP}
 # The library writes the name before each of the schemas behind it.
 LONG_NAME = {"type": "object", "properties": {"x" * 20000: {"anyOf": [{}] * 9000}}}
 TOOLS = {
     "fine": {"type": "object"},
     "chain": {"type": "object", "properties": {"v": {"$ref": "#/$defs/d0"}}, "allOf": [{"$ref": "#/$defs/d0"}],
               "$defs": chain("#/$defs/")},
+    "deep": {"type": "object", "properties": {"v": DEEP}},
     "name": LONG_NAME,
     "numbers": {"type": "object", "properties": {"v": NUMBERS}},
+    "wide": {"type": "object", "properties": {"v": WIDE}},
+    "wide-and-short": {"type": "object", "properties": {"v": WIDE_AND_SHORT}},
 }
 
 
@@ -48,7 +59,9 @@ def document(schema, schemas):
 CHAIN = "#/components/schemas/"
 DOCUMENTS = {
     "/chain.json": document({"$ref": CHAIN + "d0"}, chain(CHAIN)),
+    "/deep.json": document(DEEP, {}),
     "/numbers.json": document(NUMBERS, {}),
+    "/wide.json": document(WIDE, {}),
 }
 
 

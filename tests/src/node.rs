@@ -444,7 +444,18 @@ impl MachineNode {
     /// # Errors
     /// The node cannot be reached or refuses.
     pub async fn client(&self) -> anyhow::Result<(EndpointDialer, CallConnection)> {
-        let (key, _) = NodeKey::load_or_create(&self.admin.state().join("identity.key"))?;
+        self.client_of(&self.admin).await
+    }
+
+    /// Connects with the client library, with the key of `user`. Keep the dialer while the connection is used.
+    ///
+    /// # Errors
+    /// As [`client`](Self::client).
+    pub async fn client_of(
+        &self,
+        user: &CliRunner,
+    ) -> anyhow::Result<(EndpointDialer, CallConnection)> {
+        let (key, _) = NodeKey::load_or_create(&user.state().join("identity.key"))?;
         let dialer = EndpointDialer::new(Some(key));
         let target: Target = self.target().parse()?;
         let connection = dialer.dial(&target, ALPN).await?;

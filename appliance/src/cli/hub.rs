@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use alknet_core::PeerId;
 use alknet_hub::PeerLabel;
 use alknet_init::console::{Charset, qr_code};
 use clap::{Args, Subcommand};
@@ -58,9 +59,10 @@ pool=indoor --unset board --name cellar"
     /// Remove a peer: the hub closes the peer's connections, and refuses the peer's keys from then on.
     #[command(
         override_usage = "alknet hub remove [OPTIONS] [NODE] <PEER>",
-        after_help = "Example:\n  alknet hub remove ed25519:…@192.0.2.7:443 kitchen"
+        after_help = "Examples:\n  alknet hub remove ed25519:…@192.0.2.7:443 kitchen\n  \
+alknet hub remove attic kitchen --close-invitations"
     )]
-    Remove(NodeRowArgs<HubPeerRow>),
+    Remove(RemovePeerArgs),
 }
 
 /// A peer of a hub.
@@ -77,6 +79,17 @@ pub(crate) enum WaitingKeyRow {}
 impl RowWord for WaitingKeyRow {
     const NAME: &'static str = "KEY";
     const HELP: &'static str = "The key that waits, or its fingerprint";
+}
+
+/// Arguments of `alknet hub remove`.
+#[derive(Debug, Args)]
+pub(crate) struct RemovePeerArgs {
+    #[command(flatten)]
+    row: NodeRowArgs<HubPeerRow>,
+    /// Also close every open invitation of the hub: if the peer has the join string of one, it gets in by another
+    /// key.
+    #[arg(long)]
+    close_invitations: bool,
 }
 
 /// Arguments of `alknet hub invite`.
@@ -165,11 +178,7 @@ pub(crate) fn run(verb: HubVerb, json: bool) -> Result<CommandExit, CommandError
         }
         HubVerb::Invite(args) => invite(&args, json),
         HubVerb::List(node) => list(&node, LIST, json, lines),
-        HubVerb::Remove(row) => {
-            let (node, peer) = row.arranged()?;
-            let input = json!({ "peer": peer });
-            change(&node, "hub/peers/remove", &input, json)
-        }
+        HubVerb::Remove(args) => remove(args, json),
         HubVerb::Set(args) => {
             let (name, unset) = (args.name.clone(), args.unset.clone());
             let (node, peer, labels) = args.arranged()?;
@@ -196,17 +205,47 @@ fn change(
     let told = |answer: &Value| {
         let id = text(&answer["peer_id"]);
         let name = answer["name"].as_str().filter(|name| *name != id);
-        let mut lines = vec![name.map_or_else(|| id.to_owned(), |name| format!("{id}  {name}"))];
-        let closed = answer["closed"].as_array().into_iter().flatten();
-        lines.extend(closed.map(|token| {
-            format!(
-                "invitation {} is closed: the peer still has its join string",
-                text(token)
-            )
-        }));
-        lines
+        vec![name.map_or_else(|| id.to_owned(), |name| format!("{id}  {name}"))]
     };
     ask(node, operation, input, json, told)
+}
+
+fn remove(args: RemovePeerArgs, json: bool) -> Result<CommandExit, CommandError> {
+    let (node, peer) = args.row.arranged()?;
+    let mut input = json!({ "peer": peer });
+    if args.close_invitations {
+        // A hub of an earlier version refuses a member that it does not know.
+        input["close_invitations"] = true.into();
+    }
+    let at = node.route()?.as_argument();
+    let told = |answer: &Value| removed(answer, args.close_invitations, &at);
+    ask(&node, "hub/peers/remove", &input, json, told)
+}
+
+/// What is said of a removal. `closes_all`: the command closed every invitation; `at`: the hub as a command takes it.
+fn removed(answer: &Value, closes_all: bool, at: &str) -> Vec<String> {
+    let id = text(&answer["peer_id"]);
+    let has_it = match closes_all {
+        true => "may have",
+        false => "still has",
+    };
+    let closed = answer["closed"].as_array().into_iter().flatten();
+    let closed = closed.map(|token| {
+        let token = text(token);
+        format!("invitation {token} is closed: the peer {has_it} its join string")
+    });
+    let open: Vec<&Value> = answer["open"].as_array().into_iter().flatten().collect();
+    let mut lines = vec![id.to_owned()];
+    lines.extend(closed);
+    lines.extend(open.iter().map(|open| invitation_line(open)));
+    // An id is a word of a shell. What else a node says is no part of a command.
+    if !open.is_empty() && id.parse::<PeerId>().is_ok() {
+        lines.push(format!(
+            "If the peer has the join string of an invitation that stays open, it gets in by another key. 'alknet hub \
+             remove {at} {id} --close-invitations' closes them."
+        ));
+    }
+    lines
 }
 
 fn invite(args: &InviteArgs, json: bool) -> Result<CommandExit, CommandError> {
@@ -277,16 +316,19 @@ fn lines(answer: &Value) -> Vec<String> {
         let words = text(&knock["fingerprint"]);
         lines.push(format!("waiting: {words}  {name}  from {from}"));
     }
-    for open in list("invitations") {
-        lines.push(format!(
-            "invitation {}: {} for {} until {}",
-            text(&open["key_id"]),
-            open["left"],
-            text(&open["role"]),
-            text(&open["expires"])
-        ));
-    }
+    lines.extend(list("invitations").iter().map(invitation_line));
     lines
+}
+
+/// An open invitation.
+fn invitation_line(open: &Value) -> String {
+    format!(
+        "invitation {}: {} for {} until {}",
+        text(&open["key_id"]),
+        open["left"],
+        text(&open["role"]),
+        text(&open["expires"])
+    )
 }
 
 fn labels(of: &Value) -> String {
@@ -325,6 +367,30 @@ mod tests {
         for bad in ["", "1", "-", "1-", "a-b"] {
             assert!(numbers(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_removal_names_what_stays_open_and_what_closes_it() {
+        let answer = json!({
+            "peer_id": "p1", "closed": ["abcd0123"],
+            "open": [{ "key_id": "efgh4567", "left": 4, "role": "worker",
+                       "expires": "2030-01-01T00:00:00Z" }],
+        });
+        let said = removed(&answer, false, "attic");
+        assert_eq!(
+            said[..3],
+            [
+                "p1",
+                "invitation abcd0123 is closed: the peer still has its join string",
+                "invitation efgh4567: 4 for worker until 2030-01-01T00:00:00Z",
+            ]
+        );
+        assert!(said[3].contains("'alknet hub remove attic p1 --close-invitations'"));
+        // An earlier version says nothing of them.
+        let said = removed(&json!({ "peer_id": "p1", "closed": [] }), true, "attic");
+        assert_eq!(said, ["p1"]);
+        let lie = json!({ "peer_id": "p1; reboot", "closed": [], "open": [{}] });
+        assert!(!removed(&lie, false, "attic").concat().contains("remove"));
     }
 
     #[test]

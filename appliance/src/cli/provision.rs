@@ -1,7 +1,7 @@
 //! `alknet provision`: makes what a node reads at its first start, on the computer of the node's
 //! owner.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 
 use alknet_init::console::{Charset, qr_code};
 use alknet_provision_cli::{
@@ -55,8 +55,7 @@ impl ProvisionHost for CliHost<'_> {
     }
 
     fn tell(&mut self, line: &str) {
-        // The result is dropped: an error cannot be shown where standard error is gone.
-        writeln!(io::stderr(), "alknet: {line}").ok();
+        output::note(&format!("alknet: {line}"));
     }
 
     /// The terminal, only where a person sits at it: standard input and standard error are

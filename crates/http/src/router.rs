@@ -138,11 +138,10 @@ impl RequestScope<'_> {
         if let Some(refused) = self.oversized(parts) {
             return refused;
         }
-        if !own {
-            // 421: a client that shares the connection among names asks again on another one (RFC 9110 section
-            // 15.5.20).
-            let misdirected = StatusCode::MISDIRECTED_REQUEST;
-            return RoutedResponse::plain(answer::plain_not_found(misdirected));
+        // Where the node hides, an answer to an unknown client may not say which names are the node's: it gets what a
+        // web server with this site or decoy, and with one host for every name, would answer.
+        if !own && !self.settings.stealth {
+            return misdirected();
         }
         let path = parts.uri.path();
         // Looked up for the paths of this crate as well: if such a path were found sooner than an absent one, a client
@@ -173,8 +172,11 @@ impl RequestScope<'_> {
         if let Some(who) = who {
             line.asked_by(who);
         }
+        if !own && who.is_some() {
+            return misdirected();
+        }
         let hidden = self.settings.stealth && who.is_none();
-        if kind == RouteKind::Other || (hidden && !self.shown(kind, parts)) {
+        if kind == RouteKind::Other || (hidden && !(own && self.shown(kind, parts))) {
             return RoutedResponse::plain(self.nothing(parts).await);
         }
         if !matches!(kind, RouteKind::Page | RouteKind::Ticket)
@@ -529,6 +531,13 @@ impl RequestScope<'_> {
         let error = ApiError::new(status, Code::InvalidInput, what);
         Some(self.refused(&error))
     }
+}
+
+/// The answer to a request for a name that is not the node's. A client that shares the connection among names asks
+/// again on another one (RFC 9110 section 15.5.20).
+fn misdirected() -> RoutedResponse {
+    let status = StatusCode::MISDIRECTED_REQUEST;
+    RoutedResponse::plain(answer::plain_not_found(status))
 }
 
 fn with<B>(mut request: Request<B>, caller: &HttpCaller) -> Request<B> {

@@ -130,6 +130,12 @@ impl TokenRecord {
         self.made_by == peer.as_str() || self.uses.iter().any(|used| used.peer == *peer)
     }
 
+    /// Whether it may take in another key, at whatever time: a use is left, or one was cut off and can be repeated.
+    #[must_use]
+    pub fn admits_more(&self) -> bool {
+        !self.closed && (self.uses_left() > 0 || self.uses.iter().any(|used| !used.done))
+    }
+
     /// Uses that are left.
     #[must_use]
     pub fn uses_left(&self) -> u32 {

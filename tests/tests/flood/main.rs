@@ -12,7 +12,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use alknet_call::{ALPN, CallClient, CallConnection};
@@ -189,9 +188,20 @@ struct FloodNode {
 }
 
 impl FloodNode {
-    /// Resident memory of the node in bytes. `ip netns exec` became the node.
-    fn resident(&self) -> u64 {
-        resident(self.child.id())
+    /// A line of the kernel's about the node's memory, in bytes. `ip netns exec` became the node.
+    fn memory(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("the kernel says it") << 10
+    }
+
+    /// Resident memory of the node in bytes, from which the kernel counts its peak from now on.
+    fn reset_peak(&self) -> u64 {
+        let file = format!("/proc/{}/clear_refs", self.child.id());
+        std::fs::write(file, "5").expect("it is our process");
+        self.memory("VmRSS:")
     }
 
     /// Datagrams that came as far as a socket of the node's network: those that were read, and those that were dropped
@@ -219,14 +229,6 @@ fn udp<const N: usize>(path: &str, names: [&str; N]) -> [u64; N] {
         let number = counted.and_then(|(_, value)| value.parse().ok());
         number.expect("the kernel counts them")
     })
-}
-
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    let kib = kib.and_then(|kib| kib.parse::<u64>().ok());
-    kib.expect("a number") * 1024
 }
 
 impl Drop for FloodNode {
@@ -311,7 +313,7 @@ fn bursts(port: u16) -> Vec<Vec<Vec<u8>>> {
 }
 
 /// Sends everything at an even pace; returns how much of it was right.
-fn flood(bursts: &[Vec<Vec<u8>>], stop: &AtomicBool) -> u32 {
+fn flood(bursts: &[Vec<Vec<u8>>]) -> u32 {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)));
     let socket = socket.expect("root may");
     let address = SockAddr::from(SocketAddr::from((NODE, 0)));
@@ -319,9 +321,6 @@ fn flood(bursts: &[Vec<Vec<u8>>], stop: &AtomicBool) -> u32 {
     let began = Instant::now();
     let mut sent = 0;
     for burst in bursts {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
         for packet in burst {
             let handed_over = socket.send_to(packet, &address);
             handed_over.expect("the cable is there");
@@ -347,34 +346,19 @@ async fn scenario(lab: Arc<FloodNamespaces>, admin: &Path, served: &FloodNode) {
     while calm.calls.len() < calls || calm.connections.len() < connections {
         honest.use_it(&lasting, &mut calm).await;
     }
-    let before = served.resident();
+    let before = served.reset_peak();
     let (before_flood, honest_before) = (served.datagrams(), sent_honestly());
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let peak = Arc::new(AtomicU64::new(before));
-    let sending = {
-        let (stop, lab) = (Arc::clone(&stop), Arc::clone(&lab));
-        std::thread::spawn(move || {
-            lab.enter();
-            flood(&bursts, &stop)
-        })
-    };
-    let watching = {
-        let (stop, peak, pid) = (Arc::clone(&stop), Arc::clone(&peak), served.child.id());
-        std::thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                peak.fetch_max(resident(pid), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        })
-    };
+    let sending = std::thread::spawn(move || {
+        lab.enter();
+        flood(&bursts)
+    });
     let mut flooded = LatencySamples::default();
     while !sending.is_finished() {
         honest.use_it(&lasting, &mut flooded).await;
     }
-    stop.store(true, Ordering::Relaxed);
     let sent = sending.join().expect("the flood was sent");
-    watching.join().expect("the node lives");
+    let peak = served.memory("VmHWM:");
 
     let values = values(&lasting).await;
     let of = |result: &str| {
@@ -386,7 +370,7 @@ async fn scenario(lab: Arc<FloodNamespaces>, admin: &Path, served: &FloodNode) {
     let (read, dropped) = (read - before_flood[0], dropped - before_flood[1]);
     let honest = sent_honestly() - honest_before;
     let arrived = read + dropped;
-    let grown = peak.load(Ordering::Relaxed) - before;
+    let grown = peak.saturating_sub(before);
     println!(
         "figure packets sent: {sent}, {arrived} with those that are wrong and {honest} honest ones arrived, of which \
          the node read {read} and saw {seen}: {} retried, {} ignored",

@@ -9,7 +9,10 @@ use super::tree::{root, sources};
 const DRIVERS: [(&str, &[&str]); 5] = [
     ("CONFIG_BT=y", &["bluetooth"]),
     ("CONFIG_CFG80211=y", &["wi-fi", "wifi", "wlan"]),
-    ("CONFIG_MMC_BLOCK=y", &["sd card", "sd cards"]),
+    (
+        "CONFIG_MMC_BLOCK=y",
+        &["emmc", "mmc", "sd card", "sd cards"],
+    ),
     ("CONFIG_USB_STORAGE=y", &["stick", "sticks", "usb"]),
     (
         "CONFIG_VT_CONSOLE=y",
@@ -78,6 +81,8 @@ fn hardware_is_found_whatever_the_sentence() {
         "Attach a monitor, and press a key.",
         "It joins your Wi-Fi.",
         "Write it to an SD\ncard.",
+        "A slow bus is that of SCSI, NVMe or MMC.",
+        "It boots from eMMC",
         "No stick is needed",
     ] {
         let text = plain(promise);

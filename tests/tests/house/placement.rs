@@ -152,6 +152,34 @@ fn the_command_line_writes_to_standard_output_in_one_place() {
     assert_eq!(places, [PLACE]);
 }
 
+/// The same of its errors and notes. A worker says one line of its own before it has a host, and `alknet serve` writes
+/// its log, of which no record can act on a terminal (`no_record_looks_like_two` there).
+#[test]
+fn the_command_line_writes_to_standard_error_in_one_place() {
+    const PLACES: [&str; 3] = [
+        "appliance/src/cli/output.rs",
+        "appliance/src/node/log.rs",
+        "appliance/src/worker.rs",
+    ];
+    // To ask whether a person sees it writes nothing.
+    const ASKS: &str = "stderr().is_terminal()";
+    let own = sources()
+        .iter()
+        .filter(|it| it.path.starts_with("appliance/src/"));
+    let mut places = Vec::new();
+    for SourceFile { path, text } in own {
+        let text = text.replace(ASKS, "");
+        if ["stderr()", "eprintln!(", "eprint!("]
+            .iter()
+            .any(|it| writes(&text, it))
+        {
+            places.push(path.as_str());
+        }
+    }
+    places.sort_unstable();
+    assert_eq!(places, PLACES);
+}
+
 /// Whether a source has this, and not as the end of a longer name.
 fn writes(text: &str, what: &str) -> bool {
     text.match_indices(what).any(|(at, _)| {

@@ -2,8 +2,10 @@
 
 use std::process::Command;
 
+use alknet_core::PeerKey;
 use alknet_tests::{CurlResponse, TestBench, WebNode, binary};
-use serde_json::Value;
+use data_encoding::BASE32_NOPAD;
+use serde_json::{Value, json};
 
 const PATHS: [&str; 10] = [
     "/call",
@@ -87,6 +89,53 @@ fn strangers_see_one_and_the_same_nothing() {
     }
 }
 
+/// The name that the node's own certificate has: a client that has never seen the node can compute it from the key.
+fn name_of_key(web: &WebNode) -> String {
+    let (key, _) = web.node.target().split_once('@').expect("a pinned target");
+    let Ok(PeerKey::Ed25519(key)) = key.parse() else {
+        panic!("the key of a node is of this kind: {key}");
+    };
+    let name = BASE32_NOPAD.encode(&key).to_ascii_lowercase();
+    format!("{name}.alknet.invalid")
+}
+
+/// The name in a request does not matter to a client without a token: not a name of the node, not the one that its key
+/// makes, not one that every node of this program could have, and not one of another host.
+#[test]
+fn strangers_do_not_learn_which_names_are_the_node_s() {
+    let bench = TestBench::new();
+    let config = "[http]\nstealth = true\nnames = [\"hub.invalid\"]\n";
+    let web = WebNode::start(&bench, config);
+    let of_key = name_of_key(&web);
+    let at = |name: &str| format!("Host: {name}");
+    for version in ["--http1.1", "--http2"] {
+        for path in ["/search", "/healthz"] {
+            let own = at("hub.invalid");
+            let own = face(&web.curl(path, &[version, "--header", &own]));
+            assert_eq!(own.0, if path == "/healthz" { 200 } else { 404 });
+            for name in [
+                of_key.as_str(),
+                "x.alknet.invalid",
+                "alknet.invalid",
+                "x.invalid",
+                "evil.example",
+            ] {
+                let told = web.curl(path, &[version, "--header", &at(name)]);
+                assert_eq!(face(&told), own, "{version} {path} {name}");
+            }
+        }
+    }
+    // A wrong token counts as no token.
+    let elsewhere = ["--header", "Host: evil.example"];
+    let own = ["--header", "Host: hub.invalid"];
+    let nothing = face(&web.curl("/search", &own));
+    let told = web.curl_as(&web.expired, "/search", &elsewhere);
+    assert_eq!(face(&told), nothing);
+    // A browser that has a token is protected from pages that have another name point here.
+    assert_eq!(web.curl_as(&web.reader, "/search", &elsewhere).status, 421);
+    assert_eq!(web.curl_as(&web.reader, "/search", &own).status, 200);
+}
+
 #[test]
 fn every_client_gets_the_same_alt_svc() {
     let bench = TestBench::new();
@@ -149,10 +198,14 @@ fn only_names_of_the_node_are_answered() {
 }
 
 /// A node that tells unknown peers nothing cannot show them a description, nor answer browsers that ask without a token
-/// whether a page may call.
+/// whether a page may call. The command that checks a document refuses such a one, and so does a node that serves and
+/// keeps to what it has.
 #[test]
 fn what_contradicts_stealth_is_refused() {
     let bench = TestBench::new();
+    let web = WebNode::start(&bench, "[http]\nstealth = true\n");
+    let before = face(&web.curl("/openapi.json", &[]));
+    assert_eq!(before.0, 404);
     let file = bench.path().join("document.toml");
     for (line, key) in [
         ("public_openapi = true", "http.public_openapi"),
@@ -172,5 +225,11 @@ fn what_contradicts_stealth_is_refused() {
             let named = told["errors"].to_string().contains(key);
             assert_eq!(named, !valid, "{line}: {told}");
         }
+        let document = format!("[http]\nstealth = true\n{line}\n");
+        let input = json!({ "document": document });
+        let applied = web.node.try_call("config/apply", &input);
+        assert_eq!(applied.code(), "INVALID_INPUT", "{line}: {applied:?}");
+        assert!(applied.errors.contains(key), "{line}: {applied:?}");
+        assert_eq!(face(&web.curl("/openapi.json", &[])), before, "{line}");
     }
 }

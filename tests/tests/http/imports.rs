@@ -446,18 +446,16 @@ fn namespaces_of_the_node_are_its_own() {
 fn schemas_of_servers_cost_the_node_little_time() {
     let server = HostServer::bombs();
     let document = |name: &str| server.url(&format!("/{name}.json"));
-    let imports = [
-        openapi("chain", server.port(), &document("chain"), HERE),
-        openapi("numbers", server.port(), &document("numbers"), HERE),
-        mcp("tools", server.port()),
-    ];
-    let node = ImportNode::start(
-        TestBench::new(),
-        &imports.concat(),
-        &["chain/*", "numbers/*", "tools/*"],
-    );
+    let names = ["chain", "deep", "numbers", "wide"];
+    let mut imports = names.map(|name| openapi(name, server.port(), &document(name), HERE));
+    imports[0].push_str(&mcp("tools", server.port()));
+    let uses = ["chain/*", "deep/*", "numbers/*", "tools/*", "wide/*"];
+    let node = ImportNode::start(TestBench::new(), &imports.concat(), &uses);
     let asking = RequestLoop::begin(node.target(), node.bench.admin());
-    for there in ["chain/do", "numbers/do", "tools/fine", "tools/numbers"] {
+    for name in names {
+        node.until_there(&format!("{name}/do"));
+    }
+    for there in ["tools/fine", "tools/numbers"] {
         node.until_there(there);
     }
     // What no value could be checked with is left out; of an object, what is not given is not checked.
@@ -475,11 +473,21 @@ fn schemas_of_servers_cost_the_node_little_time() {
         let message = error["message"].as_str().unwrap_or_default();
         assert!(message.contains("steps"), "{message}");
     }
+    // Where a description is too wide, or has a keyword that is not taken, the node checks nothing. The list is
+    // refused for its number of values.
+    let wide = RelayOperation::input("wide/do", &json!({ "body": vec![7; 400_000] }));
+    let answer = node.relay(&wide).json();
+    assert!(answer["output"]["output"].is_null(), "{answer:#}");
+    assert_eq!(asked(), 0, "nothing was sent");
+    let nested = (0..30).fold(json!(1), |value, _| json!({ "v": value }));
+    for (n, operation, input) in [(1, "wide/do", &list), (2, "deep/do", &nested)] {
+        node.ask(operation, &json!({ "body": input }));
+        assert_eq!(asked(), n, "{operation}: the server decides");
+    }
     let what = "an answer beside hostile schemas of servers";
     took(what, ANSWER_WITHIN, asking.end());
-    assert_eq!(asked(), 0, "nothing was sent");
     node.answer("tools/fine", &json!({ "v": list }));
-    assert_eq!(asked(), 1);
+    assert_eq!(asked(), 3);
     assert_eq!(node.health(), "ok\n");
 }
 

@@ -75,7 +75,7 @@ fn called(hub: &HostNode, peer: &str, input: &str) -> (String, String) {
     let source = format!(
         "let told = ['', ''];
          try {{ await ops.call('node/do', {input}, {{ peer: '{peer}' }}); }}
-         catch (error) {{ told = [error.code, error.message]; }}
+         catch (error) {{ told = [String(error.code), String(error.message)]; }}
          export default told"
     );
     let told = hub.call("runtime/eval", &json!({ "source": source }))["value"].take();
@@ -141,6 +141,62 @@ async fn schemas_of_peers_cost_the_hub_little_time() {
     took(what, ANSWER_WITHIN, asking.end());
     assert_eq!(hub.call("node/info", &Value::Null)["problems"], json!([]));
     for peer in [fine, chained, named, many] {
+        peer.connection.close(CloseCode::Normal, "");
+    }
+}
+
+/// A hundred thousand numbers, for each of the items.
+fn too_many_numbers() -> Value {
+    let numbers: Vec<f64> = (0..100_000).map(|n| f64::from(n) + 0.5).collect();
+    json!({ "items": { "enum": numbers } })
+}
+
+/// Thirty of them, each of which looks again into all that are within it.
+fn unevaluated() -> Value {
+    let within = |schema, _| json!({ "unevaluatedProperties": schema });
+    (0..30).fold(json!({ "type": "string" }), within)
+}
+
+/// The values that such schemas are written for are not compared with them: the schemas are not imported.
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_of_peers_cost_the_hub_little_time_however_wide_or_deep() {
+    let bench = TestBench::new();
+    let names = ["wide", "deep"];
+    let people = names.map(|name| bench.user(name));
+    let config = knows(names.iter().copied().zip(&people)) + "[log]\nlevel = \"debug\"\n";
+    let hub = bench.host_with(&config);
+    // What is made by the first script stays: a worker, tables, threads.
+    hub.call("runtime/eval", &json!({ "source": "export default 1" }));
+    let asking = RequestLoop::begin(hub.target(), bench.admin());
+    let does = |schema| OperationSpec::query("node/do", "Works.").with_input(schema);
+    let wide = ManualPeer::start(&hub, &people[0], does(too_many_numbers())).await;
+    let deep = ManualPeer::start(&hub, &people[1], does(unevaluated())).await;
+    eventually("both are refused", || {
+        let log = hub.try_call("node/log", &json!({ "last": 10_000 })).output;
+        let refused = log
+            .lines()
+            .filter(|line| line.contains("the peer's operations are not imported"));
+        let refused: Vec<_> = refused.collect();
+        let is_refused = |name: &&str| {
+            let who = format!("peer={name} ");
+            refused.iter().any(|line| line.contains(&who))
+        };
+        names.iter().all(is_refused).then_some(())
+    });
+    let list = "new Array(400000).fill(7)";
+    let nested = "(() => { let v = 1; for (let i = 0; i < 30; i++) v = { v }; return v; })()";
+    for (name, peer, input) in [("wide", &wide, list), ("deep", &deep, nested)] {
+        assert!(peer.asked("services/schema") > 0, "{name}");
+        let (code, said) = called(&hub, name, "'x'");
+        assert_eq!(code, "NOT_FOUND", "{name}: {said}");
+        let (code, said) = called(&hub, name, input);
+        assert!(!code.is_empty(), "{name}: {said}");
+        assert_eq!(peer.asked("node/do"), 0, "{name}");
+    }
+    let what = "an answer beside wide and deep schemas of peers";
+    took(what, ANSWER_WITHIN, asking.end());
+    assert_eq!(hub.call("node/info", &Value::Null)["problems"], json!([]));
+    for peer in [wide, deep] {
         peer.connection.close(CloseCode::Normal, "");
     }
 }

@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::block_in_place;
 
+use super::dialling_verbs::left_out;
+
 /// Clears the screen, sets a title, forges a line, erases one, turns the direction, and does the first again in
 /// one character of eight bits.
 const ACTS: &str = "x\u{1b}[2J\u{1b}]0;title\u{7}\r\nhealth     ok\u{8}\u{202e}\u{9b}2J\u{7f}";
@@ -145,6 +147,22 @@ fn lists(proposal: Value) -> Registration {
     Registration::new(spec, handler)
 }
 
+/// Says what a script said, and to those that ask for declarations of operations that one of them is hostile.
+fn runs(script: Value) -> Registration {
+    let spec = OperationSpec::query("runtime/eval", ACTS);
+    let handler = HandlerKind::once(move |input: CallBody, _| {
+        let mut said = script.clone();
+        if input.value()["source"] == "export default ops.list()" {
+            said["value"] = json!([{
+                "path": ACTS, "kind": "query", "input": { "title": ACTS }, "output": { "const": ACTS },
+                "description": ACTS,
+            }]);
+        }
+        std::future::ready(Ok::<_, CallError>(said))
+    });
+    Registration::new(spec, handler)
+}
+
 struct LyingNode {
     server: EndpointServer,
     key: NodeKey,
@@ -237,6 +255,8 @@ impl LyingNode {
             .with(lists(proposal))
             .with(says("escrow/approve", kept.clone()))
             .with(says("escrow/change", kept.clone()))
+            .with(says("node/poweroff", kept.clone()))
+            .with(says("node/reboot", kept.clone()))
             .with(says("escrow/revoke", kept))
             .with(says("vault/lock", json!({ "state": ACTS, "hard": ACTS })))
             .with(says("token/list", json!({ "tokens": [token] })))
@@ -251,6 +271,7 @@ impl LyingNode {
                 "config/list-files",
                 json!({ "files": [file.clone()], "bytes_max": ACTS }),
             ))
+            .with(says("config/remove-file", file.clone()))
             .with(says("config/store-file", file))
             .with(says("config/show", shown))
             .with(says("peer/add", row.clone()))
@@ -260,10 +281,10 @@ impl LyingNode {
             .with(says("node/info", info))
             .with(says("node/page-ticket", link))
             .with(says("peer/list", peers))
-            .with(says("runtime/eval", script))
+            .with(runs(script))
             .with(says(
                 "vault/status",
-                json!({ "state": ACTS, "slots": [ACTS] }),
+                json!({ "state": ACTS, "slots": [ACTS], "credentials": [{ "name": ACTS }] }),
             ))
             .with(Registration::new(
                 OperationSpec::query("evil/refused", ACTS),
@@ -364,7 +385,9 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
     let calls = ["node/info", "evil/refused"].map(|name| format!("{{\"operation\":\"{name}\"}}\n"));
     std::fs::write(&batch, calls.concat()).expect("the folder is ours");
     let id = "3f".repeat(32);
-    let output = at("out.mt");
+    let (output, tensors) = (at("out.mt"), at("in.safetensors"));
+    std::fs::write(&tensors, container("ours", "w")).expect("the folder is ours");
+    let mut tried = Vec::new();
     for (n, (arguments, says_much)) in [
         (&["status", "@"][..], true),
         (&["call", "@", "node/info"], true),
@@ -413,6 +436,20 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         // What was asked for is repeated.
         (&["tensor", "remove", "@", "models/bert"], false),
         (&["vault", "lock", "@"], true),
+        (&["credential", "list", "@"], true),
+        (&["credential", "show", "@", ACTS], true),
+        (&["escrow", "show", "@", ACTS], true),
+        (&["hub", "show", "@", ACTS], true),
+        (&["peer", "show", "@", ACTS], true),
+        (&["token", "show", "@", ACTS], true),
+        (&["js", "types", "@"], true),
+        (&["ops", "list", "@"], true),
+        (&["ops", "show", "@", "node/info"], true),
+        (&["tensor", "push", "@", "TENSORS", "models/bert"], true),
+        // What was asked for is repeated.
+        (&["file", "remove", "@", "site/www"], false),
+        (&["poweroff", "@", "--yes"], false),
+        (&["reboot", "@", "--yes"], false),
         // Refused, and taken in.
         (&["enroll", "JOIN"], true),
         (&["enroll", "JOIN"], true),
@@ -420,6 +457,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
     .into_iter()
     .enumerate()
     {
+        tried.push(arguments);
         for json in [false, true] {
             // Each with a key of its own: one verb replaces it.
             let cli = CliRunner::new(folder.path().join(format!("{n}-{json}")));
@@ -433,6 +471,7 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
                 "ID" => id.clone(),
                 "JOIN" => join.clone(),
                 "OUTPUT" => output.clone(),
+                "TENSORS" => tensors.clone(),
                 one => one.replace('@', &target).replace('?', &document),
             };
             let mut all: Vec<_> = arguments.iter().map(said).collect();
@@ -454,6 +493,9 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
             assert!((has_lines && !json) || !forged, "{arguments:?}: {answer:?}");
         }
     }
+    // A verb that comes later has to be tried as well.
+    let left_out = block_in_place(|| left_out(&tried));
+    assert!(left_out.is_empty(), "{left_out:?}");
 }
 
 /// The list has new rows on every page, the same row, or none: the command ends all the same, and says that this was
@@ -493,23 +535,25 @@ fn proposal(folder: &Path) -> PathBuf {
     draft
 }
 
+/// A file with one tensor of this name.
+fn container(said: &str, name: &str) -> Vec<u8> {
+    let tensor = json!({ "dtype": "U8", "shape": [2], "data_offsets": [0, 2] });
+    let mut header = json!({ "__metadata__": { "said": said }, name: tensor }).to_string();
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend([7, 8]);
+    bytes
+}
+
 /// What was fetched from a node may be anything that a container can say.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_in_a_file_of_tensors_acts_on_a_terminal() {
     let folder = tempfile::tempdir().expect("a folder");
     // No name has a control character: no reader takes such a file.
     let name = "title\u{202e}\u{2066}\u{200f}\u{2028}";
-    let container = |said: &str, name: &str| {
-        let tensor = json!({ "dtype": "U8", "shape": [2], "data_offsets": [0, 2] });
-        let mut header = json!({ "__metadata__": { "said": said }, name: tensor }).to_string();
-        while !header.len().is_multiple_of(8) {
-            header.push(' ');
-        }
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(header.as_bytes());
-        bytes.extend([7, 8]);
-        bytes
-    };
     let [first, second] = [("first", ACTS), ("second", "title")].map(|(file, said)| {
         let file = folder.path().join(format!("{file}.safetensors"));
         let ending = if said == ACTS { "" } else { said };

@@ -2,6 +2,7 @@
 
 mod administration;
 mod calling;
+mod dialling_verbs;
 mod enrolment;
 mod enrolment_machines;
 mod escrow;

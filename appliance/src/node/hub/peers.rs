@@ -134,6 +134,9 @@ pub(super) fn label(hub: HubContext) -> Registration {
 #[serde(deny_unknown_fields)]
 struct RemovePeerInput {
     peer: String,
+    /// Also closes the invitations that the peer neither joined by nor made.
+    #[serde(default)]
+    close_invitations: bool,
 }
 
 /// `hub/peers/remove`
@@ -146,15 +149,29 @@ pub(super) fn remove(hub: HubContext) -> Registration {
         "type": "object",
         "required": ["peer"],
         "additionalProperties": false,
-        "properties": { "peer": { "type": "string", "description": "Its id or its name" } }
+        "properties": {
+            "peer": { "type": "string", "description": "Its id or its name; its id if it is removed already" },
+            "close_invitations": {
+                "type": "boolean",
+                "description": "Also close every other invitation, as the peer may have its join string",
+            },
+        }
     }))
     .with_output(json!({
         "type": "object",
-        "required": ["peer_id", "closed"],
-        "properties": { "closed": {
-            "type": "array", "items": { "type": "string" },
-            "description": "Invitations that the peer joined by; the hub has closed them for further keys",
-        } }
+        "required": ["peer_id", "closed", "open"],
+        "properties": {
+            "closed": {
+                "type": "array", "items": { "type": "string" },
+                "description": "Invitations that the hub has closed for further keys: those that the peer joined by \
+                                or made, and with close_invitations all others",
+            },
+            "open": {
+                "type": "array",
+                "description": "Invitations that stay open, as in hub/peers. If the peer has the join string of one, \
+                                it gets in by another key",
+            },
+        }
     }))
     .with_scope(ADMIN_SCOPE);
     let handler = HandlerKind::once(move |input: CallBody, _ctx: Ctx| {
@@ -191,11 +208,7 @@ impl HubContext {
             .peers()
             .await
             .map_err(|error| enrolment_error(&error))?;
-        let tokens = self
-            .enrolment
-            .tokens()
-            .await
-            .map_err(|error| enrolment_error(&error))?;
+        let open = self.open_invitations().await?;
         let waiting = self.enrolment.waiting(Instant::now());
         let server = self.people.server.get();
         let connections = server
@@ -203,14 +216,10 @@ impl HubContext {
             .unwrap_or_default();
         let dispatcher = self.dispatcher.get().and_then(std::sync::Weak::upgrade);
         let states = dispatcher.map(|it| it.peer_states()).unwrap_or_default();
-        // Without a sane clock no token is good for anything, so none is open.
-        let now = self.clock.now_s();
-        let is_open = |token: &&TokenRecord| now.is_some_and(|now| token.is_open(now));
-        let open = tokens.iter().filter(is_open);
         Ok(json!({
             "peers": peers.iter().map(|peer| row(peer, &states, &connections)).collect::<Value>(),
             "waiting": waiting.iter().map(knock).collect::<Value>(),
-            "invitations": open.map(invitation).collect::<Value>(),
+            "invitations": open,
         }))
     }
 
@@ -253,14 +262,28 @@ impl HubContext {
 
     async fn remove(&self, input: RemovePeerInput) -> Result<Value, CallError> {
         let peer = self.named(&input.peer)?;
-        let removed = self.enrolment.remove(&peer).await;
+        let removed = match input.close_invitations {
+            true => self.enrolment.remove_and_close_all(&peer).await,
+            false => self.enrolment.remove(&peer).await,
+        };
         // Before the answer: its reader may rely on the removed peer's connections being closed.
         if let Some(server) = self.people.server.get() {
             server.sweep();
         }
         let closed = removed.map_err(|error| enrolment_error(&error))?;
         tracing::info!(%peer, "hub.remove");
-        Ok(json!({ "peer_id": peer, "closed": closed }))
+        let open = self.open_invitations().await?;
+        Ok(json!({ "peer_id": peer, "closed": closed, "open": open }))
+    }
+
+    /// The invitations by which a further key may join, as rows of an answer.
+    async fn open_invitations(&self) -> Result<Value, CallError> {
+        let tokens = self.enrolment.tokens().await;
+        let tokens = tokens.map_err(|error| enrolment_error(&error))?;
+        // Without a sane clock no token is good for anything, so none is open.
+        let now = self.clock.now_s();
+        let is_open = |token: &&TokenRecord| now.is_some_and(|now| token.is_open(now));
+        Ok(tokens.iter().filter(is_open).map(invitation).collect())
     }
 
     fn named(&self, name: &str) -> Result<PeerId, CallError> {

@@ -4,6 +4,7 @@ use alknet_core::{
     IdentityStore, IdentityStoreError, KeyId, PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet,
 };
 
+use crate::record::TokenRecord;
 use crate::store::{TokenStore, TokenStoreError};
 
 use super::{EnrolError, EnrolmentService, ROLE_LABEL};
@@ -16,12 +17,20 @@ impl EnrolmentService {
     /// # Errors
     /// There is no such peer, or it is one of the configuration, or the stores fail.
     pub async fn remove(&self, peer: &PeerId) -> Result<Vec<KeyId>, EnrolError> {
-        let tombstone = PeerPatch {
-            scopes: Some(ScopeSet::default()),
-            display_name: Some(None),
-            ..PeerPatch::default()
-        };
-        self.shut_out(peer, tombstone).await
+        self.shut_out(peer, tombstone()).await
+    }
+
+    /// Removes a peer as [`remove`](Self::remove) does, and closes every other invitation made before, for one key or
+    /// for several: the peer may have the join string of one that it never used, and makes another key in no time.
+    /// May be called again for a peer that is removed already. Returns the names of all that it closed.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove).
+    pub async fn remove_and_close_all(&self, peer: &PeerId) -> Result<Vec<KeyId>, EnrolError> {
+        let _turn = self.turn.lock().await;
+        let mut closed = shut_out(&*self.tokens, &*self.peers, peer, tombstone()).await?;
+        closed.extend(close_where(&*self.tokens, TokenRecord::admits_more).await?);
+        Ok(closed)
     }
 
     /// Changes a peer in turn with the other decisions: an enrolment that is under way, and has looked at the peer
@@ -125,21 +134,38 @@ fn takes(before: &PeerEntry, change: &PeerPatch) -> bool {
     before.keys.iter().any(is_lost)
 }
 
+/// What a removed peer keeps: its id and its keys.
+fn tombstone() -> PeerPatch {
+    PeerPatch {
+        scopes: Some(ScopeSet::default()),
+        display_name: Some(None),
+        ..PeerPatch::default()
+    }
+}
+
 /// Closes the invitations that a peer joined by or made; returns their names.
 async fn close_invitations(
     tokens: &dyn TokenStore,
     peer: &PeerId,
 ) -> Result<Vec<KeyId>, EnrolError> {
+    close_where(tokens, |record| record.is_of(peer)).await
+}
+
+/// Closes the invitations for which `is_meant` holds; returns their names.
+async fn close_where(
+    tokens: &dyn TokenStore,
+    is_meant: impl Fn(&TokenRecord) -> bool,
+) -> Result<Vec<KeyId>, EnrolError> {
     let mut closed = Vec::new();
     for mut record in tokens.list().await? {
-        if record.closed || !record.is_of(peer) {
+        if record.closed || !is_meant(&record) {
             continue;
         }
         record.closed = true;
         let name = record.hash.key_id;
         if !tokens.replace(record).await? {
             return Err(EnrolError::Overloaded(
-                "an invitation of the peer is being used; repeat the command",
+                "an invitation to close is being used; repeat the command with the peer's id",
             ));
         }
         closed.push(name);

@@ -40,6 +40,7 @@ async fn quic_handshakes_are_charged_without_retry() {
         answers(&site.dial(&admin, Carriage::Quic).await).await;
     }
     let stranger = EndpointDialer::new(Some(key()));
+    let began = Instant::now();
     let mut served = 0;
     for _ in 0..DIALLED {
         let target = site.parsed();
@@ -48,8 +49,10 @@ async fn quic_handshakes_are_charged_without_retry() {
             served += usize::from(is_answered(&connection).await);
         }
     }
-    // A slow machine earns some back meanwhile.
-    assert!((1..DIALLED).contains(&served), "{served} of {DIALLED}");
+    // One more for each second that this took: on a slow machine these are many.
+    let earned = began.elapsed().as_secs() as usize + 1;
+    let most = BURST + earned;
+    assert!((1..=most).contains(&served), "{served} of {most}");
     let refused = &site.info(&[])["endpoint"]["handshakes_refused"];
     assert!(refused.as_u64() > Some(0), "{refused}");
 }

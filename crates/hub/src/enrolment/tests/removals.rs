@@ -5,9 +5,58 @@ use alknet_core::{IdentityProvider, ScopeSet};
 use super::*;
 use crate::fingerprint::fingerprint;
 
-/// Whatever it shows and whenever: the invitation it came by, others that it was given, or another key.
+/// The removed peer has the text of the invitation that it came by and of two that it never used, one of them for one
+/// key. It shows each with its key and with one that the hub has never seen.
 #[tokio::test]
 async fn a_removal_outlives_every_invitation_made_before_it() {
+    let hub = hub(EnrolMode::Token);
+    let tokens = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Once, worker()).await,
+    ];
+    let asks = [0, 1, 2].map(|n: usize| request(Some(&tokens[n]), None));
+    let joined = hub.enrol(1, &asks[0], NOW).await.expect("taken");
+    assert_eq!(hub.code(2, &asks[1], NOW).await, "taken");
+    let closed = hub.enrolment.remove_and_close_all(&joined.peer_id).await;
+    let mut closed = closed.expect("a peer");
+    let mut names = tokens.map(|token| token.name());
+    closed.sort_unstable();
+    names.sort_unstable();
+    assert_eq!(closed, names);
+    for later in [0, 1, REPEAT_TIME_S - 1, REPEAT_TIME_S, REPEAT_TIME_S + 61] {
+        for ask in &asks {
+            assert_eq!(hub.code(1, ask, NOW + later).await, "ENROLL_INVALID");
+            assert_eq!(hub.code(3, ask, NOW + later).await, "ENROLL_INVALID");
+        }
+    }
+    // Another peer, which came by one of them, stays.
+    assert!(hub.peers.by_key(&key(2)).is_some());
+    let newer = hub.token(TokenKind::Many(5), worker()).await;
+    let newer = request(Some(&newer), None);
+    assert_eq!(hub.code(3, &newer, NOW).await, "taken");
+}
+
+/// The administrator did not close the others at the removal, and closes them by a second one.
+#[tokio::test]
+async fn a_second_removal_closes_what_the_first_left_open() {
+    let hub = hub(EnrolMode::Token);
+    let [own, other] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let joined = hub.enrol(1, &request(Some(&own), None), NOW).await;
+    let peer = joined.expect("taken").peer_id;
+    hub.enrolment.remove(&peer).await.expect("a peer");
+    let closed = hub.enrolment.remove_and_close_all(&peer).await;
+    assert_eq!(closed.expect("it stays known"), [other.name()]);
+    let other = request(Some(&other), None);
+    assert_eq!(hub.code(3, &other, NOW).await, "ENROLL_INVALID");
+}
+
+/// Whatever it shows and whenever: the invitation it came by, with any key, and others that it was given, with its own.
+#[tokio::test]
+async fn a_removal_alone_closes_the_invitations_by_which_the_peer_joined() {
     let hub = hub(EnrolMode::Token);
     let [by_this, by_another] = [
         hub.token(TokenKind::Many(5), worker()).await,
