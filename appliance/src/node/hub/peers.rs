@@ -220,7 +220,7 @@ impl HubContext {
             role,
             name: alias(input.name.as_deref())?,
             made_by: who.id.to_string(),
-            made_by_key: self.people.identities.entries().admin_key(&who.id),
+            made_by_key: self.key_of_maker(&who.id),
         };
         let now_s = self.clock.now_s();
         let approved = self
