@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use alknet_call::{CallOptions, ErrorCode};
 use alknet_core::PeerId;
-use alknet_promotion::{PromotionBundle, read_draft};
+use alknet_promotion::{Blake3Hash, PromotionBundle, read_draft};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ use super::decision::DecisionNote;
 use super::proposal_list::{
     ProposalChoice, confirm_named, each_proposal, is_id_or_prefix, proposal_named, proposal_word,
 };
-use super::review::{ReviewHint, has_key, quoted, shown_id, state_option};
+use super::review::{ReviewHint, has_key, options, quoted, shown_id};
 use super::second_key::SecondKey;
 use super::target::NodeArgs;
 use super::{CommandError, CommandExit, DialArgs, output};
@@ -94,6 +94,10 @@ pub(crate) struct PromoteArgs {
     /// The name of its operation, its id, or enough of the first digits of the id to tell it from the others.
     #[arg(value_name = "PROPOSAL", value_parser = proposal_word)]
     id: Option<String>,
+    /// The digest of the proposal that you read, as 'alknet ops proposals' shows it: the node refuses the decision if
+    /// another proposal of the same code took the place of that one.
+    #[arg(long)]
+    digest: Option<Blake3Hash>,
     /// Reject the proposal.
     #[arg(long, conflicts_with_all = ["path", "external", "scope"])]
     reject: bool,
@@ -301,8 +305,8 @@ fn promote(args: PromoteArgs, json: bool) -> Result<CommandExit, CommandError> {
     super::dial::reached(&route, dial, async |caller| {
         let chosen = proposal_named(caller, dial, &word, ProposalChoice::Waiting).await?;
         confirm_named(&chosen, !args.reject, json).await?;
+        chosen.name_in(&mut input, args.digest);
         let id = chosen.id;
-        input["id"] = id.as_str().into();
         let answer = match &second {
             Some(second) => second.decide(caller, &route, dial, &input).await,
             None => ask(caller, dial, "ops/promote", &input).await,
@@ -332,12 +336,6 @@ fn again(args: &PromoteArgs) -> String {
         None => " --second-key".to_owned(),
     });
     path.chain(second).collect()
-}
-
-/// The options that each command of this user needs.
-fn options(dial: &DialArgs) -> Result<String, CommandError> {
-    let dir = dial.state.dir()?;
-    Ok(state_option(&dir, dial.state.state.is_some()))
 }
 
 /// The refusal of a decision; an author who reviewed its own bundle reads who may do it.

@@ -42,6 +42,7 @@ pub(super) enum ProposalChoice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ProposalMatch {
     id: String,
+    digest: Option<Blake3Hash>,
     /// Whether its id begins with the word; else its operation is called so.
     by_id: bool,
     waits: bool,
@@ -53,6 +54,8 @@ struct ProposalMatch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ChosenProposal {
     pub(super) id: String,
+    /// That of the document, if the node listed it.
+    digest: Option<Blake3Hash>,
     /// For a word that is a name: the id with what a person compares before a decision.
     by_name: Option<String>,
 }
@@ -67,6 +70,7 @@ impl ProposalMatch {
         let by_name = name == word || word.strip_prefix(PROMOTED) == Some(name);
         (by_id || by_name).then(|| Self {
             id: id.to_owned(),
+            digest: proposal["digest"].as_str().and_then(|it| it.parse().ok()),
             by_id,
             waits: proposal["state"] == WAITING,
             about: about(proposal),
@@ -77,7 +81,19 @@ impl ProposalMatch {
         let by_name = (!self.by_id).then(|| format!("{} ({})", self.id, self.about));
         ChosenProposal {
             id: self.id,
+            digest: self.digest,
             by_name,
+        }
+    }
+}
+
+impl ChosenProposal {
+    /// Names it in a decision, with the digest of the document that the user `read`, or else of the one that the node
+    /// listed: a proposal of the same code may take its place until the node decides.
+    pub(super) fn name_in(&self, decision: &mut Value, read: Option<Blake3Hash>) {
+        decision["id"] = self.id.as_str().into();
+        if let Some(digest) = read.or(self.digest) {
+            decision["digest"] = digest.to_string().into();
         }
     }
 }
@@ -205,6 +221,7 @@ pub(super) async fn proposal_named(
     if word.parse::<Blake3Hash>().is_ok() {
         return Ok(ChosenProposal {
             id: word.to_owned(),
+            digest: None,
             by_name: None,
         });
     }

@@ -10,7 +10,7 @@ use super::identity::KEY_FILE;
 use super::output;
 use super::proposal_list::is_id_or_prefix;
 use super::target::NodeRoute;
-use super::{CommandError, StateArgs};
+use super::{CommandError, DialArgs, StateArgs};
 
 /// The scope of those who review.
 pub(super) const SCOPE: &str = "ops:promote";
@@ -133,6 +133,12 @@ pub(super) fn state_option(dir: &Path, is_given: bool) -> String {
         true => format!(" --state {}", quoted(&dir.display().to_string())),
         false => String::new(),
     }
+}
+
+/// The options that each command of this user needs.
+pub(super) fn options(dial: &DialArgs) -> Result<String, CommandError> {
+    let dir = dial.state.dir()?;
+    Ok(state_option(&dir, dial.state.state.is_some()))
 }
 
 /// Where the second key of a user with this state directory is, unless the user says otherwise.

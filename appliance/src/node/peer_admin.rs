@@ -11,7 +11,7 @@ use alknet_core::{
     Identity, IdentityEntries, IdentityProvider, IdentityStore, IdentityStoreError, KeyId,
     PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet,
 };
-use alknet_hub::{EnrolError, EnrolmentService};
+use alknet_hub::{EnrolError, EnrolmentService, TokenStore};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
@@ -256,7 +256,8 @@ impl PeerAdmin {
         let before = self.stored(&input.peer).await?;
         let id = before.peer_id.clone();
         let enabled = input.enabled;
-        let patch = self.patch(&before, input, who)?;
+        let keeps_keys = input.keys.is_some() && self.keeps_keys_of(&before).await?;
+        let patch = self.patch(&before, input, who, keeps_keys)?;
         if patch == PeerPatch::default() && enabled.is_none() {
             return Err(CallError::invalid_input("nothing to change is given"));
         }
@@ -288,8 +289,9 @@ impl PeerAdmin {
             ..PeerPatch::default()
         };
         let closed = self.shut_out(&id, tombstone).await?;
-        // A peer that enrolled may have the text of other invitations: it stays known as one that is not let in.
-        let known = before.labels.contains_key(ROLE_LABEL);
+        // A peer that enrolled may have the text of other invitations, and so may one that was added, as long as one is
+        // open: it stays known as one that is not let in.
+        let known = before.labels.contains_key(ROLE_LABEL) || self.is_invitation_open().await?;
         if !known {
             let removed = self.people.identities.remove(id.clone()).await;
             removed.map_err(refused)?;
@@ -299,12 +301,29 @@ impl PeerAdmin {
         Ok(json!({ "peer_id": id, "known": known, "closed": closed }))
     }
 
-    /// What `input` changes of an entry, all but whether it is let in.
+    /// Whether the keys that a peer loses stay known: it was put out once, or has the text of an invitation.
+    async fn keeps_keys_of(&self, peer: &PeerEntry) -> Result<bool, CallError> {
+        let tokens = StoredTokens::new(self.people.store.clone());
+        let has_invitation = alknet_hub::has_invitation(&tokens, peer).await;
+        Ok(has_invitation.map_err(of_enrolment)? || peer.removal.is_some())
+    }
+
+    /// Whether a key that the node does not know may enrol by an invitation, now or once its clock is set.
+    async fn is_invitation_open(&self) -> Result<bool, CallError> {
+        let tokens = StoredTokens::new(self.people.store.clone()).list().await;
+        let tokens = tokens.map_err(|error| of_enrolment(error.into()))?;
+        let now_s = self.people.identities.now_s().unwrap_or_default();
+        Ok(tokens.iter().any(|token| token.is_open(now_s)))
+    }
+
+    /// What `input` changes of an entry, all but whether it is let in. If `keeps_keys`, the keys that it loses stay
+    /// known.
     fn patch(
         &self,
         before: &PeerEntry,
         input: PeerSetInput,
         who: &Identity,
+        keeps_keys: bool,
     ) -> Result<PeerPatch, CallError> {
         let identities = &self.people.identities;
         let now_s = identities.now_s();
@@ -313,7 +332,7 @@ impl PeerAdmin {
             ..PeerPatch::default()
         };
         if let Some(keys) = &input.keys {
-            let (keys, ends) = keys_after(before, parsed_keys(keys)?, now_s)?;
+            let (keys, ends) = keys_after(before, parsed_keys(keys)?, now_s, keeps_keys)?;
             (patch.keys, patch.key_ends) = (Some(keys), Some(ends));
         }
         if let Some(name) = &input.display_name {
@@ -340,7 +359,7 @@ impl PeerAdmin {
         Ok(patch)
     }
 
-    /// Changes a peer that stays let in, or comes back. If it loses scopes, its invitations are closed.
+    /// Changes a peer that stays let in, or comes back. If it loses scopes, keys or time, its invitations are closed.
     async fn change(&self, peer: &PeerId, change: PeerPatch) -> Result<Vec<KeyId>, CallError> {
         let closed = match &self.enrolment {
             Some(enrolment) => enrolment.change(peer, change).await,
@@ -527,12 +546,13 @@ fn parsed_keys(texts: &[String]) -> Result<Vec<PeerKey>, CallError> {
     Ok(keys)
 }
 
-/// The keys of a peer once `given` are those that count, and when some of them end. Keys that ended stay known, and
-/// so do those that a peer loses that enrolled, or was put out once: no older invitation lets them in.
+/// The keys of a peer once `given` are those that count, and when some of them end. Keys that ended stay known, and if
+/// `keeps_keys` so do those that the peer loses: no older invitation lets them in.
 fn keys_after(
     before: &PeerEntry,
     given: Vec<PeerKey>,
     now_s: Option<u64>,
+    keeps_keys: bool,
 ) -> Result<(Vec<PeerKey>, BTreeMap<PeerKey, u64>), CallError> {
     let has_ended = |key: &PeerKey| {
         let end = before.key_ends.get(key);
@@ -545,7 +565,6 @@ fn keys_after(
         );
         return Err(CallError::new(ErrorCode::Conflict, message));
     }
-    let stays_known = before.removal.is_some() || before.labels.contains_key(ROLE_LABEL);
     let mut ends = before.key_ends.clone();
     let mut keys = given;
     for key in &before.keys {
@@ -554,7 +573,7 @@ fn keys_after(
         }
         if has_ended(key) {
             keys.push(*key);
-        } else if stays_known {
+        } else if keeps_keys {
             ends.insert(*key, LONG_AGO_S);
             keys.push(*key);
         }

@@ -14,7 +14,7 @@ use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::CallError;
 use crate::generation::{ByName, Generation};
 use crate::handler::{HandlerKind, OnSlow};
-use crate::peers::ScopedPeerEnv;
+use crate::peers::{PeerRef, ScopedPeerEnv};
 use crate::rules::{self, RegistryError};
 use crate::schema::PermitShare;
 use crate::server_imports::{PendingImport, RegistrySnapshot, ServerImports};
@@ -151,6 +151,7 @@ pub struct RegistryBuilder {
     registrations: Vec<Registration>,
     promoted: Vec<Registration>,
     server_namespaces: BTreeSet<Box<str>>,
+    node_namespaces: BTreeSet<Box<str>>,
 }
 
 impl RegistryBuilder {
@@ -184,6 +185,14 @@ impl RegistryBuilder {
     /// name on a peer only where its [`ScopedPeerEnv`] pins or routes it there.
     pub fn keep_for_server(&mut self, namespace: &str) -> &mut Self {
         self.server_namespaces.insert(namespace.into());
+        self
+    }
+
+    /// Keeps a namespace for operations of this node: where it has no operation of a name in it, a call that names no
+    /// peer finds none on a peer, and none on a caller's connection, unless its [`ScopedPeerEnv`] pins the name to a
+    /// peer.
+    pub fn keep_for_node(&mut self, namespace: &str) -> &mut Self {
+        self.node_namespaces.insert(namespace.into());
         self
     }
 
@@ -237,6 +246,7 @@ impl RegistryBuilder {
             generation: ArcSwap::from_pointee(generation),
             imported: ArcSwap::default(),
             server_namespaces: self.server_namespaces,
+            node_namespaces: self.node_namespaces,
         })
     }
 }
@@ -261,6 +271,8 @@ pub struct Registry {
     imported: ArcSwap<ServerImports>,
     /// Namespaces in which servers alone have operations, beside this node.
     server_namespaces: BTreeSet<Box<str>>,
+    /// Namespaces in which a call that names no peer finds operations of this node alone.
+    node_namespaces: BTreeSet<Box<str>>,
 }
 
 impl Registry {
@@ -279,6 +291,7 @@ impl Registry {
             generation: ArcSwap::from_pointee(Generation::empty()),
             imported: ArcSwap::default(),
             server_namespaces: BTreeSet::new(),
+            node_namespaces: BTreeSet::new(),
         }
     }
 
@@ -370,11 +383,14 @@ impl Registry {
         self.imported.load_full()
     }
 
-    /// Whether the name is in a namespace that is kept for a server; see
-    /// [`keep_for_server`](RegistryBuilder::keep_for_server).
-    pub(crate) fn is_kept_for_server(&self, name: &str) -> bool {
+    /// Whether a call to this name, which names `peer`, finds no operation of a caller's connection, and on peers only
+    /// what its scope pins or routes there; see [`keep_for_server`](RegistryBuilder::keep_for_server) and
+    /// [`keep_for_node`](RegistryBuilder::keep_for_node).
+    pub(crate) fn is_kept(&self, name: &str, peer: Option<&PeerRef>) -> bool {
         let namespace = name.split('/').next().unwrap_or_default();
+        let names_peer = matches!(peer, Some(PeerRef::Specific(_)));
         self.server_namespaces.contains(namespace)
+            || (!names_peer && self.node_namespaces.contains(namespace))
     }
 
     /// Checks `input` against the schema of an operation without calling it, for planning.

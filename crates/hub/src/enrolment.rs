@@ -1,6 +1,7 @@
 //! Who is let in: the decisions of a hub about those who want to join, without sockets and clocks.
 
 mod error;
+mod maker;
 mod names;
 mod removal;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use crate::token::EnrolToken;
 use crate::wire::{HubCard, JoinAcceptance, JoinRequest};
 
 pub use error::{ApproveError, EnrolError, InviteError};
-pub use removal::{change_peer, shut_out};
+pub use removal::{change_peer, has_invitation, shut_out};
 
 use names::NameRequest;
 
@@ -66,7 +67,7 @@ pub struct Invitation {
     pub ttl_s: u64,
     /// Who asks for it.
     pub made_by: String,
-    /// The key of an administrator who does.
+    /// A key of theirs, by which they are known again.
     pub made_by_key: Option<PeerKey>,
 }
 
@@ -79,7 +80,7 @@ pub struct Approval {
     pub name: Option<Alias>,
     /// Who lets it in.
     pub made_by: String,
-    /// The key of an administrator who does.
+    /// A key of theirs, by which they are known again.
     pub made_by_key: Option<PeerKey>,
 }
 
@@ -148,10 +149,12 @@ impl EnrolmentService {
         let _turn = self.turn.lock().await;
         // The inviter may have been removed since its call was let through. An invitation that it made after its
         // removal would be newer than that, and good again once it is let in again.
+        let all = self.peers.list().await?;
         if !self.may_give(
             &invitation.made_by,
             invitation.made_by_key.as_ref(),
             &invitation.role,
+            &all,
         ) {
             return Err(InviteError::Maker);
         }
@@ -209,11 +212,12 @@ impl EnrolmentService {
         let record = self.tokens.get(token.name()).await?;
         let record = record.filter(|record| record.hash.matches(&token.hash()));
         let record = record.ok_or(EnrolError::Invalid)?;
+        let all = self.peers.list().await?;
         // An invitation ends with its maker, and with the maker's right to give its role.
-        if !self.may_give(&record.made_by, record.made_by_key.as_ref(), &record.role) {
+        let maker_key = record.made_by_key.as_ref();
+        if !self.may_give(&record.made_by, maker_key, &record.role, &all) {
             return Err(EnrolError::Invalid);
         }
-        let all = self.peers.list().await?;
         let outlived = |peer: &PeerEntry| {
             let removed = peer.removal.is_some() || !peer.enabled;
             removed && !record.is_newer_than(peer)
@@ -392,7 +396,8 @@ impl EnrolmentService {
         } = approval;
         let _turn = self.turn.lock().await;
         // The approver may have been removed, or have lost rights, since its call was let through.
-        if !self.may_give(&made_by, made_by_key.as_ref(), &role) {
+        let all = self.peers.list().await.map_err(EnrolError::from)?;
+        if !self.may_give(&made_by, made_by_key.as_ref(), &role, &all) {
             return Err(ApproveError::Approver);
         }
         let knock = self.pending().find(which, now);
@@ -478,16 +483,6 @@ impl EnrolmentService {
     #[must_use]
     pub fn peer_named(&self, name: &str) -> Option<PeerId> {
         self.peers.by_name(name)
-    }
-
-    /// Whether the maker of an invitation is let in, and holds everything that it gives. The key is that of an
-    /// administrator.
-    fn may_give(&self, made_by: &str, key: Option<&PeerKey>, role: &EnrolRole) -> bool {
-        let maker = match key {
-            Some(key) => self.peers.by_key(key),
-            None => self.peers.by_id_text(made_by),
-        };
-        maker.is_some_and(|maker| maker.scopes.covers(&role.scopes))
     }
 
     /// The peer of the store that holds a key, let in or not.

@@ -41,7 +41,7 @@ mod wire;
 pub use client::{EnrolClientError, enrol};
 pub use enrolment::{
     Applicant, Approval, ApproveError, EnrolError, EnrolMode, EnrolPolicy, EnrolmentService,
-    Invitation, InviteError, change_peer, shut_out,
+    Invitation, InviteError, change_peer, has_invitation, shut_out,
 };
 pub use fingerprint::fingerprint;
 pub use handler::EnrolHandler;

@@ -45,8 +45,9 @@ pub struct TokenRecord {
     pub role: EnrolRole,
     /// Who made it. The token ends with them.
     pub made_by: String,
-    /// The key of an administrator who made it: those are named by their place in the configuration,
-    /// which another one has once they are gone.
+    /// A key of the maker's: administrators are named by their place in the configuration, which another one has once
+    /// they are gone, and another peer may get the name of one that is gone. Absent in records of makers without a key,
+    /// and in those of peers that earlier versions wrote.
     #[serde(default)]
     pub made_by_key: Option<PeerKey>,
     /// Who used it, in order.

@@ -18,6 +18,7 @@ mod identities;
 mod imported;
 mod iroh;
 mod local_node;
+mod lost_rights;
 mod lying_node;
 mod manual_peer;
 mod names_of_nodes;

@@ -1,9 +1,11 @@
 //! Promoted operations that call peers, which may be in league with their author.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use alknet_call::{ErrorCode, OperationSpec};
 use alknet_core::CloseCode;
-use alknet_tests::{TestBench, eventually};
-use serde_json::json;
+use alknet_tests::{HostNode, TestBench, eventually};
+use serde_json::{Value, json};
 
 use super::manual_peer::{ManualPeer, caller, until_attached};
 use super::promoted_callers::{OperationDraft, configuration, promote};
@@ -30,7 +32,7 @@ async fn the_word_of_a_peer_does_not_keep_a_version_that_fails() {
     let never = OperationSpec::query("node/never", "Never has room.");
     let mate = ManualPeer::start(&node, &mate, never).await;
     until_attached(&node);
-    let asks = "if (n) try { await ops.call('node/never', {}); } catch {}";
+    let asks = "if (n) try { await ops.call('node/never', {}, { peer: 'mate' }); } catch {}";
     for fails in ["", "if (n) throw new Error('in its own name');"] {
         let source =
             format!("export const run = async (n) => {{ {asks} {fails} return 'done'; }};");
@@ -56,5 +58,70 @@ async fn the_word_of_a_peer_does_not_keep_a_version_that_fails() {
     // The one before asks the same peer, and does not fail for it.
     let answer = client.call("js/first", &json!(1)).await;
     assert_eq!(answer.expect("it is back").value(), &json!("done"));
+    mate.connection.close(CloseCode::Normal, "");
+}
+
+/// A name that the node does not have in each namespace of its operations. Those of the protocol no peer serves.
+fn names_of_its_own(node: &HostNode) -> Vec<String> {
+    let listed = node.call("services/list", &Value::Null);
+    let rows = listed["operations"].as_array().expect("a list").iter();
+    let namespaces: BTreeSet<_> = rows.filter_map(|row| row["namespace"].as_str()).collect();
+    assert!(namespaces.contains("node"), "{namespaces:?}");
+    let protocol = ["services", "session"];
+    let others = namespaces.iter().filter(|it| !protocol.contains(it));
+    let names = others.map(|namespace| format!("{namespace}/stray"));
+    names.chain(["js/pay".to_owned()]).collect()
+}
+
+/// The peer has no scope, and serves a name in each namespace of the node's own operations. A script that calls such a
+/// name means an operation of the node which is not there yet, or was taken back.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_peer_takes_the_place_of_an_operation_of_the_node() {
+    let bench = TestBench::new();
+    let [ada, mate, rev, eve] = ["ada", "mate", "rev", "eve"].map(|name| bench.user(name));
+    let config = configuration(
+        "[hub]\nenabled = true\n",
+        &[
+            ("ada", &ada, &["ops:propose"]),
+            ("mate", &mate, &[]),
+            ("rev", &rev, &["ops:promote"]),
+            ("eve", &eve, &["call:js:first"]),
+        ],
+    );
+    let node = bench.host_with(&config);
+    let names = names_of_its_own(&node);
+    let specs = names
+        .iter()
+        .map(|name| OperationSpec::mutation(name, "Takes what it gets."));
+    let mate = ManualPeer::serving(&node, &mate, specs.collect()).await;
+    until_attached(&node);
+    let tries = format!(
+        "const told = {{}};
+         for (const name of {}) {{
+             try {{ told[name] = await ops.call(name, {{ card: 42 }}); }}
+             catch (error) {{ told[name] = error.code; }}
+         }}",
+        json!(names)
+    );
+    let source = format!(
+        "export const run = async (n) => {{ if (!n) return 'done'; {tries} return told; }};"
+    );
+    let draft = OperationDraft {
+        uses: &names.iter().map(String::as_str).collect::<Vec<_>>(),
+        source: &source,
+        ..OperationDraft::waits("first")
+    };
+    promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
+    let unknown: BTreeMap<_, _> = names.iter().map(|name| (name, "NOT_FOUND")).collect();
+    let (_dialer, client) = caller(&node, &eve).await;
+    let promoted = client.call("js/first", &json!(1)).await;
+    assert_eq!(promoted.expect("it answers").value(), &json!(unknown));
+    // Nor where an administrator runs a script, unless it names the peer.
+    let run = |source: &str| node.call("runtime/eval", &json!({ "source": source }));
+    let ran = run(&format!("{tries} export default told"));
+    assert_eq!(ran["value"], json!(unknown), "{ran}");
+    assert!(names.iter().all(|name| mate.asked(name) == 0));
+    let ran = run("export default await ops.call('js/pay', {}, { peer: 'mate' })");
+    assert_eq!((&ran["value"], mate.asked("js/pay")), (&json!("done"), 1));
     mate.connection.close(CloseCode::Normal, "");
 }

@@ -396,6 +396,64 @@ fn commands(said: &str) -> Vec<&str> {
     lines.filter(|line| line.starts_with("alknet ")).collect()
 }
 
+/// Two reviewers have to agree. An administrator puts the first one out before the second one decides.
+#[test]
+fn the_vote_of_a_reviewer_who_was_put_out_does_not_count() {
+    let bench = TestBench::new();
+    let [ada, rev, out] = ["ada", "rev", "out"].map(|name| bench.user(name));
+    let people: [(&str, &CliRunner, &[&str]); 2] = [
+        ("ada", &ada, &["ops:propose"]),
+        ("rev", &rev, &["ops:promote"]),
+    ];
+    let config = configuration(&people);
+    let node = bench.host_with(&config.replace("[promotion]\n", "[promotion]\nreviews = 2\n"));
+    let (admin, at, key) = (bench.admin(), node.target(), out.identity());
+    let scope = ["--scope", "ops:promote"];
+    let add = ["peer", "add", at, "out", "--key", &key];
+    verb(admin, &[&add[..], &scope].concat(), &[]).json();
+    let folder = constant(&bench, "one", 1);
+    let proposed = verb(&ada, &["ops", "propose", at, "--as", "ada"], &[&folder]).json();
+    let id = proposed["id"].as_str().expect("an id");
+    let promote = |who: &CliRunner| verb(who, &["ops", "promote", at, id], &[]).json();
+    let waits = json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 });
+    assert_eq!(promote(&out), waits);
+    verb(admin, &["peer", "remove", at, "out"], &[]).json();
+    assert_eq!(promote(&rev), waits, "the vote of one who is gone");
+}
+
+/// While a reviewer reads a proposal, another decision rejects it, and another author proposes the same code: by the id
+/// alone, the operation would act by the rights of the second author, of which the reviewer read nothing.
+#[test]
+fn a_decision_is_about_the_proposal_that_was_read() {
+    let bench = TestBench::new();
+    let [ada, eve, rev] = ["ada", "eve", "rev"].map(|name| bench.user(name));
+    let node = bench.host_with(&configuration(&[
+        ("ada", &ada, &["ops:propose"]),
+        ("eve", &eve, &["ops:propose"]),
+        ("rev", &rev, &["ops:promote"]),
+    ]));
+    let at = node.target();
+    let folder = constant(&bench, "one", 1);
+    let propose = |who: &CliRunner, name: &str| {
+        verb(who, &["ops", "propose", at, "--as", name], &[&folder]).json()
+    };
+    let read = propose(&ada, "ada");
+    let id = read["id"].as_str().expect("an id");
+    let shown = verb(&rev, &["ops", "proposals", at, id], &[]).json();
+    let digest = shown["proposal"]["digest"].as_str().expect("a digest");
+    verb(&rev, &["ops", "promote", at, id, "--reject"], &[]).json();
+    let other = propose(&eve, "eve");
+    assert_eq!(other["id"], id);
+    for more in ["--external", "--reject"] {
+        let words = ["ops", "promote", at, id, "--digest", digest, more];
+        let refused = verb(&rev, &words, &[]);
+        assert_eq!(refused.code(), "CONFLICT", "{more}: {refused:?}");
+    }
+    let digest = other["digest"].as_str().expect("a digest");
+    let words = ["ops", "promote", at, id, "--digest", digest, "--external"];
+    assert_eq!(verb(&rev, &words, &[]).json()["state"], "promoted");
+}
+
 #[test]
 fn a_draft_becomes_an_operation_and_its_next_version_is_taken_back() {
     let bench = TestBench::new();

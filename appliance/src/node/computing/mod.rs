@@ -56,6 +56,27 @@ const REACH: [&str; 9] = [
     "tensor/*",
 ];
 
+/// Namespaces of the node's own operations, in which a script's call that names no peer goes to none: an operation may
+/// be missing here for a while, and every peer may serve its name.
+const OWN: [&str; 16] = [
+    "capability",
+    "channel",
+    "compute",
+    "config",
+    "escrow",
+    "hub",
+    "js",
+    "node",
+    "ops",
+    "peer",
+    "runtime",
+    "services",
+    "session",
+    "tensor",
+    "token",
+    "vault",
+];
+
 /// Everything that computes. Clones share it.
 #[derive(Clone)]
 pub(super) struct NodeComputing {
@@ -125,6 +146,9 @@ impl NodeComputing {
 
     /// Adds the operations to a registry. What comes of `imports` scripts of `runtime/eval` reach.
     pub(super) fn register(&self, builder: &mut RegistryBuilder, imports: &[ImportConfig]) {
+        for namespace in OWN {
+            builder.keep_for_node(namespace);
+        }
         for import in imports {
             // Before a peer attaches: what a script means for the server goes to no peer, also where nothing is
             // imported yet.

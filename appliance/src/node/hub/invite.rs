@@ -103,7 +103,7 @@ impl HubContext {
             },
             ttl_s: input.ttl_s.unwrap_or(TTL_S),
             made_by: who.id.to_string(),
-            made_by_key: self.people.identities.entries().admin_key(&who.id),
+            made_by_key: self.key_of_maker(&who.id),
         };
         let hub = self.key()?;
         let made = self.enrolment.invite(invitation, self.clock.now_s()).await;

@@ -11,7 +11,7 @@ use alknet_call::{
     CallError, CallerDisclosure, Ctx, Dispatcher, ErrorCode, ImportOptions, RegistryBuilder,
 };
 use alknet_core::config::{HubDisclose, HubEnroll, HubSection, NodeConfig};
-use alknet_core::{Clock, Identity, PeerKey};
+use alknet_core::{Clock, Identity, PeerId, PeerKey};
 use alknet_hub::{
     EnrolError, EnrolHandler, EnrolMode, EnrolPolicy, EnrolRole, EnrolmentService, HubCard,
 };
@@ -149,6 +149,18 @@ impl HubContext {
         Err(CallError::new(ErrorCode::Forbidden, message))
     }
 
+    /// A key by which the maker of an invitation is known again: the first one of a peer that is not being replaced.
+    fn key_of_maker(&self, maker: &PeerId) -> Option<PeerKey> {
+        let entries = self.people.identities.entries();
+        let of_peer = || {
+            let peer = entries.peers.iter().find(|peer| peer.peer_id == *maker)?;
+            let stays = |key: &&PeerKey| !peer.key_ends.contains_key(*key);
+            let key = peer.keys.iter().find(stays);
+            key.or_else(|| peer.keys.first()).copied()
+        };
+        entries.admin_key(maker).or_else(of_peer)
+    }
+
     fn key(&self) -> Result<[u8; 32], CallError> {
         match self.about.identity().parse() {
             Ok(PeerKey::Ed25519(key)) => Ok(key),
@@ -157,12 +169,13 @@ impl HubContext {
     }
 }
 
-/// Who asks for something that gives rights which outlive the call. An operation that calls on behalf of its
+/// Who asks for something that gives or takes rights beyond the call. An operation that calls on behalf of its
 /// caller is refused: its own authority let the call through, which may be more than it was granted for.
 pub(super) fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
     // On whose behalf an operation calls was not checked, and a peer outlives the call.
     if ctx.internal() {
-        let message = "an operation may not admit a peer for its caller; call this directly";
+        let message =
+            "an operation may not admit or change a peer for its caller; call this directly";
         return Err(CallError::new(ErrorCode::Forbidden, message));
     }
     let who = ctx.identity().ok_or_else(no_identity)?;

@@ -14,12 +14,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{HubContext, asker, enrolment_error, not_enrolled};
+use crate::node::identity_services;
 use crate::node::ops::empty_input;
 
 /// Scope of those who look.
 const READ_SCOPE: &str = "hub:read";
 /// Scope of those who change.
 const ADMIN_SCOPE: &str = "hub:admin";
+/// The label by which a hub marks what an enrolled peer became.
+const ROLE_LABEL: &str = "role";
 /// What `state` of a row may be.
 const STATES: [&str; 8] = [
     CONNECTED,
@@ -123,9 +126,13 @@ pub(super) fn label(hub: HubContext) -> Registration {
         }))
         .with_output(json!({ "type": "object", "required": ["peer_id", "name", "labels"] }))
         .with_scope(ADMIN_SCOPE);
-    let handler = HandlerKind::once(move |input: CallBody, _ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let hub = hub.clone();
-        async move { hub.relabel(input.parse()?).await }
+        async move {
+            let input: RelabelInput = input.parse()?;
+            hub.check_may_change(&input.peer, asker(&ctx)?).await?;
+            hub.relabel(input).await
+        }
     });
     Registration::new(spec, handler)
 }
@@ -174,9 +181,13 @@ pub(super) fn remove(hub: HubContext) -> Registration {
         }
     }))
     .with_scope(ADMIN_SCOPE);
-    let handler = HandlerKind::once(move |input: CallBody, _ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let hub = hub.clone();
-        async move { hub.remove(input.parse()?).await }
+        async move {
+            let input: RemovePeerInput = input.parse()?;
+            hub.check_may_change(&input.peer, asker(&ctx)?).await?;
+            hub.remove(input).await
+        }
     });
     Registration::new(spec, handler)
 }
@@ -229,7 +240,7 @@ impl HubContext {
             role,
             name: alias(input.name.as_deref())?,
             made_by: who.id.to_string(),
-            made_by_key: self.people.identities.entries().admin_key(&who.id),
+            made_by_key: self.key_of_maker(&who.id),
         };
         let now_s = self.clock.now_s();
         let approved = self
@@ -246,6 +257,12 @@ impl HubContext {
     }
 
     async fn relabel(&self, input: RelabelInput) -> Result<Value, CallError> {
+        let is_role = |name: &String| name == ROLE_LABEL;
+        if input.set.keys().chain(&input.unset).any(is_role) {
+            return Err(CallError::invalid_input(format!(
+                "the label '{ROLE_LABEL}' says what the peer enrolled as, and stays"
+            )));
+        }
         let peer = self.named(&input.peer)?;
         let name = alias(input.name.as_deref())?;
         let changed = self.enrolment.relabel(&peer, name, |labels| {
@@ -284,6 +301,32 @@ impl HubContext {
         let now = self.clock.now_s();
         let is_open = |token: &&TokenRecord| now.is_some_and(|now| token.is_open(now));
         Ok(tokens.iter().filter(is_open).map(invitation).collect())
+    }
+
+    /// Whether `who` may change this peer by the scope [`ADMIN_SCOPE`].
+    ///
+    /// # Errors
+    /// It did not enrol, or may do more than `who`, who is no administrator; or there is no such peer.
+    async fn check_may_change(&self, name: &str, who: &Identity) -> Result<(), CallError> {
+        // The operations peer/set and peer/remove let an administrator do the same.
+        if who.scopes.allows(identity_services::ADMIN_SCOPE) {
+            return Ok(());
+        }
+        let peer = self.named(name)?;
+        let all = self.enrolment.peers().await;
+        let all = all.map_err(|error| enrolment_error(&error))?;
+        // An entry of the configuration is not among them: the store refuses to change it.
+        let Some(entry) = all.iter().find(|entry| entry.peer_id == peer) else {
+            return Ok(());
+        };
+        let refused = match entry.labels.contains_key(ROLE_LABEL) {
+            true if who.scopes.covers(&entry.scopes) => return Ok(()),
+            true => "this peer may do more than you: an administrator changes it",
+            false => {
+                "this peer did not enrol here: an administrator changes it by peer/set or peer/remove"
+            }
+        };
+        Err(CallError::new(ErrorCode::Forbidden, refused))
     }
 
     fn named(&self, name: &str) -> Result<PeerId, CallError> {

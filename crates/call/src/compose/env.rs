@@ -89,7 +89,8 @@ pub trait OperationEnv: Send + Sync + 'static {
 /// from the connection that the request came over, and what attached peers serve. Importing a name that this node has is refused,
 /// and one that is promoted later counts before what was imported: no peer can take the place of an
 /// operation of this node. In a namespace that is [kept for a server](crate::RegistryBuilder::keep_for_server), the
-/// connection has no operations, and a peer has only those that the scope pins or routes there. A
+/// connection has no operations, and a peer has only those that the scope pins or routes there. The same holds in a
+/// namespace that is [kept for the node](crate::RegistryBuilder::keep_for_node) for a call that names no peer. A
 /// [`Session`](crate::SandboxSession) puts its own operations before all of them.
 #[derive(Clone)]
 pub struct PeerCompositeEnv {
@@ -117,8 +118,8 @@ impl PeerCompositeEnv {
 
     fn here(&self, name: &str) -> Option<ResolvedOperation> {
         let from_servers = || self.imported.get(name);
-        // What is meant for a server does not go to the caller that opened the connection.
-        let from_caller = || match self.base.is_kept_for_server(name) {
+        // What is meant for a server, or for this node, does not go to the caller that opened the connection.
+        let from_caller = || match self.base.is_kept(name, None) {
             true => None,
             false => self.connection.as_ref().and_then(|layer| layer.get(name)),
         };
@@ -141,7 +142,7 @@ impl OperationEnv for PeerCompositeEnv {
             return Some(found);
         }
         let peer = lookup.peer.unwrap_or(&PeerRef::Any);
-        if self.base.is_kept_for_server(name) {
+        if self.base.is_kept(name, lookup.peer) {
             let scope = &lookup.scope.on_peers_alone();
             return self.peers.pick(peer, &OperationLookup { scope, ..*lookup });
         }
@@ -151,7 +152,7 @@ impl OperationEnv for PeerCompositeEnv {
     fn every(&self) -> Vec<ResolvedOperation> {
         let connection = self.connection.as_deref();
         let connection = connection.into_iter().flat_map(OperationOverlay::sorted);
-        let connection = connection.filter(|one| !self.base.is_kept_for_server(&one.spec.name));
+        let connection = connection.filter(|one| !self.base.is_kept(&one.spec.name, None));
         // Imported ones come last: of a long list a session gets the beginning.
         let is_first = |one: &&Arc<CompiledOperation>| self.promoted.get(&one.spec.name).is_none();
         let own = self.promoted.sorted().iter();

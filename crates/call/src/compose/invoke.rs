@@ -286,8 +286,9 @@ impl Env {
     ) -> Result<ResolvedOperation, CallError> {
         let unknown = || CallError::not_found(name);
         let scope = self.scope.as_deref().ok_or_else(unknown)?;
-        // That a script reaches the namespace of a server is no reason to ask a peer in its place.
-        let is_kept = self.ctx.dispatcher().registry.is_kept_for_server(name);
+        // That a script reaches the namespace of a server, or of the node, is no reason to ask a peer in its place.
+        let dispatcher = self.ctx.dispatcher();
+        let is_kept = dispatcher.registry.is_kept(name, options.peer.as_ref());
         let pinned = is_kept.then(|| scope.on_peers_alone());
         let on_peers = pinned.as_ref().unwrap_or(scope);
         let is_routed = self.is_routed(on_peers, name, options)?;

@@ -310,7 +310,7 @@ fn script(name: &str, target: &'static str, scopes: &[&str]) -> Registration {
         let answer = env.invoke_with(target, &Value::Null, &options).await?;
         Ok::<CallOutput, CallError>(answer.into())
     });
-    let reach = ScopedPeerEnv::new(["api/*", "app/*"]).with_routing();
+    let reach = ScopedPeerEnv::new(["api/*", "app/*", "own/*"]).with_routing();
     Registration::new(OperationSpec::query(name, "A script."), handler)
         .composing(CompositionAuthority::new(name, scopes), reach)
 }
@@ -361,6 +361,46 @@ async fn no_peer_takes_the_place_of_a_server_of_the_node() {
     assert_eq!(answer, Ok(json!("of the server")));
 }
 
+/// A worker without scopes serves what the node took back, or does not have yet, and waits for a call that names no peer.
+/// It would get the input, and forge the answer.
+#[tokio::test]
+async fn no_peer_takes_the_place_of_the_nodes_own_operations() {
+    let worker = node(["own/pay", "app/note"].map(foreign));
+    let pinned = {
+        let spec = OperationSpec::query("js/pinned", "Has a peer.");
+        let handler = HandlerKind::once(|_, ctx: Ctx| async move {
+            let answer = ctx.env().invoke("own/pay", &Value::Null).await?;
+            Ok::<CallOutput, CallError>(answer.into())
+        });
+        let reach = ScopedPeerEnv::default().pinned("worker".parse().expect("an id"), "own/pay");
+        Registration::new(spec, handler)
+            .composing(CompositionAuthority::new("js/pinned", [""; 0]), reach)
+    };
+    let mut builder = Registry::builder()
+        .with(script("js/pay", "own/pay", &[]))
+        .with(script("js/other", "app/note", &[]))
+        .with(pinned);
+    builder.keep_for_node("own");
+    let registry = builder.build().expect("every rule is kept");
+    let dispatcher = Dispatcher::new(registry).with_imports(ImportOptions::default());
+    let hub = CallTestNode::with_dispatcher(dispatcher, Arc::default());
+    let _joined = worker.join(&hub, Carriage::Memory, identity("worker", &[]));
+    attached(&hub, &["worker"]).await;
+    let client = hub.client(Carriage::Memory, holder(&["*"]));
+    for unnamed in [&Value::Null, &json!("any")] {
+        let refused = call_value(&client, "js/pay", unnamed).await;
+        let error = refused.expect_err("the node has no such operation");
+        assert_eq!(error.code, ErrorCode::NotFound, "{unnamed}: {error}");
+        let answer = call_value(&client, "js/other", unnamed).await;
+        assert_eq!(answer, Ok(json!("of another node")), "{unnamed}");
+    }
+    // A script that names the peer, or an operation that is pinned to it, means it.
+    for (name, input) in [("js/pay", json!("worker")), ("js/pinned", Value::Null)] {
+        let answer = call_value(&client, name, &input).await;
+        assert_eq!(answer, Ok(json!("of another node")), "{name}");
+    }
+}
+
 /// An author's script that calls a server would send its input to the caller of the script.
 #[tokio::test]
 async fn no_caller_takes_the_place_of_a_server_of_the_node() {
@@ -373,22 +413,25 @@ async fn no_caller_takes_the_place_of_a_server_of_the_node() {
     let mut builder = Registry::builder()
         .with(reads)
         .with(script("js/kept", "api/note", &[]))
+        .with(script("js/own", "own/note", &[]))
         .with(script("js/other", "app/note", &[]));
-    builder.keep_for_server("api");
+    builder.keep_for_server("api").keep_for_node("own");
     let registry = builder.build().expect("every rule is kept");
     let node = CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default());
     let mut theirs = Registry::builder();
-    for name in ["api/note", "app/note"] {
+    for name in ["api/note", "app/note", "own/note"] {
         theirs.add(foreign(name));
     }
     let theirs = Dispatcher::new(theirs.build().expect("every rule is kept"));
     let (dialled, _) = node.serve(Carriage::Memory, None);
     let client = CallClient::new(Arc::new(theirs)).attach(dialled, None);
     let read = call_value(&client, "app/import", &Value::Null).await;
-    assert_eq!(read, Ok(json!(2)));
+    assert_eq!(read, Ok(json!(3)));
     let answer = call_value(&client, "js/other", &Value::Null).await;
     assert_eq!(answer, Ok(json!("of another node")));
-    let refused = call_value(&client, "js/kept", &Value::Null).await;
-    let error = refused.expect_err("nothing is imported from the server");
-    assert_eq!(error.code, ErrorCode::NotFound, "{error}");
+    for name in ["js/kept", "js/own"] {
+        let refused = call_value(&client, name, &Value::Null).await;
+        let error = refused.expect_err("neither the server nor the node has it");
+        assert_eq!(error.code, ErrorCode::NotFound, "{name}: {error}");
+    }
 }

@@ -87,9 +87,10 @@ pub async fn shut_out(
     close_invitations(tokens, peer).await
 }
 
-/// Changes a peer that stays let in, or comes back. If the change takes scopes from it, or keys from a peer that enrolled,
-/// no invitation made before gives them back: the change counts as a removal does, and closes the same invitations.
-/// Returns their names. On a node that is a hub, [`EnrolmentService::change`] does it in turn with the other decisions.
+/// Changes a peer that stays let in, or comes back. If the change takes scopes or time from it, or keys from a peer that
+/// has an invitation, no invitation made before gives them back: the change counts as a removal does, and closes the same
+/// invitations. Returns their names. On a node that is a hub, [`EnrolmentService::change`] does it in turn with the other
+/// decisions.
 ///
 /// # Errors
 /// There is no such peer, or it is one of the configuration, or the stores fail.
@@ -101,7 +102,15 @@ pub async fn change_peer(
 ) -> Result<Vec<KeyId>, EnrolError> {
     let all = peers.list().await?;
     let before = all.iter().find(|entry| entry.peer_id == *peer);
-    if !before.is_some_and(|before| takes(before, &change)) {
+    let takes = match before {
+        Some(before) if takes_keys(before, &change) => {
+            // The keys of other peers have nothing to do with invitations.
+            takes_rights(before, &change) || has_invitation(tokens, before).await?
+        }
+        Some(before) => takes_rights(before, &change),
+        None => false,
+    };
+    if !takes {
         peers.patch(peer.clone(), change).await?;
         return Ok(Vec::new());
     }
@@ -113,16 +122,33 @@ pub async fn change_peer(
     close_invitations(tokens, peer).await
 }
 
-/// Whether a change takes a scope from a peer, or from one that enrolled a key that counted until then.
-fn takes(before: &PeerEntry, change: &PeerPatch) -> bool {
+/// Whether a peer has the text of an invitation, as far as the hub knows: it enrolled, or it joined by an invitation that
+/// is kept, or it made one.
+///
+/// # Errors
+/// The store fails.
+pub async fn has_invitation(tokens: &dyn TokenStore, peer: &PeerEntry) -> Result<bool, EnrolError> {
+    // The hub forgets invitations that are over, and keeps the label.
+    if peer.labels.contains_key(ROLE_LABEL) {
+        return Ok(true);
+    }
+    let all = tokens.list().await?;
+    Ok(all.iter().any(|record| record.is_of(&peer.peer_id)))
+}
+
+/// Whether a change takes a scope from a peer, or ends it sooner.
+fn takes_rights(before: &PeerEntry, change: &PeerPatch) -> bool {
     let scopes = change.scopes.as_ref();
-    if scopes.is_some_and(|after| !after.covers(&before.scopes)) {
-        return true;
-    }
-    // The keys of other peers have nothing to do with invitations.
-    if !before.labels.contains_key(ROLE_LABEL) {
-        return false;
-    }
+    let ends_sooner = match (change.expires, before.expires) {
+        (Some(Some(end)), Some(was)) => end < was,
+        (Some(Some(_)), None) => true,
+        _ => false,
+    };
+    ends_sooner || scopes.is_some_and(|after| !after.covers(&before.scopes))
+}
+
+/// Whether a change takes from a peer a key that counted until then.
+fn takes_keys(before: &PeerEntry, change: &PeerPatch) -> bool {
     let after = before.clone().patched(change.clone());
     let is_lost = |key: &PeerKey| {
         let ends_sooner = match (after.key_ends.get(key), before.key_ends.get(key)) {

@@ -19,12 +19,14 @@ use crate::service::{Promotion, ProposalQuery, ReviewTerms};
 /// Who may send bundles.
 const PROPOSE: &str = "ops:propose";
 /// Who may decide about them.
-const PROMOTE: &str = "ops:promote";
+pub(crate) const PROMOTE: &str = "ops:promote";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PromoteInput {
     id: Blake3Hash,
+    /// Of the document that the reviewer read.
+    digest: Option<Blake3Hash>,
     accept: bool,
     path: Option<String>,
     external: Option<bool>,
@@ -88,14 +90,15 @@ async fn promote(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result
             let text = "path, external and scopes go with accept";
             return Err(CallError::invalid_input(text));
         }
-        return Ok(promotion.reject(input.id, &who, &input.reason).await?);
+        let done = promotion.reject(input.id, input.digest, &who, &input.reason);
+        return Ok(done.await?);
     }
     let wanted = ReviewTerms {
         path: input.path,
         external: input.external.unwrap_or(false),
         scopes: input.scopes,
     };
-    let done = promotion.accept(input.id, wanted, &who, &input.reason);
+    let done = promotion.accept(input.id, input.digest, wanted, &who, &input.reason);
     Ok(done.await?)
 }
 
@@ -226,6 +229,10 @@ fn promote_spec() -> OperationSpec {
         "type": "object",
         "properties": {
             "id": id_schema(),
+            "digest": {
+                "type": "string", "pattern": "^[0-9a-f]{64}$",
+                "description": "the digest of the proposal that was read; CONFLICT if another one took its place",
+            },
             "accept": { "type": "boolean" },
             "path": { "type": "string", "description": "the path of the operation; js/<name> unless given" },
             "external": { "type": "boolean", "description": "whether peers may call the operation" },

@@ -117,6 +117,19 @@ impl EnrolmentTestHub {
         made.expect("a token").0
     }
 
+    /// An invitation for several workers, by a maker that is known again by this key.
+    async fn token_by(&self, made_by: &str, key: Option<PeerKey>) -> EnrolToken {
+        let invitation = Invitation {
+            role: worker(),
+            kind: TokenKind::Many(5),
+            ttl_s: 3600,
+            made_by: made_by.to_owned(),
+            made_by_key: key,
+        };
+        let made = self.enrolment.invite(invitation, Some(NOW)).await;
+        made.expect("a token").0
+    }
+
     /// Enrols the key 1 as a worker that holds this scope as well.
     async fn worker_with(&self, scope: &str) -> PeerId {
         let role = EnrolRole {

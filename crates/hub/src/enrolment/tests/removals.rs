@@ -192,6 +192,121 @@ async fn a_key_that_was_taken_does_not_come_back_by_an_older_invitation() {
     assert!(closed.is_empty(), "{closed:?}");
 }
 
+/// It stays let in until then. Who has its text would be a peer again under another key, without an end.
+#[tokio::test]
+async fn an_end_that_was_set_is_not_undone_by_an_older_invitation() {
+    let hub = hub(EnrolMode::Token);
+    let [own, other] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let joined = hub.enrol(1, &request(Some(&own), None), NOW).await;
+    let peer = joined.expect("taken").peer_id;
+    let until = |end: Option<u64>| PeerPatch {
+        expires: Some(end),
+        ..PeerPatch::default()
+    };
+    let change = async |end| {
+        hub.enrolment
+            .change(&peer, until(end))
+            .await
+            .expect("a peer")
+    };
+    assert_eq!(change(Some(NOW + 3600)).await, [own.name()]);
+    for (n, token) in [(2, &own), (1, &own), (1, &other)] {
+        let ask = request(Some(token), None);
+        let code = hub.code(n, &ask, NOW + REPEAT_TIME_S + 1).await;
+        assert_eq!(code, "ENROLL_INVALID", "{n}");
+    }
+    // Only what takes time away closes what was made since.
+    let newer = hub.token(TokenKind::Many(5), worker()).await;
+    let again = hub.enrol(1, &request(Some(&newer), None), NOW).await;
+    assert_eq!(again.expect("taken").peer_id, peer);
+    for end in [Some(NOW + 7200), None] {
+        assert!(change(end).await.is_empty(), "{end:?}");
+    }
+    assert_eq!(change(Some(NOW + 7200)).await, [newer.name()]);
+}
+
+/// An administrator added it by its key, and it made an invitation. Who found the key that it lost has the text.
+#[tokio::test]
+async fn a_maker_that_loses_a_key_loses_its_invitations() {
+    let hub = hub(EnrolMode::Token);
+    let maker: PeerId = "maker".parse().expect("a peer id");
+    let added = PeerEntry {
+        keys: vec![key(1)],
+        scopes: ["hub:invite", "relay:accept"].into_iter().collect(),
+        ..PeerEntry::new(maker.clone())
+    };
+    hub.peers.put(added).await.expect("a new peer");
+    let (own, other) = (
+        hub.token_by(maker.as_str(), Some(key(1))).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    );
+    let replaced = PeerPatch {
+        keys: Some(vec![key(9), key(1)]),
+        key_ends: Some([(key(1), 0)].into()),
+        ..PeerPatch::default()
+    };
+    let closed = hub
+        .enrolment
+        .change(&maker, replaced)
+        .await
+        .expect("a peer");
+    assert_eq!(closed, [own.name()]);
+    for (n, token) in [(1, &own), (2, &own), (1, &other)] {
+        let code = hub.code(n, &request(Some(token), None), NOW).await;
+        assert_eq!(code, "ENROLL_INVALID", "{n}");
+    }
+}
+
+/// The configuration had a peer, and has another one of its name: the holder of the first one's invitation has no part in
+/// that.
+#[tokio::test]
+async fn an_invitation_does_not_pass_to_another_peer_of_the_same_name() {
+    let hub = hub(EnrolMode::Token);
+    let maker = |n: u8| PeerEntry {
+        keys: vec![key(n)],
+        scopes: ["hub:invite", "relay:accept"].into_iter().collect(),
+        ..PeerEntry::new("mate".parse().expect("a peer id"))
+    };
+    let configured = |peers: Vec<PeerEntry>| {
+        hub.peers.replace_config(IdentityEntries {
+            peers,
+            ..IdentityEntries::default()
+        });
+    };
+    configured(vec![maker(50)]);
+    let token = hub.token_by("mate", Some(key(50))).await;
+    let ask = request(Some(&token), None);
+    assert_eq!(hub.code(1, &ask, NOW).await, "taken");
+    configured(Vec::new());
+    assert_eq!(hub.code(2, &ask, NOW).await, "ENROLL_INVALID");
+    configured(vec![maker(60)]);
+    assert_eq!(hub.code(2, &ask, NOW).await, "ENROLL_INVALID");
+    // The same one is back.
+    configured(vec![maker(50)]);
+    assert_eq!(hub.code(2, &ask, NOW).await, "taken");
+}
+
+/// Its entry keeps the key that it replaced, which ended since.
+#[tokio::test]
+async fn an_invitation_outlives_the_rotation_of_its_makers_key() {
+    let hub = hub(EnrolMode::Token);
+    let maker = hub.worker_with("hub:invite").await;
+    let token = hub.token_by(maker.as_str(), Some(key(1))).await;
+    let rotated = hub.peers.rotate(maker.clone(), key(1), key(9)).await;
+    rotated.expect("it is of the store");
+    let ended = PeerPatch {
+        key_ends: Some([(key(1), NOW)].into()),
+        ..PeerPatch::default()
+    };
+    hub.peers.patch(maker, ended).await.expect("a peer");
+    assert!(hub.peers.by_key(&key(1)).is_none());
+    let ask = request(Some(&token), None);
+    assert_eq!(hub.code(2, &ask, NOW).await, "taken");
+}
+
 /// The power failed when the peer was made and its use was not yet written as done. Then the peer lost the key, which
 /// the store does not even know any more.
 #[tokio::test]

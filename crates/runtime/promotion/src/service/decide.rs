@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use alknet_call::{Registry, RegistryError, is_operation_name};
-use alknet_core::Identity;
+use alknet_core::{Identity, IdentityProvider, PeerId};
 use alknet_runtime::ops::{ScriptTestReport, tells};
 use serde_json::{Value, json};
 
@@ -14,9 +14,10 @@ use crate::error::PromotionError;
 use crate::generation::PromotedOperationParts;
 use crate::grants;
 use crate::limits::{FINDINGS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX};
+use crate::operations::PROMOTE;
 use crate::store::{
     AuditAct, AuthoritySnapshot, BundleFindings, NewProposal, PromotionTerms, Proposal,
-    ProposalState, ReviewResult, TallyCounts,
+    ProposalState, REPLACED, ReviewResult, TallyCounts,
 };
 use crate::tally::{CallTally, TallyVerdict};
 use crate::trial;
@@ -95,19 +96,21 @@ impl Promotion {
     }
 
     /// A reviewer's yes. The bundle is looked at and tested once more; with enough reviewers that
-    /// agree to the same it is promoted. A yes to one that is promoted changes who may call it.
+    /// agree to the same it is promoted. A yes to one that is promoted changes who may call it. `read` is the digest of
+    /// the document that the reviewer read, if it says which.
     ///
     /// # Errors
-    /// There is no such proposal, it waits for no review, it is the reviewer's own, it does not pass,
-    /// or what is wanted cannot be.
+    /// There is no such proposal, its digest is not `read`, it waits for no review, it is the reviewer's own, it does not
+    /// pass, or what is wanted cannot be.
     pub async fn accept(
         &self,
         id: Blake3Hash,
+        read: Option<Blake3Hash>,
         wanted: ReviewTerms,
         who: &Identity,
         note: &str,
     ) -> Result<Value, PromotionError> {
-        let (proposal, bundle) = self.reviewed(id, who).await?;
+        let (proposal, bundle) = self.reviewed(id, read, who).await?;
         let state = proposal.state;
         if state != ProposalState::Promoted {
             check_waits(state)?;
@@ -122,13 +125,15 @@ impl Promotion {
         let (at_s, who, note) = (self.now(), who.id.clone(), note.to_owned());
         self.to_its_end(move |me| async move {
             let _one_at_a_time = me.deciding.lock().await;
+            let identities = Arc::clone(&me.parts.identities);
             let reviewed = me.stored(move |store| {
                 let act = AuditAct {
                     who: who.as_str(),
                     at_s,
                     note: &note,
                 };
-                store.accept(id, &terms, needed, act)
+                let counts = |reviewer: &PeerId| is_reviewer(&*identities, reviewer);
+                store.accept(&proposal, &terms, needed, counts, act)
             });
             let version = match reviewed.await? {
                 ReviewResult::Promoted(version) => version,
@@ -155,17 +160,18 @@ impl Promotion {
         .await
     }
 
-    /// A reviewer's no.
+    /// A reviewer's no. `read` is as for [`accept`](Self::accept).
     ///
     /// # Errors
-    /// There is no such proposal, it waits for no review, or it is the reviewer's own.
+    /// There is no such proposal, its digest is not `read`, it waits for no review, or it is the reviewer's own.
     pub async fn reject(
         &self,
         id: Blake3Hash,
+        read: Option<Blake3Hash>,
         who: &Identity,
         note: &str,
     ) -> Result<Value, PromotionError> {
-        let (proposal, _) = self.reviewed(id, who).await?;
+        let (proposal, _) = self.reviewed(id, read, who).await?;
         check_waits(proposal.state)?;
         let (at_s, who, note) = (self.now(), who.id.clone(), note.to_owned());
         self.stored(move |store| {
@@ -260,10 +266,11 @@ impl Promotion {
         self.parts.config.activate == ActivationTime::Live
     }
 
-    /// A proposal that this peer may review, and its bundle.
+    /// A proposal that this peer may review, and its bundle. Its digest is `read` if that is given.
     async fn reviewed(
         &self,
         id: Blake3Hash,
+        read: Option<Blake3Hash>,
         who: &Identity,
     ) -> Result<(Proposal, Arc<PromotionBundle>), PromotionError> {
         let found = self.stored(move |store| Ok((store.proposal(id)?, store.bundle(id)?)));
@@ -274,6 +281,11 @@ impl Promotion {
         if proposal.author == who.id {
             let text = "a proposal is reviewed by another peer than its author".to_owned();
             return Err(PromotionError::Forbidden(text));
+        }
+        // The proposal may also have been replaced between the two looks at the store.
+        let is_read = read.is_none_or(|read| read == proposal.digest);
+        if !is_read || bundle.digest() != proposal.digest {
+            return Err(PromotionError::Conflict(REPLACED.to_owned()));
         }
         Ok((proposal, bundle))
     }
@@ -427,6 +439,12 @@ impl Promotion {
             None => Ok(()),
         }
     }
+}
+
+/// Whether the vote of a reviewer counts now.
+fn is_reviewer(identities: &dyn IdentityProvider, reviewer: &PeerId) -> bool {
+    let known = identities.by_id(reviewer);
+    known.is_some_and(|known| known.scopes.allows(PROMOTE))
 }
 
 /// Checks that a proposal waits for its review.

@@ -23,6 +23,7 @@ use crate::bundle::{Blake3Hash, PromotionBundle};
 
 use file::SCHEMA_VERSION;
 
+pub(crate) use write::REPLACED;
 pub use write::{NewProposal, ReviewResult, RollbackResult, TallyCounts};
 
 /// Where a proposal stands.

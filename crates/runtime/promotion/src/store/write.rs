@@ -1,5 +1,6 @@
 //! What changes a store. Each of these is one transaction.
 
+use alknet_core::PeerId;
 use rusqlite::{Connection, params};
 use serde::Serialize;
 
@@ -9,6 +10,10 @@ use super::{
 };
 use crate::bundle::{Blake3Hash, PromotionBundle};
 use crate::limits::{BUNDLES_MAX, PATHS_MAX, STORE_BYTES_MAX, WAITING_PER_AUTHOR_MAX};
+
+/// What a reviewer reads whose decision is about a proposal that is not the one that was read.
+pub(crate) const REPLACED: &str =
+    "another proposal of the same code took the place of the one that was read: read this one";
 
 /// A bundle on its way in.
 #[derive(Clone, Copy, Debug)]
@@ -83,18 +88,26 @@ impl PromotionStore {
     /// A reviewer says yes. With as many as are `needed` that agree to the same, it is promoted. One that is promoted
     /// already becomes another version of its operation, for other callers.
     ///
+    /// The vote of the reviewer that decides now counts, and each other one if `counts` says so of its reviewer.
+    ///
     /// # Errors
-    /// There is no such proposal, it waits for no review, it is in place with these terms, the reviewer wrote it, or the
-    /// node has as many operations as it may.
+    /// There is no such proposal, another one took its place since it was `judged`, it waits for no review, it is in place
+    /// with these terms, the reviewer wrote it, or the node has as many operations as it may.
     pub fn accept(
         &self,
-        id: Blake3Hash,
+        judged: &Proposal,
         terms: &PromotionTerms,
         needed: u32,
+        counts: impl Fn(&PeerId) -> bool,
         act: AuditAct<'_>,
     ) -> Result<ReviewResult, PromotionStoreError> {
+        let id = judged.id;
         self.decide(|connection| {
             let known = acceptable(connection, id, terms)?;
+            // After a rejection the same code may be proposed again, by another author or with other rights.
+            if known.digest != judged.digest || known.found.authority != judged.found.authority {
+                return Err(PromotionStoreError::Conflict(REPLACED.to_owned()));
+            }
             if known.author.as_str() == act.who {
                 return Err(PromotionStoreError::Conflict(
                     "a proposal is reviewed by another peer than its author".to_owned(),
@@ -104,7 +117,11 @@ impl PromotionStore {
             let sql = "INSERT OR REPLACE INTO reviews (id, reviewer, terms) VALUES (?1, ?2, ?3)";
             connection.execute(sql, params![id.to_string(), act.who, json(terms)?])?;
             let reviews = read::reviews(connection, id)?;
-            let agree = reviews.iter().filter(|(_, theirs)| theirs == terms).count();
+            // A reviewer may have been put out, or have lost the scope, since its vote.
+            let agrees = |(who, theirs): &&(PeerId, PromotionTerms)| {
+                theirs == terms && (who.as_str() == act.who || counts(who))
+            };
+            let agree = reviews.iter().filter(agrees).count();
             let agree = u32::try_from(agree).unwrap_or(u32::MAX);
             if agree < needed {
                 record(

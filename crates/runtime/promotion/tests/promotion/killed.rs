@@ -23,7 +23,7 @@ const NAME: &str = "killed::a_killed_writer_leaves_everything_whole";
 /// How often a writer is killed.
 const ROUNDS: usize = 25;
 
-fn found() -> BundleFindings {
+pub(crate) fn found() -> BundleFindings {
     BundleFindings {
         authority: AuthoritySnapshot::default(),
         imports: Vec::new(),
@@ -37,7 +37,7 @@ fn found() -> BundleFindings {
     }
 }
 
-fn act(who: &str) -> AuditAct<'_> {
+pub(crate) fn act(who: &str) -> AuditAct<'_> {
     AuditAct {
         who,
         at_s: Some(1),
@@ -48,7 +48,7 @@ fn act(who: &str) -> AuditAct<'_> {
 /// Proposes, promotes, and every third time takes back.
 fn step(store: &PromotionStore, n: u64) -> Result<u64, PromotionStoreError> {
     let bundle = says("a", &json!(n)).sign();
-    store.propose(
+    let proposal = store.propose(
         NewProposal {
             bundle: &bundle,
             found: &found(),
@@ -60,7 +60,8 @@ fn step(store: &PromotionStore, n: u64) -> Result<u64, PromotionStoreError> {
         external: false,
         scopes: Vec::new(),
     };
-    let ReviewResult::Promoted(promoted) = store.accept(bundle.id(), &terms, 1, act("eve"))? else {
+    let accepted = store.accept(&proposal, &terms, 1, |_| true, act("eve"))?;
+    let ReviewResult::Promoted(promoted) = accepted else {
         return Err(PromotionStoreError::Conflict("one is enough".to_owned()));
     };
     match n % 3 {

@@ -2,10 +2,12 @@
 
 use alknet_call::ErrorCode;
 use alknet_promotion::{
-    ActivationTime, Promotion, PromotionConfig, PromotionError, PromotionParts, PromotionStore,
+    ActivationTime, BundleFindings, NewProposal, Promotion, PromotionBundle, PromotionConfig,
+    PromotionError, PromotionParts, PromotionStore, PromotionStoreError, PromotionTerms,
 };
 use serde_json::{Value, json};
 
+use crate::killed::{act, found};
 use crate::support::*;
 
 async fn proposed(node: &PromotionNode, draft: &DraftBundle) -> Value {
@@ -81,6 +83,90 @@ async fn as_many_as_are_asked_for_have_to_agree_to_the_same() {
         .await
         .expect("agreed");
     assert_eq!(done["state"], "promoted");
+}
+
+/// Two have to agree. The first is put out, or may review no more, before the second decides.
+#[tokio::test]
+async fn the_vote_of_a_reviewer_who_may_review_no_more_does_not_count() {
+    let folder = folder();
+    let config = PromotionConfig {
+        reviews: 2,
+        ..live()
+    };
+    let node = PromotionNode::start(folder.path(), config).await;
+    let id = proposed(&node, &says("a/b", &json!(1))).await;
+    let yes = json!({ "id": id, "accept": true });
+    let waits = Ok(json!({ "id": id, "state": "proposed", "reviews": 1, "needed": 2 }));
+    assert_eq!(node.call("eve", "ops/promote", &yes).await, waits);
+    node.people.forget("eve");
+    assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
+    node.people.set("eve", &["call:*"]);
+    assert_eq!(node.call("bob", "ops/promote", &yes).await, waits);
+    // Her vote counts again once she may review again.
+    node.people.set("eve", &["ops:promote"]);
+    let done = node.call("bob", "ops/promote", &yes).await;
+    assert_eq!(done.expect("two agree")["state"], "promoted");
+}
+
+/// A reviewer reads a proposal. Then another one rejects it, and another author proposes the same code: the id is the
+/// same, and the operation would act by the rights of the second author.
+#[tokio::test]
+async fn a_decision_is_about_the_document_that_was_read() {
+    let folder = folder();
+    let node = PromotionNode::start(folder.path(), live()).await;
+    let draft = says("a/b", &json!(1));
+    let read = node.propose("ada", &draft.sign()).await;
+    let read = read.expect("it is fine");
+    let no = json!({ "id": read["id"], "accept": false });
+    node.call("bob", "ops/promote", &no)
+        .await
+        .expect("it waits");
+    let other = draft.by("bob").sign();
+    let other = node.propose("bob", &other).await.expect("it is fine");
+    assert_eq!(other["id"], read["id"]);
+    assert_ne!(other["digest"], read["digest"]);
+    for accept in [true, false] {
+        let decision = json!({ "id": read["id"], "digest": read["digest"], "accept": accept });
+        let code = node.code("eve", "ops/promote", &decision).await;
+        assert_eq!(code, ErrorCode::Conflict, "{accept}");
+    }
+    let which = json!({ "id": read["id"] });
+    let one = node.call("eve", "ops/proposals", &which).await;
+    let one = one.expect("it is there");
+    assert_eq!(one["proposal"]["state"], "proposed", "{one}");
+    let decision = json!({ "id": read["id"], "digest": other["digest"], "accept": true });
+    let done = node.call("eve", "ops/promote", &decision).await;
+    assert_eq!(done.expect("it was read")["state"], "promoted");
+}
+
+/// The tests of a proposal run for up to a minute. Meanwhile it is rejected, and the same code is proposed again: by
+/// another author, or by the same one with more rights.
+#[test]
+fn what_was_replaced_while_it_was_judged_is_not_promoted() {
+    let folder = folder();
+    let store = PromotionStore::open(&folder.path().join("promotion.db")).expect("a file");
+    let draft = says("a", &json!(1));
+    let propose = |bundle: &PromotionBundle, found: &BundleFindings| {
+        let who = bundle.content().author.as_str();
+        let proposal = store.propose(NewProposal { bundle, found }, act(who));
+        proposal.expect("room")
+    };
+    let (of_ada, mut found) = (draft.sign(), found());
+    let judged = propose(&of_ada, &found);
+    found.authority.scopes = vec!["fs:read".to_owned()];
+    for again in [of_ada, draft.by("bob").sign()] {
+        store.reject(judged.id, act("rev")).expect("it waits");
+        let other = propose(&again, &found);
+        assert_eq!(other.id, judged.id);
+        let terms = PromotionTerms {
+            path: "js/a".to_owned(),
+            external: false,
+            scopes: Vec::new(),
+        };
+        let refused = store.accept(&judged, &terms, 1, |_| true, act("eve"));
+        let is_conflict = matches!(refused, Err(PromotionStoreError::Conflict(_)));
+        assert!(is_conflict, "{}: {refused:?}", other.author);
+    }
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use alknet_call::{
     OperationSpec, Provenance, Registration, Registry,
 };
 use alknet_core::{
-    AuthContext, AuthToken, Carriage, Clock, Identity, IdentityKind, IdentityProvider, PeerKey,
-    ProtocolHandler, memory_pair,
+    AuthContext, AuthToken, Carriage, Clock, Identity, IdentityKind, IdentityProvider, PeerId,
+    PeerKey, ProtocolHandler, memory_pair,
 };
 use alknet_promotion::{
     ActivationTime, BundleContent, BundleError, FuelPercentiles, Promotion, PromotionBundle,
@@ -88,6 +88,11 @@ impl IdentityProvider for PromotionIdentities {
 
     fn by_token(&self, _: &AuthToken) -> Option<Arc<Identity>> {
         None
+    }
+
+    fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {
+        let known = self.known.lock().expect("no poison");
+        known.get(id.as_str()).map(Arc::clone)
     }
 
     fn watch(&self) -> watch::Receiver<u64> {

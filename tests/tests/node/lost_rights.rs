@@ -1,0 +1,182 @@
+//! What an administrator takes from a peer of a hub, and what the peer, or the thief of its key, tries then.
+
+use alknet_tests::{CliRunner, TestBench};
+use serde_json::{Value, json};
+
+use super::enrolment::{EnrolmentNode, hub_config, invite, run};
+
+/// Enrols, and returns the id.
+fn enrolled(cli: &CliRunner, join: &str) -> String {
+    let joined = run(cli, &["enroll", join]).json();
+    joined["peer_id"].as_str().expect("an id").to_owned()
+}
+
+/// Tries to enrol with each of these keys.
+fn are_refused(users: &[&CliRunner], join: &str) {
+    for user in users {
+        let refused = run(user, &["enroll", join]);
+        assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
+    }
+}
+
+/// The thief has the disk of a peer: its key, and the text of the invitation in its configuration, which has a use left.
+#[test]
+fn the_thief_of_a_key_is_not_let_in_by_the_invitation_of_the_peer() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let [stolen, thief, next] = ["stolen", "thief", "next"].map(|name| bench.user(name));
+    let count = ["--role", "user", "--count", "2"];
+    let join = invite(&bench, &hub, &count);
+    let id = enrolled(&stolen, &join);
+    let admin = bench.admin();
+    let set = |id: &str, more: [&str; 2]| {
+        let words = [&["peer", "set", &hub.target, id][..], &more].concat();
+        run(admin, &words).json()
+    };
+    let changed = set(&id, ["--key", &next.identity()]);
+    assert_eq!(changed["closed"].as_array().map(Vec::len), Some(1));
+    are_refused(&[&stolen, &thief], &join);
+    let known = |user: &CliRunner| user.call(&hub.target, "node/info", &Value::Null, &[]);
+    assert_eq!(known(&stolen).code(), "UNAUTHENTICATED");
+    assert_eq!(known(&next).status, 0, "it has its new key");
+
+    // An administrator gives a peer an hour, and not another one under another key.
+    let guest = bench.user("guest");
+    let join = invite(&bench, &hub, &count);
+    let id = enrolled(&guest, &join);
+    let changed = set(&id, ["--expires", "1h"]);
+    assert_eq!(changed["closed"].as_array().map(Vec::len), Some(1));
+    are_refused(&[&thief], &join);
+    assert_eq!(known(&guest).status, 0, "the hour is not over");
+}
+
+/// An administrator added the peer by its key, and not by an invitation. It has the text of one all the same.
+#[test]
+fn a_removed_peer_that_was_added_is_not_let_in_by_an_older_invitation() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let [added, one, two] = ["added", "one", "two"].map(|name| bench.user(name));
+    let join = invite(&bench, &hub, &["--role", "user", "--count", "2"]);
+    let admin = bench.admin();
+    let key = added.identity();
+    run(admin, &["peer", "add", &hub.target, "mate", "--key", &key]).json();
+    let remove = || run(admin, &["peer", "remove", &hub.target, "mate"]).json();
+    assert_eq!(remove()["known"], true);
+    are_refused(&[&added], &join);
+    // Other keys use it up. With no open invitation the node has no reason to keep the key.
+    for user in [&one, &two] {
+        enrolled(user, &join);
+    }
+    assert_eq!(remove()["known"], false);
+    let newer = invite(&bench, &hub, &["--role", "user"]);
+    enrolled(&added, &newer);
+}
+
+/// A peer of the configuration made an invitation. It is taken out, and another one gets its name: the holder of the
+/// invitation has no part in that.
+#[test]
+fn an_invitation_does_not_pass_to_another_peer_of_the_same_name() {
+    let bench = TestBench::new();
+    let [mate, other, one, two] = ["mate", "other", "one", "two"].map(|name| bench.user(name));
+    let entry = |peer: &CliRunner| {
+        let key = peer.identity();
+        format!("[[peers]]\npeer_id = \"mate\"\nkeys = [\"{key}\"]\nscopes = [\"hub:invite\"]\n")
+    };
+    let hub = "[hub]\nenabled = true\n";
+    let node = EnrolmentNode::start(&bench, "hub", &format!("{hub}{}", entry(&mate)), "0");
+    let words = ["hub", "invite", &node.target, "--count", "5"];
+    let answer = run(&mate, &words).json();
+    let join = answer["join"].as_str().expect("a join string");
+    enrolled(&one, join);
+    let admin = bench.admin();
+    let apply = |entry: &str| {
+        let document = format!("node.admin_keys = [\"{}\"]\n{hub}{entry}", admin.identity());
+        let input = json!({ "document": document });
+        admin.call(&node.target, "config/apply", &input, &[]).json();
+    };
+    for entry in [String::new(), entry(&other)] {
+        apply(&entry);
+        are_refused(&[&two], join);
+    }
+    // The peer that made it is back.
+    apply(&entry(&mate));
+    enrolled(&two, join);
+}
+
+/// What a peer with `hub:admin` would do to another one.
+fn attempts(peer: &str) -> [(&'static str, Value); 4] {
+    let pool = json!({ "pool": "mine" });
+    [
+        ("hub/peers/remove", json!({ "peer": peer })),
+        ("hub/peers/label", json!({ "peer": peer, "set": pool })),
+        ("hub/peers/label", json!({ "peer": peer, "name": "mine" })),
+        (
+            "hub/peers/label",
+            json!({ "peer": peer, "unset": ["role"] }),
+        ),
+    ]
+}
+
+/// A peer with `hub:admin` has power over those that enrolled and may do no more than it, and over no other peer.
+#[test]
+fn who_administers_enrolled_peers_changes_no_other_peer() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let users = ["porter", "rev", "user", "worker"].map(|name| bench.user(name));
+    let [porter, rev, user, worker] = &users;
+    let (admin, key) = (bench.admin(), rev.identity());
+    let scope = ["--scope", "node:read"];
+    let add = ["peer", "add", &hub.target, "rev", "--key", &key];
+    run(admin, &[&add[..], &scope].concat()).json();
+    let roles = [(porter, "porter"), (user, "user"), (worker, "worker")];
+    let [_, above, below] =
+        roles.map(|(cli, role)| enrolled(cli, &invite(&bench, &hub, &["--role", role])));
+    let call = |who: &CliRunner, name: &str, input: &Value| who.call(&hub.target, name, input, &[]);
+    for peer in ["rev", &above] {
+        for (name, input) in attempts(peer) {
+            let refused = call(porter, name, &input);
+            assert_eq!(refused.code(), "FORBIDDEN", "{name} {input}: {refused:?}");
+        }
+    }
+    let listed = call(admin, "hub/peers", &Value::Null).json();
+    let rows = listed["peers"].as_array().expect("a list");
+    let row = |id: &str| rows.iter().find(|row| row["peer_id"] == id);
+    let row = |id: &str| row(id).expect("it is there");
+    assert_eq!(
+        (&row("rev")["name"], &row("rev")["scopes"]),
+        (&json!("rev"), &json!(["node:read"]))
+    );
+    assert_eq!(row(&above)["labels"]["role"], "user");
+    assert_eq!(call(rev, "node/info", &Value::Null).status, 0);
+    for (name, input) in &attempts(&below)[1..3] {
+        assert_eq!(call(porter, name, input).status, 0, "{input}");
+    }
+    assert_eq!(
+        call(porter, "hub/peers/remove", &json!({ "peer": below })).status,
+        0
+    );
+    // An administrator removes any of them.
+    for peer in ["rev", &above] {
+        let removed = run(admin, &["hub", "remove", &hub.target, peer]).json();
+        assert_eq!(removed["peer_id"], peer);
+    }
+}
+
+/// A removal knows by it that the peer enrolled, and keeps the peer's keys.
+#[test]
+fn the_label_of_a_role_is_no_callers_to_change() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let [porter, worker] = ["porter", "worker"].map(|name| bench.user(name));
+    let [_, id] = [(&porter, "porter"), (&worker, "worker")]
+        .map(|(cli, role)| enrolled(cli, &invite(&bench, &hub, &["--role", role])));
+    for change in [
+        json!({ "peer": id, "unset": ["role"] }),
+        json!({ "peer": id, "set": { "role": "porter" } }),
+    ] {
+        for who in [&porter, bench.admin()] {
+            let refused = who.call(&hub.target, "hub/peers/label", &change, &[]);
+            assert_eq!(refused.code(), "INVALID_INPUT", "{change}: {refused:?}");
+        }
+    }
+}
