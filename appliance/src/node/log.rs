@@ -233,6 +233,25 @@ pub(crate) enum StderrFormat {
     Prefixed,
 }
 
+impl StderrFormat {
+    /// A record as it is written, with its line end.
+    fn line(self, record: &LogRecord) -> String {
+        let LogRecord {
+            level,
+            target,
+            message,
+            ..
+        } = record;
+        match self {
+            Self::Plain => {
+                let time = record.time.as_deref().unwrap_or("-");
+                format!("{time} {level:5} {target}: {message}\n")
+            }
+            Self::Prefixed => format!("<{}>{target}: {message}\n", kernel_level(level)),
+        }
+    }
+}
+
 /// Sends `tracing` events to the ring and to standard error. Call once.
 pub(crate) fn install(ring: &NodeLogRing, stderr: StderrFormat) {
     let layer = RingLayer {
@@ -311,23 +330,7 @@ impl<C> RingLayer<C> {
     }
 
     fn print(&self, record: &LogRecord) {
-        let line = match self.stderr {
-            StderrFormat::Plain => {
-                let time = record.time.as_deref().unwrap_or("-");
-                format!(
-                    "{time} {:5} {}: {}\n",
-                    record.level, record.target, record.message
-                )
-            }
-            StderrFormat::Prefixed => {
-                format!(
-                    "<{}>{}: {}\n",
-                    kernel_level(&record.level),
-                    record.target,
-                    record.message
-                )
-            }
-        };
+        let line = self.stderr.line(record);
         // The result is dropped: an error cannot be shown where standard error is gone.
         std::io::stderr().write_all(line.as_bytes()).ok();
     }
@@ -440,6 +443,28 @@ mod tests {
             level: "info".to_owned(),
             target: "test".to_owned(),
             message: message.to_owned(),
+        }
+    }
+
+    /// PID 1 reads that much of a line at once: the rest would be a line of its own.
+    #[test]
+    fn a_line_is_no_longer_than_pid_1_reads_at_once() {
+        let ring = NodeLogRing::new();
+        let layer = RingLayer {
+            ring: ring.clone(),
+            stderr: StderrFormat::Prefixed,
+            rates: LogRates::default(),
+            clock: Instant::now,
+        };
+        for length in [MESSAGE_BYTES_MAX - 20, MESSAGE_BYTES_MAX, 1 << 20] {
+            layer.write("warn", "alknet_sessions::host", "é".repeat(length / 2));
+        }
+        let records = past(&ring, usize::MAX);
+        assert_eq!(records.len(), 3);
+        for record in records {
+            let line = StderrFormat::Prefixed.line(&record);
+            assert!(line.len() <= MESSAGE_BYTES_MAX, "{}", line.len());
+            assert!(line.ends_with("…\n") && line.starts_with("<4>sessions: é"));
         }
     }
 
