@@ -350,9 +350,9 @@ async fn the_same_key_is_the_same_account_with_nothing_on_the_disk() {
     };
     let mut problems = served.problems.watch();
     let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
-    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
-    let told = told.expect("a problem").expect("alive")[0].clone();
-    assert!(told.text.contains("the vault is locked"), "{told}");
+    let problem = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
+    let problem = problem.expect("a problem").expect("alive")[0].clone();
+    assert!(problem.text.contains("the vault is locked"), "{problem}");
     running.abort();
 }
 
@@ -598,13 +598,16 @@ async fn a_refusal_keeps_the_old_certificate() {
     let ca = Ca::start(1).await;
     let mut problems = served.problems.watch();
     served.run(&ca, &["lost.example"], ChallengeKind::TlsAlpn01);
-    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
-    let told = told
+    let problem = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
+    let problem = problem
         .unwrap_or_else(|_| panic!("{}", ca.log()))
         .expect("alive")[0]
         .clone();
-    assert_eq!((told.code, &*told.subject), (ACME_FAILED, "lost.example"));
-    assert!(told.text.contains("lost.example"), "{told}");
+    assert_eq!(
+        (problem.code, &*problem.subject),
+        (ACME_FAILED, "lost.example")
+    );
+    assert!(problem.text.contains("lost.example"), "{problem}");
     let client = old.client(HTTP);
     served.shows(Carriage::Tcp, "lost.example", &client).await;
 }
@@ -622,9 +625,12 @@ async fn an_authority_of_ones_own_is_reached_by_its_file() {
         ..served.parts(&ca)
     };
     let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
-    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
-    let told = told.expect("told").expect("alive")[0].clone();
-    assert_eq!((told.code, &*told.subject), (ACME_FAILED, "own.example"));
+    let problem = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
+    let problem = problem.expect("told").expect("alive")[0].clone();
+    assert_eq!(
+        (problem.code, &*problem.subject),
+        (ACME_FAILED, "own.example")
+    );
     running.abort();
     assert!(running.await.is_err());
 
@@ -648,9 +654,9 @@ async fn nothing_is_ordered_by_a_wrong_clock() {
     options.clock_floor = u64::MAX;
     let acme = Acme::new(options, served.parts(&ca)).expect("good options");
     let running = tokio::spawn(acme.run());
-    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
-    let told = told.expect("told").expect("alive")[0].clone();
-    assert_eq!(told.code, CLOCK_INSANE);
+    let problem = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
+    let problem = problem.expect("told").expect("alive")[0].clone();
+    assert_eq!(problem.code, CLOCK_INSANE);
     assert!(!served.state.path().join("acme/account.json").exists());
     running.abort();
 }

@@ -193,10 +193,10 @@ async fn measure() {
     .await;
     warm.close(0u32.into(), b"");
     let before = resident();
-    let stranger = NodeKey::generate().expect("a key");
-    let stranger = connect(server.port(), key.public(), stranger).await;
+    let unknown_peer = NodeKey::generate().expect("a key");
+    let unknown_peer = connect(server.port(), key.public(), unknown_peer).await;
     let budget = StreamBudget::UNAUTHENTICATED;
-    let (taken, held) = fill(&stranger, UNKNOWN_WINDOW).await;
+    let (taken, held) = fill(&unknown_peer, UNKNOWN_WINDOW).await;
     assert_eq!(taken, UNKNOWN_WINDOW);
     let streams = opened.load(Ordering::Relaxed);
     assert!(
@@ -205,7 +205,7 @@ async fn measure() {
     );
     let grown = resident().saturating_sub(before);
     assert!(grown < GROWTH_MAX, "{grown} bytes for one stranger");
-    stranger.close(0u32.into(), b"");
+    unknown_peer.close(0u32.into(), b"");
     held.into_iter().for_each(|task| task.abort());
 
     let friend = connect(server.port(), key.public(), friend).await;

@@ -57,7 +57,7 @@ async fn a_key_is_shown_only_when_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_cannot_prove_it_is_an_impostor() {
+async fn a_server_that_cannot_prove_its_key_is_an_impostor() {
     let node = EndpointTestNode::start();
     let other = NodeKey::generate().expect("a key").public();
     let dialer = EndpointDialer::new(None);

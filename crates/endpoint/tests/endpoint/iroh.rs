@@ -148,13 +148,13 @@ async fn one_key_is_one_peer_on_every_carriage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_is_turned_away_where_a_known_key_is_needed() {
+async fn an_unknown_peer_is_turned_away_where_a_known_key_is_needed() {
     let node = IrohNode::start().await;
-    let stranger = stock(&NodeKey::generate().expect("a key")).await;
-    let connection = stranger.connect(node.address(), KNOWN).await;
+    let unknown_peer = stock(&NodeKey::generate().expect("a key")).await;
+    let connection = unknown_peer.connect(node.address(), KNOWN).await;
     assert_eq!(code_stock(&connection.expect("connect")).await, 1);
     assert_eq!(node.node.server.counters().policy_refusals, 1);
-    stranger.close().await;
+    unknown_peer.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -452,7 +452,7 @@ async fn a_peer_has_one_limit_over_all_carriages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_not_proven_its_address_is_asked_to() {
+async fn a_client_with_an_unproven_address_is_asked_for_proof() {
     let limits = EndpointLimits {
         unvalidated_handshakes_max: 0,
         ..EndpointLimits::default()

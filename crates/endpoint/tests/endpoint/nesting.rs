@@ -207,7 +207,7 @@ async fn a_nested_connection_has_the_identity_of_its_carrier() {
     let site = NestingTestNode::start();
     let key = NodeKey::generate().expect("a key");
     site.peers.add(key.public(), "edge");
-    let (edge, stranger) = (
+    let (edge, unknown_peer) = (
         EndpointDialer::new(Some(key.clone())),
         EndpointDialer::new(None),
     );
@@ -216,7 +216,7 @@ async fn a_nested_connection_has_the_identity_of_its_carrier() {
         answer.as_deref(),
         Ok("edge edge from 127.0.0.1 in alknet/carrier")
     );
-    let answer = site.inside(&stranger, &[WHO]).await;
+    let answer = site.inside(&unknown_peer, &[WHO]).await;
     assert_eq!(
         answer.as_deref(),
         Ok("unknown unknown from 127.0.0.1 in alknet/carrier")
@@ -224,7 +224,7 @@ async fn a_nested_connection_has_the_identity_of_its_carrier() {
     // For known keys only, and only inside: no handshake offers it.
     let answer = site.inside(&edge, &[INSIDE]).await;
     assert!(answer.is_ok(), "{answer:?}");
-    let answer = site.inside(&stranger, &[INSIDE]).await;
+    let answer = site.inside(&unknown_peer, &[INSIDE]).await;
     assert_eq!(answer, Err(DispatchError::UnknownKey));
     let direct = site.dial(&edge, INSIDE).await.expect_err("not offered");
     assert!(

@@ -96,8 +96,8 @@ async fn a_name_without_a_pin_needs_a_public_certificate() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_keys_and_no_key_are_closed_with_code_1() {
     let node = EndpointTestNode::start();
-    let stranger = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));
-    for dialer in [stranger, EndpointDialer::new(None)] {
+    let unknown_peer = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));
+    for dialer in [unknown_peer, EndpointDialer::new(None)] {
         let connection = dialer
             .dial_over(Carriage::Quic, &node.target(), KNOWN)
             .await

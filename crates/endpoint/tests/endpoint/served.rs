@@ -75,7 +75,7 @@ async fn a_name_gets_its_certificate_and_others_the_nodes_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strict_names_refuse_strangers_with_the_right_alert() {
+async fn strict_names_refuse_unknown_names_with_the_right_alert() {
     let authority = EndpointTestCa::new();
     let certificates = Arc::new(CertificateStore::default());
     certificates.put(

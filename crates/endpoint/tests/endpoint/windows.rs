@@ -264,8 +264,8 @@ async fn one_connection_on_a_long_path_has_its_whole_window() {
     println!("figure window of one connection: {} KiB", waits >> 10);
     assert!((14 * MIB..=16 * MIB).contains(&waits), "{waits}");
     // The node does not know this key.
-    let stranger = NodeKey::generate().expect("a key");
-    let waits = shore.waits(&stranger, 1, MIB).await;
+    let unknown_peer = NodeKey::generate().expect("a key");
+    let waits = shore.waits(&unknown_peer, 1, MIB).await;
     assert!((128 << 10..=256 << 10).contains(&waits), "{waits}");
 }
 
@@ -303,7 +303,7 @@ async fn measure() {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, shore.server.port()));
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into());
     let endpoint = endpoint.expect("a socket");
-    let stranger = NodeKey::generate().expect("a key");
+    let unknown_peer = NodeKey::generate().expect("a key");
     let send = async |connection: &quinn::Connection, pieces: usize| {
         let (mut much, _) = connection.open_bi().await.expect("a stream");
         much.write_all(&MUCH).await.expect("it is read");
@@ -320,10 +320,10 @@ async fn measure() {
         (much, waiting)
     };
     // What is made once is made with this one.
-    let warm = shore.connect(&endpoint, address, &stranger).await;
+    let warm = shore.connect(&endpoint, address, &unknown_peer).await;
     let streams = send(&warm, 2).await;
     let before = resident();
-    let connecting = (0..CONNECTIONS).map(|_| shore.connect(&endpoint, address, &stranger));
+    let connecting = (0..CONNECTIONS).map(|_| shore.connect(&endpoint, address, &unknown_peer));
     let connections = join_all(connecting).await;
     let held = join_all(
         connections
