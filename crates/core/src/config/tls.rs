@@ -9,18 +9,18 @@ use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::stored::{self, StoredFileKind, StoredFileName};
 use super::values::{self, ConfigDiagnostic};
 
-/// Names in one certificate; authorities refuse many more.
+/// Most names in one certificate. Certificate authorities refuse many more.
 const DOMAINS_MAX: usize = 25;
 /// Certificates from files.
 const FILES_MAX: usize = 64;
-/// Longest path, as the kernel has it, in bytes.
+/// Longest path in bytes, which is the kernel's limit (`PATH_MAX` less the terminating zero).
 const PATH_BYTES_MAX: usize = 4095;
 /// Longest URL and mail address, in bytes.
 const URL_BYTES_MAX: usize = 1024;
 /// Longest name of a profile, in bytes.
 const PROFILE_BYTES_MAX: usize = 64;
 
-/// The authority used where none is named.
+/// The authority of a document that names no other.
 const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
 /// `[tls]`
@@ -85,7 +85,7 @@ impl Default for AcmeSection {
     }
 }
 
-/// A way of showing an authority that a name is ours.
+/// A way to prove to an authority that the node controls a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AcmeChallenge {
     /// A record in a zone that this node serves.
@@ -100,7 +100,7 @@ pub enum AcmeChallenge {
 }
 
 impl NodeConfig {
-    /// The names a certificate is to be ordered for; none where nothing asks for one.
+    /// The names of the certificate that the node orders; empty where the configuration has none.
     #[must_use]
     pub fn certificate_names(&self) -> Vec<String> {
         if self.tls.acme.domains.is_empty() {
