@@ -116,6 +116,7 @@ pub struct NodeConfig {
 impl NodeConfig {
     /// Reads a TOML document.
     ///
+    /// # Errors
     /// All mistakes of the document, in its order, at most [`CONFIG_ERRORS_MAX`]. The list is never empty.
     pub fn parse(document: &[u8]) -> Result<Self, Vec<ConfigError>> {
         let reading = read::read(document);

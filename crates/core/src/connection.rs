@@ -197,6 +197,7 @@ impl Connection {
 
     /// The next stream that the peer opens; see [`StreamSource::accept_bi`].
     ///
+    /// # Errors
     /// Only [`StreamError::Closed`] and [`StreamError::Timeout`] mean that no more streams will come.
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), StreamError> {
         let streams = self.0.source.accept_bi().await;
@@ -289,6 +290,7 @@ impl Connection {
     /// Sets the identity that the peer proved. The peer id is written once; a later call may only replace the scopes
     /// and resources of the same id.
     ///
+    /// # Errors
     /// The connection already belongs to another peer id, or the node has removed its peer.
     pub fn set_identity(&self, identity: Arc<Identity>) -> Result<(), AlreadySet> {
         let id = self.0.peer_id.get_or_init(|| identity.id.clone());

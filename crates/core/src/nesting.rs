@@ -20,6 +20,7 @@ pub trait NestedDispatch: Send + Sync + 'static {
     /// Decides by its protocol whether `nested` can be served, and returns the future that serves it to its end.
     /// `auth` is the carrier's: a carried connection has the same peer.
     ///
+    /// # Errors
     /// It is not served. Nothing was read from it, and dropping it closes it.
     fn dispatch(
         &self,

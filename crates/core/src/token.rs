@@ -89,6 +89,7 @@ impl AuthToken {
 
     /// Generates a token. The node shows its text once, to its holder, and stores its [`hash`](Self::hash).
     ///
+    /// # Errors
     /// The system has no random bytes to give.
     pub fn generate() -> Result<Self, TokenError> {
         let mut random = Zeroizing::new([0; NAME_BYTES + SECRET_BYTES]);

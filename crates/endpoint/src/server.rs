@@ -74,6 +74,7 @@ pub struct EndpointServer {
 impl EndpointServer {
     /// Binds TCP, then UDP on the same number, and starts serving. Must run inside a runtime.
     ///
+    /// # Errors
     /// An address cannot be bound, or TLS refuses the key.
     pub fn bind(
         options: ServerOptions,
@@ -146,6 +147,7 @@ impl EndpointServer {
 
     /// Serves the same protocols to iroh endpoints, on UDP sockets of their own and with the same limits.
     ///
+    /// # Errors
     /// An address cannot be bound, or a relay is no URL.
     pub async fn add_iroh(
         &mut self,

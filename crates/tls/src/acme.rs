@@ -142,6 +142,7 @@ impl AcmeHandle {
 impl Acme {
     /// Serves the certificate of the last run, if it still matches the names.
     ///
+    /// # Errors
     /// A name cannot be in a certificate, or the state directory cannot be used.
     pub fn new(mut options: AcmeOptions, parts: AcmeParts) -> Result<Self, AcmeError> {
         // DNS compares names without case (RFC 4343), and so does the code that looks these up.

@@ -50,6 +50,7 @@ pub enum AuthorityError {
 
 /// Reads certificates of authorities as PEM text.
 ///
+/// # Errors
 /// One of them is damaged or is no certificate of an authority, the text has no certificate, or it has a private key.
 pub fn authorities_from_pem(pem: &[u8]) -> Result<AuthoritySummary, AuthorityError> {
     // A private key here is a mistake of the administrator, who must learn of it before the text is used.

@@ -112,6 +112,7 @@ impl ClientTls {
     /// How to recognise a remote: by its configured entry, if it has one, then by the keys that the operator wrote
     /// into the address, then by the form of the address.
     ///
+    /// # Errors
     /// The entry has no key, or the address has neither a key nor a name.
     pub fn remote(
         &self,
@@ -132,6 +133,7 @@ impl ClientTls {
 
     /// Takes over a changed entry at once: dials that began with other keys fail.
     ///
+    /// # Errors
     /// The entry has no key, or the client's own key cannot be presented.
     pub fn set_peer(&self, peer: &KnownPeer) -> Result<(), TlsError> {
         self.peer(peer).map(drop)

@@ -24,6 +24,7 @@ impl ServerTls {
     /// The slot for the ClientHello at the start of `bytes`, the first ones of a handshake; `None` while it is
     /// incomplete. Bytes after it are ignored.
     ///
+    /// # Errors
     /// The ClientHello is longer than [`HELLO_BYTES_MAX`], as its first four bytes say, is no ClientHello, or has a
     /// name that the node refuses.
     pub fn slot_of(&self, bytes: &[u8]) -> Result<Option<TlsConfigSlot>, HelloError> {

@@ -30,6 +30,7 @@ pub struct NodeKey {
 impl NodeKey {
     /// Generates a key from the kernel's random bytes.
     ///
+    /// # Errors
     /// The kernel gave no random bytes.
     pub fn generate() -> Result<Self, TlsError> {
         let mut seed = Zeroizing::new([0; 32]);
@@ -52,6 +53,7 @@ impl NodeKey {
 
     /// Reads a key file: 32 bytes, mode 0600 at most. `None` if the file does not exist.
     ///
+    /// # Errors
     /// The file cannot be read, other users can read it, or it holds no seed.
     pub fn load(path: &Path) -> Result<Option<Self>, TlsError> {
         let Some(bytes) = secret_file::read(path)? else {

@@ -26,6 +26,7 @@ const SIGNATURE_LEN: usize = 64;
 /// hence rustls, takes each certificate in a file of authorities for one, over every name: such a client must not get
 /// it.
 ///
+/// # Errors
 /// The stream or the handshake fails, or the server has another key. `InvalidData` if it has the key and presents
 /// another certificate, which could make it an authority over every name.
 pub fn own_certificate(key: &PeerKey, stream: &mut (impl Read + Write)) -> io::Result<Vec<u8>> {

@@ -46,6 +46,7 @@ pub struct CertificatePair {
 impl CertificatePair {
     /// Reads both files.
     ///
+    /// # Errors
     /// A file cannot be read, other users can read the key, or the key is not that of the chain.
     pub fn load(files: &CertificateFiles) -> Result<Self, PairError> {
         let chain = read(&files.chain, None)?;
@@ -55,6 +56,7 @@ impl CertificatePair {
 
     /// Reads both from PEM texts.
     ///
+    /// # Errors
     /// One of them is damaged, or the key is not that of the chain.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, PairError> {
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
@@ -77,6 +79,7 @@ impl CertificatePair {
 
     /// Joins a chain and a key.
     ///
+    /// # Errors
     /// The key is not that of the chain.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
@@ -123,6 +126,7 @@ impl CertificatePair {
 
     /// Checks whether a client that trusts the end of the chain would accept it for `names` at `now`.
     ///
+    /// # Errors
     /// The client would not; the text says why.
     pub fn validate(&self, names: &[String], now: u64) -> Result<(), PairError> {
         let refused = |error: webpki::Error| PairError::Invalid(error.to_string());

@@ -22,6 +22,7 @@ impl PeerProof {
     /// The two cannot be confused: a certificate is a SEQUENCE of three elements and a
     /// SubjectPublicKeyInfo one of two, and both parsers reject anything left over.
     ///
+    /// # Errors
     /// The bytes have neither form.
     pub fn from_certificate(der: &CertificateDer<'_>) -> Result<Self, CertificateError> {
         if let Ok(certificate) = EndEntityCert::try_from(der) {

@@ -93,6 +93,7 @@ impl TlsRemote {
     /// Compares the server's certificate with the keys that are valid *now*. Callers call it after every handshake:
     /// the TLS library does not verify a resumed session again, and an entry may have changed since the dial began.
     ///
+    /// # Errors
     /// The server presented no key, or another one.
     pub fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), CheckError> {
         match self {

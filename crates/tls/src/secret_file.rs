@@ -21,6 +21,7 @@ const ROOT: u32 = 0;
 
 /// The content of `path`, or `None` if the file does not exist.
 ///
+/// # Errors
 /// The file cannot be read, other users can read it, or it belongs to another user than that of this process and
 /// root.
 pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> {

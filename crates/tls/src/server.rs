@@ -156,6 +156,7 @@ impl ServerTls {
 
     /// The configuration for a client on TCP.
     ///
+    /// # Errors
     /// The node refuses the name that the client asks for.
     pub fn tcp(&self, hello: &ClientHello<'_>) -> Result<Arc<ServerConfig>, UnknownName> {
         // Without an order under way this protocol is as unknown as any other.
@@ -167,6 +168,7 @@ impl ServerTls {
 
     /// The slot for a client.
     ///
+    /// # Errors
     /// The node refuses the name that the client asks for.
     pub fn slot(&self, hello: &ClientHello<'_>) -> Result<TlsConfigSlot, UnknownName> {
         let slot = TlsConfigSlot::choose(hello);

@@ -155,6 +155,7 @@ pub trait CapabilitySigner: Send + Sync + 'static {
 
     /// A signature as in RFC 8032.
     ///
+    /// # Errors
     /// The key was withdrawn.
     fn sign(&self, message: &[u8]) -> Result<[u8; 64], CapabilityError>;
 }
@@ -169,6 +170,7 @@ pub trait Aead: Send + Sync + 'static {
 
     /// Opens a record.
     ///
+    /// # Errors
     /// As for [`seal`](Self::seal), and the record does not open.
     fn open(&self, name: &str, sealed: &[u8]) -> Result<Secret, CapabilityError>;
 }
@@ -322,6 +324,7 @@ impl Capability {
     /// in lower case), and the value, which is not escaped. Clients of protocols call this when they write the
     /// request; the operation that asked them for it never sees the value.
     ///
+    /// # Errors
     /// The kind is not `bearer`, `basic` or `api-key`, or the capability is empty.
     pub fn authorize(
         &self,
@@ -352,6 +355,7 @@ impl Capability {
 
     /// The public key of a signer.
     ///
+    /// # Errors
     /// The kind is not `signer`, or the capability is empty.
     pub fn public(&self) -> Result<[u8; 32], CapabilityError> {
         self.with(&[CapabilityKind::Signer], |power| match power {
@@ -362,6 +366,7 @@ impl Capability {
 
     /// Signs `message`.
     ///
+    /// # Errors
     /// As for [`public`](Self::public), and as for [`CapabilitySigner::sign`].
     pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], CapabilityError> {
         self.with(&[CapabilityKind::Signer], |power| match power {
@@ -372,6 +377,7 @@ impl Capability {
 
     /// Seals a record of the operation.
     ///
+    /// # Errors
     /// The kind is not `aead`, the capability is empty, or as for [`Aead::seal`].
     pub fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, CapabilityError> {
         self.with(&[CapabilityKind::Aead], |power| match power {
@@ -382,6 +388,7 @@ impl Capability {
 
     /// Opens a record of the operation.
     ///
+    /// # Errors
     /// As for [`seal`](Self::seal), and as for [`Aead::open`].
     pub fn open(&self, name: &str, sealed: &[u8]) -> Result<Secret, CapabilityError> {
         self.with(&[CapabilityKind::Aead], |power| match power {
@@ -392,6 +399,7 @@ impl Capability {
 
     /// Lends the bytes to `act` for one use.
     ///
+    /// # Errors
     /// The kind is not `bytes`, or the capability is empty.
     pub fn with_bytes<R>(&self, act: impl FnOnce(&[u8]) -> R) -> Result<R, CapabilityError> {
         self.with(&[CapabilityKind::Bytes], |power| match power {
@@ -448,6 +456,7 @@ impl Capabilities {
 
     /// The capability of this name.
     ///
+    /// # Errors
     /// [`CapabilityError::NotGranted`], also where the node has no such capability.
     pub fn get(&self, name: &str) -> Result<&Capability, CapabilityError> {
         self.0.get(name).ok_or(CapabilityError::NotGranted)

@@ -210,6 +210,7 @@ impl ReloadHandle {
 
     /// Puts a document in force, as a whole or not at all.
     ///
+    /// # Errors
     /// The document has mistakes, shuts out the administrator who brings it, or was made from another generation.
     pub fn apply(&self, change: &ConfigChange<'_>) -> Result<ConfigApplyResult, ApplyError> {
         // The lock is held to the end: two documents are never applied at the same time.

@@ -79,6 +79,7 @@ pub trait IdentityPersistence: Send + Sync + 'static {
     /// Stores all of these changes or none. Once it returns without an error, a power cut does not undo them. It may
     /// block; one thread at a time calls it.
     ///
+    /// # Errors
     /// The changes are not stored.
     fn keep(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError>;
 }

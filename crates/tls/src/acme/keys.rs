@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 pub trait AccountKey: Send + Sync + 'static {
     /// The key, P-256, as PKCS #8 (RFC 5958). The library that signs with it gets it.
     ///
+    /// # Errors
     /// The key is not available now. The next order asks again.
     fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError>;
 }
@@ -17,11 +18,13 @@ pub trait AccountKey: Send + Sync + 'static {
 pub trait KeySeal: Send + Sync + 'static {
     /// Seals `key` of the certificate whose first name is `name`.
     ///
+    /// # Errors
     /// The key cannot be sealed, or cannot be sealed now.
     fn seal(&self, name: &str, key: &[u8]) -> Result<Vec<u8>, SealError>;
 
     /// Opens a record that [`KeySeal::seal`] made for the same name. Under another name it does not open.
     ///
+    /// # Errors
     /// Another seal made the record, it was changed, or it cannot be opened now.
     fn open(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError>;
 }
