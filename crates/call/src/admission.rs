@@ -1,6 +1,5 @@
-//! What a request has to pass before its operation runs, in this order: lookup, visibility,
-//! identity, access, room, schema, and what its idempotency key says. A requester that may not call
-//! learns nothing about the schema.
+//! The checks that a request has to pass before its operation runs, in this order: lookup, visibility, identity,
+//! access, capacity, schema, idempotency key. A requester that may not call learns nothing about the schema.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,21 +32,21 @@ use crate::request_grant::RequestGrant;
 use crate::schema::PermitShare;
 use crate::spec::OperationType;
 
-/// Scope that lets a caller name the peer its request goes to; followed by the peer's id.
+/// Scope that lets a caller name the peer to which its request goes; the peer's id follows it.
 const ROUTE_SCOPE: &str = "peer:route";
-/// Scope that lets a peer name the identity that it forwards a request for.
+/// Scope that lets a peer name the identity for which it forwards a request.
 const FORWARD_SCOPE: &str = "forward:identity";
-/// Milliseconds since 1970 before which a clock was never set: 2024-01-01.
+/// Milliseconds since 1970 before which a clock counts as not set: 2024-01-01.
 const SANE_CLOCK_MS: u64 = 1_704_067_200_000;
 
-/// Starts a request or answers why not. An error ends the stream: the peer broke the protocol.
+/// Starts a request, or answers with an error. An `Err` ends the stream, because the peer broke the protocol.
 pub(crate) async fn admit(
     link: &Arc<CallConnectionState>,
     stream: &Arc<CallStream>,
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<(), StreamEnd> {
-    // A peer that leaves its answers unread gets no further requests begun.
+    // While a peer leaves its responses unread, no further request of it begins.
     link.wait_until_read().await;
     link.asked();
     DispatcherCounters::add(&link.dispatcher.counters.requests);
@@ -55,7 +54,7 @@ pub(crate) async fn admit(
         return Err(StreamEnd::Protocol("id of the other side"));
     }
     if link.inbound.find(&event.id).is_some() {
-        // Two requests with one id could not be told apart by their answers.
+        // Their responses could not tell two requests with one id apart.
         return Err(StreamEnd::Protocol("id is in flight"));
     }
     match check(link, stream, body, event) {
@@ -74,7 +73,7 @@ pub(crate) async fn admit(
 struct AdmittedRequest {
     in_flight: InFlight,
     input: CallBody,
-    /// What it does instead of running, where it has an idempotency key that counts.
+    /// Runs the request under its idempotency key, if it has one that counts.
     keyed: Option<KeyedExecution>,
 }
 
@@ -133,7 +132,7 @@ fn check(
     })
 }
 
-/// Counts the bytes of a request for its requester. A server of another protocol counts those of its own
+/// Counts the bytes of a request for its requester. A server of another protocol counts the bytes of its own
 /// requests.
 fn claim(
     link: &CallConnectionState,
@@ -152,23 +151,23 @@ fn claim(
     claimed.inspect_err(|_| DispatcherCounters::add(&counters.request_bytes_full))
 }
 
-/// Whose a request is, and the token of its own that says so.
+/// The identity of a request, and its own token that proved it.
 pub(crate) struct RequestPrincipal {
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) token: Option<Arc<AuthToken>>,
 }
 
-/// A request that may be made, before it takes its place.
+/// A request that passed the checks and has taken no capacity yet.
 pub(crate) struct CheckedRequest {
     pub(crate) operation: Arc<CompiledOperation>,
     pub(crate) head: RequestHead,
     pub(crate) input: CallBody,
-    /// What its result is found by, where it has an idempotency key that counts.
+    /// The key under which its result is found, if it has an idempotency key that counts.
     pub(crate) name: Option<IdempotencyKey>,
 }
 
-/// Everything that has to be true of a request before it takes its place and its input is looked at.
-/// It has time from `now` on; `who` tells whose it is, once there is such an operation at all.
+/// All checks of a request before it takes capacity and its input is validated. Its time runs from `now`. `who`
+/// returns its identity, and is called only if the operation exists.
 pub(crate) fn passed<'a>(
     link: &Arc<CallConnectionState>,
     id: &str,
@@ -180,8 +179,8 @@ pub(crate) fn passed<'a>(
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
-    // A named peer needs the identity first: whether there is such a peer is for callers with the
-    // scope. Without one, an operation that does not exist costs no look at the token.
+    // A named peer needs the identity first, because only callers with the scope may learn whether that peer exists.
+    // Without one, a request for an unknown operation costs no check of the token.
     let (operation, asker, route) = match payload.peer.as_deref() {
         None => (lookup(link, payload)?, who(payload)?, None),
         Some(peer) => {
@@ -226,7 +225,7 @@ pub(crate) fn passed<'a>(
     })
 }
 
-/// Refuses an input that its operation does not take.
+/// Refuses an input that does not match the operation's schema.
 pub(crate) fn check_schema(
     operation: &CompiledOperation,
     input: &CallBody,
@@ -262,15 +261,14 @@ fn lookup(
     let name = operation_name(payload)?;
     let found = link.dispatcher.registry.lookup(name);
     found
-        // operation| operation.is_external()|An internal operation answers as one that does not
-        // exist, so that no caller learns of it.
+        // An internal operation is answered as one that does not exist, so that no caller learns of it.
         .filter(|operation| operation.is_external() && operation.is_callable())
         .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
 }
 
-/// An operation of an attached peer, by the peer's id or an alias of it, for callers that may route to
-/// it. The scope is checked before the lookup: a caller without it does not learn which peers there
-/// are. A caller with it learns whether the peer is unknown, not attached, or without the operation.
+/// Finds an operation of an attached peer, by the peer's id or its alias, for callers that may route to it. The scope
+/// is checked before the lookup: a caller without it does not learn which peers exist. A caller with it learns
+/// whether the peer is unknown, not attached, or has no such operation.
 fn routed(
     link: &CallConnectionState,
     payload: &Payload<'_>,
@@ -283,8 +281,8 @@ fn routed(
         return Err(routes_nowhere(name, identity));
     }
     let id = link.dispatcher.by_name(peer);
-    // The scope has the peer's id, so that a right outlives an alias. An unknown name goes through
-    // the same check, and only callers with the scope learn that it is unknown.
+    // The scope has the peer's id, so that a right does not depend on an alias. An unknown name passes the same
+    // check, and only callers with the scope learn that it is unknown.
     let route = AccessControl {
         required_scopes: vec![route_scope(id.as_ref().map_or(peer, PeerId::as_str))],
         ..AccessControl::default()
@@ -299,13 +297,13 @@ fn routed(
     Ok((found, route))
 }
 
-/// The scope of those who may name the peer with this id.
+/// The scope that lets a caller name the peer with this id.
 pub(crate) fn route_scope(peer: &str) -> String {
     format!("{ROUTE_SCOPE}:{peer}")
 }
 
-/// The error for a caller that may not go to the peer which it named. It has no peer's id: the one behind an alias
-/// would say that there is such a peer.
+/// The error for a caller that may not route to the peer that it named. It has no peer id: the id behind an alias
+/// would reveal that the peer exists.
 pub(crate) fn no_way(identity: Option<&Identity>, key: Option<PeerKey>) -> CallError {
     if identity.is_none() {
         return unknown_caller(key);
@@ -317,7 +315,7 @@ pub(crate) fn no_way(identity: Option<&Identity>, key: Option<PeerKey>) -> CallE
     CallError::new(ErrorCode::Forbidden, message)
 }
 
-/// The answer of a node that passes nothing on. An unknown caller does not learn that it is no hub.
+/// The response of a node that forwards nothing. An unknown caller does not learn that the node is no hub.
 fn routes_nowhere(operation: &str, identity: Option<&Identity>) -> CallError {
     if identity.is_none() {
         return CallError::not_found(operation);
@@ -327,7 +325,7 @@ fn routes_nowhere(operation: &str, identity: Option<&Identity>) -> CallError {
     CallError::new(ErrorCode::NotFound, message).with_details(json!({ "reason": "no_hub" }))
 }
 
-/// The name as it was sent; `NOT_FOUND` for one that no operation can have.
+/// The name as the requester sent it; `NOT_FOUND` for one that no operation can have.
 fn operation_name<'a>(payload: &'a Payload<'_>) -> Result<&'a str, CallError> {
     let name = payload.operation.as_ref();
     if name.len() > OPERATION_BYTES_MAX {
@@ -336,8 +334,8 @@ fn operation_name<'a>(payload: &'a Payload<'_>) -> Result<&'a str, CallError> {
     Ok(name)
 }
 
-/// The identity of this request: the token's, which replaces the connection's and never falls
-/// back to it.
+/// The identity of this request: that of its token, which replaces the connection's identity and never falls back to
+/// it.
 fn identify(
     link: &CallConnectionState,
     payload: &Payload<'_>,
@@ -371,11 +369,11 @@ fn check_access(
     if access.is_open() {
         return Ok(None);
     }
-    // Which servers the node uses is not for unknown callers.
+    // Unknown callers must not learn which servers the node uses.
     if identity.is_none() && operation.provenance.is_server() {
         return Err(CallError::not_found(&operation.spec.name));
     }
-    // A caller without the scopes is refused before its input is read.
+    // The input of a caller without the scopes is not read.
     access.admit_scopes(identity, link.info.key)?;
     let resource_id = operation.resource_id(input)?;
     let ownership = link.dispatcher.ownership.as_deref();
@@ -393,7 +391,7 @@ fn input(body: &FrameBody, payload: &Payload<'_>) -> CallBody {
     }
 }
 
-/// What the requester asks for: relative, or absolute where both clocks are set.
+/// The timeout that the requester asks for: relative, or absolute if both clocks are set.
 fn timeout(
     relative_ms: Option<u64>,
     absolute_ms: Option<u64>,
@@ -404,7 +402,7 @@ fn timeout(
     let Some(at) = absolute_ms else {
         return Ok(None);
     };
-    // A clock before 1970 was never set, as one before `SANE_CLOCK_MS`.
+    // A clock before 1970 counts as not set, like one before `SANE_CLOCK_MS`.
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
@@ -415,7 +413,7 @@ fn timeout(
     }
 }
 
-/// The earliest of what the requester, the operation and this node allow.
+/// The earliest deadline of the requester, the operation and this node.
 pub(crate) fn deadline(
     dispatcher: &Dispatcher,
     operation: &CompiledOperation,
@@ -427,8 +425,7 @@ pub(crate) fn deadline(
         .spec
         .default_timeout_ms
         .map(|ms| Duration::from_millis(ms.into()));
-    // A subscription runs until a side ends it: no default and no longest time of this node
-    // applies.
+    // A subscription runs until a side ends it: this node's default and longest time do not apply.
     let fallback = (!subscription).then_some(CALL_TIMEOUT_DEFAULT);
     let most = (!subscription).then_some(dispatcher.timeout_max);
     let chosen = match (asked, own) {
@@ -443,7 +440,7 @@ pub(crate) fn deadline(
     chosen.and_then(|timeout| now.checked_add(timeout))
 }
 
-/// Whether a deadline leaves clearly less time than the operation has where the caller names no timeout.
+/// Whether a deadline leaves clearly less time than the operation has if the caller names no timeout.
 pub(crate) fn is_hurried(
     dispatcher: &Dispatcher,
     operation: &CompiledOperation,
@@ -469,6 +466,7 @@ fn make_room(
     let limits = link.limits();
     let (requests, subscriptions) = link.inbound.counts();
     let counters = &link.dispatcher.counters;
+    // Each connection has its own limit: a peer with many requests refuses only its own further ones.
     if requests >= limits.requests {
         DispatcherCounters::add(&counters.requests_full);
         return Err(CallError::overloaded(
@@ -483,7 +481,7 @@ fn make_room(
             limits.subscriptions,
         ));
     }
-    // With a key, the run takes the place in the operation, once for all requests that wait for it.
+    // With a key, the run takes the operation's capacity, once for all requests that wait for it.
     if head.key.is_none() {
         let entered = operation.enter();
         entered.inspect_err(|_| DispatcherCounters::add(&counters.operation_full))?;

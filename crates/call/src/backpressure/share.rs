@@ -1,4 +1,4 @@
-//! What the unread bytes of a connection count for: its requester, and the node.
+//! The quotas for unread bytes of a connection: of its requester, and of the node.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,23 +10,23 @@ use crate::limits::{UNREAD_BYTES_FREE, UNREAD_ROOM_EVERY, UNREAD_SLACK_BYTES, UN
 use crate::request_bytes::{GrowLimit, RequestBytes, Requester};
 use crate::sync::lock;
 
-/// A part of the node's room, which grows and shrinks in steps with what a connection has unread, and is given back
-/// when this is dropped. A connection that has little unread has none, so that most answers take no lock.
+/// A part of the node's capacity. It grows and shrinks in steps with the unread bytes of a connection, and is given
+/// back when this is dropped. A connection with few unread bytes has none, so that most responses take no lock.
 pub(crate) struct UnreadQuota {
     all: Arc<RequestBytes>,
-    /// Who is at the other end now: a connection may come to have an identity.
+    /// The requester at present: a connection may gain an identity.
     requester: Arc<RequesterSource>,
     held: Mutex<UnreadUsage>,
-    /// Whether `held` may be more than nothing.
+    /// Whether `held` may be more than zero.
     holds: AtomicBool,
-    /// One at a time looks for room, however many streams wait for it.
+    /// One task at a time waits for capacity, however many streams need it.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// Names the requester that the bytes of a connection count for.
+/// Returns the requester for which the bytes of a connection count.
 pub(crate) type RequesterSource = dyn Fn() -> Requester + Send + Sync;
 
-/// The bytes of a connection, and the requester they are counted for.
+/// The bytes of a connection, and the requester for which they count.
 #[derive(Debug, Default)]
 struct UnreadUsage {
     whose: Option<Requester>,
@@ -34,7 +34,7 @@ struct UnreadUsage {
 }
 
 impl UnreadQuota {
-    /// Has nothing yet of `all`.
+    /// A quota that has nothing of `all` yet.
     pub(crate) fn new(all: &Arc<RequestBytes>, requester: &Arc<RequesterSource>) -> Self {
         Self {
             all: Arc::clone(all),
@@ -45,13 +45,15 @@ impl UnreadQuota {
         }
     }
 
-    /// Makes it as large as what waits needs, as far as that fits. `false` where it does not: then it stays as it is.
+    /// Makes the quota as large as the waiting bytes need, within `fit`. Returns false, and leaves it, if that does
+    /// not fit.
     pub(super) fn cover(&self, waiting: &AtomicUsize, fit: GrowLimit) -> bool {
         if waiting.load(Ordering::SeqCst) <= UNREAD_BYTES_FREE {
             return true;
         }
         let mut held = lock(&self.held);
-        // Before what waits is looked at: who takes some of it meanwhile sees this, and looks in turn.
+        // The flag is set before the number is read: a task that takes bytes meanwhile sees it, and checks in its
+        // turn.
         self.holds.store(true, Ordering::SeqCst);
         let needed = needed(waiting.load(Ordering::SeqCst));
         let covered = needed <= held.bytes || self.grow(&mut held, needed, fit);
@@ -82,7 +84,7 @@ impl UnreadQuota {
         }
     }
 
-    /// Gives back what is not needed any more.
+    /// Gives back what is no longer needed.
     pub(super) fn release(&self, waiting: &AtomicUsize) {
         if !self.holds.load(Ordering::SeqCst) {
             return;
@@ -103,12 +105,12 @@ impl UnreadQuota {
         }
     }
 
-    /// Whether it may grow at all.
+    /// Whether it may grow.
     pub(super) fn has_room(&self) -> bool {
         self.all.has_room(|| (self.requester)())
     }
 
-    /// Whether its requester has all that one may have, whatever others have.
+    /// Whether the requester has used its own whole quota, whatever others have.
     pub(super) fn is_spent(&self) -> bool {
         self.all.is_spent(&(self.requester)())
     }
@@ -140,7 +142,7 @@ impl fmt::Debug for UnreadQuota {
     }
 }
 
-/// Bytes of a share for so many that wait.
+/// Bytes of the quota for this many waiting bytes.
 fn needed(waiting: usize) -> usize {
     let counted = waiting.saturating_sub(UNREAD_BYTES_FREE);
     counted.next_multiple_of(UNREAD_STEP_BYTES)

@@ -1,4 +1,4 @@
-//! By what right an operation calls others.
+//! The rights by which an operation calls others.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use alknet_core::ScopeSet;
 use serde::{Deserialize, Serialize};
 
-/// Where an operation came from.
+/// The origin of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Provenance {
     /// Imported from a peer's `services/list`.
     FromCall,
-    /// A description without code behind it: for validation and planning.
+    /// A description without code: for validation and planning.
     FromJsonSchema,
     /// Imported from an MCP server.
     FromMcp,
