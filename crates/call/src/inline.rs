@@ -1,6 +1,6 @@
-//! Binary data of a mixed frame as base64, in the place of what points to it.
+//! Writes the binary data of a mixed frame as base64, in place of its references.
 //!
-//! On the text, and without a tree: a frame of 1 MiB may hold so many values that their tree has 75.
+//! It works on the text, without a tree: a frame of 1 MiB may hold so many values that their tree has 75.
 
 use std::ops::Range;
 
@@ -11,16 +11,17 @@ use memchr::memchr2;
 use crate::error::CallError;
 use crate::json::string_end;
 
-/// Bytes of base64 beyond twice the binary data: all of it may be pointed to once, and a little of it often.
+/// Bytes of base64 beyond twice the binary data: a text may refer to all of the data once, and to a little of it
+/// often.
 const FREE_BYTES: usize = 64 << 10;
-/// Bytes of the longest `[offset,length]` that is looked at, and of the longest `"$bin"` with escapes.
+/// Bytes of the longest `[offset,length]` that it reads, and of the longest `"$bin"` with escapes.
 const PAIR_BYTES_MAX: usize = 64;
 
-/// `text`, which is valid JSON, with each `{"$bin":[offset,length]}` that points into `tail` as base64 text. All else
-/// stays as it came.
+/// `text`, which is valid JSON, with each `{"$bin":[offset,length]}` that points into `tail` as base64 text. All
+/// other text stays unchanged.
 ///
 /// # Errors
-/// `INVALID_INPUT` where so many point to the same data that the text would be much longer than the frame.
+/// `INVALID_INPUT` where so many references name the same data that the text would be much longer than the frame.
 pub(crate) fn inline(text: &[u8], tail: &[u8]) -> Result<Vec<u8>, CallError> {
     let most = tail.len().saturating_mul(2).saturating_add(FREE_BYTES);
     let mut out = Vec::with_capacity(text.len());

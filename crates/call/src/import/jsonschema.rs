@@ -1,4 +1,4 @@
-//! Descriptions of operations without anything behind them.
+//! Descriptions of operations without code behind them.
 
 use alknet_core::BoxFuture;
 use serde::Deserialize;
@@ -12,23 +12,22 @@ use crate::import::{AdapterError, OperationAdapter};
 use crate::registry::Registration;
 use crate::spec::{OperationSpec, OperationType, Visibility};
 
-/// Operations that are described and not served: inputs can be checked against them
-/// ([`Registry::validate`](crate::Registry::validate)) and plans made with them; calling one is
-/// `NOT_FOUND`.
+/// Operations that are described and not served. A program can check inputs against them
+/// ([`Registry::validate`](crate::Registry::validate)) and make plans with them; calling one is `NOT_FOUND`.
 #[derive(Clone, Debug)]
 pub struct FromJsonSchema(Vec<OperationSpec>);
 
 impl FromJsonSchema {
-    /// Of these specs.
+    /// The descriptions in these specs.
     #[must_use]
     pub fn new(specs: Vec<OperationSpec>) -> Self {
         Self(specs)
     }
 
-    /// Of a document: one spec, a list of specs, or `{"specs":[…]}` as `services/schema` answers.
+    /// The descriptions in a document: one spec, a list of specs, or `{"specs":[…]}` as `services/schema` answers.
     ///
     /// # Errors
-    /// [`AdapterError::Schema`], with the place in the document.
+    /// [`AdapterError::Schema`], with the path in the document.
     pub fn parse(document: &Value) -> Result<Self, AdapterError> {
         let (path, list) = match document {
             Value::Array(list) => ("", list.as_slice()),
@@ -87,7 +86,7 @@ fn registration(spec: &OperationSpec) -> Result<Registration, AdapterError> {
     Ok(registration)
 }
 
-/// Lookup refuses such operations before anything could call this.
+/// Lookup refuses such operations before any caller could reach this.
 fn nothing(operation: &str) -> Result<Value, CallError> {
     Err(CallError::not_found(operation))
 }

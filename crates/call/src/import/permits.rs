@@ -1,5 +1,5 @@
-//! Places for calls of one imported server, which requesters share: a server that does not answer keeps the places of
-//! its callers, and not those of others.
+//! Permits for calls of one imported server, which requesters share: a server that does not answer holds the permits
+//! of its callers, and leaves those of others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use crate::limits::{BYTES_SHARE, BYTES_STRANGERS};
 use crate::request_bytes::Requester;
 use crate::sync::lock;
 
-/// The places of one server. Clones are the same places.
+/// The permits of one server. Clones are the same permits.
 #[derive(Clone, Debug)]
 pub struct ImportCallPermits(Arc<ImportCallAccount>);
 
@@ -20,20 +20,21 @@ struct ImportCallAccount {
     taken: Mutex<ImportCallCounts>,
 }
 
-/// Places that are taken now.
+/// Permits in use now.
 #[derive(Debug, Default)]
 struct ImportCallCounts {
     all: usize,
-    /// By all unknown peers.
+    /// Permits of all unknown peers.
     unknown: usize,
     each: HashMap<Requester, usize>,
 }
 
 impl ImportCallAccount {
-    /// What there is no place for, and how many there are.
+    /// The limit that the requester has reached, and its number.
     fn full(&self, taken: &ImportCallCounts, who: &Requester) -> Option<(&'static str, usize)> {
         let own = taken.each.get(who).copied().unwrap_or_default();
         let (of_one, of_unknown) = (self.most / BYTES_SHARE, self.most / BYTES_STRANGERS);
+        // Of the last quarter, only a requester without a call gets a permit: others always find one.
         let last_quarter = self.most - self.most / 4;
         if own >= of_one {
             Some(("calls of one imported server by one requester", of_one))
@@ -61,10 +62,10 @@ impl ImportCallPermits {
         }))
     }
 
-    /// A place for a call of the requester that it belongs to, until what is returned is dropped.
+    /// A permit for a call of its requester, until the returned value is dropped.
     ///
     /// # Errors
-    /// `OVERLOADED` where its requester, or all, have theirs.
+    /// `OVERLOADED` where the requester, or all, have reached their limit.
     pub fn take(&self, ctx: &Ctx) -> Result<ImportCallPermit, CallError> {
         self.take_for(ctx.requester())
     }
@@ -85,7 +86,7 @@ impl ImportCallPermits {
     }
 }
 
-/// A place that is taken.
+/// A permit in use.
 #[derive(Debug)]
 pub struct ImportCallPermit {
     places: ImportCallPermits,
