@@ -161,6 +161,7 @@ impl ImportOptions {
 /// Reads the operations of the other side of a connection. They become internal operations of this node, without
 /// authority, whose code runs there. The peer's own operations about itself (`services/*`, `session/*`) are left out.
 ///
+/// # Errors
 /// This node cannot ask the peer, or the peer refuses, announces too much, or describes operations that break a rule.
 pub async fn from_call(
     caller: &Caller,
