@@ -54,10 +54,10 @@ pub(crate) fn inline(text: &[u8], tail: &[u8]) -> Result<Vec<u8>, CallError> {
     Ok(out)
 }
 
-/// What the object whose bracket is at `open` points to, if it is `{"$bin":[offset,length]}`, and where it ends.
+/// The range that the object at `open` refers to, if it is `{"$bin":[offset,length]}`, and where the object ends.
 fn pointer(text: &[u8], open: usize) -> Option<(Range<usize>, usize)> {
     let name = behind_space(text, open + 1);
-    // Without a name there, looking for its end would go through all the rest of the text, for each bracket.
+    // Without a name there, the search for its end would go through all the rest of the text, for each bracket.
     if text.get(name) != Some(&b'"') {
         return None;
     }
@@ -127,7 +127,7 @@ mod tests {
         }
     }
 
-    /// A frame of a megabyte with one bracket after the other, and no text behind any of them.
+    /// A frame of a megabyte with one bracket after the other, and no text behind them.
     #[test]
     fn looking_for_pointers_takes_time_by_the_length_of_the_text() {
         let text = format!("[{}{{}}]", "{},".repeat(1 << 19));

@@ -1,5 +1,5 @@
-//! Bytes of requests that run, of frames that are not complete, and of answers that wait to be read: each of the
-//! three has an account of its own, with the same shares.
+//! Bytes of running requests, of incomplete frames, and of unread answers: each of the three has an account of its
+//! own, with the same shares.
 
 mod claim;
 
@@ -19,21 +19,21 @@ use crate::limits::{
 use crate::sync::lock;
 pub(crate) use claim::RequestClaim;
 
-/// Counts the bytes of requests that came in frames, for their requesters and for the node, from admission to the
-/// end of the run: a handler may keep its input as long as it runs, and the run of an idempotency key outlives the
-/// request and its connection. Without a bound a requester could have inputs passed on to a peer that reads them and
+/// Counts the bytes of requests that came in frames, for their requesters and for the node, from admission to the end
+/// of the run: a handler may keep its input while it runs, and the run of an idempotency key outlives the request and
+/// its connection. Without a bound a requester could have this node pass inputs on to a peer that reads them and
 /// answers none.
 #[derive(Debug)]
 pub(crate) struct RequestBytes {
     bounds: RequestByteLimits,
     counted: Mutex<RequestByteTotals>,
-    /// [`RequestByteTotals::node`], for [`has_room`](Self::has_room), which is asked for every event.
+    /// [`RequestByteTotals::node`], for [`has_room`](Self::has_room), which runs for every event.
     node: AtomicUsize,
-    /// A claim was given back.
+    /// Notified when a claim gives bytes back.
     given_back: Notify,
 }
 
-/// The most at once.
+/// The most bytes at once.
 #[derive(Clone, Copy, Debug)]
 struct RequestByteLimits {
     node: usize,
@@ -51,19 +51,19 @@ struct RequestByteTotals {
     strangers: RequesterTotals,
     subscriptions: usize,
     each: HashMap<Requester, RequesterTotals>,
-    /// Of the unknown peers of all networks of a site together.
+    /// The bytes of the unknown peers of all networks of a site together.
     sites: HashMap<SitePrefix, usize>,
 }
 
-/// Of one requester, or of all unknown peers.
+/// The bytes of one requester, or of all unknown peers.
 #[derive(Clone, Copy, Debug, Default)]
 struct RequesterTotals {
     bytes: usize,
-    /// Of these, those of subscriptions.
+    /// Of these, the bytes of subscriptions.
     subscriptions: usize,
 }
 
-/// What the bytes are kept for.
+/// Why the node keeps the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RequestRetention {
     /// Until an answer, which has a deadline.
@@ -72,25 +72,25 @@ pub(crate) enum RequestRetention {
     Subscribed,
 }
 
-/// What a claim that [grows](RequestBytes::grow) has to fit into.
+/// The room that a claim needs to [grow](RequestBytes::grow).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GrowLimit {
-    /// Nothing: the bytes are there already.
+    /// None: the bytes are in memory already.
     Anyway,
-    /// What is left before it grows has to be something. It may then be exceeded once, because how long an event is
-    /// shows when it is made, and one that never fitted would be waited for without end.
+    /// Some room has to be left before it grows. The claim may then exceed it once, because an event's length shows
+    /// only when the event is made, and the node would wait without end for room for one that is always too long.
     Begins,
-    /// With it the requester has at most half of what there would be room for. The other half is for what is read: where
-    /// what waits to be passed on had all, none of it could be.
+    /// With it the requester has at most half of the room that there would be. The other half is for the answers that
+    /// it reads: where waiting events had all, it could read none of them.
     Half,
-    /// The same; or its requester has nothing else, and then what is left has to be something: of what waits to be
-    /// passed on there is always room for one, whatever others have.
+    /// The same; or its requester has nothing else, and then some room has to be left: of the events that wait to be
+    /// passed on, one always has room, whatever others have.
     First,
-    /// What is left has to be as much.
+    /// Room for all of it has to be left.
     Wholly,
 }
 
-/// Whose requests are counted together.
+/// Requests of one requester count together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Requester {
     Known(PeerId),
@@ -122,11 +122,11 @@ impl Requester {
     }
 }
 
-/// What there is no room for, and how much there may be.
+/// The exhausted limit, and its size.
 type Full = (&'static str, usize);
 
 impl RequestByteLimits {
-    /// What one requester may have.
+    /// The limit of one requester.
     fn own(&self, requester: &Requester) -> Full {
         match requester.is_known() {
             true => ("bytes of requests of one identity at once", self.each),
@@ -137,8 +137,8 @@ impl RequestByteLimits {
         }
     }
 
-    /// Whether a requester may have `bytes` more. One request, or what follows, may be longer than everything where
-    /// there is nothing else.
+    /// Whether a requester may have `bytes` more. One request, or event, may be longer than the whole limit where the
+    /// requester has nothing else.
     fn fits(
         &self,
         counted: &RequestByteTotals,
@@ -148,6 +148,7 @@ impl RequestByteLimits {
         let own = counted.requester_totals(requester).bytes + bytes;
         let node = counted.node + bytes;
         let (whose, each) = self.own(requester);
+        // Beside other bytes the limit is strict.
         if own > each && own > bytes {
             return Err((whose, each));
         }
@@ -163,9 +164,9 @@ impl RequestByteLimits {
         Ok(())
     }
 
-    /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, and those of unknown
-    /// peers `strangers` if it is one, the new one of `bytes` included. They may run for ever: what they keep is no
-    /// other request's, and what unknown peers keep is no known one's.
+    /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, and those of
+    /// unknown peers `strangers` if it is one, the new one of `bytes` included. They may run for ever: their bytes
+    /// come from no other request's share, and those of unknown peers from no known peer's share.
     fn subscribe(
         &self,
         own: usize,
@@ -243,7 +244,7 @@ impl Default for RequestBytes {
 }
 
 impl RequestBytes {
-    /// For a node that has room for `node` bytes.
+    /// An account for a node that has room for `node` bytes.
     pub(crate) fn new(node: usize) -> Self {
         let strangers = node / BYTES_STRANGERS;
         let subscriptions = node / BYTES_SUBSCRIPTIONS;
@@ -263,14 +264,14 @@ impl RequestBytes {
         }
     }
 
-    /// How many bytes are counted now, and how many may be.
+    /// The bytes that count now, and the limit.
     pub(crate) fn kept(&self) -> (usize, usize) {
         (lock(&self.counted).node, self.bounds.node)
     }
 
-    /// Counts a request of `bytes` until the claim is dropped; `None` for one so short that it is not counted. One
-    /// request at a time may be longer than what its requester, or the node, has room for: how long a frame may be
-    /// is configured.
+    /// Counts a request of `bytes` until the claim is dropped; `None` for a request too short to count. One request
+    /// at a time may be longer than the room of its requester or of the node: the configuration sets how long a frame
+    /// may be.
     ///
     /// # Errors
     /// `OVERLOADED` where there is no room now.
@@ -299,7 +300,7 @@ impl RequestBytes {
             self.bounds.subscribe(own, strangers, all, bytes)?;
         }
         counted.add(&requester, bytes, subscribed);
-        // While it is locked: the copy must not go back to an older count.
+        // Under the lock: the copy must not go back to an older count.
         self.node.store(counted.node, Ordering::Release);
         drop(counted);
         Ok(Some(Arc::new(RequestClaim {
@@ -310,14 +311,14 @@ impl RequestBytes {
         })))
     }
 
-    /// Counts `bytes` more for a requester, where they fit; the caller gives them back by
+    /// Counts `bytes` more for a requester, where there is room; the caller gives them back by
     /// [`shrink`](Self::shrink).
     pub(crate) fn grow(&self, requester: &Requester, bytes: usize, fit: GrowLimit) -> bool {
         let mut counted = lock(&self.counted);
         let asked = match fit {
             GrowLimit::Anyway => None,
             GrowLimit::Begins => Some(1),
-            // `fits` adds this to what the requester has: twice what it would have then.
+            // `fits` adds this to the requester's bytes: twice what it would have then.
             GrowLimit::First | GrowLimit::Half => {
                 Some(counted.requester_totals(requester).bytes + 2 * bytes)
             }
@@ -332,13 +333,13 @@ impl RequestBytes {
         true
     }
 
-    /// Counts `bytes` more for a requester that has those that are `held` and nothing else, if it may begin something.
+    /// Counts `bytes` more for a requester that has the `held` bytes and nothing else, if it may begin a request.
     pub(crate) fn grow_alone(&self, requester: &Requester, bytes: usize, held: usize) -> bool {
         let mut counted = lock(&self.counted);
         if counted.requester_totals(requester).bytes != held {
             return false;
         }
-        // Not beside its own bytes.
+        // The requester's own bytes do not count against it here.
         counted.take(requester, held, 0);
         let fits = self.bounds.fits(&counted, requester, 1).is_ok();
         let now = if fits { held + bytes } else { held };
@@ -349,15 +350,15 @@ impl RequestBytes {
         fits
     }
 
-    /// Gives back what [`grow`](Self::grow) counted.
+    /// Gives back the bytes that [`grow`](Self::grow) counted.
     pub(crate) fn shrink(&self, requester: &Requester, bytes: usize) {
         let mut counted = lock(&self.counted);
         counted.take(requester, bytes, 0);
         self.node.store(counted.node, Ordering::Release);
     }
 
-    /// Whether there is room for more of a requester's. While all have less than the smallest share, `requester` is
-    /// not called.
+    /// Whether a requester has room for more. While all have less than the smallest share, this does not call
+    /// `requester`.
     pub(crate) fn has_room(&self, requester: impl FnOnce() -> Requester) -> bool {
         if self.node.load(Ordering::Acquire) < self.bounds.strangers_each {
             return true;
@@ -367,13 +368,13 @@ impl RequestBytes {
         self.bounds.fits(&counted, &requester, 1).is_ok()
     }
 
-    /// Whether a requester has all that one may have, whatever others have.
+    /// Whether a requester has reached its own limit, whatever others have.
     pub(crate) fn is_spent(&self, requester: &Requester) -> bool {
         let (_, each) = self.bounds.own(requester);
         lock(&self.counted).requester_totals(requester).bytes >= each
     }
 
-    /// Resolves once a claim is given back after this was called.
+    /// Resolves once a claim gives bytes back after this call.
     pub(crate) fn given_back(&self) -> impl Future<Output = ()> {
         self.given_back.notified()
     }
@@ -401,7 +402,7 @@ mod tests {
         Requester::from_identity(None, Some(SocketAddr::from((address, 1))))
     }
 
-    /// Claims as often as there is room.
+    /// Claims until there is no room.
     fn takes_all(
         all: &Arc<RequestBytes>,
         requester: &Requester,
@@ -474,7 +475,7 @@ mod tests {
         assert!(lock(&all.counted).sites.is_empty());
     }
 
-    /// Of operations that are open to unknown peers.
+    /// Subscriptions of operations that are open to unknown peers.
     #[test]
     fn subscriptions_of_unknown_peers_leave_known_ones_theirs() {
         for memory in [128 << 20, 512 << 20, 2 << 30] {
@@ -496,7 +497,7 @@ mod tests {
         }
     }
 
-    /// Else it could never be made.
+    /// Otherwise it could never be made.
     #[test]
     fn a_request_that_is_longer_than_the_room_is_made_alone() {
         let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
@@ -515,7 +516,7 @@ mod tests {
         assert!(all.claim(known("eve"), MIB, RequestRetention::Once).is_ok());
     }
 
-    /// Another requester could take what was given up, so nothing is given up first.
+    /// Another requester could take the released bytes, so the claim releases nothing first.
     #[test]
     fn a_claim_that_finds_no_room_to_grow_keeps_what_it_has() {
         let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
@@ -528,7 +529,7 @@ mod tests {
         assert_eq!(refused.code, ErrorCode::Overloaded);
         assert_eq!(lock(&all.counted).requester_totals(&ada).bytes, MIB);
         assert!(takes_all(&all, &known("trudy"), MIB).is_empty());
-        // From now on it is counted for another requester, and not for both.
+        // From now on it counts for another requester, and not for both.
         growing
             .resize(&known("bob"), MIB)
             .expect("as much as before");
@@ -540,7 +541,7 @@ mod tests {
         assert_eq!((counted.node, counted.each.len()), (0, 0));
     }
 
-    /// One frame may be longer than all that there is, however small its steps are.
+    /// One frame may be longer than the whole limit, however small its steps are.
     #[test]
     fn a_claim_grows_beyond_the_room_where_it_is_alone() {
         let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
