@@ -41,6 +41,7 @@ impl Caller {
     /// A known peer is attached under its id. Where it is connected twice, the newest connection counts and the older
     /// one finishes its running calls.
     ///
+    /// # Errors
     /// As [`from_call`](crate::from_call); `Collision` when the other side has no name and serves an operation under
     /// the name of one of this node's, which a prefix avoids.
     pub async fn import(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {

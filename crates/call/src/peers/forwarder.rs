@@ -85,6 +85,7 @@ impl CallForwarder {
     /// Calls a query or mutation there. Where the call may go to any peer and the first peer is lost, the node asks
     /// another for a query, once.
     ///
+    /// # Errors
     /// `FORBIDDEN` and `UNAUTHENTICATED` by either rule, `NOT_FOUND` where the peer or the operation is absent,
     /// `UNAVAILABLE` where peers serve it and none is well, `INVALID_OPERATION_TYPE` for a subscription; and what the
     /// peer answers. The rights at the time of its answer decide a query.
