@@ -1,4 +1,4 @@
-//! What an operation has to be before it may be registered.
+//! The rules that an operation has to satisfy before it may be registered.
 
 use thiserror::Error;
 
@@ -12,6 +12,7 @@ use crate::{services, session};
 pub(crate) fn check(registration: &Registration) -> Result<(), RegistryError> {
     let spec = &registration.spec;
     let name = || spec.name.clone();
+    // Names are parts of paths and scopes: only the grammar keeps them unambiguous.
     if !spec::is_operation_name(&spec.name) {
         return Err(RegistryError::Name(name()));
     }
@@ -53,7 +54,7 @@ pub(crate) fn is_protocols(namespace: &str) -> bool {
     PROTOCOL.contains(&namespace)
 }
 
-/// Namespaces of the node's own operations: nothing imported or written by a session may sit there.
+/// Namespaces of the node's own operations: no import and no session's operation may lie there.
 const RESERVED: [&str; 11] = [
     "capability",
     "channel",
@@ -68,7 +69,8 @@ const RESERVED: [&str; 11] = [
     "vault",
 ];
 
-/// Whether a namespace is for the node's own operations: no promoted, imported or session's operation has a name in it.
+/// Whether a namespace is for the node's own operations: no promoted, imported or session's operation has a name in
+/// it.
 #[must_use]
 pub fn is_reserved_namespace(namespace: &str) -> bool {
     RESERVED.contains(&namespace)
@@ -99,7 +101,7 @@ fn check_openness(registration: &Registration) -> Result<(), RegistryError> {
     Ok(())
 }
 
-/// Why a set of operations cannot be served.
+/// Why the node cannot serve a set of operations.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RegistryError {
@@ -116,7 +118,7 @@ pub enum RegistryError {
         /// The code it declares.
         code: String,
     },
-    /// A subscription needs a stream handler, anything else a once handler.
+    /// A subscription needs a stream handler, every other operation a once handler.
     #[error(
         "operation '{0}': subscriptions take a stream handler, queries and mutations a once handler"
     )]
@@ -130,10 +132,10 @@ pub enum RegistryError {
     /// The namespace is not the name's first segment.
     #[error("operation '{0}': the namespace is the first segment of the name")]
     Namespace(String),
-    /// A mutation for every caller that does not say so.
+    /// A mutation for every caller without the explicit statement.
     #[error("mutation '{0}' has an empty access control; require a scope, or say .open()")]
     Open(String),
-    /// `resource_id_path` is no pointer.
+    /// `resource_id_path` is not a pointer.
     #[error("operation '{name}': '{path}' is no JSON pointer; write /a/b")]
     Pointer {
         /// The operation.
@@ -149,7 +151,7 @@ pub enum RegistryError {
     Rule {
         /// The operation.
         name: String,
-        /// What of it is.
+        /// The excess.
         reason: String,
     },
     /// A schema does not compile.
@@ -157,7 +159,7 @@ pub enum RegistryError {
     Schema {
         /// The operation.
         name: String,
-        /// What the compiler says.
+        /// The compiler's message.
         reason: String,
     },
 }

@@ -1,8 +1,8 @@
-//! `services/watch`: tells callers when the operations they may call change.
+//! `services/watch`: notifies callers when the operations that they may call change.
 //!
-//! A watcher keeps the number of the last change that it heard of and nothing else: a slow one misses steps and never a
-//! change, and keeps nothing in the node's memory meanwhile. One that is behind takes what it missed in turns, between
-//! which other tasks run; the history is locked only while it takes them.
+//! A watcher stores the number of the last change that it received and nothing else: a slow one misses steps and
+//! never a change, and holds nothing in the node's memory meanwhile. A watcher that is behind takes the missed
+//! changes in turns, between which other tasks run, and locks the history only while it takes them.
 
 mod history;
 
@@ -25,7 +25,7 @@ use crate::registry::{Registration, Registry};
 use crate::spec::{OperationSpec, Visibility};
 use crate::sync::lock;
 
-/// Scope that lets a caller hear of other peers' operations.
+/// The scope with which a caller gets changes of other peers' operations.
 const PEERS_SCOPE: &str = "peer:list";
 
 /// One event of `services/watch`.
@@ -33,29 +33,29 @@ const PEERS_SCOPE: &str = "peer:list";
 pub struct RegistryChange {
     /// The hash of every operation of the source, as `services/list` gives it.
     pub registry: String,
-    /// Names of operations the caller may call now and could not before.
+    /// Names of operations that the caller may call now and could not before.
     #[serde(default)]
     pub added: Vec<String>,
-    /// Names of operations the caller can call no longer.
+    /// Names of operations that the caller can call no longer.
     #[serde(default)]
     pub removed: Vec<String>,
-    /// `added` is everything of this source that the caller may call now, whatever it heard of before: so much changed
-    /// since then that this node does not keep what.
+    /// `added` is every operation of this source that the caller may call now, whatever it received before: so much
+    /// changed since then that this node does not remember the changes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub whole: bool,
-    /// Whose they are; absent for the node's own.
+    /// The peer that serves them; absent for the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<PeerId>,
 }
 
-/// Where a node says what operations there are. Cheap to clone; every clone is the same.
+/// Announces the operations of a node. Cheap to clone; every clone is the same.
 #[derive(Clone, Debug)]
 pub struct Announcer(Arc<Announced>);
 
 #[derive(Debug)]
 struct Announced {
     history: Mutex<RegistryHistory>,
-    /// Wakes watchers; the history says of what.
+    /// Wakes watchers; the history has the changes.
     changed: watch::Sender<()>,
 }
 
@@ -71,14 +71,14 @@ impl Announcer {
         announcer
     }
 
-    /// The node's own operations are these now, with this hash. Internal ones are left out.
+    /// Sets the node's own operations, with this hash. Internal ones are left out.
     pub fn own<'a>(&self, registry: &str, specs: impl IntoIterator<Item = &'a OperationSpec>) {
         let specs = specs.into_iter();
         let external = specs.filter(|spec| spec.visibility == Visibility::External);
         self.set(None, registry, external);
     }
 
-    /// The operations imported from `peer` are these now, with the hash the peer gives.
+    /// Sets the operations imported from `peer`, with the hash that the peer gives.
     pub fn peer<'a>(
         &self,
         peer: &PeerId,
@@ -88,7 +88,7 @@ impl Announcer {
         self.set(Some(peer), registry, specs);
     }
 
-    /// Nothing of `peer` can be called any longer.
+    /// Removes all operations of `peer`.
     pub fn peer_gone(&self, peer: &PeerId) {
         self.set(Some(peer), "", []);
     }
@@ -135,7 +135,7 @@ fn run(ctx: &Ctx) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + 
     let ctx = ctx.clone();
     let announcer = ctx.dispatcher().announcer().clone();
     let watcher = RegistryWatcher::new(announcer, move || {
-        // Asked at each change: scopes come and go.
+        // Looked up at each change: scopes come and go.
         let (ctx, who) = (ctx.clone(), ctx.identity_now());
         Box::new(move |rule| ctx.shows(rule, who.as_deref()))
     });
@@ -146,13 +146,13 @@ fn run(ctx: &Ctx) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + 
     })
 }
 
-/// Says whether operations with a rule are shown.
+/// Whether the watcher sees operations with a rule.
 type View = Box<dyn Fn(&AccessControl) -> bool + Send>;
 
 struct RegistryWatcher {
     announcer: Announcer,
     changes: watch::Receiver<()>,
-    /// The number of the last change that it has heard of.
+    /// The number of the last change that it received.
     seen: u64,
     first: Option<RegistryChange>,
     view: Box<dyn Fn() -> View + Send>,
@@ -185,7 +185,7 @@ impl RegistryWatcher {
         loop {
             // A watcher that is behind has many turns, and other tasks have theirs in between.
             yield_now().await;
-            // Before it is looked: a change in between is seen the next time.
+            // Before the turn: the next one sees a change in between.
             self.changes.mark_unchanged();
             match self.look() {
                 WatchTurn::Change(change) => return Some(change),
@@ -202,7 +202,8 @@ impl RegistryWatcher {
             required_scopes: vec![PEERS_SCOPE.to_owned()],
             ..AccessControl::default()
         });
-        // Other watchers and all changes wait for the lock: what was missed is only taken here, and looked at below.
+        // Other watchers and all changes wait for the lock: this takes the missed changes under it, and goes through
+        // them below.
         let turn = lock(&self.announcer.0.history).next(&mut self.seen, lists);
         match turn {
             HistoryTurn::Forgotten => {
@@ -218,13 +219,13 @@ impl RegistryWatcher {
     }
 }
 
-/// What a turn of a watcher came to.
+/// The outcome of a watcher's turn.
 enum WatchTurn {
     /// An event, or the error that ends the subscription.
     Change(Result<RegistryChange, CallError>),
-    /// What changed is nothing to this watcher; there may be more.
+    /// The changes do not concern this watcher; there may be more.
     Silent,
-    /// There is no more.
+    /// There are no more changes.
     UpToDate,
 }
 
@@ -257,7 +258,7 @@ mod tests {
         Announcer::new(&Registry::empty())
     }
 
-    /// Of an identity with these scopes, or of an unknown peer, past its first event.
+    /// A watcher for an identity with these scopes, or for an unknown peer, after its first event.
     fn watcher(announcer: &Announcer, scopes: Option<&[&str]>) -> RegistryWatcher {
         let who = scopes.map(who);
         let mut watcher = RegistryWatcher::new(announcer.clone(), move || {
@@ -283,7 +284,7 @@ mod tests {
         OperationSpec::query(name, "")
     }
 
-    /// With as large a rule as there may be, which `n` makes another one.
+    /// A query with as large a rule as there may be, which `n` makes different.
     fn large(name: &str, n: usize) -> OperationSpec {
         let mut spec = query(name);
         let scope = |m: usize| format!("{n}-{m}-{:0>1$}", "", SCOPE_BYTES_MAX - 10);
@@ -363,7 +364,7 @@ mod tests {
             (change.registry.as_str(), change.added),
             ("h3", vec!["a/y".to_owned()])
         );
-        // The same again is no change.
+        // Setting the same operations again is not a change.
         announcer.own("h3", [&query("a/y")]);
         announcer.own("h4", []);
         assert_eq!(next().await.registry, "h4");
@@ -411,9 +412,9 @@ mod tests {
         let kept = lock(&announcer.0.history).kept_bytes();
         assert!(kept <= WATCH_HISTORY_BYTES, "{kept}");
         let is_kept: Vec<_> = rules.iter().map(|rule| rule.strong_count() > 0).collect();
-        // Each takes some 0.7 MiB: the newest is there, and as many before it as there is room for.
+        // Each takes some 0.7 MiB: the history has the newest, and as many before it as there is room for.
         assert!(is_kept[9] && !is_kept[0] && !is_kept[3], "{is_kept:?}");
-        // What a watcher missed it cannot be told; it hears what there is.
+        // The node cannot report the changes that a watcher missed; the watcher gets the present operations.
         announcer.peer(&worker(), "p10", [&query("gpu/new")]);
         let mut told = unread_changes(&mut unread[0]);
         let whole = told.remove(0);
@@ -474,7 +475,7 @@ mod tests {
         spec.with_scope(&format!("none:{n}"))
     }
 
-    /// The turns that a watcher takes after the change with this number: the operations that it looks at in each.
+    /// The turns that a watcher takes after the change with this number: the operations that it goes through in each.
     fn turns_since(announcer: &Announcer, mut seen: u64) -> Vec<usize> {
         let mut turns = Vec::new();
         loop {
@@ -486,18 +487,18 @@ mod tests {
         }
     }
 
-    /// Two peers change rules again and again, and the watcher may hear of none of that.
+    /// Two peers change rules again and again, and the watcher may see none of that.
     #[test]
     fn a_watcher_that_is_behind_looks_at_each_change_once() {
         let announcer = announcer();
         let seen = lock(&announcer.0.history).last();
         change_in_turn(&announcer, WATCH_STEPS_MAX, hidden);
-        // A turn that looks at what came later as well has more than the one operation of its change.
+        // A turn that included later changes as well would have more than the one operation of its change.
         let turns = turns_since(&announcer, seen);
         assert_eq!(turns, [1; 2 * WATCH_STEPS_MAX]);
     }
 
-    /// One peer changes much at once, and nothing of another comes in between.
+    /// One peer changes much at once, and no change of another comes in between.
     #[test]
     fn a_turn_of_a_watcher_has_few_operations() {
         const CHANGES: usize = 40;
@@ -533,7 +534,7 @@ mod tests {
         assert!(polled > 2 * WATCH_STEPS_MAX, "{polled}");
     }
 
-    /// They take few bytes, so that thousands of them would be kept by their bytes alone.
+    /// They take few bytes, so that a bound on bytes alone would keep thousands of them.
     #[test]
     fn of_many_short_changes_of_a_peer_few_are_kept() {
         let announcer = announcer();
@@ -550,7 +551,7 @@ mod tests {
         assert!(told.iter().all(|change| change.added.is_empty()));
     }
 
-    /// However far it is behind, and whatever changes while it catches up.
+    /// However far the watcher is behind, and whatever changes while it catches up.
     #[test]
     fn the_sum_of_what_a_watcher_hears_is_what_there_is() {
         const CHANGES: usize = 1_000;
@@ -583,7 +584,7 @@ mod tests {
         }
     }
 
-    /// What a reader makes of an event.
+    /// Applies an event to what a reader knows.
     fn hear(known: &mut BTreeMap<Option<PeerId>, BTreeSet<String>>, change: RegistryChange) {
         let names = known.entry(change.peer).or_default();
         if change.whole {

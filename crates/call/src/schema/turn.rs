@@ -8,18 +8,18 @@ use alknet_core::{Identity, PeerId};
 
 use crate::sync::lock;
 
-/// Checks that wait for their turn, at most: each holds a thread.
+/// The limit of waiting checks: each holds a thread.
 pub(super) const WAITING_MAX: usize = 64;
-/// Checks of one identity that run or wait, at most: with a limit for all alone, one identity with as many requests
-/// would have those of all others refused. Unauthenticated peers have one share together.
+/// The limit of running and waiting checks of one identity: with a limit for all alone, one identity with many
+/// requests would have the checks of all others refused. Unauthenticated peers have one share together.
 const SHARE_MAX: usize = 8;
 
-/// Whose share of the turns a check takes.
+/// The share of the turns that a check counts in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PermitShare<'a> {
-    /// None: what the node checks for itself, one after the other.
+    /// No share: checks by the node for itself, one after the other.
     Node,
-    /// That of a peer; `None` for all unauthenticated ones.
+    /// The share of a peer; `None` for all unauthenticated ones.
     Peer(Option<&'a PeerId>),
 }
 
@@ -28,7 +28,7 @@ impl<'a> PermitShare<'a> {
         Self::Peer(identity.map(|who| &who.id))
     }
 
-    /// The share of the owner of what is checked; without an owner, the node's own.
+    /// The share of the schema's owner; without an owner, the node's own.
     pub(super) fn of_owner(owner: Option<&'a PermitOwner>) -> Self {
         owner.map_or(Self::Node, |owner| Self::Peer(owner.0.as_ref()))
     }
@@ -41,7 +41,7 @@ impl<'a> PermitShare<'a> {
     }
 }
 
-/// Who has a share.
+/// The owner of a share.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct PermitOwner(Option<PeerId>);
 
@@ -56,13 +56,13 @@ static TURNS: LazyLock<ValidationPermits> = LazyLock::new(|| {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     ValidationPermits {
         state: Mutex::default(),
-        // Half of the processors are left to everything else.
+        // Half of the processors are left to all other work.
         most: (processors / 2).max(1),
         ended: Condvar::new(),
     }
 });
 
-/// Does `work` where tasks of the runtime go on meanwhile: another thread takes the place of this one.
+/// Does `work` while tasks of the runtime go on: another thread replaces this one.
 #[cfg(not(target_family = "wasm"))]
 pub(super) fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
@@ -71,12 +71,12 @@ pub(super) fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
     match flavor {
         Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
-        // A runtime of one thread has no other, and outside of one nothing waits.
+        // A runtime of one thread has no other, and outside of one no task waits.
         _ => work(),
     }
 }
 
-/// Does `work`: WebAssembly has one thread, and no other that could take its place.
+/// Does `work`: WebAssembly has one thread, and no other could replace it.
 #[cfg(target_family = "wasm")]
 pub(super) fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     work()
@@ -92,12 +92,12 @@ struct ValidationPermits {
 struct PermitState {
     running: usize,
     waiting: usize,
-    /// Of each peer that has any, those that run or wait.
+    /// The running and waiting checks of each peer that has any.
     shares: HashMap<PermitOwner, usize>,
 }
 
 impl PermitState {
-    /// Takes a place in a peer's share, unless it is used up.
+    /// Takes a permit from a peer's share, unless the share is used up.
     fn enter(&mut self, owner: &PermitOwner) -> bool {
         let taken = self.shares.entry(owner.clone()).or_default();
         let enters = *taken < SHARE_MAX;
@@ -151,7 +151,7 @@ impl Drop for ValidationPermit {
         if let Some(owner) = &self.owner {
             state.leave(owner);
         }
-        // Before the notice: the thread that wakes wants the lock.
+        // Before the notice: the thread that wakes takes the lock.
         drop(state);
         self.turns.ended.notify_one();
     }
@@ -207,7 +207,7 @@ mod tests {
         while entered() != Some(SHARE_MAX) {
             thread::yield_now();
         }
-        // Of a hundred more none waits, and one of another peer does.
+        // A hundred more checks of this peer are refused, and one of another peer waits.
         let more = || ValidationPermit::wait(WAITING_MAX, PermitShare::Peer(Some(&greedy)));
         assert!((0..100).all(|_| more().is_none()));
         let others = waits(&other);
@@ -218,7 +218,7 @@ mod tests {
         assert!(node().is_some());
     }
 
-    /// A caller brings schemas of its own while every turn is taken, and large values for one of them.
+    /// A caller sends schemas of its own while every turn is taken, and large values for one of them.
     #[test]
     fn schemas_that_a_peer_brought_wait_within_its_share() {
         let _alone = lock(&ALL_TURNS);
@@ -239,7 +239,7 @@ mod tests {
         while entered() != Some(SHARE_MAX) {
             thread::yield_now();
         }
-        // Of a hundred more none keeps a thread, and no check does.
+        // A hundred more schemas hold no thread, and neither does a check.
         let more = || ValueSchema::of_peer(&integers, Some(&greedy)).map(drop);
         assert!((0..100).all(|_| more() == Err(SchemaError::Busy)));
         assert_eq!(schema.validate(&large), Err(SchemaCheckError::Busy));

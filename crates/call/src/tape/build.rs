@@ -1,4 +1,4 @@
-//! How a text becomes a table. The text is JSON: a parser that knows its whole grammar has read it before.
+//! Builds a table from a text. The text is JSON: a parser that knows the whole grammar has read it before.
 
 use smallvec::SmallVec;
 
@@ -10,11 +10,11 @@ use crate::json::string_end;
 /// Digits of the longest number that cannot be beyond `f64`, without an exponent.
 const SAFE_DIGITS: usize = 300;
 
-/// Characters of the longest number: those of any `f64` written out. A number is read again for each value that it
-/// is compared with.
+/// Characters of the longest number: those of any `f64` written out. The validator reads a number again for each
+/// value that it compares it with.
 const NUMBER_BYTES_MAX: usize = 1_100;
 
-/// What the text has at a place.
+/// A token of the text.
 enum JsonToken {
     Open {
         object: bool,
@@ -24,7 +24,7 @@ enum JsonToken {
     Scalar,
 }
 
-/// Calls `each` with every token and where it begins, until it fails.
+/// Calls `each` with every token and its offset, until `each` fails.
 fn tokens<E>(
     text: &[u8],
     mut each: impl FnMut(JsonToken, usize, &[u8]) -> Result<(), E>,
@@ -71,7 +71,7 @@ fn tokens<E>(
 /// An array or object that is open.
 struct OpenContainer {
     object: bool,
-    /// Strings and values in it so far; a member is two.
+    /// Strings and values in it so far; a member is two of them.
     items: u32,
     /// The first of its words.
     at: u32,
@@ -167,7 +167,7 @@ pub(super) fn words(text: &str, len: usize) -> Vec<u32> {
     let mut words: Vec<u32> = Vec::with_capacity(len);
     let mut open = Stack::new();
     let walked = tokens(text.as_bytes(), |token, at, _| {
-        // Shorter than 2^31, as was counted.
+        // The text is shorter than 2^31: `count` checked that.
         let at = at as u32;
         match token {
             JsonToken::Open { object } => {
@@ -213,7 +213,7 @@ fn close(text: &str, words: &mut Vec<u32>, closed: &OpenContainer) {
     words[head + 2] = closed.len();
 }
 
-/// The word behind the value that begins at one.
+/// The index of the word after the value that begins at `at`.
 pub(super) fn behind(words: &[u32], at: u32) -> u32 {
     let at = at as usize;
     match words.get(at) {

@@ -12,7 +12,7 @@ fn with<T>(text: &str, look: impl FnOnce(TapeNode<'_>) -> T) -> T {
     look(tape.root())
 }
 
-/// Any value, written in any of many ways.
+/// Every kind of value, written in any of many ways.
 fn values() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -161,7 +161,7 @@ fn what_no_tree_could_be_made_of_is_refused() {
     assert!(TapeSize::measure(deep(NESTING_MAX + 1).as_bytes()).is_err());
 }
 
-/// Text that no parser let through is misread, and nothing worse.
+/// A text that no parser has checked is misread, and nothing worse happens.
 #[test]
 fn nonsense_ends() {
     for text in [
