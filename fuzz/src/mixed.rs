@@ -1,11 +1,11 @@
-//! Bodies of frames: JSON alone, or with binary data behind it.
+//! Bodies of frames: JSON alone, or with binary data after it.
 
 use alknet_call::limits::NESTING_MAX;
 use alknet_call::{CallBody, CallOutput, Envelope, FrameBody};
 use bytes::Bytes;
 use serde_json::Value;
 
-/// Takes the body of one frame apart, down to the binary data its payload points at.
+/// Takes the body of one frame apart, down to the binary data that its payload refers to.
 pub fn mixed(data: &[u8]) -> bool {
     let Ok(body) = FrameBody::parse(Bytes::copy_from_slice(data)) else {
         assert_ne!(data.first(), Some(&b'{'), "JSON is judged by the envelope");

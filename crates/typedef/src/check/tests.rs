@@ -10,7 +10,7 @@ fn engine(schema: &Value, mode: LayoutMode) -> LayoutEngine {
     compile(schema, mode, &SchemaLimits::default()).expect("a layout")
 }
 
-/// Everything of `good` is valid and nothing of `bad`, by both questions.
+/// Every value of `good` is valid and none of `bad`, by both questions.
 #[track_caller]
 fn judged(schema: &Value, good: &[Value], bad: &[Value]) {
     let engine = engine(schema, LayoutMode::Packed);

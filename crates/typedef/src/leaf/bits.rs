@@ -1,4 +1,4 @@
-//! Leaves as bytes of a known number.
+//! Leaves as a fixed number of bytes.
 
 use half::{bf16, f16};
 
@@ -20,7 +20,7 @@ impl LeafType {
         }
     }
 
-    /// Reads what lies in exactly [`fixed_bytes`](Self::fixed_bytes) bytes.
+    /// Reads the value in exactly [`fixed_bytes`](Self::fixed_bytes) bytes.
     pub(crate) fn take(&self, bytes: &[u8], big: bool) -> Fit<RecordValue> {
         if self.kind.scalar_bytes().is_some() {
             return self.of_bits(take_bits(bytes, big));
@@ -40,6 +40,7 @@ impl LeafType {
         let RecordValue::Indirect { off, len } = value else {
             return Err(self.other(value));
         };
+        // A place that breaks the bound would be refused on reading.
         self.check_bytes(*len)?;
         let (first, second) = out.split_at_mut(out.len() / 2);
         put_bits(*off, big, first);
@@ -95,7 +96,7 @@ impl LeafType {
         })
     }
 
-    /// That there is a member of this number.
+    /// The member of this number, if there is one.
     pub(crate) fn member(&self, index: u32) -> Fit<&serde_json::Value> {
         let members = self.members.len();
         let member = self.members.get(index as usize);
@@ -113,7 +114,7 @@ impl LeafType {
         ))
     }
 
-    /// That the number is finite once it is of the kind.
+    /// Checks that the number is finite after rounding to the kind.
     pub(crate) fn check_float(&self, value: f64) -> Fit<()> {
         // A number that is finite here may be infinite in a smaller kind.
         if self.nonfinite || rounded(self.kind, value).is_finite() {
@@ -152,7 +153,7 @@ fn float(kind: FieldKind, bits: u64) -> f64 {
     }
 }
 
-/// The nearest number that the kind has.
+/// The nearest number of the kind.
 pub(crate) fn rounded(kind: FieldKind, value: f64) -> f64 {
     float(kind, float_bits(kind, value))
 }

@@ -1,7 +1,7 @@
 //! Dates with times, as RFC 3339 (section 5.6) writes them.
 
-/// Whether `text` is one. Seconds may be 60 where a leap second can be: in the last minute of a
-/// month in UTC (section 5.7). `T` and `Z` may be small, and a space is no `T`.
+/// Whether `text` is a date with a time. Seconds may be 60 where a leap second can be: in the last minute of a month
+/// in UTC (section 5.7). `T` and `Z` may be lower case, and a space does not replace `T`.
 pub(super) fn is_timestamp(text: &str) -> bool {
     parse(text.as_bytes()).is_some()
 }
@@ -46,7 +46,7 @@ fn number(digits: &[u8]) -> Option<i32> {
     })
 }
 
-/// What follows `.` and at least one digit, or everything where there is no point.
+/// The text after `.` and at least one digit, or all of it where there is no point.
 fn fraction(text: &[u8]) -> Option<&[u8]> {
     let Some(rest) = text.strip_prefix(b".") else {
         return Some(text);

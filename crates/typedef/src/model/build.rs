@@ -19,7 +19,7 @@ use crate::tensor::TensorType;
 
 /// The layout of the schema at `ptr`.
 pub(crate) fn build(schema: &Schema, ptr: &str, mode: LayoutMode) -> Result<Arc<LayoutNode>> {
-    // Without this, what follows might not come to an end.
+    // Without this check, the recursion below might not end.
     schema.start(ptr)?;
     let mut builder = LayoutBuilder {
         schema,
@@ -41,19 +41,19 @@ pub(super) struct LayoutBuilder<'s> {
     left: u64,
 }
 
-/// What is to be built.
+/// The part to build.
 pub(super) struct LayoutContext<'p> {
-    /// In the schema.
+    /// Its path in the schema.
     pub(super) ptr: &'p str,
-    /// In the layout.
+    /// Its path in the layout.
     pub(super) path: &'p str,
     /// Byte order of the parent.
     pub(super) big: bool,
-    /// The property that names the variant, where this is one: it takes no room.
+    /// The property that names the variant, where this is one: it has no bytes.
     pub(super) tagged_by: Option<&'p str>,
 }
 
-/// The schema that says what a place is, after its references.
+/// The schema that describes a part, after its references.
 pub(super) struct ResolvedSchema<'s> {
     pub(super) keywords: &'s Map<String, Value>,
     pub(super) notes: KeywordAnnotations,
@@ -95,7 +95,7 @@ impl<'s> LayoutBuilder<'s> {
         Ok(())
     }
 
-    /// Follows references, and gathers what is said on the way.
+    /// Follows references, and collects the annotations on the way.
     fn find(&self, place: &LayoutContext<'_>) -> Result<ResolvedSchema<'s>> {
         let schema = self.schema;
         let mut ptr = place.ptr.to_owned();
@@ -113,7 +113,7 @@ impl<'s> LayoutBuilder<'s> {
                 let one = read("align").map(|(value, at)| annotations::align(value, &at));
                 let other = read("endian").map(|(value, at)| annotations::big_endian(value, &at));
                 said(one.transpose()?, other.transpose()?);
-                // The pass over the schema took it.
+                // The pass over the schema accepted it.
                 ptr = of_reference(reference).unwrap_or_default();
                 continue;
             }

@@ -67,7 +67,7 @@ impl LayoutBuilder<'_> {
         })
     }
 
-    /// Names and their places in `order`.
+    /// Names and their indices in `order`.
     fn ordered(
         &self,
         mapping: &Map<String, Value>,
@@ -84,7 +84,7 @@ impl LayoutBuilder<'_> {
                 );
             }
         };
-        // Each stands in the order once, so that equal numbers and no other name mean all of them.
+        // Each variant occurs in the order once, so equal counts and no unknown name mean all of them.
         if let Some(name) = order.iter().find(|name| !mapping.contains_key(*name)) {
             return Err(format!("'{name}' is in the order, and not in the mapping"));
         }
@@ -99,7 +99,7 @@ impl LayoutBuilder<'_> {
 fn numbers(mapping: &Map<String, Value>) -> std::result::Result<Vec<(String, u32)>, String> {
     let number = |name: &String| {
         let tag: Option<u32> = name.parse().ok();
-        // One spelling for each tag: `01` is no tag.
+        // One spelling for each tag: `01` is not a tag.
         let tag = tag.filter(|tag| tag.to_string() == *name);
         let tag = tag.ok_or_else(|| format!("'{name}' is no tag: a number in decimal digits is"));
         tag.map(|tag| (name.clone(), tag))

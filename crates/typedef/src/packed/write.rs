@@ -107,6 +107,7 @@ impl PackedWriter<'_> {
 
     fn length(&mut self, len: usize, big: bool) -> Result<()> {
         let len = u32::try_from(len).map_err(|_| {
+            // A longer content has no form in which a reader would find its end.
             TypedefError::access("", format!("a length of {len} does not fit 32 bits"))
         })?;
         self.bits(len.into(), PREFIX_BYTES, big)
@@ -130,7 +131,7 @@ impl PackedWriter<'_> {
         if len > max.saturating_sub(used) {
             return Err(TypedefError::limit("bytes of a packed value", max));
         }
-        // Within the limit, which is memory that may be used.
+        // Within the limit, which is memory that the caller allows.
         self.out.resize(before + len as usize, 0);
         Ok(&mut self.out[before..])
     }

@@ -1,4 +1,4 @@
-//! What stands behind a keyword: `true`, or an object of annotations.
+//! The value of a keyword: `true`, or an object of annotations.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use crate::limits::ALIGN_MAX;
 use crate::pointer::join;
 use crate::tensor::{Dim, is_dtype};
 
-/// Annotations that may also stand beside the keyword. They are moved behind it.
+/// Annotations that may also stand beside the keyword. The pass moves them into its value.
 const BESIDE: [&str; 8] = [
     "align",
     "discriminator",
@@ -21,28 +21,28 @@ const BESIDE: [&str; 8] = [
     "values",
 ];
 
-/// How text and bytes are kept.
+/// How text and bytes are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BytesEncoding {
     /// Reserved space, the rest of it zero.
     Fixed,
-    /// Place and length in another region.
+    /// Offset and length in another region.
     Indirect,
     /// Length, then bytes.
     Prefixed,
 }
 
-/// How a union says which of its variants it holds.
+/// How a union names the variant that it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Discriminator {
-    /// The member of the JSON object that names the variant; none where the object has one member,
-    /// named by the variant's number.
+    /// The member of the JSON object that names the variant; `None` where the object has one member, named by the
+    /// variant's number.
     pub(crate) field: Option<String>,
-    /// The integer that it is in binary; none where nothing is said.
+    /// Its integer type in binary; `None` where the schema names no type.
     pub(crate) tag: Option<FieldKind>,
 }
 
-/// What one keyword says.
+/// The annotations of one keyword.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeywordAnnotations {
     pub(crate) align: Option<u32>,
@@ -56,7 +56,7 @@ pub(crate) struct KeywordAnnotations {
     pub(crate) shape: Option<Vec<Dim>>,
 }
 
-/// Which annotations `kind` has, beside `align` and `endian` that all have.
+/// The annotations of `kind`, beside `align` and `endian`, which all kinds have.
 fn own(kind: FieldKind) -> &'static [&'static str] {
     match kind {
         FieldKind::BFloat16 | FieldKind::Float16 | FieldKind::Float32 | FieldKind::Float64 => {
@@ -75,7 +75,7 @@ fn has(kind: FieldKind, name: &str) -> bool {
     matches!(name, "align" | "endian") || own(kind).contains(&name)
 }
 
-/// Moves annotations that stand beside the keyword of `kind` behind it.
+/// Moves annotations beside the keyword of `kind` into the keyword's value.
 pub(super) fn gather(schema: &mut Map<String, Value>, kind: FieldKind, ptr: &str) -> Result<()> {
     for name in BESIDE.into_iter().filter(|name| has(kind, name)) {
         let Some(beside) = schema.shift_remove(name) else {
@@ -93,14 +93,14 @@ pub(super) fn gather(schema: &mut Map<String, Value>, kind: FieldKind, ptr: &str
                 let why = format!("it stands in {} already; say it once", kind.keyword());
                 return Err(TypedefError::schema(&at(), why));
             }
-            // Said of the keyword itself when its annotations are read.
+            // `read` reports a wrong value of the keyword itself.
             _ => {}
         }
     }
     Ok(())
 }
 
-/// Reads what stands behind the keyword of `kind`; `ptr` is the pointer to it.
+/// Reads the value of the keyword of `kind`; `ptr` is the pointer to it.
 pub(crate) fn read(kind: FieldKind, value: &Value, ptr: &str) -> Result<KeywordAnnotations> {
     let mut notes = KeywordAnnotations::default();
     let object = match value {
@@ -110,7 +110,7 @@ pub(crate) fn read(kind: FieldKind, value: &Value, ptr: &str) -> Result<KeywordA
     };
     for (name, value) in object {
         let at = join(ptr, name);
-        // Passed over, a misspelt annotation would give another layout.
+        // Ignored, a misspelt annotation would give another layout.
         if !has(kind, name) {
             let known = own(kind).join(", ");
             let known =
@@ -143,7 +143,7 @@ pub(crate) fn read(kind: FieldKind, value: &Value, ptr: &str) -> Result<KeywordA
             "mapping" if !value.is_object() => {
                 return Err(wrong("a mapping is an object of schemas"));
             }
-            // Schemas, which are read where schemas are.
+            // Schemas, which the pass reads as such.
             _ => {}
         }
     }

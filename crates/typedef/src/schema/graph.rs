@@ -1,5 +1,5 @@
-//! Which schemas use which, for two questions: does one come back to itself, and how many are
-//! there once every reference is followed.
+//! Which schemas use which, for two questions: whether one contains itself, and how many there are after following
+//! every reference.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ struct SchemaNode {
     ptr: String,
     /// Schemas in it that apply when it does.
     below: Vec<usize>,
-    /// Where its `$ref` points.
+    /// The target of its `$ref`.
     reference: Option<String>,
 }
 
@@ -24,12 +24,12 @@ pub(crate) struct SchemaGraph {
     by_ptr: HashMap<String, usize>,
 }
 
-/// What is known of a schema after its references.
+/// The state of a schema in the search.
 #[derive(Clone, Copy, Debug)]
 enum VisitState {
-    /// It is being looked at: a reference that leads to it now lies within it.
+    /// The search is inside it: a reference that leads to it now lies within it.
     Open,
-    /// How many schemas it is, and how many lie within each other.
+    /// How many schemas it expands to, and how many lie within each other.
     Closed { count: u64, height: u64 },
 }
 
@@ -59,7 +59,7 @@ impl SchemaGraph {
         self.by_ptr.contains_key(ptr)
     }
 
-    /// Refuses a reference to where no schema is.
+    /// Refuses a reference to a path without a schema.
     pub(super) fn check_references(&self) -> Result<()> {
         for place in &self.places {
             if let Some(target) = &place.reference
@@ -72,7 +72,7 @@ impl SchemaGraph {
         Ok(())
     }
 
-    /// Refuses what comes back to itself below `ptr`, and what is too much.
+    /// Refuses a schema that contains itself below `ptr`, and one that expands to too much.
     pub(crate) fn check_expanded(&self, ptr: &str, limits: &SchemaLimits) -> Result<()> {
         let Some(start) = self.by_ptr.get(ptr) else {
             return Err(TypedefError::schema(ptr, "no schema is here"));
@@ -97,7 +97,7 @@ impl SchemaGraph {
             Some(VisitState::Closed { count, height }) => (count, height),
             None => (1, 1),
         };
-        // Before going deeper: what is asked here bounds this function's own stack.
+        // Before going deeper: this check bounds the function's own stack.
         if depth + height - 1 > limits.depth {
             let what = "schemas within each other, after references";
             return Err(TypedefError::limit(what, limits.depth));

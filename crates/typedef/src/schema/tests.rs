@@ -238,7 +238,7 @@ fn each_limit_holds_at_its_edge() {
     let nested = |depth: u64| (1..depth).fold(json!({}), |inner, _| json!({ "not": inner }));
     assert!(pass(&nested(DEPTH_MAX)).is_ok());
     limited(&nested(DEPTH_MAX + 1), "within each other", DEPTH_MAX);
-    // The root, the list, and what is in it.
+    // The root, the list, and its items.
     let wide = |nodes: u64| json!({ "enum": vec![0; nodes as usize - 2] });
     assert!(pass(&wide(NODES_MAX)).is_ok());
     limited(&wide(NODES_MAX + 1), "values", NODES_MAX);
