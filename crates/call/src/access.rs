@@ -122,11 +122,11 @@ fn too_many() -> String {
 
 /// The owners of resources.
 pub trait OwnershipProvider: Send + Sync + 'static {
-    /// Whether `who` may do `action` to the resource `id`.
-    fn owns(&self, who: &PeerId, resource_type: &str, id: &str, action: &str) -> bool;
+    /// Whether `peer` may do `action` to the resource `id`.
+    fn owns(&self, peer: &PeerId, resource_type: &str, id: &str, action: &str) -> bool;
 
-    /// Whether `who` may do `action` to any resource of the type.
-    fn owns_any(&self, who: &PeerId, resource_type: &str, action: &str) -> bool;
+    /// Whether `peer` may do `action` to any resource of the type.
+    fn owns_any(&self, peer: &PeerId, resource_type: &str, action: &str) -> bool;
 }
 
 impl fmt::Debug for dyn OwnershipProvider {
@@ -251,8 +251,8 @@ impl AccessControl {
         };
         let action = self.resource_action.as_deref().unwrap_or_default();
         match (holder.owner, resource_id) {
-            (Some((who, owners)), Some(id)) => owners.owns(who, kind, id, action),
-            (Some((who, owners)), None) => owners.owns_any(who, kind, action),
+            (Some((peer, owners)), Some(id)) => owners.owns(peer, kind, id, action),
+            (Some((peer, owners)), None) => owners.owns_any(peer, kind, action),
             (None, id) => holder.resources.get(kind).is_some_and(|held| {
                 held.iter().any(|h| match id {
                     Some(id) => h.as_ref() == id || h.as_ref() == "*",
@@ -352,8 +352,8 @@ mod tests {
 
     #[test]
     fn scopes_are_all_and_any() {
-        let who = identity(&["a", "b"], &[]);
-        let check = |rule: AccessControl| rule.check(Some(&who), None, None);
+        let peer = identity(&["a", "b"], &[]);
+        let check = |rule: AccessControl| rule.check(Some(&peer), None, None);
         assert_eq!(check(rule(&[], None)), AccessDecision::Allowed);
         assert_eq!(check(rule(&["a", "b"], None)), AccessDecision::Allowed);
         assert_eq!(check(rule(&["a", "c"], None)), AccessDecision::Forbidden);
@@ -379,10 +379,10 @@ mod tests {
             identified: true,
             ..AccessControl::default()
         };
-        let who = identity(&[], &[]);
+        let peer = identity(&[], &[]);
         assert!(!rule.is_open());
         for (caller, verdict) in [
-            (Some(&who), AccessDecision::Allowed),
+            (Some(&peer), AccessDecision::Allowed),
             (None, AccessDecision::Unauthenticated),
         ] {
             assert_eq!(rule.check(caller, None, None), verdict);
@@ -427,8 +427,8 @@ mod tests {
             resource_type: Some("disk".to_owned()),
             ..AccessControl::default()
         };
-        let who = identity(&[], &["*"]);
-        let check = |id| rule.check(Some(&who), id, Some(&DiskOwnership));
+        let peer = identity(&[], &["*"]);
+        let check = |id| rule.check(Some(&peer), id, Some(&DiskOwnership));
         assert_eq!(check(Some("sda")), AccessDecision::Allowed);
         assert_eq!(check(Some("sdb")), AccessDecision::Forbidden);
         assert_eq!(check(None), AccessDecision::Forbidden);

@@ -48,7 +48,7 @@ pub(crate) async fn admit(
 ) -> Result<(), StreamEnd> {
     // While a peer leaves its responses unread, no further request of it begins.
     link.wait_until_read().await;
-    link.asked();
+    link.note_request();
     DispatcherCounters::add(&link.dispatcher.counters.requests);
     if !link.may_be_peers(&event.id) {
         return Err(StreamEnd::Protocol("id of the other side"));
@@ -115,11 +115,11 @@ fn check(
         || input(body, &payload),
     )?;
     let (mut head, name, input) = (checked.head, checked.name, checked.input);
-    let kept = match is_subscription(&checked.operation) {
+    let retention = match is_subscription(&checked.operation) {
         true => RequestRetention::Subscribed,
         false => RequestRetention::Once,
     };
-    head._claim = claim(link, body, head.identity.as_deref(), kept)?;
+    head._claim = claim(link, body, head.identity.as_deref(), retention)?;
     let in_flight = make_room(head, link, stream, checked.operation)?;
     let request = in_flight.request();
     check_schema(request.operation(), &input, request.identity())?;
@@ -138,7 +138,7 @@ fn claim(
     link: &CallConnectionState,
     body: &FrameBody,
     identity: Option<&Identity>,
-    kept: RequestRetention,
+    retention: RequestRetention,
 ) -> Result<Option<Arc<RequestClaim>>, CallError> {
     let tail = body.tail.as_ref().map_or(0, |tail| tail.len());
     let requester = Requester::from_identity(identity, link.info.remote_addr);
@@ -147,7 +147,7 @@ fn claim(
         counters,
         ..
     } = &*link.dispatcher;
-    let claimed = request_bytes.claim(requester, body.envelope.len() + tail, kept);
+    let claimed = request_bytes.claim(requester, body.envelope.len() + tail, retention);
     claimed.inspect_err(|_| DispatcherCounters::add(&counters.request_bytes_full))
 }
 
@@ -166,14 +166,14 @@ pub(crate) struct CheckedRequest {
     pub(crate) name: Option<IdempotencyKey>,
 }
 
-/// All checks of a request before it takes capacity and its input is validated. Its time runs from `now`. `who`
+/// All checks of a request before it takes capacity and its input is validated. Its time runs from `now`. `identify`
 /// returns its identity, and is called only if the operation exists.
 pub(crate) fn passed<'a>(
     link: &Arc<CallConnectionState>,
     id: &str,
     payload: &Payload<'a>,
     now: Instant,
-    who: impl FnOnce(&Payload<'a>) -> Result<RequestPrincipal, CallError>,
+    identify: impl FnOnce(&Payload<'a>) -> Result<RequestPrincipal, CallError>,
     input: impl FnOnce() -> CallBody,
 ) -> Result<CheckedRequest, CallError> {
     if link.dispatcher.is_draining() {
@@ -181,27 +181,27 @@ pub(crate) fn passed<'a>(
     }
     // A named peer needs the identity first, because only callers with the scope may learn whether that peer exists.
     // Without one, a request for an unknown operation costs no check of the token.
-    let (operation, asker, route) = match payload.peer.as_deref() {
-        None => (lookup(link, payload)?, who(payload)?, None),
+    let (operation, principal, route) = match payload.peer.as_deref() {
+        None => (lookup(link, payload)?, identify(payload)?, None),
         Some(peer) => {
-            let asker = who(payload)?;
-            let (operation, route) = routed(link, payload, peer, asker.identity.as_deref())?;
-            (operation, asker, Some(route))
+            let principal = identify(payload)?;
+            let (operation, route) = routed(link, payload, peer, principal.identity.as_deref())?;
+            (operation, principal, Some(route))
         }
     };
-    let RequestPrincipal { identity, token } = asker;
+    let RequestPrincipal { identity, token } = principal;
     let input = input();
     let resource = check_access(link, &operation, identity.as_deref(), &input)?;
     let open = operation.spec.access_control.is_open() && route.is_none() && token.is_none();
-    let standing = (!open || is_subscription(&operation)).then_some(RequestGrant {
+    let grant = (!open || is_subscription(&operation)).then_some(RequestGrant {
         proved_by: None,
         resource,
         route,
     });
     let name = keyed::name(link, &operation, identity.as_deref(), payload);
-    let asked = timeout(payload.timeout_ms, payload.deadline)?;
-    let deadline = deadline(&link.dispatcher, &operation, asked, now);
-    let hurried = asked.is_some() && is_hurried(&link.dispatcher, &operation, deadline, now);
+    let requested = timeout(payload.timeout_ms, payload.deadline)?;
+    let deadline = deadline(&link.dispatcher, &operation, requested, now);
+    let hurried = requested.is_some() && is_hurried(&link.dispatcher, &operation, deadline, now);
     let head = RequestHead {
         key: name.as_ref().map(|name| name.key.clone()),
         id: id.into(),
@@ -213,7 +213,7 @@ pub(crate) fn passed<'a>(
         window: payload.window,
         identity,
         token,
-        standing,
+        grant,
         hops: payload.hops,
         _claim: None,
     };
@@ -417,7 +417,7 @@ fn timeout(
 pub(crate) fn deadline(
     dispatcher: &Dispatcher,
     operation: &CompiledOperation,
-    asked: Option<Duration>,
+    requested: Option<Duration>,
     now: Instant,
 ) -> Option<Instant> {
     let subscription = is_subscription(operation);
@@ -428,9 +428,9 @@ pub(crate) fn deadline(
     // A subscription runs until a side ends it: this node's default and longest time do not apply.
     let fallback = (!subscription).then_some(CALL_TIMEOUT_DEFAULT);
     let most = (!subscription).then_some(dispatcher.timeout_max);
-    let chosen = match (asked, own) {
-        (Some(asked), Some(own)) => Some(asked.min(own)),
-        (asked, own) => asked.or(own).or(fallback),
+    let chosen = match (requested, own) {
+        (Some(requested), Some(own)) => Some(requested.min(own)),
+        (requested, own) => requested.or(own).or(fallback),
     };
     let chosen = match (chosen, most) {
         (Some(chosen), Some(most)) => Some(chosen.min(most)),
@@ -525,7 +525,7 @@ mod tests {
         let [second, own_time, hour] = [1, 20, 3600].map(Duration::from_secs);
         let (usual, short) = (dispatcher(), dispatcher().with_timeout_max(second));
         let now = Instant::now();
-        for (node, operation, asked, left) in [
+        for (node, operation, requested, left) in [
             (&usual, &plain, None, Some(CALL_TIMEOUT_DEFAULT)),
             (&usual, &plain, Some(second), Some(second)),
             (&usual, &plain, Some(hour), Some(CALL_TIMEOUT_MAX)),
@@ -540,8 +540,12 @@ mod tests {
             (&short, &events, Some(hour), Some(hour)),
         ] {
             let name = &operation.spec.name;
-            let deadline = deadline(node, operation, asked, now);
-            assert_eq!(deadline, left.map(|left| now + left), "{name} {asked:?}");
+            let deadline = deadline(node, operation, requested, now);
+            assert_eq!(
+                deadline,
+                left.map(|left| now + left),
+                "{name} {requested:?}"
+            );
         }
     }
 }

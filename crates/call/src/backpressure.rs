@@ -92,11 +92,11 @@ impl UnreadBytes {
         if self.carrier.is_some() {
             self.bytes.fetch_add(bytes, Ordering::SeqCst);
         }
-        let fits = self
+        let has_room = self
             .share
             .as_ref()
             .is_none_or(|share| share.cover(&self.bytes, fit));
-        if !fits {
+        if !has_room {
             self.taken(bytes);
             return Err(UnreadLimitError::Share);
         }

@@ -51,8 +51,11 @@ impl CallBody {
     }
 
     /// Passes the value to `look` without building a tree.
-    pub(crate) fn look<T>(&self, look: impl FnOnce(TapeNode<'_>) -> T) -> Result<T, CallError> {
-        Tape::look(&self.raw, self.memory(), look)
+    pub(crate) fn read_tape<T>(
+        &self,
+        read: impl FnOnce(TapeNode<'_>) -> T,
+    ) -> Result<T, CallError> {
+        Tape::read(&self.raw, self.memory(), read)
     }
 
     /// A body of JSON text that was checked.
@@ -265,20 +268,21 @@ impl CallOutput {
     /// `INVALID_OUTPUT` if it is no JSON, nests too deep, or holds a number beyond `f64`; or if an object names a
     /// member twice and a tree of it, in which the last one counts, would take more than any tree may.
     pub fn from_foreign_text(text: &Bytes) -> Result<Self, CallError> {
-        let wrong = |reason: String| CallError::new(ErrorCode::InvalidOutput, reason);
+        let invalid = |reason: String| CallError::new(ErrorCode::InvalidOutput, reason);
         let parsed = serde_json::from_slice::<&RawValue>(text);
-        let own = parsed.map_err(|error| wrong(error.to_string()))?.get();
-        let size = TapeSize::measure(own.as_bytes()).map_err(|error| wrong(error.message))?;
+        let own = parsed.map_err(|error| invalid(error.to_string()))?.get();
+        let size = TapeSize::measure(own.as_bytes()).map_err(|error| invalid(error.message))?;
         match json::check(own, NESTING_MAX) {
             Ok(()) => Ok(Self::Raw(text.slice_ref(own.as_bytes()))),
             // RFC 8259 section 4 leaves open which of two members counts. Peers refuse such text, so that this node
             // decides for the last one.
             Err(JsonDefect::Duplicate) if size.tree_bytes() <= TREE_BYTES_FREE => {
-                let value = serde_json::from_str(own).map_err(|error| wrong(error.to_string()))?;
+                let value =
+                    serde_json::from_str(own).map_err(|error| invalid(error.to_string()))?;
                 Ok(Self::Value(value))
             }
-            Err(JsonDefect::Duplicate) => Err(wrong("an object names a member twice".to_owned())),
-            Err(JsonDefect::Nesting) => Err(wrong(format!("nested deeper than {NESTING_MAX}"))),
+            Err(JsonDefect::Duplicate) => Err(invalid("an object names a member twice".to_owned())),
+            Err(JsonDefect::Nesting) => Err(invalid(format!("nested deeper than {NESTING_MAX}"))),
         }
     }
 

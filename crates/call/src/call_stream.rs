@@ -119,7 +119,8 @@ impl CallStream {
     fn may_finish(&self, link: &CallConnectionState) -> bool {
         // Credit of a subscription on another stream may come on this one.
         let is_needed = || link.has_outbound() || link.inbound.is_windowed();
-        let over = self.read_done.load(Ordering::Acquire) || (link.said_goaway() && !is_needed());
+        let over =
+            self.read_done.load(Ordering::Acquire) || (link.has_sent_goaway() && !is_needed());
         over && self.inbound.load(Ordering::Acquire) == 0
     }
 }
@@ -283,9 +284,7 @@ async fn next_chunk(
     loop {
         let (deadline, why) = match begun {
             Some(begun) => (begun + patience.partial_frame, "partial frame"),
-            None if link.is_unknown_on_single() => {
-                (Instant::now() + patience.stranger_idle, "idle")
-            }
+            None if link.is_unknown_on_single() => (Instant::now() + patience.unknown_idle, "idle"),
             None => return Ok(recv.read_chunk(READ_STEP_BYTES).await?),
         };
         match timeout_at(deadline, recv.read_chunk(READ_STEP_BYTES)).await {
@@ -325,7 +324,7 @@ async fn write_loop(
         }
     }
     send.finish()?;
-    if link.said_goaway() && !link.has_outbound() {
+    if link.has_sent_goaway() && !link.has_outbound() {
         // The connection ends after this, and bytes under way must arrive first.
         let arrived = async {
             // Requests that the peer sent before it received the notice of the drain are read to the end of its half:

@@ -451,7 +451,7 @@ impl Caller {
     /// Whether the peer asked for no new requests.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.link.heard_goaway()
+        self.link.has_received_goaway()
     }
 
     async fn stream_for(

@@ -91,7 +91,7 @@ impl CompiledOperation {
         let Some(pointer) = self.resource_pointer.as_deref() else {
             return Ok(None);
         };
-        input.look(|value| {
+        input.read_tape(|value| {
             let found = value.pointer(pointer).filter(|found| !found.is_null())?;
             Some(match found.as_string() {
                 Some(id) => id.into(),

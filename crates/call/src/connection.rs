@@ -53,7 +53,7 @@ pub(crate) struct CallConnectionState {
     /// Requests to the peer that it has yet to take.
     pub(crate) unsent: Arc<UnreadBytes>,
     /// When the peer last sent a request, or one of its requests ended.
-    asked: Mutex<Instant>,
+    last_request: Mutex<Instant>,
     /// What this side knows of the peer's operations.
     pub(crate) known: PeerRetryInfo,
     streams: Mutex<Vec<Weak<CallStream>>>,
@@ -61,8 +61,8 @@ pub(crate) struct CallConnectionState {
     tasks: TaskTracker,
     cancel: CancellationToken,
     drain: CancellationToken,
-    goaway_said: AtomicBool,
-    goaway_heard: AtomicBool,
+    goaway_sent: AtomicBool,
+    goaway_received: AtomicBool,
     peer_mixed: AtomicBool,
     /// Whether the peer knows that this side takes mixed frames.
     announced_mixed: AtomicBool,
@@ -140,8 +140,8 @@ impl CallConnectionState {
         kind: PeerRole,
     ) -> Self {
         let session: Arc<TokenSession> = Arc::default();
-        let whose = whose(&connection, &session);
-        let share = || UnreadQuota::new(&dispatcher.unread_bytes, &whose);
+        let requester_source = requester_source(&connection, &session);
+        let share = || UnreadQuota::new(&dispatcher.unread_bytes, &requester_source);
         let carrier = dispatcher.carried(&connection);
         let holder = auth.filter(|auth| auth.key.is_some());
         let holder = holder.and_then(|auth| auth.identity.as_ref());
@@ -157,7 +157,7 @@ impl CallConnectionState {
             connection,
             session,
             unsent: Arc::default(),
-            asked: Mutex::new(Instant::now()),
+            last_request: Mutex::new(Instant::now()),
             known: PeerRetryInfo::default(),
             dispatcher,
             streams: Mutex::default(),
@@ -165,8 +165,8 @@ impl CallConnectionState {
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             drain: CancellationToken::new(),
-            goaway_said: AtomicBool::new(false),
-            goaway_heard: AtomicBool::new(false),
+            goaway_sent: AtomicBool::new(false),
+            goaway_received: AtomicBool::new(false),
             peer_mixed: AtomicBool::new(false),
             announced_mixed: AtomicBool::new(false),
             // The default holds until the peer announces its own in `services/list`.
@@ -214,7 +214,7 @@ impl CallConnectionState {
             None => {
                 if self.is_superseded() {
                     self.connection.close(CloseCode::Superseded, SUPERSEDED);
-                } else if self.said_goaway() {
+                } else if self.has_sent_goaway() {
                     self.connection.close(CloseCode::Shutdown, "draining");
                 }
                 drop(guard);
@@ -249,7 +249,7 @@ impl CallConnectionState {
                 () = self.drain.cancelled() => {}
             }
         }
-        self.say_goaway().await;
+        self.send_goaway().await;
         self.tasks.close();
         loop {
             self.tasks.wait().await;
@@ -373,7 +373,7 @@ impl CallConnectionState {
             EventKind::Aborted if self.inbound.abort(&event.id) => {}
             EventKind::Credit => self.credit(&event),
             EventKind::Goaway => {
-                self.goaway_heard.store(true, Ordering::Release);
+                self.goaway_received.store(true, Ordering::Release);
                 self.life.apply(PeerEvent::Goaway);
                 // The peer serves nothing new: the upkeep of its imports has no more work.
                 self.follow.cancel();
@@ -412,9 +412,9 @@ impl CallConnectionState {
     /// key. The watches of the endpoint and of this crate update the identity on the connection, and until then it
     /// may be outdated.
     pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
-        let kept = identity(&self.connection, &self.session)?;
-        match self.dispatcher.is_current(&kept) {
-            true => Some(kept),
+        let stored = identity(&self.connection, &self.session)?;
+        match self.dispatcher.is_current(&stored) {
+            true => Some(stored),
             false => self.identity_now(),
         }
     }
@@ -480,12 +480,12 @@ impl CallConnectionState {
     }
 
     /// Whether the peer asked for no more requests.
-    pub(crate) fn heard_goaway(&self) -> bool {
-        self.goaway_heard.load(Ordering::Acquire)
+    pub(crate) fn has_received_goaway(&self) -> bool {
+        self.goaway_received.load(Ordering::Acquire)
     }
 
-    pub(crate) fn said_goaway(&self) -> bool {
-        self.goaway_said.load(Ordering::Acquire)
+    pub(crate) fn has_sent_goaway(&self) -> bool {
+        self.goaway_sent.load(Ordering::Acquire)
     }
 
     pub(crate) fn has_outbound(&self) -> bool {
@@ -530,7 +530,7 @@ impl CallConnectionState {
 
     /// Whether the peer takes new requests.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.heard_goaway() && !self.is_superseded() && !self.is_over()
+        !self.has_received_goaway() && !self.is_superseded() && !self.is_over()
     }
 
     /// Whether the peer takes new requests and answered lately.
@@ -549,7 +549,7 @@ fn identity(connection: &Connection, session: &TokenSession) -> Option<Arc<Ident
 }
 
 /// Names the requester that unread bytes count for, however it proved its identity.
-fn whose(connection: &Connection, session: &Arc<TokenSession>) -> Arc<RequesterSource> {
+fn requester_source(connection: &Connection, session: &Arc<TokenSession>) -> Arc<RequesterSource> {
     let (connection, session) = (connection.clone(), Arc::clone(session));
     Arc::new(move || {
         let identity = identity(&connection, &session);

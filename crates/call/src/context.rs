@@ -225,11 +225,11 @@ impl Ctx {
 
     /// The same where the requester from outside is `identity` by now.
     pub(crate) fn shows(&self, rule: &AccessControl, identity: Option<&Identity>) -> bool {
-        let asks = self.calling_authority();
+        let authority = self.calling_authority();
         rule.check_scopes(identity) == AccessDecision::Allowed
             && (!self.internal()
                 || rule.is_open()
-                || asks.is_some_and(|asks| rule.scopes_allow(&asks.scopes)))
+                || authority.is_some_and(|own| rule.scopes_allow(&own.scopes)))
     }
 
     /// The requester as it is now: with its present scopes, or `None` where it is gone.
@@ -240,8 +240,8 @@ impl Ctx {
     /// Whether the requester still has the rights with which the request was admitted, so that the node need not look
     /// up its identity again.
     pub(crate) fn has_rights_of_now(&self) -> bool {
-        let who = self.identity();
-        who.is_none_or(|who| self.dispatcher().is_current(who))
+        let identity = self.identity();
+        identity.is_none_or(|one| self.dispatcher().is_current(one))
     }
 
     /// The token that names the requester, where one does: for an operation that gives out something that has to end
@@ -336,14 +336,15 @@ impl Ctx {
             Some(_) => None,
             None => {
                 let requester = self.requester();
-                let kept = match self.root().is_subscription() {
+                let retention = match self.root().is_subscription() {
                     true => RequestRetention::Subscribed,
                     false => RequestRetention::Once,
                 };
                 let dispatcher = self.dispatcher();
-                let claimed = dispatcher
-                    .request_bytes
-                    .claim(requester, input.tree_bytes()?, kept);
+                let claimed =
+                    dispatcher
+                        .request_bytes
+                        .claim(requester, input.tree_bytes()?, retention);
                 claimed.inspect_err(|_| {
                     DispatcherCounters::add(&dispatcher.counters.request_bytes_full)
                 })?

@@ -123,7 +123,7 @@ mod tests {
 
     /// However the lengths change, the peer never has credit for more events than the last lengths allow.
     #[test]
-    fn a_window_that_fits_follows_the_length_of_the_events() {
+    fn a_window_by_bytes_follows_the_length_of_the_events() {
         let mut credit = SubscriptionCredit::fitting();
         let granted = Arc::clone(credit.granted());
         assert_eq!(credit.first(), WINDOW_FORWARDED);
@@ -143,8 +143,8 @@ mod tests {
         let more: u32 = (0..40).filter_map(|_| credit.took(100)).sum();
         assert!(more > WINDOW_FORWARDED_MAX, "{more}");
         // The counted credit equals the credit that the peer got.
-        let told = WINDOW_FORWARDED + short + 2 + more;
-        assert!((0..told).all(|_| granted.spend()));
+        let total = WINDOW_FORWARDED + short + 2 + more;
+        assert!((0..total).all(|_| granted.spend()));
         assert!(!granted.spend());
     }
 }

@@ -228,7 +228,7 @@ impl Dispatcher {
         // Before the lock: no promotion waits while the schemas of an import compile.
         let next = PendingImport::new(source, registrations)?;
         let _one_at_a_time = lock(&self.promoting);
-        self.registry.place(&next)?;
+        self.registry.install_import(&next)?;
         self.announce();
         Ok(())
     }
@@ -254,12 +254,12 @@ impl Dispatcher {
             "How long queries and mutations ran.",
             &self.counters.seconds,
         );
-        let (kept, most) = self.request_bytes.kept();
+        let (used, most) = self.request_bytes.usage();
         into.gauge(
             "alknet_call_request_bytes",
             "Bytes of requests in frames that run.",
             &[],
-            kept as f64,
+            used as f64,
         );
         into.gauge(
             "alknet_call_request_bytes_max",
@@ -267,7 +267,7 @@ impl Dispatcher {
             &[],
             most as f64,
         );
-        let (unfinished, most) = self.unfinished_bytes.kept();
+        let (unfinished, most) = self.unfinished_bytes.usage();
         into.gauge(
             "alknet_call_unfinished_bytes",
             "Bytes of frames and messages that are not complete.",
@@ -280,7 +280,7 @@ impl Dispatcher {
             &[],
             most as f64,
         );
-        let (unread, most) = self.unread_bytes.kept();
+        let (unread, most) = self.unread_bytes.usage();
         into.gauge(
             "alknet_call_unread_bytes",
             "Bytes of answers and events that wait to be read, of connections with more than a few.",

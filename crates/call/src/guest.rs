@@ -20,7 +20,7 @@ impl Dispatcher {
     /// of `token`, which the accepting server checked and this method looks up again while the connection lasts;
     /// without a token, the one in `auth`. A guest without either has to authenticate or to send a request within
     /// [`PeerTimeouts::guest_login`](crate::limits::PeerTimeouts), and its connection ends after
-    /// [`PeerTimeouts::stranger_connection`](crate::limits::PeerTimeouts) whatever it sends. `guest` stands for it
+    /// [`PeerTimeouts::unknown_connection`](crate::limits::PeerTimeouts) whatever it sends. `guest` stands for it
     /// where its carriage [counts](crate::Assembly) incomplete messages.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ async fn login(link: &CallConnectionState) -> &'static str {
         if link.inbound.is_empty() {
             return "not authenticated, and no call is open";
         }
-        if !link.has_proved() && began.elapsed() >= patience.stranger_connection {
+        if !link.has_proved() && began.elapsed() >= patience.unknown_connection {
             return UNKNOWN;
         }
         tokio::time::sleep(GUEST_RECHECK).await;

@@ -399,9 +399,9 @@ mod tests {
     }
 
     #[test]
-    fn strangers_share_their_room_but_not_their_results() {
+    fn unknown_peers_share_their_room_but_not_their_results() {
         let mut results = Tested::new(ROOM);
-        let stranger = |owner| {
+        let unknown = |owner| {
             Arc::new(IdempotencyKey {
                 owner,
                 operation: "x/y".into(),
@@ -413,10 +413,10 @@ mod tests {
             run(
                 &mut results,
                 0,
-                &stranger(IdempotencyOwner::Connection(ConnId(n))),
+                &unknown(IdempotencyOwner::Connection(ConnId(n))),
             );
         }
-        let key = stranger(IdempotencyOwner::Key(PeerKey::Ed25519([1; 32])));
+        let key = unknown(IdempotencyOwner::Key(PeerKey::Ed25519([1; 32])));
         assert_eq!(
             results.begin(at(0), &key, [0; 2], 0),
             IdempotencyLookup::Full
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_most_results_makes_room_and_the_others_keep_theirs() {
+    fn the_identity_with_most_results_makes_room_and_the_others_keep_theirs() {
         let mut results = Tested::new(IdempotencyLimits {
             entries: 100,
             ..ROOM
@@ -472,7 +472,7 @@ mod tests {
     proptest! {
         /// Whatever happens in whatever order, the sums agree with the kept results.
         #[test]
-        fn the_books_are_right(
+        fn the_sums_agree_with_the_results(
             steps in proptest::collection::vec((0u8..3, 0u8..3, 0u8..6, 0usize..50, 0u64..400), 1..80)
         ) {
             let mut results = Tested::new(ROOM);
@@ -490,11 +490,11 @@ mod tests {
                         results.end(at(now), &name, serial, result);
                     },
                 }
-                let kept: usize = results.entries.values().map(|entry| match entry.state {
+                let stored: usize = results.entries.values().map(|entry| match entry.state {
                     IdempotencyState::Ended { bytes, .. } => bytes,
                     IdempotencyState::Running(_) => 0,
                 }).sum();
-                prop_assert_eq!(kept, results.bytes);
+                prop_assert_eq!(stored, results.bytes);
                 prop_assert!(results.bytes <= ROOM.bytes);
                 let shares: usize = results.shares.values().map(|share| share.entries).sum();
                 prop_assert_eq!(shares, results.entries.len());

@@ -279,17 +279,17 @@ impl KeyedRun {
             true => error.not_retryable(),
             false => error,
         });
-        let (kept, outcome) = keep(outcome, hindered);
+        let (stored, outcome) = keep(outcome, hindered);
         // Before the waiters get the outcome: one that repeats the key at once finds the result.
-        self.settle(kept);
+        self.settle(stored);
         self.outcome
             .send_replace(Some(KeyedResult { outcome, hindrance }));
     }
 
-    fn settle(&self, kept: Option<(KeyedOutcome, usize)>) {
+    fn settle(&self, stored: Option<(KeyedOutcome, usize)>) {
         let calls = &self.dispatcher.keyed;
         let now = calls.start.elapsed();
-        lock(&calls.results).end(now, &self.name, self.serial, kept);
+        lock(&calls.results).end(now, &self.name, self.serial, stored);
     }
 }
 
@@ -322,8 +322,8 @@ async fn work(handler: Arc<dyn OnceHandler>, input: CallBody, ctx: &Ctx) -> Keye
 fn keep(outcome: KeyedOutcome, hindered: bool) -> (Option<(KeyedOutcome, usize)>, KeyedOutcome) {
     match outcome.and_then(measured) {
         Ok((output, bytes)) if bytes <= IDEMPOTENCY_RESULT_BYTES => {
-            let kept = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
-            (Some(kept), Ok(output))
+            let stored = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
+            (Some(stored), Ok(output))
         }
         // A longer result leaves a mark, so that a retry does not run the call again.
         Ok((output, bytes)) => (
@@ -337,11 +337,11 @@ fn keep(outcome: KeyedOutcome, hindered: bool) -> (Option<(KeyedOutcome, usize)>
             let details = error.details.as_ref().map_or(0, |d| d.to_string().len());
             let bytes = error.message.len() + details;
             if bytes > IDEMPOTENCY_RESULT_BYTES {
-                let kept = (Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES);
-                return (Some(kept), Err(error));
+                let stored = (Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES);
+                return (Some(stored), Err(error));
             }
-            let kept = (Err(error.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
-            (Some(kept), Err(error))
+            let stored = (Err(error.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
+            (Some(stored), Err(error))
         }
     }
 }
@@ -380,7 +380,7 @@ fn too_long(bytes: usize) -> CallError {
 
 /// Equal for inputs that mean the same: the order of members does not count.
 fn hash(input: &CallBody) -> Result<Digest, CallError> {
-    input.look(|value| digest(&value, input.tail()))
+    input.read_tape(|value| digest(&value, input.tail()))
 }
 
 #[cfg(test)]
@@ -468,15 +468,15 @@ mod tests {
     #[test]
     fn answers_too_long_to_keep_leave_a_trace_and_temporary_failures_none() {
         let long = CallOutput::Raw(vec![b'1'; IDEMPOTENCY_RESULT_BYTES + 1].into());
-        let (kept, outcome) = keep(Ok(long), false);
+        let (stored, outcome) = keep(Ok(long), false);
         assert!(outcome.is_ok());
-        let (kept, _) = kept.expect("a trace");
-        assert_eq!(kept.expect_err("no answer").code, ErrorCode::Conflict);
+        let (stored, _) = stored.expect("a trace");
+        assert_eq!(stored.expect_err("no answer").code, ErrorCode::Conflict);
         assert!(keep(Err(CallError::timeout()), false).0.is_none());
         let lasting = CallError::operation("DISK_FULL", "no room");
         assert!(keep(Err(lasting), false).0.is_some());
-        let (kept, _) = keep(Ok(CallOutput::Value(Value::Null)), true);
-        assert_eq!(kept.expect("an answer").1, 4 + IDEMPOTENCY_ENTRY_BYTES);
+        let (stored, _) = keep(Ok(CallOutput::Value(Value::Null)), true);
+        assert_eq!(stored.expect("an answer").1, 4 + IDEMPOTENCY_ENTRY_BYTES);
     }
 
     #[test]

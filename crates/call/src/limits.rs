@@ -89,9 +89,9 @@ pub const MEMORY_PART: u64 = 8;
 /// The part of them for one identity: a half, so that one identity cannot take all.
 pub const BYTES_SHARE: usize = 2;
 /// The part of them for all unknown peers together: a quarter. The rest is for known identities.
-pub const BYTES_STRANGERS: usize = 4;
+pub const BYTES_UNKNOWN_PEERS: usize = 4;
 /// The part of the unknown peers' bytes for one network: a quarter.
-pub const BYTES_STRANGERS_SHARE: usize = 4;
+pub const BYTES_UNKNOWN_PEERS_SHARE: usize = 4;
 /// The part of the unknown peers' bytes for all networks of one IPv6 site together: a half.
 pub const BYTES_SITE_SHARE: usize = 2;
 /// The part of them for all subscriptions together: a quarter. Subscriptions need not end, and the rest is for calls
@@ -313,10 +313,10 @@ impl PeerLimits {
 }
 
 /// How long an unknown peer may send no request.
-pub const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+pub const UNKNOWN_IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long an unknown peer may stay connected, whatever it sends: a subscription that is open to unknown peers never
 /// ends by itself, and each connection takes a slot from others.
-pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(600);
+pub const UNKNOWN_CONNECTION_MAX: Duration = Duration::from_secs(600);
 
 /// How long a peer may keep this node waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -326,9 +326,9 @@ pub struct PeerTimeouts {
     /// For a stream to take any of this node's bytes.
     pub blocked_stream: Duration,
     /// For an unknown peer's next request.
-    pub stranger_idle: Duration,
+    pub unknown_idle: Duration,
     /// For an unknown peer or guest to authenticate, whatever it sends meanwhile.
-    pub stranger_connection: Duration,
+    pub unknown_connection: Duration,
     /// For a guest to authenticate, or to send a request that every peer may send.
     pub guest_login: Duration,
     /// For a sign of life of a peer that serves operations here.
@@ -344,8 +344,8 @@ impl Default for PeerTimeouts {
         Self {
             partial_frame: PARTIAL_FRAME_TIMEOUT,
             blocked_stream: BLOCKED_STREAM_TIMEOUT,
-            stranger_idle: STRANGER_IDLE_TIMEOUT,
-            stranger_connection: STRANGER_CONNECTION_MAX,
+            unknown_idle: UNKNOWN_IDLE_TIMEOUT,
+            unknown_connection: UNKNOWN_CONNECTION_MAX,
             guest_login: GUEST_LOGIN_TIMEOUT,
             sign_of_life: SIGN_OF_LIFE_TIMEOUT,
             sign_of_life_every: SIGN_OF_LIFE_EVERY,

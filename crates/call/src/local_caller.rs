@@ -194,9 +194,9 @@ impl LocalCaller {
         left.map(CallError::too_many_guesses)
     }
 
-    /// Notes that `who` showed a valid token: from here on the connection is not an unknown peer's.
-    pub fn authenticated(&self, who: &Identity) {
-        self.link.connection.authenticated(&who.id);
+    /// Notes that `principal` showed a valid token: from here on the connection is not an unknown peer's.
+    pub fn authenticated(&self, principal: &Identity) {
+        self.link.connection.authenticated(&principal.id);
     }
 
     /// Counts a guess against the network that it came from.
@@ -355,20 +355,20 @@ impl LocalCaller {
                 let input = input.map_or_else(CallBody::null, CallBody::from_text);
                 input.counted(memory)
             };
-            let who = |_: &Payload<'_>| {
+            let identify = |_: &Payload<'_>| {
                 let proof = token.as_deref();
                 let identity = self.link.still(identity, proof, proved_by)?;
                 Ok(RequestPrincipal { identity, token })
             };
-            admission::passed(&self.link, id, &payload, now, who, input)
+            admission::passed(&self.link, id, &payload, now, identify, input)
         });
         let mut checked = checked.map_err(|error| {
             DispatcherCounters::add(&counters.errors);
             LocalCallError::from_error(error, None)
         })?;
         if proved_by.is_some() {
-            let standing = &mut checked.head.standing;
-            standing.get_or_insert_default().proved_by = proved_by;
+            let grant = &mut checked.head.grant;
+            grant.get_or_insert_default().proved_by = proved_by;
         }
         Ok(checked)
     }

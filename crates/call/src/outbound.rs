@@ -230,11 +230,11 @@ impl Outbound {
             }
         };
         let all = table.waiting.iter();
-        let told = all.filter(|(_, waiting)| granted(waiting));
-        let ids: Vec<u64> = told.map(|(id, _)| *id).collect();
+        let credited = all.filter(|(_, waiting)| granted(waiting));
+        let ids: Vec<u64> = credited.map(|(id, _)| *id).collect();
         drop(table);
         for id in ids {
-            say_credit(stream, &self.wire_id(id), WINDOW_FORWARDED_MAX);
+            send_credit(stream, &self.wire_id(id), WINDOW_FORWARDED_MAX);
         }
     }
 
@@ -265,9 +265,9 @@ impl Outbound {
         lock(&self.table).closed.get_or_insert(why);
         let gone = self.take_where(|_| true);
         for stream in streams {
-            let asked = gone.iter().filter(|(_, w)| Arc::ptr_eq(&w.stream, stream));
+            let requests = gone.iter().filter(|(_, w)| Arc::ptr_eq(&w.stream, stream));
             stream.out.finish_with(|out| {
-                asked.for_each(|(id, _)| envelope::append_abort(out, &self.wire_id(*id)));
+                requests.for_each(|(id, _)| envelope::append_abort(out, &self.wire_id(*id)));
             });
         }
         fail(gone, why);
@@ -336,8 +336,8 @@ fn parse_event(body: &FrameBody, event: &Envelope<'_>) -> Result<SubscriptionEve
     // A part of a frame keeps the whole frame in memory. Where most of a frame is unused, this copies the parts: they
     // count by their own length.
     let values = [response.output, response.cursor].into_iter().flatten();
-    let kept = tail.len() + values.map(|raw| raw.get().len()).sum::<usize>();
-    let sparse = 2 * kept < bytes_of(body);
+    let used = tail.len() + values.map(|raw| raw.get().len()).sum::<usize>();
+    let sparse = 2 * used < bytes_of(body);
     let own = |part: &[u8], shared: Bytes| match sparse {
         true => Bytes::copy_from_slice(part),
         false => shared,
@@ -369,7 +369,7 @@ pub(crate) fn stop_sender(stream: &CallStream, id: &str) {
 }
 
 /// Allows the peer `n` events more. Returns whether the stream takes the notice.
-pub(crate) fn say_credit(stream: &CallStream, id: &str, n: u32) -> bool {
+pub(crate) fn send_credit(stream: &CallStream, id: &str, n: u32) -> bool {
     let credit = |out: &mut Vec<u8>| envelope::append_credit(out, id, n);
     stream.out.push(credit).is_some()
 }

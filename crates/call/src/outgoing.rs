@@ -15,7 +15,7 @@ use crate::connection::CallConnectionState;
 use crate::envelope::{self, EventKind, RequestPayload as Payload};
 use crate::error::{CallError, ErrorCode};
 use crate::limits::RESPONDER_GRACE;
-use crate::outbound::{BufferCapacity, Delivery, say_credit, stop_sender};
+use crate::outbound::{BufferCapacity, Delivery, send_credit, stop_sender};
 use crate::text;
 
 /// Bytes that usually suffice for a request.
@@ -36,7 +36,7 @@ impl EncodedRequest {
         options: &CallOptions,
         window: Option<u32>,
     ) -> Result<Self, CallError> {
-        if link.heard_goaway() {
+        if link.has_received_goaway() {
             return Err(CallError::draining());
         }
         let id = link.outbound.next_id();
@@ -215,15 +215,15 @@ impl OutgoingRequest {
     /// stream, and its id names the subscription.
     pub(crate) fn credit(&mut self, n: u32) {
         if !self.stream.is_single_call() {
-            say_credit(&self.stream, &self.wire_id, n);
+            send_credit(&self.stream, &self.wire_id, n);
             return;
         }
         let usable = self.link.usable_stream();
-        if usable.is_some_and(|stream| say_credit(&stream, &self.wire_id, n)) {
+        if usable.is_some_and(|stream| send_credit(&stream, &self.wire_id, n)) {
             return;
         }
         // A peer that drains takes no further stream.
-        if self.link.heard_goaway() {
+        if self.link.has_received_goaway() {
             return;
         }
         self.credit_later(n);
@@ -245,7 +245,7 @@ impl OutgoingRequest {
         let waits = tokio::spawn(async move {
             // Without a shared stream the connection is about to end.
             if let Ok(stream) = link.any_shared_stream().await {
-                say_credit(&stream, &wire_id, owed.swap(0, Ordering::AcqRel));
+                send_credit(&stream, &wire_id, owed.swap(0, Ordering::AcqRel));
             }
         });
         self.waits = Some(waits.abort_handle());
@@ -262,7 +262,7 @@ impl Drop for OutgoingRequest {
             stop_sender(&self.stream, &self.wire_id);
         }
         // Streams that only waited for this call may end now.
-        if link.said_goaway() && !link.has_outbound() {
+        if link.has_sent_goaway() && !link.has_outbound() {
             link.wake_writers();
         }
     }
@@ -353,10 +353,10 @@ mod tests {
         (0..100).for_each(|_| taken.credit(1));
         opens.add_permits(1);
         let (_send, mut recv) = accepted.accept_bi().await.expect("it is opened");
-        let said = recv.read_chunk(1 << 10).await.expect("it is there");
-        let said = said.expect("it is there");
+        let read = recv.read_chunk(1 << 10).await.expect("it is there");
+        let read = read.expect("it is there");
         let mut credit = Vec::new();
         envelope::append_credit(&mut credit, "1", 100);
-        assert_eq!(said, credit);
+        assert_eq!(read, credit);
     }
 }

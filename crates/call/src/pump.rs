@@ -158,7 +158,7 @@ impl ReadAhead {
 
     fn drop_oldest(&mut self) {
         let oldest = self.items.pop_front();
-        self.dropped += 1 + oldest.map_or(0, |kept| kept.item.dropped);
+        self.dropped += 1 + oldest.map_or(0, |buffered| buffered.item.dropped);
     }
 }
 
@@ -293,7 +293,7 @@ mod tests {
         }
     }
 
-    fn kept(item: SubscriptionItem) -> BufferedItem {
+    fn buffered(item: SubscriptionItem) -> BufferedItem {
         BufferedItem { item, _claim: None }
     }
 
@@ -361,11 +361,13 @@ mod tests {
     fn a_paused_source_is_not_asked_and_a_strict_one_fails() {
         let mut pause = ahead(OnSlow::Pause);
         assert!(pause.may_read(true) && !pause.may_read(false));
-        pause.put(kept(Value::from(1).into()), true).expect("kept");
+        pause
+            .put(buffered(Value::from(1).into()), true)
+            .expect("kept");
         assert!(!pause.may_read(true), "one item ahead at most");
         let mut strict = ahead(OnSlow::Fail);
         assert!(strict.may_read(false));
-        let refused = strict.put(kept(Value::from(1).into()), false);
+        let refused = strict.put(buffered(Value::from(1).into()), false);
         assert_eq!(refused.expect_err("slow").code, ErrorCode::Overloaded);
     }
 
@@ -378,25 +380,25 @@ mod tests {
             left_out in 0u64..3,
         ) {
             let mut ahead = ahead(OnSlow::DropOldest(most));
-            let (mut read, mut sent, mut told, mut last) = (0, 0, 0, 0);
+            let (mut read, mut sent, mut reported, mut last) = (0, 0, 0, 0);
             for step in steps {
                 if step {
                     read += 1;
                     let mut item = SubscriptionItem::from(Value::from(read));
                     item.dropped = left_out;
                     prop_assert!(ahead.may_read(false));
-                    prop_assert!(ahead.put(kept(item), false).is_ok());
+                    prop_assert!(ahead.put(buffered(item), false).is_ok());
                 } else if let Some(BufferedItem { item, .. }) = ahead.items.pop_front() {
                     prop_assert!(number(&item) > last, "in order");
                     last = number(&item);
-                    told += std::mem::take(&mut ahead.dropped) + item.dropped;
+                    reported += std::mem::take(&mut ahead.dropped) + item.dropped;
                     sent += 1;
                 }
                 prop_assert!(ahead.items.len() <= most.max(1));
             }
-            let kept = ahead.items.len() as u64;
+            let buffered = ahead.items.len() as u64;
             let ever = read + read * left_out;
-            prop_assert_eq!(sent + told + ahead.dropped + kept + kept * left_out, ever);
+            prop_assert_eq!(sent + reported + ahead.dropped + buffered + buffered * left_out, ever);
         }
     }
 }

@@ -263,7 +263,7 @@ impl ResumingSubscription {
                 ResumePhase::Ended => return None,
                 ResumePhase::Running(subscription) => match subscription.next().await {
                     Some(Ok(event)) => {
-                        self.saw(&event);
+                        self.record(&event);
                         return Some(Ok(event));
                     }
                     Some(Err(error)) => self.phase = ResumePhase::Lost(error),
@@ -283,7 +283,7 @@ impl ResumingSubscription {
         }
     }
 
-    fn saw(&mut self, event: &SubscriptionEvent) {
+    fn record(&mut self, event: &SubscriptionEvent) {
         self.tries = 0;
         if let Some(cursor) = &event.cursor {
             self.cursor = Some(cursor.value().clone());

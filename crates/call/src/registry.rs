@@ -332,11 +332,11 @@ impl Registry {
         source: &str,
         registrations: Vec<Registration>,
     ) -> Result<(), RegistryError> {
-        self.place(&PendingImport::new(source, registrations)?)
+        self.install_import(&PendingImport::new(source, registrations)?)
     }
 
     /// Installs the compiled operations.
-    pub(crate) fn place(&self, next: &PendingImport<'_>) -> Result<(), RegistryError> {
+    pub(crate) fn install_import(&self, next: &PendingImport<'_>) -> Result<(), RegistryError> {
         if let Some(taken) = next.names().find(|name| self.by_name.contains_key(*name)) {
             return Err(RegistryError::Duplicate(taken.to_owned()));
         }
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_serves_is_replaced_as_a_whole_and_takes_no_place() {
+    fn an_import_is_replaced_as_a_whole_and_replaces_no_other() {
         let query = |name: &str| {
             let spec = OperationSpec::query(name, "").internal();
             Registration::imported(spec, once(), Provenance::FromOpenApi)

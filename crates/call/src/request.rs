@@ -78,7 +78,7 @@ pub(crate) struct RequestHead {
     /// operation counts the run in place of the request.
     pub(crate) key: Option<Box<str>>,
     /// The grounds of its right, which the node checks again while it runs.
-    pub(crate) standing: Option<RequestGrant>,
+    pub(crate) grant: Option<RequestGrant>,
     /// How often nodes passed it on before it arrived here.
     pub(crate) hops: u8,
     /// Counts its bytes until it, and the run of its key, is over.
@@ -525,7 +525,7 @@ impl Drop for InFlight {
             request.operation.leave();
         }
         request.link.inbound.forget(request);
-        request.link.asked();
+        request.link.note_request();
         // Work that the handler spawned may still run: the end of the request reaches that work as well.
         if let Some(token) = request.token.get() {
             token.cancel();
@@ -533,7 +533,7 @@ impl Drop for InFlight {
         request.stream.inbound.fetch_sub(1, Ordering::AcqRel);
         request.stream.out.wake_writer();
         // Streams that stayed open for its credit only may end now.
-        if request.credit.is_some() && request.link.said_goaway() {
+        if request.credit.is_some() && request.link.has_sent_goaway() {
             request.link.wake_writers();
         }
     }

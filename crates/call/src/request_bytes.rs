@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 
 use crate::error::CallError;
 use crate::limits::{
-    BYTES_PER_NODE, BYTES_SHARE, BYTES_SITE_SHARE, BYTES_STRANGERS, BYTES_STRANGERS_SHARE,
-    BYTES_SUBSCRIPTIONS, BYTES_SUBSCRIPTIONS_SHARE, REQUEST_BYTES_FREE, leaves_room,
+    BYTES_PER_NODE, BYTES_SHARE, BYTES_SITE_SHARE, BYTES_SUBSCRIPTIONS, BYTES_SUBSCRIPTIONS_SHARE,
+    BYTES_UNKNOWN_PEERS, BYTES_UNKNOWN_PEERS_SHARE, REQUEST_BYTES_FREE, leaves_room,
 };
 use crate::sync::lock;
 pub(crate) use claim::RequestClaim;
@@ -38,8 +38,8 @@ pub(crate) struct RequestBytes {
 struct RequestByteLimits {
     node: usize,
     each: usize,
-    strangers: usize,
-    strangers_each: usize,
+    unknown_peers: usize,
+    unknown_each: usize,
     site: usize,
     subscriptions: usize,
     subscriptions_each: usize,
@@ -48,7 +48,7 @@ struct RequestByteLimits {
 #[derive(Debug, Default)]
 struct RequestByteTotals {
     node: usize,
-    strangers: RequesterTotals,
+    unknown_peers: RequesterTotals,
     subscriptions: usize,
     each: HashMap<Requester, RequesterTotals>,
     /// The bytes of the unknown peers of all networks of a site together.
@@ -132,14 +132,14 @@ impl RequestByteLimits {
             true => ("bytes of requests of one identity at once", self.each),
             false => (
                 "bytes of requests of one network's unknown peers at once",
-                self.strangers_each,
+                self.unknown_each,
             ),
         }
     }
 
     /// Whether a requester may have `bytes` more. One request, or event, may be longer than the whole limit where the
     /// requester has nothing else.
-    fn fits(
+    fn check_room(
         &self,
         counted: &RequestByteTotals,
         requester: &Requester,
@@ -147,44 +147,44 @@ impl RequestByteLimits {
     ) -> Result<(), Full> {
         let own = counted.requester_totals(requester).bytes + bytes;
         let node = counted.node + bytes;
-        let (whose, each) = self.own(requester);
+        let (what, each) = self.own(requester);
         // Beside other bytes the limit is strict.
         if own > each && own > bytes {
-            return Err((whose, each));
+            return Err((what, each));
         }
         let of_site = requester.site().map_or(0, |site| {
             counted.sites.get(&site).copied().unwrap_or_default() + bytes
         });
-        let strangers_full =
-            counted.strangers.bytes + bytes > self.strangers || of_site > self.site;
+        let unknown_full =
+            counted.unknown_peers.bytes + bytes > self.unknown_peers || of_site > self.site;
         let others = node > bytes && !leaves_room(own, node, self.node);
-        if others || !requester.is_known() && strangers_full {
+        if others || !requester.is_known() && unknown_full {
             return Err(("bytes of requests of all requesters at once", self.node));
         }
         Ok(())
     }
 
     /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, and those of
-    /// unknown peers `strangers` if it is one, the new one of `bytes` included. They may run for ever: their bytes
+    /// unknown peers `unknown_peers` if it is one, the new one of `bytes` included. They may run for ever: their bytes
     /// come from no other request's share, and those of unknown peers from no known peer's share.
     fn subscribe(
         &self,
         own: usize,
-        strangers: Option<usize>,
+        unknown_peers: Option<usize>,
         all: usize,
         bytes: usize,
     ) -> Result<(), CallError> {
-        let each = match strangers {
+        let each = match unknown_peers {
             None => self.subscriptions_each,
-            Some(_) => self.subscriptions_each / BYTES_STRANGERS_SHARE,
+            Some(_) => self.subscriptions_each / BYTES_UNKNOWN_PEERS_SHARE,
         };
         if own > each && own > bytes {
             let what = "bytes of subscriptions of one requester at once";
             return Err(CallError::overloaded(what, each));
         }
-        let strangers_too_many = strangers.is_some_and(|all| all > self.subscriptions_each);
+        let unknown_too_many = unknown_peers.is_some_and(|all| all > self.subscriptions_each);
         let others = all > bytes && !leaves_room(own, all, self.subscriptions);
-        if strangers_too_many || others {
+        if unknown_too_many || others {
             let what = "bytes of subscriptions of all requesters at once";
             return Err(CallError::overloaded(what, self.subscriptions));
         }
@@ -201,8 +201,8 @@ impl RequestByteTotals {
         self.node += bytes;
         self.subscriptions += subscribed;
         if !requester.is_known() {
-            self.strangers.bytes += bytes;
-            self.strangers.subscriptions += subscribed;
+            self.unknown_peers.bytes += bytes;
+            self.unknown_peers.subscriptions += subscribed;
         }
         if let Some(site) = requester.site() {
             *self.sites.entry(site).or_default() += bytes;
@@ -216,8 +216,8 @@ impl RequestByteTotals {
         self.node -= bytes;
         self.subscriptions -= subscribed;
         if !requester.is_known() {
-            self.strangers.bytes -= bytes;
-            self.strangers.subscriptions -= subscribed;
+            self.unknown_peers.bytes -= bytes;
+            self.unknown_peers.subscriptions -= subscribed;
         }
         if let Some(site) = requester.site()
             && let Some(of_site) = self.sites.get_mut(&site)
@@ -246,15 +246,15 @@ impl Default for RequestBytes {
 impl RequestBytes {
     /// An account for a node that has room for `node` bytes.
     pub(crate) fn new(node: usize) -> Self {
-        let strangers = node / BYTES_STRANGERS;
+        let unknown_peers = node / BYTES_UNKNOWN_PEERS;
         let subscriptions = node / BYTES_SUBSCRIPTIONS;
         Self {
             bounds: RequestByteLimits {
                 node,
                 each: node / BYTES_SHARE,
-                strangers,
-                strangers_each: strangers / BYTES_STRANGERS_SHARE,
-                site: strangers / BYTES_SITE_SHARE,
+                unknown_peers,
+                unknown_each: unknown_peers / BYTES_UNKNOWN_PEERS_SHARE,
+                site: unknown_peers / BYTES_SITE_SHARE,
                 subscriptions,
                 subscriptions_each: subscriptions / BYTES_SUBSCRIPTIONS_SHARE,
             },
@@ -265,7 +265,7 @@ impl RequestBytes {
     }
 
     /// The bytes that count now, and the limit.
-    pub(crate) fn kept(&self) -> (usize, usize) {
+    pub(crate) fn usage(&self) -> (usize, usize) {
         (lock(&self.counted).node, self.bounds.node)
     }
 
@@ -279,25 +279,25 @@ impl RequestBytes {
         self: &Arc<Self>,
         requester: Requester,
         bytes: usize,
-        kept: RequestRetention,
+        retention: RequestRetention,
     ) -> Result<Option<Arc<RequestClaim>>, CallError> {
         if bytes <= REQUEST_BYTES_FREE {
             return Ok(None);
         }
         let mut counted = lock(&self.counted);
-        let fits = self.bounds.fits(&counted, &requester, bytes);
-        fits.map_err(|(what, most)| CallError::overloaded(what, most))?;
-        let subscribed = if kept == RequestRetention::Subscribed {
+        let room = self.bounds.check_room(&counted, &requester, bytes);
+        room.map_err(|(what, most)| CallError::overloaded(what, most))?;
+        let subscribed = if retention == RequestRetention::Subscribed {
             bytes
         } else {
             0
         };
-        if kept == RequestRetention::Subscribed {
+        if retention == RequestRetention::Subscribed {
             let own = counted.requester_totals(&requester).subscriptions + bytes;
-            let strangers = counted.strangers.subscriptions + bytes;
-            let strangers = (!requester.is_known()).then_some(strangers);
+            let unknown_peers = counted.unknown_peers.subscriptions + bytes;
+            let unknown_peers = (!requester.is_known()).then_some(unknown_peers);
             let all = counted.subscriptions + bytes;
-            self.bounds.subscribe(own, strangers, all, bytes)?;
+            self.bounds.subscribe(own, unknown_peers, all, bytes)?;
         }
         counted.add(&requester, bytes, subscribed);
         // Under the lock: the copy must not go back to an older count.
@@ -315,17 +315,17 @@ impl RequestBytes {
     /// [`shrink`](Self::shrink).
     pub(crate) fn grow(&self, requester: &Requester, bytes: usize, fit: GrowLimit) -> bool {
         let mut counted = lock(&self.counted);
-        let asked = match fit {
+        let needed = match fit {
             GrowLimit::Anyway => None,
             GrowLimit::Begins => Some(1),
-            // `fits` adds this to the requester's bytes: twice what it would have then.
+            // `room` adds this to the requester's bytes: twice what it would have then.
             GrowLimit::First | GrowLimit::Half => {
                 Some(counted.requester_totals(requester).bytes + 2 * bytes)
             }
             GrowLimit::Wholly => Some(bytes),
         };
-        let fits = |asked| self.bounds.fits(&counted, requester, asked).is_ok();
-        if !asked.is_none_or(fits) {
+        let room = |needed| self.bounds.check_room(&counted, requester, needed).is_ok();
+        if !needed.is_none_or(room) {
             return false;
         }
         counted.add(requester, bytes, 0);
@@ -341,13 +341,13 @@ impl RequestBytes {
         }
         // The requester's own bytes do not count against it here.
         counted.take(requester, held, 0);
-        let fits = self.bounds.fits(&counted, requester, 1).is_ok();
-        let now = if fits { held + bytes } else { held };
+        let room = self.bounds.check_room(&counted, requester, 1).is_ok();
+        let now = if room { held + bytes } else { held };
         if now > 0 {
             counted.add(requester, now, 0);
         }
         self.node.store(counted.node, Ordering::Release);
-        fits
+        room
     }
 
     /// Gives back the bytes that [`grow`](Self::grow) counted.
@@ -360,12 +360,12 @@ impl RequestBytes {
     /// Whether a requester has room for more. While all have less than the smallest share, this does not call
     /// `requester`.
     pub(crate) fn has_room(&self, requester: impl FnOnce() -> Requester) -> bool {
-        if self.node.load(Ordering::Acquire) < self.bounds.strangers_each {
+        if self.node.load(Ordering::Acquire) < self.bounds.unknown_each {
             return true;
         }
         let requester = requester();
         let counted = lock(&self.counted);
-        self.bounds.fits(&counted, &requester, 1).is_ok()
+        self.bounds.check_room(&counted, &requester, 1).is_ok()
     }
 
     /// Whether a requester has reached its own limit, whatever others have.
@@ -394,11 +394,11 @@ mod tests {
         Requester::Known(id.parse().expect("a peer id"))
     }
 
-    fn stranger(network: u8) -> Requester {
-        stranger_at(Ipv4Addr::new(192, 0, network, 1).into())
+    fn unknown(network: u8) -> Requester {
+        unknown_at(Ipv4Addr::new(192, 0, network, 1).into())
     }
 
-    fn stranger_at(address: IpAddr) -> Requester {
+    fn unknown_at(address: IpAddr) -> Requester {
         Requester::from_identity(None, Some(SocketAddr::from((address, 1))))
     }
 
@@ -415,9 +415,9 @@ mod tests {
         all: &Arc<RequestBytes>,
         requester: &Requester,
         bytes: usize,
-        kept: RequestRetention,
+        retention: RequestRetention,
     ) -> Vec<Option<Arc<RequestClaim>>> {
-        let next = || all.claim(requester.clone(), bytes, kept).ok();
+        let next = || all.claim(requester.clone(), bytes, retention).ok();
         std::iter::from_fn(next).collect()
     }
 
@@ -450,13 +450,13 @@ mod tests {
     fn unknown_peers_have_a_quarter_and_one_network_a_quarter_of_it() {
         let all = Arc::new(RequestBytes::new(16 * MIB));
         let bytes = 64 << 10;
-        let mut held = takes_all(&all, &stranger(1), bytes);
+        let mut held = takes_all(&all, &unknown(1), bytes);
         assert_eq!(held.len(), 16);
-        (2..10).for_each(|n| held.extend(takes_all(&all, &stranger(n), bytes)));
+        (2..10).for_each(|n| held.extend(takes_all(&all, &unknown(n), bytes)));
         assert_eq!(held.len(), 64);
         assert_eq!(takes_all(&all, &known("ada"), bytes).len(), 128);
         drop(held);
-        assert_eq!(lock(&all.counted).strangers.bytes, 0);
+        assert_eq!(lock(&all.counted).unknown_peers.bytes, 0);
     }
 
     #[test]
@@ -465,7 +465,7 @@ mod tests {
         let bytes = 64 << 10;
         let at = |site, network: u16| {
             let address = Ipv6Addr::new(0x2001, 0xdb8, site, network << 8, 0, 0, 0, 1);
-            takes_all(&all, &stranger_at(address.into()), bytes)
+            takes_all(&all, &unknown_at(address.into()), bytes)
         };
         let one: Vec<_> = (0..256).flat_map(|network| at(1, network)).collect();
         assert_eq!(one.len(), 32);
@@ -480,20 +480,21 @@ mod tests {
     fn subscriptions_of_unknown_peers_leave_known_ones_theirs() {
         for memory in [128 << 20, 512 << 20, 2 << 30] {
             let all = Arc::new(RequestBytes::new(bytes_for_memory(memory)));
-            let subscribe =
-                |who: &Requester| takes_all_kept(&all, who, 16 << 10, RequestRetention::Subscribed);
+            let subscribe = |requester: &Requester| {
+                takes_all_kept(&all, requester, 16 << 10, RequestRetention::Subscribed)
+            };
             let of_one = all.bounds.subscriptions_each / 4 / (16 << 10);
-            let mut held = subscribe(&stranger(0));
+            let mut held = subscribe(&unknown(0));
             assert_eq!(held.len(), of_one, "one network");
-            (1..100).for_each(|n| held.extend(subscribe(&stranger(n))));
+            (1..100).for_each(|n| held.extend(subscribe(&unknown(n))));
             assert_eq!(held.len(), 4 * of_one);
             let due = all.bounds.subscriptions_each.min(MIB);
             let ada = all.claim(known("ada"), due, RequestRetention::Subscribed);
             assert!(ada.is_ok(), "{memory}");
             // Their requests that end have more.
-            assert!(!takes_all(&all, &stranger(0), 16 << 10).is_empty());
+            assert!(!takes_all(&all, &unknown(0), 16 << 10).is_empty());
             drop((held, ada));
-            assert_eq!(lock(&all.counted).strangers.subscriptions, 0);
+            assert_eq!(lock(&all.counted).unknown_peers.subscriptions, 0);
         }
     }
 
@@ -565,8 +566,8 @@ mod tests {
             |id: &str| takes_all_kept(&all, &known(id), bytes, RequestRetention::Subscribed);
         let four: Vec<_> = ["eve", "mallory", "trudy", "craig"].map(subscribe).into();
         // 4 MiB for each, and the last quarter of the 16 MiB is left.
-        let kept: Vec<_> = four.iter().map(Vec::len).collect();
-        assert_eq!(kept, [16, 16, 16, 0]);
+        let held_each: Vec<_> = four.iter().map(Vec::len).collect();
+        assert_eq!(held_each, [16, 16, 16, 0]);
         let more: Vec<_> = (0..100).map(|n| subscribe(&format!("many-{n}"))).collect();
         assert!(more.iter().all(Vec::is_empty));
         let short = all.claim(known("ada"), 16 << 10, RequestRetention::Subscribed);

@@ -44,22 +44,22 @@ impl InboundRequest {
     /// The identity that the request acts for now.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         let before = self.identity()?;
-        let standing = self.head.standing.as_ref();
+        let grant = self.head.grant.as_ref();
         let token = self.head.token.as_deref();
-        let proved_by = standing.and_then(|standing| standing.proved_by);
+        let proved_by = grant.and_then(|grant| grant.proved_by);
         self.link().proved(before, token, proved_by)
     }
 
     /// Whether the requester may still get an answer or an event. While nothing changes, this looks up no identity.
     pub(crate) fn may_still_receive(&self) -> Result<(), CallError> {
         let is_made = self.operation().spec.op_type == OperationType::Mutation;
-        let (Some(standing), Some(who), false) = (&self.head.standing, self.identity(), is_made)
+        let (Some(grant), Some(requester), false) = (&self.head.grant, self.identity(), is_made)
         else {
             return Ok(());
         };
         let dispatcher = &self.link().dispatcher;
         // The common case: no table of identities replaced the one that admitted the request.
-        if dispatcher.is_current(who) {
+        if dispatcher.is_current(requester) {
             return Ok(());
         }
         // Before the lookup of the identity: the next check sees a change in between.
@@ -68,44 +68,44 @@ impl InboundRequest {
         if table.is_some_and(|table| self.seen.load(Ordering::Relaxed) == table) {
             return Ok(());
         }
-        self.still_allowed(standing)?;
+        self.still_allowed(grant)?;
         if let Some(table) = table {
             self.seen.store(table, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn still_allowed(&self, standing: &RequestGrant) -> Result<(), CallError> {
-        let who = self.identity_now();
-        let (who, key) = (who.as_deref(), self.link().info.key);
-        if let Some(route) = &standing.route
-            && route.check(who, None, None) != AccessDecision::Allowed
+    fn still_allowed(&self, grant: &RequestGrant) -> Result<(), CallError> {
+        let requester = self.identity_now();
+        let (requester, key) = (requester.as_deref(), self.link().info.key);
+        if let Some(route) = &grant.route
+            && route.check(requester, None, None) != AccessDecision::Allowed
         {
-            return Err(no_way(who, key));
+            return Err(no_way(requester, key));
         }
         let ownership = self.link().dispatcher.ownership.as_deref();
         let rule = &self.operation().spec.access_control;
-        rule.admit(who, standing.resource.as_deref(), ownership, key)
+        rule.admit(requester, grant.resource.as_deref(), ownership, key)
     }
 }
 
 impl CallConnectionState {
     /// The identity that the peer acts as now, by a lookup and not by the one stored on the connection.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
-        if let (Some(kept), Some(token)) = (self.session.identity(), self.session.token()) {
+        if let (Some(stored), Some(token)) = (self.session.identity(), self.session.token()) {
             let now = self.dispatcher.by_token(token.expose());
             // The token may be another identity's by now.
-            return now.filter(|now| now.id == kept.id);
+            return now.filter(|now| now.id == stored.id);
         }
-        let kept = self.connection.identity()?;
+        let stored = self.connection.identity()?;
         let by_key = self.dispatcher.by_keys(self.info.key.as_slice());
-        match by_key.filter(|now| now.id == kept.id) {
+        match by_key.filter(|now| now.id == stored.id) {
             Some(now) => Some(now),
             // The key no longer has this identity. A closed connection may still store it: no watch removes it there.
-            None if self.holder.as_ref() == Some(&kept.id) => None,
+            None if self.holder.as_ref() == Some(&stored.id) => None,
             // The code that made such an identity also replaces it.
-            None if kept.generation == 0 => Some(kept),
-            None => self.dispatcher.by_id(&kept.id),
+            None if stored.generation == 0 => Some(stored),
+            None => self.dispatcher.by_id(&stored.id),
         }
     }
 
@@ -152,17 +152,17 @@ impl CallConnectionState {
 
 /// Resolves once the subscription may no longer run.
 pub(crate) async fn withdrawn(request: &InboundRequest) -> CallError {
-    let Some(standing) = &request.head.standing else {
+    let Some(grant) = &request.head.grant else {
         return std::future::pending().await;
     };
-    let open = standing.route.is_none() && request.operation().spec.access_control.is_open();
+    let open = grant.route.is_none() && request.operation().spec.access_control.is_open();
     let changes = request.link().dispatcher.identity_changes();
     let Some(mut changes) = changes.filter(|_| !open) else {
         return std::future::pending().await;
     };
     loop {
         // At first, too: rights may have changed since the request was admitted.
-        if let Err(error) = request.still_allowed(standing) {
+        if let Err(error) = request.still_allowed(grant) {
             return error;
         }
         if !wait(&mut changes, SESSION_RECHECK).await {

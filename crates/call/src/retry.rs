@@ -117,8 +117,8 @@ impl RetryCount {
             return None;
         }
         let own = jittered(RETRY_DELAY_FIRST * 2u32.pow(self.0), random);
-        let asked = Duration::from_millis(error.retry_after_ms.unwrap_or_default());
-        let delay = own.max(asked);
+        let requested = Duration::from_millis(error.retry_after_ms.unwrap_or_default());
+        let delay = own.max(requested);
         if left.is_some_and(|left| left <= delay) {
             return None;
         }
@@ -248,9 +248,9 @@ mod tests {
         assert_eq!(first(&error, None, 0), Some(ms(25)));
         assert_eq!(first(&error, Some(ms(25)), 0), None);
         assert_eq!(first(&error, Some(ms(26)), 0), Some(ms(25)));
-        let asked = error.clone().with_retry_after_ms(400);
-        assert_eq!(first(&asked, None, 0), Some(ms(400)));
-        assert_eq!(first(&asked, Some(ms(300)), 0), None);
+        let requested = error.clone().with_retry_after_ms(400);
+        assert_eq!(first(&requested, None, 0), Some(ms(400)));
+        assert_eq!(first(&requested, Some(ms(300)), 0), None);
         assert_eq!(first(&CallError::internal("no"), None, 0), None);
     }
 }

@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_tails_are_not_copied_and_keep_their_place() {
+    async fn long_tails_are_not_copied_and_keep_their_order() {
         let send_queue = SendQueue::default();
         let long = Bytes::from(vec![7; BULK_BYTES + 1]);
         let short = Bytes::from_static(b"short");

@@ -50,14 +50,14 @@ impl PartialMessage {
         if self.count(link, bytes).is_ok() {
             return Ok(begun);
         }
-        let asked = Instant::now();
+        let waiting_since = Instant::now();
         let patience = link.dispatcher.patience.partial_frame;
-        let deadline = asked + patience.saturating_sub(self.waited);
+        let deadline = waiting_since + patience.saturating_sub(self.waited);
         while waits(link) {
             // Before the next try: the wait does not miss bytes that are given back meanwhile.
             let given_back = link.dispatcher.unfinished_bytes.given_back();
             if self.claim(link, bytes).is_ok() {
-                let waited = asked.elapsed();
+                let waited = waiting_since.elapsed();
                 self.waited += waited;
                 return Ok(begun + waited);
             }
@@ -209,9 +209,9 @@ mod tests {
         const WAITS: Duration = Duration::from_millis(20);
         let link = link();
         let claim = |id: &str, bytes: usize| {
-            let who = Requester::Known(id.parse().expect("a peer id"));
+            let requester = Requester::Known(id.parse().expect("a peer id"));
             let all = &link.dispatcher.unfinished_bytes;
-            all.claim(who, bytes, RequestRetention::Once)
+            all.claim(requester, bytes, RequestRetention::Once)
                 .expect("there is room")
         };
         // Three quarters of the 4 MiB of the smallest node.

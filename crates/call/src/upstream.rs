@@ -210,8 +210,8 @@ mod tests {
         ] {
             let code = ErrorCode::from_name(code);
             let failure = UpstreamFailure::from_code(&code).expect("a server's");
-            let said = failure.words(&code);
-            assert!(said.contains(words), "{code:?}: {said}");
+            let text = failure.words(&code);
+            assert!(text.contains(words), "{code:?}: {text}");
         }
     }
 

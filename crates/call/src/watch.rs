@@ -95,11 +95,11 @@ impl Announcer {
 
     fn set<'a>(
         &self,
-        whose: Option<&PeerId>,
+        owner: Option<&PeerId>,
         registry: &str,
         specs: impl IntoIterator<Item = &'a OperationSpec>,
     ) {
-        if lock(&self.0.history).set(whose, registry, specs) {
+        if lock(&self.0.history).set(owner, registry, specs) {
             self.0.changed.send_replace(());
         }
     }
@@ -136,8 +136,8 @@ fn run(ctx: &Ctx) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + 
     let announcer = ctx.dispatcher().announcer().clone();
     let watcher = RegistryWatcher::new(announcer, move || {
         // Looked up at each change: scopes come and go.
-        let (ctx, who) = (ctx.clone(), ctx.identity_now());
-        Box::new(move |rule| ctx.shows(rule, who.as_deref()))
+        let (ctx, identity) = (ctx.clone(), ctx.identity_now());
+        Box::new(move |rule| ctx.shows(rule, identity.as_deref()))
     });
     stream::unfold(watcher, |mut watcher| async move {
         let change = watcher.next().await?;
@@ -187,7 +187,7 @@ impl RegistryWatcher {
             yield_now().await;
             // Before the turn: the next one sees a change in between.
             self.changes.mark_unchanged();
-            match self.look() {
+            match self.take_turn() {
                 WatchTurn::Change(change) => return Some(change),
                 WatchTurn::Silent => {}
                 WatchTurn::UpToDate => self.changes.changed().await.ok()?,
@@ -196,7 +196,7 @@ impl RegistryWatcher {
     }
 
     /// One turn.
-    fn look(&mut self) -> WatchTurn {
+    fn take_turn(&mut self) -> WatchTurn {
         let view = (self.view)();
         let lists = view(&AccessControl {
             required_scopes: vec![PEERS_SCOPE.to_owned()],
@@ -244,7 +244,7 @@ mod tests {
         PEERS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, WATCH_HISTORY_BYTES, WATCH_STEPS_MAX,
     };
 
-    fn who(scopes: &[&str]) -> Identity {
+    fn identity(scopes: &[&str]) -> Identity {
         Identity {
             id: "watcher".parse().expect("a peer id"),
             kind: IdentityKind::Peer,
@@ -260,22 +260,24 @@ mod tests {
 
     /// A watcher for an identity with these scopes, or for an unknown peer, after its first event.
     fn watcher(announcer: &Announcer, scopes: Option<&[&str]>) -> RegistryWatcher {
-        let who = scopes.map(who);
+        let identity = scopes.map(identity);
         let mut watcher = RegistryWatcher::new(announcer.clone(), move || {
-            let who = who.clone();
-            Box::new(move |rule| rule.check_scopes(who.as_ref()) == AccessDecision::Allowed)
+            let identity = identity.clone();
+            Box::new(move |rule| rule.check_scopes(identity.as_ref()) == AccessDecision::Allowed)
         });
         watcher.first = None;
         watcher
     }
 
     fn unread_changes(watcher: &mut RegistryWatcher) -> Vec<RegistryChange> {
-        let mut told = Vec::new();
+        let mut changes_received = Vec::new();
         loop {
-            match watcher.look() {
-                WatchTurn::Change(change) => told.push(change.expect("it is not too far behind")),
+            match watcher.take_turn() {
+                WatchTurn::Change(change) => {
+                    changes_received.push(change.expect("it is not too far behind"))
+                }
                 WatchTurn::Silent => {}
-                WatchTurn::UpToDate => return told,
+                WatchTurn::UpToDate => return changes_received,
             }
         }
     }
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn each_watcher_hears_of_what_it_may_call() {
+    fn each_watcher_gets_the_operations_that_it_may_call() {
         let announcer = announcer();
         let (mut unknown, mut admin) = (
             watcher(&announcer, None),
@@ -331,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_operations_are_for_those_who_may_list_them() {
+    fn operations_of_peers_are_for_callers_that_may_list_them() {
         let announcer = announcer();
         let mut unknown = watcher(&announcer, None);
         let mut admin = watcher(&announcer, Some(&["admin"]));
@@ -379,8 +381,8 @@ mod tests {
         announcer.peer(&worker(), "p1", [&query("gpu/run")]);
         announcer.peer(&worker(), "p2", [&query("gpu/run"), &query("gpu/stop")]);
         announcer.own("h2", []);
-        let told = unread_changes(&mut lister);
-        let names: Vec<_> = told
+        let changes_received = unread_changes(&mut lister);
+        let names: Vec<_> = changes_received
             .iter()
             .map(|change| {
                 (
@@ -416,15 +418,15 @@ mod tests {
         assert!(is_kept[9] && !is_kept[0] && !is_kept[3], "{is_kept:?}");
         // The node cannot report the changes that a watcher missed; the watcher gets the present operations.
         announcer.peer(&worker(), "p10", [&query("gpu/new")]);
-        let mut told = unread_changes(&mut unread[0]);
-        let whole = told.remove(0);
+        let mut changes_received = unread_changes(&mut unread[0]);
+        let whole = changes_received.remove(0);
         assert!(
             whole.whole && whole.peer == Some(worker()),
             "{:?}",
             whole.registry
         );
         let mut known: BTreeSet<_> = whole.added.into_iter().collect();
-        for change in told {
+        for change in changes_received {
             change
                 .removed
                 .iter()
@@ -446,12 +448,12 @@ mod tests {
             let specs: Vec<_> = (0..200).map(|m| large(&format!("c/{m}"), n)).collect();
             announcer.peer(&worker(), &format!("p{n}"), &specs);
         }
-        let told = unread_changes(&mut lister);
-        let wholes = told.iter().filter(|change| change.whole);
+        let changes_received = unread_changes(&mut lister);
+        let wholes = changes_received.iter().filter(|change| change.whole);
         assert!(wholes.clone().all(|change| change.peer == Some(worker())));
         assert_eq!(wholes.count(), 1);
-        assert_eq!(told[0].added, ["a/x"]);
-        assert_eq!(told[1].added, ["b/y"]);
+        assert_eq!(changes_received[0].added, ["a/x"]);
+        assert_eq!(changes_received[1].added, ["b/y"]);
     }
 
     fn other() -> PeerId {
@@ -542,18 +544,22 @@ mod tests {
         change_in_turn(&announcer, 10 * WATCH_STEPS_MAX, hidden);
         let kept = lock(&announcer.0.history).kept_steps();
         assert_eq!(kept, 2 * WATCH_STEPS_MAX);
-        let told = unread_changes(&mut lister);
-        let wholes: Vec<_> = told
+        let changes_received = unread_changes(&mut lister);
+        let wholes: Vec<_> = changes_received
             .iter()
             .map(|change| (change.whole, &change.peer))
             .collect();
         assert_eq!(wholes, [(true, &Some(worker())), (true, &Some(other()))]);
-        assert!(told.iter().all(|change| change.added.is_empty()));
+        assert!(
+            changes_received
+                .iter()
+                .all(|change| change.added.is_empty())
+        );
     }
 
     /// However far the watcher is behind, and whatever changes while it catches up.
     #[test]
-    fn the_sum_of_what_a_watcher_hears_is_what_there_is() {
+    fn the_sum_of_a_watchers_changes_is_the_present_state() {
         const CHANGES: usize = 1_000;
         let rule = |n: usize, m: usize| match (n * (m + 1) + m) % 4 {
             0 => None,
@@ -566,13 +572,13 @@ mod tests {
             let (mut there, mut known) = (BTreeMap::new(), BTreeMap::new());
             for n in 0..CHANGES {
                 let specs: Vec<_> = (0..6).filter_map(|m| rule(n, m)).collect();
-                let whose = [None, Some(worker()), Some(other())][n / 2 % 3].clone();
-                announcer.set(whose.as_ref(), &format!("h{n}"), &specs);
+                let owner = [None, Some(worker()), Some(other())][n / 2 % 3].clone();
+                announcer.set(owner.as_ref(), &format!("h{n}"), &specs);
                 let open = |spec: &&OperationSpec| spec.access_control.required_scopes.is_empty();
                 let open = specs.iter().filter(open).map(|spec| spec.name.clone());
-                there.insert(whose, open.collect::<BTreeSet<_>>());
+                there.insert(owner, open.collect::<BTreeSet<_>>());
                 if n.is_multiple_of(pause)
-                    && let WatchTurn::Change(change) = lister.look()
+                    && let WatchTurn::Change(change) = lister.take_turn()
                 {
                     hear(&mut known, change.expect("it is not too far behind"));
                 }
@@ -612,7 +618,7 @@ mod tests {
             announcer.peer_gone(&peer);
         }
         assert!(lock(&announcer.0.history).sources() <= 2 * PEERS_MAX + 1);
-        let WatchTurn::Change(Err(refused)) = early.look() else {
+        let WatchTurn::Change(Err(refused)) = early.take_turn() else {
             panic!("a watcher that is too far behind is refused");
         };
         assert!(refused.retryable, "{refused:?}");

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn strict_names_refuse_who_asks_for_another() {
+    fn strict_names_refuse_a_client_with_another_name() {
         let tls = server(true);
         let choices: Vec<_> = hellos()
             .iter()

@@ -29,7 +29,7 @@ pub(crate) type RequesterSource = dyn Fn() -> Requester + Send + Sync;
 /// The bytes of a connection, and the requester for which they count.
 #[derive(Debug, Default)]
 struct UnreadUsage {
-    whose: Option<Requester>,
+    owner: Option<Requester>,
     bytes: usize,
 }
 
@@ -63,7 +63,7 @@ impl UnreadQuota {
 
     fn grow(&self, held: &mut UnreadUsage, needed: usize, fit: GrowLimit) -> bool {
         let requester = (self.requester)();
-        if held.whose.as_ref() != Some(&requester) {
+        if held.owner.as_ref() != Some(&requester) {
             self.hand_over(held, &requester);
         }
         let more = needed - held.bytes;
@@ -77,7 +77,7 @@ impl UnreadQuota {
 
     /// Counts the bytes for another requester from now on.
     fn hand_over(&self, held: &mut UnreadUsage, to: &Requester) {
-        let before = held.whose.replace(to.clone());
+        let before = held.owner.replace(to.clone());
         if let Some(before) = before.filter(|_| held.bytes > 0) {
             self.all.shrink(&before, held.bytes);
             self.all.grow(to, held.bytes, GrowLimit::Anyway);
@@ -100,8 +100,8 @@ impl UnreadQuota {
 
     fn give_back(&self, held: &mut UnreadUsage, bytes: usize) {
         held.bytes -= bytes;
-        if let Some(whose) = &held.whose {
-            self.all.shrink(whose, bytes);
+        if let Some(owner) = &held.owner {
+            self.all.shrink(owner, bytes);
         }
     }
 

@@ -393,14 +393,15 @@ impl Env {
     /// The error for a call that exceeds the authority.
     fn forbidden(&self, operation: &CompiledOperation) -> CallError {
         // A session has those rights of its identity that the operation that opened it has as well.
-        let (who, whose) = match self.authority() {
+        let (caller, source) = match self.authority() {
             Some(own) if self.in_session => (&*own.label, "its session has"),
             _ => (self.ctx.operation(), "its registration grants"),
         };
         let spec = &operation.spec;
         let lacked = self.lacked(&spec.access_control);
         let name = &spec.name;
-        let message = format!("'{who}' may not call '{name}'; {whose} no such authority{lacked}");
+        let message =
+            format!("'{caller}' may not call '{name}'; {source} no such authority{lacked}");
         CallError::new(ErrorCode::Forbidden, message)
     }
 

@@ -45,7 +45,7 @@ impl CallConnectionState {
     pub(crate) fn stream_ended(&self, stream: &Arc<CallStream>, badly: bool) {
         self.inbound
             .abort_where(|request| Arc::ptr_eq(request.stream(), stream));
-        if badly || !self.connection.is_multi() || self.heard_goaway() {
+        if badly || !self.connection.is_multi() || self.has_received_goaway() {
             self.outbound
                 .fail_where(|on| Arc::ptr_eq(on, stream), "the stream ended");
         }
@@ -157,13 +157,13 @@ impl CallConnectionState {
     /// Called where a draining peer ended the last stream on which this side can send it anything: gives the peer all
     /// the credit that its subscription there may have, since no later credit would arrive.
     pub(crate) fn credit_in_advance(&self, ended: &CallStream) {
-        if self.heard_goaway() && !ended.is_single_call() && self.usable_stream().is_none() {
+        if self.has_received_goaway() && !ended.is_single_call() && self.usable_stream().is_none() {
             self.outbound.credit_in_advance(ended);
         }
     }
 
     /// Announces the drain to the peer on every stream that it may be reading, or on a new one.
-    pub(super) async fn say_goaway(self: &Arc<Self>) {
+    pub(super) async fn send_goaway(self: &Arc<Self>) {
         let streams = self.live_streams();
         let why = if self.is_superseded() {
             SUPERSEDED
@@ -174,8 +174,8 @@ impl CallConnectionState {
             let text = |out: &mut Vec<u8>| envelope::append_goaway(out, why, DRAIN_RETRY_MS);
             stream.out.push(text).is_some()
         };
-        let said = streams.iter().filter(|stream| say(stream)).count();
-        if said == 0
+        let notified = streams.iter().filter(|stream| say(stream)).count();
+        if notified == 0
             && self.connection.is_multi()
             && let Ok(stream) = self.open_call_stream(None).await
         {
@@ -183,7 +183,7 @@ impl CallConnectionState {
             stream.out.finish();
         }
         // After the event is queued: a writer that sees the flag may finish its stream at once.
-        self.goaway_said.store(true, Ordering::Release);
+        self.goaway_sent.store(true, Ordering::Release);
         streams.iter().for_each(|stream| stream.out.wake_writer());
     }
 

@@ -169,9 +169,9 @@ impl CallConnectionState {
     }
 
     /// Notes that an unknown peer sent a request, or that one of its requests ended.
-    pub(crate) fn asked(&self) {
+    pub(crate) fn note_request(&self) {
         if !self.is_known() {
-            *lock(&self.asked) = Instant::now();
+            *lock(&self.last_request) = Instant::now();
         }
     }
 
@@ -193,18 +193,18 @@ impl CallConnectionState {
         while !self.is_known() {
             // Bytes are no request: a peer that opens a stream and resets it sends a few of them.
             let idle = if self.inbound.is_empty() {
-                let asked = *lock(&self.asked);
-                patience.stranger_idle.saturating_sub(asked.elapsed())
+                let last = *lock(&self.last_request);
+                patience.unknown_idle.saturating_sub(last.elapsed())
             } else {
                 // The peer may be silent while one of its requests runs.
-                patience.stranger_idle
+                patience.unknown_idle
             };
             let left = if self.has_proved() {
                 // A peer that proved its identity for one request may stay, and sends further requests with its
                 // tokens.
                 idle
             } else {
-                let stays = patience.stranger_connection;
+                let stays = patience.unknown_connection;
                 idle.min(stays.saturating_sub(began.elapsed()))
             };
             if left.is_zero() {

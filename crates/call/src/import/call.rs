@@ -103,7 +103,7 @@ impl ImportReader<'_> {
         loop {
             let input = json!({ "limit": PAGE, "cursor": cursor });
             let page: OperationListing = self.ask("services/list", &input).await?;
-            self.heed(&page);
+            self.apply_protocol(&page);
             if page.registry.len() > REGISTRY_BYTES_MAX {
                 let reason = format!("it has more than {REGISTRY_BYTES_MAX} bytes");
                 return Err(AdapterError::schema("/registry", reason));
@@ -134,7 +134,7 @@ impl ImportReader<'_> {
     }
 
     /// Records the peer's frame limit and whether it takes mixed frames.
-    fn heed(&self, page: &OperationListing) {
+    fn apply_protocol(&self, page: &OperationListing) {
         let protocol = &page.protocol;
         let mixed = protocol.features.iter().any(|feature| feature == "bin1");
         let link = self.caller.link();

@@ -116,16 +116,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_by_its_place() {
-        let place = |document: Value| match FromJsonSchema::parse(&document) {
+    fn a_fault_is_named_by_its_path() {
+        let path_of = |document: Value| match FromJsonSchema::parse(&document) {
             Err(AdapterError::Schema { path, .. }) => path,
             other => panic!("{other:?}"),
         };
-        assert_eq!(place(json!(1)), "/");
-        assert_eq!(place(json!({"name": "a/b"})), "/");
-        assert_eq!(place(json!({"specs": {}})), "/specs");
-        assert_eq!(place(json!([spec("a/b"), 1])), "/1");
-        assert_eq!(place(json!({"specs": [{"name": 1}]})), "/specs/0");
+        assert_eq!(path_of(json!(1)), "/");
+        assert_eq!(path_of(json!({"name": "a/b"})), "/");
+        assert_eq!(path_of(json!({"specs": {}})), "/specs");
+        assert_eq!(path_of(json!([spec("a/b"), 1])), "/1");
+        assert_eq!(path_of(json!({"specs": [{"name": 1}]})), "/specs/0");
         let remote = spec("a/b").with_input(json!({"$ref": "http://127.0.0.1/x"}));
         let refused = FromJsonSchema::new(vec![remote]).registrations();
         assert!(matches!(refused, Err(AdapterError::Schema { path, .. }) if path == "/a/b"));

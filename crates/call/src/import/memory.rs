@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{
-    BYTES_SHARE, BYTES_STRANGERS, IMPORT_RESERVE_PART, bytes_for_memory, leaves_room,
+    BYTES_SHARE, BYTES_UNKNOWN_PEERS, IMPORT_RESERVE_PART, bytes_for_memory, leaves_room,
 };
 use crate::request_bytes::Requester;
 use crate::sync::lock;
@@ -187,12 +187,12 @@ impl ImportShare {
         let mut bytes = most.max(least);
         let leaves_enough = |bytes: usize| {
             let with_others = bytes.saturating_mul(IMPORT_RESERVE_PART);
-            self.fits(&taken, 0, with_others).is_ok()
+            self.check_room(&taken, 0, with_others).is_ok()
         };
         while bytes > least && !leaves_enough(bytes) {
             bytes = (bytes / 2).max(least);
         }
-        self.fits(&taken, 0, bytes)?;
+        self.check_room(&taken, 0, bytes)?;
         let id = taken.next_reservation;
         taken.next_reservation += 1;
         let reserved = ReservedBytes { bytes, used: 0 };
@@ -212,12 +212,17 @@ impl ImportShare {
         match &self.requester {
             None => import,
             Some(requester) if requester.is_known() => import / BYTES_SHARE,
-            Some(_) => import / BYTES_STRANGERS,
+            Some(_) => import / BYTES_UNKNOWN_PEERS,
         }
     }
 
     /// Whether the account may count `after` bytes instead of `before`.
-    fn fits(&self, taken: &ImportUsage, before: usize, after: usize) -> Result<(), CallError> {
+    fn check_room(
+        &self,
+        taken: &ImportUsage,
+        before: usize,
+        after: usize,
+    ) -> Result<(), CallError> {
         let most = self.account.most;
         let import = most / BYTES_SHARE;
         let with = |counted: usize| (counted - before).saturating_add(after);
@@ -235,10 +240,10 @@ impl ImportShare {
                 let own = with(here.own(requester));
                 let of_requester = with(all.own(requester));
                 // Peers without an identity are free to make: together they get no more than a quarter.
-                let strangers_full = !requester.is_known()
-                    && (with(here.unknown) > import / BYTES_STRANGERS
-                        || with(all.unknown) > most / BYTES_STRANGERS);
-                if own > self.most() || of_requester > most / BYTES_SHARE || strangers_full {
+                let unknown_full = !requester.is_known()
+                    && (with(here.unknown) > import / BYTES_UNKNOWN_PEERS
+                        || with(all.unknown) > most / BYTES_UNKNOWN_PEERS);
+                if own > self.most() || of_requester > most / BYTES_SHARE || unknown_full {
                     let what = "bytes of what one imported server sends and gets for one requester";
                     return Err(CallError::overloaded(what, self.most()));
                 }
@@ -316,7 +321,7 @@ impl ImportClaim {
                     format!("one imported server may make this node keep {most} bytes for a call");
                 return Err(CallError::new(ErrorCode::PayloadTooLarge, message));
             }
-            share.fits(&taken, before, after)?;
+            share.check_room(&taken, before, after)?;
         }
         taken.set(share, self.bytes, bytes);
         drop(taken);
@@ -390,7 +395,7 @@ mod tests {
         Requester::Known(name.parse().expect("a peer id"))
     }
 
-    fn stranger(network: u8) -> Requester {
+    fn unknown(network: u8) -> Requester {
         let address = Ipv4Addr::new(192, 0, network, 1);
         Requester::from_identity(None, Some(SocketAddr::from((address, 1))))
     }
@@ -448,8 +453,8 @@ mod tests {
     fn unknown_peers_leave_known_ones_three_quarters_of_an_import() {
         let memory = ImportMemory::for_machine(512 << 20);
         let import = memory.share();
-        let taken = |who: Requester| fill(&import.for_requester(who), 256 << 10);
-        let crowd: Vec<_> = (0..=u8::MAX).map(|n| taken(stranger(n))).collect();
+        let taken = |requester: Requester| fill(&import.for_requester(requester), 256 << 10);
+        let crowd: Vec<_> = (0..=u8::MAX).map(|n| taken(unknown(n))).collect();
         assert_eq!(memory.taken(), 8 * MIB);
         let nowhere = taken(Requester::Nowhere);
         assert!(nowhere.is_empty(), "it is an unknown peer's as well");

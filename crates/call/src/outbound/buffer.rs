@@ -67,9 +67,9 @@ impl BufferCapacity {
         credit: &SubscriptionCredit,
     ) -> Self {
         let to = to.clone();
-        let whose: Arc<RequesterSource> = Arc::new(move || to.clone());
+        let source: Arc<RequesterSource> = Arc::new(move || to.clone());
         Self::Passed {
-            waiting: Arc::new(UnreadBytes::shared(UnreadQuota::new(all, &whose), None)),
+            waiting: Arc::new(UnreadBytes::shared(UnreadQuota::new(all, &source), None)),
             granted: Arc::clone(credit.granted()),
         }
     }
@@ -306,10 +306,10 @@ mod tests {
         mpsc::Receiver<Delivery>,
         SubscriptionCredit,
     ) {
-        let who = Requester::Known(id.parse().expect("a peer id"));
+        let requester = Requester::Known(id.parse().expect("a peer id"));
         let credit = SubscriptionCredit::fitting();
         let (buffer, events) =
-            SubscriptionBuffer::new(BufferCapacity::passed(all, &who, &credit), true);
+            SubscriptionBuffer::new(BufferCapacity::passed(all, &requester, &credit), true);
         (buffer, events, credit)
     }
 
@@ -333,7 +333,7 @@ mod tests {
             }
         }
         assert_eq!(taken, 2);
-        let counted = all.kept().0;
+        let counted = all.usage().0;
         assert!(counted <= 256 << 10, "{counted}");
         // Incomplete events count as well.
         let mut making = PartialEvent::default();
@@ -349,7 +349,7 @@ mod tests {
         drop(making);
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         drop((eve, ada, events));
-        assert_eq!(all.kept().0, 0);
+        assert_eq!(all.usage().0, 0);
     }
 
     /// Another claim in between would take the room of a counted event.
@@ -366,19 +366,21 @@ mod tests {
         assert!(making.count(&buffer.waiting, 200 << 10));
         // Two others leave no requester room for as much, nor for half of it.
         let crowd = ["ada", "mallory"].map(|id| {
-            let who = Requester::Known(id.parse().expect("a peer id"));
-            assert!(all.grow(&who, 256 << 10, GrowLimit::Wholly), "{id}");
-            who
+            let requester = Requester::Known(id.parse().expect("a peer id"));
+            assert!(all.grow(&requester, 256 << 10, GrowLimit::Wholly), "{id}");
+            requester
         });
         assert!(!PartialEvent::default().count(&buffer.waiting, 100 << 10));
         let put = buffer.put(event(), 200 << 10, making).await;
         put.expect("it is counted");
-        crowd.iter().for_each(|who| all.shrink(who, 256 << 10));
+        crowd
+            .iter()
+            .for_each(|requester| all.shrink(requester, 256 << 10));
         // No byte counts twice, and none for longer than the event lives.
         assert_eq!(buffer.waiting.bytes(), 200 << 10);
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         drop(others);
-        assert_eq!((buffer.waiting.bytes(), all.kept().0), (0, 0));
+        assert_eq!((buffer.waiting.bytes(), all.usage().0), (0, 0));
     }
 
     /// Otherwise a peer that leaves answers unread would end the subscriptions of every peer whose events are long.
@@ -388,9 +390,9 @@ mod tests {
         let all = Arc::new(RequestBytes::new(1 << 20));
         // Three quarters: of the rest no other requester has more than a thirty-second.
         let crowd = [("ada", 512 << 10), ("mallory", 256 << 10)].map(|(id, bytes)| {
-            let who = Requester::Known(id.parse().expect("a peer id"));
-            assert!(all.grow(&who, bytes, GrowLimit::Wholly), "{id}");
-            (who, bytes)
+            let requester = Requester::Known(id.parse().expect("a peer id"));
+            assert!(all.grow(&requester, bytes, GrowLimit::Wholly), "{id}");
+            (requester, bytes)
         });
         let (buffer, mut events, _credit) = passed(&all, "eve");
         let (other, _others, _other_credit) = passed(&all, "eve");
@@ -406,10 +408,10 @@ mod tests {
             assert!(!PartialEvent::default().count(&other.waiting, LONG / 3));
             assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         }
-        for (who, bytes) in &crowd {
-            all.shrink(who, *bytes);
+        for (requester, bytes) in &crowd {
+            all.shrink(requester, *bytes);
         }
-        assert_eq!(all.kept().0, 0);
+        assert_eq!(all.usage().0, 0);
     }
 
     /// Its reader has stopped, but the stream still reads.

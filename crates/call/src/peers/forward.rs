@@ -115,7 +115,7 @@ impl ForwardHandler {
     fn originator(&self, ctx: &Ctx) -> Result<Option<ForwardedFor>, CallError> {
         let identity = ctx.identity().map(AsRef::as_ref);
         if let Some(claim) = ctx.forwarded_for() {
-            if !identity.is_some_and(|who: &Identity| who.scopes.allows(TRANSIT_SCOPE)) {
+            if !identity.is_some_and(|identity: &Identity| identity.scopes.allows(TRANSIT_SCOPE)) {
                 return Err(CallError::new(
                     ErrorCode::Forbidden,
                     "a forwarded request is not forwarded again; ask for the scope hub:transit",
@@ -127,7 +127,7 @@ impl ForwardHandler {
                 CallerDisclosure::None => None,
             });
         }
-        Ok(identity.and_then(|who| self.disclose.claim(who)))
+        Ok(identity.and_then(|identity| self.disclose.claim(identity)))
     }
 
     async fn once(&self, input: CallBody, ctx: Ctx) -> Result<CallOutput, CallError> {
@@ -243,13 +243,13 @@ impl StreamHandler for ForwardHandler {
 }
 
 impl CallerDisclosure {
-    /// What this node discloses to a peer about `who`.
-    fn claim(self, who: &Identity) -> Option<ForwardedFor> {
-        let id = ForwardedFor::new(who.id.as_str());
+    /// What this node discloses to a peer about `identity`.
+    fn claim(self, identity: &Identity) -> Option<ForwardedFor> {
+        let id = ForwardedFor::new(identity.id.as_str());
         match self {
             Self::Full => Some(
-                id.with_scopes(who.scopes.clone().into())
-                    .with_resources(json!(who.resources)),
+                id.with_scopes(identity.scopes.clone().into())
+                    .with_resources(json!(identity.resources)),
             ),
             Self::Id => Some(id),
             Self::None => None,
@@ -332,14 +332,14 @@ mod tests {
 
     #[test]
     fn what_is_disclosed_is_what_was_chosen() {
-        let who = Identity {
+        let identity = Identity {
             id: "someone".parse().expect("a peer id"),
             kind: IdentityKind::Peer,
             scopes: ["a:b"].into_iter().collect(),
             resources: [("disk".into(), vec!["sda".into()])].into(),
             generation: 0,
         };
-        let text = |disclose: CallerDisclosure| disclose.claim(&who).map(|claim| json!(claim));
+        let text = |disclose: CallerDisclosure| disclose.claim(&identity).map(|claim| json!(claim));
         assert_eq!(text(CallerDisclosure::None), None);
         assert_eq!(text(CallerDisclosure::Id), Some(json!({"id": "someone"})));
         assert_eq!(
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_one_callers_and_fits() {
+    fn a_key_is_one_callers_and_not_too_long() {
         let key = key_for("someone", "k");
         assert_eq!(key.len(), IDEMPOTENCY_KEY_BYTES_MAX);
         assert_ne!(key, key_for("someon", "ek"));

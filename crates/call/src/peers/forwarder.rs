@@ -91,15 +91,15 @@ impl CallForwarder {
     /// peer answers. The rights at the time of its answer decide a query.
     pub async fn call(self, input: CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
         let elsewhere = matches!(self.to, ForwardingTarget::Any(_));
-        let asked = Mutex::new(None);
+        let target = Mutex::new(None);
         let find = |input: &CallBody, except: Option<&PeerId>| {
             let (found, resource) = self.find(input, ctx, except)?;
-            *lock(&asked) = Some((found.clone(), resource));
+            *lock(&target) = Some((found.clone(), resource));
             Ok(found)
         };
         let answer = ask_around(find, elsewhere, input, ctx).await;
-        let asked = lock(&asked).take();
-        if let Some((found, resource)) = asked
+        let target = lock(&target).take();
+        if let Some((found, resource)) = target
             && found.operation.spec.op_type == OperationType::Query
             && !ctx.has_rights_of_now()
         {
@@ -260,8 +260,8 @@ impl CallForwarder {
 
     fn not_there(&self) -> CallError {
         // The error does not repeat a name that no operation can have.
-        let fits = self.operation.len() <= OPERATION_BYTES_MAX;
-        let name = if fits { &*self.operation } else { "…" };
+        let is_valid = self.operation.len() <= OPERATION_BYTES_MAX;
+        let name = if is_valid { &*self.operation } else { "…" };
         let message = format!("no peer that is attached and suits serves '{name}' to this node");
         CallError::new(ErrorCode::NotFound, message)
     }

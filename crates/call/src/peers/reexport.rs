@@ -133,7 +133,7 @@ pub(super) async fn ask_around(
 ) -> Result<CallOutput, CallError> {
     let found = find(&input, None)?;
     let again = elsewhere && found.operation.spec.op_type == OperationType::Query;
-    let kept = again.then(|| input.clone());
+    let retry_input = again.then(|| input.clone());
     // Another run of its key may be routed to another peer, which knows nothing of the key. The handler takes this
     // note back where it did not ask the peer.
     if elsewhere && found.operation.spec.op_type == OperationType::Mutation {
@@ -143,7 +143,7 @@ pub(super) async fn ask_around(
         Err(error) if error.code == ErrorCode::Unavailable => error,
         outcome => return outcome,
     };
-    let Some(input) = kept else {
+    let Some(input) = retry_input else {
         return Err(lost);
     };
     match find(&input, found.peer.as_ref()) {

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn who_only_calls_is_identified() {
+    fn a_peer_that_only_calls_is_identified() {
         use PeerEvent::{Missed, Read, Reading, Unreadable};
         assert_eq!(
             after(&[Reading, Read { serves: false }]),

@@ -238,9 +238,9 @@ impl PeerTable {
     ) -> AttachResult {
         let _one_at_a_time = lock(&self.changing);
         let mut table = Vec::clone(&self.table.load());
-        let place = table.iter().position(|entry| entry.id == peer.id);
+        let index = table.iter().position(|entry| entry.id == peer.id);
         let peer = Arc::new(peer);
-        let older = match place {
+        let older = match index {
             // Connections are numbered as they come: the greater number is the newer one.
             Some(at) if table[at].connection > peer.connection => return AttachResult::Older,
             Some(at) => {

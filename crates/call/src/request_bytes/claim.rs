@@ -37,8 +37,8 @@ impl RequestClaim {
         let mut counted = lock(&self.all.counted);
         // The requester's own bytes do not count against it here.
         counted.take(&self.requester, self.bytes, self.subscribed);
-        let fits = self.all.bounds.fits(&counted, requester, bytes);
-        if fits.is_ok() {
+        let room = self.all.bounds.check_room(&counted, requester, bytes);
+        if room.is_ok() {
             self.requester = requester.clone();
             self.bytes = bytes;
             self.subscribed = 0;
@@ -47,7 +47,7 @@ impl RequestClaim {
             counted.add(&self.requester, self.bytes, self.subscribed);
         }
         self.all.node.store(counted.node, Ordering::Release);
-        fits.map_err(|(what, most)| CallError::overloaded(what, most))
+        room.map_err(|(what, most)| CallError::overloaded(what, most))
     }
 }
 

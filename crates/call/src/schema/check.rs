@@ -111,19 +111,19 @@ impl SchemaValidator {
         let compiled = self.compiled(schema).map_err(|reason| {
             CallError::internal(format!("the operation has an invalid schema: {reason}"))
         })?;
-        Tape::look(text, memory, |value| {
+        Tape::read(text, memory, |value| {
             let fit = compiled
-                .fits(schema, value, share)
+                .check(schema, value, share)
                 .map_err(|misfit| match misfit {
                     SchemaCheckError::Busy => CallError::overloaded(CHECKS, WAITING_MAX),
                     misfit => CallError::new(code.clone(), misfit.to_string()),
                 })?;
-            let told = match fit {
+            let lists_violations = match fit {
                 ValidationOutcome::Yes => return Ok(()),
                 ValidationOutcome::No => text.len() <= INVALID_DETAILS_BYTES,
                 ValidationOutcome::NoAndLarge => false,
             };
-            let validator = told.then_some(&compiled.validator);
+            let validator = lists_violations.then_some(&compiled.validator);
             Err(violations(validator, value, code))
         })?
     }
@@ -201,7 +201,7 @@ mod tests {
             let check = SchemaValidator::new(&schema);
             let compiled = CompiledSchema::new(&schema).expect("it is a schema");
             let compiled = compiled.validator;
-            let valid = Tape::look(b"null", None, |null| compiled.is_valid(null));
+            let valid = Tape::read(b"null", None, |null| compiled.is_valid(null));
             let valid = valid.expect("JSON");
             if check.takes != TrivialSchema::Unknown {
                 assert!(valid, "{schema}");

@@ -72,13 +72,13 @@ impl ValueSchema {
         // The library hashes trees by keys of its own, for which a sender may choose different values with the same
         // hash: this goes through the text and the hashes of the tape.
         let text = value.to_string();
-        let look = |value: TapeNode<'_>| self.look(value);
-        Tape::look(text.as_bytes(), None, look).unwrap_or_else(|error| Err(unread(error)))
+        let check = |value: TapeNode<'_>| self.check_node(value);
+        Tape::read(text.as_bytes(), None, check).unwrap_or_else(|error| Err(unread(error)))
     }
 
-    fn look(&self, value: TapeNode<'_>) -> Result<(), SchemaCheckError> {
+    fn check_node(&self, value: TapeNode<'_>) -> Result<(), SchemaCheckError> {
         let share = PermitShare::of_owner(self.owner.as_ref());
-        let error = match self.compiled.fits(&self.source, value, share)? {
+        let error = match self.compiled.check(&self.source, value, share)? {
             ValidationOutcome::Yes => return Ok(()),
             ValidationOutcome::No => self.compiled.validator.validate(value).err(),
             ValidationOutcome::NoAndLarge => None,
@@ -202,7 +202,7 @@ impl CompiledSchema {
     }
 
     /// Checks a value: a small one at once, as most are, and a large one in its turn.
-    fn fits(
+    fn check(
         &self,
         schema: &Value,
         value: TapeNode<'_>,

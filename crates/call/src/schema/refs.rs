@@ -40,7 +40,7 @@ impl<'s> SchemaBaseUri<'s> {
     }
 
     /// Tells bases of one schema apart.
-    pub(super) fn place(self) -> (usize, usize) {
+    pub(super) fn identity(self) -> (usize, usize) {
         let address = |schema: &'s Value| std::ptr::from_ref(schema) as usize;
         (address(self.now), address(self.once))
     }

@@ -239,7 +239,7 @@ impl<'s> SchemaScan<'s> {
             }
             (_, Value::String(to))
                 if REFERENCES.contains(&word)
-                    && self.different_references.insert((to, base.place())) =>
+                    && self.different_references.insert((to, base.identity())) =>
             {
                 self.references.push((word, to, base));
             }
@@ -325,7 +325,7 @@ impl<'s> SchemaScan<'s> {
                     "compiling its patterns and those of the other schemas that come with it takes too many steps",
                 ))?;
             bytes_left = bytes_left
-                .checked_sub(pattern.kept)
+                .checked_sub(pattern.retained)
                 .ok_or(SchemaError::TooMuch(
                     "the patterns of the schema take too much memory",
                 ))?;
@@ -340,7 +340,7 @@ struct PatternCost {
     /// Bytes allocated for it: also for one that the compiler gives up because it has too many.
     made: usize,
     /// Bytes of its compiled form.
-    kept: usize,
+    retained: usize,
 }
 
 impl PatternCost {
@@ -354,12 +354,15 @@ impl PatternCost {
         };
         match meta::Builder::new().configure(config).build(&pattern) {
             Ok(compiled) => {
-                let kept = compiled.memory_usage();
-                Self { made: kept, kept }
+                let retained = compiled.memory_usage();
+                Self {
+                    made: retained,
+                    retained,
+                }
             }
             Err(error) => Self {
                 made: error.size_limit().unwrap_or_default(),
-                kept: 0,
+                retained: 0,
             },
         }
     }

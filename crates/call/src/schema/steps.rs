@@ -154,9 +154,9 @@ enum InstanceLocation {
 }
 
 impl<'v, J: Json> SchemaInstance<'v, J> {
-    fn place(&self) -> Option<InstanceLocation> {
+    fn location(&self) -> Option<InstanceLocation> {
         match self {
-            Self::Name(_, place) => *place,
+            Self::Name(_, location) => *location,
             Self::Value(_) => self.identity().map(InstanceLocation::Value),
         }
     }
@@ -343,10 +343,10 @@ impl<'s> StepCounter<'s> {
         items: &<J::Node<'v> as Node<'v, J>>::Array,
     ) -> Result<(), StepCountStop> {
         match (word, value) {
-            ("items" | "prefixItems", Value::Array(places)) => {
-                for (place, item) in places.iter().zip(items.elements()) {
+            ("items" | "prefixItems", Value::Array(schemas)) => {
+                for (schema, item) in schemas.iter().zip(items.elements()) {
                     steps.add(
-                        self.within(place, base, &SchemaInstance::<J>::Value(item))?
+                        self.within(schema, base, &SchemaInstance::<J>::Value(item))?
                             .valid,
                     );
                 }
@@ -432,8 +432,8 @@ impl<'s> StepCounter<'s> {
                 let object = at.identity();
                 for ((name, _), number) in members.members().zip(0..) {
                     let name = self.decoded(steps, name)?;
-                    let place = object.map(|object| InstanceLocation::Name(object, number));
-                    let name = SchemaInstance::<J>::Name(name, place);
+                    let location = object.map(|object| InstanceLocation::Name(object, number));
+                    let name = SchemaInstance::<J>::Name(name, location);
                     steps.add(self.within(each, base, &name)?.valid);
                 }
             }
@@ -548,7 +548,7 @@ impl<'s> StepCounter<'s> {
         };
         for target in targets {
             let address = std::ptr::from_ref(target.schema) as usize;
-            let key = || Some((address, at.place()?));
+            let key = || Some((address, at.location()?));
             let known = key().and_then(|key| self.known.get(&key).copied());
             let known = match known {
                 Some(known) => known,

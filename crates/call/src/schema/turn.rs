@@ -25,7 +25,7 @@ pub(crate) enum PermitShare<'a> {
 
 impl<'a> PermitShare<'a> {
     pub(crate) fn for_identity(identity: Option<&'a Arc<Identity>>) -> Self {
-        Self::Peer(identity.map(|who| &who.id))
+        Self::Peer(identity.map(|peer| &peer.id))
     }
 
     /// The share of the schema's owner; without an owner, the node's own.
@@ -36,7 +36,7 @@ impl<'a> PermitShare<'a> {
     fn owner(self) -> Option<PermitOwner> {
         match self {
             Self::Node => None,
-            Self::Peer(who) => Some(PermitOwner(who.cloned())),
+            Self::Peer(peer) => Some(PermitOwner(peer.cloned())),
         }
     }
 }
@@ -169,20 +169,20 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn others_are_served_meanwhile() {
-        let (ask, asked) = std::sync::mpsc::channel();
-        let (done, heard) = tokio::sync::oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel();
+        let (done, ended) = tokio::sync::oneshot::channel();
         let works = tokio::spawn(async move {
             run_blocking(|| {
                 let _turn = ValidationPermit::wait(usize::MAX, PermitShare::Node);
                 // Ends only once another task of this one thread has run.
-                asked.recv()
+                released.recv()
             })
         });
         tokio::spawn(async move {
-            let _ = ask.send(());
+            let _ = release.send(());
             let _ = done.send(());
         });
-        heard.await.expect("the other task ran");
+        ended.await.expect("the other task ran");
         works.await.expect("no panic").expect("it was asked");
     }
 
@@ -195,10 +195,10 @@ mod tests {
         assert!(ValidationPermit::wait(0, PermitShare::Node).is_none());
         let peer = |name: &str| name.parse::<PeerId>().expect("a peer id");
         let (greedy, other) = (peer("greedy"), peer("other"));
-        let waits = |who: &PeerId| {
-            let who = who.clone();
+        let waits = |peer: &PeerId| {
+            let peer = peer.clone();
             thread::spawn(move || {
-                ValidationPermit::wait(WAITING_MAX, PermitShare::Peer(Some(&who))).is_some()
+                ValidationPermit::wait(WAITING_MAX, PermitShare::Peer(Some(&peer))).is_some()
             })
         };
         let waiting: Vec<_> = (0..SHARE_MAX).map(|_| waits(&greedy)).collect();
@@ -229,9 +229,9 @@ mod tests {
         let large = json!(vec![7; 300_000]);
         let node = || ValidationPermit::wait(usize::MAX, PermitShare::Node);
         let all: Vec<_> = (0..TURNS.most).map(|_| node()).collect();
-        let brings = |who: &PeerId| {
-            let (who, schema) = (who.clone(), integers.clone());
-            thread::spawn(move || ValueSchema::of_peer(&schema, Some(&who)).is_ok())
+        let brings = |peer: &PeerId| {
+            let (peer, schema) = (peer.clone(), integers.clone());
+            thread::spawn(move || ValueSchema::of_peer(&schema, Some(&peer)).is_ok())
         };
         let waiting: Vec<_> = (0..SHARE_MAX).map(|_| brings(&greedy)).collect();
         let owner = PermitOwner(Some(greedy.clone()));

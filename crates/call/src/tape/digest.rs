@@ -164,8 +164,8 @@ mod tests {
             format!("[\"{}\"]", "x".repeat(100_000)),
         ] {
             let keys: [Counting; 2] = Default::default();
-            let look = |value: TapeNode<'_>| digest_by(&keys, &value, b"");
-            Tape::look(text.as_bytes(), None, look).expect("JSON");
+            let digest_node = |value: TapeNode<'_>| digest_by(&keys, &value, b"");
+            Tape::read(text.as_bytes(), None, digest_node).expect("JSON");
             for key in keys {
                 // The shortest member has five bytes.
                 let (begun, bytes) = (key.begun.get(), key.bytes.get());
@@ -178,8 +178,8 @@ mod tests {
     #[test]
     fn escapes_read_as_what_they_stand_for() {
         let of = |text: &str| {
-            let look = |value: TapeNode<'_>| digest(&value, b"");
-            Tape::look(text.as_bytes(), None, look).expect("JSON")
+            let digest_node = |value: TapeNode<'_>| digest(&value, b"");
+            Tape::read(text.as_bytes(), None, digest_node).expect("JSON")
         };
         for (escaped, plain) in [
             (r#""\u0061\u00e9\u20AC""#, "\"aé€\""),

@@ -77,14 +77,14 @@ impl<'t> Tape<'t> {
     ///
     /// # Errors
     /// `INVALID_INPUT` where the text does not make a tree; the error of `memory`.
-    pub(crate) fn look<T>(
+    pub(crate) fn read<T>(
         text: &'t [u8],
         memory: Option<&Arc<dyn InputMemory>>,
-        look: impl FnOnce(TapeNode<'_>) -> T,
+        read: impl FnOnce(TapeNode<'_>) -> T,
     ) -> Result<T, CallError> {
         let size = TapeSize::measure(text)?;
         let _taken = InputReservation::new(memory, size.tape_bytes())?;
-        Ok(look(Self::new(text, size)?.root()))
+        Ok(read(Self::new(text, size)?.root()))
     }
 
     /// The table of a text with a counted `size`.

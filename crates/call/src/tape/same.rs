@@ -73,8 +73,8 @@ fn whole(number: &Number) -> Option<i128> {
         return Some(number.into());
     }
     let number = number.as_f64()?;
-    let fits = number.fract() == 0.0 && number.abs() <= u64::MAX as f64;
-    fits.then_some(number as i128)
+    let is_whole = number.fract() == 0.0 && number.abs() <= u64::MAX as f64;
+    is_whole.then_some(number as i128)
 }
 
 fn same(one: &TapeNode<'_>, other: &TapeNode<'_>) -> bool {

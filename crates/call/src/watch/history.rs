@@ -58,24 +58,24 @@ impl RegistryHistory {
     /// Replaces the operations of a source. Returns whether that is a change.
     pub(super) fn set<'a>(
         &mut self,
-        whose: Option<&PeerId>,
+        owner: Option<&PeerId>,
         registry: &str,
         specs: impl IntoIterator<Item = &'a OperationSpec>,
     ) -> bool {
         let rule = |spec: &'a OperationSpec| (spec.name.as_str(), &spec.access_control);
         let rules: BTreeMap<_, _> = specs.into_iter().map(rule).collect();
-        let whose = whose.cloned();
-        if !self.sources.contains_key(&whose) && rules.is_empty() && registry.is_empty() {
+        let owner = owner.cloned();
+        if !self.sources.contains_key(&owner) && rules.is_empty() && registry.is_empty() {
             return false;
         }
         let serial = self.last + 1;
-        let source = self.sources.entry(whose.clone()).or_default();
+        let source = self.sources.entry(owner.clone()).or_default();
         if !source.set(serial, registry, &rules) {
             return false;
         }
         let forgotten = source.forget_beyond(WATCH_STEPS_MAX);
         self.last = serial;
-        self.order.insert(serial, whose);
+        self.order.insert(serial, owner);
         if let Some(forgotten) = forgotten {
             self.order.remove(&forgotten);
         }
@@ -104,12 +104,12 @@ impl RegistryHistory {
     /// Forgets peers that are gone where there are too many, in the order in which they went.
     fn forget_gone(&mut self) {
         while self.sources.len() > SOURCES_MAX {
-            let gone = self.sources.iter().filter(|(whose, source)| {
-                whose.is_some() && source.rules.is_empty() && source.registry.is_empty()
+            let gone = self.sources.iter().filter(|(owner, source)| {
+                owner.is_some() && source.rules.is_empty() && source.registry.is_empty()
             });
             let first = gone.min_by_key(|(_, source)| source.last());
             // Every other source is attached, and the table of peers bounds those.
-            let Some(first) = first.map(|(whose, _)| whose.clone()) else {
+            let Some(first) = first.map(|(owner, _)| owner.clone()) else {
                 return;
             };
             if let Some(source) = self.sources.remove(&first) {
@@ -129,15 +129,15 @@ impl RegistryHistory {
             *seen = self.last;
             return HistoryTurn::Forgotten;
         }
-        let Some((whose, to)) = self.in_a_row(*seen, lists) else {
+        let Some((owner, to)) = self.in_a_row(*seen, lists) else {
             *seen = self.last;
             return HistoryTurn::UpToDate;
         };
-        let source = self.sources.get(&whose);
+        let source = self.sources.get(&owner);
         let (last, missed) = source.map_or_else(Default::default, |it| it.missed(*seen, to));
         // Every turn moves the watcher on.
         *seen = last.max(*seen + 1);
-        HistoryTurn::Missed(MissedChanges { whose, ..missed })
+        HistoryTurn::Missed(MissedChanges { owner, ..missed })
     }
 
     /// The source of the first change after number `seen`, and the last of its changes before one of another source.
@@ -148,10 +148,10 @@ impl RegistryHistory {
             return (last > seen).then_some((None, last));
         }
         let mut since = self.order.range((Excluded(seen), Unbounded));
-        let (first, whose) = since.next()?;
-        let in_a_row = since.take_while(|(_, other)| *other == whose);
+        let (first, owner) = since.next()?;
+        let in_a_row = since.take_while(|(_, other)| *other == owner);
         let to = in_a_row.last().map_or(*first, |(serial, _)| *serial);
-        Some((whose.clone(), to))
+        Some((owner.clone(), to))
     }
 }
 
@@ -168,7 +168,7 @@ pub(super) enum HistoryTurn {
 /// Changes of one source in a row. A watcher goes through them without the lock.
 #[derive(Debug, Default)]
 pub(super) struct MissedChanges {
-    whose: Option<PeerId>,
+    owner: Option<PeerId>,
     /// Oldest first; empty where one of them is forgotten.
     steps: Vec<Arc<ReplacedOperations>>,
     whole: Option<WholeSource>,
@@ -192,7 +192,7 @@ impl MissedChanges {
             None => self.difference(shows),
         };
         change.map(|change| RegistryChange {
-            peer: self.whose,
+            peer: self.owner,
             ..change
         })
     }
@@ -370,8 +370,8 @@ impl OperationSource {
     /// Forgets the oldest change where there are more than `most`, of which the last is new. Returns as
     /// [`forget_oldest`](Self::forget_oldest).
     fn forget_beyond(&mut self, most: usize) -> Option<u64> {
-        let kept = self.steps.len() - usize::from(self.is_first_forgotten());
-        match kept > most {
+        let known = self.steps.len() - usize::from(self.is_first_forgotten());
+        match known > most {
             true => self.forget_oldest(),
             false => None,
         }
@@ -385,8 +385,8 @@ impl OperationSource {
     /// Its changes after number `from` up to number `to`, as far as one turn goes, and the number of the last of
     /// them.
     fn missed(&self, from: u64, to: u64) -> (u64, MissedChanges) {
-        let place = |serial| self.steps.partition_point(|step| step.serial <= serial);
-        let (start, end) = (place(from), place(to));
+        let index_after = |serial| self.steps.partition_point(|step| step.serial <= serial);
+        let (start, end) = (index_after(from), index_after(to));
         let mut missed = MissedChanges::default();
         if start == 0 && end > 0 && self.is_first_forgotten() {
             missed.whole = Some(self.whole(end));

@@ -351,7 +351,7 @@ async fn the_other_side_can_call_back() {
 }
 
 #[tokio::test]
-async fn operations_are_listed_for_those_who_may_call_them() {
+async fn operations_are_listed_for_callers_that_may_call_them() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let guest = node.client(carriage, None);
@@ -422,7 +422,7 @@ async fn listings_come_in_pages() {
 }
 
 #[tokio::test]
-async fn mixed_answers_go_to_those_who_understand_them() {
+async fn mixed_answers_go_to_peers_that_understand_them() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let client = node.client(carriage, None);

@@ -173,7 +173,7 @@ async fn an_answer_of_a_peer_excuses_no_call() {
 
 /// It asked for them itself: below it others need not have.
 #[tokio::test]
-async fn calls_without_number_do_not_excuse_what_was_asked_for() {
+async fn calls_without_number_do_not_excuse_the_called_operation() {
     let (node, mut seen) = lab();
     let client = node.client(Carriage::Memory, None);
     ask(&client, "app/crowds", &Value::Null, None).await;
@@ -365,7 +365,7 @@ async fn an_error_of_an_imported_server_is_passed_on_as_such() {
 
 /// Servers say addresses and secrets of the network behind the node, and those who may make one fail are many.
 #[tokio::test]
-async fn what_a_server_said_is_for_those_who_read_the_node() {
+async fn words_of_a_server_are_for_readers_of_the_node() {
     let error = CallError::operation("HTTP_418", "db-7.internal:5432 says no");
     let fails = HandlerKind::once(move |_, _| {
         let error = error.clone();

@@ -45,7 +45,7 @@ async fn names(client: &CallConnection) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_generation_takes_the_place_of_another_whole() {
+async fn a_generation_replaces_another_as_a_whole() {
     let node = node([says("app/fixed", "program")]);
     let client = client(&node);
     let before = node.dispatcher.registry().digest();

@@ -182,7 +182,7 @@ async fn requests_that_make_no_sense_are_answered() {
 }
 
 #[tokio::test]
-async fn strangers_have_little_room() {
+async fn unknown_peers_have_little_room() {
     let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
@@ -447,7 +447,7 @@ fn strict() -> (CallTestNode, Duration) {
     // Enough for a peer to say who it is.
     let longest = deadline(Duration::from_millis(300));
     let patience = PeerTimeouts {
-        stranger_connection: longest,
+        unknown_connection: longest,
         ..PeerTimeouts::default()
     };
     (CallTestNode::with_patience(patience), longest)
@@ -508,7 +508,7 @@ async fn an_unknown_peer_that_asks_again_and_again_is_ended() {
 
 /// Whether for the whole connection or for one request: who proved who they are has another place.
 #[tokio::test]
-async fn a_peer_that_says_who_it_is_in_time_stays() {
+async fn a_peer_that_authenticates_in_time_stays() {
     let requests = [
         json!({ "operationId": "/session/authenticate", "input": { "token": "good" } }),
         json!({ "operationId": "/test/echo", "input": 1, "auth_token": "good" }),
@@ -671,7 +671,7 @@ async fn operations_with_large_rules_are_not_imported() {
 /// A peer's operations change again and again while a watcher takes one event and no more: the node keeps none of what
 /// was there, and tells the watcher what there is.
 #[tokio::test]
-async fn a_watcher_that_falls_behind_hears_all_there_is() {
+async fn a_watcher_that_falls_behind_gets_all_operations() {
     const CHANGES: usize = 10;
     let node = CallTestNode::new();
     let (dialled, _served) =

@@ -133,7 +133,7 @@ async fn leave(
 }
 
 #[tokio::test]
-async fn a_peer_that_hears_no_more_has_all_credit_before() {
+async fn a_draining_peer_gets_all_credit_in_advance() {
     let hub = hub(64 << 20);
     let (dialled, _) = hub.serve(Carriage::Memory, Some(identity("w1", &[])));
     let drains = watch::Sender::new(false);

@@ -186,7 +186,7 @@ async fn watchers_hear_of_imports_that_they_may_call() {
 
 /// Addresses behind the node, and what is wrong there, are in its log. What the server answered is the caller's.
 #[tokio::test]
-async fn why_a_server_is_not_reached_is_for_those_who_read_the_node() {
+async fn why_a_server_is_not_reached_is_for_readers_of_the_node() {
     let fails = |name: &str, error: CallError| imported(name, Err(error)).with_import_scope();
     let node = node([uses("app/uses", &["*"])]);
     let locked = CallError::unavailable("the vault is locked");
@@ -323,7 +323,7 @@ fn foreign(name: &str) -> Registration {
 
 /// A worker serves what the hub does not import, or not yet: it would get what a script means for the server.
 #[tokio::test]
-async fn no_peer_takes_the_place_of_a_server_of_the_node() {
+async fn no_peer_replaces_a_server_of_the_node() {
     let worker = node(["api/note", "app/note"].map(foreign));
     let mut builder = Registry::builder()
         .with(script("js/no-way", "api/note", &["peer:route:other"]))
@@ -363,7 +363,7 @@ async fn no_peer_takes_the_place_of_a_server_of_the_node() {
 
 /// An author's script that calls a server would send its input to the caller of the script.
 #[tokio::test]
-async fn no_caller_takes_the_place_of_a_server_of_the_node() {
+async fn no_caller_replaces_a_server_of_the_node() {
     let reads = HandlerKind::once(|_, ctx: Ctx| async move {
         let imported = ctx.caller().import(&ImportOptions::default()).await;
         let imported = imported.map_err(|error| CallError::internal(error.to_string()))?;

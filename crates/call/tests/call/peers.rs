@@ -123,7 +123,7 @@ async fn the_loss_of_a_peer_is_survived() {
 }
 
 #[tokio::test]
-async fn a_peer_never_takes_the_place_of_an_operation_of_the_node() {
+async fn a_peer_never_replaces_an_operation_of_the_node() {
     let own = Registration::new(
         query("node/info"),
         HandlerKind::once(|_, _| async { Ok(json!("the hub's own")) }),

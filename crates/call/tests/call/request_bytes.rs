@@ -137,7 +137,7 @@ async fn runs_without_a_caller_keep_their_bytes_counted() {
 
 /// Lists of short values, whose trees are thirty times as long as the frames that they come in.
 #[tokio::test]
-async fn trees_of_inputs_count_with_the_requests_of_who_sent_them() {
+async fn trees_of_inputs_count_with_the_requests_of_their_sender() {
     // 8 MiB for the node, and half of that for an identity.
     let node = holding(64 << 20);
     let client = node.client(Carriage::Memory, Some(identity("peer", &[])));

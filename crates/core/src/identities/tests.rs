@@ -115,7 +115,7 @@ fn a_token_stands_for_its_peer_or_for_itself() {
 }
 
 #[test]
-fn a_token_ends_with_who_made_it() {
+fn a_token_ends_with_its_maker() {
     let maker = |name: &str, keys: &[u8]| PeerEntry {
         scopes: ["fs:read:*", "metrics:*"].into_iter().collect(),
         ..peer(name, keys)

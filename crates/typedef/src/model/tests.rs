@@ -181,7 +181,7 @@ fn alignment_is_raised_and_never_lowered() {
 }
 
 #[test]
-fn what_has_no_place_of_its_own_is_refused() {
+fn a_part_without_an_offset_of_its_own_is_refused() {
     let field = |schema: Value| json!({ "TypeDef:Struct": { "fields": ["a"] }, "properties": { "a": schema } });
     for (schema, word) in [
         (json!({ "type": "integer" }), "names no kind"),

@@ -35,7 +35,7 @@ fn limited(schema: &Value, word: &str, limit: u64) {
 }
 
 #[test]
-fn what_is_not_known_is_refused_by_name_and_place() {
+fn an_unknown_part_is_refused_by_name_and_path() {
     let here = |keyword: &str, value: Value| json!({ "properties": { "a": { keyword: value } } });
     for (keyword, value, word) in [
         ("TypeDef:Int128", json!(true), "TypeDef:Int128"),

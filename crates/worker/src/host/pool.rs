@@ -350,7 +350,7 @@ mod tests {
 
     /// Four of one tenant, each a little smaller than the only one of another.
     #[test]
-    fn who_holds_most_together_loses_a_worker_and_not_who_has_the_largest() {
+    fn the_largest_holder_loses_a_worker_and_not_the_holder_of_the_largest() {
         let mut pool = pool(5);
         let many: Vec<u64> = (0..4)
             .filter_map(|_| pool.place(&lease("many").alone()))

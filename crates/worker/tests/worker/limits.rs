@@ -85,7 +85,7 @@ fn a_call_that_obeys_ends_and_its_worker_lives_on() {
 }
 
 #[test]
-fn processor_time_runs_out_for_who_works_and_not_for_who_waits() {
+fn processor_time_runs_out_for_a_worker_that_works_and_not_for_one_that_waits() {
     let workers = workers();
     let session = open(&workers, WorkerRole::Js, "a");
     let budget = CallLimits {

@@ -42,7 +42,7 @@ impl CallTestNode {
             partial_frame: moment,
             blocked_stream: moment,
             // Later than the end of a stream that has half a frame.
-            stranger_idle: 4 * moment,
+            unknown_idle: 4 * moment,
             goodbye: moment,
             ..PeerTimeouts::default()
         };
