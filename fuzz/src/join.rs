@@ -43,8 +43,8 @@ fn holds(text: &str) -> bool {
 }
 
 /// The text in a log does not contain the secret.
-fn hides(said: &str, token: &EnrolToken) {
-    assert!(!said.contains(&token.expose()[13..]), "a secret is shown");
+fn hides(text: &str, token: &EnrolToken) {
+    assert!(!text.contains(&token.expose()[13..]), "a secret is shown");
 }
 
 /// `ale_`, a name, `_`, and 43 characters of base64url whose last two bits are zero, as those of 32 bytes are.

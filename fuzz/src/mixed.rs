@@ -48,7 +48,7 @@ fn bytes_of<'t>(value: &Value, tail: &'t [u8]) -> Option<&'t [u8]> {
     };
     let [offset, length] = [pair.first()?.as_u64()?, pair.get(1)?.as_u64()?];
     let end = u128::from(offset) + u128::from(length);
-    let fits = pair.len() == 2 && end <= tail.len() as u128;
+    let is_valid = pair.len() == 2 && end <= tail.len() as u128;
     // Both lie within the tail, whose length is a `usize`.
-    fits.then(|| &tail[offset as usize..end as usize])
+    is_valid.then(|| &tail[offset as usize..end as usize])
 }

@@ -53,7 +53,7 @@ pub fn records(data: &[u8]) -> bool {
     SafeTensors::deserialize(&file).expect("a safetensors file");
     let reader =
         ContainerReader::open(&file[..], &ContainerLimits::default()).expect("we wrote it");
-    let mut good = look(&reader, &bytes, &fields);
+    let mut good = check_fields(&reader, &bytes, &fields);
     if ends > 0 {
         good &= items_hold(&reader, &offsets, items, enc);
     }
@@ -63,7 +63,7 @@ pub fn records(data: &[u8]) -> bool {
 }
 
 /// Checks every field of every record against its bytes; returns whether all are values.
-fn look(reader: &ContainerReader<&[u8]>, bytes: &[u8], fields: &[StructField<'_>]) -> bool {
+fn check_fields(reader: &ContainerReader<&[u8]>, bytes: &[u8], fields: &[StructField<'_>]) -> bool {
     let view = reader.strukt("s").expect("the header was checked");
     assert_eq!(view.bytes(), bytes);
     let mut good = true;

@@ -117,7 +117,7 @@ impl RequestFixture {
     }
 
     fn fetched(&self, fetch: &Fetch, answer: &[u8]) -> bool {
-        let (head, bytes) = said(answer);
+        let (head, bytes) = read_answer(answer);
         if head["ok"] == false {
             refused(answer, None);
             return false;
@@ -165,13 +165,13 @@ impl RequestFixture {
     }
 
     fn stored(&mut self, path: Option<&StorePath>, content: &[u8], answer: &[u8]) -> bool {
-        let (head, rest) = said(answer);
+        let (head, rest) = read_answer(answer);
         if head["ok"] == false {
             refused(answer, None);
             return false;
         }
         assert_eq!(head["go"], true, "{head}");
-        let (done, more) = said(rest);
+        let (done, more) = read_answer(rest);
         assert!(more.is_empty());
         if done["ok"] == false {
             refused(rest, None);
@@ -223,7 +223,7 @@ fn frame(stream: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
 }
 
 /// The frame that an answer begins with, and the rest.
-fn said(answer: &[u8]) -> (Value, &[u8]) {
+fn read_answer(answer: &[u8]) -> (Value, &[u8]) {
     let (text, rest) = frame(answer).expect("a whole frame");
     let value: Value = serde_json::from_slice(text.expect("not too long")).expect("JSON");
     assert!(value["ok"].is_boolean(), "{value}");
@@ -235,7 +235,7 @@ fn refused(answer: &[u8], code: Option<&str>) {
     let mut rest = answer;
     let mut last = Value::Null;
     while !rest.is_empty() {
-        (last, rest) = said(rest);
+        (last, rest) = read_answer(rest);
     }
     assert_eq!(last["ok"], false, "{last}");
     let name = last["code"].as_str().expect("a code");

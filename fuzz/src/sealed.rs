@@ -183,10 +183,10 @@ impl BlockStorage for MemoryDisk {
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let at = usize::try_from(at).map_err(io::Error::other)?;
         let mut image = self.0.borrow_mut();
-        let place = at
+        let range = at
             .checked_add(bytes.len())
             .and_then(|end| image.get_mut(at..end));
-        place
+        range
             .ok_or(ErrorKind::UnexpectedEof)?
             .copy_from_slice(bytes);
         Ok(())

@@ -40,7 +40,7 @@ fn check(file: &[u8]) -> bool {
     let listed = list(&reader).tensors.len();
     assert_eq!(listed, reader.names().count());
     for tensor in reader.meta().tensors() {
-        look(&reader, tensor.name());
+        check_tensor(&reader, tensor.name());
     }
     let report = verify(&reader, VerifyDepth::Full, None).expect("memory can be read");
     report.problems.iter().for_each(one_line);
@@ -50,9 +50,9 @@ fn check(file: &[u8]) -> bool {
 
 /// A message for users stays on one line.
 fn one_line(error: &TensorError) {
-    let said = error.to_string();
-    assert!(said.starts_with(error.code().as_str()), "{said}");
-    assert!(!said.contains(char::is_control), "{said:?}");
+    let text = error.to_string();
+    assert!(text.starts_with(error.code().as_str()), "{text}");
+    assert!(!text.contains(char::is_control), "{text:?}");
 }
 
 /// Entries lie end to end from the end of the header to the end of the file.
@@ -71,7 +71,7 @@ fn tiles(reader: &ContainerReader<&[u8]>, file: &[u8]) {
 }
 
 /// Every call has a result, be it an error.
-fn look(reader: &ContainerReader<&[u8]>, name: &str) {
+fn check_tensor(reader: &ContainerReader<&[u8]>, name: &str) {
     let view = reader.view(name).expect("its bytes are in memory");
     let floats = view.to_f32();
     if let (Ok(floats), Some(dtype)) = (floats, view.dtype().known()) {

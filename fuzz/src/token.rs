@@ -13,8 +13,8 @@ pub fn token(data: &[u8]) -> bool {
     if let Ok(hash) = &hash {
         assert_eq!(hash.key_id.as_str(), &text[4..12]);
         assert_eq!(hash.to_string().parse::<TokenHash>().as_ref(), Ok(hash));
-        let said = format!("{token:?} {hash:?}");
-        assert!(!said.contains(&text[13..]), "a secret is shown");
+        let shown = format!("{token:?} {hash:?}");
+        assert!(!shown.contains(&text[13..]), "a secret is shown");
     }
     let parsed = text.parse::<TokenHash>();
     if let Ok(parsed) = &parsed {

@@ -169,7 +169,7 @@ pub fn eventually<A: ConditionResult>(
     loop {
         // Read before the check: a condition that came to hold in the meantime counts.
         let waited = begun.elapsed();
-        let asked = Instant::now();
+        let checked = Instant::now();
         let last = match ask().settle() {
             Ok(value) => return value,
             Err(last) => last,
@@ -179,8 +179,8 @@ pub fn eventually<A: ConditionResult>(
             panic!("not within {waited:.1?}: {what}{colon}{last}");
         }
         // A check that starts a program takes processor time from the work that it waits for.
-        let dear = (asked.elapsed() * PAUSE_PER_QUESTION).min(PAUSE_DEAR_MAX);
-        thread::sleep(pause.max(dear));
+        let long_pause = (checked.elapsed() * PAUSE_PER_QUESTION).min(PAUSE_DEAR_MAX);
+        thread::sleep(pause.max(long_pause));
         pause = PAUSE_MAX.min(pause * 2);
     }
 }
@@ -326,12 +326,12 @@ mod tests {
     /// The function checks the condition once more after the limit.
     #[test]
     fn a_wait_without_time_asks_once() {
-        let mut asked = 0;
+        let mut checked = 0;
         eventually("at once", Duration::ZERO, || {
-            asked += 1;
+            checked += 1;
             true
         });
-        assert_eq!(asked, 1);
+        assert_eq!(checked, 1);
     }
 
     #[test]

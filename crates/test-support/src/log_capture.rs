@@ -128,18 +128,18 @@ mod tests {
 
     #[test]
     fn a_thread_sees_its_own_records_whichever_was_first() {
-        let heard = LogCapture::listen();
+        let capture = LogCapture::listen();
         let other = thread::spawn(|| say("elsewhere"));
         other.join().expect("it ends");
         say("here");
-        let lines = heard.take(|line| line.target == "here");
+        let lines = capture.take(|line| line.target == "here");
         assert_eq!(lines.len(), 1, "{lines:?}");
         let line = &lines[0];
         assert_eq!(line.level, Level::INFO);
         assert_eq!(line.message(), "said");
         assert_eq!(line.field("what"), Some("here"));
-        assert!(heard.take(|_| true).is_empty(), "each is taken once");
-        drop(heard);
+        assert!(capture.take(|_| true).is_empty(), "each is taken once");
+        drop(capture);
         say("to no reader");
         assert!(LogCapture::listen().take(|_| true).is_empty());
     }

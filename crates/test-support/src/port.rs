@@ -102,9 +102,9 @@ fn numbers(kernels: Option<&RangeInclusive<u32>>) -> (u32, u32) {
         true => usual,
         false => below,
     };
-    let mut places = [between, above].into_iter();
-    let place = places.find(|(first, end)| end.saturating_sub(*first) >= ENOUGH);
-    place.unwrap_or(usual)
+    let mut ranges = [between, above].into_iter();
+    let range = ranges.find(|(first, end)| end.saturating_sub(*first) >= ENOUGH);
+    range.unwrap_or(usual)
 }
 
 /// The files in which the kernel lists sockets of this network namespace.

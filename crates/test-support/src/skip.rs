@@ -81,8 +81,8 @@ pub fn started_again(what: &str, why: impl Display) {
     note(&line);
 }
 
-fn record(place: &Location<'_>, kind: &str, need: &str, why: &str) {
-    let line = line(&test(place), kind, need, why);
+fn record(location: &Location<'_>, kind: &str, need: &str, why: &str) {
+    let line = line(&test(location), kind, need, why);
     let mut known = RECORDED.lock().unwrap_or_else(PoisonError::into_inner);
     if !known.insert(line.clone()) {
         return;
@@ -91,11 +91,11 @@ fn record(place: &Location<'_>, kind: &str, need: &str, why: &str) {
     note(&line);
 }
 
-/// Name of the current test, or `place` where its thread has no name of a test.
-fn test(place: &Location<'_>) -> String {
+/// Name of the current test, or `location` where its thread has no name of a test.
+fn test(location: &Location<'_>) -> String {
     match thread::current().name() {
         Some(name) if name != "main" => name.to_owned(),
-        _ => format!("{}:{}", place.file(), place.line()),
+        _ => format!("{}:{}", location.file(), location.line()),
     }
 }
 
@@ -179,8 +179,8 @@ mod tests {
             .lines()
             .map(|line| line.split_once('\t').expect("fields"));
         for _ in 0..2 {
-            let (place, reasons) = lines.next().expect("a line");
-            assert!(place.contains("skip.rs:"), "{place}");
+            let (location, reasons) = lines.next().expect("a line");
+            assert!(location.contains("skip.rs:"), "{location}");
             assert_eq!(reasons, "part\tKVM\ta thread of the test");
             assert_eq!(lines.next(), Some((NAME, "part\tKVM\thalf of it")));
             for _ in 0..2 {

@@ -87,20 +87,20 @@ impl TensorType {
 
     /// The same for a reference in JSON, `{"dtype":…,"shape":[…]}`.
     pub(crate) fn check_json(&self, reference: &Value, dims: &mut Dims) -> Result<(), String> {
-        let wrong = || "a reference to a tensor is {\"dtype\":…,\"shape\":[…]}".to_owned();
+        let invalid = || "a reference to a tensor is {\"dtype\":…,\"shape\":[…]}".to_owned();
         let dtype = reference
             .get("dtype")
             .and_then(Value::as_str)
-            .ok_or_else(wrong)?;
+            .ok_or_else(invalid)?;
         let shape = reference
             .get("shape")
             .and_then(Value::as_array)
-            .ok_or_else(wrong)?;
+            .ok_or_else(invalid)?;
         let shape: Option<Vec<u64>> = shape.iter().map(Value::as_u64).collect();
         if !is_dtype(dtype) {
             return Err("no dtype of safetensors has this name".to_owned());
         }
-        self.check(dtype, &shape.ok_or_else(wrong)?, dims)
+        self.check(dtype, &shape.ok_or_else(invalid)?, dims)
     }
 
     pub(crate) fn has_symbols(&self) -> bool {

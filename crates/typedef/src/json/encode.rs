@@ -128,11 +128,11 @@ fn text(leaf: &LeafType, value: &RecordValue, outside: &ExternalData<'_>) -> Fit
     };
     leaf.check_bytes(*len)?;
     // Both numbers come from the record, which a caller may have written.
-    let place = |off: u64, len: u64| {
+    let bytes_at = |off: u64, len: u64| {
         let [start, end] = [Some(off), off.checked_add(len)].map(|at| usize::try_from(at?).ok());
         outside.region.get(start?..end?)
     };
-    let content = place(*off, *len).ok_or_else(|| {
+    let content = bytes_at(*off, *len).ok_or_else(|| {
         let size = outside.region.len();
         format!("{len} bytes from {off} do not lie within the region of {size} bytes")
     })?;

@@ -15,7 +15,7 @@ impl LeafType {
             return Ok(());
         }
         match self.encoding {
-            BytesEncoding::Indirect => self.put_place(value, big, out),
+            BytesEncoding::Indirect => self.put_location(value, big, out),
             _ => self.put_fixed(value, big, out),
         }
     }
@@ -36,7 +36,7 @@ impl LeafType {
         }
     }
 
-    fn put_place(&self, value: &RecordValue, big: bool, out: &mut [u8]) -> Fit<()> {
+    fn put_location(&self, value: &RecordValue, big: bool, out: &mut [u8]) -> Fit<()> {
         let RecordValue::Indirect { off, len } = value else {
             return Err(self.other(value));
         };

@@ -27,14 +27,14 @@ fn parse(text: &[u8]) -> Option<()> {
         time[3],
         time[6],
     ];
-    let fits = separators == *b"--T::"
+    let is_valid = separators == *b"--T::"
         && (1..=12).contains(&month)
         && (1..=days(year, month)).contains(&day)
         && hour <= 23
         && minute <= 59
         && second <= 60;
     let offset = minutes_east(fraction(text)?)?;
-    let last = fits && (second < 60 || is_leap(year, month, day, hour * 60 + minute - offset));
+    let last = is_valid && (second < 60 || is_leap(year, month, day, hour * 60 + minute - offset));
     last.then_some(())
 }
 
@@ -64,9 +64,9 @@ fn minutes_east(zone: &[u8]) -> Option<i32> {
     };
     let minutes = number(&zone[zone.len() - 2..])?;
     let hours = number(hours).filter(|_| hours.len() == 2)?;
-    let fits = hours <= 23 && minutes <= 59;
+    let is_valid = hours <= 23 && minutes <= 59;
     let east = hours * 60 + minutes;
-    fits.then_some(if *sign == b'-' { -east } else { east })
+    is_valid.then_some(if *sign == b'-' { -east } else { east })
 }
 
 fn days(year: i32, month: i32) -> i32 {

@@ -95,12 +95,12 @@ impl PackedWriter<'_> {
     }
 
     fn leaf(&mut self, leaf: &LeafType, big: bool, value: &RecordValue) -> Result<()> {
-        let wrong = |why: String| TypedefError::access("", why);
+        let invalid = |why: String| TypedefError::access("", why);
         if let Some(len) = leaf.fixed_bytes() {
             let room = self.room(len)?;
-            return leaf.put(value, big, room).map_err(wrong);
+            return leaf.put(value, big, room).map_err(invalid);
         }
-        let content = leaf.content(value).map_err(wrong)?;
+        let content = leaf.content(value).map_err(invalid)?;
         self.length(content.len(), big)?;
         self.bytes(content)
     }

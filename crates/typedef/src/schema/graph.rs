@@ -20,7 +20,7 @@ struct SchemaNode {
 /// Every schema of a document.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SchemaGraph {
-    places: Vec<SchemaNode>,
+    nodes: Vec<SchemaNode>,
     by_ptr: HashMap<String, usize>,
 }
 
@@ -36,9 +36,9 @@ enum VisitState {
 impl SchemaGraph {
     /// Adds a schema and returns its number.
     pub(super) fn add(&mut self, ptr: &str) -> usize {
-        let number = self.places.len();
+        let number = self.nodes.len();
         self.by_ptr.insert(ptr.to_owned(), number);
-        self.places.push(SchemaNode {
+        self.nodes.push(SchemaNode {
             ptr: ptr.to_owned(),
             below: Vec::new(),
             reference: None,
@@ -47,11 +47,11 @@ impl SchemaGraph {
     }
 
     pub(super) fn link(&mut self, from: usize, to: usize) {
-        self.places[from].below.push(to);
+        self.nodes[from].below.push(to);
     }
 
     pub(super) fn refer(&mut self, from: usize, ptr: String) {
-        self.places[from].reference = Some(ptr);
+        self.nodes[from].reference = Some(ptr);
     }
 
     /// Whether a schema lies at `ptr`.
@@ -61,12 +61,12 @@ impl SchemaGraph {
 
     /// Refuses a reference to a path without a schema.
     pub(super) fn check_references(&self) -> Result<()> {
-        for place in &self.places {
-            if let Some(target) = &place.reference
+        for node in &self.nodes {
+            if let Some(target) = &node.reference
                 && !self.contains(target)
             {
                 let why = format!("$ref names #{target}, where no schema is");
-                return Err(TypedefError::schema(&place.ptr, why));
+                return Err(TypedefError::schema(&node.ptr, why));
             }
         }
         Ok(())
@@ -77,7 +77,7 @@ impl SchemaGraph {
         let Some(start) = self.by_ptr.get(ptr) else {
             return Err(TypedefError::schema(ptr, "no schema is here"));
         };
-        let mut seen = vec![None; self.places.len()];
+        let mut seen = vec![None; self.nodes.len()];
         self.expand(*start, 1, limits, &mut seen).map(|_| ())
     }
 
@@ -88,11 +88,11 @@ impl SchemaGraph {
         limits: &SchemaLimits,
         seen: &mut [Option<VisitState>],
     ) -> Result<(u64, u64)> {
-        let place = &self.places[number];
+        let node = &self.nodes[number];
         let (count, height) = match seen[number] {
             Some(VisitState::Open) => {
                 let why = "it contains itself; what has a layout has an end";
-                return Err(TypedefError::schema(&place.ptr, why));
+                return Err(TypedefError::schema(&node.ptr, why));
             }
             Some(VisitState::Closed { count, height }) => (count, height),
             None => (1, 1),
@@ -106,12 +106,9 @@ impl SchemaGraph {
             return Ok((count, height));
         }
         seen[number] = Some(VisitState::Open);
-        let target = place
-            .reference
-            .as_ref()
-            .and_then(|ptr| self.by_ptr.get(ptr));
+        let target = node.reference.as_ref().and_then(|ptr| self.by_ptr.get(ptr));
         let (mut count, mut height) = (1_u64, 1);
-        for next in place.below.iter().chain(target) {
+        for next in node.below.iter().chain(target) {
             let (more, higher) = self.expand(*next, depth + 1, limits, seen)?;
             count = count.saturating_add(more);
             height = height.max(higher + 1);

@@ -223,13 +223,13 @@ fn reference(keywords: &mut Map<String, Value>, ptr: &str) -> Result<Option<Stri
     let Some(value) = keywords.get_mut("$ref") else {
         return Ok(None);
     };
-    let wrong = |why: &str| TypedefError::schema(&join(ptr, "$ref"), why);
+    let invalid = |why: &str| TypedefError::schema(&join(ptr, "$ref"), why);
     let Value::String(text) = value else {
-        return Err(wrong("this is text"));
+        return Err(invalid("this is text"));
     };
     let reference = local(text);
     let target = of_reference(&reference).ok_or_else(|| {
-        wrong("only schemas of this document are named, as #/$defs/NAME or as NAME")
+        invalid("only schemas of this document are named, as #/$defs/NAME or as NAME")
     })?;
     *text = reference;
     for (name, check) in [("align", beside_align as Beside), ("endian", beside_endian)] {
