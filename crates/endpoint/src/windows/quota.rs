@@ -36,7 +36,7 @@ struct WindowTotals {
     sites: HashMap<SitePrefix, usize>,
 }
 
-/// The owner for whom windows count together.
+/// The owner of windows that count together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum WindowOwner {
     Peer(PeerId),

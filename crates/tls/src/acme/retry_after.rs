@@ -70,7 +70,7 @@ pub(super) fn refusal_text(status: StatusCode, body: &[u8]) -> String {
     text
 }
 
-/// The problem document (RFC 9457) of a refusal; null if the body is none.
+/// The problem document (RFC 9457) of a refusal; null if the body is not one.
 pub(super) fn problem(body: &[u8]) -> Value {
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     if value.is_object() {

@@ -398,7 +398,7 @@ impl Drop for WorkerSession {
     }
 }
 
-/// A running call. It resolves to the worker's result, or to the reason for which there is none.
+/// A running call. It resolves to the worker's result, or to the reason for its absence.
 #[derive(Debug)]
 pub struct WorkerCall {
     supervisor: SupervisorHandle,
