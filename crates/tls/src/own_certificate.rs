@@ -144,9 +144,9 @@ mod tests {
         ] {
             assert!(!is_own(&public, &other), "{what}");
         }
-        let stranger = NodeKey::from_seed(&[8; 32]);
-        let stranger = certs::wrapped(&stranger).expect("a certificate").cert[0].clone();
-        assert!(!is_own(&public, &stranger), "another key's");
+        let other_key = NodeKey::from_seed(&[8; 32]);
+        let other_key = certs::wrapped(&other_key).expect("a certificate").cert[0].clone();
+        assert!(!is_own(&public, &other_key), "another key's");
         let mut damaged = own.to_vec();
         *damaged.last_mut().expect("it has bytes") ^= 1;
         assert!(!is_own(&public, &damaged.into()), "another signature");

@@ -81,17 +81,17 @@ async fn tokens_replace_the_connections_identity() {
         auth_token: Some(token.to_owned()),
         ..CallOptions::default()
     };
-    let stranger = node.client(Carriage::Memory, None);
+    let unknown_peer = node.client(Carriage::Memory, None);
     let call = |client: CallConnection, options| async move {
         let input = json!("x");
         soon(client.call_with("test/admin", &input, &options)).await
     };
     let none = CallOptions::default();
-    let error = call(stranger.clone(), none.clone())
+    let error = call(unknown_peer.clone(), none.clone())
         .await
         .expect_err("nobody");
     assert_eq!(error.code, ErrorCode::Unauthenticated);
-    let answer = call(stranger, with("good"))
+    let answer = call(unknown_peer, with("good"))
         .await
         .expect("the token's identity");
     assert_eq!(*answer.value(), json!("token"));

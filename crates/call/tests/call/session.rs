@@ -254,7 +254,7 @@ async fn connecting_proves_both_sides() {
 async fn watchers_hear_of_what_they_may_call() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
-        let stranger = node.client(carriage, None);
+        let unknown_client = node.client(carriage, None);
         let admin = node.client(
             carriage,
             Some(identity("boss", &["node:admin", "peer:list"])),
@@ -264,7 +264,7 @@ async fn watchers_hear_of_what_they_may_call() {
                 .await
                 .expect("started")
         };
-        let (mut unknown_peer, mut boss) = (watch(&stranger).await, watch(&admin).await);
+        let (mut unknown_peer, mut boss) = (watch(&unknown_client).await, watch(&admin).await);
         let next = async |events: &mut Subscription| -> RegistryChange {
             let event = soon(events.next()).await.expect("more").expect("an event");
             event.output.parse().expect("a change")

@@ -40,7 +40,7 @@ pub(super) enum PresentedKey {
 /// The servers' keys, and their names.
 pub(super) struct RemoteTestKeys {
     pub(super) authority: EndpointTestCa,
-    stranger: EndpointTestCa,
+    untrusted: EndpointTestCa,
     pub(super) ec: KeyPair,
     pub(super) other_ec: KeyPair,
     /// One certificate throughout: a second one of the same content would have another hash.
@@ -56,7 +56,7 @@ impl RemoteTestKeys {
         Self {
             public: authority.certify(&NAMES, &ec, |_| {}),
             authority,
-            stranger: EndpointTestCa::new(),
+            untrusted: EndpointTestCa::new(),
             ec,
             other_ec: KeyPair::generate().expect("a key"),
         }
@@ -84,7 +84,7 @@ impl RemoteTestKeys {
             PresentedKey::NotYetValid => (public(&NAMES, 3000, 3001), false),
             PresentedKey::OtherName => (public(&["edge.example"], 2000, 3000), false),
             PresentedKey::OtherAuthority => {
-                (self.stranger.certify(&NAMES, &self.other_ec, |_| {}), false)
+                (self.untrusted.certify(&NAMES, &self.other_ec, |_| {}), false)
             }
         };
         RemoteServerSpec { key, raw }

@@ -34,7 +34,7 @@ enum Shows {
     /// The same key in another certificate.
     EcRenewed,
     /// Another P-256 key, certified by an authority for the name of a peer.
-    EcStranger,
+    EcOther,
 }
 
 /// The fault of a certificate, apart from being a client's.

@@ -38,7 +38,7 @@ impl RoleCase {
 
 const PEER: &str = "peer";
 const PROGRAM: &str = "program";
-const STRANGER: &str = "stranger";
+const UNKNOWN_ROLE: &str = "stranger";
 /// Name of a peer, of a program's token.
 const EDGE: ExpectedOutcome = ExpectedOutcome::As("edge");
 const TOOL: ExpectedOutcome = ExpectedOutcome::As("key:tool0001");
@@ -134,7 +134,7 @@ pub(super) fn rows() -> Vec<RoleCase> {
     use ExpectedOutcome::{Closed, Nobody, Refused};
     use KnownKeyForm::{Certificate, Next, Own, Spki};
     use Shows::{
-        Ec, EcRenewed, EcStranger, NextRaw, NextWrapped, Raw, StolenRaw, StolenWrapped, Wrapped,
+        Ec, EcRenewed, EcOther, NextRaw, NextWrapped, Raw, StolenRaw, StolenWrapped, Wrapped,
     };
     let none = knows(&[]);
     let own = knows(&[Own]);
@@ -204,9 +204,9 @@ pub(super) fn rows() -> Vec<RoleCase> {
             disabled(own),
         ),
         key(PEER, "raw key, entry expired", Raw, expired(own), Nobody),
-        key(STRANGER, "unknown raw key", Raw, none, Nobody),
+        key(UNKNOWN_ROLE, "unknown raw key", Raw, none, Nobody),
         key(
-            STRANGER,
+            UNKNOWN_ROLE,
             "raw key of a peer, without the private key",
             StolenRaw,
             own,
@@ -306,14 +306,14 @@ pub(super) fn rows() -> Vec<RoleCase> {
             Nobody,
         ),
         key(
-            STRANGER,
+            UNKNOWN_ROLE,
             "X.509 of an authority for a peer's name",
-            EcStranger,
+            EcOther,
             knows(&[Spki]),
             Nobody,
         ),
         key(
-            STRANGER,
+            UNKNOWN_ROLE,
             "X.509 of a peer, without the private key",
             StolenWrapped,
             own,
@@ -437,6 +437,6 @@ pub(super) fn rows() -> Vec<RoleCase> {
             none,
         ),
         // No proof.
-        key(STRANGER, "nothing", Shows::Nothing, own, Nobody),
+        key(UNKNOWN_ROLE, "nothing", Shows::Nothing, own, Nobody),
     ]
 }

@@ -55,7 +55,7 @@ impl Clock for Stopped {
 struct Keyring {
     ec: Arc<CertifiedKey>,
     ec_renewed: Arc<CertifiedKey>,
-    ec_stranger: Arc<CertifiedKey>,
+    ec_other: Arc<CertifiedKey>,
     authority: EndpointTestCa,
     spki: PeerKey,
     token: AuthToken,
@@ -73,7 +73,7 @@ static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
     Keyring {
         ec: authority.certify(&names, &key, |_| {}),
         ec_renewed: authority.certify(&names, &key, |_| {}),
-        ec_stranger: authority.certified(&names).0,
+        ec_other: authority.certified(&names).0,
         spki: PeerKey::from_spki(&key.subject_public_key_info()),
         authority,
         token: AuthToken::new(format!("alk_tool0001_{}", "A".repeat(43))),
@@ -132,7 +132,7 @@ fn shown(shows: Shows) -> Option<(Arc<CertifiedKey>, bool)> {
         }
         Shows::Ec => x509(Arc::clone(&KEYRING.ec)),
         Shows::EcRenewed => x509(Arc::clone(&KEYRING.ec_renewed)),
-        Shows::EcStranger => x509(Arc::clone(&KEYRING.ec_stranger)),
+        Shows::EcOther => x509(Arc::clone(&KEYRING.ec_other)),
     }
 }
 
