@@ -96,6 +96,7 @@ impl<'de> Visitor<'de> for ReadScopes {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         let mut scopes = Vec::new();
         while let Some(scope) = list.next_element()? {
+            // Stopping here keeps the memory bounded before any rule is checked.
             if scopes.len() == SCOPES_MAX {
                 return Err(serde::de::Error::custom(too_many()));
             }
@@ -212,6 +213,7 @@ impl AccessControl {
     ) -> AccessDecision {
         match authority {
             _ if self.is_open() => AccessDecision::Allowed,
+            // The caller here is an operation, which cannot prove an identity.
             None => AccessDecision::Forbidden,
             Some(authority) => self.verdict(&AccessSubject::authority(authority), resource_id),
         }

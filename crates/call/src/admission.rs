@@ -119,6 +119,7 @@ fn check(
         true => RequestRetention::Subscribed,
         false => RequestRetention::Once,
     };
+    // Before the schema check: checking a long input takes memory that this counts.
     head._claim = claim(link, body, head.identity.as_deref(), retention)?;
     let in_flight = make_room(head, link, stream, checked.operation)?;
     let request = in_flight.request();
@@ -192,12 +193,14 @@ pub(crate) fn passed<'a>(
     let RequestPrincipal { identity, token } = principal;
     let input = input();
     let resource = check_access(link, &operation, identity.as_deref(), &input)?;
+    // Without a rule, a route and a token there is no right that could end while the request runs.
     let open = operation.spec.access_control.is_open() && route.is_none() && token.is_none();
     let grant = (!open || is_subscription(&operation)).then_some(RequestGrant {
         proved_by: None,
         resource,
         route,
     });
+    // After the access check: a requester without the right must not learn of earlier results.
     let name = keyed::name(link, &operation, identity.as_deref(), payload);
     let requested = timeout(payload.timeout_ms, payload.deadline)?;
     let deadline = deadline(&link.dispatcher, &operation, requested, now);
@@ -383,6 +386,7 @@ fn check_access(
 
 fn input(body: &FrameBody, payload: &Payload<'_>) -> CallBody {
     match payload.input {
+        // Slices of the frame: the input is not copied.
         Some(raw) => CallBody::from_parts(
             body.envelope.slice_ref(raw.get().as_bytes()),
             body.tail.clone().unwrap_or_default(),

@@ -89,6 +89,7 @@ impl UnreadBytes {
             .bytes
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
         added.map_err(UnreadLimitError::Here)?;
+        // The carrier's counter took the bytes above; this one feeds the requester's quota.
         if self.carrier.is_some() {
             self.bytes.fetch_add(bytes, Ordering::SeqCst);
         }
@@ -97,6 +98,7 @@ impl UnreadBytes {
             .as_ref()
             .is_none_or(|share| share.cover(&self.bytes, fit));
         if !has_room {
+            // The bytes were added before the quota was asked: other claims saw them meanwhile and waited.
             self.taken(bytes);
             return Err(UnreadLimitError::Share);
         }
@@ -161,6 +163,7 @@ impl UnreadBytes {
                 return;
             }
             tokio::select! {
+                // So few bytes need no quota.
                 () = self.wait_own_below(UNREAD_BYTES_FREE) => {}
                 () = self.wait_share() => {}
             }

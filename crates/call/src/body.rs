@@ -50,7 +50,7 @@ impl CallBody {
         self.memory.as_ref()
     }
 
-    /// Passes the value to `look` without building a tree.
+    /// Passes the value to `read` without building a tree.
     pub(crate) fn read_tape<T>(
         &self,
         read: impl FnOnce(TapeNode<'_>) -> T,
@@ -138,6 +138,7 @@ impl CallBody {
     /// It takes more than a tree may.
     pub(crate) fn tree_bytes(&self) -> Result<usize, CallError> {
         let bytes = TapeSize::measure(&self.raw)?.tree_bytes();
+        // A list of short values makes a tree of many times its bytes.
         if bytes > TREE_BYTES_FREE.max(TREE_FACTOR * self.raw.len()) {
             return Err(CallError::invalid_input(
                 "the input has too many values for its length; send long lists as binary data",

@@ -71,6 +71,7 @@ impl From<StreamError> for StreamEnd {
     fn from(error: StreamError) -> Self {
         match error {
             StreamError::Reset(_) | StreamError::Stopped(_) => Self::PeerLeft,
+            // Every other error of a stream comes from the end of its connection.
             _ => Self::Closed,
         }
     }
@@ -163,6 +164,7 @@ pub(crate) async fn run(
         }
         Some(StreamEnd::PeerLeft) => halves.give_up(StreamCode::Cancelled),
         Some(StreamEnd::Protocol(why)) => {
+            // Counted and logged: the peer sees only the code.
             link.protocol_error(why);
             link.fail_if_single(CloseCode::Protocol, why);
             halves.give_up(StreamCode::Protocol);
@@ -242,11 +244,13 @@ async fn read_loop(
         if frames.is_partial() {
             let since = *begun.get_or_insert_with(Instant::now);
             match &stream.waiting {
+                // Reading on would store bytes of an event that has no room.
                 Some(waiting) if !making.count(waiting, frames.held_bytes()) => {
                     link.outbound.refuse_on(link, stream);
                     return Err(StreamEnd::Killed(StreamCode::Cancelled));
                 }
                 Some(_) => {}
+                // This side caused the answer, and bounds it by its own limit of a frame.
                 None if is_asked_for(link, stream) => {}
                 None => {
                     let counted = unfinished.count_from(link, frames.held_bytes(), since);
@@ -307,6 +311,7 @@ async fn write_loop(
             biased;
             work = stream.out.next_work(|| stream.may_finish(link)) => work,
             stopped = send.stopped() => {
+                // An error here means the connection ended, which is not the peer's choice.
                 stopped?;
                 return Err(StreamEnd::PeerLeft);
             }
@@ -314,6 +319,7 @@ async fn write_loop(
         match work {
             WriterAction::Write(bytes) => {
                 let wanted = stream.priority();
+                // Each change is a call into the carriage, and most writes change nothing.
                 if priority.replace(wanted) != Some(wanted) {
                     send.set_priority(wanted);
                 }

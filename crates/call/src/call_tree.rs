@@ -37,6 +37,7 @@ impl Hindrance {
         let all = [Self::None, Self::Elsewhere, Self::Below, Self::Here];
         all.into_iter()
             .find(|one| *one as u8 == noted)
+            // Only `hinder` writes the byte, so that every value is one of the variants.
             .unwrap_or(Self::None)
     }
 }
@@ -129,6 +130,7 @@ impl CallTree {
 
     /// Records a refusal in the course of the request.
     pub(crate) fn hinder(&self, by: Hindrance) {
+        // The variants are in the order of what they excuse: the greatest one wins.
         self.hindrance.fetch_max(by as u8, Ordering::Relaxed);
         if let Some(above) = &self.above {
             above.hinder(by);

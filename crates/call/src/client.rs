@@ -378,6 +378,7 @@ impl Caller {
                 }
                 found.push(operation);
             }
+            // Checked with each page: the peer chooses how many there are.
             if found.len() > LISTED_OPERATIONS_MAX {
                 let text = format!("it has more than {LISTED_OPERATIONS_MAX} operations");
                 return Err(no_list(&text));
@@ -388,6 +389,7 @@ impl Caller {
             }
             match page.next {
                 None => return Ok(found),
+                // Such pages could keep this side asking for ever.
                 Some(_) if found.len() == before => {
                     return Err(no_list("it has a next page and no operation"));
                 }
@@ -534,6 +536,7 @@ impl Stream for Subscription {
             Some(Delivery::End(end)) => end,
             None => Err(CallError::unavailable("the connection ended")),
         };
+        // Dropping the request stops the peer, unless its terminal event has arrived.
         self.outgoing = None;
         Poll::Ready(end.err().map(Err))
     }

@@ -92,6 +92,7 @@ impl CompiledOperation {
             return Ok(None);
         };
         input.read_tape(|value| {
+            // An operation may take `null` for no resource.
             let found = value.pointer(pointer).filter(|found| !found.is_null())?;
             Some(match found.as_string() {
                 Some(id) => id.into(),
@@ -115,6 +116,7 @@ impl CompiledOperation {
         output: CallOutput,
         share: PermitShare<'_>,
     ) -> Result<CallOutput, CallError> {
+        // Off by default: the operation's author vouches for its output.
         if self.check_output && !self.output.takes_everything() {
             return match output {
                 CallOutput::Raw(text) => self
@@ -205,6 +207,7 @@ impl CompiledOperation {
         match code {
             ErrorCode::Operation(name) => {
                 let mut declared = self.spec.error_schemas.iter();
+                // Callers switch on codes: an undeclared one has no documented meaning.
                 self.passes_errors || declared.any(|def| def.code == name.as_ref())
             }
             _ => true,

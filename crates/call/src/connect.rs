@@ -102,6 +102,7 @@ impl CallClient {
         request.present_key = credentials.present_key;
         let connection = self.adopt(dialer.connect(request).await?);
         if let Some(token) = &credentials.auth_token {
+            // Before any caller uses the connection: its requests would have the identity of the key.
             let authenticated = connection.authenticate(token).await;
             authenticated.map_err(ConnectError::Authenticate)?;
         }
@@ -119,6 +120,7 @@ impl CallClient {
             connection.raise_budget(StreamBudget::CALL);
         }
         let is_known = |key: &&PeerKey| self.dispatcher.by_keys(&[**key]).is_some();
+        // A server may prove several names of one key: the known one decides.
         let known = keys.iter().find(is_known).copied();
         let auth = AuthContext {
             identity: identity.clone(),

@@ -143,6 +143,7 @@ impl CallConnectionState {
         let requester_source = requester_source(&connection, &session);
         let share = || UnreadQuota::new(&dispatcher.unread_bytes, &requester_source);
         let carrier = dispatcher.carried(&connection);
+        // Only a proved key makes a peer, not an identity that another layer set.
         let holder = auth.filter(|auth| auth.key.is_some());
         let holder = holder.and_then(|auth| auth.identity.as_ref());
         // A connection that carries this one may have its identity from a token, and a token is no peer's.
@@ -325,6 +326,7 @@ impl CallConnectionState {
     ) -> Result<Arc<CallStream>, StreamError> {
         let turn = self.next_shared.fetch_add(1, Ordering::Relaxed) as usize;
         let streams = if self.connection.is_multi() {
+            // Requests alternate, so that one slow stream does not hold up all of them.
             SHARED_STREAMS
         } else {
             1
@@ -360,6 +362,7 @@ impl CallConnectionState {
         making: PartialEvent,
     ) -> Result<(), StreamEnd> {
         let body = FrameBody::parse(frame)?;
+        // A side that sends mixed frames can read them.
         if body.tail.is_some() {
             self.peer_mixed.store(true, Ordering::Release);
         }
@@ -374,6 +377,7 @@ impl CallConnectionState {
             EventKind::Credit => self.credit(&event),
             EventKind::Goaway => {
                 self.goaway_received.store(true, Ordering::Release);
+                // The peer announced that it takes no new requests: routing must stop choosing it.
                 self.life.apply(PeerEvent::Goaway);
                 // The peer serves nothing new: the upkeep of its imports has no more work.
                 self.follow.cancel();
@@ -459,6 +463,7 @@ impl CallConnectionState {
 
     pub(crate) fn set_peer_protocol(&self, frame_bytes: Option<usize>, mixed: bool) {
         if let Some(bytes) = frame_bytes {
+            // A peer that announces nothing keeps the default limit.
             self.peer_frame_bytes.store(bytes, Ordering::Release);
         }
         // The mark is never removed: the peer may have proved it by a mixed frame before.

@@ -157,6 +157,7 @@ impl Ctx {
         if !self.root().tree().saw_upstream(failure) {
             return None;
         }
+        // The administrator may read the text that the server sent.
         if self.root().reads_causes() {
             return Some(failure.error(message));
         }

@@ -73,6 +73,7 @@ impl SubscriptionCredit {
             return None;
         }
         self.open = window;
+        // Before the frame goes out: the peer may answer at once, and its events must count as granted.
         self.granted.add(more);
         Some(more)
     }

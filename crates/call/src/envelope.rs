@@ -107,6 +107,7 @@ impl<'a> Envelope<'a> {
             JsonDefect::Duplicate => CallFrameError::Duplicate,
             JsonDefect::Nesting => CallFrameError::Nesting(nesting_max),
         })?;
+        // Ids go into log lines and frames unescaped.
         if !is_id(&raw.id) {
             return Err(CallFrameError::Id);
         }

@@ -117,6 +117,7 @@ impl ErrorCode {
         TABLE
             .iter()
             .find(|row| row.name == name)
+            // Names outside of the table are legal: an operation declares its own codes.
             .map_or_else(|| Self::Operation(name.into()), |row| row.code.clone())
     }
 

@@ -87,6 +87,7 @@ impl FrameReader {
         let max = max.min(FRAME_BYTES_MAX);
         match len {
             0 => Err(CallFrameError::Empty),
+            // Checked before a single byte of the body is stored.
             _ if len > max => Err(CallFrameError::TooLong { len, max }),
             _ => {
                 self.body_len = Some(len);

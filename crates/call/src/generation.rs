@@ -130,12 +130,14 @@ fn insert(
     curated: &ByName,
     registration: Registration,
 ) -> Result<(), RegistryError> {
+    // A reviewed script is still not an operation of the node itself.
     rules::check_namespace(&registration.spec)?;
     let name = registration.spec.name.clone();
     if curated.contains_key(name.as_str()) || by_name.contains_key(name.as_str()) {
         return Err(RegistryError::Duplicate(name));
     }
     let compiled = CompiledOperation::new(registration)?;
+    // A schema that does not compile would fail every call later.
     compiled.compile()?;
     by_name.insert(name.into(), Arc::new(compiled));
     Ok(())

@@ -41,6 +41,7 @@ impl Dispatcher {
                 return Err(HandlerError::AuthRequired);
             }
         } else if auth.identity.is_some() {
+            // An identified guest may have as many streams as a known peer.
             link.connection.raise_budget(StreamBudget::CALL);
         }
         let login = login(&link);

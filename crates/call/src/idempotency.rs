@@ -138,6 +138,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
                 IdempotencyState::Running(waiting) => IdempotencyLookup::Join(waiting.clone()),
             };
         }
+        // The limit of one identity costs only its own oldest result.
         if !self.make_room_for(name) {
             return IdempotencyLookup::Full;
         }
@@ -194,6 +195,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         let share = self.shares.entry(share).or_default();
         share.ended.insert(serial);
         share.bytes += bytes;
+        // After the insert: the new result counts as the newest of its identity.
         while self.bytes > self.room.bytes && self.forget_of_largest() {}
     }
 

@@ -79,6 +79,7 @@ impl Inbound {
     /// Aborts every request that matches.
     pub(crate) fn abort_where(&self, which: impl Fn(&InboundRequest) -> bool) {
         let mut table = lock(&self.0);
+        // Collected first: an abort must not run under the lock of the table.
         let gone: Vec<_> = table
             .requests
             .extract_if(|request| which(request))

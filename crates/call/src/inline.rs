@@ -29,6 +29,7 @@ pub(crate) fn inline(text: &[u8], tail: &[u8]) -> Result<Vec<u8>, CallError> {
     while let Some(found) = text.get(at..).and_then(|rest| memchr2(b'"', b'{', rest)) {
         at += found;
         if text[at] == b'"' {
+            // Brackets within a string are text.
             at = string_end(text, at);
             continue;
         }
@@ -39,6 +40,7 @@ pub(crate) fn inline(text: &[u8], tail: &[u8]) -> Result<Vec<u8>, CallError> {
             continue;
         };
         made = made.saturating_add(data.len().div_ceil(3).saturating_mul(4));
+        // The same few bytes of data could otherwise be named thousands of times.
         if made > most {
             return Err(CallError::invalid_input(
                 "too many values point to the same binary data",

@@ -46,12 +46,14 @@ pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), JsonDefect> {
                 continue;
             }
             b'{' | b'[' => {
+                // Every later pass over the text may recurse: its stack is bounded here.
                 if open.len() == nesting_max {
                     return Err(JsonDefect::Nesting);
                 }
                 name_next = byte == b'{';
                 open.push(name_next.then_some(names.len()));
             }
+            // Only in an object does a name follow a comma.
             b',' => name_next = matches!(open.last(), Some(Some(_))),
             b'}' | b']' => {
                 if let Some(Some(first)) = open.pop() {
@@ -82,6 +84,7 @@ pub(crate) fn string_end(bytes: &[u8], start: usize) -> usize {
         if bytes[at] == b'"' {
             return at + 1;
         }
+        // The byte after a backslash never ends the string.
         at += 2;
     }
     bytes.len()
@@ -191,6 +194,7 @@ pub fn read_object<'a, T: Deserialize<'a>>(
 /// Parses the JSON text of an object. The library would also accept an array, and take its items for the members in
 /// the order of their declaration.
 pub(crate) fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<T> {
+    // A derived reader would also take an array, whose items it assigns by position.
     if !text.trim_start().starts_with('{') {
         return Err(serde::de::Error::custom("expected an object"));
     }

@@ -217,6 +217,7 @@ impl OnceHandler for KeyedHandler {
             Some(KeyedStep::Ended(outcome)) => return Box::pin(std::future::ready(outcome)),
             Some(KeyedStep::Wait(waiting)) => waiting,
             Some(KeyedStep::Run(run, waiting)) => {
+                // Detached: the run goes on when this requester leaves.
                 run.start(Arc::clone(&self.handler), input, ctx.detached());
                 waiting
             }
@@ -257,6 +258,7 @@ struct KeyedRun {
 impl KeyedRun {
     fn enter(&mut self) -> Result<(), CallError> {
         self.operation.enter()?;
+        // Only a run that has the permit gives one back when it is dropped.
         self.entered = true;
         Ok(())
     }
@@ -330,12 +332,14 @@ fn keep(outcome: KeyedOutcome, hindered: bool) -> (Option<(KeyedOutcome, usize)>
             Some((Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES)),
             Ok(output),
         ),
+        // A retry is meant to run again.
         Err(error) if error.retryable => (None, Err(error)),
         // A call with this code that is not retryable has run: there was no room for its answer.
         Err(error) if hindered && error.code != ErrorCode::Overloaded => (None, Err(error)),
         Err(error) => {
             let details = error.details.as_ref().map_or(0, |d| d.to_string().len());
             let bytes = error.message.len() + details;
+            // Operations choose the length of their messages: a stored one is bounded like a result.
             if bytes > IDEMPOTENCY_RESULT_BYTES {
                 let stored = (Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES);
                 return (Some(stored), Err(error));

@@ -37,6 +37,7 @@ impl OperationOverlay {
 
     fn insert(&mut self, registration: Registration, left: &mut u64) -> Result<(), RegistryError> {
         let compiled = CompiledOperation::new(registration)?;
+        // One budget for the whole import: many schemas below the limit of each could still block a processor.
         compiled.admit(left)?;
         let name = compiled.spec.name.as_str().into();
         match self.0.insert(name, Arc::new(compiled)) {
@@ -116,6 +117,7 @@ impl SessionLayer {
             return Ok(false);
         }
         operations.insert(registration, &mut left)?;
+        // Readers keep the old set: a lookup never waits for a registration.
         self.operations.store(Arc::new(operations));
         Ok(true)
     }

@@ -277,6 +277,7 @@ impl LocalCaller {
         };
         let running = self.enter(Arc::clone(&operation), checked.head);
         let running = running.map_err(refused)?;
+        // After the permit: checking a long input is work that the limit of the operation bounds.
         admission::check_schema(&operation, &checked.input, running.0.identity())
             .map_err(refused)?;
         let handler = Arc::clone(handler);
@@ -312,6 +313,7 @@ impl LocalCaller {
             .map_err(refused)?;
         admission::check_schema(running.0.operation(), &checked.input, running.0.identity())
             .map_err(refused)?;
+        // Bounded: a slow client holds the source back instead of filling memory.
         let (reader, events) = mpsc::channel(LOCAL_EVENTS_AHEAD);
         let input = checked.input;
         let task = tokio::spawn(async move {
@@ -362,6 +364,7 @@ impl LocalCaller {
             };
             admission::passed(&self.link, id, &payload, now, identify, input)
         });
+        // The request never began: this counts it as an error here.
         let mut checked = checked.map_err(|error| {
             DispatcherCounters::add(&counters.errors);
             LocalCallError::from_error(error, None)
@@ -378,6 +381,7 @@ impl LocalCaller {
         operation: Arc<crate::compiled::CompiledOperation>,
         head: crate::request::RequestHead,
     ) -> Result<LocalCallGuard, CallError> {
+        // With a key, the run takes the permit of the operation.
         if head.key.is_none() {
             let counters = &self.link.dispatcher.counters;
             let entered = operation.enter();

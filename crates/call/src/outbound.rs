@@ -136,6 +136,7 @@ impl Outbound {
         making: PartialEvent,
     ) {
         let Some(id) = self.number(&event.id) else {
+            // The peer names a request that this side never made.
             return link.ignored();
         };
         if event.kind == EventKind::Responded {
@@ -220,6 +221,7 @@ impl Outbound {
     /// Gives credit on `stream`, once, for the further events of every subscription that has a stream of its own.
     pub(crate) fn credit_in_advance(&self, stream: &CallStream) {
         let mut table = lock(&self.table);
+        // A second grant would exceed the credit that the buffers have room for.
         if std::mem::replace(&mut table.in_advance, true) {
             return;
         }

@@ -36,6 +36,7 @@ impl EncodedRequest {
         options: &CallOptions,
         window: Option<u32>,
     ) -> Result<Self, CallError> {
+        // The peer would ignore the request: failing here lets the caller use another connection at once.
         if link.has_received_goaway() {
             return Err(CallError::draining());
         }
@@ -55,6 +56,7 @@ impl EncodedRequest {
             envelope::append_event(&mut frame, kind, &wire_id, write)
         };
         written.map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))?;
+        // The peer would end the whole stream for a frame that is too long.
         if len > link.peer_frame_bytes() {
             let message = format!(
                 "the request has {len} bytes and the peer takes {}",
@@ -138,6 +140,7 @@ pub(crate) fn send(
         }
     });
     taken.ok_or_else(|| CallError::unavailable("the stream ended"))?;
+    // The peer learns at once that no other request follows on the stream.
     if stream.is_single_call() {
         stream.out.finish();
     }
@@ -258,6 +261,7 @@ impl Drop for OutgoingRequest {
             waits.abort();
         }
         let link = &self.link;
+        // Without a terminal event the peer still works on the request.
         if link.outbound.forget(self.id) {
             stop_sender(&self.stream, &self.wire_id);
         }

@@ -182,6 +182,7 @@ async fn pump(
             let dropped = before + item.dropped;
             match reader.give(item, dropped) {
                 EventSinkResult::Not(item) => {
+                    // The event stays in the buffer, and its drops are reported with it.
                     ahead.dropped = before;
                     ahead.items.push_front(BufferedItem::new(item, reader));
                 }
@@ -210,6 +211,7 @@ async fn pump(
                     ahead.put(BufferedItem::new(item, reader), reader.is_open())?;
                     ahead.shrink(reader);
                 }
+                // Buffered items still go out before the end.
                 None => ended = true,
             },
         }

@@ -284,6 +284,7 @@ impl ResumingSubscription {
     }
 
     fn record(&mut self, event: &SubscriptionEvent) {
+        // An event shows that the connection works again.
         self.tries = 0;
         if let Some(cursor) = &event.cursor {
             self.cursor = Some(cursor.value().clone());
@@ -363,6 +364,7 @@ impl ReconnectTask {
     async fn once(&self, backoff: &mut Backoff) -> Result<Duration, CallError> {
         let connection = match self.connect().await {
             Ok(connection) => connection,
+            // Dialling again would fail until an administrator changes something.
             Err(error) if error.is_permanent() => return Err(error.into()),
             Err(error) => {
                 tracing::debug!(peer = %self.addr, %error, "cannot connect");
@@ -394,6 +396,7 @@ impl ReconnectTask {
             return Ok(connection);
         };
         if let Err(error) = on_connect(connection.clone()).await {
+            // An unprepared connection must not reach a caller.
             connection.close(CloseCode::Normal, "");
             // Whatever the error was, the peer may serve something else next time.
             return Err(ConnectError::Prepare(error));

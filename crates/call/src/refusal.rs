@@ -54,6 +54,7 @@ impl AccessControl {
     /// The error for a caller that the rule refuses.
     pub(crate) fn refusal(&self, identity: Option<&Identity>, key: Option<PeerKey>) -> CallError {
         let Some(identity) = identity else {
+            // The rule of an operation is not for callers without an identity.
             return unknown_caller(key);
         };
         let missing = MissingScopes::from_rule(self, &identity.scopes);

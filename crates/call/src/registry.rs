@@ -218,6 +218,7 @@ impl RegistryBuilder {
     pub fn build_lazily(self) -> Result<Registry, RegistryError> {
         let mut by_name = ByName::new();
         for registration in self.registrations {
+            // Callers rely on these operations to mean the same on every node.
             if rules::is_protocols(&registration.spec.namespace) {
                 return Err(RegistryError::Reserved(registration.spec.name));
             }
@@ -337,12 +338,14 @@ impl Registry {
 
     /// Installs the compiled operations.
     pub(crate) fn install_import(&self, next: &PendingImport<'_>) -> Result<(), RegistryError> {
+        // An import must not stand in for an operation of the program.
         if let Some(taken) = next.names().find(|name| self.by_name.contains_key(*name)) {
             return Err(RegistryError::Duplicate(taken.to_owned()));
         }
         if let Some(taken) = next.collision(&self.imported.load()) {
             return Err(RegistryError::Duplicate(taken.to_owned()));
         }
+        // Another import may finish meanwhile: its operations must not be lost.
         self.imported.rcu(|before| next.over(before));
         Ok(())
     }

@@ -194,6 +194,7 @@ impl InboundRequest {
 
     /// See [`Ctx::set_sent`].
     pub(crate) fn set_sent(&self, sent: bool) {
+        // Repeated notes must not change the count.
         if self.sent.swap(sent, Ordering::AcqRel) != sent {
             self.tree().changes().note(sent);
         }
@@ -224,6 +225,7 @@ impl InboundRequest {
             token.cancel();
         }
         if let Some(task) = self.task.get() {
+            // The task of the request would otherwise run on.
             task.abort();
         }
     }
@@ -521,6 +523,7 @@ impl Drop for InFlight {
         let request = &self.0;
         // No call starts below a request that is over, either.
         request.aborted.store(true, Ordering::SeqCst);
+        // With a key, the run gives the permit back.
         if request.head.key.is_none() {
             request.operation.leave();
         }
@@ -587,6 +590,7 @@ impl OnceRun {
             return run.await;
         };
         if tokio::time::timeout_at(deadline, run).await.is_err() {
+            // The handler is dropped by now: this is the one answer.
             request.fail(CallError::timeout());
         }
     }

@@ -281,6 +281,7 @@ impl RequestBytes {
         bytes: usize,
         retention: RequestRetention,
     ) -> Result<Option<Arc<RequestClaim>>, CallError> {
+        // The limit of requests in flight bounds short ones: counting each would only take the lock.
         if bytes <= REQUEST_BYTES_FREE {
             return Ok(None);
         }
@@ -336,6 +337,7 @@ impl RequestBytes {
     /// Counts `bytes` more for a requester that has the `held` bytes and nothing else, if it may begin a request.
     pub(crate) fn grow_alone(&self, requester: &Requester, bytes: usize, held: usize) -> bool {
         let mut counted = lock(&self.counted);
+        // Another connection of the requester has bytes as well: then the usual limits apply.
         if counted.requester_totals(requester).bytes != held {
             return false;
         }
@@ -360,6 +362,7 @@ impl RequestBytes {
     /// Whether a requester has room for more. While all have less than the smallest share, this does not call
     /// `requester`.
     pub(crate) fn has_room(&self, requester: impl FnOnce() -> Requester) -> bool {
+        // No share can be exhausted yet: the lock is not needed.
         if self.node.load(Ordering::Acquire) < self.bounds.unknown_each {
             return true;
         }

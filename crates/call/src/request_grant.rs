@@ -157,6 +157,7 @@ pub(crate) async fn withdrawn(request: &InboundRequest) -> CallError {
     };
     let open = grant.route.is_none() && request.operation().spec.access_control.is_open();
     let changes = request.link().dispatcher.identity_changes();
+    // An operation that every caller may use needs no watch.
     let Some(mut changes) = changes.filter(|_| !open) else {
         return std::future::pending().await;
     };

@@ -118,7 +118,9 @@ impl RetryCount {
         }
         let own = jittered(RETRY_DELAY_FIRST * 2u32.pow(self.0), random);
         let requested = Duration::from_millis(error.retry_after_ms.unwrap_or_default());
+        // The peer knows best when it has room again.
         let delay = own.max(requested);
+        // The retry would end at its deadline before it began.
         if left.is_some_and(|left| left <= delay) {
             return None;
         }
@@ -200,6 +202,7 @@ impl Caller {
         }
         match self.schema(operation.trim_start_matches('/')).await {
             Ok(spec) => Ok(OperationRetryInfo::from_spec(&spec)),
+            // An operation that the peer does not list may still be callable: it is called once.
             Err(error) if error.code == ErrorCode::NotFound => Ok(OperationRetryInfo::UNKNOWN),
             Err(error) => Err(error),
         }

@@ -26,6 +26,7 @@ pub(crate) fn check(registration: &Registration) -> Result<(), RegistryError> {
         });
     }
     let streams = matches!(registration.handler, HandlerKind::Stream(_));
+    // A caller chooses how it reads answers by the type alone.
     if streams != (spec.op_type == OperationType::Subscription) {
         return Err(RegistryError::HandlerKind(name()));
     }
@@ -40,6 +41,7 @@ pub(crate) fn check(registration: &Registration) -> Result<(), RegistryError> {
         });
     }
     let composes = registration.authority.is_some() || registration.scoped_env.is_some();
+    // An import runs elsewhere: rights given to it here would go unused, or to a peer.
     if composes && !registration.provenance.may_compose() {
         return Err(RegistryError::Leaf(name()));
     }
@@ -89,6 +91,7 @@ fn check_openness(registration: &Registration) -> Result<(), RegistryError> {
     let risky = spec.visibility == Visibility::External
         && spec.op_type == OperationType::Mutation
         && spec.access_control.is_open();
+    // An empty access control is more often forgotten than meant.
     if risky && !registration.open {
         return Err(RegistryError::Open(spec.name.clone()));
     }

@@ -74,6 +74,7 @@ impl SendQueueState {
     /// Queues the last bytes of a frame.
     fn append(&mut self, tail: &Bytes) {
         self.bulk |= tail.len() > BULK_BYTES;
+        // A short copy is cheaper than another write.
         if tail.len() <= COPY_BYTES_MAX {
             self.buffer.extend_from_slice(tail);
             return;
@@ -253,6 +254,7 @@ impl SendQueue {
         let mut state = lock(&self.state);
         state.killed.get_or_insert(code);
         drop(state);
+        // `Notify` keeps one notice: the task may not be waiting yet.
         self.dead.notify_one();
         self.end();
     }
@@ -332,6 +334,7 @@ impl SendQueue {
             let begin = mark.end - mark.bytes as u64;
             let now = written.min(mark.end).saturating_sub(begin) as usize;
             mark.pass(now);
+            // Later marks end behind this one, which is not written yet.
             if mark.bytes > 0 {
                 break;
             }

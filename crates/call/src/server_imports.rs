@@ -42,6 +42,7 @@ impl ServerImports {
         offered.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
         let mut hash = Sha256::new();
         for (name, one) in &by_source {
+            // With the name, so that two sources that swap their operations change the digest.
             hash.update(name.as_bytes());
             hash.update(one.digest);
         }

@@ -155,6 +155,7 @@ fn run_list(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
     let prefix = input.prefix.unwrap_or_default();
     let prefix = prefix.trim_start_matches('/');
     let limit = input.limit.unwrap_or(PAGE_DEFAULT);
+    // A page is built in memory at once.
     if !(1..=PAGE_MAX).contains(&limit) {
         let message = format!("limit is 1 to {PAGE_MAX}, not {limit}");
         return Err(CallError::invalid_input(message));
@@ -213,6 +214,7 @@ fn run_schema(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
     let input: SchemaInput = members(input)?.unwrap_or_default();
     let names = match (input.name, input.names) {
         (Some(name), None) => return CallOutput::json(&spec_of(&name, ctx)?.spec),
+        // Specs are long: an answer of more would exceed the frames of many peers.
         (None, Some(names)) if names.len() <= NAMES_MAX => names,
         _ => {
             let message = format!("give name, or names with at most {NAMES_MAX} of them");

@@ -192,6 +192,7 @@ pub(crate) fn watch_over(
     // The proof may have been revoked between its lookup and this: the watch looks it up again at once.
     changes.mark_changed();
     let watch = watch(Arc::downgrade(link), proof, Arc::clone(identity), changes);
+    // The watch must not outlive the connection.
     let over = link.over();
     tokio::spawn(async move {
         over.run_until_cancelled(watch).await;

@@ -177,6 +177,7 @@ impl<'a> Serializer for JsonWriter<'a> {
     }
 
     fn serialize_struct(self, name: &'static str, _: usize) -> Result<MemberWriter<'a>, Error> {
+        // The text is valid JSON already: escaping it again would change it.
         if name == RAW {
             return Ok(MemberWriter::Raw(self.0));
         }

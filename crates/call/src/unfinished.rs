@@ -32,6 +32,7 @@ impl PartialMessage {
         bytes: usize,
     ) -> Result<(), AssemblyLimitError> {
         let counted = self.claim(link, bytes);
+        // The metrics show that this limit was reached.
         if counted.is_err() {
             DispatcherCounters::add(&link.dispatcher.counters.request_bytes_full);
         }
@@ -61,6 +62,7 @@ impl PartialMessage {
                 self.waited += waited;
                 return Ok(begun + waited);
             }
+            // A sender that is refused now would lose all calls of its connection.
             if timeout_at(deadline, given_back).await.is_err() {
                 break;
             }

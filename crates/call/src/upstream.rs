@@ -82,6 +82,7 @@ impl UpstreamFailure {
             Self::Unavailable => ErrorCode::Unavailable,
         };
         let mut error = CallError::new(code, message);
+        // The operation may have changed something before its server failed.
         error.retryable = false;
         error
     }
@@ -113,6 +114,7 @@ impl InboundRequest {
         let is_cause = matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable);
         // An error with details is this node's own, such as that of a locked vault.
         let hides = operation.provenance.is_server() && is_cause && error.details.is_none();
+        // The administrator may read addresses and texts of the node's servers.
         if !hides || self.reads_causes() {
             return error;
         }

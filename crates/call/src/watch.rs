@@ -198,6 +198,7 @@ impl RegistryWatcher {
     /// One turn.
     fn take_turn(&mut self) -> WatchTurn {
         let view = (self.view)();
+        // The same right as for `services/list-peers`: a watcher learns no more than a list shows.
         let lists = view(&AccessControl {
             required_scopes: vec![PEERS_SCOPE.to_owned()],
             ..AccessControl::default()

@@ -63,6 +63,7 @@ impl UnreadQuota {
 
     fn grow(&self, held: &mut UnreadUsage, needed: usize, fit: GrowLimit) -> bool {
         let requester = (self.requester)();
+        // The peer may have authenticated since: its bytes then count for the new identity.
         if held.owner.as_ref() != Some(&requester) {
             self.hand_over(held, &requester);
         }
@@ -92,6 +93,7 @@ impl UnreadQuota {
         let mut held = lock(&self.held);
         let needed = needed(waiting.load(Ordering::SeqCst));
         let surplus = held.bytes.saturating_sub(needed);
+        // A small surplus stays for the next response, which then needs no lock of the node.
         if surplus > 0 && (needed == 0 || surplus >= UNREAD_SLACK_BYTES) {
             self.give_back(&mut held, surplus);
         }
@@ -119,6 +121,7 @@ impl UnreadQuota {
     pub(super) async fn wait_room(&self) {
         let _turn = self.turn.lock().await;
         while !self.has_room() {
+            // Other connections free the room, and none of them knows which tasks wait.
             sleep(UNREAD_ROOM_EVERY).await;
         }
     }

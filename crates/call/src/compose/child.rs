@@ -99,6 +99,7 @@ impl ChildCall {
     pub(crate) fn note(&self, error: &CallError) {
         self.note_upstream(error);
         let by = match error.code {
+            // The caller's haste set this deadline: the operation is not to blame.
             ErrorCode::Timeout if self.hastened => Hindrance::Here,
             ErrorCode::Overloaded if self.operation.speaks_for_itself() => Hindrance::Here,
             ErrorCode::Overloaded => Hindrance::Elsewhere,
@@ -207,6 +208,7 @@ impl ChildCallGuard {
 impl Drop for ChildCallGuard {
     fn drop(&mut self) {
         let child = &self.0;
+        // The calls below depend on this one, however it ended.
         child.tokens.end();
         if child.key.is_none() {
             child.operation.leave();

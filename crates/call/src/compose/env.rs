@@ -144,6 +144,7 @@ impl OperationEnv for PeerCompositeEnv {
         let peer = lookup.peer.unwrap_or(&PeerRef::Any);
         // The reach to the server's own operations does not extend to a peer with the same names.
         if self.base.is_kept_for_server(name) {
+            // Only an explicit pin or route may lead to a peer in the server's stead.
             let scope = &lookup.scope.on_peers_alone();
             return self.peers.pick(peer, &OperationLookup { scope, ..*lookup });
         }

@@ -73,6 +73,7 @@ impl ChildSubscription {
         let event = match child.tokens.run().run_until_cancelled(next).await {
             Some(Some(event)) => event,
             Some(None) => return None,
+            // The tree was aborted while the source was silent.
             None => Err(aborted()),
         };
         let event = event.inspect_err(|error| child.note(error));

@@ -270,6 +270,7 @@ impl Env {
         let no_scopes = ScopeSet::default();
         let scopes = self.authority().map_or(&no_scopes, |own| &own.scopes);
         let mut every = self.resolver.every();
+        // Resources are not checked here: they depend on the input of each call.
         every.retain(|found| {
             let rule = &found.operation.spec.access_control;
             (self.is_own(found) || scope.reaches(found.operation(), None))
@@ -308,6 +309,7 @@ impl Env {
                         None => scope.reaches(name, None),
                     }
             })
+            // A description without code must not look like a failing operation.
             .filter(|found| found.operation.is_callable())
             .ok_or_else(unknown)
     }
@@ -354,6 +356,7 @@ impl Env {
     ) -> Result<CallBody, CallError> {
         let operation = &found.operation;
         self.check_access(operation, &input)?;
+        // Before a permit is taken: a call of the wrong type costs nothing.
         let handler = once(operation)?;
         let child = self.child(operation, options)?;
         let running = self.enter(child, &input)?;
@@ -475,6 +478,7 @@ impl Env {
             let text = format!("an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
             return Err(CallError::invalid_input(text));
         }
+        // On other operations a key has no meaning, and must not change the run.
         let is_keyed = keyed::is_keyed(&operation.spec);
         Ok(is_keyed.then(|| keyed::key_for(self.ctx.operation(), key).into()))
     }
@@ -496,6 +500,7 @@ impl Env {
             });
         };
         let left = parents.checked_duration_since(now);
+        // The caller needs a little of its time to answer after this call has.
         let Some(left) = left.and_then(|left| left.checked_sub(HOP_MARGIN)) else {
             // The caller left too little time, and this operation is not to blame.
             if self.ctx.is_hurried() {

@@ -74,12 +74,14 @@ impl SandboxSession {
         if registration.authority.is_some() || registration.scoped_env.is_some() {
             return Err(SessionError::Authority(registration.spec.name.into()));
         }
+        // A script must not look like an operation of the node itself.
         rules::check_namespace(&registration.spec)?;
         let name = registration.spec.name.clone();
         if self.exists_below(&name) {
             return Err(RegistryError::Duplicate(name).into());
         }
         registration.provenance = Provenance::Session;
+        // Requests from outside must not reach a script's operation, whatever its spec says.
         registration.spec = registration.spec.internal();
         let authority = CompositionAuthority::clone(&self.authority);
         let registration = registration.composing(authority, ScopedPeerEnv::clone(&self.scope));

@@ -212,7 +212,9 @@ impl Drop for EndOnDrop {
         link.follow.cancel();
         link.dispatcher
             .peers
+            // Only this connection's entry: a newer one of the peer stays.
             .detach(link.info.id, link.dispatcher.announcer());
+        // Calls must not find operations of a connection that is gone.
         link.imports.store(None);
         link.inbound.abort_where(|_| true);
         let streams = std::mem::take(&mut *lock(&link.streams));

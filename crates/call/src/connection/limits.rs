@@ -101,6 +101,7 @@ impl CallConnectionState {
         } else {
             GrowLimit::Wholly
         };
+        // One lock for the check and the count: two answers cannot both take the last room.
         self.unread.claim(len, fit, |waiting| {
             waiting == 0
                 || if event {
@@ -185,6 +186,7 @@ impl CallConnectionState {
     /// connection open takes a few bytes a minute: a PING on QUIC, a frame that is no request on TCP, a subscription
     /// that every peer may have, or a small request.
     pub(super) async fn unknown_for_too_long(&self) {
+        // This side chose the server that it dialled; a guest's time limits are those of its own login.
         if self.connection.info().dialled || self.is_guest() {
             return std::future::pending().await;
         }

@@ -104,12 +104,14 @@ impl ImportReader<'_> {
             let input = json!({ "limit": PAGE, "cursor": cursor });
             let page: OperationListing = self.ask("services/list", &input).await?;
             self.apply_protocol(&page);
+            // The node stores the name and sends it to every watcher.
             if page.registry.len() > REGISTRY_BYTES_MAX {
                 let reason = format!("it has more than {REGISTRY_BYTES_MAX} bytes");
                 return Err(AdapterError::schema("/registry", reason));
             }
             let before = seen.len();
             for operation in page.operations {
+                // Two entries of one name could differ, and only one of them would be called.
                 if !seen.insert(operation.name.clone()) {
                     let name = operation.name;
                     return Err(AdapterError::Collision { name });
@@ -157,6 +159,7 @@ impl ImportReader<'_> {
                 }
                 // The peer removed the operation after it listed it.
                 Err(ImportBatchError::Split(error)) if error.code == ErrorCode::NotFound => {}
+                // A single operation cannot be split further.
                 Err(ImportBatchError::Split(error)) => return Err(error.into()),
                 Err(ImportBatchError::For(error)) => return Err(error),
             }
@@ -227,6 +230,7 @@ fn in_order(
 ) -> Result<Vec<OperationSpec>, AdapterError> {
     let mut by_name = HashMap::with_capacity(found.len());
     for spec in found {
+        // The peer may answer with other specs than the requested ones.
         if let Some(twice) = by_name.insert(spec.name.clone(), spec) {
             return Err(AdapterError::Collision { name: twice.name });
         }

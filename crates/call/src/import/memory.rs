@@ -189,6 +189,7 @@ impl ImportShare {
             let with_others = bytes.saturating_mul(IMPORT_RESERVE_PART);
             self.check_room(&taken, 0, with_others).is_ok()
         };
+        // Halving finds a size in a few steps: the exact largest one is not needed.
         while bytes > least && !leaves_enough(bytes) {
             bytes = (bytes / 2).max(least);
         }

@@ -174,6 +174,7 @@ impl SubscriptionBuffer {
         if much || self.tx.capacity() <= 1 {
             return Err(overloaded("more events come than are taken: read them"));
         }
+        // The reservation of the incomplete event may be smaller than the whole one.
         if !grow(&mut claim, self.waiting.bytes(), bytes) {
             return Err(no_room());
         }

@@ -58,6 +58,7 @@ impl Caller {
     async fn import_served(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;
         let link = self.link();
+        // A peer that served operations before is updated also when it has none left.
         let attached = link.dispatcher.peers.is_attached_over(link.info.id);
         match &imported.peer {
             Some(peer) if attached || imported.operations > 0 => {
@@ -108,6 +109,7 @@ async fn attach(
         AttachResult::Primary(older) => {
             tracing::info!(%peer, connection = %link.info.id, "attached");
             if let Some(older) = older {
+                // Two connections of one peer must not both serve its calls.
                 older.supersede();
             }
             Ok(())
@@ -163,10 +165,13 @@ pub(crate) async fn follow(link: &Arc<CallConnectionState>) {
             Ok(imported) => {
                 let serves = imported.operations > 0;
                 link.life.apply(PeerEvent::Read { serves });
+                // A successful read ends the series of failures.
                 retry = ImportRetry(RETRY_FIRST);
                 match wait_for_change(&caller, &imported.registry).await {
                     ImportChange::Changed => {}
+                    // The operations may have changed unseen: the node reads them again.
                     ImportChange::Lost => retry.wait().await,
+                    // Without reports of changes, the node keeps this list for the life of the connection.
                     ImportChange::Never => return,
                 }
             }

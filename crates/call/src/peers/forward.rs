@@ -90,6 +90,7 @@ impl ForwardHandler {
             return Err(error);
         }
         let newer = self.newer(ctx, error.clone())?;
+        // Sending it again over the same connection would fail in the same way.
         if Arc::ptr_eq(&newer, link) {
             return Err(error);
         }
@@ -260,6 +261,7 @@ impl CallerDisclosure {
 /// How often a request has been passed on once this node does so. The node sends the number whether or not it
 /// discloses a forwarder, and also with calls that operations make for a request: a circle of nodes ends.
 fn next_hop(hops: u8) -> Result<u8, CallError> {
+    // Nodes that do not disclose forwarders cannot see a circle in any other way.
     if hops >= FORWARDING_HOPS_MAX {
         let message = format!(
             "the request was passed on {FORWARDING_HOPS_MAX} times already: do nodes forward to each other \
@@ -294,6 +296,7 @@ fn item(event: SubscriptionEvent) -> Result<SubscriptionItem, CallError> {
 
 fn cursor(cursor: &CallBody) -> Result<Value, CallError> {
     let bytes = cursor.raw().len();
+    // A cursor becomes a tree, of many times its length.
     if bytes > CURSOR_BYTES_MAX {
         let message = format!(
             "the peer's cursor has {bytes} bytes, and at most {CURSOR_BYTES_MAX} are passed on"

@@ -147,6 +147,7 @@ impl CallForwarder {
         ctx: &Ctx,
         except: Option<&PeerId>,
     ) -> Result<(ResolvedOperation, Option<Box<str>>), CallError> {
+        // The input of a script must not choose the peer by the rights of the requester.
         if ctx.internal() {
             let message = "an operation calls a peer by its own authority: invoke with a PeerRef";
             return Err(CallError::new(ErrorCode::Forbidden, message));
@@ -188,6 +189,7 @@ impl CallForwarder {
     ) -> Result<ResolvedOperation, CallError> {
         let id = ctx.dispatcher().by_name(name);
         let scope = id.as_ref().map_or(name, PeerId::as_str);
+        // Before the lookup: a requester without the way does not learn whether the peer exists.
         self.passed(self.may_go(Some(scope), identity), identity, ctx)?;
         let operation = id
             .as_ref()

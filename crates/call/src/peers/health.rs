@@ -20,6 +20,7 @@ const QUESTION: &str = "services/list";
 
 /// Calls a peer now and then, while it serves operations here. Never resolves for a peer that may serve some.
 pub(crate) async fn watch_over(link: &Arc<CallConnectionState>) {
+    // No call is routed to a client that is not a peer.
     if peer_of(link).is_none() {
         return;
     }

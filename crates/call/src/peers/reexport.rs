@@ -148,6 +148,7 @@ pub(super) async fn ask_around(
     };
     match find(&input, found.peer.as_ref()) {
         Ok(found) => ask(&found, input, ctx).await,
+        // How the first peer failed says more than that no other serves the operation.
         Err(_) => Err(lost),
     }
 }

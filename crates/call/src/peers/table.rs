@@ -212,6 +212,7 @@ impl PeerTable {
             RoutingPolicy::Affinity(key) => ready
                 .iter()
                 .copied()
+                // Rendezvous hashing: a key moves only when its own peer leaves.
                 .max_by_key(|peer| weight(key, &peer.id)),
             RoutingPolicy::LeastInFlight => {
                 let loads: Vec<_> = ready.iter().map(|peer| peer.in_flight()).collect();
@@ -250,6 +251,7 @@ impl PeerTable {
                 table[at] = Arc::clone(&peer);
                 older
             }
+            // Only a new peer counts: a known one may always reconnect.
             None if table.len() >= PEERS_MAX => return AttachResult::TooMany,
             None => {
                 table.push(Arc::clone(&peer));

@@ -78,6 +78,7 @@ impl SchemaValidator {
         match turn::run_blocking(|| size::admit(schema, left)) {
             Ok(admitted) => Ok(admitted.steps),
             Err(error @ SchemaError::TooMuch(_)) => Err(error),
+            // Other faults surface at the first check of a value, and cost only that operation.
             Err(_) => Ok(0),
         }
     }
@@ -120,6 +121,7 @@ impl SchemaValidator {
                 })?;
             let lists_violations = match fit {
                 ValidationOutcome::Yes => return Ok(()),
+                // Collecting the violations takes many times the bytes of the value.
                 ValidationOutcome::No => text.len() <= INVALID_DETAILS_BYTES,
                 ValidationOutcome::NoAndLarge => false,
             };

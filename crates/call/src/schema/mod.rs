@@ -193,8 +193,10 @@ impl CompiledSchema {
             .size_limit(PATTERN_BYTES_MAX)
             .dfa_size_limit(PATTERN_CACHE_BYTES_MAX);
         let validator = jsonschema::options_for()
+            // A schema from a peer must not make this node fetch documents.
             .offline()
             .with_pattern_options(patterns)
+            // JSON Schema Validation, section 7.2.1: `format` describes a value and asserts nothing by default.
             .should_validate_formats(false)
             .build(schema)
             .map_err(|error| SchemaError::Invalid(error.to_string()))?;

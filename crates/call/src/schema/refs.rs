@@ -94,6 +94,7 @@ impl<'s> SchemaResolver<'s> {
         base: SchemaBaseUri<'s>,
     ) -> Option<ResolvedReference<'s>> {
         let is_meta = META.iter().any(|meta| to.starts_with(meta));
+        // A schema may define a resource under the address of a schema of schemas.
         if is_meta && !self.known().contains_key(address(to)) {
             return Some(ResolvedReference::Meta);
         }

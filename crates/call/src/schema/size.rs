@@ -88,6 +88,7 @@ pub(super) fn admit(schema: &Value, left: &mut u64) -> Result<SchemaCost, Schema
     }
     seen.made(schema, whole.once)?;
     seen.compiled_patterns(left)?;
+    // Every part of a value takes the same steps: the count of parts suffices later.
     if !seen.uneven {
         let each = whole.once.values.max(1).saturating_add(seen.name_pieces);
         return Ok(SchemaCost {

@@ -261,6 +261,7 @@ impl<'s> StepCounter<'s> {
         let Value::Object(words) = schema else {
             return Ok(SchemaSteps { valid: 1, mark: 1 });
         };
+        // Each level takes stack, here and in the validator.
         if self.depth >= SCHEMA_DEPTH_MAX {
             return Err(StepCountStop::Deep);
         }

@@ -130,10 +130,12 @@ impl ValidationPermit {
         if state.running >= turns.most && state.waiting >= most {
             return None;
         }
+        // One peer must not hold every waiting slot.
         if owner.as_ref().is_some_and(|owner| !state.enter(owner)) {
             return None;
         }
         state.waiting += 1;
+        // A condition variable may wake without a notice.
         while state.running >= turns.most {
             let woken = turns.ended.wait(state);
             state = woken.unwrap_or_else(PoisonError::into_inner);

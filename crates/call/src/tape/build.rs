@@ -104,6 +104,7 @@ fn one_more(open: &mut Stack) {
 }
 
 pub(super) fn count(text: &[u8]) -> Result<TapeSize, CallError> {
+    // Offsets have 31 bits; the highest bit marks arrays and objects.
     if text.len() >= CONTAINER as usize {
         return Err(CallError::invalid_input("the text is too long"));
     }
@@ -112,6 +113,7 @@ pub(super) fn count(text: &[u8]) -> Result<TapeSize, CallError> {
     tokens(text, |token, _, part| {
         match token {
             JsonToken::Open { object } => {
+                // A tree of the text, if an operation asks for one, is parsed by recursion.
                 if open.len() == NESTING_MAX {
                     let message = format!("nested deeper than {NESTING_MAX}");
                     return Err(CallError::invalid_input(message));
@@ -205,6 +207,7 @@ fn close(text: &str, words: &mut Vec<u32>, closed: &OpenContainer) {
             name = behind(words, name + 1);
         }
         let (pairs, _) = words[first..].as_chunks_mut::<2>();
+        // A lookup finds its name by binary search over the hashes.
         pairs.sort_unstable();
     }
     let end = words.len() as u32;

@@ -277,6 +277,7 @@ impl<'t> UnparsedItems<'t> {
 
     /// A member of an object that the caller has not read yet.
     pub(super) fn member(&self, key: &TapeKey) -> Option<TapeNode<'t>> {
+        // Few members are compared faster than hashed.
         if self.left < SEARCHED_MEMBERS {
             let mut members = self.clone();
             while let Some((name, value)) = members.next_member() {

@@ -45,6 +45,7 @@ fn hash(node: &TapeNode<'_>) -> u64 {
             let mut members = node.as_object();
             while let Some((name, value)) = members.as_mut().and_then(UnparsedItems::next_member) {
                 let name = name.string().unwrap_or_default();
+                // A sum does not depend on the order, unlike a running hash.
                 all = all.wrapping_add(KEYS.hash_one((name, hash(&value))));
             }
             all.hash(&mut state);
@@ -141,6 +142,7 @@ pub(super) fn all_differ(items: &UnparsedItems<'_>) -> bool {
         if compared == items.count_left() {
             return true;
         }
+        // The passes grow fast: all of them together take little more than the last.
         most = most.saturating_mul(MORE_COMPARED);
     }
 }

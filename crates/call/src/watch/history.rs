@@ -125,6 +125,7 @@ impl RegistryHistory {
     /// takes several changes of one source in a row together, up to [`TURN_OPERATIONS_MAX`]. `lists` says whether the
     /// watcher gets changes of peers.
     pub(super) fn next(&self, seen: &mut u64, lists: bool) -> HistoryTurn {
+        // The missed changes may include removed operations, which no present list shows.
         if lists && *seen < self.forgotten {
             *seen = self.last;
             return HistoryTurn::Forgotten;
@@ -340,6 +341,7 @@ impl OperationSource {
             };
             (Arc::clone(name), of_name)
         }));
+        // An import often reads what the node has already: watchers need no notice of that.
         if replaced.is_empty() && *self.registry == *registry {
             return false;
         }
@@ -388,6 +390,7 @@ impl OperationSource {
         let index_after = |serial| self.steps.partition_point(|step| step.serial <= serial);
         let (start, end) = (index_after(from), index_after(to));
         let mut missed = MissedChanges::default();
+        // The oldest missed change is forgotten: only the whole list is exact.
         if start == 0 && end > 0 && self.is_first_forgotten() {
             missed.whole = Some(self.whole(end));
             return (to, missed);
