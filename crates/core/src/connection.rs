@@ -139,6 +139,7 @@ impl Drop for ConnectionInner {
 impl ConnectionInner {
     fn close(&self, code: CloseCode, reason: &str) {
         match self.codes.get() {
+            // A handler of another protocol numbers its errors in its own way.
             Some(number) => self.source.close_foreign(number(code), reason),
             None => self.source.close(code, reason),
         }
@@ -162,6 +163,7 @@ impl Connection {
     pub fn nested(&self, source: Box<dyn StreamSource>, alpn: &[u8]) -> Self {
         let info = ConnectionInfo {
             alpn: alpn.into(),
+            // The bytes travel in a stream of the carrier, and not over a carriage of their own.
             carriage: Carriage::Memory,
             dialled: false,
             ..self.0.info.clone()

@@ -73,6 +73,7 @@ impl PeerVerification {
     /// [`PeerVerification::WebPki`] itself, of a dialler that is configured to accept one.
     pub fn for_address(addr: &PeerAddr, known: &[PeerKey]) -> Result<Self, DialError> {
         match (known, addr.pins.as_slice(), &addr.host) {
+            // Without keys, public authorities vouch for a name. They do not vouch for an address here.
             ([], [], DialHost::Name(_)) => Ok(Self::WebPki),
             ([], [], DialHost::Ip(_)) => Err(DialError::new(
                 DialErrorKind::UnknownPeer,

@@ -57,6 +57,7 @@ fn above(error: TypedefError, path: &str) -> TypedefError {
 
 fn range(field: &FieldOffset<'_>, len: usize, path: &str) -> Result<std::ops::Range<usize>> {
     let end = field.off + field.node.extent.size;
+    // A record from outside may be shorter than its layout.
     if end > len as u64 {
         let why = format!("the record has {len} bytes, and the field ends at {end}");
         return Err(TypedefError::access(path, why));

@@ -43,6 +43,7 @@ impl Schema {
         let ptr = self.pointer(definition)?;
         let root = build(self, &ptr, mode)?;
         let offsets = match mode {
+            // Offsets are fixed in aligned mode only: packed ones depend on the values.
             LayoutMode::Aligned => Some(OffsetMap::new(&root, self.limits().entries)?),
             LayoutMode::Packed => None,
         };

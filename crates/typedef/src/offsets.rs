@@ -61,6 +61,7 @@ impl OffsetMap {
     }
 
     fn add(&mut self, path: String, off: u64, node: &Arc<LayoutNode>, max: u64) -> Result<()> {
+        // Arrays of structs within arrays multiply: the schema's own size does not bound the entries.
         if self.entries.len() as u64 >= max {
             return Err(TypedefError::limit("fields of a record", max));
         }

@@ -71,6 +71,7 @@ impl TensorType {
         if wanted.len() != shape.len() {
             return Err(format!("the tensor's rank is not {}", wanted.len()));
         }
+        // A failed check must bind no name.
         let mut known = dims.clone();
         for (axis, (wanted, size)) in wanted.iter().zip(shape).enumerate() {
             let wanted = match wanted {

@@ -374,6 +374,7 @@ fn signing_purpose(text: &str) -> Result<String, ConfigDiagnostic> {
         "ssh-user-ca",
     ];
     let fix = "write dns-zone-ZONE-GENERATION, or leave the key out and bring a key from outside";
+    // These keys act for the node itself: an operation that holds one could act as the node.
     if NEVER.contains(&text) {
         let what = format!("the key {} is handed to no operation", quote(text));
         return Err(ConfigDiagnostic::new(what, fix.to_owned()));

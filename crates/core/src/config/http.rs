@@ -359,6 +359,7 @@ fn address(text: &str) -> Result<String, ConfigDiagnostic> {
     let rest = ["https://", "http://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme));
+    // The address goes into a header, which takes no control characters and no spaces.
     let is_valid = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
         && text.bytes().all(|b| b.is_ascii_graphic());
     is_valid.then(|| text.to_owned()).ok_or_else(|| {

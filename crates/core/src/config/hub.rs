@@ -115,6 +115,7 @@ impl fmt::Debug for JoinConfig {
     /// Shows every field but the join string, which is a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinConfig")
+            // The join string holds a token, which must not reach a log.
             .field("code", &self.code.as_ref().map(|_| "…"))
             .field("address", &self.address)
             .field("key", &self.key)
@@ -202,6 +203,7 @@ fn role(
     let name_value = name.clone();
     let name = name.and_then(|value| value.parsed(notes, role_name));
     if let (Some(name), Some(name_value)) = (&name, name_value) {
+        // Invitations refer to a role by its name.
         if seen.contains(name) {
             let what = format!("the role {} is there already", quote(name));
             name_value.report(notes, what, "keep one of the two");
@@ -264,6 +266,7 @@ fn join(
     let scopes = section.key("scopes");
     section.finish(notes);
     match (&code, &address, &key) {
+        // A join string holds an address and a key itself, which could differ from given ones.
         (Some(_), None, None) | (None, Some(_), Some(_)) => {}
         _ => entry.report(
             notes,
@@ -342,6 +345,7 @@ pub(super) fn join_code(text: &str) -> Result<String, ConfigDiagnostic> {
     if !body.is_empty() && text.len() <= CODE_CHARS_MAX && body.bytes().all(plain) {
         return Ok(text.to_owned());
     }
+    // The text is not quoted: a join string holds a token.
     Err(ConfigDiagnostic::new(
         "this is no join string".to_owned(),
         "copy it again, all of it, as 'alknet hub invite' prints it".to_owned(),

@@ -273,6 +273,7 @@ fn namespace_among(
     notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<String> {
     let name = value.parsed(notes, namespace_of)?;
+    // Operations of two servers would share a namespace, and their names could collide.
     if seen.contains(&name) {
         let what = format!("{} has an import already", quote(&name));
         value.report(notes, what, "choose another namespace for one of the two");
@@ -396,6 +397,7 @@ fn namespace_of(text: &str) -> Result<String, ConfigDiagnostic> {
             "use 1 to 32 of a-z, 0-9, '_' and '-', a letter first",
         );
     }
+    // The operations of a server must not look like the node's own.
     match RESERVED.contains(&text) {
         true => refuse(
             format!("the namespace {} is the node's own", quote(text)),
@@ -445,6 +447,7 @@ fn url_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
 
 /// A file in the folder of the configuration, or a URL.
 fn document_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
+    // The address of a document follows the rules for that of the server.
     if text.starts_with("https://") || text.starts_with("http://") {
         return url_of(text, plain);
     }
@@ -476,6 +479,7 @@ fn host_of(text: &str) -> Result<String, ConfigDiagnostic> {
     };
     let address = rest.parse::<PeerAddr>();
     let is_valid = address.is_ok_and(|address| {
+        // No names lie below an address.
         address.pins.is_empty() && !(below && matches!(address.host, DialHost::Ip(_)))
     });
     match is_valid && !rest.contains('@') {

@@ -329,6 +329,7 @@ impl ReloadHandle {
             .collect();
         for (id, scopes) in peers.chain(keys) {
             for scope in Vec::<String>::from(scopes.clone()) {
+                // A misspelt scope grants nothing, and the administrator would not notice.
                 if !self.is_required(&scope) {
                     let what = format!("nothing on this node asks for the scope '{scope}'");
                     warnings.push(ConfigWarning {

@@ -52,6 +52,7 @@ pub(super) fn host_name(text: &str) -> Result<String, ConfigDiagnostic> {
 }
 
 pub(super) fn domain(text: &str) -> Result<String, ConfigDiagnostic> {
+    // A name of one label belongs to a local network, and no public authority certifies it.
     if is_domain(text) && text.contains('.') {
         return Ok(text.to_owned());
     }
@@ -295,6 +296,7 @@ pub fn is_scope(text: &str) -> bool {
         let plain = |c: char| !c.is_control() && !c.is_whitespace() && c != '*';
         !part.is_empty() && part.chars().all(plain)
     };
+    // `ScopeSet` supports a star at the end only.
     let head = text.strip_suffix(":*").unwrap_or(text);
     text.len() <= SCOPE_BYTES_MAX && head.split(':').all(segment)
 }

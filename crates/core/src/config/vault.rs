@@ -284,6 +284,7 @@ fn recipients(list: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> 
 fn recipient(text: &str) -> Result<String, ConfigDiagnostic> {
     let example = "write the public key, \"age1…\" as age-keygen prints it, or the line of a file \
                    like ~/.ssh/id_ed25519.pub";
+    // The text is not quoted: it is a secret.
     if text.starts_with("AGE-SECRET-KEY") || text.contains("PRIVATE KEY") {
         let what = "this is a private key, which must stay with its owner";
         return Err(ConfigDiagnostic::new(what.to_owned(), example.to_owned()));

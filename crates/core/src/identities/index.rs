@@ -95,6 +95,7 @@ impl IdentityIndex {
             .map(|(id, _)| id)
             .chain(peers().map(|peer| &peer.peer_id));
         for id in ids {
+            // Ids first: an alias must not stand in for the id of another peer.
             self.names.insert(id.as_str().into(), id.clone());
         }
         // Another peer may take the alias of a disabled one.
@@ -124,6 +125,7 @@ impl IdentityIndex {
     /// of zeros, so that the time of the call does not reveal whether the name is known.
     pub(super) fn by_token(&self, token: &TokenHash) -> Option<(&IndexedIdentity, &LastUseDay)> {
         let found = self.by_token.get(&token.key_id);
+        // A comparison runs for an unknown name as well: the time of the answer must not show which names exist.
         let unknown = TokenHash {
             sha256: [0; 32],
             ..*token

@@ -83,6 +83,7 @@ impl IdentitySources {
             return Err(IdentityStoreError::ReadOnly(entry.peer_id));
         }
         for key in &entry.keys {
+            // With two holders of a key, the identity of its connections would be ambiguous.
             if let Some(holder) = self.holder_of_key(key).filter(|id| **id != entry.peer_id) {
                 return Err(IdentityStoreError::KeyTaken(*key, holder.clone()));
             }
@@ -134,6 +135,7 @@ impl IdentitySources {
         if !self.peers.contains_key(&peer) {
             return Ok((Vec::new(), false));
         }
+        // Tokens that the peer made must not outlive it.
         let mut changes = self.without_made_by(&peer);
         changes.push(StoreChange::RemovePeer(peer));
         Ok((changes, true))
@@ -149,6 +151,7 @@ impl IdentitySources {
         if self.config.holds(&peer) {
             return self.rotated_by_hand(peer, old, new);
         }
+        // The old key ends at a moment, which an unset clock cannot give.
         let now_s = now_s.ok_or(IdentityStoreError::ClockUnset)?;
         let before = self.stored(peer)?;
         let (after, ends) = before.clone().rotated(old, new, now_s)?;
@@ -168,6 +171,7 @@ impl IdentitySources {
         let is_admin = |key: &PeerKey| self.config.admins.iter().any(|(_, held)| held == key);
         let entry = self.config.peers.iter().find(|it| it.peer_id == peer);
         let listed = entry.map_or_else(|| is_admin(&new), |entry| entry.keys.contains(&new));
+        // The administrator has changed the configuration already.
         if listed {
             return Ok((Vec::new(), None));
         }
@@ -204,6 +208,7 @@ impl IdentitySources {
     /// Plans to revoke a token of a peer or of a program.
     pub(super) fn revoke_token(&self, id: KeyId) -> Plan<bool> {
         let config = &self.config;
+        // Only a new document can remove a token of the configuration.
         if let Some(key) = config.api_keys.iter().find(|key| key.token.key_id == id) {
             return Err(IdentityStoreError::ReadOnly(key.id()));
         }

@@ -59,6 +59,7 @@ impl TypedefValidator {
                 errors.map(|e| violation(&e)).collect(),
             ));
         }
+        // Sizes without names need no comparison between tensors.
         if !self.symbols {
             return Ok(());
         }

@@ -26,6 +26,7 @@ pub(crate) fn from_json(
     };
     let read = from.node(root, value, None);
     if read.is_err() {
+        // A failed read must leave no content in the region.
         region.truncate(start);
     }
     read

@@ -29,6 +29,7 @@ impl LeafType {
             BytesEncoding::Indirect => {
                 let (off, len) = bytes.split_at(bytes.len() / 2);
                 let [off, len] = [off, len].map(|half| take_bits(half, big));
+                // The reader checks the offset only when it has the other region.
                 self.check_bytes(len)?;
                 Ok(RecordValue::Indirect { off, len })
             }
@@ -73,6 +74,7 @@ impl LeafType {
 
     fn of_bits(&self, bits: u64) -> Fit<RecordValue> {
         Ok(match self.kind {
+            // Equal values are equal bytes: a truth value has two forms.
             FieldKind::Boolean if bits > 1 => {
                 return Err(format!("{bits:#04x} is neither 0 nor 1"));
             }

@@ -40,6 +40,7 @@ impl LeafType {
 
     fn integer_of_json(&self, value: &Value) -> Fit<RecordValue> {
         let integer = match value {
+            // Many readers of JSON hold numbers as floats, which are exact up to 2^53 only.
             Value::String(text) if self.is_wide() => wide(text)?,
             _ => integer(value).ok_or("it is no whole number")?,
         };

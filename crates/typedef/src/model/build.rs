@@ -86,6 +86,7 @@ impl<'s> LayoutBuilder<'s> {
             return Err(TypedefError::limit("parts of a layout", max));
         };
         self.left = left;
+        // References can nest the same schema: paths grow beyond those of the schema itself.
         if context.path.len() as u64 > PATH_BYTES_MAX {
             return Err(TypedefError::limit(
                 "bytes of the path of a field",
@@ -127,6 +128,7 @@ impl<'s> LayoutBuilder<'s> {
             let at = join(&ptr, kind.keyword());
             let notes = annotations::read(kind, &keywords[kind.keyword()], &at)?;
             apply(notes.align, notes.big_endian);
+            // Programs map aligned records directly, in the byte order of the machine.
             if big && self.mode == LayoutMode::Aligned {
                 let why = "\"endian\":\"big\" is for packed mode only";
                 return Err(TypedefError::schema(&at, why));
@@ -270,6 +272,7 @@ impl<'s> LayoutBuilder<'s> {
         if let Some(name) = order.iter().find(|name| !properties.contains_key(*name)) {
             return Err(invalid(format!("the field '{name}' is not in properties")));
         }
+        // The tag says the same, and the two could differ.
         if let Some(name) = order.iter().find(|name| is_tag(name)) {
             return Err(invalid(format!(
                 "'{name}' names the variant; it cannot be a field too"
@@ -326,6 +329,7 @@ fn aligned(shape: &mut NodeShape, align: u32) -> std::result::Result<LayoutExten
         NodeShape::Record(_) | NodeShape::Tensor(_) => LayoutExtent::NONE,
     };
     let has_parts = matches!(shape, NodeShape::Struct(_) | NodeShape::Union(_));
+    // Below it, a program could not read the field in place.
     if align > 1 && align < natural.align {
         return Err(format!(
             "an alignment of {align} is below the natural {}, and may only be above it",

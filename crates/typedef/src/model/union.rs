@@ -88,6 +88,7 @@ impl LayoutBuilder<'_> {
         if let Some(name) = order.iter().find(|name| !mapping.contains_key(*name)) {
             return Err(format!("'{name}' is in the order, and not in the mapping"));
         }
+        // A variant without an index would have no tag.
         if order.len() != mapping.len() {
             return Err("the order does not name every variant".to_owned());
         }

@@ -129,6 +129,7 @@ impl<'b> PackedReader<'b> {
     fn take(&mut self, len: u64) -> Result<&'b [u8]> {
         let left = self.bytes.len() - self.used;
         if len > left as u64 {
+            // The value may be complete, but is longer than the limit.
             if self.more {
                 let max = self.limits.packed_bytes;
                 return Err(TypedefError::limit("bytes of a packed value", max));

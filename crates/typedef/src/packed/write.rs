@@ -128,6 +128,7 @@ impl PackedWriter<'_> {
         let before = self.out.len();
         let used = (before - self.start) as u64;
         let max = self.limits.packed_bytes;
+        // A reader with the same limits would refuse the value.
         if len > max.saturating_sub(used) {
             return Err(TypedefError::limit("bytes of a packed value", max));
         }

@@ -86,6 +86,7 @@ pub(super) fn gather(schema: &mut Map<String, Value>, kind: FieldKind, ptr: &str
             Some(value @ Value::Bool(true)) => {
                 *value = Value::Object(Map::from_iter([(name.to_owned(), beside)]));
             }
+            // Both forms mean the same; a contradiction between them is an error.
             Some(Value::Object(notes)) if !notes.contains_key(name) => {
                 notes.insert(name.to_owned(), beside);
             }

@@ -102,6 +102,7 @@ impl SchemaGraph {
             let what = "schemas within each other, after references";
             return Err(TypedefError::limit(what, limits.depth));
         }
+        // A schema that several references name is expanded once.
         if seen[number].is_some() {
             return Ok((count, height));
         }

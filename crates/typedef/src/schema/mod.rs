@@ -214,6 +214,7 @@ fn identity(keywords: &mut Map<String, Value>, ptr: &str) -> Result<()> {
         }
         Some(_) => return Err(TypedefError::schema(&at(), "this is text")),
     }
+    // References within the document are pointers, which do not depend on it.
     keywords.shift_remove("$id");
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::limits::SchemaLimits;
 /// # Errors
 /// The text is too long, is not JSON, or names a member twice.
 pub fn parse(text: &[u8], limits: &SchemaLimits) -> Result<Value> {
+    // Before parsing, which would allocate memory for all of it.
     if text.len() as u64 > limits.schema_bytes {
         let max = limits.schema_bytes;
         return Err(TypedefError::limit("bytes of a schema", max));
