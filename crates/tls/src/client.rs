@@ -53,6 +53,7 @@ pub fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
             .add(certificate)
             .map_err(|error| refused(error.to_string()))?;
     }
+    // With no root every server would fail, and each error would blame the server.
     if roots.is_empty() {
         return Err(refused("it holds no certificate".to_owned()));
     }
@@ -122,11 +123,13 @@ impl ClientTls {
     ) -> Result<TlsRemote, TlsError> {
         match (entry, host) {
             (Some(peer), _) => Ok(TlsRemote::Peer(peer.id.clone(), self.peer(peer)?)),
+            // A key that the operator gave is stronger evidence than any authority.
             (None, _) if !keys.is_empty() => Ok(TlsRemote::Key(self.pinned(keys)?)),
             (None, RemoteHost::Name(name)) => self.public(name.to_owned().try_into().ok()),
             (None, RemoteHost::Ip(ip)) if self.options.webpki_ip => {
                 self.public(Some(ServerName::IpAddress(ip.into())))
             }
+            // Certificates for addresses are rare, and an address may change its owner.
             (None, RemoteHost::Ip(ip)) => Err(TlsError::UnknownPeer(ip.to_string())),
         }
     }
@@ -142,6 +145,7 @@ impl ClientTls {
     /// Forgets a removed entry: dials that have begun fail.
     pub fn forget_peer(&self, id: &PeerId) {
         if let Some(remote) = self.peers().remove(id) {
+            // A dial that has begun holds the remote, and must fail as well.
             remote.pins.revoke();
         }
     }
@@ -151,7 +155,9 @@ impl ClientTls {
         let keys = sorted(&peer.keys);
         let mut peers = self.peers();
         let pins = match peers.get(&peer.id) {
+            // The same remote keeps its sessions, so that the next dial resumes one.
             Some(remote) if remote.keys() == keys => return Ok(Arc::clone(remote)),
+            // Dials that have begun share the pins, and are checked against the new keys.
             Some(remote) => Arc::clone(&remote.pins),
             None => Arc::default(),
         };
@@ -205,6 +211,7 @@ impl ClientTls {
         let shown = self.options.key.as_ref();
         Ok(match shown.filter(|_| self.options.present_key_to_public) {
             Some(key) => builder.with_client_cert_resolver(present(key, KeyCertificateType::X509)?),
+            // The key would identify this node to every public server.
             None => builder.with_no_client_auth(),
         })
     }

@@ -71,6 +71,7 @@ impl NodeKey {
     /// # Errors
     /// As [`load`](Self::load), or the file cannot be written.
     pub fn load_or_create(path: &Path) -> Result<(Self, bool), TlsError> {
+        // A file that cannot be read is an error: a new key would give the node another identity.
         if let Some(key) = Self::load(path)? {
             return Ok((key, false));
         }

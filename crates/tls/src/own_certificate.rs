@@ -42,6 +42,7 @@ pub fn own_certificate(key: &PeerKey, stream: &mut (impl Read + Write)) -> io::R
     let name = ServerName::try_from(host_name(public)).map_err(io::Error::other)?;
     let connection = ClientConnection::new(Arc::new(config), name);
     let mut connection = connection.map_err(io::Error::other)?;
+    // The handshake proves that the server has the private key.
     while connection.is_handshaking() {
         connection.complete_io(stream)?;
     }
@@ -59,10 +60,12 @@ pub fn own_certificate(key: &PeerKey, stream: &mut (impl Read + Write)) -> io::R
 /// Whether a certificate is, to the byte, the one that a node with this key makes. All but the signature follows from
 /// the key, and the signature is verified.
 fn is_own(public: &[u8; 32], der: &CertificateDer<'_>) -> bool {
+    // An Ed25519 signature is the last field of a certificate (RFC 5280 section 4.1).
     let Some(signature) = der.last_chunk::<SIGNATURE_LEN>() else {
         return false;
     };
     let signer = KnownSignature { public, signature };
+    // The node makes its certificate the same way each time: equal bytes mean that it holds nothing else.
     let made = certs::self_signed(&host_name(public), &signer);
     made.is_ok_and(|made| made == *der)
 }

@@ -71,6 +71,7 @@ impl CertificatePair {
             Some(key) => key.map_err(|_| PairError::DamagedKey)?,
             None => return Err(PairError::NoKey),
         };
+        // The first of several keys may be the wrong one.
         if keys.next().is_some() {
             return Err(PairError::SeveralKeys);
         }
@@ -247,6 +248,7 @@ fn linked(chain: &[CertificateDer<'_>]) -> Result<(), PairError> {
     for (n, der) in chain.iter().enumerate() {
         let certificate =
             EndEntityCert::try_from(der).map_err(|_| PairError::Certificate { number: n + 1 })?;
+        // Many clients do not sort a chain.
         if expected.is_some_and(|issuer| issuer != certificate.subject()) {
             return Err(PairError::ChainOrder { number: n });
         }
@@ -260,6 +262,7 @@ fn names(der: &CertificateDer<'_>) -> Result<Vec<String>, PairError> {
         EndEntityCert::try_from(der).map_err(|_| PairError::Certificate { number: 1 })?;
     let names: Vec<String> = certificate
         .valid_dns_names()
+        // Each name costs an entry in the table by which the server chooses a certificate.
         .take(NAMES_MAX)
         .map(str::to_ascii_lowercase)
         .collect();
@@ -285,6 +288,7 @@ fn read(path: &Path, mode_max: Option<u32>) -> Result<Zeroizing<Vec<u8>>, PairEr
         });
     }
     let mut bytes = Zeroizing::new(Vec::new());
+    // The path may lead to a device that never ends.
     file.take(FILE_BYTES_MAX)
         .read_to_end(&mut bytes)
         .map_err(fail)?;

@@ -87,6 +87,7 @@ impl ServerCertVerifier for PinVerifier {
         match check(&self.keys, end_entity)? {
             Ok(()) => Ok(ServerCertVerified::assertion()),
             Err(mismatch) => {
+                // The error may reach the dialler as text only, and the dialler needs the keys.
                 self.pins.mismatched(&mismatch);
                 Err(OtherError(Arc::new(mismatch)).into())
             }

@@ -158,6 +158,7 @@ impl PinnedRemote {
         keys: Vec<PeerKey>,
         pins: Arc<RemotePins>,
     ) -> Result<Self, TlsError> {
+        // Without a key every server would be refused, and the error would blame it.
         if keys.is_empty() {
             return Err(TlsError::NoPins);
         }
@@ -177,6 +178,8 @@ impl PinnedRemote {
     /// The forms to try, in order: raw keys first if a pin can be one.
     fn forms(&self) -> impl Iterator<Item = KeyCertificateType> + use<> {
         let raw = self.ed25519().is_some();
+        // A raw key needs the fewest bytes. Servers that do not know the form refuse it, and the second attempt
+        // follows.
         raw.then_some(KeyCertificateType::Raw)
             .into_iter()
             .chain([KeyCertificateType::X509])
@@ -219,6 +222,7 @@ impl PinnedRemote {
     }
 
     fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), CheckError> {
+        // A resumed session runs no verifier, so that its stored certificate is checked here.
         let end_entity = chain.first().ok_or(CheckError::NoKey)?;
         // The keys are a copy, because `report` takes the same lock.
         let valid = self.pins.lock().keys.clone();

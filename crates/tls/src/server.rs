@@ -73,6 +73,7 @@ impl TlsConfigSlot {
             (true, true) => Self::RawRaw,
             (true, false) => Self::RawX509,
             (false, true) => Self::X509Raw,
+            // A node without raw keys still proves its own key, with a certificate around it.
             (false, false) if own => Self::X509X509,
             (false, false) => Self::Web,
         }
@@ -207,6 +208,7 @@ fn slot_config(
 ) -> Result<ServerConfig, TlsError> {
     let algorithms = crate::provider().signature_verification_algorithms;
     let verifier: Arc<dyn ClientCertVerifier> = match slot {
+        // A browser would ask its user which certificate to send.
         TlsConfigSlot::Web => WebPkiClientVerifier::no_client_auth(),
         TlsConfigSlot::RawRaw | TlsConfigSlot::X509Raw => Arc::new(AnyKey::new(true, algorithms)),
         TlsConfigSlot::RawX509 | TlsConfigSlot::X509X509 => {

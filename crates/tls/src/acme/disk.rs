@@ -92,6 +92,7 @@ impl AcmeStorage {
     pub(crate) fn history<T: DeserializeOwned + Default>(&self) -> T {
         match self.read_json("orders.json") {
             Ok(history) => history.unwrap_or_default(),
+            // Without its history the node still serves, and only the limits and pauses of orders begin again.
             Err(error) => {
                 tracing::warn!("the history of certificate orders starts empty: {error}");
                 T::default()
@@ -157,8 +158,10 @@ impl AcmeStorage {
             }
             StoredCertificateKey::Sealed(key) => {
                 let key_at = self.key_of(chain.as_bytes());
+                // The key comes before its chain: after a crash between the two, the old chain still has its own key.
                 secret_file::write(&key_at, key)?;
                 secret_file::write(&chain_at, chain.as_bytes())?;
+                // Older keys are removed last, because a failure before leaves a readable pair.
                 self.sweep(&[&chain_at, &key_at]);
             }
         }
@@ -185,6 +188,7 @@ impl AcmeStorage {
         for entry in fs::read_dir(&self.root).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let folder = entry.path();
+            // The files of the account lie beside the folders.
             if folder == self.folder || !folder.is_dir() {
                 continue;
             }
@@ -206,6 +210,7 @@ impl AcmeStorage {
     fn seal_own(&self) -> Result<(), AcmeError> {
         let (chain_at, both_at) = (self.folder.join(CHAIN), self.folder.join(BOTH));
         if let Some(chain) = secret_file::read(&chain_at)? {
+            // A crash may have come after the sealed form was written and before the plain one was removed.
             self.sweep(&[&chain_at, &self.key_of(&chain)]);
             return Ok(());
         }
@@ -224,6 +229,7 @@ impl AcmeStorage {
     /// The path of the sealed key of this chain.
     fn key_of(&self, chain: &[u8]) -> PathBuf {
         let (begin, end) = KEY;
+        // The name binds a key to its chain, so that a chain never meets the key of another.
         let hash = HEXLOWER.encode(&Sha256::digest(chain)[..KEY_NAME_BYTES]);
         self.folder.join(format!("{begin}{hash}{end}"))
     }
@@ -246,6 +252,7 @@ impl AcmeStorage {
             let name = name.strip_prefix('.').unwrap_or(&name);
             let ours = [BOTH, CHAIN, KEY.0].iter().any(|own| name.starts_with(own));
             let path = entry.path();
+            // The folder may hold files of the operator.
             if ours && !keep.contains(&path.as_path()) {
                 fs::remove_file(&path)?;
             }

@@ -97,6 +97,7 @@ impl Planner {
 
     /// The next step at `now`.
     pub(crate) fn next(&mut self, now: u64) -> AcmeStep {
+        // By a clock that is far behind, an expired certificate would seem to be valid.
         if now < self.clock_floor {
             return AcmeStep::ClockInsane;
         }
@@ -144,6 +145,7 @@ impl Planner {
     pub(crate) fn succeeded(&mut self, validity: UnixTimeSpan, random: u64) {
         self.history.failures = 0;
         self.history.failed_at = None;
+        // An order that succeeded shows that the authority accepts orders again.
         self.history.left_alone = None;
         self.renewal_requested = false;
         self.hold(validity, random);
@@ -167,6 +169,7 @@ impl Planner {
     /// Time of the next renewal, if no pause or limit is in the way.
     fn due(&self) -> u64 {
         let Some(held) = self.held else { return 0 };
+        // The operator's request brings the renewal forward. The limits of the authority still hold.
         if self.renewal_requested {
             return 0;
         }
@@ -207,6 +210,7 @@ impl AcmeHistory {
         let alone = self.left_alone;
         let alone = alone.map_or(0, |(at, seconds)| at.saturating_add(seconds));
         match self.failed_at {
+            // The authority's own pause may be longer than the node's.
             Some(at) if self.failures > 0 => alone.max(at.saturating_add(back_off(self.failures))),
             _ => alone,
         }
@@ -215,6 +219,7 @@ impl AcmeHistory {
     /// Time at which the name with the most orders may be ordered again.
     fn limit_end(&self, names: &[String]) -> u64 {
         let end = |times: &Vec<u64>| {
+            // The limit ends when the oldest of the last `ORDERS_PER_DAY_MAX` orders is a day old.
             let first = times.len().checked_sub(ORDERS_PER_DAY_MAX)?;
             Some(times[first].saturating_add(DAY_S))
         };

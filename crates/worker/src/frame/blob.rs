@@ -32,9 +32,11 @@ impl FrameBlob {
     /// # Errors
     /// There are too many bytes or descriptors, or the kernel refuses the memory.
     pub fn pack(bytes: Vec<u8>, fds: &mut Vec<OwnedFd>) -> Result<Self, WorkerFrameError> {
+        // A memfd costs several system calls and a descriptor: a small value is copied instead.
         if bytes.len() <= INLINE_BYTES_MAX {
             return Ok(Self::Inline(CborBody::from_cbor(bytes)));
         }
+        // The kernel sends a bounded number of descriptors with one message (unix(7)).
         if fds.len() >= FRAME_FDS_MAX {
             return Err(WorkerFrameError::TooManyDescriptors);
         }
@@ -76,6 +78,7 @@ impl FrameBlob {
             return Ok(None);
         };
         let sealed = SealedMemfd::check(fd.try_clone()?)?;
+        // Limits were checked against the length that the message gives.
         if sealed.len() != len {
             return Err(OTHER_LENGTH);
         }

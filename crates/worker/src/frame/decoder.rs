@@ -76,6 +76,7 @@ impl Decoder {
         }
         self.bytes.extend_from_slice(bytes);
         self.fds.extend(fds);
+        // A peer could send descriptors that no frame names, and use up those of this process.
         if self.fds.len() > 2 * FRAME_FDS_MAX {
             return Err(WorkerFrameError::TooManyDescriptors);
         }
@@ -95,9 +96,11 @@ impl Decoder {
             return self.between(waiting.is_empty());
         };
         let length = u32::from_le_bytes(*length) as usize;
+        // Every message has content, and empty frames would cost the reader time without end.
         if length == 0 {
             return Err(WorkerFrameError::Empty);
         }
+        // The length is checked before the body arrives: the buffer must not grow to a length that a peer chose.
         if length > FRAME_BYTES_MAX {
             return Err(WorkerFrameError::TooLong(length));
         }

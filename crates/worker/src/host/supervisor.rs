@@ -278,6 +278,7 @@ impl WorkerSupervisor {
     ) -> Result<(), (WorkerCallError, ReplyTo)> {
         let now = self.now();
         let silence = u64::try_from(self.config.silence.as_micros()).unwrap_or(u64::MAX);
+        // The check comes first: a quarantined operation must not reach any worker.
         if operation.is_some_and(|operation| self.crashes.is_quarantined(&operation)) {
             return Err((WorkerCallError::Quarantined, reply));
         }
@@ -288,6 +289,7 @@ impl WorkerSupervisor {
         else {
             return Err((WorkerCallError::SessionClosed, reply));
         };
+        // Each call costs a check at every turn of this thread.
         if worker.calls.len() >= CALLS_IN_MAX {
             return Err((WorkerCallError::Busy, reply));
         }
@@ -370,6 +372,7 @@ impl WorkerSupervisor {
         let waits = worker.flush().unwrap_or(false);
         let mut flags = epoll::EventFlags::IN;
         if waits {
+            // A socket is almost always writable, so that the event is requested only while frames wait.
             flags |= epoll::EventFlags::OUT;
         }
         let data = epoll::EventData::new_u64(number * KINDS + SOCKET);
@@ -386,6 +389,7 @@ impl WorkerSupervisor {
         while let Some(worker) = self.pool.expired(now) {
             self.end(worker, WorkerEndReason::Idle, "");
         }
+        // A worker that starts now would have to end at once.
         if self.ending.is_none() {
             self.fill();
         }
@@ -396,6 +400,7 @@ impl WorkerSupervisor {
             return;
         };
         match worker.state {
+            // A worker that hangs at its start would keep its slot for ever.
             WorkerState::Starting { by } if now >= by => {
                 let words = worker.last_words();
                 self.end(
@@ -466,6 +471,7 @@ impl WorkerSupervisor {
         let Some(bytes) = worker.private_bytes() else {
             return;
         };
+        // The sum over all workers uses the value of each one's last check.
         worker.held = bytes;
         let most = worker.memory_max();
         if bytes > most {
@@ -481,6 +487,7 @@ impl WorkerSupervisor {
         let held = self.held();
         let all: u64 = held.iter().map(|(_, bytes)| bytes).sum();
         let most = self.config.memory_bytes;
+        // Each worker may be within its own limit while all of them together are not.
         if all <= most {
             return;
         }
@@ -521,7 +528,9 @@ impl WorkerSupervisor {
         let others = held.iter().copied().filter(|one| !its.contains(one));
         let others: Vec<_> = others.collect();
         let next = self.pool.heaviest(&others);
+        // The tenant comes down to what the next one holds, and no further: from there on it is not the heaviest.
         let most = next.map_or(0, |next| next.bytes()).max(least);
+        // The largest one first: then the fewest sessions end.
         its.sort_by_key(|(_, bytes)| Reverse(*bytes));
         let (mut left, mut ended) = (bytes, 0);
         for (number, bytes) in its {
@@ -550,6 +559,7 @@ impl WorkerSupervisor {
         let pause = u64::try_from(RELIEF_PAUSE.as_micros()).unwrap_or(u64::MAX);
         let until = now.saturating_add(pause);
         self.relieved.retain(|_, relieved| relieved.until > now);
+        // A tenant that fills the memory for the second time within the pause would do so once more.
         let again = self.relieved.contains_key(&tenant);
         if again {
             let waiting = std::mem::take(&mut self.waiting).into_iter();
@@ -596,6 +606,7 @@ impl WorkerSupervisor {
         let by = self
             .now()
             .saturating_add(u64::try_from(GOODBYE.as_micros()).unwrap_or(0));
+        // A second request does not put off the end that the first one began.
         let ending = self.ending.get_or_insert_with(|| WorkerEnding {
             by,
             tell: Vec::new(),
@@ -617,6 +628,7 @@ impl WorkerSupervisor {
             return false;
         };
         let gone = self.workers.is_empty() && self.starting.is_empty();
+        // Workers have a bounded time to end, and the node must stop after it in any case.
         if !gone && now < ending.by {
             return false;
         }

@@ -127,10 +127,12 @@ impl CallWatch {
         };
         let burnt = process.saturating_sub(cpu.process);
         let most = cpu.used.saturating_add(burnt);
+        // With several calls in one process, the kernel's clock does not show which of them used it.
         if only {
             cpu.alone = cpu.alone.saturating_add(burnt);
         }
         let least = (cpu.alone - cpu.alone / OTHER_THREADS_SHARE).saturating_sub(OTHER_THREADS_US);
+        // The worker may lie in both directions, and the kernel's clock bounds what it claims.
         cpu.used = claimed.max(least).clamp(cpu.used, most);
         cpu.process = process;
         cpu.arm(now);
@@ -181,6 +183,7 @@ impl CallWatch {
         let ending = self.ending.as_mut()?;
         let Some(kill_at) = ending.kill_at else {
             ending.kill_at = Some(now.saturating_add(self.grace));
+            // The worker first gets the chance to end the call by itself, which keeps its other sessions.
             return Some(WatchOrder::Abort);
         };
         (now >= kill_at).then_some(WatchOrder::Kill(ending.cause))
@@ -229,6 +232,7 @@ impl CallWatch {
             reached.push((cpu.at, LimitCause::Cpu));
         }
         let behind = reached.into_iter().filter(|(at, _)| *at <= now);
+        // Several limits may have passed before this thread ran: the earliest one ended the call.
         behind.min_by_key(|(at, _)| *at)
     }
 
@@ -291,6 +295,7 @@ impl CpuBudget {
         };
         let burnt = process.saturating_sub(self.process);
         let most = self.used.saturating_add(burnt);
+        // The time since the last sign of life counts in full, as the worker has not said otherwise.
         if most >= self.budget {
             return true;
         }

@@ -28,6 +28,7 @@ pub(in crate::host) fn check_binds(role: WorkerRole, binds: &[Bind]) -> Result<(
     let mut names = HashSet::new();
     for bind in binds {
         bind.check()?;
+        // Each name is a folder in the sandbox, and the second would cover the first.
         if !names.insert(&bind.name) {
             return Err(WorkerError::BindName(bind.name.clone()));
         }
@@ -64,9 +65,11 @@ impl WorkerSupervisor {
             return Err(WorkerError::Stopped);
         }
         let relieved = self.relieved.get(&lease.tenant);
+        // Without the pause the tenant's new sessions would fill the memory that the relief freed.
         if relieved.is_some_and(|relieved| relieved.again && relieved.until > self.now()) {
             return Err(WorkerError::Relieved);
         }
+        // The operator decides which roles a node runs.
         let Some(config) = self.config.role(role) else {
             return Err(WorkerError::NotConfigured(role));
         };
@@ -78,10 +81,12 @@ impl WorkerSupervisor {
         if let Some(worker) = self.pool.place_with_own(lease) {
             return Ok(WorkerChoice::Now(worker));
         }
+        // A tenant that asked for many workers could otherwise keep all of them.
         self.keep_to_share(lease)?;
         if let Some(worker) = self.pool.place(lease) {
             return Ok(WorkerChoice::Now(worker));
         }
+        // A role whose workers fail at their start would otherwise start a process for each request.
         if self.paused(role) {
             let sandbox = self
                 .pauses
@@ -147,6 +152,7 @@ impl WorkerSupervisor {
     /// Ends a worker without a session if the limit of workers is reached.
     fn make_room(&mut self) -> Result<(), WorkerError> {
         while self.pool.len() >= self.config.workers_max {
+            // Only a worker without a session may end for another tenant's request.
             let Some(idle) = self.pool.evictable() else {
                 return Err(WorkerError::Overloaded);
             };
@@ -241,6 +247,7 @@ impl WorkerSupervisor {
         gaps.extend(confined.gaps);
         let sandbox = Sandbox::from_gaps(gaps, role.rights(worker.binds));
         let known = self.count().now.sandbox.insert(role, sandbox.clone());
+        // The log gets one line per role and change, and not one per worker.
         if known.as_ref() != Some(&sandbox) {
             tracing::info!(%role, level = %sandbox.level, gaps = ?sandbox.gaps, "worker sandbox");
         }
@@ -253,6 +260,7 @@ impl WorkerSupervisor {
             return;
         }
         self.sandboxes.insert(number, sandbox);
+        // A worker of the role has started: the next failure begins with the shortest pause.
         self.pauses.remove(&role);
         self.pool.ready(number);
         self.serve();
@@ -289,6 +297,7 @@ impl WorkerSupervisor {
                     let waiting = self.waiting.remove(at);
                     self.hand_over(worker, waiting.lease.memory, waiting.reply);
                 }
+                // A later request of another tenant may fit where this one does not.
                 None => at += 1,
             }
         }
@@ -359,6 +368,7 @@ impl WorkerSupervisor {
             .get(&role)
             .map_or(START_PAUSE_MIN, |pause| pause.next);
         let until = self.now().saturating_add(us(pause));
+        // Each failure doubles the pause: a broken role must not keep the spawner busy.
         let next = (pause * 2).min(START_PAUSE_MAX);
         let pause = StartBackoff {
             until,
@@ -377,6 +387,7 @@ impl WorkerSupervisor {
         let (mine, others) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|waiting| match waiting.worker {
+                // A request with folders waits for the one worker that has them bound.
                 Some(own) => own == number,
                 None => waiting.lease.role == role,
             });
