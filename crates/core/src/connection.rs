@@ -396,19 +396,19 @@ impl Connection {
         self.0.on_authenticated.get_or_init(|| Box::new(notice));
     }
 
-    /// A handler reports that the peer sent a valid token of `who`: the limits for unknown peers no longer apply to
+    /// A handler reports that the peer sent a valid token of `peer`: the limits for unknown peers no longer apply to
     /// this connection, nor to its carrier, unless connections with that token have too many slots already. Every
     /// handler that authenticates calls this, and so does [`set_identity`](Self::set_identity).
-    pub fn authenticated(&self, who: &PeerId) {
+    pub fn authenticated(&self, peer: &PeerId) {
         if !self.is_authenticated() {
             let notice = self.0.on_authenticated.get();
             // Without a maker that counts slots, every peer has one.
-            if notice.is_none_or(|notice| notice(who)) {
+            if notice.is_none_or(|notice| notice(peer)) {
                 self.0.authenticated.store(true, Ordering::Release);
             }
         }
         if let Some(carrier) = &self.0.carrier {
-            carrier.authenticated(who);
+            carrier.authenticated(peer);
         }
     }
 
