@@ -1,4 +1,4 @@
-//! Addresses: as people write them for dialling, and as a configuration lists them.
+//! Addresses, as users write them for dialling, and as a configuration lists them.
 
 use alknet_core::{DialErrorKind, DialHost, PeerAddr, PeerVerification};
 

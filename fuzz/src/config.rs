@@ -2,7 +2,7 @@
 
 use alknet_core::config::{CONFIG_ERRORS_MAX, NodeConfig};
 
-/// Reads a document whole, and what can be saved of it.
+/// Reads a document as a whole, and the parts that can be salvaged.
 pub fn config(data: &[u8]) -> bool {
     let salvaged = NodeConfig::salvage(data);
     assert!(salvaged.peers.is_empty() && salvaged.api_keys.is_empty());
@@ -22,8 +22,8 @@ pub fn config(data: &[u8]) -> bool {
             assert_eq!(salvaged.listen, config.listen);
             assert_eq!(salvaged.network, config.network);
             assert_eq!(salvaged.node.admin_keys, config.node.admin_keys);
-            // Each key, token and address of the document is in the result: the reader accepts none
-            // that it then drops.
+            // Each key, token and address of the document is in the result: the reader accepts none that it then
+            // drops.
             let known = config.entries();
             assert_eq!(known.admins.len(), config.node.admin_keys.len());
             assert_eq!(known.api_keys.len(), config.api_keys.len());

@@ -1,4 +1,4 @@
-//! Envelopes, beside what a generic JSON reader says of the same bytes.
+//! Envelopes, compared with a generic JSON reader's result for the same bytes.
 
 use alknet_call::limits::{ID_BYTES_MAX, NESTING_MAX, NESTING_UNAUTHENTICATED};
 use alknet_call::{Envelope, EventKind, encode_event};
@@ -6,15 +6,15 @@ use serde_json::Value;
 
 use crate::json::{ParsedDocument, ReferenceParse, opinion};
 
-/// Both limits of nesting.
+/// Checks under both limits of nesting.
 pub fn envelope(data: &[u8]) -> bool {
-    let stranger = check(data, NESTING_UNAUTHENTICATED);
+    let unknown = check(data, NESTING_UNAUTHENTICATED);
     let peer = check(data, NESTING_MAX);
-    assert!(peer || !stranger, "a stranger may send what a peer may not");
+    assert!(peer || !unknown, "a stranger may send what a peer may not");
     peer
 }
 
-/// Whether the parser takes `data`, which it does exactly when the generic reader says so.
+/// Whether the parser takes `data`, which it does exactly when the generic reader does.
 pub(crate) fn check(data: &[u8], nesting_max: usize) -> bool {
     let parsed = Envelope::parse(data, nesting_max);
     let Ok(text) = std::str::from_utf8(data) else {
@@ -63,7 +63,7 @@ fn agrees(envelope: &Envelope<'_>, value: &Value) {
     }
 }
 
-/// What is read can be written, and is then read as the same.
+/// A parsed event can be written, and then parses as the same.
 fn is_written_as_read(envelope: &Envelope<'_>, nesting_max: usize) {
     if envelope.kind == EventKind::Unknown {
         return;

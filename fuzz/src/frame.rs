@@ -7,8 +7,8 @@ use bytes::Bytes;
 /// Bytes of the length field.
 const HEADER_BYTES: usize = 4;
 
-/// The first byte is the limit in units of 16 bytes, or none for 0; the low four bits of the second
-/// say how many bytes follow that are sizes of pieces. The rest is the stream.
+/// The first byte is the limit in units of 16 bytes, or no limit for 0; the low four bits of the second say how many
+/// of the next bytes are sizes of pieces. The rest is the stream.
 pub fn frame(data: &[u8]) -> bool {
     let [limit, count, rest @ ..] = data else {
         return false;
@@ -48,7 +48,7 @@ fn reference(mut stream: &[u8], max: usize) -> FrameOutcome {
     (frames, Ok(stream.len()))
 }
 
-/// Pushes pieces of `sizes`, over and over; everything at once where there are none.
+/// Pushes pieces of `sizes`, over and over; all at once where the list is empty.
 fn read(stream: &[u8], max: usize, sizes: &[u8]) -> FrameOutcome {
     let mut reader = FrameReader::new();
     let mut frames: Vec<Bytes> = Vec::new();

@@ -1,5 +1,5 @@
-//! The ClientHello that chooses a configuration, beside the TLS library's reader fed as on TCP, and
-//! beside a reader of 40 lines.
+//! The ClientHello that chooses a configuration, compared with the TLS library's reader fed as on TCP, and with a
+//! reader of 40 lines.
 
 use std::sync::OnceLock;
 
@@ -36,7 +36,7 @@ pub fn hello(data: &[u8]) -> bool {
             assert_eq!(by_hand(hello), Some(*slot), "another reader");
             match strict.slot_of(data) {
                 Ok(strict) => assert_eq!(strict, Some(*slot)),
-                // A raw key knows no names.
+                // A raw key has no names.
                 Err(error) => {
                     assert!(matches!(error, HelloError::UnknownName(_)));
                     assert!(!matches!(
@@ -57,7 +57,7 @@ pub fn hello(data: &[u8]) -> bool {
     matches!(chosen, Ok(Some(_)))
 }
 
-/// One that takes every name, and one that takes none of a client's.
+/// One server that takes every name, and one that takes none of a client's.
 fn servers() -> &'static (ServerTls, ServerTls) {
     static SERVERS: OnceLock<(ServerTls, ServerTls)> = OnceLock::new();
     SERVERS.get_or_init(|| {

@@ -2,8 +2,8 @@
 
 use alknet_hub::{EnrolToken, JoinCode};
 
-/// The input as a text and, because no mutation hits on a right checksum, as the record in a text
-/// whose checksum is right.
+/// Reads the input as a text and, because no mutation finds a correct checksum, as the record in a text whose
+/// checksum is correct.
 pub fn join(data: &[u8]) -> bool {
     let whole = format!("alkjoin1_{}", base64url(&[data, &checksum(data)].concat()));
     let taken = [std::str::from_utf8(data).ok(), Some(&whole)]
@@ -42,13 +42,12 @@ fn holds(text: &str) -> bool {
     token.is_ok() || code.is_ok()
 }
 
-/// What stands in a log does not hold the secret.
-fn hides(said: &str, token: &EnrolToken) {
-    assert!(!said.contains(&token.expose()[13..]), "a secret is shown");
+/// The text in a log does not contain the secret.
+fn hides(text: &str, token: &EnrolToken) {
+    assert!(!text.contains(&token.expose()[13..]), "a secret is shown");
 }
 
-/// `ale_`, a name, `_`, and 43 characters of base64url whose last two bits are zero, as those of 32
-/// bytes are.
+/// `ale_`, a name, `_`, and 43 characters of base64url whose last two bits are zero, as those of 32 bytes are.
 fn is_token(text: &str) -> bool {
     let Some((name, secret)) = text.strip_prefix("ale_").and_then(|t| t.split_once('_')) else {
         return false;

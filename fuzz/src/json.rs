@@ -1,4 +1,4 @@
-//! A second opinion on JSON: read by serde's own visitors, not by the scanner under test.
+//! A second reader of JSON, made from serde's own visitors and not from the scanner under test.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -6,23 +6,23 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// A document, and what the protocol forbids beyond the grammar.
+/// A document, and the properties that the protocol forbids beyond the grammar.
 pub(crate) struct ParsedDocument {
     pub(crate) value: Value,
-    /// Arrays and objects that lie within each other, at the deepest place.
+    /// Arrays and objects within each other, at the deepest point.
     pub(crate) depth: usize,
     /// Whether an object names a member twice.
     pub(crate) twice: bool,
 }
 
-/// What a generic reader makes of `text`.
+/// The result of a generic reader for `text`.
 pub(crate) enum ReferenceParse {
     /// A document.
     Document(ParsedDocument),
-    /// Valid by the grammar, and says something no value here can hold: a number beyond `f64`, half
-    /// a surrogate pair, more nesting than the reader follows.
+    /// Valid by the grammar, with a part that no value here can hold: a number beyond `f64`, half a surrogate pair,
+    /// more nesting than the reader follows.
     Unholdable,
-    /// No JSON.
+    /// Not JSON.
     Invalid,
 }
 

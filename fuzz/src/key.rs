@@ -2,7 +2,7 @@
 
 use alknet_core::{PeerId, PeerKey, ScopeSet};
 
-/// The same text in every grammar, and the same bytes as the encoding of a key.
+/// Reads the same text in every grammar, and the same bytes as the encoding of a key.
 pub fn key(data: &[u8]) -> bool {
     if let PeerKey::Ed25519(key) = PeerKey::from_spki(data) {
         assert_eq!(PeerKey::ed25519_spki(&key), data);
@@ -45,7 +45,7 @@ fn is_peer_id(text: &str) -> bool {
             .all(|b| first(b) || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// Words are scopes. A set holds what it was made of, and nothing is held that no word covers.
+/// Words are scopes. A set holds the words that it was made of, and allows only scopes that a word covers.
 fn scopes(text: &str) {
     let words: Vec<&str> = text.split(' ').collect();
     let set: ScopeSet = words.iter().collect();

@@ -1,9 +1,8 @@
-//! What must hold for every input of the parsers that read what unknown peers and administrators write.
+//! The properties that must hold for every input of the parsers for the text of unknown peers and administrators.
 //!
-//! Each function takes any bytes, panics where a promise is broken, and says whether the parser
-//! took the input. libFuzzer calls it through `targets/`; the test in `tests/` calls it with the
-//! corpus. To add one: write the function, name it in [`TARGETS`], in `targets/` and in
-//! `Cargo.toml`, and give it a folder of seeds in `corpus/`.
+//! Each function takes any bytes, panics where a promise is broken, and returns whether the parser took the input.
+//! libFuzzer calls it through `targets/`; the test in `tests/` calls it with the corpus. To add one: write the
+//! function, name it in [`TARGETS`], in `targets/` and in `Cargo.toml`, and give it a folder of seeds in `corpus/`.
 
 mod address;
 mod config;
@@ -40,16 +39,16 @@ pub use token::token;
 pub use typedef::typedef;
 pub use vault::vault;
 
-/// One parser and what is held against it.
+/// One parser and the checks of its results.
 #[derive(Clone, Copy, Debug)]
 pub struct FuzzTarget {
     /// Name of its file in `targets/` and of its folder in `corpus/`.
     pub name: &'static str,
-    /// Panics where a promise is broken; whether the parser took the input.
+    /// Panics where a promise is broken; returns whether the parser took the input.
     pub run: fn(&[u8]) -> bool,
 }
 
-/// All of them, by name.
+/// All targets, by name.
 pub const TARGETS: &[FuzzTarget] = &[
     FuzzTarget {
         name: "address",

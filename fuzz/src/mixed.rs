@@ -1,11 +1,11 @@
-//! Bodies of frames: JSON alone, or with binary data behind it.
+//! Bodies of frames: JSON alone, or with binary data after it.
 
 use alknet_call::limits::NESTING_MAX;
 use alknet_call::{CallBody, CallOutput, Envelope, FrameBody};
 use bytes::Bytes;
 use serde_json::Value;
 
-/// Takes the body of one frame apart, down to the binary data its payload points at.
+/// Takes the body of one frame apart, down to the binary data that its payload refers to.
 pub fn mixed(data: &[u8]) -> bool {
     let Ok(body) = FrameBody::parse(Bytes::copy_from_slice(data)) else {
         assert_ne!(data.first(), Some(&b'{'), "JSON is judged by the envelope");
@@ -48,7 +48,7 @@ fn bytes_of<'t>(value: &Value, tail: &'t [u8]) -> Option<&'t [u8]> {
     };
     let [offset, length] = [pair.first()?.as_u64()?, pair.get(1)?.as_u64()?];
     let end = u128::from(offset) + u128::from(length);
-    let fits = pair.len() == 2 && end <= tail.len() as u128;
+    let is_valid = pair.len() == 2 && end <= tail.len() as u128;
     // Both lie within the tail, whose length is a `usize`.
-    fits.then(|| &tail[offset as usize..end as usize])
+    is_valid.then(|| &tail[offset as usize..end as usize])
 }

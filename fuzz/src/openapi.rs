@@ -1,4 +1,4 @@
-//! Documents of OpenAPI that others wrote.
+//! Documents of OpenAPI from other authors.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ impl Dialer for RefusingDialer {
     }
 }
 
-/// A document, JSON or YAML. What is taken are operations with names of the grammar, each once, whose
-/// schemas compile and take what they say they take.
+/// Reads a document, JSON or YAML. An accepted one has operations with names of the grammar, each once, whose schemas
+/// compile and check values.
 pub fn openapi(data: &[u8]) -> bool {
     let options = OpenApiOptions::new("ns", "https://api.example/v1");
     let adapter = FromOpenApi::new(
@@ -49,7 +49,7 @@ pub fn openapi(data: &[u8]) -> bool {
     }
     let registry = builder.build().expect("every rule is kept");
     for name in &names {
-        // Whatever it says of it, it comes to an end.
+        // Whatever the result, the check ends.
         let _ = registry.validate(name, &serde_json::json!({}));
         let _ = registry.validate(
             name,

@@ -1,4 +1,4 @@
-//! Records and items: a header that is good, and bytes that need not be.
+//! Records and items: a valid header, and bytes that need not be valid.
 
 use std::io::Cursor;
 
@@ -15,11 +15,11 @@ const FIELDS: usize = 8;
 const STRIDE: u64 = 128;
 /// Bytes of an offset.
 const OFFSET_BYTES: usize = 8;
-/// What the names of items' encodings are chosen from.
+/// The names of items' encodings to choose from.
 const ENCODINGS: [&str; 3] = ["bytes", "json", "utf8"];
 
-/// Takes how many fields there are, four bytes for each of them, the length of a record, how many
-/// offsets there are and what the items are, and then records, offsets and items.
+/// The input holds the number of fields, four bytes for each of them, the length of a record, the numbers of records
+/// and of offsets and the encoding of the items, and then records, offsets and items.
 pub fn records(data: &[u8]) -> bool {
     let mut input = ZeroPaddedInput(data);
     let count = usize::from(input.byte()) % (FIELDS + 1);
@@ -45,7 +45,7 @@ pub fn records(data: &[u8]) -> bool {
     let file = match written {
         Ok((_, file)) => file.into_inner(),
         Err(error) => {
-            // What a reader would refuse: records of nothing, fields that overlap.
+            // A reader would refuse it as well: records of nothing, fields that overlap.
             assert!(error.code() != TensorErrorCode::Io, "{error}");
             return false;
         }
@@ -53,7 +53,7 @@ pub fn records(data: &[u8]) -> bool {
     SafeTensors::deserialize(&file).expect("a safetensors file");
     let reader =
         ContainerReader::open(&file[..], &ContainerLimits::default()).expect("we wrote it");
-    let mut good = look(&reader, &bytes, &fields);
+    let mut good = check_fields(&reader, &bytes, &fields);
     if ends > 0 {
         good &= items_hold(&reader, &offsets, items, enc);
     }
@@ -62,8 +62,8 @@ pub fn records(data: &[u8]) -> bool {
     good
 }
 
-/// Every field of every record is what the bytes at its place say; whether all are values.
-fn look(reader: &ContainerReader<&[u8]>, bytes: &[u8], fields: &[StructField<'_>]) -> bool {
+/// Checks every field of every record against its bytes; returns whether all are values.
+fn check_fields(reader: &ContainerReader<&[u8]>, bytes: &[u8], fields: &[StructField<'_>]) -> bool {
     let view = reader.strukt("s").expect("the header was checked");
     assert_eq!(view.bytes(), bytes);
     let mut good = true;
@@ -90,10 +90,10 @@ fn look(reader: &ContainerReader<&[u8]>, bytes: &[u8], fields: &[StructField<'_>
     good
 }
 
-/// The value of a field, worked out in another way.
+/// The value of a field, computed in another way.
 fn is(value: &RecordFieldValue<'_>, field: &StructField<'_>, record: &StructRecord<'_>) {
     let len = field.bytes().expect("it lies within the record");
-    // Of a record of at most 128 bytes.
+    // A record has at most 128 bytes.
     let bytes = &record.bytes()[field.off as usize..(field.off + len) as usize];
     if let RecordFieldValue::List(values) = value {
         let width = field.kind.width().expect("lists are of numbers") as usize;
@@ -121,7 +121,7 @@ fn one(value: &RecordFieldValue<'_>, bytes: &[u8]) {
         }
         RecordFieldValue::Float(value) => match bits {
             64 => assert_eq!(u128::from(value.to_bits()), number),
-            // Every narrower number is a wide one, and back again the same.
+            // Every narrower number is a wide one, and the same after conversion back.
             32 if !value.is_nan() => {
                 assert_eq!(u128::from((*value as f32).to_bits()), number);
             }
@@ -162,7 +162,7 @@ fn columns(view: &StructView<'_>, field: &StructField<'_>) {
     }
 }
 
-/// Items are those between offsets that rise from 0 to the end, and none otherwise.
+/// Items are those between offsets that rise from 0 to the end; other offsets give no items.
 fn items_hold(reader: &ContainerReader<&[u8]>, offsets: &[u8], items: &[u8], enc: &str) -> bool {
     let (offsets, _) = offsets.as_chunks::<OFFSET_BYTES>();
     let ends: Vec<u64> = offsets
@@ -194,7 +194,7 @@ fn items_hold(reader: &ContainerReader<&[u8]>, offsets: &[u8], items: &[u8], enc
     (0..view.len()).all(|at| text(&view, at, enc))
 }
 
-/// Whether an item is what the encoding says.
+/// Whether an item matches the encoding.
 fn text(view: &BlobView<'_>, at: u64, enc: &str) -> bool {
     match (enc, view.text(at)) {
         ("bytes", _) => true,
@@ -211,7 +211,7 @@ fn field(at: usize, input: &mut ZeroPaddedInput<'_>) -> StructField<'static> {
     let kind = FieldType::ALL[usize::from(input.byte()) % FieldType::ALL.len()];
     let off = u64::from(input.byte()) % STRIDE;
     let len = u64::from(input.byte()) % 33;
-    // Now and then a path that another field has.
+    // Now and then the path of another field.
     let path = if input.byte() == u8::MAX { 0 } else { at };
     StructField::new(format!("/{path}"), kind, off).with_len(len)
 }

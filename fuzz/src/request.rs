@@ -20,17 +20,17 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 
-/// The path of the one file that is there.
+/// The path of the one file in the store.
 const PATH: &str = "a";
-/// Room of the store: for that file and for what inputs store.
+/// Room of the store: for that file and for the files of inputs.
 const STORE_BYTES: u64 = 1 << 20;
-/// What the request is framed by.
+/// Bytes of a request's length.
 const LENGTH_BYTES: usize = 4;
 /// Codes of this protocol beside those of the format.
 const OWN_CODES: [&str; 2] = ["E_BUSY", "E_QUOTA"];
 
-/// Takes what a peer sends on one stream, as it is and as a request with its length put in front: the
-/// text up to the first zero byte, and what follows a put.
+/// Takes the bytes of a peer on one stream, unchanged and as a request with its length put in front: the text up to
+/// the first zero byte, and the bytes after it as the content of a put.
 pub fn request(data: &[u8]) -> bool {
     static SCENE: OnceLock<Mutex<RequestFixture>> = OnceLock::new();
     let text = data.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -71,7 +71,7 @@ impl RequestFixture {
         }
     }
 
-    /// Holds what is answered to a stream against what it says.
+    /// Compares the answer to a stream with the stream.
     fn check_answer(&mut self, stream: &[u8]) -> bool {
         let (answer, whole) = self.exchange(stream);
         let Some((text, content)) = frame(stream) else {
@@ -94,7 +94,7 @@ impl RequestFixture {
         }
     }
 
-    /// What is sent back, and whether it ended well.
+    /// The answer, and whether the stream ended well.
     fn exchange(&self, stream: &[u8]) -> (Vec<u8>, bool) {
         let handler = Arc::new(TensorHandler::new(Arc::clone(&self.store)));
         self.runtime.block_on(async {
@@ -117,7 +117,7 @@ impl RequestFixture {
     }
 
     fn fetched(&self, fetch: &Fetch, answer: &[u8]) -> bool {
-        let (head, bytes) = said(answer);
+        let (head, bytes) = read_answer(answer);
         if head["ok"] == false {
             refused(answer, None);
             return false;
@@ -130,7 +130,7 @@ impl RequestFixture {
         let ours = ContainerReader::open(&self.file[..], &ContainerLimits::default())
             .expect("it was stored");
         let file = |range: &std::ops::Range<u64>| {
-            // Of a file in memory.
+            // The file is in memory, so its offsets are indices.
             &self.file[range.start as usize..range.end as usize]
         };
         if let TensorFileRef::Path(path) = &fetch.src {
@@ -165,13 +165,13 @@ impl RequestFixture {
     }
 
     fn stored(&mut self, path: Option<&StorePath>, content: &[u8], answer: &[u8]) -> bool {
-        let (head, rest) = said(answer);
+        let (head, rest) = read_answer(answer);
         if head["ok"] == false {
             refused(answer, None);
             return false;
         }
         assert_eq!(head["go"], true, "{head}");
-        let (done, more) = said(rest);
+        let (done, more) = read_answer(rest);
         assert!(more.is_empty());
         if done["ok"] == false {
             refused(rest, None);
@@ -184,14 +184,14 @@ impl RequestFixture {
         let known = path.filter(|path| path.as_str() != PATH);
         match known.map(|path| self.store.remove(path)) {
             Some(removed) => removed.expect("it was stored"),
-            // Without a path of its own it can only go with the store.
+            // Without a path of its own it can only be removed with the store.
             None => *self = Self::new(),
         }
         true
     }
 }
 
-/// May read and store everything.
+/// A peer that may read and store everything.
 fn peer() -> AuthContext {
     let identity = Identity {
         id: "fuzz".parse().expect("a peer id"),
@@ -211,7 +211,7 @@ fn peer() -> AuthContext {
     }
 }
 
-/// The request of a stream and what follows; no request where it is longer than may be.
+/// The request of a stream and the rest; no request where it is longer than the limit.
 fn frame(stream: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
     let (len, rest) = stream.split_first_chunk::<LENGTH_BYTES>()?;
     let len = u32::from_be_bytes(*len) as usize;
@@ -223,19 +223,19 @@ fn frame(stream: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
 }
 
 /// The frame that an answer begins with, and the rest.
-fn said(answer: &[u8]) -> (Value, &[u8]) {
+fn read_answer(answer: &[u8]) -> (Value, &[u8]) {
     let (text, rest) = frame(answer).expect("a whole frame");
     let value: Value = serde_json::from_slice(text.expect("not too long")).expect("JSON");
     assert!(value["ok"].is_boolean(), "{value}");
     (value, rest)
 }
 
-/// Ends with one refusal, of this code where it is known which.
+/// Checks that the answer ends with one refusal, of this code where the caller knows it.
 fn refused(answer: &[u8], code: Option<&str>) {
     let mut rest = answer;
     let mut last = Value::Null;
     while !rest.is_empty() {
-        (last, rest) = said(rest);
+        (last, rest) = read_answer(rest);
     }
     assert_eq!(last["ok"], false, "{last}");
     let name = last["code"].as_str().expect("a code");
@@ -258,7 +258,7 @@ fn entry_start(reader: &ContainerReader<&[u8]>, name: &str) -> u64 {
     entry.file_range().start
 }
 
-/// Items as they travel: where each begins and the last one ends, and then they.
+/// Items in the form of an answer: the offset of each and the end of the last, and then the items.
 fn items(reader: &ContainerReader<&[u8]>, name: &str, rows: &std::ops::Range<u64>) -> Vec<u8> {
     let (mut offsets, mut data) = (0_u64.to_le_bytes().to_vec(), Vec::new());
     for at in rows.clone() {
@@ -269,7 +269,7 @@ fn items(reader: &ContainerReader<&[u8]>, name: &str, rows: &std::ops::Range<u64
     offsets
 }
 
-/// Several groups of one tensor, one of another, records, items.
+/// A file with several groups of one tensor, one of another, records, items.
 fn file() -> Vec<u8> {
     let large: Vec<u8> = (0..40_000_u32).map(|at| (at * 31 % 251) as u8).collect();
     let fields = vec![StructField::new("/x", FieldType::Float32, 0)];

@@ -10,7 +10,7 @@ use alknet_sealed::{BlockStorage, NewHeader, SealedError, SectorCipher, VolumeKe
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Bytes of the disk: as much of the key slots as a change wipes, and nothing of the data.
+/// Bytes of the disk: as much of the key slots as a change wipes, and none of the data.
 const BYTES: usize = 9 << 18;
 const COPY: usize = HEADER_BYTES as usize;
 const ONE: &[u8] = b"the phrase of the first key slot";
@@ -18,9 +18,9 @@ const TWO: &[u8] = b"another phrase";
 /// More rounds than this take too long to try.
 const ROUNDS: u64 = 5000;
 
-/// Takes one byte that says what follows. Where it is even: the JSON of both copies. Where it is odd:
-/// changes of a good header, each a place in both copies (2 bytes), how many bytes go there (1), how
-/// many come instead (1), and those. The checksums are put right.
+/// The first byte says what follows. Where it is even: the JSON of both copies. Where it is odd: changes of a valid
+/// header, each an offset in both copies (2 bytes), the number of bytes to remove (1), the number of bytes to insert
+/// (1), and those. The target then corrects the checksums.
 pub fn sealed(data: &[u8]) -> bool {
     let Some((kind, data)) = data.split_first() else {
         return false;
@@ -43,7 +43,7 @@ pub fn sealed(data: &[u8]) -> bool {
     };
     match header.repair(&disk) {
         Ok(_) => {}
-        // Numbers that are longer as they are written here.
+        // Numbers are longer in the form that the code writes.
         Err(SealedError::HeaderFull) => return false,
         Err(error) => panic!("memory can be written: {error}"),
     }
@@ -63,7 +63,7 @@ pub fn sealed(data: &[u8]) -> bool {
     true
 }
 
-/// A change that succeeds is done, and one that fails locks no key slot out.
+/// A change that succeeds is complete, and one that fails locks out no key slot.
 fn change(header: &mut LuksHeader, disk: &MemoryDisk, key: &VolumeKey) {
     let others = |header: &LuksHeader| {
         let mut slots = header.slots();
@@ -78,7 +78,7 @@ fn change(header: &mut LuksHeader, disk: &MemoryDisk, key: &VolumeKey) {
             assert!(header.unlock(disk, 0, ONE).is_err());
             assert_eq!(others(header), before);
         }
-        // The disk of memory ends early, which only wiping may find out.
+        // The disk in memory ends early, and wiping may be the first step to reach the end.
         Err(SealedError::Io { .. }) => {
             let loaded = LuksHeader::load(disk).expect("both copies are whole");
             let phrases = [ONE, TWO];
@@ -149,7 +149,7 @@ impl MemoryDisk {
         }
     }
 
-    /// Whether something in the JSON would be stretched for long.
+    /// Whether unlocking would stretch a part of the JSON for long.
     fn takes_long(&self) -> bool {
         fn long(value: &Value) -> bool {
             match value {
@@ -183,10 +183,10 @@ impl BlockStorage for MemoryDisk {
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let at = usize::try_from(at).map_err(io::Error::other)?;
         let mut image = self.0.borrow_mut();
-        let place = at
+        let range = at
             .checked_add(bytes.len())
             .and_then(|end| image.get_mut(at..end));
-        place
+        range
             .ok_or(ErrorKind::UnexpectedEof)?
             .copy_from_slice(bytes);
         Ok(())

@@ -1,4 +1,4 @@
-//! Containers: the header, and what it says about records and items.
+//! Containers: the header, and its description of records and items.
 
 use std::io::Cursor;
 
@@ -9,7 +9,7 @@ use alknet_tensor::{
 };
 use safetensors::SafeTensors;
 
-/// Takes a whole file, as it is and with the length of its header made to fit: up to the last brace.
+/// Takes a whole file, unchanged and with the length of its header adjusted: up to the last brace.
 pub fn tensor(data: &[u8]) -> bool {
     let mut fitted = data.to_vec();
     let brace = data.iter().rposition(|byte| *byte == b'}');
@@ -40,7 +40,7 @@ fn check(file: &[u8]) -> bool {
     let listed = list(&reader).tensors.len();
     assert_eq!(listed, reader.names().count());
     for tensor in reader.meta().tensors() {
-        look(&reader, tensor.name());
+        check_tensor(&reader, tensor.name());
     }
     let report = verify(&reader, VerifyDepth::Full, None).expect("memory can be read");
     report.problems.iter().for_each(one_line);
@@ -48,11 +48,11 @@ fn check(file: &[u8]) -> bool {
     true
 }
 
-/// What is shown to people stays on its line and within it.
+/// A message for users stays on one line.
 fn one_line(error: &TensorError) {
-    let said = error.to_string();
-    assert!(said.starts_with(error.code().as_str()), "{said}");
-    assert!(!said.contains(char::is_control), "{said:?}");
+    let text = error.to_string();
+    assert!(text.starts_with(error.code().as_str()), "{text}");
+    assert!(!text.contains(char::is_control), "{text:?}");
 }
 
 /// Entries lie end to end from the end of the header to the end of the file.
@@ -70,8 +70,8 @@ fn tiles(reader: &ContainerReader<&[u8]>, file: &[u8]) {
     assert_eq!(at, file.len() as u64);
 }
 
-/// Every question has an answer, be it an error.
-fn look(reader: &ContainerReader<&[u8]>, name: &str) {
+/// Every call has a result, be it an error.
+fn check_tensor(reader: &ContainerReader<&[u8]>, name: &str) {
     let view = reader.view(name).expect("its bytes are in memory");
     let floats = view.to_f32();
     if let (Ok(floats), Some(dtype)) = (floats, view.dtype().known()) {
@@ -116,8 +116,8 @@ fn look(reader: &ContainerReader<&[u8]>, name: &str) {
     }
 }
 
-/// What was read can be written, and is the same then. A plain file may have names that a
-/// metatensor gives a meaning; a metatensor has none.
+/// A container that was read can be written, and is the same then. A plain file may have names that mean something in
+/// a metatensor; a metatensor has none.
 fn again(reader: &ContainerReader<&[u8]>) {
     let limits = ContainerLimits::safetensors();
     let (_, plain) = strip(reader, Cursor::new(Vec::new())).expect("any file can be stripped");

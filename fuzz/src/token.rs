@@ -2,7 +2,7 @@
 
 use alknet_core::{AuthToken, KeyId, TokenHash};
 
-/// The same text as a token, as a hash and as a name.
+/// Reads the same text as a token, as a hash and as a name.
 pub fn token(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else {
         return false;
@@ -13,8 +13,8 @@ pub fn token(data: &[u8]) -> bool {
     if let Ok(hash) = &hash {
         assert_eq!(hash.key_id.as_str(), &text[4..12]);
         assert_eq!(hash.to_string().parse::<TokenHash>().as_ref(), Ok(hash));
-        let said = format!("{token:?} {hash:?}");
-        assert!(!said.contains(&text[13..]), "a secret is shown");
+        let shown = format!("{token:?} {hash:?}");
+        assert!(!shown.contains(&text[13..]), "a secret is shown");
     }
     let parsed = text.parse::<TokenHash>();
     if let Ok(parsed) = &parsed {
@@ -29,8 +29,7 @@ fn is_name(text: &str) -> bool {
     text.len() == 8 && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9'))
 }
 
-/// `alk_`, a name, `_`, and 43 characters of base64url whose last two bits are zero, as those of 32
-/// bytes are.
+/// `alk_`, a name, `_`, and 43 characters of base64url whose last two bits are zero, as those of 32 bytes are.
 fn is_token(text: &str) -> bool {
     let secret = |secret: &str| {
         secret.len() == 43

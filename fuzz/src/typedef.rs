@@ -1,8 +1,8 @@
-//! Schemas of layouts, and packed bytes of those that are taken.
+//! Schemas of layouts, and packed bytes of the accepted ones.
 
 use alknet_typedef::{ExternalData, LayoutMode, Schema, SchemaLimits, TypedefError, parse};
 
-/// Smaller than the real ones where these only cost time.
+/// Smaller than the real limits where these only cost time.
 fn limits() -> SchemaLimits {
     SchemaLimits {
         schema_bytes: 64 << 10,
@@ -14,7 +14,7 @@ fn limits() -> SchemaLimits {
     }
 }
 
-/// The text of a schema up to the first zero byte; what follows are bytes of its values.
+/// The text of a schema up to the first zero byte; the rest are bytes of its values.
 pub fn typedef(data: &[u8]) -> bool {
     let end = data
         .iter()
@@ -56,7 +56,7 @@ fn packed(schema: &Schema, bytes: &[u8]) -> bool {
         let mut twice = Vec::new();
         codec.write(&again, &mut twice).expect("it was read");
         assert_eq!(twice, written, "one value, one form");
-        // What is no number has spare bits, which do not count.
+        // A NaN has spare bits, which do not count.
         assert!(written == bytes[..used] || format!("{value:?}").contains("NaN"));
         if let Ok(json) = engine.to_json(
             &value,
@@ -99,7 +99,7 @@ fn aligned(schema: &Schema, bytes: &[u8]) -> bool {
         let mut record = bytes.to_vec();
         engine.write(&mut record, "", &value).expect("it was read");
         let again = engine.read(&record, "").expect("written just now");
-        // As text: what is no number is not equal to itself.
+        // As text: a NaN is not equal to itself.
         assert_eq!(format!("{again:?}"), format!("{value:?}"));
     }
     let fields = schema.fields("#").expect("it has a layout");

@@ -1,4 +1,4 @@
-//! What a vault reads from disks, media, keyboards and other processes.
+//! Input that a vault reads from disks, media, keyboards and other processes.
 
 use alknet_vault::audit::AuditRecord;
 use alknet_vault::slots::{Alkv, SeedKey, UnlockKey};
@@ -6,7 +6,7 @@ use alknet_vault::{
     BlobLabel, Curve, DerivationPath, Entropy, KeyPurpose, SealedBlob, SecretStr, Successor, Vault,
 };
 
-/// The same bytes as each of them.
+/// Reads the same bytes as each of them.
 pub fn vault(data: &[u8]) -> bool {
     let taken = [
         alkv(data),
@@ -47,7 +47,7 @@ fn blob(data: &[u8]) -> bool {
             vault_without_owner().open(&label, blob).is_err(),
             "it was not sealed"
         );
-        // What was cut off has no form in JSON.
+        // Bytes that were cut off have no form in JSON.
         if blob.as_bytes().len() >= 56 {
             let again = SealedBlob::from_json(&blob.to_json()).expect("its own text");
             assert_eq!(&again, blob, "two forms, one record");
@@ -104,7 +104,7 @@ fn texts(text: &str) -> bool {
     words.is_ok() || seed.is_ok() || path.is_ok() || label.is_ok() || purpose.is_ok()
 }
 
-/// Open, with words under which nothing was sealed.
+/// An open vault, with words under which nothing was sealed.
 fn vault_without_owner() -> Vault {
     let vault = Vault::locked();
     let words = Entropy::from_bytes(&[0x6e; 16]).expect("16 bytes");

@@ -1,4 +1,4 @@
-//! The corpus, held against what the fuzz targets hold: every input, and every one cut short.
+//! The corpus, checked against the promises of the fuzz targets: every input, and shortened forms of it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use alknet_fuzz::{FuzzTarget, TARGETS};
 
-/// How many shorter forms of an input are tried; all of them where it is no longer.
+/// The number of shorter forms of an input to try; all of them where it is no longer.
 const CUTS: usize = 400;
 
 fn folder(name: &str) -> PathBuf {
@@ -44,7 +44,7 @@ fn the_corpus_holds() {
                 run(target, &input[..end], &path, &format!("{end} bytes"));
             }
         }
-        // A corpus that only knows one answer leaves half of the parser alone.
+        // A corpus with one answer only leaves half of the parser untested.
         assert!(
             taken > 0 && refused > 0,
             "{}: {taken} {refused}",

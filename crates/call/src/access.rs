@@ -1,4 +1,4 @@
-//! Who may call an operation.
+//! The rules that decide who may call an operation.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,12 +11,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::compose::CompositionAuthority;
 use crate::limits::{SCOPE_BYTES_MAX, SCOPES_MAX};
 
-/// The rule of one operation. An empty rule lets every caller in, unknown peers included.
+/// The rule of one operation. An empty rule admits every caller, also unknown peers.
 ///
-/// Two kinds of things can be checked: an [`Identity`], which is proven, for calls from outside,
-/// and a [`CompositionAuthority`], which is granted at registration, for calls between operations.
-/// What a forwarder claims about its originator is neither, and there is no way to turn it into
-/// either:
+/// Two kinds of things can be checked: an [`Identity`], which a caller proved, for calls from outside, and a
+/// [`CompositionAuthority`], which a registration granted, for calls between operations. The claim of a forwarder
+/// about its originator is neither, and no function turns it into either:
 ///
 /// ```
 /// # use alknet_call::*;
@@ -76,7 +75,7 @@ pub struct AccessControl {
     pub identified: bool,
 }
 
-/// A list of scopes, which is read no further than it may go: one from a peer may have a million.
+/// A list of scopes. The reader stops at the limit: a list of a peer may have a million.
 struct Scopes(Vec<String>);
 
 impl<'de> Deserialize<'de> for Scopes {
@@ -97,6 +96,7 @@ impl<'de> Visitor<'de> for ReadScopes {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         let mut scopes = Vec::new();
         while let Some(scope) = list.next_element()? {
+            // Stopping here keeps the memory bounded before any rule is checked.
             if scopes.len() == SCOPES_MAX {
                 return Err(serde::de::Error::custom(too_many()));
             }
@@ -121,13 +121,13 @@ fn too_many() -> String {
     format!("a list of a rule has at most {SCOPES_MAX} scopes")
 }
 
-/// Knows who owns which resource.
+/// The owners of resources.
 pub trait OwnershipProvider: Send + Sync + 'static {
-    /// Whether `who` may do `action` to the resource `id`.
-    fn owns(&self, who: &PeerId, resource_type: &str, id: &str, action: &str) -> bool;
+    /// Whether `peer` may do `action` to the resource `id`.
+    fn owns(&self, peer: &PeerId, resource_type: &str, id: &str, action: &str) -> bool;
 
-    /// Whether `who` may do `action` to any resource of the type.
-    fn owns_any(&self, who: &PeerId, resource_type: &str, action: &str) -> bool;
+    /// Whether `peer` may do `action` to any resource of the type.
+    fn owns_any(&self, peer: &PeerId, resource_type: &str, action: &str) -> bool;
 }
 
 impl fmt::Debug for dyn OwnershipProvider {
@@ -136,19 +136,19 @@ impl fmt::Debug for dyn OwnershipProvider {
     }
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessDecision {
-    /// Go ahead.
+    /// The call is allowed.
     Allowed,
-    /// The identity may not.
+    /// The identity lacks a right.
     Forbidden,
-    /// The caller is unknown, and the rule needs an identity.
+    /// The caller is unknown, and the rule requires an identity.
     Unauthenticated,
 }
 
 impl AccessControl {
-    /// What of the rule exceeds its bounds, if anything does.
+    /// Describes what exceeds the bounds of a rule, if anything does.
     pub(crate) fn excess(&self) -> Option<String> {
         let any = self.required_scopes_any.as_deref().unwrap_or_default();
         if self.required_scopes.len().max(any.len()) > SCOPES_MAX {
@@ -162,7 +162,7 @@ impl AccessControl {
         })
     }
 
-    /// Bytes that a copy of it takes, about.
+    /// Bytes of memory that a copy takes, approximately.
     pub(crate) fn kept_bytes(&self) -> usize {
         let any = self.required_scopes_any.iter().flatten();
         let scopes = self.required_scopes.iter().chain(any);
@@ -175,7 +175,7 @@ impl AccessControl {
                 .sum::<usize>()
     }
 
-    /// Whether every caller may call, unknown peers included.
+    /// Whether every caller may call, also an unknown peer.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.required_scopes.is_empty()
@@ -184,7 +184,7 @@ impl AccessControl {
             && !self.identified
     }
 
-    /// Whether `identity` may call, for the resource `resource_id` where the input names one.
+    /// Whether `identity` may call, for the resource `resource_id` if the input names one.
     #[must_use]
     pub fn check(
         &self,
@@ -203,8 +203,8 @@ impl AccessControl {
         }
     }
 
-    /// Whether an operation that holds `authority` may call, for the resource `resource_id` where
-    /// the input names one. An operation without authority may call what is open to every caller.
+    /// Whether an operation with `authority` may call, for the resource `resource_id` if the input names one. An
+    /// operation without authority may call only operations that are open to every caller.
     #[must_use]
     pub fn check_authority(
         &self,
@@ -213,12 +213,13 @@ impl AccessControl {
     ) -> AccessDecision {
         match authority {
             _ if self.is_open() => AccessDecision::Allowed,
+            // The caller here is an operation, which cannot prove an identity.
             None => AccessDecision::Forbidden,
             Some(authority) => self.verdict(&AccessSubject::authority(authority), resource_id),
         }
     }
 
-    /// The part of the check that needs no input: what decides whether an operation is listed.
+    /// The part of the check that needs no input: it decides whether an operation is listed.
     #[must_use]
     pub fn check_scopes(&self, identity: Option<&Identity>) -> AccessDecision {
         match identity {
@@ -252,8 +253,8 @@ impl AccessControl {
         };
         let action = self.resource_action.as_deref().unwrap_or_default();
         match (holder.owner, resource_id) {
-            (Some((who, owners)), Some(id)) => owners.owns(who, kind, id, action),
-            (Some((who, owners)), None) => owners.owns_any(who, kind, action),
+            (Some((peer, owners)), Some(id)) => owners.owns(peer, kind, id, action),
+            (Some((peer, owners)), None) => owners.owns_any(peer, kind, action),
             (None, id) => holder.resources.get(kind).is_some_and(|held| {
                 held.iter().any(|h| match id {
                     Some(id) => h.as_ref() == id || h.as_ref() == "*",
@@ -264,7 +265,7 @@ impl AccessControl {
     }
 }
 
-/// What a rule is checked against.
+/// The subject of a check.
 struct AccessSubject<'a> {
     scopes: &'a ScopeSet,
     resources: &'a BTreeMap<Arc<str>, Vec<Arc<str>>>,
@@ -353,8 +354,8 @@ mod tests {
 
     #[test]
     fn scopes_are_all_and_any() {
-        let who = identity(&["a", "b"], &[]);
-        let check = |rule: AccessControl| rule.check(Some(&who), None, None);
+        let peer = identity(&["a", "b"], &[]);
+        let check = |rule: AccessControl| rule.check(Some(&peer), None, None);
         assert_eq!(check(rule(&[], None)), AccessDecision::Allowed);
         assert_eq!(check(rule(&["a", "b"], None)), AccessDecision::Allowed);
         assert_eq!(check(rule(&["a", "c"], None)), AccessDecision::Forbidden);
@@ -380,10 +381,10 @@ mod tests {
             identified: true,
             ..AccessControl::default()
         };
-        let who = identity(&[], &[]);
+        let peer = identity(&[], &[]);
         assert!(!rule.is_open());
         for (caller, verdict) in [
-            (Some(&who), AccessDecision::Allowed),
+            (Some(&peer), AccessDecision::Allowed),
             (None, AccessDecision::Unauthenticated),
         ] {
             assert_eq!(rule.check(caller, None, None), verdict);
@@ -428,8 +429,8 @@ mod tests {
             resource_type: Some("disk".to_owned()),
             ..AccessControl::default()
         };
-        let who = identity(&[], &["*"]);
-        let check = |id| rule.check(Some(&who), id, Some(&DiskOwnership));
+        let peer = identity(&[], &["*"]);
+        let check = |id| rule.check(Some(&peer), id, Some(&DiskOwnership));
         assert_eq!(check(Some("sda")), AccessDecision::Allowed);
         assert_eq!(check(Some("sdb")), AccessDecision::Forbidden);
         assert_eq!(check(None), AccessDecision::Forbidden);

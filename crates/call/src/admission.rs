@@ -1,6 +1,5 @@
-//! What a request has to pass before its operation runs, in this order: lookup, visibility,
-//! identity, access, room, schema, and what its idempotency key says. A requester that may not call
-//! learns nothing about the schema.
+//! The checks that a request has to pass before its operation runs, in this order: lookup, visibility, identity,
+//! access, capacity, schema, idempotency key. A requester that may not call learns nothing about the schema.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,29 +32,29 @@ use crate::request_grant::RequestGrant;
 use crate::schema::PermitShare;
 use crate::spec::OperationType;
 
-/// Scope that lets a caller name the peer its request goes to; followed by the peer's id.
+/// Scope that lets a caller name the peer to which its request goes; the peer's id follows it.
 const ROUTE_SCOPE: &str = "peer:route";
-/// Scope that lets a peer name the identity that it forwards a request for.
+/// Scope that lets a peer name the identity for which it forwards a request.
 const FORWARD_SCOPE: &str = "forward:identity";
-/// Milliseconds since 1970 before which a clock was never set: 2024-01-01.
+/// Milliseconds since 1970 before which a clock counts as not set: 2024-01-01.
 const SANE_CLOCK_MS: u64 = 1_704_067_200_000;
 
-/// Starts a request or answers why not. An error ends the stream: the peer broke the protocol.
+/// Starts a request, or answers with an error. An `Err` ends the stream, because the peer broke the protocol.
 pub(crate) async fn admit(
     link: &Arc<CallConnectionState>,
     stream: &Arc<CallStream>,
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<(), StreamEnd> {
-    // A peer that leaves its answers unread gets no further requests begun.
+    // While a peer leaves its responses unread, no further request of it begins.
     link.wait_until_read().await;
-    link.asked();
+    link.note_request();
     DispatcherCounters::add(&link.dispatcher.counters.requests);
     if !link.may_be_peers(&event.id) {
         return Err(StreamEnd::Protocol("id of the other side"));
     }
     if link.inbound.find(&event.id).is_some() {
-        // Two requests with one id could not be told apart by their answers.
+        // Their responses could not tell two requests with one id apart.
         return Err(StreamEnd::Protocol("id is in flight"));
     }
     match check(link, stream, body, event) {
@@ -74,7 +73,7 @@ pub(crate) async fn admit(
 struct AdmittedRequest {
     in_flight: InFlight,
     input: CallBody,
-    /// What it does instead of running, where it has an idempotency key that counts.
+    /// Runs the request under its idempotency key, if it has one that counts.
     keyed: Option<KeyedExecution>,
 }
 
@@ -116,11 +115,12 @@ fn check(
         || input(body, &payload),
     )?;
     let (mut head, name, input) = (checked.head, checked.name, checked.input);
-    let kept = match is_subscription(&checked.operation) {
+    let retention = match is_subscription(&checked.operation) {
         true => RequestRetention::Subscribed,
         false => RequestRetention::Once,
     };
-    head._claim = claim(link, body, head.identity.as_deref(), kept)?;
+    // Before the schema check: checking a long input takes memory that this counts.
+    head._claim = claim(link, body, head.identity.as_deref(), retention)?;
     let in_flight = make_room(head, link, stream, checked.operation)?;
     let request = in_flight.request();
     check_schema(request.operation(), &input, request.identity())?;
@@ -133,13 +133,13 @@ fn check(
     })
 }
 
-/// Counts the bytes of a request for its requester. A server of another protocol counts those of its own
+/// Counts the bytes of a request for its requester. A server of another protocol counts the bytes of its own
 /// requests.
 fn claim(
     link: &CallConnectionState,
     body: &FrameBody,
     identity: Option<&Identity>,
-    kept: RequestRetention,
+    retention: RequestRetention,
 ) -> Result<Option<Arc<RequestClaim>>, CallError> {
     let tail = body.tail.as_ref().map_or(0, |tail| tail.len());
     let requester = Requester::from_identity(identity, link.info.remote_addr);
@@ -148,61 +148,63 @@ fn claim(
         counters,
         ..
     } = &*link.dispatcher;
-    let claimed = request_bytes.claim(requester, body.envelope.len() + tail, kept);
+    let claimed = request_bytes.claim(requester, body.envelope.len() + tail, retention);
     claimed.inspect_err(|_| DispatcherCounters::add(&counters.request_bytes_full))
 }
 
-/// Whose a request is, and the token of its own that says so.
+/// The identity of a request, and its own token that proved it.
 pub(crate) struct RequestPrincipal {
     pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) token: Option<Arc<AuthToken>>,
 }
 
-/// A request that may be made, before it takes its place.
+/// A request that passed the checks and has taken no capacity yet.
 pub(crate) struct CheckedRequest {
     pub(crate) operation: Arc<CompiledOperation>,
     pub(crate) head: RequestHead,
     pub(crate) input: CallBody,
-    /// What its result is found by, where it has an idempotency key that counts.
+    /// The key under which its result is found, if it has an idempotency key that counts.
     pub(crate) name: Option<IdempotencyKey>,
 }
 
-/// Everything that has to be true of a request before it takes its place and its input is looked at.
-/// It has time from `now` on; `who` tells whose it is, once there is such an operation at all.
+/// All checks of a request before it takes capacity and its input is validated. Its time runs from `now`. `identify`
+/// returns its identity, and is called only if the operation exists.
 pub(crate) fn passed<'a>(
     link: &Arc<CallConnectionState>,
     id: &str,
     payload: &Payload<'a>,
     now: Instant,
-    who: impl FnOnce(&Payload<'a>) -> Result<RequestPrincipal, CallError>,
+    identify: impl FnOnce(&Payload<'a>) -> Result<RequestPrincipal, CallError>,
     input: impl FnOnce() -> CallBody,
 ) -> Result<CheckedRequest, CallError> {
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
-    // A named peer needs the identity first: whether there is such a peer is for callers with the
-    // scope. Without one, an operation that does not exist costs no look at the token.
-    let (operation, asker, route) = match payload.peer.as_deref() {
-        None => (lookup(link, payload)?, who(payload)?, None),
+    // A named peer needs the identity first, because only callers with the scope may learn whether that peer exists.
+    // Without one, a request for an unknown operation costs no check of the token.
+    let (operation, principal, route) = match payload.peer.as_deref() {
+        None => (lookup(link, payload)?, identify(payload)?, None),
         Some(peer) => {
-            let asker = who(payload)?;
-            let (operation, route) = routed(link, payload, peer, asker.identity.as_deref())?;
-            (operation, asker, Some(route))
+            let principal = identify(payload)?;
+            let (operation, route) = routed(link, payload, peer, principal.identity.as_deref())?;
+            (operation, principal, Some(route))
         }
     };
-    let RequestPrincipal { identity, token } = asker;
+    let RequestPrincipal { identity, token } = principal;
     let input = input();
     let resource = check_access(link, &operation, identity.as_deref(), &input)?;
+    // Without a rule, a route and a token there is no right that could end while the request runs.
     let open = operation.spec.access_control.is_open() && route.is_none() && token.is_none();
-    let standing = (!open || is_subscription(&operation)).then_some(RequestGrant {
+    let grant = (!open || is_subscription(&operation)).then_some(RequestGrant {
         proved_by: None,
         resource,
         route,
     });
+    // After the access check: a requester without the right must not learn of earlier results.
     let name = keyed::name(link, &operation, identity.as_deref(), payload);
-    let asked = timeout(payload.timeout_ms, payload.deadline)?;
-    let deadline = deadline(&link.dispatcher, &operation, asked, now);
-    let hurried = asked.is_some() && is_hurried(&link.dispatcher, &operation, deadline, now);
+    let requested = timeout(payload.timeout_ms, payload.deadline)?;
+    let deadline = deadline(&link.dispatcher, &operation, requested, now);
+    let hurried = requested.is_some() && is_hurried(&link.dispatcher, &operation, deadline, now);
     let head = RequestHead {
         key: name.as_ref().map(|name| name.key.clone()),
         id: id.into(),
@@ -214,7 +216,7 @@ pub(crate) fn passed<'a>(
         window: payload.window,
         identity,
         token,
-        standing,
+        grant,
         hops: payload.hops,
         _claim: None,
     };
@@ -226,7 +228,7 @@ pub(crate) fn passed<'a>(
     })
 }
 
-/// Refuses an input that its operation does not take.
+/// Refuses an input that does not match the operation's schema.
 pub(crate) fn check_schema(
     operation: &CompiledOperation,
     input: &CallBody,
@@ -262,15 +264,14 @@ fn lookup(
     let name = operation_name(payload)?;
     let found = link.dispatcher.registry.lookup(name);
     found
-        // operation| operation.is_external()|An internal operation answers as one that does not
-        // exist, so that no caller learns of it.
+        // An internal operation is answered as one that does not exist, so that no caller learns of it.
         .filter(|operation| operation.is_external() && operation.is_callable())
         .ok_or_else(|| CallError::not_found(name.trim_start_matches('/')))
 }
 
-/// An operation of an attached peer, by the peer's id or an alias of it, for callers that may route to
-/// it. The scope is checked before the lookup: a caller without it does not learn which peers there
-/// are. A caller with it learns whether the peer is unknown, not attached, or without the operation.
+/// Finds an operation of an attached peer, by the peer's id or its alias, for callers that may route to it. The scope
+/// is checked before the lookup: a caller without it does not learn which peers exist. A caller with it learns
+/// whether the peer is unknown, not attached, or has no such operation.
 fn routed(
     link: &CallConnectionState,
     payload: &Payload<'_>,
@@ -283,8 +284,8 @@ fn routed(
         return Err(routes_nowhere(name, identity));
     }
     let id = link.dispatcher.by_name(peer);
-    // The scope has the peer's id, so that a right outlives an alias. An unknown name goes through
-    // the same check, and only callers with the scope learn that it is unknown.
+    // The scope has the peer's id, so that a right does not depend on an alias. An unknown name passes the same
+    // check, and only callers with the scope learn that it is unknown.
     let route = AccessControl {
         required_scopes: vec![route_scope(id.as_ref().map_or(peer, PeerId::as_str))],
         ..AccessControl::default()
@@ -299,13 +300,13 @@ fn routed(
     Ok((found, route))
 }
 
-/// The scope of those who may name the peer with this id.
+/// The scope that lets a caller name the peer with this id.
 pub(crate) fn route_scope(peer: &str) -> String {
     format!("{ROUTE_SCOPE}:{peer}")
 }
 
-/// The error for a caller that may not go to the peer which it named. It has no peer's id: the one behind an alias
-/// would say that there is such a peer.
+/// The error for a caller that may not route to the peer that it named. It has no peer id: the id behind an alias
+/// would reveal that the peer exists.
 pub(crate) fn no_way(identity: Option<&Identity>, key: Option<PeerKey>) -> CallError {
     if identity.is_none() {
         return unknown_caller(key);
@@ -317,7 +318,7 @@ pub(crate) fn no_way(identity: Option<&Identity>, key: Option<PeerKey>) -> CallE
     CallError::new(ErrorCode::Forbidden, message)
 }
 
-/// The answer of a node that passes nothing on. An unknown caller does not learn that it is no hub.
+/// The response of a node that forwards nothing. An unknown caller does not learn that the node is no hub.
 fn routes_nowhere(operation: &str, identity: Option<&Identity>) -> CallError {
     if identity.is_none() {
         return CallError::not_found(operation);
@@ -327,7 +328,7 @@ fn routes_nowhere(operation: &str, identity: Option<&Identity>) -> CallError {
     CallError::new(ErrorCode::NotFound, message).with_details(json!({ "reason": "no_hub" }))
 }
 
-/// The name as it was sent; `NOT_FOUND` for one that no operation can have.
+/// The name as the requester sent it; `NOT_FOUND` for one that no operation can have.
 fn operation_name<'a>(payload: &'a Payload<'_>) -> Result<&'a str, CallError> {
     let name = payload.operation.as_ref();
     if name.len() > OPERATION_BYTES_MAX {
@@ -336,8 +337,8 @@ fn operation_name<'a>(payload: &'a Payload<'_>) -> Result<&'a str, CallError> {
     Ok(name)
 }
 
-/// The identity of this request: the token's, which replaces the connection's and never falls
-/// back to it.
+/// The identity of this request: that of its token, which replaces the connection's identity and never falls back to
+/// it.
 fn identify(
     link: &CallConnectionState,
     payload: &Payload<'_>,
@@ -371,11 +372,11 @@ fn check_access(
     if access.is_open() {
         return Ok(None);
     }
-    // Which servers the node uses is not for unknown callers.
+    // Unknown callers must not learn which servers the node uses.
     if identity.is_none() && operation.provenance.is_server() {
         return Err(CallError::not_found(&operation.spec.name));
     }
-    // A caller without the scopes is refused before its input is read.
+    // The input of a caller without the scopes is not read.
     access.admit_scopes(identity, link.info.key)?;
     let resource_id = operation.resource_id(input)?;
     let ownership = link.dispatcher.ownership.as_deref();
@@ -385,6 +386,7 @@ fn check_access(
 
 fn input(body: &FrameBody, payload: &Payload<'_>) -> CallBody {
     match payload.input {
+        // Slices of the frame: the input is not copied.
         Some(raw) => CallBody::from_parts(
             body.envelope.slice_ref(raw.get().as_bytes()),
             body.tail.clone().unwrap_or_default(),
@@ -393,7 +395,7 @@ fn input(body: &FrameBody, payload: &Payload<'_>) -> CallBody {
     }
 }
 
-/// What the requester asks for: relative, or absolute where both clocks are set.
+/// The timeout that the requester asks for: relative, or absolute if both clocks are set.
 fn timeout(
     relative_ms: Option<u64>,
     absolute_ms: Option<u64>,
@@ -404,7 +406,7 @@ fn timeout(
     let Some(at) = absolute_ms else {
         return Ok(None);
     };
-    // A clock before 1970 was never set, as one before `SANE_CLOCK_MS`.
+    // A clock before 1970 counts as not set, like one before `SANE_CLOCK_MS`.
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));
@@ -415,11 +417,11 @@ fn timeout(
     }
 }
 
-/// The earliest of what the requester, the operation and this node allow.
+/// The earliest deadline of the requester, the operation and this node.
 pub(crate) fn deadline(
     dispatcher: &Dispatcher,
     operation: &CompiledOperation,
-    asked: Option<Duration>,
+    requested: Option<Duration>,
     now: Instant,
 ) -> Option<Instant> {
     let subscription = is_subscription(operation);
@@ -427,13 +429,12 @@ pub(crate) fn deadline(
         .spec
         .default_timeout_ms
         .map(|ms| Duration::from_millis(ms.into()));
-    // A subscription runs until a side ends it: no default and no longest time of this node
-    // applies.
+    // A subscription runs until a side ends it: this node's default and longest time do not apply.
     let fallback = (!subscription).then_some(CALL_TIMEOUT_DEFAULT);
     let most = (!subscription).then_some(dispatcher.timeout_max);
-    let chosen = match (asked, own) {
-        (Some(asked), Some(own)) => Some(asked.min(own)),
-        (asked, own) => asked.or(own).or(fallback),
+    let chosen = match (requested, own) {
+        (Some(requested), Some(own)) => Some(requested.min(own)),
+        (requested, own) => requested.or(own).or(fallback),
     };
     let chosen = match (chosen, most) {
         (Some(chosen), Some(most)) => Some(chosen.min(most)),
@@ -443,7 +444,7 @@ pub(crate) fn deadline(
     chosen.and_then(|timeout| now.checked_add(timeout))
 }
 
-/// Whether a deadline leaves clearly less time than the operation has where the caller names no timeout.
+/// Whether a deadline leaves clearly less time than the operation has if the caller names no timeout.
 pub(crate) fn is_hurried(
     dispatcher: &Dispatcher,
     operation: &CompiledOperation,
@@ -469,6 +470,7 @@ fn make_room(
     let limits = link.limits();
     let (requests, subscriptions) = link.inbound.counts();
     let counters = &link.dispatcher.counters;
+    // Each connection has its own limit: a peer with many requests refuses only its own further ones.
     if requests >= limits.requests {
         DispatcherCounters::add(&counters.requests_full);
         return Err(CallError::overloaded(
@@ -483,7 +485,7 @@ fn make_room(
             limits.subscriptions,
         ));
     }
-    // With a key, the run takes the place in the operation, once for all requests that wait for it.
+    // With a key, the run takes the operation's capacity, once for all requests that wait for it.
     if head.key.is_none() {
         let entered = operation.enter();
         entered.inspect_err(|_| DispatcherCounters::add(&counters.operation_full))?;
@@ -527,7 +529,7 @@ mod tests {
         let [second, own_time, hour] = [1, 20, 3600].map(Duration::from_secs);
         let (usual, short) = (dispatcher(), dispatcher().with_timeout_max(second));
         let now = Instant::now();
-        for (node, operation, asked, left) in [
+        for (node, operation, requested, left) in [
             (&usual, &plain, None, Some(CALL_TIMEOUT_DEFAULT)),
             (&usual, &plain, Some(second), Some(second)),
             (&usual, &plain, Some(hour), Some(CALL_TIMEOUT_MAX)),
@@ -542,8 +544,12 @@ mod tests {
             (&short, &events, Some(hour), Some(hour)),
         ] {
             let name = &operation.spec.name;
-            let deadline = deadline(node, operation, asked, now);
-            assert_eq!(deadline, left.map(|left| now + left), "{name} {asked:?}");
+            let deadline = deadline(node, operation, requested, now);
+            assert_eq!(
+                deadline,
+                left.map(|left| now + left),
+                "{name} {requested:?}"
+            );
         }
     }
 }

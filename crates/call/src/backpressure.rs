@@ -1,4 +1,4 @@
-//! Bytes that the peer of a connection has yet to take, on all of its streams: of answers and events, or of
+//! Bytes that the peer of a connection has not taken yet, on all of its streams: of responses and events, or of
 //! requests.
 
 mod share;
@@ -12,30 +12,30 @@ use crate::limits::UNREAD_BYTES_FREE;
 use crate::request_bytes::GrowLimit;
 pub(crate) use share::{RequesterSource, UnreadQuota};
 
-/// How many there are. Requests of the peer are not begun while too many bytes of answers wait: what they would
-/// be answered with had to be kept, too.
+/// The number of unread bytes. While too many bytes of responses wait, no request of the peer begins, because its
+/// response would have to wait as well.
 #[derive(Debug, Default)]
 pub(crate) struct UnreadBytes {
     bytes: AtomicUsize,
-    /// There are fewer.
+    /// Notified when the number falls.
     room: Notify,
-    /// What it counts for beyond the connection.
+    /// The quota beyond the connection.
     share: Option<UnreadQuota>,
-    /// Those of everything that is carried in the same connection, these included.
+    /// The bytes of all connections that the same one carries, including these.
     carrier: Option<Arc<Self>>,
 }
 
-/// Why bytes cannot wait, too.
+/// Why further bytes may not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnreadLimitError {
-    /// So many wait on the connection, or in what carries it.
+    /// This many wait on the connection, or on the one that carries it.
     Here(usize),
-    /// Those of its requester, or of all, are as many as may be.
+    /// The quota of the requester, or of all requesters, is used up.
     Share,
 }
 
 impl UnreadBytes {
-    /// Counted for a requester, and with what else its carrier carries.
+    /// Counts for a requester, and together with everything that the carrier carries.
     pub(crate) fn shared(share: UnreadQuota, carrier: Option<Arc<Self>>) -> Self {
         Self {
             bytes: AtomicUsize::new(0),
@@ -45,22 +45,22 @@ impl UnreadBytes {
         }
     }
 
-    /// How many wait on the connection.
+    /// Number of bytes that wait on the connection.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::SeqCst)
     }
 
-    /// What the bound of a connection holds for: all that one carries is one.
+    /// The counter to which the limit of a connection applies: all that one connection carries counts as one.
     fn bounded(&self) -> &Self {
         self.carrier.as_deref().unwrap_or(self)
     }
 
-    /// Whether fewer wait than `most`, with all that the same connection carries.
+    /// Whether fewer than `most` bytes wait, with all that the same connection carries.
     pub(crate) fn is_below(&self, most: usize) -> bool {
         self.bounded().bytes() < most
     }
 
-    /// Adds bytes that are there already.
+    /// Adds bytes that exist already.
     pub(crate) fn add(&self, bytes: usize) {
         if bytes == 0 {
             return;
@@ -74,9 +74,9 @@ impl UnreadBytes {
         }
     }
 
-    /// Adds `bytes` where `may` holds for those that wait already, in one step: answers that are ready at the
-    /// same time on several streams do not all find room for themselves. They have to [fit](GrowLimit) into the requester's
-    /// share as well.
+    /// Adds `bytes` if `may` holds for those that wait already, in one step: responses that become ready at the same
+    /// time on several streams do not all take the same capacity. They have to [fit](GrowLimit) into the requester's
+    /// quota as well.
     pub(crate) fn claim(
         &self,
         bytes: usize,
@@ -89,14 +89,16 @@ impl UnreadBytes {
             .bytes
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
         added.map_err(UnreadLimitError::Here)?;
+        // The carrier's counter took the bytes above; this one feeds the requester's quota.
         if self.carrier.is_some() {
             self.bytes.fetch_add(bytes, Ordering::SeqCst);
         }
-        let fits = self
+        let has_room = self
             .share
             .as_ref()
             .is_none_or(|share| share.cover(&self.bytes, fit));
-        if !fits {
+        if !has_room {
+            // The bytes were added before the quota was asked: other claims saw them meanwhile and waited.
             self.taken(bytes);
             return Err(UnreadLimitError::Share);
         }
@@ -117,7 +119,7 @@ impl UnreadBytes {
         self.room.notify_waiters();
     }
 
-    /// Waits until there are fewer than `most`, with all that the same connection carries.
+    /// Waits until fewer than `most` bytes wait, with all that the same connection carries.
     pub(crate) async fn wait_below(&self, most: usize) {
         self.bounded().wait_own_below(most).await;
     }
@@ -129,7 +131,7 @@ impl UnreadBytes {
         loop {
             let fewer = self.room.notified();
             tokio::pin!(fewer);
-            // Before the bytes are looked at: what is taken in between is not missed.
+            // The waiter is enabled before the number is read, so that no change in between is missed.
             fewer.as_mut().enable();
             if self.bytes() < most {
                 return;
@@ -138,23 +140,22 @@ impl UnreadBytes {
         }
     }
 
-    /// Whether more may be added: so little waits that it is not counted, or there is room for more of its
-    /// requester's.
+    /// Whether more may be added: so little waits that it does not count, or the requester's quota has room.
     pub(crate) fn may_grow(&self) -> bool {
         self.bytes() < UNREAD_BYTES_FREE || self.has_share()
     }
 
-    /// Whether there is room for more of its requester's.
+    /// Whether the requester's quota has room.
     pub(crate) fn has_share(&self) -> bool {
         self.share.as_ref().is_none_or(UnreadQuota::has_room)
     }
 
-    /// Whether its requester has all that one may have, whatever others have.
+    /// Whether the requester has used its own whole quota, whatever others have.
     pub(crate) fn is_spent(&self) -> bool {
         self.share.as_ref().is_some_and(UnreadQuota::is_spent)
     }
 
-    /// Waits until fewer than `most` wait, and more may be added.
+    /// Waits until fewer than `most` bytes wait and more may be added.
     pub(crate) async fn wait_room(&self, most: usize) {
         loop {
             self.wait_below(most).await;
@@ -162,13 +163,14 @@ impl UnreadBytes {
                 return;
             }
             tokio::select! {
+                // So few bytes need no quota.
                 () = self.wait_own_below(UNREAD_BYTES_FREE) => {}
                 () = self.wait_share() => {}
             }
         }
     }
 
-    /// Waits until there is room for more of its requester's.
+    /// Waits until the requester's quota has room.
     pub(crate) async fn wait_share(&self) {
         if let Some(share) = &self.share {
             share.wait_room().await;

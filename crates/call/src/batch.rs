@@ -11,9 +11,9 @@ use crate::client::{CallOptions, Caller};
 use crate::error::CallError;
 use crate::outgoing::{self, EncodedRequest};
 
-/// Calls that are sent together, in one flush of one stream. They run at the same time and end in
-/// any order: a batch is no transaction. The peer refuses what exceeds the requests it takes at
-/// once ([`Caller::requests_max`]) with `OVERLOADED`.
+/// Calls that are sent together, in one flush of one stream. They run at the same time and end in any order: a batch
+/// is no transaction. The peer refuses calls beyond the number that it takes at once ([`Caller::requests_max`]) with
+/// `OVERLOADED`.
 pub struct CallBatch {
     caller: Caller,
     calls: Vec<BatchedCall>,
@@ -41,7 +41,7 @@ impl CallBatch {
         self.add_with(operation, input, &CallOptions::default())
     }
 
-    /// The same, with options; all but `route`, which the batch decides.
+    /// As [`add`](Self::add), with options; all but `route`, which the batch decides.
     pub fn add_with(
         &mut self,
         operation: &str,
@@ -55,7 +55,7 @@ impl CallBatch {
         self
     }
 
-    /// How many calls there are.
+    /// Number of calls.
     #[must_use]
     pub fn len(&self) -> usize {
         self.calls.len()
@@ -67,8 +67,8 @@ impl CallBatch {
         self.calls.is_empty()
     }
 
-    /// Sends them; returns the outcome of each, in the order they were added. Dropping the future
-    /// aborts those that have not ended.
+    /// Sends the calls. Returns the outcome of each, in the order in which they were added. Dropping the future
+    /// aborts the calls that have not ended.
     pub async fn send(self) -> Vec<Result<CallBody, CallError>> {
         let stream = match self.caller.shared_stream().await {
             Ok(stream) => stream,
@@ -101,7 +101,7 @@ impl CallBatch {
 
 impl fmt::Debug for CallBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Their frames may hold tokens.
+        // The frames may hold tokens.
         write!(f, "CallBatch({})", self.calls.len())
     }
 }

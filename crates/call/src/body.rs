@@ -1,4 +1,4 @@
-//! What goes into an operation and what comes out of it.
+//! The inputs and outputs of operations.
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
@@ -17,8 +17,8 @@ use crate::memory::InputMemory;
 use crate::tape::{NESTING_MAX, TREE_BYTES_FREE, TREE_FACTOR, Tape, TapeNode, TapeSize};
 use crate::text;
 
-/// A received value: its JSON text, parsed on the first access, and the binary data its `{"$bin":[offset,length]}`
-/// point into.
+/// A received value: its JSON text, which is parsed on the first access, and the binary data to which its
+/// `{"$bin":[offset,length]}` refer.
 ///
 /// ```
 /// use alknet_call::CallBody;
@@ -33,7 +33,7 @@ pub struct CallBody {
     raw: Bytes,
     tail: Bytes,
     value: OnceLock<Value>,
-    /// What it counts against.
+    /// The counter for memory that is made of it.
     memory: Option<Arc<dyn InputMemory>>,
 }
 
@@ -48,7 +48,7 @@ impl CallBody {
         }
     }
 
-    /// The same, and what is made of it counts against `memory`.
+    /// As before, and memory that is made of it counts in `memory`.
     #[must_use]
     pub fn counted(mut self, memory: Option<Arc<dyn InputMemory>>) -> Self {
         self.memory = memory;
@@ -59,12 +59,15 @@ impl CallBody {
         self.memory.as_ref()
     }
 
-    /// Looks at the value without a tree.
-    pub(crate) fn look<T>(&self, look: impl FnOnce(TapeNode<'_>) -> T) -> Result<T, CallError> {
-        Tape::look(&self.raw, self.memory(), look)
+    /// Passes the value to `read` without building a tree.
+    pub(crate) fn read_tape<T>(
+        &self,
+        read: impl FnOnce(TapeNode<'_>) -> T,
+    ) -> Result<T, CallError> {
+        Tape::read(&self.raw, self.memory(), read)
     }
 
-    /// JSON text that was checked.
+    /// A body of JSON text that was checked.
     #[must_use]
     pub fn from_text(raw: Bytes) -> Self {
         Self::from_parts(raw, Bytes::new())
@@ -73,7 +76,7 @@ impl CallBody {
     /// A value as a body.
     ///
     /// # Errors
-    /// `INVALID_INPUT` when `value` has no JSON form.
+    /// `INVALID_INPUT` if `value` has no JSON form.
     pub fn json(value: &(impl Serialize + ?Sized)) -> Result<Self, CallError> {
         text::to_vec(value)
             .map(|text| Self::from_parts(text.into(), Bytes::new()))
@@ -108,31 +111,31 @@ impl CallBody {
         &self.raw
     }
 
-    /// What `{"$bin":[offset,length]}` point into.
+    /// The data to which `{"$bin":[offset,length]}` refer.
     #[must_use]
     pub fn tail(&self) -> &Bytes {
         &self.tail
     }
 
-    /// The value, parsed once. Text with numbers beyond what `f64` can hold reads as `null`. Of what others sent,
-    /// an operation takes [`try_value`](Self::try_value): a tree may have 75 times the bytes of its text.
+    /// The value, parsed once. Text with numbers beyond `f64` reads as `null`. For input of others an operation takes
+    /// [`try_value`](Self::try_value): a tree may have 75 times the bytes of its text.
     #[must_use]
     pub fn value(&self) -> &Value {
         self.value
             .get_or_init(|| serde_json::from_slice(&self.raw).unwrap_or(Value::Null))
     }
 
-    /// The value as a tree, for what needs one; counted as long as the body is kept.
+    /// The value as a tree, for code that needs one. It counts as long as the body exists.
     ///
     /// # Errors
-    /// `INVALID_INPUT` where the text holds a number beyond `f64`, or so many values that their tree has more
-    /// than four times its bytes, and 2 MiB; what it counts against may have no room.
+    /// `INVALID_INPUT` if the text holds a number beyond `f64`, or so many values that their tree has more than four
+    /// times its bytes and more than 2 MiB; or the error of the counter.
     pub fn try_value(&self) -> Result<&Value, CallError> {
         if self.value.get().is_none() {
             self.weigh()?;
             let value = serde_json::from_slice(&self.raw)
                 .map_err(|error| CallError::invalid_input(error.to_string()))?;
-            // Another thread may have parsed the same text meanwhile; its tree is as good.
+            // Another thread may have parsed the same text meanwhile. Its tree is as good.
             let _ = self.value.set(value);
         }
         Ok(self.value())
@@ -144,6 +147,7 @@ impl CallBody {
     /// It takes more than a tree may.
     pub(crate) fn tree_bytes(&self) -> Result<usize, CallError> {
         let bytes = TapeSize::measure(&self.raw)?.tree_bytes();
+        // A list of short values makes a tree of many times its bytes.
         if bytes > TREE_BYTES_FREE.max(TREE_FACTOR * self.raw.len()) {
             return Err(CallError::invalid_input(
                 "the input has too many values for its length; send long lists as binary data",
@@ -152,7 +156,7 @@ impl CallBody {
         Ok(bytes)
     }
 
-    /// Counts what a tree of the text takes, before there is one.
+    /// Counts the bytes of a tree before it is built.
     fn weigh(&self) -> Result<(), CallError> {
         let bytes = self.tree_bytes()?;
         match &self.memory {
@@ -161,7 +165,7 @@ impl CallBody {
         }
     }
 
-    /// The value as a tree of its own.
+    /// The value as an owned tree.
     ///
     /// # Errors
     /// As [`try_value`](Self::try_value).
@@ -176,16 +180,16 @@ impl CallBody {
         self.raw.trim_ascii() == b"null"
     }
 
-    /// The value as `T`. An input that counts against memory is held to what a tree of it may have: lists of
-    /// small structures grow as much.
+    /// The value as `T`. An input that counts memory has the same bounds as a tree of it, because lists of small
+    /// structures grow as much.
     ///
     /// # Errors
-    /// `INVALID_INPUT` when the value is no `T`; as [`try_value`](Self::try_value) where it counts against memory.
+    /// `INVALID_INPUT` if the value is no `T`; as [`try_value`](Self::try_value) if it counts memory.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, CallError> {
         let parsed = match self.value.get() {
             Some(value) => T::deserialize(value),
             None => {
-                // Frames of connections are short, and answers are what this node asked for.
+                // Frames of connections are short, and this node asked for the responses itself.
                 if self.memory.is_some() {
                     self.weigh()?;
                 }
@@ -195,8 +199,8 @@ impl CallBody {
         parsed.map_err(|error| CallError::invalid_input(error.to_string()))
     }
 
-    /// A member of an object as a body of its own: its text as it came, and the binary data it may
-    /// point into. `None` where there is no such member, or no object.
+    /// A member of an object as a body of its own: its text as it came, and the binary data to which it may refer.
+    /// `None` if the value is no object or has no such member.
     #[must_use]
     pub fn member(&self, name: &str) -> Option<Self> {
         let text = json::member(&self.raw, name)?.get().as_bytes();
@@ -204,7 +208,7 @@ impl CallBody {
         Some(member.counted(self.memory.clone()))
     }
 
-    /// The bytes a `{"$bin":[offset,length]}` stands for, if `value` is one and they exist.
+    /// The bytes of a `{"$bin":[offset,length]}`, if `value` is one and its range exists.
     #[must_use]
     pub fn binary(&self, value: &Value) -> Option<Bytes> {
         slice(&self.tail, value)
@@ -222,7 +226,7 @@ impl From<CallOutput> for CallBody {
     }
 }
 
-/// Passed on as it came, binary data included.
+/// Passes the body on as it came, with its binary data.
 impl From<CallBody> for CallOutput {
     fn from(body: CallBody) -> Self {
         if body.tail.is_empty() {
@@ -233,23 +237,23 @@ impl From<CallBody> for CallOutput {
     }
 }
 
-/// Bytes that a tree of JSON text would take, which may be 75 times those of the text. What comes from a server is
-/// counted so before anything parses it; of text that is no JSON it is what a parser makes before it finds that out.
+/// Bytes that a tree of JSON text would take, which may be 75 times those of the text. Text of a server is counted in
+/// this way before any code parses it. For text that is no JSON it is what a parser builds before it finds the error.
 ///
 /// # Errors
-/// `INVALID_INPUT` where the text nests too deep, is too long, or holds a number beyond `f64`.
+/// `INVALID_INPUT` if the text nests too deep, is too long, or holds a number beyond `f64`.
 pub fn tree_bytes(text: &[u8]) -> Result<usize, CallError> {
     TapeSize::measure(text).map(TapeSize::tree_bytes)
 }
 
-/// What an operation answers with.
+/// The output of an operation.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CallOutput {
-    /// JSON with binary data, which `{"$bin":[offset,length]}` points into. Peers that do not know
-    /// mixed frames receive base64 instead.
+    /// JSON with binary data, to which `{"$bin":[offset,length]}` refer. Peers that do not know mixed frames get
+    /// base64 instead.
     Mixed(Value, Bytes),
-    /// The same with JSON text that is known to be valid, as it came in a frame.
+    /// As [`Mixed`](Self::Mixed), with JSON text that is known to be valid, as it came in a frame.
     MixedText(Bytes, Bytes),
     /// JSON text that is known to be valid.
     Raw(Bytes),
@@ -261,37 +265,38 @@ impl CallOutput {
     /// Serialises now.
     ///
     /// # Errors
-    /// `INTERNAL` when `value` has no JSON form.
+    /// `INTERNAL` if `value` has no JSON form.
     pub fn json(value: &impl Serialize) -> Result<Self, CallError> {
         text::to_vec(value)
             .map(|text| Self::Raw(text.into()))
             .map_err(|error| CallError::internal(format!("the output has no JSON form: {error}")))
     }
 
-    /// Of JSON text that comes from elsewhere, without a tree of it.
+    /// Makes an output of JSON text from outside, without building a tree.
     ///
     /// # Errors
-    /// `INVALID_OUTPUT` where it is no JSON, nests too deep, or holds a number beyond `f64`; or where an object names a
-    /// member twice and a tree of it, in which the last counts, would take more than any tree may.
+    /// `INVALID_OUTPUT` if it is no JSON, nests too deep, or holds a number beyond `f64`; or if an object names a
+    /// member twice and a tree of it, in which the last one counts, would take more than any tree may.
     pub fn from_foreign_text(text: &Bytes) -> Result<Self, CallError> {
-        let wrong = |reason: String| CallError::new(ErrorCode::InvalidOutput, reason);
+        let invalid = |reason: String| CallError::new(ErrorCode::InvalidOutput, reason);
         let parsed = serde_json::from_slice::<&RawValue>(text);
-        let own = parsed.map_err(|error| wrong(error.to_string()))?.get();
-        let size = TapeSize::measure(own.as_bytes()).map_err(|error| wrong(error.message))?;
+        let own = parsed.map_err(|error| invalid(error.to_string()))?.get();
+        let size = TapeSize::measure(own.as_bytes()).map_err(|error| invalid(error.message))?;
         match json::check(own, NESTING_MAX) {
             Ok(()) => Ok(Self::Raw(text.slice_ref(own.as_bytes()))),
-            // RFC 8259, section 4 leaves open which of two members counts. Peers refuse such text,
-            // so that this node decides for the last.
+            // RFC 8259 section 4 leaves open which of two members counts. Peers refuse such text, so that this node
+            // decides for the last one.
             Err(JsonDefect::Duplicate) if size.tree_bytes() <= TREE_BYTES_FREE => {
-                let value = serde_json::from_str(own).map_err(|error| wrong(error.to_string()))?;
+                let value =
+                    serde_json::from_str(own).map_err(|error| invalid(error.to_string()))?;
                 Ok(Self::Value(value))
             }
-            Err(JsonDefect::Duplicate) => Err(wrong("an object names a member twice".to_owned())),
-            Err(JsonDefect::Nesting) => Err(wrong(format!("nested deeper than {NESTING_MAX}"))),
+            Err(JsonDefect::Duplicate) => Err(invalid("an object names a member twice".to_owned())),
+            Err(JsonDefect::Nesting) => Err(invalid(format!("nested deeper than {NESTING_MAX}"))),
         }
     }
 
-    /// Appends its JSON text; binary data as base64.
+    /// Appends its JSON text, with binary data as base64.
     pub fn append_to(&self, out: &mut Vec<u8>) {
         match self {
             Self::Raw(text) => out.extend_from_slice(text),
@@ -305,7 +310,7 @@ impl CallOutput {
         }
     }
 
-    /// The same without binary data.
+    /// The same output with its binary data as base64.
     #[must_use]
     pub(crate) fn inlined(self) -> Self {
         match self {
@@ -318,7 +323,7 @@ impl CallOutput {
         }
     }
 
-    /// Bytes that it keeps of frames of a peer. What an operation of this node made is its own affair.
+    /// Bytes that it holds of a peer's frames. The memory of an operation's own output does not count here.
     pub(crate) fn kept_bytes(&self) -> usize {
         match self {
             Self::Mixed(_, tail) => tail.len(),
@@ -329,7 +334,7 @@ impl CallOutput {
     }
 }
 
-/// A value always has a JSON form.
+/// Appends a value, which always has a JSON form.
 fn append_value(out: &mut Vec<u8>, value: &Value) {
     let start = out.len();
     if text::append(out, value).is_err() {
@@ -349,9 +354,9 @@ impl From<Value> for CallOutput {
 pub struct SubscriptionItem {
     /// The event.
     pub output: CallOutput,
-    /// Where to resume behind it, for operations that declare `resumable`.
+    /// The position from which to resume after it, for operations that declare `resumable`.
     pub cursor: Option<Value>,
-    /// Events its source left out before it.
+    /// Number of events that the source left out before it.
     pub dropped: u64,
 }
 
@@ -371,17 +376,17 @@ fn slice(tail: &Bytes, value: &Value) -> Option<Bytes> {
         return None;
     };
     let offset = usize::try_from(offset.as_u64()?).ok()?;
-    // Both numbers are the sender's.
+    // The sender chose both numbers.
     let end = offset.checked_add(usize::try_from(len.as_u64()?).ok()?)?;
     (end <= tail.len()).then(|| tail.slice(offset..end))
 }
 
-/// As [`inline`]; text that would become much longer than the frame that it came in stays as it is.
+/// As [`inline`]. Text that would become much longer than its frame stays as it is.
 fn inline_text(text: &Bytes, tail: &Bytes) -> Bytes {
     inline(text, tail).map_or_else(|_| text.clone(), Bytes::from)
 }
 
-/// As [`inline`], in a tree that an operation of this node made.
+/// As [`inline`], in a tree that an operation of this node built.
 fn inline_tree(value: &mut Value, tail: &Bytes) {
     if let Some(bytes) = slice(tail, value) {
         *value = base64::engine::general_purpose::STANDARD

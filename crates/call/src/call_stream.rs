@@ -1,4 +1,4 @@
-//! One stream and what travels on it: reads frames, writes the send queue, ends in the right code.
+//! One stream and its traffic: reads frames, writes the send queue, and ends with the right code.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,26 +19,26 @@ use crate::unfinished::{AssemblyLimitError, PartialMessage};
 #[derive(Debug, Default)]
 pub(crate) struct CallStream {
     pub(crate) out: SendQueue,
-    /// Requests of the peer that are answered here and not ended.
+    /// Number of the peer's requests that this side answers and that have not ended.
     pub(crate) inbound: AtomicUsize,
-    /// The peer will send nothing more.
+    /// Whether the peer has ended its sending half.
     read_done: AtomicBool,
-    /// Carries one request of ours and ends with it.
+    /// Whether it carries one request of this side, and ends with it.
     single_call: bool,
-    /// What the events count with that come on it, where they are passed on.
+    /// The counter for events on it, if they are forwarded.
     waiting: Option<Arc<UnreadBytes>>,
 }
 
-/// Why a stream ended before its time.
+/// Why a stream ended early.
 #[derive(Debug)]
 pub(crate) enum StreamEnd {
-    /// The connection is gone.
+    /// The connection has ended.
     Closed,
-    /// Everything was answered and this node is shutting down.
+    /// Everything was answered, and this node is shutting down.
     Drained,
     /// This side gave the stream up.
     Killed(StreamCode),
-    /// More waits to be sent than the peer takes, or to be finished than there is room for in time.
+    /// More bytes wait to be sent than the peer takes, or a frame needs more capacity than it gets in time.
     Overload(&'static str),
     /// The peer gave it up.
     PeerLeft,
@@ -71,6 +71,7 @@ impl From<StreamError> for StreamEnd {
     fn from(error: StreamError) -> Self {
         match error {
             StreamError::Reset(_) | StreamError::Stopped(_) => Self::PeerLeft,
+            // Every other error of a stream comes from the end of its connection.
             _ => Self::Closed,
         }
     }
@@ -89,13 +90,13 @@ impl CallStream {
         }
     }
 
-    /// Whether it carries one request only: the peer's once it said so, or ours.
+    /// Whether it carries one request only: the peer's once the peer has ended its half, or one of this side.
     pub(crate) fn is_single_call(&self) -> bool {
         self.single_call
     }
 
-    /// What its bytes have to wait for: shared streams go first, then streams of one request, and those
-    /// with a lot of binary data last. A stream of the peer is a shared one until the peer ends its half.
+    /// The priority of its bytes: shared streams go first, then streams of one request, and those with much binary
+    /// data last. A stream of the peer counts as shared until the peer ends its half.
     fn priority(&self) -> i32 {
         let one_request = self.single_call || self.read_done.load(Ordering::Acquire);
         match (one_request, self.out.is_bulk()) {
@@ -106,12 +107,12 @@ impl CallStream {
     }
 
     /// Whether the peer may leave the stream unread for as long as it likes: while a subscription runs on a stream of
-    /// its own, for which this side keeps little. An unread answer keeps others from being begun.
+    /// its own, for which this side stores little. An unread response keeps others from beginning.
     fn may_pause(&self) -> bool {
         self.read_done.load(Ordering::Acquire) && self.inbound.load(Ordering::Acquire) > 0
     }
 
-    /// Whether it still takes requests of ours.
+    /// Whether it still takes requests of this side.
     pub(crate) fn is_usable(&self) -> bool {
         !self.read_done.load(Ordering::Acquire) && !self.out.is_ended()
     }
@@ -119,12 +120,13 @@ impl CallStream {
     fn may_finish(&self, link: &CallConnectionState) -> bool {
         // Credit of a subscription on another stream may come on this one.
         let is_needed = || link.has_outbound() || link.inbound.is_windowed();
-        let over = self.read_done.load(Ordering::Acquire) || (link.said_goaway() && !is_needed());
+        let over =
+            self.read_done.load(Ordering::Acquire) || (link.has_sent_goaway() && !is_needed());
         over && self.inbound.load(Ordering::Acquire) == 0
     }
 }
 
-/// Serves one stream until it ends, and tells the peer how it ended.
+/// Serves one stream until it ends, and signals the end to the peer.
 pub(crate) async fn run(
     link: Arc<CallConnectionState>,
     stream: Arc<CallStream>,
@@ -144,7 +146,7 @@ pub(crate) async fn run(
     };
     let end = tokio::select! {
         biased;
-        // First: a stream that was given up sends nothing more.
+        // This comes first: a stream that was given up sends nothing more.
         code = stream.out.killed() => Some(StreamEnd::Killed(code)),
         ended = work => ended.err(),
     };
@@ -153,7 +155,7 @@ pub(crate) async fn run(
     halves.ended = true;
     match end {
         None => arrival(&link, &stream, &mut halves.send).await,
-        // The connection is gone, or all that was said arrived: nothing is left to give up.
+        // The connection has ended, or the peer has everything: there is nothing to give up.
         Some(StreamEnd::Closed | StreamEnd::Drained) => {}
         Some(StreamEnd::Killed(code)) => halves.give_up(code),
         Some(StreamEnd::Overload(why)) => {
@@ -162,6 +164,7 @@ pub(crate) async fn run(
         }
         Some(StreamEnd::PeerLeft) => halves.give_up(StreamCode::Cancelled),
         Some(StreamEnd::Protocol(why)) => {
+            // Counted and logged: the peer sees only the code.
             link.protocol_error(why);
             link.fail_if_single(CloseCode::Protocol, why);
             halves.give_up(StreamCode::Protocol);
@@ -173,8 +176,8 @@ pub(crate) async fn run(
     }
 }
 
-/// A stream. Dropped before its time it is given up: the carriage would end it as if everything
-/// had been said.
+/// The two halves of a stream. Dropped early it is given up: otherwise the carriage would end it as if it were
+/// complete.
 struct StreamHalves {
     send: SendStream,
     recv: RecvStream,
@@ -196,10 +199,10 @@ impl Drop for StreamHalves {
     }
 }
 
-/// Keeps a stream that ended well, one of many, until the peer has all of it: a connection that
-/// closes throws away what is on its way, and a drain closes it as soon as no stream is left.
+/// Keeps a stream that ended well, one of many, until the peer has all of it: a connection that closes discards bytes
+/// under way, and a drain closes it as soon as no stream is left.
 async fn arrival(link: &CallConnectionState, stream: &CallStream, send: &mut SendStream) {
-    // The answer to the one request that a call stream of ours carried is here.
+    // A call stream of this side has its one response already.
     if !link.connection.is_multi() || stream.is_single_call() {
         return;
     }
@@ -229,24 +232,25 @@ async fn read_loop(
             let made = std::mem::take(&mut making);
             link.receive(stream, frame, made).await?;
             unfinished = PartialMessage::default();
-            // Requests of ours and what ends them count here, which are no answers.
+            // Requests of this side, and the frames that end them, count here. Responses do not.
             let room = |out: &SendQueue| out.backlog() < link.limits().queued_bytes;
             stream.out.wait_room(room).await;
             turn += 1;
             if turn % FRAMES_PER_TURN == 0 {
-                // A peer with many frames at hand would keep the other tasks of this thread
-                // waiting.
+                // A peer with many frames at hand would keep the other tasks of this thread waiting.
                 tokio::task::yield_now().await;
             }
         }
         if frames.is_partial() {
             let since = *begun.get_or_insert_with(Instant::now);
             match &stream.waiting {
+                // Reading on would store bytes of an event that has no room.
                 Some(waiting) if !making.count(waiting, frames.held_bytes()) => {
                     link.outbound.refuse_on(link, stream);
                     return Err(StreamEnd::Killed(StreamCode::Cancelled));
                 }
                 Some(_) => {}
+                // This side caused the answer, and bounds it by its own limit of a frame.
                 None if is_asked_for(link, stream) => {}
                 None => {
                     let counted = unfinished.count_from(link, frames.held_bytes(), since);
@@ -268,13 +272,13 @@ async fn read_loop(
     Ok(())
 }
 
-/// Whether a frame in the making answers a request of ours, as far as the stream says that. On the only stream of a
-/// connection it may be another frame as well: there is one at a time, as there is for each of our requests elsewhere.
+/// Whether a partial frame answers a request of this side, as far as the stream tells. On the only stream of a
+/// connection it may be another frame as well: there is one at a time, as for each request elsewhere.
 fn is_asked_for(link: &CallConnectionState, stream: &CallStream) -> bool {
     stream.is_single_call() || link.ends_with_stream() && link.has_outbound()
 }
 
-/// The next bytes, within the time a begun frame or a silent unknown peer has.
+/// The next bytes, within the time of a partial frame or of a silent unknown peer.
 async fn next_chunk(
     link: &CallConnectionState,
     recv: &mut RecvStream,
@@ -284,9 +288,7 @@ async fn next_chunk(
     loop {
         let (deadline, why) = match begun {
             Some(begun) => (begun + patience.partial_frame, "partial frame"),
-            None if link.is_unknown_on_single() => {
-                (Instant::now() + patience.stranger_idle, "idle")
-            }
+            None if link.is_unknown_on_single() => (Instant::now() + patience.unknown_idle, "idle"),
             None => return Ok(recv.read_chunk(READ_STEP_BYTES).await?),
         };
         match timeout_at(deadline, recv.read_chunk(READ_STEP_BYTES)).await {
@@ -309,6 +311,7 @@ async fn write_loop(
             biased;
             work = stream.out.next_work(|| stream.may_finish(link)) => work,
             stopped = send.stopped() => {
+                // An error here means the connection ended, which is not the peer's choice.
                 stopped?;
                 return Err(StreamEnd::PeerLeft);
             }
@@ -316,6 +319,7 @@ async fn write_loop(
         match work {
             WriterAction::Write(bytes) => {
                 let wanted = stream.priority();
+                // Each change is a call into the carriage, and most writes change nothing.
                 if priority.replace(wanted) != Some(wanted) {
                     send.set_priority(wanted);
                 }
@@ -326,12 +330,12 @@ async fn write_loop(
         }
     }
     send.finish()?;
-    if link.said_goaway() && !link.has_outbound() {
-        // The connection ends after this; what is on its way must arrive first.
+    if link.has_sent_goaway() && !link.has_outbound() {
+        // The connection ends after this, and bytes under way must arrive first.
         let arrived = async {
-            // What the peer asked before it heard of the drain is read to the peer's own end: to stop
-            // reading would make TCP send a reset, and QUIC a STOP_SENDING, either of which overtakes
-            // answers that the peer has received and not looked at.
+            // Requests that the peer sent before it received the notice of the drain are read to the end of its half:
+            // if this side stopped reading, TCP would send a reset and QUIC a STOP_SENDING, either of which overtakes
+            // responses that the peer has received and not read.
             while !stream.read_done.load(Ordering::Acquire) {
                 stream.out.poked().await;
             }
@@ -339,7 +343,7 @@ async fn write_loop(
                 let _ = send.stopped().await;
             }
         };
-        // A peer that does not read in time loses the rest: the drain has to end.
+        // A peer that does not read in time loses the rest, because the drain has to end.
         let _ = tokio::time::timeout(link.dispatcher.patience.goodbye, arrived).await;
         return Err(StreamEnd::Drained);
     }
@@ -373,10 +377,11 @@ async fn write_step(
     loop {
         tokio::select! {
             biased;
-            // A step that was written counts, although its time was over in the same moment.
+            // A completed step counts, also if its time ended in the same moment.
             written = &mut written => return Ok(written?),
             () = tokio::time::sleep(link.dispatcher.patience.blocked_stream) => {
-                // Where its requester has no room left, what is paused keeps others of its own from being answered.
+                // If its requester's quota is used up, a paused stream keeps the requester's other requests from
+                // being answered.
                 if !stream.may_pause() || link.unread.is_spent() {
                     return Err(StreamEnd::Timeout("blocked"));
                 }
@@ -386,8 +391,8 @@ async fn write_step(
     }
 }
 
-/// Resolves once more waits for a guest than may, and it takes none of it: answers to what it asked
-/// before it stopped reading go on coming, and it can come back.
+/// Resolves once too many bytes wait for an unknown peer that takes none of them. Responses to its earlier requests
+/// go on coming after it has stopped reading, and it can come back.
 async fn overfull(link: &CallConnectionState, stream: &CallStream) {
     if !link.is_guest() {
         return std::future::pending().await;

@@ -1,4 +1,4 @@
-//! What a request and every call below it share.
+//! The state that a request shares with every call below it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -9,26 +9,26 @@ use crate::upstream::UpstreamFailure;
 /// The number of the next request or call.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A number that no other request or call of this process has, or had.
+/// A number that no other request or call of this process has or had.
 pub(crate) fn next_number() -> u64 {
-    // The number alone matters; it orders nothing else.
+    // Only the number matters: it orders no other memory.
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Whether something in the course of a request was refused for want of room, or ended because a caller left it too
-/// little time, and which operations that excuses. Each variant excuses what those before it do.
+/// Whether a part of a request was refused for want of capacity, or ended because a caller left it too little time,
+/// and which operations that excuses. Each variant excuses those of the variants before it as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Hindrance {
-    /// Nothing was.
+    /// No part was refused.
     None,
-    /// By a peer, or another party outside this node, whose word it is: the same request may succeed later, and no
-    /// operation is excused.
+    /// A peer, or another party outside this node, says so: the same request may succeed later, and no operation is
+    /// excused.
     Elsewhere,
-    /// By this node, because the request has as many calls as it may. The operation that was asked for brought that
-    /// about; those below it did not.
+    /// This node refused, because the request has too many calls. The operation that was called caused that; those
+    /// below it did not.
     Below,
-    /// By this node, in which others may have taken the room.
+    /// This node refused, and others may have taken the capacity.
     Here,
 }
 
@@ -37,21 +37,23 @@ impl Hindrance {
         let all = [Self::None, Self::Elsewhere, Self::Below, Self::Here];
         all.into_iter()
             .find(|one| *one as u8 == noted)
+            // Only `hinder` writes the byte, so that every value is one of the variants.
             .unwrap_or(Self::None)
     }
 }
 
-/// How many calls have sent a change to a server outside of this node: of one call with all below it, or of a whole
-/// request. A call that was answered still counts, whatever the answer: what comes after it must not have it repeated.
+/// Number of calls that have sent a change to a server outside of this node: of one call with all below it, or of a
+/// whole request. A call that was answered still counts, whatever the response was: later code must not cause it to
+/// be repeated.
 #[derive(Debug, Default)]
 pub(crate) struct SentChanges {
     count: AtomicUsize,
-    /// That of what made the call.
+    /// The counter of the caller.
     above: Option<Arc<Self>>,
 }
 
 impl SentChanges {
-    /// For a call that is a part of what `above` counts.
+    /// A counter for a call that is a part of what `above` counts.
     pub(crate) fn below(above: &Arc<Self>) -> Arc<Self> {
         Arc::new(Self {
             count: AtomicUsize::new(0),
@@ -59,7 +61,7 @@ impl SentChanges {
         })
     }
 
-    /// Notes one more call that has sent a change, or one fewer: the server has not taken it.
+    /// Counts one more call that has sent a change, or one fewer, because the server did not take the change.
     pub(crate) fn note(&self, sent: bool) {
         match sent {
             true => self.count.fetch_add(1, Ordering::AcqRel),
@@ -70,12 +72,12 @@ impl SentChanges {
         }
     }
 
-    /// Whether there is such a call.
+    /// Whether a call has sent a change.
     pub(crate) fn any(&self) -> bool {
         self.count.load(Ordering::Acquire) > 0
     }
 
-    /// The same error, for what made the change: no error says that it may be made again.
+    /// The error for the caller of a call that made a change: it never says that the request may be repeated.
     pub(crate) fn settled(&self, error: CallError) -> CallError {
         match self.any() {
             true => error.not_retryable(),
@@ -90,11 +92,11 @@ pub(crate) struct CallTree {
     number: u64,
     /// A [`Hindrance`].
     hindrance: AtomicU8,
-    /// What calls in it have sent to servers.
+    /// Changes that its calls have sent to servers.
     changes: Arc<SentChanges>,
-    /// How servers of imported operations failed: bits of [`UpstreamFailure`].
+    /// Failures of servers of imported operations: bits of [`UpstreamFailure`].
     upstream: AtomicU8,
-    /// The tree that a run of an idempotency key is a part of.
+    /// The tree of which a run of an idempotency key is a part.
     above: Option<Arc<Self>>,
 }
 
@@ -109,8 +111,8 @@ impl CallTree {
         }
     }
 
-    /// That of a run of an idempotency key in the course of a request: of what happens in it alone it can be told.
-    /// `changes` counts what the call has sent that waits for the run.
+    /// The tree of a run of an idempotency key in the course of a request, which sees its own events apart. `changes`
+    /// counts what the waiting call has sent.
     pub(crate) fn below(above: &Arc<Self>, changes: &Arc<SentChanges>) -> Self {
         Self {
             number: above.number,
@@ -121,25 +123,26 @@ impl CallTree {
         }
     }
 
-    /// No other tree of this process has it, or had it.
+    /// Its number, which no other tree of this process has or had.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
-    /// Notes what happened in the course of it.
+    /// Records a refusal in the course of the request.
     pub(crate) fn hinder(&self, by: Hindrance) {
+        // The variants are in the order of what they excuse: the greatest one wins.
         self.hindrance.fetch_max(by as u8, Ordering::Relaxed);
         if let Some(above) = &self.above {
             above.hinder(by);
         }
     }
 
-    /// What calls in it have sent to servers.
+    /// Changes that its calls have sent to servers.
     pub(crate) fn changes(&self) -> &Arc<SentChanges> {
         &self.changes
     }
 
-    /// Notes that a server failed so which an imported operation asked in the course of it.
+    /// Records the failure of a server that an imported operation called in the course of the request.
     pub(crate) fn note_upstream(&self, failure: UpstreamFailure) {
         self.upstream.fetch_or(failure as u8, Ordering::Relaxed);
         if let Some(above) = &self.above {
@@ -147,21 +150,21 @@ impl CallTree {
         }
     }
 
-    /// Whether one failed so.
+    /// Whether a server failed in this way.
     pub(crate) fn saw_upstream(&self, failure: UpstreamFailure) -> bool {
         let own = self.upstream.load(Ordering::Relaxed) & failure as u8 != 0;
         let above = self.above.as_deref();
         own || above.is_some_and(|above| above.saw_upstream(failure))
     }
 
-    /// The most that happened in the course of it.
+    /// The greatest hindrance in the course of the request.
     pub(crate) fn hindrance(&self) -> Hindrance {
         let own = self.hindrance_itself();
         let above = self.above.as_deref().map(Self::hindrance);
         above.map_or(own, |above| own.max(above))
     }
 
-    /// The same of what happened in this run, and not elsewhere in the request.
+    /// The greatest hindrance in this run, without the rest of the request.
     pub(crate) fn hindrance_itself(&self) -> Hindrance {
         Hindrance::from_bits(self.hindrance.load(Ordering::Relaxed))
     }

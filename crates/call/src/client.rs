@@ -35,8 +35,7 @@ use crate::request_bytes::Requester;
 use crate::services::{OperationListing, OperationSummary};
 use crate::spec::OperationSpec;
 
-/// Makes [`CallConnection`]s: dials them, or takes connections that were dialled with ALPN
-/// `alknet/call`.
+/// Makes [`CallConnection`]s: dials them, or takes connections that were dialled with ALPN `alknet/call`.
 #[derive(Clone, Debug)]
 pub struct CallClient {
     pub(crate) dispatcher: Arc<Dispatcher>,
@@ -44,7 +43,7 @@ pub struct CallClient {
 }
 
 impl CallClient {
-    /// A client whose peers may call the operations of `dispatcher`, too.
+    /// A client whose peers may call the operations of `dispatcher`.
     #[must_use]
     pub fn new(dispatcher: Arc<Dispatcher>) -> Self {
         Self {
@@ -59,17 +58,17 @@ impl CallClient {
         Self::new(Arc::new(Dispatcher::new(Registry::empty())))
     }
 
-    /// Who dials for [`connect`](Self::connect).
+    /// Sets the dialler of [`connect`](Self::connect).
     #[must_use]
     pub fn with_dialer(mut self, dialer: Arc<dyn Dialer>) -> Self {
         self.dialer = Some(dialer);
         self
     }
 
-    /// Starts to use a connection. It ends with the last clone of what this returns. Must be
-    /// called within a tokio runtime.
+    /// Starts to use a connection, which ends with the last clone of the returned handle. Must be called within a
+    /// tokio runtime.
     ///
-    /// `auth` says who the peer is, for its own requests.
+    /// `auth` identifies the peer, for its own requests.
     #[must_use]
     pub fn attach(&self, connection: Connection, auth: Option<&AuthContext>) -> CallConnection {
         let link = CallConnectionState::new(connection, Arc::clone(&self.dispatcher), auth);
@@ -81,8 +80,8 @@ impl CallClient {
     }
 }
 
-/// Ends a connection when its last handle is dropped. The connection's driver may run on for as long as it takes to
-/// tell the peer; so may work of this side that still holds the connection.
+/// Ends a connection when its last handle is dropped. Its driver may run on for as long as it takes to notify the
+/// peer, and so may work of this side that still holds the connection.
 #[derive(Debug)]
 struct CloseOnDrop(Arc<CallConnectionState>);
 
@@ -100,9 +99,9 @@ pub struct CallConnection {
 }
 
 impl CallConnection {
-    /// Ends the connection, and with it every call over it: those of this side fail with `UNAVAILABLE`, and the peer
-    /// stops working on them. A caller that leaves the runtime next awaits [`closed`](Self::closed) first: on TCP
-    /// this side has to tell the peer, which takes a moment.
+    /// Ends the connection with all calls over it: those of this side fail with `UNAVAILABLE`, and the peer aborts
+    /// its own. A caller that leaves the runtime afterwards awaits [`closed`](Self::closed) first: on TCP the notice
+    /// to the peer takes a moment.
     pub fn close(&self, code: CloseCode, reason: &str) {
         self.caller.link.close(code, reason);
     }
@@ -114,7 +113,7 @@ impl CallConnection {
             biased;
             // The carriage's own reason says more than the end of the stream.
             reason = link.connection.closed() => reason,
-            // On a carriage with one stream, the end of the stream may be all there is to see.
+            // On a carriage with one stream, its end may be the only sign.
             () = link.ended() => CloseReason::Lost("the stream ended".to_owned()),
         }
     }
@@ -128,41 +127,41 @@ impl Deref for CallConnection {
     }
 }
 
-/// Where a request travels, on carriages with many streams.
+/// The stream of a request, on carriages with many streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CallRoute {
-    /// Small and short ones share a stream; others have a stream of their own.
+    /// Small and short requests share a stream; others have one of their own.
     #[default]
     Auto,
-    /// A stream that requests share: cheapest.
+    /// A stream that requests share, which costs least.
     Shared,
-    /// A stream of its own: isolated, with its own flow control.
+    /// A stream of its own, with its own flow control.
     Stream,
 }
 
-/// What a request may say beside its input.
+/// The options of a request.
 #[derive(Clone)]
 pub struct CallOptions {
-    /// Deadline of a call; subscriptions have one only when it is set here by hand. 30 s by
-    /// default, `None` for the responder's own.
+    /// Timeout of a call. Subscriptions have one only if the caller sets it. 30 s by default, `None` for the
+    /// responder's own.
     pub timeout: Option<Duration>,
-    /// Ends a subscription with `TIMEOUT` when no event comes for this long.
+    /// Ends a subscription with `TIMEOUT` if no event comes for this long.
     pub idle: Option<Duration>,
     /// Events in flight of a subscription on a shared stream.
     pub window: u32,
-    /// Token of the identity that this request acts as, in place of the connection's.
+    /// Token of the identity for this request, which replaces the connection's.
     pub auth_token: Option<String>,
-    /// The identity that this request is forwarded for.
+    /// The identity for which this request is forwarded.
     pub forwarded_for: Option<ForwardedFor>,
-    /// The attached peer it goes to instead, where the other side routes.
+    /// The attached peer to which the request goes, if the other side routes.
     pub peer: Option<String>,
-    /// At most 64 bytes.
+    /// Idempotency key of at most 64 bytes.
     pub idempotency_key: Option<String>,
     /// W3C `traceparent`.
     pub trace: Option<String>,
-    /// Where the request travels.
+    /// The stream of the request.
     pub route: CallRoute,
-    /// How often it was passed on before, for those who pass it on.
+    /// Number of times that the request was forwarded before, for forwarders.
     pub hops: u8,
 }
 
@@ -184,7 +183,7 @@ impl Default for CallOptions {
 }
 
 impl CallOptions {
-    /// Those of a subscription: it ends when it ends.
+    /// Options of a subscription, which has no timeout.
     pub(crate) fn subscription() -> Self {
         Self {
             timeout: None,
@@ -192,7 +191,7 @@ impl CallOptions {
         }
     }
 
-    /// When the timeout that begins now is over. A deadline that overflows the clock is treated as no deadline.
+    /// End of the timeout that begins now. A deadline that overflows the clock is treated as no deadline.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.timeout
             .and_then(|timeout| Instant::now().checked_add(timeout))
@@ -201,7 +200,7 @@ impl CallOptions {
 
 impl fmt::Debug for CallOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A token is in no log line.
+        // No log line holds a token.
         f.debug_struct("CallOptions")
             .field("timeout", &self.timeout)
             .field("route", &self.route)
@@ -229,7 +228,7 @@ impl Caller {
     /// Calls a query or mutation. Dropping the future aborts the call.
     ///
     /// # Errors
-    /// What the operation answers, or `UNAVAILABLE` when the connection is lost.
+    /// The error of the operation, or `UNAVAILABLE` if the connection is lost.
     pub async fn call(&self, operation: &str, input: &Value) -> Result<CallBody, CallError> {
         self.call_with(operation, input, &CallOptions::default())
             .await
@@ -238,7 +237,7 @@ impl Caller {
     /// Calls a query or mutation with typed input and output.
     ///
     /// # Errors
-    /// As [`call`](Self::call), and `INTERNAL` when the answer is no `O`.
+    /// As [`call`](Self::call), and `INTERNAL` if the response is no `O`.
     pub async fn call_typed<I, O>(&self, operation: &str, input: &I) -> Result<O, CallError>
     where
         I: Serialize + Sync,
@@ -264,7 +263,7 @@ impl Caller {
         pending.outcome().await
     }
 
-    /// Sends a request. After an error nothing of it was sent: it can go over another connection.
+    /// Sends a request. After an error no part of it was sent: it can go over another connection.
     pub(crate) async fn begin(
         &self,
         operation: &str,
@@ -279,10 +278,10 @@ impl Caller {
         Ok(pending)
     }
 
-    /// Starts a subscription. Dropping it aborts.
+    /// Starts a subscription. Dropping it aborts it.
     ///
     /// # Errors
-    /// The connection is gone, or the input has no JSON form; everything else comes as an event.
+    /// The connection has ended, or the input has no JSON form. Every other error comes as an event.
     pub async fn subscribe(
         &self,
         operation: &str,
@@ -302,8 +301,8 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<Subscription, CallError> {
-        // The carriage's flow control holds back a stream of its own. On a shared stream it would hold back
-        // the others as well, so that events there need credit.
+        // The carriage's flow control holds back a stream of its own. On a shared stream it would hold back the other
+        // requests as well, so that events there need credit.
         let credit = (!self.has_own_stream(options))
             .then(|| SubscriptionCredit::fixed(options.window.max(1)));
         let buffered = credit
@@ -313,8 +312,8 @@ impl Caller {
         self.follow(operation, input, options, credit, room).await
     }
 
-    /// As [`subscribe_with`](Self::subscribe_with), for a requester that need not take events: there is credit for them
-    /// on a stream of their own as well, they count for the requester, and where there is no room for them the
+    /// As [`subscribe_with`](Self::subscribe_with), for a requester that may not take events: they need credit on a
+    /// stream of their own as well, they count for the requester, and if there is no capacity for them the
     /// subscription ends.
     pub(crate) async fn subscribe_for(
         &self,
@@ -359,10 +358,10 @@ impl Caller {
         self.link.connection.is_multi() && options.route != CallRoute::Shared
     }
 
-    /// Every operation of the peer whose name starts with `prefix` and that this side may call.
+    /// Every operation of the peer whose name begins with `prefix` and that this side may call.
     ///
     /// # Errors
-    /// As [`call`](Self::call); `INVALID_OUTPUT` for a list without end: the peer names an operation twice, goes on
+    /// As [`call`](Self::call); `INVALID_OUTPUT` for an endless list: the peer names an operation twice, gives a page
     /// without a new one, or lists more than [`LISTED_OPERATIONS_MAX`] operations or [`LISTED_BYTES_MAX`] bytes.
     pub async fn operations(&self, prefix: &str) -> Result<Vec<OperationSummary>, CallError> {
         let mut found: Vec<OperationSummary> = Vec::new();
@@ -379,6 +378,7 @@ impl Caller {
                 }
                 found.push(operation);
             }
+            // Checked with each page: the peer chooses how many there are.
             if found.len() > LISTED_OPERATIONS_MAX {
                 let text = format!("it has more than {LISTED_OPERATIONS_MAX} operations");
                 return Err(no_list(&text));
@@ -389,6 +389,7 @@ impl Caller {
             }
             match page.next {
                 None => return Ok(found),
+                // Such pages could keep this side asking for ever.
                 Some(_) if found.len() == before => {
                     return Err(no_list("it has a next page and no operation"));
                 }
@@ -397,7 +398,7 @@ impl Caller {
         }
     }
 
-    /// One page of the peer's operations, with its bytes. What the peer says of its limits is remembered.
+    /// One page of the peer's operations, with its bytes. The peer's limits in it are remembered.
     async fn listing(&self, input: &Value) -> Result<(OperationListing, usize), CallError> {
         let answer = self.call("services/list", input).await?;
         let page: OperationListing = answer.parse().map_err(|error| other_form(&error))?;
@@ -419,25 +420,25 @@ impl Caller {
         Ok(spec)
     }
 
-    /// Asks the peer how many requests it takes from this side at once; `None` where it does not say.
+    /// Asks the peer how many requests it takes from this side at once; `None` if it does not tell.
     ///
     /// # Errors
     /// As [`call`](Self::call).
     pub async fn ask_requests_max(&self) -> Result<Option<usize>, CallError> {
-        // Any listing says so: the shortest page is enough, however many follow it.
+        // Every listing has the number, so that the shortest page is enough, however many follow it.
         let input = serde_json::json!({ "prefix": "services/list", "limit": 1 });
         self.listing(&input).await?;
         Ok(self.requests_max())
     }
 
-    /// Requests the peer takes from this side at once, as far as it said so: [`operations`](Self::operations) and
-    /// [`ask_requests_max`](Self::ask_requests_max) ask.
+    /// Number of requests that the peer takes from this side at once, if it told: [`operations`](Self::operations)
+    /// and [`ask_requests_max`](Self::ask_requests_max) ask for it.
     #[must_use]
     pub fn requests_max(&self) -> Option<usize> {
         self.link.known.requests_max()
     }
 
-    /// Who the peer is, if the node knows it.
+    /// The identity of the peer, if the node knows it.
     #[must_use]
     pub fn peer(&self) -> Option<Arc<Identity>> {
         self.link.identity()
@@ -452,7 +453,7 @@ impl Caller {
     /// Whether the peer asked for no new requests.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.link.heard_goaway()
+        self.link.has_received_goaway()
     }
 
     async fn stream_for(
@@ -497,7 +498,7 @@ fn no_list(why: &str) -> CallError {
     CallError::new(ErrorCode::InvalidOutput, text)
 }
 
-/// The events of a subscription. Ends after its first error; dropping it aborts.
+/// The events of a subscription. It ends after its first error. Dropping it aborts it.
 pub struct Subscription {
     events: mpsc::Receiver<Delivery>,
     credit: Option<SubscriptionCredit>,
@@ -510,7 +511,7 @@ impl Subscription {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
-    /// Gives credit for an event of so many bytes that was taken.
+    /// Gives credit for an event of `bytes` that the caller took.
     fn took(&mut self, bytes: usize) {
         if let (Some(credit), Some(outgoing)) = (&mut self.credit, &mut self.outgoing)
             && let Some(more) = credit.took(bytes)
@@ -535,6 +536,7 @@ impl Stream for Subscription {
             Some(Delivery::End(end)) => end,
             None => Err(CallError::unavailable("the connection ended")),
         };
+        // Dropping the request stops the peer, unless its terminal event has arrived.
         self.outgoing = None;
         Poll::Ready(end.err().map(Err))
     }

@@ -1,4 +1,4 @@
-//! One operation ready to be called.
+//! One operation that is ready to be called.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ use crate::rules::{self, RegistryError};
 use crate::schema::{PermitShare, SchemaError, SchemaValidator};
 use crate::spec::{self, OperationSpec, Visibility};
 
-/// An operation ready to be called.
+/// An operation that is ready to be called.
 pub(crate) struct CompiledOperation {
     pub(crate) spec: OperationSpec,
     pub(crate) handler: HandlerKind,
     pub(crate) capabilities: Capabilities,
     pub(crate) on_slow: OnSlow,
     pub(crate) provenance: Provenance,
-    /// What it may do when it calls others.
+    /// Its rights when it calls others.
     pub(crate) authority: Option<Arc<CompositionAuthority>>,
-    /// Which others it reaches.
+    /// The operations that it can call.
     pub(crate) scoped_env: Option<Arc<ScopedPeerEnv>>,
     resource_pointer: Option<String>,
     input: SchemaValidator,
@@ -74,24 +74,25 @@ impl CompiledOperation {
         self.spec.visibility == Visibility::External
     }
 
-    /// Whether there is code behind it.
+    /// Whether it has code.
     pub(crate) fn is_callable(&self) -> bool {
         self.provenance.is_callable()
     }
 
-    /// Whether what it answers is this node's own word: it is no peer's, no server's and no session's, and calls nothing
-    /// of which it could pass an answer on.
+    /// Whether its output is this node's own: it belongs to no peer, server or session, and calls nothing whose
+    /// output it could pass on.
     pub(crate) fn speaks_for_itself(&self) -> bool {
         self.provenance == Provenance::Local && self.scoped_env.is_none()
     }
 
-    /// The resource `input` names, if it names one. What is no string is taken by its JSON text:
-    /// neither a number in place of a name nor a text that cannot be read must pass for no name.
+    /// The resource that `input` names, if any. A value that is no string counts by its JSON text: neither a number
+    /// in place of a name nor a text that cannot be read may count as no name.
     pub(crate) fn resource_id(&self, input: &CallBody) -> Result<Option<Box<str>>, CallError> {
         let Some(pointer) = self.resource_pointer.as_deref() else {
             return Ok(None);
         };
-        input.look(|value| {
+        input.read_tape(|value| {
+            // An operation may take `null` for no resource.
             let found = value.pointer(pointer).filter(|found| !found.is_null())?;
             Some(match found.as_string() {
                 Some(id) => id.into(),
@@ -100,7 +101,7 @@ impl CompiledOperation {
         })
     }
 
-    /// What a caller may see of a failure.
+    /// The part of a failure that a caller may see.
     pub(crate) fn visible(&self, error: CallError) -> CallError {
         if self.declares(&error.code) {
             error
@@ -109,12 +110,13 @@ impl CompiledOperation {
         }
     }
 
-    /// Checks an output, where the registration asks for it.
+    /// Checks an output if the registration asks for it.
     pub(crate) fn checked(
         &self,
         output: CallOutput,
         share: PermitShare<'_>,
     ) -> Result<CallOutput, CallError> {
+        // Off by default: the operation's author vouches for its output.
         if self.check_output && !self.output.takes_everything() {
             return match output {
                 CallOutput::Raw(text) => self
@@ -126,7 +128,7 @@ impl CompiledOperation {
                 CallOutput::MixedText(text, tail) => self
                     .check_output(&text, share)
                     .map(|()| CallOutput::MixedText(text, tail)),
-                // What was written to be looked at is also what is sent.
+                // The text that was written for the check is also the one that is sent.
                 CallOutput::Value(value) => {
                     let text = Bytes::from(value.to_string());
                     self.check_output(&text, share)
@@ -137,8 +139,8 @@ impl CompiledOperation {
         Ok(output)
     }
 
-    /// Refuses schemas that take too much, without compiling them: those that values are checked against
-    /// here. The steps of the least check of each, and of compiling its patterns, are taken from `left`.
+    /// Refuses schemas that cost too much, without compiling them: those with which values are checked here. The
+    /// steps of the least check of each, and of compiling its patterns, are subtracted from `left`.
     pub(crate) fn admit(&self, left: &mut u64) -> Result<(), RegistryError> {
         let (input, output) = (&self.spec.input_schema, &self.spec.output_schema);
         for (check, schema, is_checked) in [
@@ -173,7 +175,7 @@ impl CompiledOperation {
         }
     }
 
-    /// Whether input has to be parsed to be checked.
+    /// Whether input has to be parsed for the check.
     pub(crate) fn checks_input(&self) -> bool {
         self.check_input && !self.input.takes_everything()
     }
@@ -194,7 +196,7 @@ impl CompiledOperation {
         let code = ErrorCode::InvalidOutput;
         let checked = self.output.check(schema, text, (None, share), code);
         checked.map_err(|error| match error.code {
-            // No reader of JSON takes it.
+            // No JSON parser accepts it.
             ErrorCode::InvalidInput => CallError::internal(error.message),
             _ => error,
         })
@@ -205,22 +207,23 @@ impl CompiledOperation {
         match code {
             ErrorCode::Operation(name) => {
                 let mut declared = self.spec.error_schemas.iter();
+                // Callers switch on codes: an undeclared one has no documented meaning.
                 self.passes_errors || declared.any(|def| def.code == name.as_ref())
             }
             _ => true,
         }
     }
 
-    /// Calls of it that run now.
+    /// Number of its calls that run now.
     pub(crate) fn running(&self) -> usize {
         let running = self.running.load(Ordering::Acquire);
         usize::try_from(running).unwrap_or(usize::MAX)
     }
 
-    /// Counts one more running call, unless as many run as may.
+    /// Counts one more running call, unless the limit is reached.
     pub(crate) fn enter(&self) -> Result<(), CallError> {
         let most = self.spec.concurrency.unwrap_or(u32::MAX);
-        // Compared and counted in one step: of two calls at the last place one gets it.
+        // The comparison and the count are one step: of two calls for the last slot one gets it.
         let taken = self
             .running
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {

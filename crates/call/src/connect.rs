@@ -13,16 +13,16 @@ use crate::error::CallError;
 use crate::serve::ALPN;
 use crate::session::{self, SessionProof};
 
-/// How this side proves itself, and how the other side has to.
+/// How this side proves its identity, and how the other side has to prove its own.
 #[derive(Clone, Debug)]
 pub struct DialCredentials {
-    /// The server to expect; `None` for what the address itself says: its pins, or a public name.
+    /// The server to expect; `None` for the one that the address itself names, by its pins or a public name.
     pub expect: Option<PeerVerification>,
-    /// Whether a pinned server is shown our key.
+    /// Whether this side shows a pinned server its key.
     pub present_key: bool,
-    /// Authenticates the connection, once, as the token's identity in place of our key's.
+    /// Authenticates the connection, once, as the token's identity in place of that of this side's key.
     pub auth_token: Option<AuthToken>,
-    /// What to dial over; [`Carriage::Both`]: QUIC, and TLS over TCP where QUIC is slow.
+    /// The carriages to dial over. [`Carriage::Both`] means QUIC, and TLS over TCP where QUIC is slow.
     pub carriage: Carriage,
 }
 
@@ -37,7 +37,7 @@ impl Default for DialCredentials {
     }
 }
 
-/// Why there is no connection.
+/// Why no connection came about.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -50,7 +50,7 @@ pub enum ConnectError {
     /// The client was made without a dialer.
     #[error("this client cannot dial: it was made without a dialer")]
     NoDialer,
-    /// What has to happen before a caller uses the connection failed.
+    /// A step that has to come before any caller uses the connection failed.
     #[error("the connection could not be prepared: {0}")]
     Prepare(CallError),
 }
@@ -82,9 +82,8 @@ impl From<ConnectError> for CallError {
 }
 
 impl CallClient {
-    /// Dials `addr`, proves who both sides are, and authenticates by token where `credentials` has
-    /// one. The peer can call this side's operations from then on, as the identity its key has
-    /// here.
+    /// Dials `addr`, proves the identity of both sides, and authenticates by token where `credentials` has one. From
+    /// then on the peer can call this side's operations, as the identity that its key has here.
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -103,6 +102,7 @@ impl CallClient {
         request.present_key = credentials.present_key;
         let connection = self.adopt(dialer.connect(request).await?);
         if let Some(token) = &credentials.auth_token {
+            // Before any caller uses the connection: its requests would have the identity of the key.
             let authenticated = connection.authenticate(token).await;
             authenticated.map_err(ConnectError::Authenticate)?;
         }
@@ -115,11 +115,12 @@ impl CallClient {
         let DialedConnection { connection, keys } = dialled;
         let identity = self.dispatcher.by_keys(&keys);
         if let Some(identity) = &identity {
-            // A fresh connection has no other identity.
+            // A fresh connection has no other identity, so this cannot fail.
             let _ = connection.set_identity(Arc::clone(identity));
             connection.raise_budget(StreamBudget::CALL);
         }
         let is_known = |key: &&PeerKey| self.dispatcher.by_keys(&[**key]).is_some();
+        // A server may prove several names of one key: the known one decides.
         let known = keys.iter().find(is_known).copied();
         let auth = AuthContext {
             identity: identity.clone(),
@@ -128,7 +129,7 @@ impl CallClient {
             sni: None,
             remote_addr: connection.remote_addr(),
             carriage: connection.carriage(),
-            // Clients send early data (RFC 8446, section 2.3), and this side is the client.
+            // Only clients send early data (RFC 8446, section 2.3), and this side is the client.
             early_data: false,
         };
         let connection = self.attach(connection, Some(&auth));

@@ -1,5 +1,5 @@
-//! The state of one connection: the peer's requests in flight here, ours in flight there, and the
-//! streams both travel on.
+//! The state of one connection: the peer's requests in flight here, this side's in flight there, and the streams that
+//! both travel on.
 
 mod ending;
 mod limits;
@@ -46,52 +46,52 @@ pub(crate) struct CallConnectionState {
     pub(crate) inbound: Inbound,
     pub(crate) outbound: Outbound,
     pub(crate) session: Arc<TokenSession>,
-    /// What the peer has yet to take of what it asked for.
+    /// Answers and events that the peer has yet to take.
     pub(crate) unread: Arc<UnreadBytes>,
-    /// Events of all its subscriptions that were read for it and that it does not take yet.
+    /// Events of all its subscriptions that this node read for it and that it does not take yet.
     pub(crate) ahead: Arc<UnreadBytes>,
-    /// What it has yet to take of what it is asked.
+    /// Requests to the peer that it has yet to take.
     pub(crate) unsent: Arc<UnreadBytes>,
-    /// When the peer last asked something, or something that it had asked was over.
-    asked: Mutex<Instant>,
-    /// What is known of the peer's operations.
+    /// When the peer last sent a request, or one of its requests ended.
+    last_request: Mutex<Instant>,
+    /// What this side knows of the peer's operations.
     pub(crate) known: PeerRetryInfo,
     streams: Mutex<Vec<Weak<CallStream>>>,
     shared: [tokio::sync::Mutex<Option<Arc<CallStream>>>; SHARED_STREAMS],
     tasks: TaskTracker,
     cancel: CancellationToken,
     drain: CancellationToken,
-    goaway_said: AtomicBool,
-    goaway_heard: AtomicBool,
+    goaway_sent: AtomicBool,
+    goaway_received: AtomicBool,
     peer_mixed: AtomicBool,
     /// Whether the peer knows that this side takes mixed frames.
     announced_mixed: AtomicBool,
     peer_frame_bytes: AtomicUsize,
     next_shared: AtomicU64,
     failure: Mutex<Option<(CloseCode, &'static str)>>,
-    /// What was imported from a peer that has no name: its operations live and die here.
+    /// The imports from a peer that has no name: they live and die with this connection.
     imports: ArcSwapOption<OperationOverlay>,
-    /// Calls passed on to the peer that run.
+    /// Running calls that this node passed on to the peer.
     forwarded: AtomicUsize,
-    /// Where the peer is, from its first moment to its end.
+    /// The peer's state, from its first moment to its end.
     pub(crate) life: AtomicPeerState,
-    /// Ends the upkeep of what was imported.
+    /// Ends the upkeep of the imports.
     follow: CancellationToken,
-    /// How this side ends the connection, once it does.
+    /// The code and reason with which this side ends the connection, once it does.
     goodbye: OnceLock<(CloseCode, Box<str>)>,
-    /// Cancelled when the peer has to be told first.
+    /// Cancelled when the driver has to notify the peer before it ends the connection.
     leaving: CancellationToken,
     kind: PeerRole,
-    /// The peer whose key was proved when the connection began.
+    /// The peer whose key the handshake of this connection proved.
     pub(crate) holder: Option<PeerId>,
 }
 
 /// What the other side is to this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PeerRole {
-    /// A client that came in by another protocol and speaks this one inside it.
+    /// A client that connected by another protocol and speaks this one inside it.
     Guest,
-    /// Requests come over another protocol, in which nothing can be asked of the peer.
+    /// Requests come over another protocol, in which this side cannot send any to the peer.
     OneWay,
     /// A client or server that may be a peer.
     Peer,
@@ -108,7 +108,7 @@ impl CallConnectionState {
         link
     }
 
-    /// A connection of another protocol whose requests are passed in one by one.
+    /// A connection of another protocol, which passes its requests in one by one.
     pub(crate) fn one_way(
         connection: Connection,
         dispatcher: Arc<Dispatcher>,
@@ -117,7 +117,7 @@ impl CallConnectionState {
         Arc::new(Self::make(connection, dispatcher, auth, PeerRole::OneWay))
     }
 
-    /// The connection of a guest, which came in by another protocol; see [`Dispatcher::serve_guest`].
+    /// The connection of a guest, which connected by another protocol; see [`Dispatcher::serve_guest`].
     pub(crate) fn guest(
         connection: Connection,
         dispatcher: Arc<Dispatcher>,
@@ -140,12 +140,13 @@ impl CallConnectionState {
         kind: PeerRole,
     ) -> Self {
         let session: Arc<TokenSession> = Arc::default();
-        let whose = whose(&connection, &session);
-        let share = || UnreadQuota::new(&dispatcher.unread_bytes, &whose);
+        let requester_source = requester_source(&connection, &session);
+        let share = || UnreadQuota::new(&dispatcher.unread_bytes, &requester_source);
         let carrier = dispatcher.carried(&connection);
+        // Only a proved key makes a peer, not an identity that another layer set.
         let holder = auth.filter(|auth| auth.key.is_some());
         let holder = holder.and_then(|auth| auth.identity.as_ref());
-        // A connection that carries this one may have its identity from a token, which is no peer's.
+        // A connection that carries this one may have its identity from a token, and a token is no peer's.
         let holder = holder.filter(|holder| holder.kind == IdentityKind::Peer);
         Self {
             holder: holder.map(|holder| holder.id.clone()),
@@ -157,7 +158,7 @@ impl CallConnectionState {
             connection,
             session,
             unsent: Arc::default(),
-            asked: Mutex::new(Instant::now()),
+            last_request: Mutex::new(Instant::now()),
             known: PeerRetryInfo::default(),
             dispatcher,
             streams: Mutex::default(),
@@ -165,11 +166,11 @@ impl CallConnectionState {
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             drain: CancellationToken::new(),
-            goaway_said: AtomicBool::new(false),
-            goaway_heard: AtomicBool::new(false),
+            goaway_sent: AtomicBool::new(false),
+            goaway_received: AtomicBool::new(false),
             peer_mixed: AtomicBool::new(false),
             announced_mixed: AtomicBool::new(false),
-            // Until the peer announces its own in `services/list`.
+            // The default holds until the peer announces its own in `services/list`.
             peer_frame_bytes: AtomicUsize::new(FRAME_BYTES_DEFAULT),
             next_shared: AtomicU64::new(0),
             failure: Mutex::default(),
@@ -183,12 +184,12 @@ impl CallConnectionState {
         }
     }
 
-    /// Whether the other side came in by another protocol.
+    /// Whether the other side connected by another protocol.
     pub(crate) fn is_guest(&self) -> bool {
         self.kind == PeerRole::Guest
     }
 
-    /// Serves the connection until it ends. Dropping the future ends it too.
+    /// Serves the connection until it ends. Dropping the future ends it, too.
     pub(crate) async fn drive(self: Arc<Self>) -> Result<(), HandlerError> {
         let guard = EndOnDrop(Arc::clone(&self));
         self.follow_peer();
@@ -214,7 +215,7 @@ impl CallConnectionState {
             None => {
                 if self.is_superseded() {
                     self.connection.close(CloseCode::Superseded, SUPERSEDED);
-                } else if self.said_goaway() {
+                } else if self.has_sent_goaway() {
                     self.connection.close(CloseCode::Shutdown, "draining");
                 }
                 drop(guard);
@@ -223,7 +224,7 @@ impl CallConnectionState {
         }
     }
 
-    /// Starts the drain when a newer connection takes over. Never resolves: `serve` ends it.
+    /// Starts the drain when a newer connection takes over. Never resolves: `serve` ends the connection.
     async fn drain_when_asked(&self) {
         self.connection.asked_to_drain().await;
         self.start_drain();
@@ -236,24 +237,25 @@ impl CallConnectionState {
                 () = self.accept_streams() => return,
                 () = self.drain.cancelled() => {}
             }
+        // One stream carries everything here: the connection is over when its tasks are.
         } else {
             if self.shared_stream(0).await.is_err() {
                 return;
             }
             let over = self.tasks.clone();
-            // `wait` resolves for a closed tracker only; tasks can be added to it all the same.
+            // `wait` resolves for a closed tracker only; the tracker still takes tasks.
             over.close();
             tokio::select! {
                 () = over.wait() => return,
                 () = self.drain.cancelled() => {}
             }
         }
-        self.say_goaway().await;
+        self.send_goaway().await;
         self.tasks.close();
         loop {
             self.tasks.wait().await;
-            // A request may have got a stream of its own after the last stream ended. From here on requests find
-            // the connection closed before anything of them is sent, and can go over another one.
+            // A request may have opened a stream of its own after the last stream ended. From here on requests find
+            // the connection closed before they send anything, and can go over another connection.
             if self.outbound.close_if_empty(ENDED) || self.tasks.is_empty() {
                 return;
             }
@@ -282,7 +284,7 @@ impl CallConnectionState {
         streams.retain(|stream| stream.strong_count() > 0);
         streams.push(Arc::downgrade(&stream));
         drop(streams);
-        // By itself: a future that is handed on is otherwise kept twice.
+        // In a box: a future that a function passes on is otherwise stored twice.
         let run = Box::pin(call_stream::run(
             Arc::clone(self),
             Arc::clone(&stream),
@@ -296,12 +298,13 @@ impl CallConnectionState {
         stream
     }
 
-    /// A stream for one request. Where that is a subscription that is passed on, what comes on it counts with the events
-    /// of it that are `waiting`.
+    /// A stream for one request. Where that is a subscription that this node passes on, the bytes on the stream count
+    /// with its events that are `waiting`.
     pub(crate) async fn open_call_stream(
         self: &Arc<Self>,
         waiting: Option<Arc<UnreadBytes>>,
     ) -> Result<Arc<CallStream>, StreamError> {
+        // The other protocol has no streams that this side could open.
         if self.kind == PeerRole::OneWay {
             return Err(StreamError::Unsupported);
         }
@@ -309,7 +312,7 @@ impl CallConnectionState {
         Ok(self.spawn_stream(CallStream::single_call(waiting), send, recv))
     }
 
-    /// A stream for many requests that is there, unless all of them are being opened.
+    /// A stream for many requests that is open, unless all of them are being opened.
     pub(crate) fn usable_stream(&self) -> Option<Arc<CallStream>> {
         self.shared.iter().find_map(|slot| {
             let stream = slot.try_lock().ok()?.clone()?;
@@ -317,12 +320,13 @@ impl CallConnectionState {
         })
     }
 
-    /// A stream for many requests; opened when first needed and again after it ended.
+    /// A stream for many requests. It opens when a request first needs it, and again after it ended.
     pub(crate) async fn any_shared_stream(
         self: &Arc<Self>,
     ) -> Result<Arc<CallStream>, StreamError> {
         let turn = self.next_shared.fetch_add(1, Ordering::Relaxed) as usize;
         let streams = if self.connection.is_multi() {
+            // Requests alternate, so that one slow stream does not hold up all of them.
             SHARED_STREAMS
         } else {
             1
@@ -334,12 +338,12 @@ impl CallConnectionState {
         if self.kind == PeerRole::OneWay {
             return Err(StreamError::Unsupported);
         }
-        // Locked until the stream is there: a second caller waits for it and opens none.
+        // The lock lasts until the stream is open: a second caller waits for that stream and opens no other.
         let mut slot = self.shared[index].lock().await;
         if let Some(stream) = slot.as_ref().filter(|stream| stream.is_usable()) {
             return Ok(Arc::clone(stream));
         }
-        // A carriage with one stream has it from the start, on both sides.
+        // On a carriage with one stream, both sides have that stream from the start.
         let (send, recv) = if self.connection.is_multi() {
             self.connection.open_bi().await?
         } else {
@@ -350,7 +354,7 @@ impl CallConnectionState {
         Ok(stream)
     }
 
-    /// Handles one frame, which was counted in the `making`. An error ends the stream it came on.
+    /// Handles one frame, which `making` counted. An error ends the stream that the frame came on.
     pub(crate) async fn receive(
         self: &Arc<Self>,
         stream: &Arc<CallStream>,
@@ -358,27 +362,31 @@ impl CallConnectionState {
         making: PartialEvent,
     ) -> Result<(), StreamEnd> {
         let body = FrameBody::parse(frame)?;
+        // A side that sends mixed frames can read them.
         if body.tail.is_some() {
             self.peer_mixed.store(true, Ordering::Release);
         }
         let event = Envelope::parse(&body.envelope, self.limits().nesting)?;
         match event.kind {
-            // The peer would not hear the answer.
+            // The peer would not receive the answer.
             EventKind::Requested if self.is_over() || stream.out.is_ended() => self.ignored(),
             EventKind::Requested => return admission::admit(self, stream, &body, &event).await,
-            // The peer gives up a request of its own; any other id is one of ours, which it
+            // The peer gives up a request of its own; any other id is one of this side's requests, which the peer
             // aborted.
             EventKind::Aborted if self.inbound.abort(&event.id) => {}
             EventKind::Credit => self.credit(&event),
             EventKind::Goaway => {
-                self.goaway_heard.store(true, Ordering::Release);
+                self.goaway_received.store(true, Ordering::Release);
+                // The peer announced that it takes no new requests: routing must stop choosing it.
                 self.life.apply(PeerEvent::Goaway);
+                // The peer serves nothing new: the upkeep of its imports has no more work.
                 self.follow.cancel();
             }
             EventKind::Aborted | EventKind::Completed | EventKind::Error | EventKind::Responded => {
                 let delivered = self.outbound.deliver(self, stream, &body, &event, making);
                 delivered.await;
             }
+            // Later versions of the protocol may add events.
             EventKind::Unknown => self.ignored(),
         }
         Ok(())
@@ -393,7 +401,7 @@ impl CallConnectionState {
                     window.add(n);
                 }
             }
-            // Credit may cross with the end of its subscription.
+            // Credit may cross the end of its subscription on the way.
             _ => self.ignored(),
         }
     }
@@ -404,35 +412,35 @@ impl CallConnectionState {
 
     // Limits and facts about the peer.
 
-    /// The identity that the peer acts as, with the rights of this moment: what it authenticated as, else that of its
-    /// key. The watches of the endpoint and of this crate replace the identity kept on the connection, which takes a
-    /// while.
+    /// The identity that the peer acts as, with its present rights: the one it authenticated as, else that of its
+    /// key. The watches of the endpoint and of this crate update the identity on the connection, and until then it
+    /// may be outdated.
     pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
-        let kept = identity(&self.connection, &self.session)?;
-        match self.dispatcher.is_current(&kept) {
-            true => Some(kept),
+        let stored = identity(&self.connection, &self.session)?;
+        match self.dispatcher.is_current(&stored) {
+            true => Some(stored),
             false => self.identity_now(),
         }
     }
 
-    /// The requester that its bytes count for.
+    /// The requester that the peer's bytes count for.
     pub(crate) fn requester(&self) -> Requester {
         Requester::from_identity(self.identity().as_deref(), self.info.remote_addr)
     }
 
-    /// The identity of a token. An unknown token is a guess, and counted; after too many guesses from the peer's
-    /// network, the error says so.
+    /// The identity of a token. An unknown token is a guess, and the connection counts it. After too many guesses
+    /// from the peer's network, the error says so.
     pub(crate) fn by_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
         self.resolve_token(token).map_err(|error| {
-            // Before this guess counts: the one that uses up the allowance is still answered as
-            // wrong.
+            // Before the connection counts this guess: the guess that uses up the allowance still gets the error for
+            // a bad token.
             let refused = self.connection.penalty().map(CallError::too_many_guesses);
             self.connection.auth_failed();
             refused.unwrap_or(error)
         })
     }
 
-    /// The same without counting a guess: the calling code does that.
+    /// The same without counting a guess: the calling code counts it.
     pub(crate) fn resolve_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
         let counters = &self.dispatcher.counters;
         match self.dispatcher.by_token(token) {
@@ -455,9 +463,10 @@ impl CallConnectionState {
 
     pub(crate) fn set_peer_protocol(&self, frame_bytes: Option<usize>, mixed: bool) {
         if let Some(bytes) = frame_bytes {
+            // A peer that announces nothing keeps the default limit.
             self.peer_frame_bytes.store(bytes, Ordering::Release);
         }
-        // Never taken back: the peer may have proved it by a mixed frame before.
+        // The mark is never removed: the peer may have proved it by a mixed frame before.
         self.peer_mixed.fetch_or(mixed, Ordering::AcqRel);
     }
 
@@ -465,23 +474,23 @@ impl CallConnectionState {
         self.peer_mixed.load(Ordering::Acquire)
     }
 
-    /// Whether the peer takes mixed frames and has not seen one of ours.
+    /// Whether the peer takes mixed frames and has not yet received one from this side.
     pub(crate) fn announces_mixed(&self) -> bool {
         self.peer_takes_mixed() && !self.announced_mixed.load(Ordering::Relaxed)
     }
 
-    /// A mixed frame is on its way.
+    /// Notes that a mixed frame is on its way.
     pub(crate) fn announced_mixed(&self) {
         self.announced_mixed.store(true, Ordering::Relaxed);
     }
 
     /// Whether the peer asked for no more requests.
-    pub(crate) fn heard_goaway(&self) -> bool {
-        self.goaway_heard.load(Ordering::Acquire)
+    pub(crate) fn has_received_goaway(&self) -> bool {
+        self.goaway_received.load(Ordering::Acquire)
     }
 
-    pub(crate) fn said_goaway(&self) -> bool {
-        self.goaway_said.load(Ordering::Acquire)
+    pub(crate) fn has_sent_goaway(&self) -> bool {
+        self.goaway_sent.load(Ordering::Acquire)
     }
 
     pub(crate) fn has_outbound(&self) -> bool {
@@ -490,17 +499,16 @@ impl CallConnectionState {
 
     // The peer's requests.
 
-    /// Whether the peer may use `id` at all: the side that accepted the connection prefixes its
-    /// own with `~`, the side that dialled must not. Peers of earlier versions that accept
-    /// without prefix are served.
+    /// Whether the peer may use `id` at all. The side that accepted the connection prefixes its ids with `~`, and the
+    /// side that dialled must not. This side also serves accepting peers of earlier versions, which use no prefix.
     pub(crate) fn may_be_peers(&self, id: &str) -> bool {
         self.connection.info().dialled || !id.starts_with('~')
     }
 
     // What the peer serves.
 
-    /// Imports what a known peer serves, keeps it up to date, and sees whether the peer still
-    /// answers, where this node does that.
+    /// Imports the operations of a known peer, keeps them up to date, and checks that the peer still answers, where
+    /// this node imports.
     fn follow_peer(self: &Arc<Self>) {
         if self.dispatcher.imports.is_some() && !self.is_guest() {
             let link = Arc::clone(self);
@@ -520,22 +528,22 @@ impl CallConnectionState {
         self.imports.store(Some(Arc::new(overlay)));
     }
 
-    /// Calls passed on to the peer that run.
+    /// Running calls that this node passed on to the peer.
     pub(crate) fn forwarded(&self) -> usize {
         self.forwarded.load(Ordering::Relaxed)
     }
 
     /// Whether the peer takes new requests.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.heard_goaway() && !self.is_superseded() && !self.is_over()
+        !self.has_received_goaway() && !self.is_superseded() && !self.is_over()
     }
 
-    /// Whether it takes new requests and answered lately.
+    /// Whether the peer takes new requests and answered lately.
     pub(crate) fn is_well(&self) -> bool {
         self.is_ready() && self.life.state() != PeerState::Degraded
     }
 
-    /// Whether the connection is over, or about to be.
+    /// Whether the connection has ended, or is about to end.
     pub(crate) fn is_over(&self) -> bool {
         self.goodbye.get().is_some() || self.cancel.is_cancelled()
     }
@@ -545,8 +553,8 @@ fn identity(connection: &Connection, session: &TokenSession) -> Option<Arc<Ident
     session.identity().or_else(|| connection.identity())
 }
 
-/// Names the requester that unread bytes count for, however its identity was proved.
-fn whose(connection: &Connection, session: &Arc<TokenSession>) -> Arc<RequesterSource> {
+/// Names the requester that unread bytes count for, however it proved its identity.
+fn requester_source(connection: &Connection, session: &Arc<TokenSession>) -> Arc<RequesterSource> {
     let (connection, session) = (connection.clone(), Arc::clone(session));
     Arc::new(move || {
         let identity = identity(&connection, &session);
@@ -562,7 +570,7 @@ impl std::fmt::Debug for CallConnectionState {
     }
 }
 
-/// Counts a call that is passed on, as long as it runs.
+/// Counts a call that this node passes on, while the call runs.
 pub(crate) struct ForwardingGuard(Arc<CallConnectionState>);
 
 impl ForwardingGuard {

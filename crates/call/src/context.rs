@@ -30,11 +30,11 @@ use crate::upstream::{CAUSE_TARGET, UpstreamFailure};
 pub struct ConnInfo {
     /// Its number in logs.
     pub id: ConnId,
-    /// The key the peer proved to hold, known or not.
+    /// The key that the peer proved to hold, known or not.
     pub key: Option<PeerKey>,
     /// The other end.
     pub remote_addr: Option<SocketAddr>,
-    /// What the bytes travel on.
+    /// What carries the bytes.
     pub carriage: Carriage,
 }
 
@@ -49,7 +49,7 @@ impl ConnInfo {
     }
 }
 
-/// Keeps a tree of an input counted: see [`Ctx::counted_tree`].
+/// Keeps the tree of an input counted: see [`Ctx::counted_tree`].
 #[derive(Debug)]
 pub struct CountedTree {
     _claim: Option<Arc<RequestClaim>>,
@@ -74,8 +74,8 @@ impl Ctx {
         Self(CallOrigin::Child(child))
     }
 
-    /// The requester's id for it; unique among its connection's requests in flight. Calls between
-    /// operations have the id of the request they belong to and a number.
+    /// The requester's id for it; unique among the requests in flight on its connection. Calls between operations
+    /// have the id of their request and a number.
     #[must_use]
     pub fn request_id(&self) -> &str {
         match &self.0 {
@@ -93,21 +93,21 @@ impl Ctx {
         }
     }
 
-    /// The id of the request everything belongs to.
+    /// The id of the request that this call belongs to.
     #[must_use]
     pub fn root_request_id(&self) -> &str {
         self.root().id()
     }
 
-    /// A number of the node's for the request everything belongs to. Two requests may have one id: requesters choose
+    /// The node's number for the request that this call belongs to. Two requests may have one id: requesters choose
     /// theirs, and all calls of a batch over HTTP have that of the batch.
     #[must_use]
     pub fn root_number(&self) -> u64 {
         self.root().tree().number()
     }
 
-    /// A number of the node's for this call alone, which the run of its idempotency key has as well. Ids do not tell
-    /// calls apart: the calls in such a run are counted from one again.
+    /// The node's number for this call alone, which the run of its idempotency key has as well. Ids do not tell calls
+    /// apart: the calls in such a run count from one again.
     #[must_use]
     pub fn call_number(&self) -> u64 {
         match &self.0 {
@@ -116,7 +116,7 @@ impl Ctx {
         }
     }
 
-    /// That of the call that made this one; `None` for a request from outside.
+    /// The number of the call that made this one; `None` for a request from outside.
     #[must_use]
     pub fn parent_call_number(&self) -> Option<u64> {
         match &self.0 {
@@ -125,10 +125,10 @@ impl Ctx {
         }
     }
 
-    /// Whether this node refused something in the course of the request everything belongs to for want of room, or
-    /// something ended because a caller left it too little time. Who calls can bring that about: an operation that
-    /// fails then need not be to blame. What a peer or a server answers excuses none, and the number of calls below
-    /// one request does not excuse the operation that was asked for.
+    /// Whether this node refused something in the course of the request for want of room, or a call ended because its
+    /// caller left it too little time. A caller can bring that about: an operation that fails then need not be to
+    /// blame. The answer of a peer or a server excuses no operation, and the number of calls below one request does
+    /// not excuse the operation that the requester called.
     #[must_use]
     pub fn is_excused(&self) -> bool {
         match self.root().tree().hindrance() {
@@ -138,17 +138,18 @@ impl Ctx {
         }
     }
 
-    /// Whether something in the course of the request everything belongs to was refused for want of room, by whomever,
-    /// or ended because a caller left it too little time: what failed may succeed later.
+    /// Whether this node, a peer or a server refused something in the course of the request for want of room, or a
+    /// call ended because its caller left it too little time: a later attempt may succeed.
     #[must_use]
     pub fn is_hindered(&self) -> bool {
         self.root().tree().hindrance() != Hindrance::None
     }
 
-    /// The error for the caller of this operation where it lets pass an error of an imported operation, with this code
-    /// and message: [`BAD_GATEWAY`](crate::BAD_GATEWAY), `UNAVAILABLE` or `TIMEOUT`. `None` where no server was seen to
-    /// fail so in the course of the request, whatever a script says. The message has addresses of servers, and what they
-    /// said: only a requester with the scope `node:read` gets it, and the log. All others read how the server failed.
+    /// The error for the caller of this operation where the operation lets an imported operation's error pass, with
+    /// this code and message: [`BAD_GATEWAY`](crate::BAD_GATEWAY), `UNAVAILABLE` or `TIMEOUT`. `None` where no server
+    /// failed so in the course of the request, whatever a script says. The message has addresses and words of
+    /// servers: only a requester with the scope `node:read` gets it, and the log. All others read how the server
+    /// failed.
     #[must_use]
     pub fn upstream_error(&self, code: &str, message: &str) -> Option<CallError> {
         let code = ErrorCode::from_name(code);
@@ -156,6 +157,7 @@ impl Ctx {
         if !self.root().tree().saw_upstream(failure) {
             return None;
         }
+        // The administrator may read the text that the server sent.
         if self.root().reads_causes() {
             return Some(failure.error(message));
         }
@@ -170,14 +172,14 @@ impl Ctx {
         Some(failure.error(&failure.words(&code)))
     }
 
-    /// Notes what happened in the course of the request everything belongs to.
+    /// Notes a hindrance in the course of the request.
     pub(crate) fn hinder(&self, by: Hindrance) {
         if by != Hindrance::None {
             self.root().tree().hinder(by);
         }
     }
 
-    /// Whether who called left clearly less time than the operation has by itself.
+    /// Whether the caller left clearly less time than the operation has by itself.
     pub(crate) fn is_hurried(&self) -> bool {
         match &self.0 {
             CallOrigin::Request(request) => request.head.hurried,
@@ -191,9 +193,9 @@ impl Ctx {
         matches!(self.0, CallOrigin::Child(_))
     }
 
-    /// What the operation or the script that calls may do itself; `None` for a request from outside, and where what
-    /// calls may do nothing. An operation that allows more than its access control says asks this in a call between
-    /// operations: the rights of the peer that asked from outside are nothing that the calling operation was lent.
+    /// What the calling operation or script may do itself; `None` for a request from outside, and where the caller
+    /// may do nothing. An operation that allows more than its access control says checks this in a call between
+    /// operations: the calling operation was not lent the rights of the requester from outside.
     #[must_use]
     pub fn calling_authority(&self) -> Option<&CompositionAuthority> {
         match &self.0 {
@@ -208,43 +210,43 @@ impl Ctx {
         &self.compiled().spec.name
     }
 
-    /// Who asked from outside: the token's identity where one was sent, else the connection's. In
-    /// a call between operations this tells on whose behalf it happens; it was not checked again.
+    /// The requester from outside: the token's identity where the requester sent one, else the connection's. A call
+    /// between operations happens on its behalf; the node did not check it again.
     #[must_use]
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.root().identity()
     }
 
-    /// Whether a list names an operation with this rule: the peer that asked from outside may call it, and so may the
-    /// operation or the script that asks here, where one does. Otherwise its author would learn what its callers may do.
+    /// Whether a list names an operation with this rule: the requester from outside may call it, and so may the
+    /// operation or the script that asks for the list, where one does. Otherwise the author of a script would learn
+    /// what its callers may do.
     pub(crate) fn is_shown(&self, rule: &AccessControl) -> bool {
         self.shows(rule, self.identity().map(AsRef::as_ref))
     }
 
-    /// The same where the peer that asked from outside is `identity` by now.
+    /// The same where the requester from outside is `identity` by now.
     pub(crate) fn shows(&self, rule: &AccessControl, identity: Option<&Identity>) -> bool {
-        let asks = self.calling_authority();
+        let authority = self.calling_authority();
         rule.check_scopes(identity) == AccessDecision::Allowed
             && (!self.internal()
                 || rule.is_open()
-                || asks.is_some_and(|asks| rule.scopes_allow(&asks.scopes)))
+                || authority.is_some_and(|own| rule.scopes_allow(&own.scopes)))
     }
 
-    /// Whose request it is as things are now: with the scopes of this moment, or `None` where the peer that
-    /// asked is gone.
+    /// The requester as it is now: with its present scopes, or `None` where it is gone.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         self.root().identity_now()
     }
 
-    /// Whether the requester has the rights that the request was let in by, so that no identity need be looked up
-    /// again.
+    /// Whether the requester still has the rights with which the request was admitted, so that the node need not look
+    /// up its identity again.
     pub(crate) fn has_rights_of_now(&self) -> bool {
-        let who = self.identity();
-        who.is_none_or(|who| self.dispatcher().is_current(who))
+        let identity = self.identity();
+        identity.is_none_or(|one| self.dispatcher().is_current(one))
     }
 
-    /// The token that says who asked, where one does: for an operation that gives out what has to end with it. Nothing
-    /// in a call between operations.
+    /// The token that names the requester, where one does: for an operation that gives out something that has to end
+    /// with the token. `None` in a call between operations.
     #[must_use]
     pub fn token(&self) -> Option<&Arc<AuthToken>> {
         match &self.0 {
@@ -253,8 +255,8 @@ impl Ctx {
         }
     }
 
-    /// The identity that a trusted forwarder claims to act for. The claim allows nothing, and operations called by
-    /// operations do not see it.
+    /// The identity that a trusted forwarder claims to act for. The claim allows nothing, and operations that others
+    /// call do not see it.
     #[must_use]
     pub fn forwarded_for(&self) -> Option<&ForwardedFor> {
         match &self.0 {
@@ -263,20 +265,20 @@ impl Ctx {
         }
     }
 
-    /// Whether a node in between passed on the request that everything belongs to. Such a node may leave its client
-    /// unnamed, and the name counts with `forward:identity` only; the number of hops is always sent.
+    /// Whether another node passed on the request. Such a node may leave its client unnamed, and the name counts with
+    /// `forward:identity` only; the node always sends the number of hops.
     #[must_use]
     pub fn is_forwarded(&self) -> bool {
         self.forwarded_for().is_some() || self.hops() > 0
     }
 
-    /// How often the request that everything belongs to was passed on before it came here.
+    /// How often nodes passed the request on before it arrived here.
     pub(crate) fn hops(&self) -> u8 {
         self.root().head.hops
     }
 
-    /// The key under which it runs once, however often it is asked for. An operation called by another
-    /// has the key that this one gave it, never the request's: it may run many times for one request.
+    /// The key under which the call runs once, however often it is repeated. A called operation has the key from the
+    /// calling one, never the request's: it may run many times for one request.
     pub(crate) fn idempotency_key(&self) -> Option<&str> {
         match &self.0 {
             CallOrigin::Request(request) => request.idempotency_key(),
@@ -284,7 +286,8 @@ impl Ctx {
         }
     }
 
-    /// Whether an operation calls it and named no single peer: another call with its key may be led to another peer.
+    /// Whether an operation makes the call and named no single peer: this node may route another call with its key to
+    /// another peer.
     pub(crate) fn may_go_elsewhere(&self) -> bool {
         match &self.0 {
             CallOrigin::Request(_) => false,
@@ -292,7 +295,7 @@ impl Ctx {
         }
     }
 
-    /// The same without the requester: no abort reaches it. A keyed mutation runs as one.
+    /// The same without the requester: no abort reaches it. A keyed mutation runs as such a call.
     pub(crate) fn detached(&self) -> Self {
         match &self.0 {
             CallOrigin::Request(request) => Self::request(&request.detached()),
@@ -300,7 +303,7 @@ impl Ctx {
         }
     }
 
-    /// Stops what it left running.
+    /// Stops the work that the call left running.
     pub(crate) fn end(&self) {
         self.root().abort();
         if let CallOrigin::Child(child) = &self.0 {
@@ -317,14 +320,14 @@ impl Ctx {
         }
     }
 
-    /// What this operation was registered with; never what its caller was.
+    /// The capabilities that this operation was registered with; never those of its caller.
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         &self.compiled().capabilities
     }
 
-    /// The input as a tree of its own, for operations of other packages, whose authors expect a tree.
-    /// It counts with the bytes of the requester, for as long as what is returned beside it is kept.
+    /// The input as a tree of its own, for operations of other packages, whose authors expect a tree. The tree counts
+    /// with the bytes of the requester, while the second returned value lives.
     ///
     /// # Errors
     /// As [`CallBody::try_into_value`]; `OVERLOADED` where there is no room now.
@@ -334,14 +337,15 @@ impl Ctx {
             Some(_) => None,
             None => {
                 let requester = self.requester();
-                let kept = match self.root().is_subscription() {
+                let retention = match self.root().is_subscription() {
                     true => RequestRetention::Subscribed,
                     false => RequestRetention::Once,
                 };
                 let dispatcher = self.dispatcher();
-                let claimed = dispatcher
-                    .request_bytes
-                    .claim(requester, input.tree_bytes()?, kept);
+                let claimed =
+                    dispatcher
+                        .request_bytes
+                        .claim(requester, input.tree_bytes()?, retention);
                 claimed.inspect_err(|_| {
                     DispatcherCounters::add(&dispatcher.counters.request_bytes_full)
                 })?
@@ -350,7 +354,7 @@ impl Ctx {
         Ok((input.try_into_value()?, CountedTree { _claim: claim }))
     }
 
-    /// Whose requests the request that everything belongs to is counted with.
+    /// The requester whose bytes the request counts with.
     pub(crate) fn requester(&self) -> Requester {
         let identity = self.identity().map(AsRef::as_ref);
         Requester::from_identity(identity, self.conn().remote_addr)
@@ -362,10 +366,10 @@ impl Ctx {
         self.compiled().spec.op_type == OperationType::Query
     }
 
-    /// Notes that what this call changes is on its way to a server outside of this node, or, with `false`, that the
-    /// server has not taken it. From then on no error of the call is `retryable`, its own deadline included, since the
-    /// change may have been made, and neither is any of the calls above it, whatever they do after that. The run of an
-    /// idempotency key that the call belongs to does not come again either.
+    /// Notes that a change of this call is on its way to a server outside of this node, or, with `false`, that the
+    /// server has not taken it. From then on no error of the call is `retryable`, its own deadline included, since
+    /// the server may have made the change. Neither is any error of the calls above it, whatever they do after that.
+    /// The run of an idempotency key that the call belongs to is not repeated either.
     pub fn set_sent(&self, sent: bool) {
         match &self.0 {
             CallOrigin::Request(request) => request.set_sent(sent),
@@ -373,7 +377,7 @@ impl Ctx {
         }
     }
 
-    /// What the call has sent to servers, and every call below it.
+    /// What the call and every call below it have sent to servers.
     pub(crate) fn changes(&self) -> &Arc<SentChanges> {
         match &self.0 {
             CallOrigin::Request(request) => request.tree().changes(),
@@ -391,8 +395,8 @@ impl Ctx {
         Env::new(self.clone(), Arc::clone(resolver))
     }
 
-    /// Cancelled when the request ends before its handler does: abort, deadline, connection lost.
-    /// The handler's own future is dropped then anyway; this is for work it spawned.
+    /// Cancelled when the request ends before its handler does: abort, deadline, connection lost. The node drops the
+    /// handler's own future then anyway; this token is for work that the handler spawned.
     #[must_use]
     pub fn cancel(&self) -> &CancellationToken {
         match &self.0 {
@@ -401,7 +405,7 @@ impl Ctx {
         }
     }
 
-    /// When the request must be answered.
+    /// When the node has to answer the request.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         match &self.0 {
@@ -410,7 +414,7 @@ impl Ctx {
         }
     }
 
-    /// The connection it came over.
+    /// The connection that the request came over.
     #[must_use]
     pub fn conn(&self) -> &ConnInfo {
         &self.root().link().info
@@ -433,7 +437,7 @@ impl Ctx {
         }
     }
 
-    /// The request from outside that everything belongs to.
+    /// The request from outside that this call belongs to.
     pub(crate) fn root(&self) -> &Arc<InboundRequest> {
         match &self.0 {
             CallOrigin::Request(request) => request,
@@ -448,7 +452,7 @@ impl Ctx {
         }
     }
 
-    /// How many calls of operations by operations lie above this one; 0 for a request from outside.
+    /// The number of calls of operations by operations above this one; 0 for a request from outside.
     #[must_use]
     pub fn depth(&self) -> usize {
         match &self.0 {

@@ -1,4 +1,4 @@
-//! How many events of a subscription of this side's the peer may send.
+//! How many events the peer may send of a subscription of this side.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,30 +8,30 @@ use crate::limits::{STREAM_EVENTS_BYTES, WINDOW_FORWARDED, WINDOW_FORWARDED_MAX}
 /// The credit of one subscription, as its subscriber gives it.
 #[derive(Debug)]
 pub(crate) struct SubscriptionCredit {
-    /// Events that the peer may send, or has sent, and that were not taken.
+    /// Events that the peer may send, or has sent, and that the subscriber has not taken.
     open: u32,
-    /// The same as it is counted when they come.
+    /// The same credit, as the reader of the stream counts it.
     granted: Arc<CreditGrant>,
     window: CreditSizing,
 }
 
-/// How many of them there may be.
+/// How much credit the peer may have.
 #[derive(Debug)]
 enum CreditSizing {
     Fixed(u32),
-    /// As many as have [`STREAM_EVENTS_BYTES`], by the bytes of those that came last.
+    /// As many events as take [`STREAM_EVENTS_BYTES`], going by the bytes of the last ones.
     Fitting {
         bytes: usize,
     },
 }
 
 impl SubscriptionCredit {
-    /// For so many events, however long they are.
+    /// Credit for a fixed number of events, however long they are.
     pub(crate) fn fixed(window: u32) -> Self {
         Self::new(window, CreditSizing::Fixed(window))
     }
 
-    /// For few events where they are long and for more where they are short.
+    /// Credit for few events where they are long and for more where they are short.
     pub(crate) fn fitting() -> Self {
         Self::new(WINDOW_FORWARDED, CreditSizing::Fitting { bytes: 0 })
     }
@@ -49,13 +49,13 @@ impl SubscriptionCredit {
         self.open
     }
 
-    /// The same for the reader of the stream.
+    /// The same credit for the reader of the stream.
     pub(crate) fn granted(&self) -> &Arc<CreditGrant> {
         &self.granted
     }
 
-    /// An event of so many bytes was taken. How many more the peer may send, in halves of the window: few frames, and
-    /// the peer never runs dry.
+    /// Notes that the subscriber took an event of so many bytes. Returns how many more the peer may send, in halves
+    /// of the window: few frames, and the peer never runs out of credit.
     pub(crate) fn took(&mut self, bytes: usize) -> Option<u32> {
         self.open = self.open.saturating_sub(1);
         let window = match &mut self.window {
@@ -66,18 +66,20 @@ impl SubscriptionCredit {
                 fitting(*lately)
             }
         };
-        // The window may have become smaller than what is open.
+        // The window may have shrunk below the open credit.
         let more = window.checked_sub(self.open)?;
+        // Half a window at a time: a frame for each event would double the frames.
         if more < window.div_ceil(2) {
             return None;
         }
         self.open = window;
+        // Before the frame goes out: the peer may answer at once, and its events must count as granted.
         self.granted.add(more);
         Some(more)
     }
 }
 
-/// Events of so many bytes that may be open.
+/// The number of open events of so many bytes.
 fn fitting(bytes: usize) -> u32 {
     let events = STREAM_EVENTS_BYTES / bytes.max(1);
     let events = u32::try_from(events).unwrap_or(u32::MAX);
@@ -90,7 +92,7 @@ fn fitting(bytes: usize) -> u32 {
 pub(crate) struct CreditGrant(AtomicU32);
 
 impl CreditGrant {
-    /// So many more may come.
+    /// Allows so many more events.
     pub(crate) fn add(&self, more: u32) {
         let add = |left: u32| Some(left.saturating_add(more));
         let _ = self
@@ -98,7 +100,7 @@ impl CreditGrant {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
     }
 
-    /// One came. Whether it was asked for: a peer may know nothing of credit.
+    /// Counts one event. `false` where the peer had no credit for it: a peer may know nothing of credit.
     pub(crate) fn spend(&self) -> bool {
         let take = |left: u32| left.checked_sub(1);
         let spent = self
@@ -120,9 +122,9 @@ mod tests {
         assert_eq!(SubscriptionCredit::fixed(1).took(0), Some(1));
     }
 
-    /// However the lengths change, the peer is never asked for more events than fit by those that came last.
+    /// However the lengths change, the peer never has credit for more events than the last lengths allow.
     #[test]
-    fn a_window_that_fits_follows_the_length_of_the_events() {
+    fn a_window_by_bytes_follows_the_length_of_the_events() {
         let mut credit = SubscriptionCredit::fitting();
         let granted = Arc::clone(credit.granted());
         assert_eq!(credit.first(), WINDOW_FORWARDED);
@@ -131,19 +133,19 @@ mod tests {
         assert_eq!(short, WINDOW_FORWARDED_MAX + 1 - WINDOW_FORWARDED);
         assert!(short >= 1000, "{short}");
         assert_eq!(credit.open, WINDOW_FORWARDED_MAX);
-        // Long ones: none until the others are taken, and then one at a time.
+        // Long events: no credit until the others are taken, and then for one at a time.
         for left in (1..WINDOW_FORWARDED_MAX).rev() {
             assert_eq!(credit.took(STREAM_EVENTS_BYTES), None, "{left}");
             assert_eq!(credit.open, left);
         }
         assert_eq!(credit.took(STREAM_EVENTS_BYTES), Some(1));
         assert_eq!(credit.took(4 * STREAM_EVENTS_BYTES), Some(1));
-        // What was long once is not for ever.
+        // Events that were long once do not narrow the window for ever.
         let more: u32 = (0..40).filter_map(|_| credit.took(100)).sum();
         assert!(more > WINDOW_FORWARDED_MAX, "{more}");
-        // The counted credit is what the peer was given.
-        let told = WINDOW_FORWARDED + short + 2 + more;
-        assert!((0..told).all(|_| granted.spend()));
+        // The counted credit equals the credit that the peer got.
+        let total = WINDOW_FORWARDED + short + 2 + more;
+        assert!((0..total).all(|_| granted.spend()));
         assert!(!granted.spend());
     }
 }

@@ -41,17 +41,17 @@ pub struct Dispatcher {
     pub(crate) counters: DispatcherCounters,
     pub(crate) keyed: KeyedCalls,
     pub(crate) request_bytes: Arc<RequestBytes>,
-    /// Of requests whose frames are not complete.
+    /// Bytes of requests whose frames are not complete.
     pub(crate) unfinished_bytes: Arc<RequestBytes>,
-    /// Of answers and events that wait to be read.
+    /// Bytes of answers and events that their readers have yet to take.
     pub(crate) unread_bytes: Arc<RequestBytes>,
-    /// What is unread in each connection that carries others, for all of those.
+    /// The unread bytes of each connection that carries others, for all of those.
     carriers: Mutex<HashMap<ConnId, Weak<UnreadBytes>>>,
     announcer: Announcer,
     pub(crate) peers: Arc<PeerTable>,
     /// Whether callers may name the peer their request goes to.
     pub(crate) routes: bool,
-    /// How operations of peers are imported when they connect; `None`: they are not.
+    /// How this node imports operations of peers when they connect; `None`: it does not.
     pub(crate) imports: Option<ImportOptions>,
     identities: Option<Arc<dyn IdentityProvider>>,
     links: Mutex<Vec<Weak<CallConnectionState>>>,
@@ -60,7 +60,7 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Serves `registry` with the default limits, to peers known by their key only.
+    /// Serves `registry` with the default limits, to peers that it knows by their key only.
     #[must_use]
     pub fn new(registry: Registry) -> Self {
         Self {
@@ -87,30 +87,30 @@ impl Dispatcher {
         }
     }
 
-    /// Who resolves `auth_token`; without it every token is invalid.
+    /// The provider that resolves `auth_token`; without one every token is invalid.
     #[must_use]
     pub fn with_identities(mut self, identities: Arc<dyn IdentityProvider>) -> Self {
         self.identities = Some(identities);
         self
     }
 
-    /// Who knows the owners of resources.
+    /// The provider that knows the owners of resources.
     #[must_use]
     pub fn with_ownership(mut self, ownership: Arc<dyn OwnershipProvider>) -> Self {
         self.ownership = Some(ownership);
         self
     }
 
-    /// What known peers may do, cut to [`PeerLimits::ABSOLUTE`].
+    /// The limits of known peers, cut to [`PeerLimits::ABSOLUTE`].
     #[must_use]
     pub fn with_limits(mut self, limits: PeerLimits) -> Self {
         self.limits = limits.bounded();
         self
     }
 
-    /// On a machine with so much memory: requests in frames may have an eighth of it, as far as
-    /// [`BYTES_PER_NODE`](crate::limits::BYTES_PER_NODE) goes; frames that are not complete as much, and unread
-    /// answers as much; results that answer repeated mutations a sixteenth.
+    /// Sets the budgets for a machine with so much memory. Requests in frames may have an eighth of it, up to
+    /// [`BYTES_PER_NODE`](crate::limits::BYTES_PER_NODE); incomplete frames as much, and unread answers as much.
+    /// Results that answer repeated mutations may have a sixteenth.
     #[must_use]
     pub fn with_memory(mut self, memory_bytes: u64) -> Self {
         let node = bytes_for_memory(memory_bytes);
@@ -121,7 +121,7 @@ impl Dispatcher {
         self
     }
 
-    /// How long peers may leave this node waiting.
+    /// How long peers may keep this node waiting.
     #[must_use]
     pub fn with_patience(mut self, patience: PeerTimeouts) -> Self {
         self.patience = patience;
@@ -142,23 +142,23 @@ impl Dispatcher {
         self
     }
 
-    /// Imports the operations of every known peer that connects, keeps them up to date, and
-    /// attaches the peer for [`PeerRef`](crate::PeerRef)s to find.
+    /// Imports the operations of every known peer that connects, keeps them up to date, and attaches the peer for
+    /// [`PeerRef`](crate::PeerRef)s to find.
     #[must_use]
     pub fn with_imports(mut self, options: ImportOptions) -> Self {
         self.imports = Some(options);
         self
     }
 
-    /// Lets callers with scope `peer:route:<id>` send requests on to that attached peer, which they
-    /// may also call by its alias.
+    /// Lets callers with scope `peer:route:<id>` send requests on to that attached peer, which they may also call by
+    /// its alias.
     #[must_use]
     pub fn with_routing(mut self) -> Self {
         self.routes = true;
         self
     }
 
-    /// What known peers may do.
+    /// The limits of known peers.
     #[must_use]
     pub fn limits(&self) -> PeerLimits {
         self.limits
@@ -170,8 +170,8 @@ impl Dispatcher {
         &self.peers
     }
 
-    /// Where each peer that is connected is in its life. Of several connections of one peer that
-    /// one counts over which it is attached, or else the newest.
+    /// The state of each connected peer. Of several connections of one peer, the attached one counts, or else the
+    /// newest.
     #[must_use]
     pub fn peer_states(&self) -> HashMap<PeerId, PeerState> {
         let attached = self.peers.connections();
@@ -191,15 +191,15 @@ impl Dispatcher {
         states.collect()
     }
 
-    /// The operations served.
+    /// The operations that it serves.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Replaces the promoted operations by these, all at once, and tells the subscribers of `services/watch`.
-    /// Requests that run finish with the operations they began with. An operation that breaks a rule, has a name of
-    /// the program's own or lies in a reserved namespace is left out and named by [`Generation::rejected`].
+    /// Replaces the promoted operations by these, all at once, and notifies the subscribers of `services/watch`.
+    /// Running requests finish with the operations they began with. An operation that breaks a rule, has a name of
+    /// the program's own or lies in a reserved namespace is left out, and [`Generation::rejected`] names it.
     ///
     /// # Errors
     /// A spec has no JSON form; everything stays as it is.
@@ -208,15 +208,15 @@ impl Dispatcher {
         number: u64,
         registrations: Vec<Registration>,
     ) -> Result<Arc<Generation>, RegistryError> {
-        // The last one to swap is also the last one to tell.
+        // The last promotion to swap also announces last.
         let _one_at_a_time = lock(&self.promoting);
         let now = self.registry.install(number, registrations)?;
         self.announce();
         Ok(now)
     }
 
-    /// Puts what `source` serves in the place of what it served before, as [`Registry::import`], and tells the
-    /// subscribers of `services/watch`. Compiling and hashing long specs takes time.
+    /// Replaces the operations from `source`, as [`Registry::import`], and notifies the subscribers of
+    /// `services/watch`. Compiling and hashing long specs takes time.
     ///
     /// # Errors
     /// As [`Registry::import`]; everything stays as it is.
@@ -225,28 +225,28 @@ impl Dispatcher {
         source: &str,
         registrations: Vec<Registration>,
     ) -> Result<(), RegistryError> {
-        // Before the turn: no promotion waits while the schemas of an import are compiled.
+        // Before the lock: no promotion waits while the schemas of an import compile.
         let next = PendingImport::new(source, registrations)?;
         let _one_at_a_time = lock(&self.promoting);
-        self.registry.place(&next)?;
+        self.registry.install_import(&next)?;
         self.announce();
         Ok(())
     }
 
-    /// Tells watchers what there is now.
+    /// Announces the present operations to watchers.
     fn announce(&self) {
         let now = self.registry.now();
         let specs = now.after("").map(|operation| &operation.spec);
         self.announcer.own(&now.digest(), specs);
     }
 
-    /// Where changes of the operations are announced to those who watch them.
+    /// Announces changes of the operations to their watchers.
     #[must_use]
     pub fn announcer(&self) -> &Announcer {
         &self.announcer
     }
 
-    /// Adds everything that was counted to other numbers.
+    /// Adds all its counts to other numbers.
     pub fn collect(&self, into: &mut Metrics) {
         self.stats().collect(into);
         into.histogram(
@@ -254,12 +254,12 @@ impl Dispatcher {
             "How long queries and mutations ran.",
             &self.counters.seconds,
         );
-        let (kept, most) = self.request_bytes.kept();
+        let (used, most) = self.request_bytes.usage();
         into.gauge(
             "alknet_call_request_bytes",
             "Bytes of requests in frames that run.",
             &[],
-            kept as f64,
+            used as f64,
         );
         into.gauge(
             "alknet_call_request_bytes_max",
@@ -267,7 +267,7 @@ impl Dispatcher {
             &[],
             most as f64,
         );
-        let (unfinished, most) = self.unfinished_bytes.kept();
+        let (unfinished, most) = self.unfinished_bytes.usage();
         into.gauge(
             "alknet_call_unfinished_bytes",
             "Bytes of frames and messages that are not complete.",
@@ -280,7 +280,7 @@ impl Dispatcher {
             &[],
             most as f64,
         );
-        let (unread, most) = self.unread_bytes.kept();
+        let (unread, most) = self.unread_bytes.usage();
         into.gauge(
             "alknet_call_unread_bytes",
             "Bytes of answers and events that wait to be read, of connections with more than a few.",
@@ -295,21 +295,21 @@ impl Dispatcher {
         );
     }
 
-    /// What happened so far.
+    /// The counts so far.
     #[must_use]
     pub fn stats(&self) -> DispatcherStats {
         self.counters.snapshot()
     }
 
-    /// Calls of this node's own operations, and of those that it imported from servers, that run now: those from
-    /// outside, over whatever protocol, and those that operations make of them.
+    /// Running calls of this node's own operations, and of those that it imported from servers: requests from
+    /// outside, over whatever protocol, and calls between operations.
     #[must_use]
     pub fn running(&self) -> usize {
         self.registry.now().running()
     }
 
-    /// Takes no new requests, tells every peer, and resolves when running requests have ended and
-    /// their answers are sent. Callers bound the wait.
+    /// Takes no new requests, notifies every peer, and resolves when the running requests have ended and their
+    /// answers are sent. Callers bound the wait.
     pub async fn drain(&self) {
         // Before the links are read: one that `add_link` adds after that drains by itself.
         self.draining.store(true, Ordering::Release);
@@ -318,7 +318,7 @@ impl Dispatcher {
         for link in links {
             link.ended().await;
         }
-        // Runs of idempotency keys outlive the connections that asked for them.
+        // Runs of idempotency keys outlive the connections that started them.
         self.keyed.drained().await;
     }
 
@@ -337,7 +337,7 @@ impl Dispatcher {
         known.or_else(|| name.parse().ok())
     }
 
-    /// How long a token is still valid, where that is known.
+    /// How long a token is still valid, where the provider knows that.
     pub(crate) fn token_ends_in(&self, token: &AuthToken) -> Option<Duration> {
         self.identities.as_ref()?.token_ends_in(token)
     }
@@ -352,27 +352,28 @@ impl Dispatcher {
         self.identities.as_ref()?.by_id(id)
     }
 
-    /// Number of the table of identities in place, where there is one and it has a number.
+    /// The number of the present table of identities, where there is a table with a number.
     pub(crate) fn table(&self) -> Option<u64> {
         self.identities.as_ref()?.table()
     }
 
-    /// Whether an identity that was looked up before is as it is now, but for an end by date.
+    /// Whether an earlier looked-up identity is still current, apart from an end by date.
     pub(crate) fn is_current(&self, identity: &Identity) -> bool {
+        // Without a table, or with one that has no number, every identity stays as it is.
         self.identities.is_none()
             || identity.generation == 0
             || self.table() == Some(identity.generation)
     }
 
-    /// Says when an identity may have changed.
+    /// Signals that an identity may have changed.
     pub(crate) fn identity_changes(&self) -> Option<watch::Receiver<u64>> {
         self.identities
             .as_ref()
             .map(|identities| identities.watch())
     }
 
-    /// Where the unread bytes of a connection count that another one carries: for the outermost, so that it has no
-    /// more however many it carries.
+    /// The count of unread bytes for a connection that another one carries. It is that of the outermost connection,
+    /// which has no more however many it carries.
     pub(crate) fn carried(&self, connection: &Connection) -> Option<Arc<UnreadBytes>> {
         let outermost = connection.carriers().last()?;
         let mut carriers = lock(&self.carriers);
@@ -390,6 +391,7 @@ impl Dispatcher {
         links.retain(|link| link.strong_count() > 0);
         links.push(Arc::downgrade(link));
         drop(links);
+        // `drain` may have read the links before this one was among them.
         if self.is_draining() {
             link.start_drain();
         }
@@ -404,14 +406,14 @@ impl fmt::Debug for Dispatcher {
     }
 }
 
-/// Upper bounds of the times that calls are sorted by, in seconds.
+/// Upper bounds of the buckets for call times, in seconds.
 const CALL_SECONDS: &[f64] = &[
     0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0, 30.0,
 ];
 
 /// How long queries and mutations ran, of all operations together: with a series for each, a peer that promotes
-/// operations could make any number of them.
+/// operations could make any number of series.
 #[derive(Debug)]
 pub(crate) struct CallSeconds(Histogram);
 
@@ -429,7 +431,7 @@ impl std::ops::Deref for CallSeconds {
     }
 }
 
-/// Counts the time from its making to its end, however that comes.
+/// Counts the time from its making to its end, however the call ends.
 pub(crate) struct CallTimer<'a> {
     counters: &'a DispatcherCounters,
     since: tokio::time::Instant,
@@ -447,7 +449,7 @@ impl Drop for CallTimer<'_> {
     }
 }
 
-/// Counters while they are counted.
+/// The counters of a dispatcher.
 #[derive(Debug, Default)]
 pub(crate) struct DispatcherCounters {
     pub(crate) seconds: CallSeconds,
@@ -507,15 +509,15 @@ pub struct DispatcherStats {
     pub tokens_ok: u64,
     /// Tokens that were unknown or had ended.
     pub tokens_refused: u64,
-    /// Requests refused because their connection had as many in flight as it may.
+    /// Requests refused because their connection had its limit in flight.
     pub requests_full: u64,
-    /// Requests refused because those of their requester, or all, had as many bytes as they may.
+    /// Requests refused because those of their requester, or all, had reached their limit of bytes.
     pub request_bytes_full: u64,
-    /// Answers refused because those of their requester, or all, that wait to be read had as many bytes as they may.
+    /// Answers refused because the unread ones of their requester, or all, had reached their limit of bytes.
     pub unread_bytes_full: u64,
-    /// Subscriptions refused for the same reason.
+    /// Subscriptions refused because their connection had its limit of them.
     pub subscriptions_full: u64,
-    /// Requests refused because as many calls of their operation ran as may.
+    /// Requests refused because their operation had its limit of running calls.
     pub operation_full: u64,
 }
 

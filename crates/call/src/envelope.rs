@@ -13,7 +13,7 @@ use crate::json::{self, JsonDefect};
 use crate::limits::ID_BYTES_MAX;
 use crate::text;
 
-/// What an event says.
+/// What an event means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EventKind {
@@ -25,13 +25,13 @@ pub enum EventKind {
     Credit,
     /// `call.error`: the call failed; terminal.
     Error,
-    /// `call.goaway`: no new requests, please.
+    /// `call.goaway`: the sender asks for no new requests.
     Goaway,
     /// `call.requested`: a request.
     Requested,
     /// `call.responded`: the answer, or one event of a subscription.
     Responded,
-    /// Anything else: ignored.
+    /// Any other type: ignored.
     Unknown,
 }
 
@@ -71,9 +71,9 @@ impl EventKind {
 /// A parsed event; borrows from its frame.
 #[derive(Clone, Debug)]
 pub struct Envelope<'a> {
-    /// What it says.
+    /// What it means.
     pub kind: EventKind,
-    /// Which request it is about.
+    /// The request that it is about.
     pub id: Cow<'a, str>,
     /// The payload's JSON text; `{}` when absent.
     pub payload: &'a str,
@@ -93,20 +93,21 @@ impl<'a> Envelope<'a> {
     /// Parses the JSON of one frame.
     ///
     /// # Errors
-    /// Not UTF-8, no JSON object, `type` or `id` missing, a member twice, nested deeper than
-    /// `nesting_max`, or an id outside its grammar.
+    /// Not UTF-8, not a JSON object, `type` or `id` missing, a member twice, nested deeper than `nesting_max`, or an
+    /// id outside its grammar.
     pub fn parse(body: &'a [u8], nesting_max: usize) -> Result<Self, CallFrameError> {
         // JSON between systems is UTF-8: RFC 8259, section 8.1.
         let text = std::str::from_utf8(body).map_err(|_| CallFrameError::Utf8)?;
         // Before `check`, which reads valid JSON only.
         let raw: RawEnvelope<'a> =
             json::parse_object(text).map_err(|error| CallFrameError::Json(error.to_string()))?;
-        // Which of two members counts is up to each reader (RFC 8259, section 4): two readers on
-        // the way could see two requests.
+        // Which of two equal members counts is up to each reader (RFC 8259, section 4): two readers on the way could
+        // see two requests.
         json::check(text, nesting_max).map_err(|flaw| match flaw {
             JsonDefect::Duplicate => CallFrameError::Duplicate,
             JsonDefect::Nesting => CallFrameError::Nesting(nesting_max),
         })?;
+        // Ids go into log lines and frames unescaped.
         if !is_id(&raw.id) {
             return Err(CallFrameError::Id);
         }
@@ -128,7 +129,7 @@ pub(crate) fn is_id(id: &str) -> bool {
     (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Payload of `call.requested`; `I` is what its input is written from.
+/// Payload of `call.requested`; `I` is the source of its input.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct RequestPayload<'a, I = &'a RawValue> {
     #[serde(rename = "operationId", borrow)]
@@ -154,7 +155,7 @@ pub(crate) struct RequestPayload<'a, I = &'a RawValue> {
     pub(crate) trace: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub(crate) peer: Option<Cow<'a, str>>,
-    /// How often it was passed on from node to node, whether or not a peer is named.
+    /// How often nodes passed it on, whether or not it names a peer.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) hops: u8,
 }
@@ -165,8 +166,8 @@ fn is_zero(hops: &u8) -> bool {
 
 /// A forwarder's claim about the identity that it acts for: for audit and rate keys, never for access.
 ///
-/// It can be read as a name and written to a log. What the originator is said to hold stays
-/// inside: nothing here can decide by it.
+/// Operations can read it as a name and write it to a log. The claimed scopes and resources of the originator stay
+/// inside: no code here can decide by them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ForwardedFor {
     id: String,
@@ -176,7 +177,7 @@ pub struct ForwardedFor {
     resources: Option<serde_json::Value>,
 }
 
-/// [`ForwardedFor`], as the library reads it: from an array as well.
+/// [`ForwardedFor`], in the form that the library derives, which also reads an array.
 #[derive(Deserialize)]
 struct ForwardedForClaim {
     id: String,
@@ -211,14 +212,14 @@ impl ForwardedFor {
         }
     }
 
-    /// Says what the originator may do at the forwarder, too.
+    /// Adds what the originator may do at the forwarder.
     #[must_use]
     pub fn with_scopes(mut self, scopes: Vec<String>) -> Self {
         self.scopes = scopes;
         self
     }
 
-    /// Says what the originator holds at the forwarder, too.
+    /// Adds what the originator holds at the forwarder.
     #[must_use]
     pub fn with_resources(mut self, resources: serde_json::Value) -> Self {
         self.resources = Some(resources);
@@ -259,8 +260,8 @@ pub(crate) fn append_event(
     append_frame(out, |out| append_envelope(out, kind, id, payload))
 }
 
-/// Appends one event with binary data as a mixed frame, save for the `tail` bytes of data, which
-/// are to follow; returns the length of its body, those included.
+/// Appends one event with binary data as a mixed frame, without the `tail` bytes of data, which the caller appends.
+/// Returns the length of its body, those bytes included.
 pub(crate) fn append_mixed_event(
     out: &mut Vec<u8>,
     kind: EventKind,
@@ -296,14 +297,14 @@ fn append_envelope(
 pub(crate) fn append_json(out: &mut Vec<u8>, value: &impl Serialize) {
     let start = out.len();
     if text::append(out, value).is_err() {
-        // Only a map with keys that are no strings can fail here, and no payload has one; the
-        // frame stays well formed all the same.
+        // Only a map with keys that are no strings can fail here, and no payload has one. The frame stays well formed
+        // all the same.
         out.truncate(start);
         out.extend_from_slice(b"null");
     }
 }
 
-/// One whole frame with the given payload, for clients of their own and for tests.
+/// One whole frame with the given payload, for other clients and for tests.
 ///
 /// `payload` is the JSON text of an object.
 #[must_use]

@@ -26,19 +26,19 @@ use crate::limits::{DRAIN_RETRY_MS, OVERLOAD_RETRY_MS};
 pub enum ErrorCode {
     /// Local view of an abort.
     Aborted,
-    /// The state does not allow it: idempotency key reused, compare-and-swap lost.
+    /// The state does not allow it: a reused idempotency key, a lost compare-and-swap.
     Conflict,
-    /// The identity may not.
+    /// The identity lacks the right.
     Forbidden,
-    /// Our fault: panic, undeclared error.
+    /// A fault of this node: panic, undeclared error.
     Internal,
     /// The input violates the operation's schema.
     InvalidInput,
-    /// Called as what it is not.
+    /// The call used the wrong operation type.
     InvalidOperationType,
     /// The output violates the operation's schema.
     InvalidOutput,
-    /// No such operation, or none the caller may know of.
+    /// No such operation, or the caller may not know of it.
     NotFound,
     /// A code of the operation itself, declared in its `error_schemas`.
     Operation(Arc<str>),
@@ -54,7 +54,7 @@ pub enum ErrorCode {
     Unavailable,
 }
 
-/// One row of the table every part of the system shares.
+/// One row of the table that every part of the system shares.
 struct ErrorCodeRow {
     code: ErrorCode,
     name: &'static str,
@@ -83,8 +83,7 @@ static TABLE: [ErrorCodeRow; 13] = [
     row(ErrorCode::NotFound, "NOT_FOUND", false, 404, 1),
     row(ErrorCode::Unauthenticated, "UNAUTHENTICATED", false, 401, 4),
     row(ErrorCode::Forbidden, "FORBIDDEN", false, 403, 4),
-    // RFC 9110, section 15.5.21: the syntax is right, and the content is not what the operation
-    // takes.
+    // RFC 9110, section 15.5.21: the syntax is right, and the content is not what the operation takes.
     row(ErrorCode::InvalidInput, "INVALID_INPUT", false, 422, 2),
     row(ErrorCode::InvalidOutput, "INVALID_OUTPUT", false, 500, 1),
     row(
@@ -95,11 +94,10 @@ static TABLE: [ErrorCodeRow; 13] = [
         2,
     ),
     row(ErrorCode::Timeout, "TIMEOUT", true, 504, 5),
-    // No RFC has a status for a client that went away: 499 is what web servers log. 130 is how
-    // shells report an interrupt.
+    // No RFC has a status for a client that went away: 499 is what web servers log. 130 is how shells report an
+    // interrupt.
     row(ErrorCode::Aborted, "ABORTED", false, 499, 130),
-    // RFC 6585, section 4: the requester is to come again later. The node itself works, which 503
-    // would deny.
+    // RFC 6585, section 4: the requester is to try again later. The node itself works, which 503 would deny.
     row(ErrorCode::Overloaded, "OVERLOADED", true, 429, 1),
     row(
         ErrorCode::PayloadTooLarge,
@@ -113,7 +111,7 @@ static TABLE: [ErrorCodeRow; 13] = [
     row(ErrorCode::Internal, "INTERNAL", false, 500, 1),
 ];
 
-/// HTTP status of an operation's own error that declares none.
+/// HTTP status of an operation's own error that declares no status.
 const OPERATION_HTTP: u16 = 422;
 
 impl ErrorCode {
@@ -122,12 +120,13 @@ impl ErrorCode {
         TABLE.iter().map(|row| row.code.clone())
     }
 
-    /// The code behind a name; names outside the table are an operation's own.
+    /// The code behind a name; a name outside of the table is an operation's own.
     #[must_use]
     pub fn from_name(name: &str) -> Self {
         TABLE
             .iter()
             .find(|row| row.name == name)
+            // Names outside of the table are legal: an operation declares its own codes.
             .map_or_else(|| Self::Operation(name.into()), |row| row.code.clone())
     }
 
@@ -146,7 +145,7 @@ impl ErrorCode {
         self.row().is_some_and(|row| row.retryable)
     }
 
-    /// The HTTP status that says the same.
+    /// The HTTP status with the same meaning.
     #[must_use]
     pub fn http_status(&self) -> u16 {
         self.row().map_or(OPERATION_HTTP, |row| row.http)
@@ -158,8 +157,8 @@ impl ErrorCode {
         self.row().map_or(1, |row| row.exit)
     }
 
-    /// Whether an operation may declare `name` as a code of its own:
-    /// `[A-Z][A-Z0-9_]{2,63}` and none of the table's.
+    /// Whether an operation may declare `name` as a code of its own: `[A-Z][A-Z0-9_]{2,63}`, and no name of the
+    /// table.
     #[must_use]
     pub fn may_declare(name: &str) -> bool {
         let mut bytes = name.bytes();
@@ -207,9 +206,9 @@ impl<'de> Deserialize<'de> for ErrorCode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Error)]
 #[error("{code}: {message}")]
 pub struct CallError {
-    /// What to switch on.
+    /// The code that programs switch on.
     pub code: ErrorCode,
-    /// For people; never parse it.
+    /// Text for people; programs never parse it.
     #[serde(default)]
     pub message: String,
     /// Whether the same call may succeed later.
@@ -224,7 +223,7 @@ pub struct CallError {
 }
 
 impl CallError {
-    /// An error with the table's own idea of whether to retry.
+    /// An error that is retryable as the table says.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
@@ -236,8 +235,8 @@ impl CallError {
         }
     }
 
-    /// An operation's own error. `code` must be declared in its `error_schemas`, or the caller
-    /// sees `INTERNAL`.
+    /// An operation's own error. The operation must declare `code` in its `error_schemas`, or the caller sees
+    /// `INTERNAL`.
     #[must_use]
     pub fn operation(code: &str, message: impl Into<String>) -> Self {
         Self::new(ErrorCode::from_name(code), message)
@@ -257,7 +256,7 @@ impl CallError {
         self
     }
 
-    /// The same, of what must not be tried again.
+    /// The same error for a call that the caller must not repeat.
     pub(crate) fn not_retryable(mut self) -> Self {
         self.retryable = false;
         self.retry_after_ms = None;
@@ -270,7 +269,7 @@ impl CallError {
         Self::new(ErrorCode::InvalidInput, message)
     }
 
-    /// Our fault.
+    /// A fault of this node.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Internal, message)
@@ -282,22 +281,22 @@ impl CallError {
         Self::new(ErrorCode::Unavailable, message)
     }
 
-    /// No such operation, or none that the caller may know of: both look the same.
+    /// No such operation, or one that the caller may not know of: both look the same.
     #[must_use]
     pub fn not_found(operation: &str) -> Self {
         let message = format!("there is no operation '{operation}'; services/list names them");
         Self::new(ErrorCode::NotFound, message)
     }
 
-    /// The token is not valid: it was never made, has ended, or is no token.
+    /// The token is not valid: this node never made it, it has ended, or the text is no token.
     #[must_use]
     pub fn bad_token() -> Self {
         let message = "the token is unknown or expired; make a new one";
         Self::new(ErrorCode::Unauthenticated, message)
     }
 
-    /// The token is not valid, and neither were too many from the same network lately. `left`: how long
-    /// wrong tokens get this error.
+    /// The token is not valid, and neither were too many others from the same network lately. `left` is how long
+    /// wrong tokens still get this error.
     #[must_use]
     pub fn too_many_guesses(left: Duration) -> Self {
         let message =

@@ -14,8 +14,8 @@ const MIXED_HEADER_BYTES: usize = 5;
 
 /// Cuts a byte stream into frame bodies.
 ///
-/// Frames that lie within one chunk are slices of it. Others are collected in steps of at most
-/// 64 KiB as their bytes arrive, whatever length was announced.
+/// Frames that lie within one chunk are slices of it. The reader collects others in steps of at most 64 KiB as their
+/// bytes arrive, whatever length was announced.
 ///
 /// ```
 /// use alknet_call::{Envelope, EventKind, FrameReader, encode_event};
@@ -48,8 +48,7 @@ impl FrameReader {
         Self::default()
     }
 
-    /// Takes the next bytes. Call [`next_frame`](Self::next_frame) until it yields nothing before
-    /// pushing more.
+    /// Takes the next bytes. Call [`next_frame`](Self::next_frame) until it yields nothing before pushing more.
     pub fn push(&mut self, chunk: Bytes) {
         if self.chunk.is_empty() {
             self.chunk = chunk;
@@ -66,6 +65,7 @@ impl FrameReader {
         let Some(len) = self.length(max)? else {
             return Ok(None);
         };
+        // The whole body lies in the chunk: no copy is needed.
         if self.body_have == 0 && self.chunk.len() >= len {
             self.restart();
             return Ok(Some(self.chunk.split_to(len)));
@@ -80,7 +80,7 @@ impl FrameReader {
         self.header_len > 0 || !self.chunk.is_empty()
     }
 
-    /// Bytes held for a frame in the making.
+    /// Bytes held for an incomplete frame.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.chunk.len() + self.body.iter().map(Vec::capacity).sum::<usize>()
@@ -94,6 +94,7 @@ impl FrameReader {
         self.header[self.header_len..self.header_len + take].copy_from_slice(&self.chunk[..take]);
         self.chunk.advance(take);
         self.header_len += take;
+        // The rest of the length is still on its way.
         if self.header_len < HEADER_BYTES {
             return Ok(None);
         }
@@ -101,6 +102,7 @@ impl FrameReader {
         let max = max.min(FRAME_BYTES_MAX);
         match len {
             0 => Err(CallFrameError::Empty),
+            // Checked before a single byte of the body is stored.
             _ if len > max => Err(CallFrameError::TooLong { len, max }),
             _ => {
                 self.body_len = Some(len);
@@ -113,6 +115,7 @@ impl FrameReader {
         while self.body_have < len && !self.chunk.is_empty() {
             let full = self.body.last().is_none_or(|s| s.len() == s.capacity());
             if full {
+                // An announced length alone reserves no memory: the peer may never send the bytes.
                 let step = (len - self.body_have).min(FRAME_GROWTH_BYTES);
                 self.body.push(Vec::with_capacity(step));
             }
@@ -132,6 +135,7 @@ impl FrameReader {
         let mut segments = std::mem::take(&mut self.body);
         self.restart();
         match segments.pop() {
+            // A frame within one segment moves out without a copy.
             Some(only) if segments.is_empty() => only.into(),
             last => {
                 let mut body = Vec::with_capacity(len);
@@ -172,6 +176,7 @@ impl FrameBody {
             Some(&MIXED) if body.len() > MIXED_HEADER_BYTES => {
                 body.advance(1);
                 let len = body.get_u32() as usize;
+                // The peer chose both lengths: the inner one may exceed the frame.
                 if len > body.len() {
                     return Err(CallFrameError::Mixed);
                 }
@@ -190,7 +195,7 @@ impl FrameBody {
     }
 }
 
-/// Appends a frame to `out`; `body` writes what follows the length.
+/// Appends a frame to `out`; `body` writes the bytes after the length.
 ///
 /// Returns the length of the body.
 pub(crate) fn append_frame(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) -> usize {
@@ -202,9 +207,9 @@ pub(crate) fn append_frame(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) -
     len
 }
 
-/// Appends a mixed frame save for its last `tail` bytes, which are to follow.
+/// Appends a mixed frame without its last `tail` bytes, which the caller appends.
 ///
-/// Returns the length of the body, those included.
+/// Returns the length of the body, those bytes included.
 pub(crate) fn append_mixed(
     out: &mut Vec<u8>,
     tail: usize,
@@ -219,14 +224,14 @@ pub(crate) fn append_mixed(
     head + tail
 }
 
-/// Writes a length field. Frames over 4 GiB cannot come about: limits end at 64 MiB, and a longer
-/// one is cut off again by the caller before it leaves.
+/// Writes a length field. Frames over 4 GiB cannot come about: limits end at 64 MiB, and the caller cuts a longer
+/// frame off again before it leaves.
 fn patch(out: &mut [u8], at: usize, len: usize) {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     out[at..at + HEADER_BYTES].copy_from_slice(&len.to_be_bytes());
 }
 
-/// What is wrong with the framing or the envelope; the peer sees code 5.
+/// A fault of the framing or the envelope; the peer sees code 5.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum CallFrameError {
@@ -242,7 +247,7 @@ pub enum CallFrameError {
     /// No JSON object, or `type` or `id` is missing.
     #[error("the envelope is no JSON object with 'type' and 'id': {0}")]
     Json(String),
-    /// Neither `{` nor 01 as its first byte.
+    /// A first byte that is neither `{` nor 01.
     #[error("a frame body starts with '{{' or 01")]
     Kind,
     /// A mixed frame whose parts do not add up.
@@ -280,7 +285,7 @@ mod tests {
         std::iter::from_fn(|| reader.next_frame(FRAME_BYTES_MAX).expect("well formed")).collect()
     }
 
-    /// The frames in `pieces`, how they ended, and whether one is left unfinished.
+    /// The frames in `pieces`, how they ended, and whether the reader holds an unfinished one.
     fn read(pieces: &[&[u8]]) -> (Vec<Bytes>, Option<CallFrameError>, bool) {
         let mut reader = FrameReader::new();
         let mut frames = Vec::new();
@@ -290,7 +295,7 @@ mod tests {
                 match reader.next_frame(30) {
                     Ok(Some(frame)) => frames.push(frame),
                     Ok(None) => break,
-                    // A reader that failed is of no further use: no test asks it whether it is partial.
+                    // A reader that failed is of no further use: no test checks whether it is partial.
                     Err(error) => return (frames, Some(error), false),
                 }
             }
@@ -380,8 +385,7 @@ mod tests {
             prop_assert!(!reader.is_partial());
         }
 
-        /// Whatever the bytes, where they are cut decides nothing: the same frames come out, and
-        /// the same error.
+        /// Wherever the bytes are cut, the same frames come out, and the same error.
         #[test]
         fn every_split_point_reads_alike(
             lengths in prop::collection::vec(0u32..40, 1..5),

@@ -1,9 +1,8 @@
-//! Layer 0b: operations that sessions wrote, and that were reviewed and promoted.
+//! Layer 0b: operations that sessions wrote, and that an administrator reviewed and promoted.
 //!
-//! The operations of the program itself never change while it runs. Promoted ones stand beside them
-//! as a generation, which never changes either: a new one takes the place of the old one at once and
-//! whole. Who holds the old one keeps it: a request that runs finishes with the code and finds the
-//! operations that it began with.
+//! The operations of the program itself never change while it runs. Promoted ones stand beside them as a generation,
+//! which never changes either: a new generation replaces the old one at once and as a whole. A holder of the old one
+//! keeps it: a running request finishes with the code and finds the operations that it began with.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,15 +23,15 @@ pub(crate) type ByName = HashMap<Box<str>, Arc<CompiledOperation>>;
 pub struct Generation {
     number: u64,
     by_name: ByName,
-    /// Those of the program among them, in order of name: what a listing shows.
+    /// The operations of the program and the promoted ones, in order of name: what a listing shows.
     sorted: Vec<Arc<CompiledOperation>>,
     digest: String,
     rejected: Vec<RegistryError>,
 }
 
 impl Generation {
-    /// Beside these operations of the program, in the place of `before`, if there was one. What breaks a
-    /// rule, has a name already taken or lies in a reserved namespace is left out.
+    /// Builds a generation beside these operations of the program, as the successor of `before`, if there was one. It
+    /// leaves out operations that break a rule, have a taken name or lie in a reserved namespace.
     pub(crate) fn new(
         number: u64,
         curated: &ByName,
@@ -42,6 +41,7 @@ impl Generation {
         let mut by_name = ByName::new();
         let mut rejected = Vec::new();
         for registration in registrations {
+            // One bad operation must not keep the others from being promoted.
             if let Err(error) = insert(&mut by_name, curated, registration) {
                 tracing::warn!(%error, "a promoted operation is left out");
                 rejected.push(error);
@@ -50,7 +50,7 @@ impl Generation {
         let all = curated.values().chain(by_name.values());
         let mut sorted: Vec<_> = all.map(Arc::clone).collect();
         sorted.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
-        // Most nodes promote nothing, and to write out and hash every spec is a good part of a start.
+        // Most nodes promote nothing, and writing out and hashing every spec is a good part of a start.
         let same = before.filter(|before| before.by_name.is_empty() && by_name.is_empty());
         Ok(Self {
             number,
@@ -64,7 +64,7 @@ impl Generation {
         })
     }
 
-    /// Nothing promoted, beside nothing.
+    /// A generation without promoted operations, beside no program.
     pub(crate) fn empty() -> Self {
         Self {
             number: 0,
@@ -100,7 +100,7 @@ impl Generation {
         &self.digest
     }
 
-    /// Why promoted operations were left out.
+    /// Why this generation leaves out promoted operations.
     #[must_use]
     pub fn rejected(&self) -> &[RegistryError] {
         &self.rejected
@@ -130,12 +130,14 @@ fn insert(
     curated: &ByName,
     registration: Registration,
 ) -> Result<(), RegistryError> {
+    // A reviewed script is still not an operation of the node itself.
     rules::check_namespace(&registration.spec)?;
     let name = registration.spec.name.clone();
     if curated.contains_key(name.as_str()) || by_name.contains_key(name.as_str()) {
         return Err(RegistryError::Duplicate(name));
     }
     let compiled = CompiledOperation::new(registration)?;
+    // A schema that does not compile would fail every call later.
     compiled.compile()?;
     by_name.insert(name.into(), Arc::new(compiled));
     Ok(())

@@ -1,4 +1,4 @@
-//! Guests: clients that came in by another protocol and speak this one inside it, such as a page in a browser over
+//! Guests: clients that connect by another protocol and speak this one inside it, such as a page in a browser over
 //! WebSocket.
 
 use std::sync::Arc;
@@ -13,16 +13,15 @@ use crate::session;
 use crate::unfinished::GuestHandle;
 
 impl Dispatcher {
-    /// Serves a guest until its connection ends, which another protocol carries. Dropping the future
-    /// ends it, too.
+    /// Serves a guest until its connection ends, which another protocol carries. Dropping the future ends it, too.
     ///
     /// A guest may have an identity and is never a peer, even where its key or token is a peer's: no peer can address
-    /// it, nothing is imported from it, and what it serves is reached over this connection only. Its identity is that
-    /// of `token`, which was checked where the connection came in and is looked up again as long as the connection
-    /// lasts; without a token, the one in `auth`. A guest without either has to authenticate or to ask something
-    /// within [`PeerTimeouts::guest_login`](crate::limits::PeerTimeouts), and its connection ends after
-    /// [`PeerTimeouts::stranger_connection`](crate::limits::PeerTimeouts) whatever it asks. `guest` stands for it
-    /// where its carriage [counts](crate::Assembly) messages in the making.
+    /// it, this node imports nothing from it, and only this connection reaches what it serves. Its identity is that
+    /// of `token`, which the accepting server checked and this method looks up again while the connection lasts;
+    /// without a token, the one in `auth`. A guest without either has to authenticate or to send a request within
+    /// [`PeerTimeouts::guest_login`](crate::limits::PeerTimeouts), and its connection ends after
+    /// [`PeerTimeouts::unknown_connection`](crate::limits::PeerTimeouts) whatever it sends. `guest` stands for it
+    /// where its carriage [counts](crate::Assembly) incomplete messages.
     ///
     /// # Errors
     /// As a [`ProtocolHandler`](alknet_core::ProtocolHandler).
@@ -36,11 +35,13 @@ impl Dispatcher {
         let link = CallConnectionState::guest(connection, self, &auth);
         guest.set(&link);
         if let Some(token) = token {
+            // The token may have been revoked since the accepting server checked it.
             if !session::begin(&link, token) {
                 link.connection.close(CloseCode::Policy, session::REVOKED);
                 return Err(HandlerError::AuthRequired);
             }
         } else if auth.identity.is_some() {
+            // An identified guest may have as many streams as a known peer.
             link.connection.raise_budget(StreamBudget::CALL);
         }
         let login = login(&link);
@@ -57,8 +58,8 @@ impl Dispatcher {
     }
 }
 
-/// Resolves once an unidentified guest has asked nothing for too long, or has been unidentified for too long; returns
-/// which of the two it was.
+/// Resolves once an unidentified guest has sent no request for too long, or has been unidentified for too long;
+/// returns which of the two it was.
 async fn login(link: &CallConnectionState) -> &'static str {
     let patience = link.dispatcher.patience;
     let began = Instant::now();
@@ -67,7 +68,7 @@ async fn login(link: &CallConnectionState) -> &'static str {
         if link.inbound.is_empty() {
             return "not authenticated, and no call is open";
         }
-        if !link.has_proved() && began.elapsed() >= patience.stranger_connection {
+        if !link.has_proved() && began.elapsed() >= patience.unknown_connection {
             return UNKNOWN;
         }
         tokio::time::sleep(GUEST_RECHECK).await;

@@ -17,9 +17,9 @@ pub type BoxStream<T> = Pin<Box<dyn Stream<Item = T> + Send>>;
 
 /// Answers once: queries and mutations.
 ///
-/// The future is polled once where the request was read, so it must not block. It is dropped when
-/// the caller aborts, the deadline passes or the connection ends; a panic inside becomes
-/// `INTERNAL` for this request and nothing else.
+/// The node polls the future once where it read the request, so the future must not block. The node drops it when the
+/// caller aborts, the deadline passes or the connection ends. A panic inside becomes `INTERNAL` for this request and
+/// affects no other.
 pub trait OnceHandler: Send + Sync + 'static {
     /// Starts the work.
     fn call(
@@ -39,7 +39,7 @@ pub trait StreamHandler: Send + Sync + 'static {
     ) -> BoxStream<Result<SubscriptionItem, CallError>>;
 }
 
-/// A handler of either kind; checked against the operation's type when the registry is built.
+/// A handler of either kind; the registry checks it against the operation's type when it is built.
 #[derive(Clone)]
 pub enum HandlerKind {
     /// For queries and mutations.
@@ -82,7 +82,7 @@ impl fmt::Debug for HandlerKind {
 /// What a subscription does when its reader is slower than its source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnSlow {
-    /// Keep at most this many events, drop the oldest, and tell with the next one how many.
+    /// Keep at most this many events, drop the oldest, and report the number with the next one.
     DropOldest(usize),
     /// End with `OVERLOADED`.
     Fail,

@@ -1,5 +1,5 @@
-//! Results of keyed mutations: what a repeated request is answered with. Knows neither clocks nor
-//! tasks; the time is what the caller says, counted from any fixed point.
+//! Results of keyed mutations, which answer repeated requests. The cache knows neither clocks nor tasks; the caller
+//! passes the time, counted from any fixed point.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,7 +13,7 @@ use crate::tape::Digest;
 /// The requester that used a key. Two requesters that use the same key have two entries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum IdempotencyOwner {
-    /// An unknown peer that showed no key: good for one connection.
+    /// An unknown peer that showed no key: valid for one connection.
     Connection(ConnId),
     /// An unknown peer that can prove to be the same again.
     Key(PeerKey),
@@ -22,7 +22,7 @@ pub(crate) enum IdempotencyOwner {
 }
 
 impl IdempotencyOwner {
-    /// Whose room it takes: unknown peers share one.
+    /// The identity whose share it counts in; unknown peers have one share together.
     fn share(&self) -> Option<&PeerId> {
         match self {
             Self::Known(id) => Some(id),
@@ -31,37 +31,37 @@ impl IdempotencyOwner {
     }
 }
 
-/// What a result is found by.
+/// The name of a result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct IdempotencyKey {
     pub(crate) owner: IdempotencyOwner,
     pub(crate) operation: Box<str>,
-    /// Where the request is routed to, if not to this node.
+    /// The peer that the request is routed to, if not to this node.
     pub(crate) peer: Option<Box<str>>,
     pub(crate) key: Box<str>,
 }
 
-/// How much is kept, and for how long.
+/// How much the cache keeps, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IdempotencyLimits {
-    /// Since the call ended.
+    /// The time since the call ended.
     pub(crate) time: Duration,
     /// Results of one identity.
     pub(crate) entries: usize,
-    /// Results of all identities. Beyond them the identity that has most loses its oldest.
+    /// Results of all identities. Beyond them the identity with the most bytes loses its oldest result.
     pub(crate) bytes: usize,
 }
 
 /// What a request with a key has to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum IdempotencyLookup<R, T> {
-    /// The key was used with another input.
+    /// An earlier request used the key with another input.
     Conflict,
-    /// The call has ended, with this.
+    /// The call has ended, with this result.
     Ended(T),
     /// Every entry of this identity is a running call.
     Full,
-    /// The call is running; this is how to wait for it.
+    /// The call is running; the value waits for it.
     Join(R),
     /// Make the call and [`IdempotencyCache::end`] it.
     Run(Serial),
@@ -71,7 +71,7 @@ pub(crate) enum IdempotencyLookup<R, T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Serial(u64);
 
-/// The results of every identity. `R` is how to wait for a running call, `T` its result.
+/// The results of every identity. `R` waits for a running call, `T` is its result.
 #[derive(Debug)]
 pub(crate) struct IdempotencyCache<R, T> {
     room: IdempotencyLimits,
@@ -104,7 +104,7 @@ enum IdempotencyState<R, T> {
 struct IdempotencyUsage {
     entries: usize,
     ended: BTreeSet<Serial>,
-    /// Of the results of the ended ones.
+    /// Bytes of the results of the ended calls.
     bytes: usize,
 }
 
@@ -120,7 +120,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         }
     }
 
-    /// A request came. `waiting` is how others may wait if it has to run.
+    /// A request came. Others wait with `waiting` if this request has to run.
     pub(crate) fn begin(
         &mut self,
         now: Duration,
@@ -128,16 +128,17 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         hash: Digest,
         waiting: R,
     ) -> IdempotencyLookup<R, T> {
-        // First: a result whose time is over must not answer.
+        // First: an expired result must not answer.
         self.forget_old(now);
         if let Some(entry) = self.entries.get(name) {
             return match &entry.state {
-                // Before the state: neither a result nor a running call is for another input.
+                // Before the state: neither a result nor a running call belongs to another input.
                 _ if entry.hash != hash => IdempotencyLookup::Conflict,
                 IdempotencyState::Ended { result, .. } => IdempotencyLookup::Ended(result.clone()),
                 IdempotencyState::Running(waiting) => IdempotencyLookup::Join(waiting.clone()),
             };
         }
+        // The limit of one identity costs only its own oldest result.
         if !self.make_room_for(name) {
             return IdempotencyLookup::Full;
         }
@@ -153,8 +154,8 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         IdempotencyLookup::Run(serial)
     }
 
-    /// The call ended: with a result of so many bytes, or with nothing worth keeping, so that the
-    /// next request runs again.
+    /// The call ended: with a result of so many bytes, or with one that is not worth keeping, so that the next
+    /// request runs again.
     pub(crate) fn end(
         &mut self,
         now: Duration,
@@ -162,8 +163,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         serial: Serial,
         result: Option<(T, usize)>,
     ) {
-        // `keep` gives an entry another serial: the guard of a run that ended finds nothing to
-        // forget.
+        // `keep` gives an entry another serial: the guard of a run that ended finds nothing to forget.
         let is_it = self
             .entries
             .get(name)
@@ -195,6 +195,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         let share = self.shares.entry(share).or_default();
         share.ended.insert(serial);
         share.bytes += bytes;
+        // After the insert: the new result counts as the newest of its identity.
         while self.bytes > self.room.bytes && self.forget_of_largest() {}
     }
 
@@ -217,7 +218,7 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         }
     }
 
-    /// Makes room for one more entry of the same identity; `false` when all of its are running.
+    /// Makes room for one more entry of the same identity; `false` when all of its entries are running calls.
     fn make_room_for(&mut self, name: &IdempotencyKey) -> bool {
         let share = self.shares.get(&name.owner.share().cloned());
         let Some(share) = share.filter(|share| share.entries >= self.room.entries) else {
@@ -236,11 +237,10 @@ impl<R: Clone, T: Clone> IdempotencyCache<R, T> {
         }
     }
 
-    /// Forgets the oldest result of the identity whose results take most: an identity with few results
-    /// keeps them.
+    /// Forgets the oldest result of the identity whose results take most: an identity with few results keeps them.
     fn forget_of_largest(&mut self) -> bool {
         let with_oldest =
-            // Of equal shares the one with the older result loses it.
+            // Of two equal shares, the one with the older result loses it.
             |share: &IdempotencyUsage| Some((share.bytes, Reverse(*share.ended.first()?)));
         let largest = self.shares.values().filter_map(with_oldest).max();
         let oldest = largest.and_then(|(_, Reverse(oldest))| self.ended.get(&oldest).cloned());
@@ -339,7 +339,7 @@ mod tests {
             results.begin(at(3), &a, [2; 2], 8),
             IdempotencyLookup::Conflict
         );
-        // Another identity, another key, and another peer are another call.
+        // Another identity, another key, and another peer make another call.
         run(&mut results, 3, &name("b", "k"));
         run(&mut results, 3, &name("a", "l"));
         let elsewhere = IdempotencyKey {
@@ -401,9 +401,9 @@ mod tests {
     }
 
     #[test]
-    fn strangers_share_their_room_but_not_their_results() {
+    fn unknown_peers_share_their_room_but_not_their_results() {
         let mut results = Tested::new(ROOM);
-        let stranger = |owner| {
+        let unknown = |owner| {
             Arc::new(IdempotencyKey {
                 owner,
                 operation: "x/y".into(),
@@ -415,10 +415,10 @@ mod tests {
             run(
                 &mut results,
                 0,
-                &stranger(IdempotencyOwner::Connection(ConnId(n))),
+                &unknown(IdempotencyOwner::Connection(ConnId(n))),
             );
         }
-        let key = stranger(IdempotencyOwner::Key(PeerKey::Ed25519([1; 32])));
+        let key = unknown(IdempotencyOwner::Key(PeerKey::Ed25519([1; 32])));
         assert_eq!(
             results.begin(at(0), &key, [0; 2], 0),
             IdempotencyLookup::Full
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_most_results_makes_room_and_the_others_keep_theirs() {
+    fn the_identity_with_most_results_makes_room_and_the_others_keep_theirs() {
         let mut results = Tested::new(IdempotencyLimits {
             entries: 100,
             ..ROOM
@@ -472,9 +472,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order, the books agree with what is kept.
+        /// Whatever happens in whatever order, the sums agree with the kept results.
         #[test]
-        fn the_books_are_right(
+        fn the_sums_agree_with_the_results(
             steps in proptest::collection::vec((0u8..3, 0u8..3, 0u8..6, 0usize..50, 0u64..400), 1..80)
         ) {
             let mut results = Tested::new(ROOM);
@@ -492,11 +492,11 @@ mod tests {
                         results.end(at(now), &name, serial, result);
                     },
                 }
-                let kept: usize = results.entries.values().map(|entry| match entry.state {
+                let stored: usize = results.entries.values().map(|entry| match entry.state {
                     IdempotencyState::Ended { bytes, .. } => bytes,
                     IdempotencyState::Running(_) => 0,
                 }).sum();
-                prop_assert_eq!(kept, results.bytes);
+                prop_assert_eq!(stored, results.bytes);
                 prop_assert!(results.bytes <= ROOM.bytes);
                 let shares: usize = results.shares.values().map(|share| share.entries).sum();
                 prop_assert_eq!(shares, results.entries.len());

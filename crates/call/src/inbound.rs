@@ -17,7 +17,7 @@ struct InboundTable {
     requests: HashTable<Arc<InboundRequest>>,
     hasher: DefaultHashBuilder,
     subscriptions: usize,
-    /// Requests of which the peer says how many events it takes.
+    /// Requests for which the peer says how many events it takes.
     windowed: usize,
 }
 
@@ -79,11 +79,13 @@ impl Inbound {
     /// Aborts every request that matches.
     pub(crate) fn abort_where(&self, which: impl Fn(&InboundRequest) -> bool) {
         let mut table = lock(&self.0);
+        // Collected first: an abort must not run under the lock of the table.
         let gone: Vec<_> = table
             .requests
             .extract_if(|request| which(request))
             .collect();
         gone.iter().for_each(|request| table.remove(request));
+        // An abort runs code of the request, which may use the table.
         drop(table);
         gone.iter().for_each(|request| request.abort());
     }
@@ -102,12 +104,12 @@ impl Inbound {
         lock(&self.0).requests.is_empty()
     }
 
-    /// Whether there is a request of which the peer says how many events it takes. It may say so on any stream.
+    /// Whether there is a request for which the peer says how many events it takes. It may say so on any stream.
     pub(crate) fn is_windowed(&self) -> bool {
         lock(&self.0).windowed > 0
     }
 
-    /// How many there are, and how many subscriptions among them.
+    /// The number of requests, and of the subscriptions among them.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let table = lock(&self.0);
         (table.requests.len(), table.subscriptions)

@@ -1,6 +1,6 @@
-//! Binary data of a mixed frame as base64, in the place of what points to it.
+//! Writes the binary data of a mixed frame as base64, in place of its references.
 //!
-//! On the text, and without a tree: a frame of 1 MiB may hold so many values that their tree has 75.
+//! It works on the text, without a tree: a frame of 1 MiB may hold so many values that their tree has 75.
 
 use std::ops::Range;
 
@@ -11,16 +11,17 @@ use memchr::memchr2;
 use crate::error::CallError;
 use crate::json::string_end;
 
-/// Bytes of base64 beyond twice the binary data: all of it may be pointed to once, and a little of it often.
+/// Bytes of base64 beyond twice the binary data: a text may refer to all of the data once, and to a little of it
+/// often.
 const FREE_BYTES: usize = 64 << 10;
-/// Bytes of the longest `[offset,length]` that is looked at, and of the longest `"$bin"` with escapes.
+/// Bytes of the longest `[offset,length]` that it reads, and of the longest `"$bin"` with escapes.
 const PAIR_BYTES_MAX: usize = 64;
 
-/// `text`, which is valid JSON, with each `{"$bin":[offset,length]}` that points into `tail` as base64 text. All else
-/// stays as it came.
+/// `text`, which is valid JSON, with each `{"$bin":[offset,length]}` that points into `tail` as base64 text. All
+/// other text stays unchanged.
 ///
 /// # Errors
-/// `INVALID_INPUT` where so many point to the same data that the text would be much longer than the frame.
+/// `INVALID_INPUT` where so many references name the same data that the text would be much longer than the frame.
 pub(crate) fn inline(text: &[u8], tail: &[u8]) -> Result<Vec<u8>, CallError> {
     let most = tail.len().saturating_mul(2).saturating_add(FREE_BYTES);
     let mut out = Vec::with_capacity(text.len());
@@ -28,6 +29,7 @@ pub(crate) fn inline(text: &[u8], tail: &[u8]) -> Result<Vec<u8>, CallError> {
     while let Some(found) = text.get(at..).and_then(|rest| memchr2(b'"', b'{', rest)) {
         at += found;
         if text[at] == b'"' {
+            // Brackets within a string are text.
             at = string_end(text, at);
             continue;
         }
@@ -38,6 +40,7 @@ pub(crate) fn inline(text: &[u8], tail: &[u8]) -> Result<Vec<u8>, CallError> {
             continue;
         };
         made = made.saturating_add(data.len().div_ceil(3).saturating_mul(4));
+        // The same few bytes of data could otherwise be named thousands of times.
         if made > most {
             return Err(CallError::invalid_input(
                 "too many values point to the same binary data",
@@ -53,10 +56,10 @@ pub(crate) fn inline(text: &[u8], tail: &[u8]) -> Result<Vec<u8>, CallError> {
     Ok(out)
 }
 
-/// What the object whose bracket is at `open` points to, if it is `{"$bin":[offset,length]}`, and where it ends.
+/// The range that the object at `open` refers to, if it is `{"$bin":[offset,length]}`, and where the object ends.
 fn pointer(text: &[u8], open: usize) -> Option<(Range<usize>, usize)> {
     let name = behind_space(text, open + 1);
-    // Without a name there, looking for its end would go through all the rest of the text, for each bracket.
+    // Without a name there, the search for its end would go through all the rest of the text, for each bracket.
     if text.get(name) != Some(&b'"') {
         return None;
     }
@@ -126,7 +129,7 @@ mod tests {
         }
     }
 
-    /// A frame of a megabyte with one bracket after the other, and no text behind any of them.
+    /// A frame of a megabyte with one bracket after the other, and no text behind them.
     #[test]
     fn looking_for_pointers_takes_time_by_the_length_of_the_text() {
         let text = format!("[{}{{}}]", "{},".repeat(1 << 19));

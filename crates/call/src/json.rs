@@ -1,5 +1,5 @@
-//! What serde_json does not check: how deep a document nests, that no object names a member twice,
-//! and that an object is one.
+//! What serde_json does not check: the depth of a document, that no object names a member twice, and that an object
+//! is one.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,18 +15,17 @@ use smallvec::SmallVec;
 
 use crate::error::CallError;
 
-/// Up to this many members are compared pairwise, which beats sorting.
+/// Up to this many members it compares pairwise, which beats sorting.
 const PAIRWISE_MAX: usize = 16;
 
-/// Where the name of a member stands, its quotes included, or its hash and where it begins.
+/// The span of a member's name, its quotes included, or the hash of the name and where it begins.
 type MemberNameSpan = [u32; 2];
 
-/// Checks a document that is known to be valid JSON. Linear in its length, save for sorting the
-/// names of large objects; recursion-free, and with eight bytes for each name. Documents are shorter than 4 GiB:
-/// frames and bodies are, by far.
+/// Checks valid JSON. Linear in its length, save for sorting the names of large objects; recursion-free, and with
+/// eight bytes for each name. Documents are shorter than 4 GiB: frames and bodies are, by far.
 pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), JsonDefect> {
     let bytes = text.as_bytes();
-    // Most documents have fewer: nothing is asked of the allocator for them.
+    // Most documents have fewer levels, and need no allocation.
     let mut open = SmallVec::<[Option<usize>; 8]>::new();
     let mut names = SmallVec::<[MemberNameSpan; PAIRWISE_MAX]>::new();
     let mut at = 0;
@@ -37,7 +36,7 @@ pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), JsonDefect> {
                 let end = string_end(bytes, at);
                 if name_next {
                     if names.len() == names.capacity() {
-                        // Half as many more, and not as many: lists of names are among the largest there are.
+                        // Half as many more rather than as many: lists of names are among the largest allocations.
                         names.reserve_exact(names.len() / 2);
                     }
                     names.push([at as u32, end as u32]);
@@ -47,12 +46,14 @@ pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), JsonDefect> {
                 continue;
             }
             b'{' | b'[' => {
+                // Every later pass over the text may recurse: its stack is bounded here.
                 if open.len() == nesting_max {
                     return Err(JsonDefect::Nesting);
                 }
                 name_next = byte == b'{';
                 open.push(name_next.then_some(names.len()));
             }
+            // Only in an object does a name follow a comma.
             b',' => name_next = matches!(open.last(), Some(Some(_))),
             b'}' | b']' => {
                 if let Some(Some(first)) = open.pop() {
@@ -68,7 +69,7 @@ pub(crate) fn check(text: &str, nesting_max: usize) -> Result<(), JsonDefect> {
     Ok(())
 }
 
-/// What is wrong with a document although it is JSON.
+/// A fault of a document that is JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JsonDefect {
     Duplicate,
@@ -83,19 +84,20 @@ pub(crate) fn string_end(bytes: &[u8], start: usize) -> usize {
         if bytes[at] == b'"' {
             return at + 1;
         }
+        // The byte after a backslash never ends the string.
         at += 2;
     }
     bytes.len()
 }
 
-/// A name as its peers compare: `"\u0061"` is `"a"`.
+/// A name in the form that names are compared in: `"\u0061"` is `"a"`.
 fn decode(quoted: &str) -> Cow<'_, str> {
     if quoted.contains('\\')
         && let Ok(text) = serde_json::from_str::<String>(quoted)
     {
         return Cow::Owned(text);
     }
-    // Valid JSON: there is a quote at both ends, and none within.
+    // Valid JSON has a quote at both ends, and none within.
     Cow::Borrowed(quoted.get(1..quoted.len() - 1).unwrap_or_default())
 }
 
@@ -112,7 +114,7 @@ fn distinct(text: &str, names: &mut [MemberNameSpan]) -> Result<(), JsonDefect> 
             Ok(())
         };
     }
-    // Senders do not know which names fall together.
+    // A key of this process: senders cannot choose names with equal hashes.
     let keys = RandomState::new();
     for name in names.iter_mut() {
         *name = [keys.hash_one(decode(quoted(*name))) as u32, name[0]];
@@ -124,7 +126,7 @@ fn distinct(text: &str, names: &mut [MemberNameSpan]) -> Result<(), JsonDefect> 
     };
     for alike in names.chunk_by(|one, other| one[0] == other[0]) {
         for (n, one) in alike.iter().enumerate().skip(1) {
-            // Few unless they are one name, which the first two show.
+            // The group is small, unless its members are one name, and then the first two show that.
             if alike[..n]
                 .iter()
                 .any(|other| name(other[1]) == name(one[1]))
@@ -136,7 +138,7 @@ fn distinct(text: &str, names: &mut [MemberNameSpan]) -> Result<(), JsonDefect> 
     Ok(())
 }
 
-/// The text of one member of an object; the others are read past.
+/// The text of one member of an object; the reader skips the others.
 pub(crate) fn member<'a>(text: &'a [u8], name: &str) -> Option<&'a RawValue> {
     #[derive(Deserialize)]
     struct JsonMemberKey<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -168,11 +170,11 @@ pub(crate) fn member<'a>(text: &'a [u8], name: &str) -> Option<&'a RawValue> {
     text.deserialize_map(SingleMemberSeed(name)).ok().flatten()
 }
 
-/// Reads JSON text of an object from outside, by the rules of frames: valid UTF-8, nested
-/// `nesting_max` deep at most, no member twice.
+/// Reads JSON text of an object from outside, by the rules of frames: valid UTF-8, nested `nesting_max` deep at most,
+/// no member twice.
 ///
 /// # Errors
-/// `INVALID_INPUT` that says what is wrong.
+/// `INVALID_INPUT` that names the fault.
 pub fn read_object<'a, T: Deserialize<'a>>(
     text: &'a [u8],
     nesting_max: usize,
@@ -189,9 +191,10 @@ pub fn read_object<'a, T: Deserialize<'a>>(
     Ok(value)
 }
 
-/// Parses the JSON text of an object. The library would take an array for one as well, its items
-/// for the members in the order in which they happen to be declared.
+/// Parses the JSON text of an object. The library would also accept an array, and take its items for the members in
+/// the order of their declaration.
 pub(crate) fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> serde_json::Result<T> {
+    // A derived reader would also take an array, whose items it assigns by position.
     if !text.trim_start().starts_with('{') {
         return Err(serde::de::Error::custom("expected an object"));
     }

@@ -1,7 +1,7 @@
 //! Keyed mutations: however often a request with one `idempotency_key` comes, it runs once.
 //!
 //! The run belongs to no connection. A requester that goes away, or loses its connection, only stops waiting: the
-//! work ends or meets its deadline, and a requester that asks again with the same key joins it or gets its result.
+//! work ends or meets its deadline, and a requester that repeats the key joins it or gets its result.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
@@ -44,15 +44,15 @@ type KeyedResultReceiver = watch::Receiver<Option<KeyedResult>>;
 #[derive(Clone, Debug)]
 struct KeyedResult {
     outcome: KeyedOutcome,
-    /// What was refused for want of room in the course of it, or ended because a caller left it too little time.
+    /// The refusal for want of room, or the lack of time, in the course of the run.
     hindrance: Hindrance,
 }
 
-/// Every keyed mutation of a node that runs, and the results of those that ended.
+/// Every running keyed mutation of a node, and the results of those that ended.
 #[derive(Debug)]
 pub(crate) struct KeyedCalls {
     results: Mutex<IdempotencyCache<KeyedResultReceiver, KeyedOutcome>>,
-    /// What the times of `results` are counted from.
+    /// The times of `results` count from this.
     start: Instant,
     running: TaskTracker,
 }
@@ -64,7 +64,7 @@ impl Default for KeyedCalls {
 }
 
 impl KeyedCalls {
-    /// For a node that has room for results of so many bytes.
+    /// The calls of a node that has room for results of so many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
         let room = IdempotencyLimits {
             time: IDEMPOTENCY_TIME,
@@ -78,19 +78,19 @@ impl KeyedCalls {
         }
     }
 
-    /// Resolves once nothing runs any more.
+    /// Resolves once no keyed call runs any more.
     pub(crate) async fn drained(&self) {
         self.running.close();
         self.running.wait().await;
     }
 }
 
-/// Whether requests of `spec` may carry a key that counts.
+/// Whether a key of a request of `spec` counts.
 pub(crate) fn is_keyed(spec: &OperationSpec) -> bool {
     spec.op_type == OperationType::Mutation && spec.idempotent == Idempotence::Keyed
 }
 
-/// What the result of a request is found by; `None` when it has no key, or the key means nothing here.
+/// The name of a request's result; `None` when the request has no key, or the key means nothing here.
 pub(crate) fn name(
     link: &CallConnectionState,
     operation: &CompiledOperation,
@@ -107,7 +107,7 @@ pub(crate) fn name(
     })
 }
 
-/// The same for a call of an operation by another; the key belongs to the requester from outside.
+/// The same for a call of an operation by another. The key belongs to the requester from outside.
 pub(crate) fn begin_child(
     child: &ChildCall,
     peer: Option<&PeerId>,
@@ -126,7 +126,8 @@ pub(crate) fn begin_child(
     begin(link, &child.operation, name, input).map(Some)
 }
 
-/// Looks up what a request has to do. It has its place by then, and its input fits: the whole of that is looked at.
+/// Looks up what a request has to do. The request has its permit and a valid input by then: hashing goes through the
+/// whole input.
 pub(crate) fn begin(
     link: &CallConnectionState,
     operation: &Arc<CompiledOperation>,
@@ -137,6 +138,7 @@ pub(crate) fn begin(
     let name = Arc::new(name);
     let calls = &link.dispatcher.keyed;
     let (outcome, waiting) = watch::channel(None);
+    // One lookup under one lock: two requests with the key cannot both run.
     let begun = lock(&calls.results).begin(calls.start.elapsed(), &name, hash, waiting.clone());
     let step = match begun {
         IdempotencyLookup::Conflict => {
@@ -158,7 +160,7 @@ pub(crate) fn begin(
                 serial,
                 outcome,
             };
-            // Where there is no place, dropping the run forgets the entry.
+            // Where the operation is full, dropping the run forgets the entry.
             run.enter()?;
             KeyedStep::Run(run, waiting)
         }
@@ -166,7 +168,7 @@ pub(crate) fn begin(
     Ok(KeyedExecution(step))
 }
 
-/// A key that holds `name` as well, as long as a key may be: equal keys under two names stay two.
+/// A key that includes `name`, no longer than a key may be: equal keys under two names stay two.
 pub(crate) fn key_for(name: &str, key: &str) -> String {
     let mut hash = Sha256::new();
     // No peer id, key string or operation's name has this byte, so no two pairs are the same text.
@@ -178,6 +180,7 @@ pub(crate) fn key_for(name: &str, key: &str) -> String {
 
 fn owner(link: &CallConnectionState, identity: Option<&Identity>) -> IdempotencyOwner {
     match (identity, link.info.key) {
+        // A known identity has one set of keys over all its connections.
         (Some(identity), _) => IdempotencyOwner::Known(identity.id.clone()),
         (None, Some(key)) => IdempotencyOwner::Key(key),
         (None, None) => IdempotencyOwner::Connection(link.info.id),
@@ -214,6 +217,7 @@ impl OnceHandler for KeyedHandler {
             Some(KeyedStep::Ended(outcome)) => return Box::pin(std::future::ready(outcome)),
             Some(KeyedStep::Wait(waiting)) => waiting,
             Some(KeyedStep::Run(run, waiting)) => {
+                // Detached: the run goes on when this requester leaves.
                 run.start(Arc::clone(&self.handler), input, ctx.detached());
                 waiting
             }
@@ -230,7 +234,7 @@ async fn wait(mut waiting: KeyedResultReceiver, ctx: Ctx) -> KeyedOutcome {
     let ended = waiting.wait_for(Option::is_some).await;
     match ended.ok().and_then(|ended| ended.clone()) {
         Some(KeyedResult { outcome, hindrance }) => {
-            // Whichever request began the run, it was made for this one as well.
+            // The run was made for this request as well, whichever request began it.
             ctx.hinder(hindrance);
             outcome
         }
@@ -240,8 +244,8 @@ async fn wait(mut waiting: KeyedResultReceiver, ctx: Ctx) -> KeyedOutcome {
     }
 }
 
-/// The one run of a key, counted like any other call of its operation. Dropped before its end, it
-/// never was.
+/// The one run of a key, which counts like any other call of its operation. A run that is dropped before its end
+/// counts as never begun.
 struct KeyedRun {
     dispatcher: Arc<Dispatcher>,
     operation: Arc<CompiledOperation>,
@@ -254,6 +258,7 @@ struct KeyedRun {
 impl KeyedRun {
     fn enter(&mut self) -> Result<(), CallError> {
         self.operation.enter()?;
+        // Only a run that has the permit gives one back when it is dropped.
         self.entered = true;
         Ok(())
     }
@@ -262,37 +267,37 @@ impl KeyedRun {
         let running = self.dispatcher.keyed.running.clone();
         running.spawn(async move {
             let outcome = work(handler, input, &ctx).await;
-            // What the handler left running is over with its call, as everywhere.
+            // The work that the handler left running ends with the call, as everywhere.
             ctx.end();
             let tree = ctx.root().tree();
             self.end(outcome, tree.hindrance_itself(), tree.changes().any());
         });
     }
 
-    /// `changed`: a change was sent to a server in the course of the run, so that it must not run again.
+    /// `changed` says whether the run sent a change to a server, so that it must not run again.
     fn end(self, outcome: KeyedOutcome, hindrance: Hindrance, changed: bool) {
         let hindered = hindrance != Hindrance::None && !changed;
         let outcome = outcome.map_err(|error| match changed {
             true => error.not_retryable(),
             false => error,
         });
-        let (kept, outcome) = keep(outcome, hindered);
-        // Before the waiters hear of it: one that asks again at once finds the result.
-        self.settle(kept);
+        let (stored, outcome) = keep(outcome, hindered);
+        // Before the waiters get the outcome: one that repeats the key at once finds the result.
+        self.settle(stored);
         self.outcome
             .send_replace(Some(KeyedResult { outcome, hindrance }));
     }
 
-    fn settle(&self, kept: Option<(KeyedOutcome, usize)>) {
+    fn settle(&self, stored: Option<(KeyedOutcome, usize)>) {
         let calls = &self.dispatcher.keyed;
         let now = calls.start.elapsed();
-        lock(&calls.results).end(now, &self.name, self.serial, kept);
+        lock(&calls.results).end(now, &self.name, self.serial, stored);
     }
 }
 
 impl Drop for KeyedRun {
     fn drop(&mut self) {
-        // Nothing is left to forget where the run has ended: its serial is no longer this one.
+        // A run that has ended has another serial: there is nothing left to forget.
         self.settle(None);
         if self.entered {
             self.operation.leave();
@@ -313,31 +318,34 @@ async fn work(handler: Arc<dyn OnceHandler>, input: CallBody, ctx: &Ctx) -> Keye
     outcome.unwrap_or_else(|_| Err(panicked(ctx.root(), ctx.operation())))
 }
 
-/// What to remember of an outcome, and the outcome in a form that is cheap to copy. Failures that
-/// may be gone next time are not remembered: a retry is meant to run again. So is what failed where something below it
-/// was `hindered`, such as a call that found no room, whatever the code that called makes of that.
+/// The part of an outcome to remember, and the outcome in a form that is cheap to copy. It does not remember failures
+/// that may be gone next time: a retry is meant to run again. Nor does it remember a failure where a call below was
+/// `hindered`, such as one that found no room, whatever the calling code makes of that.
 fn keep(outcome: KeyedOutcome, hindered: bool) -> (Option<(KeyedOutcome, usize)>, KeyedOutcome) {
     match outcome.and_then(measured) {
         Ok((output, bytes)) if bytes <= IDEMPOTENCY_RESULT_BYTES => {
-            let kept = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
-            (Some(kept), Ok(output))
+            let stored = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
+            (Some(stored), Ok(output))
         }
+        // A longer result leaves a mark, so that a retry does not run the call again.
         Ok((output, bytes)) => (
             Some((Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES)),
             Ok(output),
         ),
+        // A retry is meant to run again.
         Err(error) if error.retryable => (None, Err(error)),
-        // One of that code which is not retryable has run: there was no room for its answer.
+        // A call with this code that is not retryable has run: there was no room for its answer.
         Err(error) if hindered && error.code != ErrorCode::Overloaded => (None, Err(error)),
         Err(error) => {
             let details = error.details.as_ref().map_or(0, |d| d.to_string().len());
             let bytes = error.message.len() + details;
+            // Operations choose the length of their messages: a stored one is bounded like a result.
             if bytes > IDEMPOTENCY_RESULT_BYTES {
-                let kept = (Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES);
-                return (Some(kept), Err(error));
+                let stored = (Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES);
+                return (Some(stored), Err(error));
             }
-            let kept = (Err(error.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
-            (Some(kept), Err(error))
+            let stored = (Err(error.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
+            (Some(stored), Err(error))
         }
     }
 }
@@ -374,9 +382,9 @@ fn too_long(bytes: usize) -> CallError {
     CallError::new(ErrorCode::Conflict, message)
 }
 
-/// The same for inputs that mean the same: the order of members does not count.
+/// Equal for inputs that mean the same: the order of members does not count.
 fn hash(input: &CallBody) -> Result<Digest, CallError> {
-    input.look(|value| digest(&value, input.tail()))
+    input.read_tape(|value| digest(&value, input.tail()))
 }
 
 #[cfg(test)]
@@ -422,7 +430,7 @@ mod tests {
         }
     }
 
-    /// It is the clock that makes a result old, and not only the want of room.
+    /// The clock makes a result old, and not only the want of room.
     #[tokio::test]
     async fn a_key_runs_again_once_its_result_is_old() {
         for (time, is_old) in [(IDEMPOTENCY_TIME, false), (Duration::from_nanos(1), true)] {
@@ -464,15 +472,15 @@ mod tests {
     #[test]
     fn answers_too_long_to_keep_leave_a_trace_and_temporary_failures_none() {
         let long = CallOutput::Raw(vec![b'1'; IDEMPOTENCY_RESULT_BYTES + 1].into());
-        let (kept, outcome) = keep(Ok(long), false);
+        let (stored, outcome) = keep(Ok(long), false);
         assert!(outcome.is_ok());
-        let (kept, _) = kept.expect("a trace");
-        assert_eq!(kept.expect_err("no answer").code, ErrorCode::Conflict);
+        let (stored, _) = stored.expect("a trace");
+        assert_eq!(stored.expect_err("no answer").code, ErrorCode::Conflict);
         assert!(keep(Err(CallError::timeout()), false).0.is_none());
         let lasting = CallError::operation("DISK_FULL", "no room");
         assert!(keep(Err(lasting), false).0.is_some());
-        let (kept, _) = keep(Ok(CallOutput::Value(Value::Null)), true);
-        assert_eq!(kept.expect("an answer").1, 4 + IDEMPOTENCY_ENTRY_BYTES);
+        let (stored, _) = keep(Ok(CallOutput::Value(Value::Null)), true);
+        assert_eq!(stored.expect("an answer").1, 4 + IDEMPOTENCY_ENTRY_BYTES);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Sets of operations beside the curated ones: what was imported, and what a session registered.
-//! Requests from outside reach nothing of them but what was imported from servers and has a rule.
+//! Sets of operations beside the curated ones: imports, and the registrations of a session. Requests from outside
+//! reach none of them but imports from servers that have a rule.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -20,8 +20,8 @@ use crate::sync::lock;
 pub(crate) struct OperationOverlay(HashMap<Box<str>, Arc<CompiledOperation>>);
 
 impl OperationOverlay {
-    /// Compiles every operation but its schemas, which wait until a value has to be checked; those that
-    /// take too much are refused now.
+    /// Compiles every operation but its schemas, which it compiles when a call first has a value to check. It refuses
+    /// those whose check would take too much now.
     pub(crate) fn new(registrations: Vec<Registration>) -> Result<Self, RegistryError> {
         let mut overlay = Self::default();
         let mut left = SCHEMAS_STEPS_MAX;
@@ -37,6 +37,7 @@ impl OperationOverlay {
 
     fn insert(&mut self, registration: Registration, left: &mut u64) -> Result<(), RegistryError> {
         let compiled = CompiledOperation::new(registration)?;
+        // One budget for the whole import: many schemas below the limit of each could still block a processor.
         compiled.admit(left)?;
         let name = compiled.spec.name.as_str().into();
         match self.0.insert(name, Arc::new(compiled)) {
@@ -76,7 +77,7 @@ impl fmt::Debug for OperationOverlay {
     }
 }
 
-/// What one session registered, growing while it lives.
+/// The registrations of one session, growing while it lives.
 #[derive(Debug, Default)]
 pub(crate) struct SessionLayer {
     operations: ArcSwap<OperationOverlay>,
@@ -97,8 +98,7 @@ impl SessionLayer {
             .collect()
     }
 
-    /// Adds an operation unless there are `most` already; with `replaces`, in the place of one of
-    /// the same name.
+    /// Adds an operation unless there are `most` already; with `replaces`, replaces the one of the same name.
     pub(crate) fn insert(
         &self,
         registration: Registration,
@@ -109,7 +109,7 @@ impl SessionLayer {
         let _one_at_a_time = lock(&self.registering);
         let mut left = SCHEMAS_STEPS_MAX;
         let mut operations = OperationOverlay::clone(&self.operations.load());
-        // Before the count: what takes the place of another needs no further room.
+        // Before the count: an operation that replaces another needs no further room.
         if replaces {
             operations.0.remove(registration.spec.name.as_str());
         }
@@ -117,6 +117,7 @@ impl SessionLayer {
             return Ok(false);
         }
         operations.insert(registration, &mut left)?;
+        // Readers keep the old set: a lookup never waits for a registration.
         self.operations.store(Arc::new(operations));
         Ok(true)
     }
@@ -129,12 +130,12 @@ mod tests {
     use super::*;
     use crate::handler::HandlerKind;
 
-    /// Operations of which each has so many patterns, all different.
+    /// Operations that have `each` patterns, all different.
     fn with_patterns(operations: usize, each: usize, pattern: &str) -> Vec<Registration> {
         let operation = |n: usize| {
             let patterns = (0..each).map(|m| json!({ "pattern": format!("{pattern}{n}-{m}") }));
             let mut schema = json!({ "anyOf": patterns.collect::<Vec<_>>() });
-            // Of this the first call tells, and it takes nothing away from what was compiled.
+            // The first call reports this, and it does not count against the compiled patterns.
             schema["not"] = json!({ "$ref": "#/$defs/none" });
             let spec = OperationSpec::query(&format!("a/b{n}"), "").with_input(schema);
             let once = HandlerKind::once(|_, _| async { Ok(Value::Null) });
@@ -143,7 +144,8 @@ mod tests {
         (0..operations).map(operation).collect()
     }
 
-    /// Each schema is within its own limits: 64,000 patterns were compiled for one import, up to the limit of each.
+    /// Each schema is within its own limits: an earlier version compiled 64,000 patterns for one import, up to the
+    /// limit of each.
     #[test]
     fn patterns_of_an_import_count_together() {
         for (each, pattern) in [(64, "a{20000}"), (8, "^[ab]{2000}c")] {

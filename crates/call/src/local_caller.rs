@@ -1,5 +1,5 @@
-//! Requests that come over another protocol of this node, such as HTTP: the same checks, the same
-//! operations, answers as values instead of frames.
+//! Requests that come over another protocol of this node, such as HTTP: the same checks, the same operations, answers
+//! as values instead of frames.
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -34,24 +34,24 @@ use crate::request::{InboundRequest, panicked};
 use crate::schema::PermitShare;
 use crate::spec::OperationSpec;
 
-/// The way in for the requests of one connection that speaks another protocol. Clones share it.
+/// The entry for the requests of one connection that speaks another protocol. Clones share it.
 ///
-/// It does what a connection of `alknet/call` does for its peer, but for the limits on requests in flight, which the
-/// server of the other protocol keeps. Operations cannot call such a caller back.
+/// It does what a connection of `alknet/call` does for its peer, save for the limits on requests in flight, which the
+/// server of the other protocol enforces. Operations cannot call such a caller back.
 #[derive(Clone)]
 pub struct LocalCaller {
     link: Arc<CallConnectionState>,
-    /// Where requests would be answered if they came as frames; nothing travels on it.
+    /// The stream that would carry answers if requests came as frames; it carries nothing.
     stream: Arc<CallStream>,
 }
 
-/// What a client proved elsewhere that asks on a connection without an identity of its own, such as a browser's. The
-/// proof is checked again as long as a subscription runs.
+/// What a client proved elsewhere, on a connection without an identity of its own, such as a browser's. This node
+/// checks the proof again while a subscription runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallerProof {
     /// This key, on another connection.
     Key(PeerKey),
-    /// A proof that is not kept: the identity is looked up by its id.
+    /// A proof that this node does not hold: it looks up the identity by its id.
     Name,
 }
 
@@ -62,31 +62,31 @@ pub struct LocalRequest<'a> {
     pub id: &'a str,
     /// The operation, with or without the leading slash.
     pub operation: &'a str,
-    /// JSON text that was checked; `None` stands for `null`.
+    /// Checked JSON text; `None` stands for `null`.
     pub input: Option<Bytes>,
-    /// What the input counts against, as long as it is kept.
+    /// The account that the input counts against, while it is kept.
     pub memory: Option<Arc<dyn InputMemory>>,
-    /// Who asks.
+    /// The identity of the requester.
     pub identity: Option<Arc<Identity>>,
-    /// The token that says so, which subscriptions ask about again as long as they run; `None` where
-    /// it is the connection that does.
+    /// The token of the requester, which the node looks up again while a subscription runs; `None` where the
+    /// connection has the identity.
     pub token: Option<&'a Arc<AuthToken>>,
-    /// What says so, where it is neither.
+    /// The proof of the identity, where it is neither of the two.
     pub proved_by: Option<CallerProof>,
-    /// The answer is wanted within this time.
+    /// The requester wants the answer within this time.
     pub timeout: Option<Duration>,
     /// A subscription ends when no event comes for so long.
     pub idle: Option<Duration>,
-    /// A mutation that is asked for again with the same key runs once.
+    /// A mutation that is repeated with the same key runs once.
     pub idempotency_key: Option<&'a str>,
-    /// The peer it is to be passed on to.
+    /// The peer to pass it on to.
     pub peer: Option<&'a str>,
     /// W3C `traceparent`.
     pub trace: Option<&'a str>,
 }
 
 impl<'a> LocalRequest<'a> {
-    /// A request without an identity, for nothing but an operation.
+    /// A request without an identity, with nothing but an operation.
     #[must_use]
     pub fn new(id: &'a str, operation: &'a str) -> Self {
         Self {
@@ -110,7 +110,7 @@ impl<'a> LocalRequest<'a> {
         Payload {
             operation: self.operation.into(),
             input: None,
-            // It was looked at already.
+            // The caller has checked it already.
             auth_token: None,
             forwarded_for: None,
             timeout_ms: self.timeout.map(millis),
@@ -126,7 +126,7 @@ impl<'a> LocalRequest<'a> {
 }
 
 impl LocalCaller {
-    /// For the requests of `connection`, which its handler goes on to serve.
+    /// A caller for the requests of `connection`, which its handler goes on to serve.
     #[must_use]
     pub fn new(
         dispatcher: &Arc<Dispatcher>,
@@ -139,7 +139,7 @@ impl LocalCaller {
         }
     }
 
-    /// Who answers.
+    /// The dispatcher that answers.
     #[must_use]
     pub fn dispatcher(&self) -> &Arc<Dispatcher> {
         &self.link.dispatcher
@@ -151,7 +151,7 @@ impl LocalCaller {
         self.link.identity()
     }
 
-    /// The key that the connection's client proved to have, known or not.
+    /// The key that the connection's client proved to hold, known or not.
     #[must_use]
     pub fn key(&self) -> Option<PeerKey> {
         self.link.info.key
@@ -166,14 +166,14 @@ impl LocalCaller {
     /// The identity of a token.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` for a token that is not valid. It is a guess, and counted against the network that it comes
-    /// from.
+    /// `UNAUTHENTICATED` for a token that is not valid. Such a token is a guess, and counts against the network that
+    /// it comes from.
     pub fn by_token(&self, token: &AuthToken) -> Result<Arc<Identity>, CallError> {
         self.link.by_token(token.expose())
     }
 
     /// The same without counting the guess: the calling code does that by [`guessed`](Self::guessed), once the time
-    /// it takes does not show in an answer.
+    /// that counting takes does not show in an answer.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` for a token that is not valid.
@@ -187,16 +187,16 @@ impl LocalCaller {
         self.link.dispatcher.by_token(token.expose()).is_some()
     }
 
-    /// What a guess is answered with instead, where too many came from the same network.
+    /// The error for a guess instead of the usual one, where too many guesses came from the same network.
     #[must_use]
     pub fn penalty(&self) -> Option<CallError> {
         let left = self.link.connection.penalty();
         left.map(CallError::too_many_guesses)
     }
 
-    /// A token of `who` was right: the connection is no unknown peer's from here on.
-    pub fn authenticated(&self, who: &Identity) {
-        self.link.connection.authenticated(&who.id);
+    /// Notes that `principal` showed a valid token: from here on the connection is not an unknown peer's.
+    pub fn authenticated(&self, principal: &Identity) {
+        self.link.connection.authenticated(&principal.id);
     }
 
     /// Counts a guess against the network that it came from.
@@ -204,8 +204,8 @@ impl LocalCaller {
         self.link.connection.auth_failed();
     }
 
-    /// The operations that `identity` may call as far as scopes decide it, in order of name, and the
-    /// digest of all there are.
+    /// The operations that `identity` may call as far as scopes decide that, in order of name, and the digest of all
+    /// operations.
     #[must_use]
     pub fn visible(&self, identity: Option<&Identity>) -> (Vec<ResolvedOperation>, String) {
         let newer = self.newer(identity);
@@ -219,7 +219,7 @@ impl LocalCaller {
         (shown.map(ResolvedOperation::here).collect(), now.digest())
     }
 
-    /// One of them.
+    /// One of these operations.
     #[must_use]
     pub fn spec(&self, identity: Option<&Identity>, name: &str) -> Option<ResolvedOperation> {
         let newer = self.newer(identity);
@@ -231,7 +231,7 @@ impl LocalCaller {
         shown.then(|| ResolvedOperation::here(&found))
     }
 
-    /// Who an identity is now that was looked up before the request was there, if it is not as it was.
+    /// The identity as it is now, if it changed since the caller looked it up.
     fn newer(&self, before: Option<&Identity>) -> Option<Option<Arc<Identity>>> {
         let dispatcher = &self.link.dispatcher;
         dispatcher.table()?;
@@ -239,7 +239,7 @@ impl LocalCaller {
         Some(dispatcher.by_id(&before.id))
     }
 
-    /// Calls a query or mutation. Dropping the future aborts it, and what it called.
+    /// Calls a query or mutation. Dropping the future aborts it, and the calls that it made.
     ///
     /// # Errors
     /// As over `alknet/call`.
@@ -255,7 +255,7 @@ impl LocalCaller {
         let timed = CallTimer::since(&self.link.dispatcher.counters, now);
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await });
         let mut work = pin!(work.catch_unwind());
-        // Most answer at once: nothing is timed before there is something to wait for.
+        // Most operations answer at once: the timer starts only when there is something to wait for.
         let outcome = match futures_util::poll!(work.as_mut()) {
             Poll::Ready(outcome) => outcome,
             Poll::Pending => in_time(request.deadline(), work).await,
@@ -267,7 +267,7 @@ impl LocalCaller {
             .map_err(|error| LocalCallError::from_error(error, Some(&request.operation().spec)))
     }
 
-    /// Everything before the work, apart: what it needs is not kept as long as that runs.
+    /// Everything before the work, in a function of its own: the values it needs do not live while the work runs.
     fn begin(&self, incoming: LocalRequest<'_>, now: Instant) -> Result<LocalCall, LocalCallError> {
         let checked = self.pass(incoming, now)?;
         let operation = checked.operation;
@@ -277,6 +277,7 @@ impl LocalCaller {
         };
         let running = self.enter(Arc::clone(&operation), checked.head);
         let running = running.map_err(refused)?;
+        // After the permit: checking a long input is work that the limit of the operation bounds.
         admission::check_schema(&operation, &checked.input, running.0.identity())
             .map_err(refused)?;
         let handler = Arc::clone(handler);
@@ -293,9 +294,9 @@ impl LocalCaller {
         })
     }
 
-    /// Starts a subscription. Dropping the stream ends the work behind it. It is asked for an event
-    /// when there is room for one: what a slow reader does not take is not made, or left out, or ends
-    /// the subscription, by the operation's policy.
+    /// Starts a subscription. Dropping the stream ends the work behind it. The node polls it for an event when there
+    /// is room for one. The operation's policy decides what happens with a slow reader: the operation makes no event,
+    /// or leaves some out, or the subscription ends.
     ///
     /// # Errors
     /// As over `alknet/call`, where it does not begin.
@@ -312,6 +313,7 @@ impl LocalCaller {
             .map_err(refused)?;
         admission::check_schema(running.0.operation(), &checked.input, running.0.identity())
             .map_err(refused)?;
+        // Bounded: a slow client holds the source back instead of filling memory.
         let (reader, events) = mpsc::channel(LOCAL_EVENTS_AHEAD);
         let input = checked.input;
         let task = tokio::spawn(async move {
@@ -321,7 +323,7 @@ impl LocalCaller {
             if let Err(error) = outcome {
                 let error = request.visible(error);
                 DispatcherCounters::add(&request.link().dispatcher.counters.errors);
-                // The reader may be gone.
+                // The reader may be gone, and the send may fail.
                 let _ = channel.reader.send(Err(error)).await;
             }
         });
@@ -355,20 +357,21 @@ impl LocalCaller {
                 let input = input.map_or_else(CallBody::null, CallBody::from_text);
                 input.counted(memory)
             };
-            let who = |_: &Payload<'_>| {
+            let identify = |_: &Payload<'_>| {
                 let proof = token.as_deref();
                 let identity = self.link.still(identity, proof, proved_by)?;
                 Ok(RequestPrincipal { identity, token })
             };
-            admission::passed(&self.link, id, &payload, now, who, input)
+            admission::passed(&self.link, id, &payload, now, identify, input)
         });
+        // The request never began: this counts it as an error here.
         let mut checked = checked.map_err(|error| {
             DispatcherCounters::add(&counters.errors);
             LocalCallError::from_error(error, None)
         })?;
         if proved_by.is_some() {
-            let standing = &mut checked.head.standing;
-            standing.get_or_insert_default().proved_by = proved_by;
+            let grant = &mut checked.head.grant;
+            grant.get_or_insert_default().proved_by = proved_by;
         }
         Ok(checked)
     }
@@ -378,6 +381,7 @@ impl LocalCaller {
         operation: Arc<crate::compiled::CompiledOperation>,
         head: crate::request::RequestHead,
     ) -> Result<LocalCallGuard, CallError> {
+        // With a key, the run takes the permit of the operation.
         if head.key.is_none() {
             let counters = &self.link.dispatcher.counters;
             let entered = operation.enter();
@@ -413,13 +417,12 @@ impl fmt::Debug for LocalCaller {
     }
 }
 
-/// An error, and the HTTP status that says the same where the operation knows a better one than the
-/// table.
+/// An error, and its HTTP status where the operation knows a better one than the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LocalCallError {
     /// The error.
     pub error: CallError,
-    /// What the operation declared for this code of its own.
+    /// The status that the operation declared for this code of its own.
     pub http_status: Option<u16>,
 }
 
@@ -450,7 +453,7 @@ struct LocalCall {
     input: CallBody,
 }
 
-/// What comes of `work` until its deadline, if it has one.
+/// The outcome of `work` until its deadline, if it has one.
 async fn in_time<T>(
     deadline: Option<Instant>,
     work: impl Future<Output = Result<Result<T, CallError>, Panic>>,
@@ -462,10 +465,10 @@ async fn in_time<T>(
     outcome.unwrap_or_else(|_| Ok(Err(CallError::timeout())))
 }
 
-/// What a panic was about.
+/// The value of a panic.
 type Panic = Box<dyn std::any::Any + Send>;
 
-/// Keeps a request counted as long as it runs; its end is the end of everything below it.
+/// Counts a request while it runs; its end is the end of everything below it.
 struct LocalCallGuard(Arc<InboundRequest>);
 
 impl Drop for LocalCallGuard {
@@ -481,9 +484,9 @@ impl Drop for LocalCallGuard {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LocalEvent {
-    /// What the operation says.
+    /// The operation's output.
     pub output: CallOutput,
-    /// Where to resume behind it.
+    /// The cursor to resume after it.
     pub cursor: Option<serde_json::Value>,
     /// Events left out before it.
     pub dropped: u64,
@@ -500,7 +503,7 @@ impl EventSink for LocalEventSink<'_> {
     }
 
     async fn wait_open(&self) {
-        // A closed channel counts as open: the next look finds the reader gone.
+        // A closed channel counts as open: the next check finds that the reader is gone.
         drop(self.reader.reserve().await);
     }
 
@@ -528,7 +531,7 @@ impl EventSink for LocalEventSink<'_> {
     }
 }
 
-/// The events of a subscription; the last is an error where it did not end well.
+/// The events of a subscription; the last is an error where it failed.
 pub struct LocalEvents {
     events: mpsc::Receiver<Result<LocalEvent, CallError>>,
     task: AbortHandle,

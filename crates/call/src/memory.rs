@@ -1,24 +1,24 @@
-//! What inputs count against while they are kept.
+//! The account that inputs count against while they are kept.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::error::CallError;
 
-/// Counts the memory of one request's input, and of what is made of it, against what its sender and the node
-/// have. What was counted is given back when the last holder of it is dropped.
+/// Counts the memory of one request's input, and of values made of it, against the shares of its sender and of the
+/// node. The counted bytes are free again when the last holder of the value is dropped.
 pub trait InputMemory: fmt::Debug + Send + Sync + 'static {
     /// Counts so many bytes more.
     ///
     /// # Errors
-    /// `OVERLOADED` where there are not as many now, `PAYLOAD_TOO_LARGE` where there never are.
+    /// `OVERLOADED` where the account has too few bytes now, `PAYLOAD_TOO_LARGE` where it never has enough.
     fn take(&self, bytes: usize) -> Result<(), CallError>;
 
     /// Counts so many bytes less.
     fn give_back(&self, bytes: usize);
 }
 
-/// Bytes that are counted as long as this lives.
+/// Bytes that count while this lives.
 #[derive(Debug)]
 pub(crate) struct InputReservation<'a> {
     memory: Option<&'a dyn InputMemory>,
@@ -26,7 +26,7 @@ pub(crate) struct InputReservation<'a> {
 }
 
 impl<'a> InputReservation<'a> {
-    /// Where `memory` is `None` something else bounds them: frames of connections are short.
+    /// Where `memory` is `None`, another bound applies: frames of connections are short.
     pub(crate) fn new(
         memory: Option<&'a Arc<dyn InputMemory>>,
         bytes: usize,

@@ -1,4 +1,4 @@
-//! Our requests in flight at the peer.
+//! This side's requests in flight at the peer.
 
 mod buffer;
 
@@ -35,7 +35,7 @@ pub(crate) struct Outbound {
 struct OutboundTable {
     waiting: HashMap<u64, PendingResponse>,
     closed: Option<&'static str>,
-    /// Whether credit was given for all that is to come.
+    /// Whether this side gave credit for all later events.
     in_advance: bool,
 }
 
@@ -58,12 +58,12 @@ impl Outbound {
         }
     }
 
-    /// A number no other request of this connection has.
+    /// A number that no other request of this connection has.
     pub(crate) fn next_id(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The id on the wire: the side that accepted the connection says so with `~`.
+    /// The id on the wire: the side that accepted the connection marks its ids with `~`.
     pub(crate) fn wire_id(&self, id: u64) -> String {
         if self.dialled {
             id.to_string()
@@ -78,7 +78,7 @@ impl Outbound {
         } else {
             wire.strip_prefix('~')?
         };
-        // `01` is no id of this side's: one request must not have two names.
+        // `01` is not an id of this side: one request must not have two names.
         let canonical = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
         canonical.then(|| digits.parse().ok()).flatten()
     }
@@ -110,6 +110,7 @@ impl Outbound {
 
     fn insert(&self, id: u64, stream: &Arc<CallStream>, to: ResponseSink) -> Result<(), CallError> {
         let mut table = lock(&self.table);
+        // `close` has failed the waiting requests already: this one would wait for ever.
         if let Some(why) = table.closed {
             return Err(CallError::unavailable(why));
         }
@@ -118,14 +119,14 @@ impl Outbound {
         Ok(())
     }
 
-    /// Forgets a request that its caller gave up. Returns whether it still waited for a response: then the peer must
-    /// be told.
+    /// Forgets a request that its caller gave up. Returns whether it still waited for a response: then this side has
+    /// to abort it at the peer.
     pub(crate) fn forget(&self, id: u64) -> bool {
         lock(&self.table).waiting.remove(&id).is_some()
     }
 
-    /// Hands an event to the call or subscription that waits for it, with what it was counted with in the `making`. Waits
-    /// for a slow subscriber of this node's own: that is what holds the peer back.
+    /// Passes an event to the call or subscription that waits for it, with the bytes that `making` counted. Waits for
+    /// a slow subscriber of this node's own: that slows the peer down.
     pub(crate) async fn deliver(
         &self,
         link: &CallConnectionState,
@@ -135,6 +136,7 @@ impl Outbound {
         making: PartialEvent,
     ) {
         let Some(id) = self.number(&event.id) else {
+            // The peer names a request that this side never made.
             return link.ignored();
         };
         if event.kind == EventKind::Responded {
@@ -161,13 +163,13 @@ impl Outbound {
         match self.recipient(id, parsed.is_err()) {
             ResponseRecipient::Discard => {
                 link.ignored();
-                // A peer that reads nothing gets no abort: else each of its frames cost one of ours.
+                // A peer that reads nothing gets no abort: else each of its frames would cost one of this side's.
                 if link.is_read() && stream.out.backlog() < link.limits().queued_bytes {
                     stop_sender(stream, &event.id);
                 }
             }
             ResponseRecipient::Once(tx) => {
-                // The caller may have gone away just now; nothing is lost then.
+                // The caller may just have gone away; nothing is lost then.
                 let _ = tx.send(parsed.map(|event| event.output));
             }
             ResponseRecipient::Stream(buffer) => match parsed {
@@ -181,7 +183,7 @@ impl Outbound {
         }
     }
 
-    /// Ends a subscription for whose events there is no room, at the peer as well.
+    /// Ends a subscription whose events have no room, at the peer as well.
     fn refuse(&self, link: &CallConnectionState, id: u64, error: CallError) {
         let waiting = lock(&self.table).waiting.remove(&id);
         if let Some(PendingResponse { stream, to }) = waiting {
@@ -191,7 +193,7 @@ impl Outbound {
         }
     }
 
-    /// The same of the one that `stream` carries, of whose event there is no room for the rest.
+    /// Ends the subscription that `stream` carries: the rest of its event has no room.
     pub(crate) fn refuse_on(&self, link: &CallConnectionState, stream: &Arc<CallStream>) {
         for (_, PendingResponse { to, .. }) in self.take_where(|on| Arc::ptr_eq(on, stream)) {
             DispatcherCounters::add(&link.dispatcher.counters.unread_bytes_full);
@@ -206,6 +208,7 @@ impl Outbound {
             Some(ResponseSink::Stream(buffer)) if !last => {
                 return ResponseRecipient::Stream(buffer.clone());
             }
+            // A single answer, or a last event: the entry goes with it.
             Some(_) => {}
         }
         match table.waiting.remove(&id).map(|waiting| waiting.to) {
@@ -215,9 +218,10 @@ impl Outbound {
         }
     }
 
-    /// Gives credit on `stream`, once, for what is to come of every subscription that has a stream of its own.
+    /// Gives credit on `stream`, once, for the further events of every subscription that has a stream of its own.
     pub(crate) fn credit_in_advance(&self, stream: &CallStream) {
         let mut table = lock(&self.table);
+        // A second grant would exceed the credit that the buffers have room for.
         if std::mem::replace(&mut table.in_advance, true) {
             return;
         }
@@ -228,11 +232,11 @@ impl Outbound {
             }
         };
         let all = table.waiting.iter();
-        let told = all.filter(|(_, waiting)| granted(waiting));
-        let ids: Vec<u64> = told.map(|(id, _)| *id).collect();
+        let credited = all.filter(|(_, waiting)| granted(waiting));
+        let ids: Vec<u64> = credited.map(|(id, _)| *id).collect();
         drop(table);
         for id in ids {
-            say_credit(stream, &self.wire_id(id), WINDOW_FORWARDED_MAX);
+            send_credit(stream, &self.wire_id(id), WINDOW_FORWARDED_MAX);
         }
     }
 
@@ -241,14 +245,14 @@ impl Outbound {
         fail(self.take_where(which), why);
     }
 
-    /// Ends every request, and those to come.
+    /// Ends every request, and refuses later ones.
     pub(crate) fn close(&self, why: &'static str) {
         // First: a request that came in between would wait for ever.
         lock(&self.table).closed.get_or_insert(why);
         self.fail_where(|_| true, why);
     }
 
-    /// Refuses requests from now on if none waits for an answer. Returns whether that is so.
+    /// Refuses requests from now on if none waits for an answer. Returns whether it does.
     pub(crate) fn close_if_empty(&self, why: &'static str) -> bool {
         let mut table = lock(&self.table);
         if !table.waiting.is_empty() {
@@ -258,15 +262,14 @@ impl Outbound {
         true
     }
 
-    /// The same for the peer, too: the last thing said on each of `streams` aborts what was asked on
-    /// it.
+    /// The same with aborts for the peer: the last event on each of `streams` aborts the requests on it.
     pub(crate) fn abandon(&self, streams: &[Arc<CallStream>], why: &'static str) {
         lock(&self.table).closed.get_or_insert(why);
         let gone = self.take_where(|_| true);
         for stream in streams {
-            let asked = gone.iter().filter(|(_, w)| Arc::ptr_eq(&w.stream, stream));
+            let requests = gone.iter().filter(|(_, w)| Arc::ptr_eq(&w.stream, stream));
             stream.out.finish_with(|out| {
-                asked.for_each(|(id, _)| envelope::append_abort(out, &self.wire_id(*id)));
+                requests.for_each(|(id, _)| envelope::append_abort(out, &self.wire_id(*id)));
             });
         }
         fail(gone, why);
@@ -304,8 +307,7 @@ impl ResponseSink {
         }
     }
 
-    /// Without waiting: a subscriber whose channel is full sees it end without a terminal event,
-    /// which means the same.
+    /// Does not wait: a subscriber whose channel is full sees it end without a terminal event, which means the same.
     fn fail(self, error: CallError) {
         match self {
             Self::Once(tx) => drop(tx.send(Err(error))),
@@ -333,11 +335,11 @@ fn parse_event(body: &FrameBody, event: &Envelope<'_>) -> Result<SubscriptionEve
         CallError::internal(format!("the peer's answer cannot be read: {error}"))
     })?;
     let tail = body.tail.clone().unwrap_or_default();
-    // A part of a frame keeps the whole of it. Where most of a frame is what is not looked at, the rest is copied: what
-    // is kept of it is counted by its own length.
+    // A part of a frame keeps the whole frame in memory. Where most of a frame is unused, this copies the parts: they
+    // count by their own length.
     let values = [response.output, response.cursor].into_iter().flatten();
-    let kept = tail.len() + values.map(|raw| raw.get().len()).sum::<usize>();
-    let sparse = 2 * kept < bytes_of(body);
+    let used = tail.len() + values.map(|raw| raw.get().len()).sum::<usize>();
+    let sparse = 2 * used < bytes_of(body);
     let own = |part: &[u8], shared: Bytes| match sparse {
         true => Bytes::copy_from_slice(part),
         false => shared,
@@ -358,7 +360,7 @@ fn bytes_of(body: &FrameBody) -> usize {
     body.envelope.len() + body.tail.as_ref().map_or(0, Bytes::len)
 }
 
-/// Tells the peer that this side waits for no more responses to this request: its caller gave it up, or called a
+/// Notifies the peer that this side waits for no more responses to this request: its caller gave it up, or called a
 /// subscription like a query.
 pub(crate) fn stop_sender(stream: &CallStream, id: &str) {
     if stream.is_single_call() {
@@ -368,8 +370,8 @@ pub(crate) fn stop_sender(stream: &CallStream, id: &str) {
     }
 }
 
-/// Tells the peer that it may send `n` events more. Whether it will be said.
-pub(crate) fn say_credit(stream: &CallStream, id: &str, n: u32) -> bool {
+/// Allows the peer `n` events more. Returns whether the stream takes the notice.
+pub(crate) fn send_credit(stream: &CallStream, id: &str, n: u32) -> bool {
     let credit = |out: &mut Vec<u8>| envelope::append_credit(out, id, n);
     stream.out.push(credit).is_some()
 }
@@ -394,8 +396,8 @@ mod tests {
         assert_eq!(accepted.number("7"), None);
     }
 
-    /// A request that got its place before the connection was closed is waited for, and one that comes later is
-    /// refused before anything of it is sent.
+    /// A request that registered before the connection closed still gets its answer, and the table refuses a later
+    /// one before it sends anything.
     #[test]
     fn a_connection_closes_when_no_request_waits_and_then_takes_none() {
         let outbound = Outbound::new(true);

@@ -1,4 +1,4 @@
-//! Requests of ours on their way out, and the wait for their answers.
+//! Requests of this side on their way out, and the wait for their answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,10 +15,10 @@ use crate::connection::CallConnectionState;
 use crate::envelope::{self, EventKind, RequestPayload as Payload};
 use crate::error::{CallError, ErrorCode};
 use crate::limits::RESPONDER_GRACE;
-use crate::outbound::{BufferCapacity, Delivery, say_credit, stop_sender};
+use crate::outbound::{BufferCapacity, Delivery, send_credit, stop_sender};
 use crate::text;
 
-/// What a request usually fits into.
+/// Bytes that usually suffice for a request.
 const FRAME_BYTES_USUAL: usize = 256;
 
 /// A request ready to be sent.
@@ -36,7 +36,8 @@ impl EncodedRequest {
         options: &CallOptions,
         window: Option<u32>,
     ) -> Result<Self, CallError> {
-        if link.heard_goaway() {
+        // The peer would ignore the request: failing here lets the caller use another connection at once.
+        if link.has_received_goaway() {
             return Err(CallError::draining());
         }
         let id = link.outbound.next_id();
@@ -46,8 +47,8 @@ impl EncodedRequest {
         let mut written = Ok(());
         let write = |out: &mut Vec<u8>| written = text::append(out, &payload);
         let kind = EventKind::Requested;
-        // A side that sends a mixed frame takes them, too: so a side that serves nothing, and is asked for no
-        // features, says that binary data need not come as text.
+        // A side that sends a mixed frame takes them, too. A side that serves nothing announces no features: it says
+        // by its first frame that binary data need not come as text.
         let announces = link.announces_mixed();
         let len = if announces {
             envelope::append_mixed_event(&mut frame, kind, &wire_id, 0, write)
@@ -55,6 +56,7 @@ impl EncodedRequest {
             envelope::append_event(&mut frame, kind, &wire_id, write)
         };
         written.map_err(|error| CallError::invalid_input(format!("no JSON form: {error}")))?;
+        // The peer would end the whole stream for a frame that is too long.
         if len > link.peer_frame_bytes() {
             let message = format!(
                 "the request has {len} bytes and the peer takes {}",
@@ -73,7 +75,7 @@ impl EncodedRequest {
         self.frame.len()
     }
 
-    /// Registers for the answer and appends the frame to `out`, which is to be [`send`] on `stream`.
+    /// Registers for the answer and appends the frame to `out`, which the caller [`send`]s on `stream`.
     pub(crate) fn expect_answer(
         self,
         link: &Arc<CallConnectionState>,
@@ -138,6 +140,7 @@ pub(crate) fn send(
         }
     });
     taken.ok_or_else(|| CallError::unavailable("the stream ended"))?;
+    // The peer learns at once that no other request follows on the stream.
     if stream.is_single_call() {
         stream.out.finish();
     }
@@ -162,13 +165,13 @@ impl PendingCall {
         let lost = || CallError::unavailable("the connection ended");
         let answer = async { answer.await.unwrap_or_else(|_| Err(lost())) };
         let outcome = match timeout {
-            // The responder's TIMEOUT comes first; this is for one that says nothing at all.
+            // The responder's TIMEOUT comes first; this one is for a responder that sends nothing at all.
             Some(timeout) => tokio::time::timeout(timeout.saturating_add(RESPONDER_GRACE), answer)
                 .await
                 .unwrap_or_else(|_| Err(CallError::timeout())),
             None => answer.await,
         };
-        // Kept until here: dropped earlier, with this future, it aborts the call at the peer.
+        // Lives until here: dropped earlier, with this future, it aborts the call at the peer.
         drop(outgoing);
         outcome
     }
@@ -187,7 +190,7 @@ fn payload<'a, I>(
         auth_token: options.auth_token.as_deref().map(Into::into),
         forwarded_for: options.forwarded_for.clone(),
         timeout_ms: options.timeout.map(millis),
-        // `timeout_ms` says it, which needs no two clocks that agree.
+        // `timeout_ms` has the same meaning, and needs no two clocks that agree.
         deadline: None,
         idle_ms: options.idle.map(millis),
         window,
@@ -204,39 +207,39 @@ pub(crate) struct OutgoingRequest {
     stream: Arc<CallStream>,
     id: u64,
     wire_id: String,
-    /// Credit that waits for a stream to be said on.
+    /// Credit that waits for a stream.
     owed: Arc<AtomicU32>,
     /// The task that sends it then.
     waits: Option<AbortHandle>,
 }
 
 impl OutgoingRequest {
-    /// Lets the peer send `n` events more. A stream of one request has ended: there it is said on a shared stream, as
-    /// the id says whose subscription it is for.
+    /// Lets the peer send `n` events more. A stream of one request has ended: there the credit goes over a shared
+    /// stream, and its id names the subscription.
     pub(crate) fn credit(&mut self, n: u32) {
         if !self.stream.is_single_call() {
-            say_credit(&self.stream, &self.wire_id, n);
+            send_credit(&self.stream, &self.wire_id, n);
             return;
         }
         let usable = self.link.usable_stream();
-        if usable.is_some_and(|stream| say_credit(&stream, &self.wire_id, n)) {
+        if usable.is_some_and(|stream| send_credit(&stream, &self.wire_id, n)) {
             return;
         }
         // A peer that drains takes no further stream.
-        if self.link.heard_goaway() {
+        if self.link.has_received_goaway() {
             return;
         }
         self.credit_later(n);
     }
 
-    /// The same once there is a shared stream. One task waits for it, however much is owed: when a peer lets another stream be
-    /// opened is up to the peer.
+    /// The same once there is a shared stream. One task waits for the stream, however much is owed: the peer decides
+    /// when another stream may open.
     fn credit_later(&mut self, n: u32) {
         let add = |owed: u32| Some(owed.saturating_add(n));
         let before = self
             .owed
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
-        // A task waits already, and will say this as well.
+        // A task waits already, and will send this credit as well.
         if before != Ok(0) {
             return;
         }
@@ -245,7 +248,7 @@ impl OutgoingRequest {
         let waits = tokio::spawn(async move {
             // Without a shared stream the connection is about to end.
             if let Ok(stream) = link.any_shared_stream().await {
-                say_credit(&stream, &wire_id, owed.swap(0, Ordering::AcqRel));
+                send_credit(&stream, &wire_id, owed.swap(0, Ordering::AcqRel));
             }
         });
         self.waits = Some(waits.abort_handle());
@@ -258,11 +261,12 @@ impl Drop for OutgoingRequest {
             waits.abort();
         }
         let link = &self.link;
+        // Without a terminal event the peer still works on the request.
         if link.outbound.forget(self.id) {
             stop_sender(&self.stream, &self.wire_id);
         }
         // Streams that only waited for this call may end now.
-        if link.said_goaway() && !link.has_outbound() {
+        if link.has_sent_goaway() && !link.has_outbound() {
             link.wake_writers();
         }
     }
@@ -281,7 +285,7 @@ mod tests {
     use crate::dispatcher::Dispatcher;
     use crate::registry::Registry;
 
-    /// A connection whose peer says when a stream may be opened.
+    /// A connection whose peer decides when a stream may open.
     struct LateStreamSource {
         inner: Connection,
         opens: Arc<Semaphore>,
@@ -325,7 +329,7 @@ mod tests {
         }
     }
 
-    /// A peer that ignores credit sends events for as long as it likes, and each of some of them gives more.
+    /// A peer that ignores credit sends events for as long as it likes, and some of them each give more credit.
     #[tokio::test]
     async fn one_task_waits_for_a_stream_however_much_credit_is_owed() {
         let registry = Registry::builder().build().expect("no operations");
@@ -338,25 +342,25 @@ mod tests {
         };
         let connection = Connection::from_source(Box::new(late), info);
         let link = CallConnectionState::new(connection, Arc::new(Dispatcher::new(registry)), None);
-        // Each task has the link.
+        // Each task holds the link.
         let held = Arc::strong_count(&link);
         let mut left = subscription(&link);
         (0..100).for_each(|_| left.credit(1));
         tokio::task::yield_now().await;
         assert_eq!(Arc::strong_count(&link), held + 2);
-        // It ends with the subscription.
+        // The task ends with the subscription.
         drop(left);
         tokio::task::yield_now().await;
         assert_eq!(Arc::strong_count(&link), held);
-        // What is owed is said at once.
+        // The task sends the owed credit at once.
         let mut taken = subscription(&link);
         (0..100).for_each(|_| taken.credit(1));
         opens.add_permits(1);
         let (_send, mut recv) = accepted.accept_bi().await.expect("it is opened");
-        let said = recv.read_chunk(1 << 10).await.expect("it is there");
-        let said = said.expect("it is there");
+        let read = recv.read_chunk(1 << 10).await.expect("it is there");
+        let read = read.expect("it is there");
         let mut credit = Vec::new();
         envelope::append_credit(&mut credit, "1", 100);
-        assert_eq!(said, credit);
+        assert_eq!(read, credit);
     }
 }

@@ -16,41 +16,41 @@ use crate::limits::{LANE_QUEUE_BYTES, SUBSCRIPTION_QUEUE_BYTES};
 use crate::request::{CreditWindow, InFlight, InboundRequest, panicked};
 use crate::request_grant;
 
-/// Where the events of a subscription go, at its own pace.
+/// The reader of a subscription's events, at its own pace.
 pub(crate) trait EventSink: Sync {
-    /// Whether it takes one now.
+    /// Whether it takes an event now.
     fn is_open(&self) -> bool;
 
-    /// Resolves when it may take one.
+    /// Resolves when it may take an event.
     fn wait_open(&self) -> impl Future<Output = ()> + Send;
 
     /// Whether the reader is gone.
     fn is_gone(&self) -> bool;
 
-    /// Counts an event of so many bytes as one that is kept for it.
+    /// Counts an event of so many bytes as one that waits for the reader.
     fn keep(&self, _bytes: usize) -> Option<UnreadReservation> {
         None
     }
 
-    /// Whether another may be kept for it.
+    /// Whether another may wait for it.
     fn may_keep(&self) -> bool {
         true
     }
 
-    /// Resolves when another may be.
+    /// Resolves when another may wait.
     fn wait_keep(&self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }
 
-    /// Gives it one.
+    /// Gives it an event.
     fn give(&self, item: SubscriptionItem, dropped: u64) -> EventSinkResult;
 }
 
-/// What became of an event.
+/// The outcome for an event.
 pub(crate) enum EventSinkResult {
-    /// It could not be taken after all, and is to be given again once the reader is open.
+    /// The reader did not take it after all: the pump gives it again once the reader is open.
     Not(SubscriptionItem),
-    /// Nothing more is to be given: the reader is gone, or the event was not fit.
+    /// The pump gives nothing more: the reader is gone, or the event was not valid.
     Over,
     Taken,
 }
@@ -99,7 +99,7 @@ pub(crate) async fn follow(
     outcome.unwrap_or_else(|_| Err(panicked(request, &request.operation().spec.name)))
 }
 
-/// An item, and what it counts for.
+/// An item, and the bytes that it counts for.
 struct BufferedItem {
     item: SubscriptionItem,
     _claim: Option<UnreadReservation>,
@@ -147,7 +147,7 @@ impl ReadAhead {
         Ok(())
     }
 
-    /// Leaves out all but the newest while too much is kept for the reader, where the policy lets it.
+    /// Drops all items but the newest while too much waits for the reader, where the policy allows that.
     fn shrink(&mut self, reader: &impl EventSink) {
         if matches!(self.policy, OnSlow::DropOldest(_)) {
             while self.items.len() > 1 && !reader.may_keep() {
@@ -158,7 +158,7 @@ impl ReadAhead {
 
     fn drop_oldest(&mut self) {
         let oldest = self.items.pop_front();
-        self.dropped += 1 + oldest.map_or(0, |kept| kept.item.dropped);
+        self.dropped += 1 + oldest.map_or(0, |buffered| buffered.item.dropped);
     }
 }
 
@@ -182,10 +182,11 @@ async fn pump(
             let dropped = before + item.dropped;
             match reader.give(item, dropped) {
                 EventSinkResult::Not(item) => {
+                    // The event stays in the buffer, and its drops are reported with it.
                     ahead.dropped = before;
                     ahead.items.push_front(BufferedItem::new(item, reader));
                 }
-                // Either the terminal error was sent in its place, or the reader is gone.
+                // Either the node sent the terminal error in its place, or the reader is gone.
                 EventSinkResult::Over => return Err(CallError::unavailable("the stream is gone")),
                 EventSinkResult::Taken => {}
             }
@@ -198,6 +199,7 @@ async fn pump(
             return Err(CallError::unavailable("the stream is gone"));
         }
         let wanted = !ended && ahead.may_read(open);
+        // Dropping keeps the bytes bounded: such a source runs on.
         let drops = matches!(ahead.policy, OnSlow::DropOldest(_));
         let read = wanted && (drops || reader.may_keep());
         tokio::select! {
@@ -209,6 +211,7 @@ async fn pump(
                     ahead.put(BufferedItem::new(item, reader), reader.is_open())?;
                     ahead.shrink(reader);
                 }
+                // Buffered items still go out before the end.
                 None => ended = true,
             },
         }
@@ -292,11 +295,11 @@ mod tests {
         }
     }
 
-    fn kept(item: SubscriptionItem) -> BufferedItem {
+    fn buffered(item: SubscriptionItem) -> BufferedItem {
         BufferedItem { item, _claim: None }
     }
 
-    /// Of a connection whose peer takes nothing.
+    /// The reader of a connection whose peer takes nothing.
     struct StalledSink(Arc<UnreadBytes>);
 
     impl EventSink for StalledSink {
@@ -325,7 +328,7 @@ mod tests {
         }
     }
 
-    /// However many items the operation of each subscription lets be kept.
+    /// However many items the policy of each subscription keeps.
     #[test]
     fn what_is_kept_for_a_connection_is_bounded_by_its_bytes() {
         let reader = StalledSink(Arc::default());
@@ -360,11 +363,13 @@ mod tests {
     fn a_paused_source_is_not_asked_and_a_strict_one_fails() {
         let mut pause = ahead(OnSlow::Pause);
         assert!(pause.may_read(true) && !pause.may_read(false));
-        pause.put(kept(Value::from(1).into()), true).expect("kept");
+        pause
+            .put(buffered(Value::from(1).into()), true)
+            .expect("kept");
         assert!(!pause.may_read(true), "one item ahead at most");
         let mut strict = ahead(OnSlow::Fail);
         assert!(strict.may_read(false));
-        let refused = strict.put(kept(Value::from(1).into()), false);
+        let refused = strict.put(buffered(Value::from(1).into()), false);
         assert_eq!(refused.expect_err("slow").code, ErrorCode::Overloaded);
     }
 
@@ -377,25 +382,25 @@ mod tests {
             left_out in 0u64..3,
         ) {
             let mut ahead = ahead(OnSlow::DropOldest(most));
-            let (mut read, mut sent, mut told, mut last) = (0, 0, 0, 0);
+            let (mut read, mut sent, mut reported, mut last) = (0, 0, 0, 0);
             for step in steps {
                 if step {
                     read += 1;
                     let mut item = SubscriptionItem::from(Value::from(read));
                     item.dropped = left_out;
                     prop_assert!(ahead.may_read(false));
-                    prop_assert!(ahead.put(kept(item), false).is_ok());
+                    prop_assert!(ahead.put(buffered(item), false).is_ok());
                 } else if let Some(BufferedItem { item, .. }) = ahead.items.pop_front() {
                     prop_assert!(number(&item) > last, "in order");
                     last = number(&item);
-                    told += std::mem::take(&mut ahead.dropped) + item.dropped;
+                    reported += std::mem::take(&mut ahead.dropped) + item.dropped;
                     sent += 1;
                 }
                 prop_assert!(ahead.items.len() <= most.max(1));
             }
-            let kept = ahead.items.len() as u64;
+            let buffered = ahead.items.len() as u64;
             let ever = read + read * left_out;
-            prop_assert_eq!(sent + told + ahead.dropped + kept + kept * left_out, ever);
+            prop_assert_eq!(sent + reported + ahead.dropped + buffered + buffered * left_out, ever);
         }
     }
 }

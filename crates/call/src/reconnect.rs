@@ -18,18 +18,17 @@ use crate::limits::{BACKOFF_FIRST, BACKOFF_MAX, BACKOFF_RESET, RETRIES_MAX};
 use crate::outbound::SubscriptionEvent;
 use crate::retry::{RetryCount, RetrySafety, left, random};
 
-/// Between one end and the next dial.
+/// The pauses between one end and the next dial.
 const PAUSES: Backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
 
-/// Runs with each new connection before a caller uses it: imports its operations again, subscribes
-/// again. A connection for which it fails is closed and made again later.
+/// Runs with each new connection before a caller uses it: imports its operations again, subscribes again. Where it
+/// fails, the client closes the connection and makes another later.
 pub type OnConnect =
     Arc<dyn Fn(CallConnection) -> BoxFuture<'static, Result<(), CallError>> + Send + Sync>;
 
-/// A peer that is dialled again whenever its connection is lost: after up to 0.2 s, then up to twice
-/// as long each time, up to 30 s. It gives up
-/// when the peer says that coming back is no use: revoked, superseded by another connection of
-/// ours, another key than the pinned one.
+/// A peer that the client dials again whenever its connection is lost: after up to 0.2 s, then up to twice as long
+/// each time, up to 30 s. It gives up when the peer says that coming back is no use: revoked, superseded by another
+/// connection of this side, another key than the pinned one.
 ///
 /// Clones share the connection; it ends with the last of them.
 #[derive(Clone, Debug)]
@@ -41,9 +40,9 @@ pub struct ReconnectingClient {
 #[derive(Clone, Debug)]
 enum ReconnectState {
     Connected(CallConnection),
-    /// And why there is no connection, once a try has failed or one has ended.
+    /// Why there is no connection, once a try has failed or a connection has ended.
     Connecting(Option<String>),
-    /// For good.
+    /// The end for good.
     Ended(CallError),
 }
 
@@ -82,7 +81,7 @@ impl ReconnectingClient {
     /// The connection, waiting until there is one. It may end at any time.
     ///
     /// # Errors
-    /// It was given up for good.
+    /// The client gave up for good.
     pub async fn connection(&self) -> Result<CallConnection, CallError> {
         self.connection_by(None).await
     }
@@ -90,7 +89,7 @@ impl ReconnectingClient {
     async fn connection_by(&self, deadline: Option<Instant>) -> Result<CallConnection, CallError> {
         let mut state = self.state.clone();
         let usable = |state: &ReconnectState| match state {
-            // One that drains ends soon, and that is when there is news.
+            // A connection that drains ends soon, and the state changes then.
             ReconnectState::Connected(connection) => {
                 !connection.is_closed() && !connection.is_draining()
             }
@@ -110,7 +109,7 @@ impl ReconnectingClient {
         }
     }
 
-    /// No connection came in time.
+    /// The error where no connection came in time.
     fn unreached(&self) -> CallError {
         let text = "the peer cannot be reached at present";
         match &*self.state.borrow() {
@@ -130,12 +129,12 @@ impl ReconnectingClient {
             .await
     }
 
-    /// Calls a query or mutation, waiting for a connection within the time of `options`. Queries
-    /// are tried again up to three times when that may help, over another connection if need be;
-    /// so are mutations that take an idempotency key, and run once all the same.
+    /// Calls a query or mutation, waiting for a connection within the time of `options`. The client tries queries
+    /// again up to three times when that may help, over another connection if need be. It does the same with
+    /// mutations that take an idempotency key, and they run once all the same.
     ///
     /// # Errors
-    /// The last one of the operation; `UNAVAILABLE` where no connection came in time.
+    /// The last error of the operation; `UNAVAILABLE` where no connection came in time.
     pub async fn call_with(
         &self,
         operation: &str,
@@ -172,11 +171,11 @@ impl ReconnectingClient {
             .await
     }
 
-    /// Starts a subscription. Where the operation is resumable, it goes on behind the last event
-    /// over the next connection; any other ends with `UNAVAILABLE` when its connection does.
+    /// Starts a subscription. Where the operation is resumable, it goes on after the last event over the next
+    /// connection; any other ends with `UNAVAILABLE` when its connection does.
     ///
     /// # Errors
-    /// The connection was given up, or was lost while the subscription began.
+    /// The client gave up, or lost the connection while the subscription began.
     pub async fn subscribe_with(
         &self,
         operation: &str,
@@ -191,7 +190,7 @@ impl ReconnectingClient {
             operation: operation.to_owned(),
             input: input.clone(),
             options: options.clone(),
-            // The cursor becomes a member of the input, which has to be able to have one.
+            // The cursor becomes a member of the input, which therefore has to be an object or null.
             resumable: habits.resumable && (input.is_object() || input.is_null()),
             cursor: None,
             tries: 0,
@@ -213,7 +212,7 @@ impl Drop for AbortOnDrop {
 /// How one try ended.
 enum CallAttemptResult {
     Done(Result<CallBody, CallError>),
-    /// Another may be made.
+    /// The client may try again.
     Failed(CallError),
 }
 
@@ -223,7 +222,7 @@ async fn attempt(
     input: &(impl Serialize + Sync + ?Sized),
     options: &mut CallOptions,
 ) -> CallAttemptResult {
-    // Nothing was asked for yet when this fails, so it may be tried again whatever it is.
+    // The call has not been sent when this fails, so the client may try again, whatever the call is.
     let habits = match connection.habits(operation).await {
         Ok(habits) => habits,
         Err(error) => return CallAttemptResult::Failed(error),
@@ -245,7 +244,7 @@ pub struct ResumingSubscription {
     options: CallOptions,
     resumable: bool,
     cursor: Option<Value>,
-    /// Times it was resumed since the last event.
+    /// How often it was resumed since the last event.
     tries: u32,
     phase: ResumePhase,
 }
@@ -264,7 +263,7 @@ impl ResumingSubscription {
                 ResumePhase::Ended => return None,
                 ResumePhase::Running(subscription) => match subscription.next().await {
                     Some(Ok(event)) => {
-                        self.saw(&event);
+                        self.record(&event);
                         return Some(Ok(event));
                     }
                     Some(Err(error)) => self.phase = ResumePhase::Lost(error),
@@ -284,7 +283,8 @@ impl ResumingSubscription {
         }
     }
 
-    fn saw(&mut self, event: &SubscriptionEvent) {
+    fn record(&mut self, event: &SubscriptionEvent) {
+        // An event shows that the connection works again.
         self.tries = 0;
         if let Some(cursor) = &event.cursor {
             self.cursor = Some(cursor.value().clone());
@@ -303,7 +303,8 @@ impl ResumingSubscription {
                 .subscribe_with(&self.operation, &input, &self.options)
                 .await;
             match started {
-                // Lost again before it began: there will be another, or the end is said.
+                // The connection ended again before the subscription began: another one comes, or the client reports
+                // the end.
                 Err(error)
                     if error.code == ErrorCode::Unavailable
                         && (connection.is_closed() || connection.is_draining()) => {}
@@ -336,7 +337,7 @@ impl fmt::Debug for ResumingSubscription {
     }
 }
 
-/// Keeps the connection.
+/// The task that keeps the connection up.
 struct ReconnectTask {
     client: CallClient,
     addr: PeerAddr,
@@ -363,6 +364,7 @@ impl ReconnectTask {
     async fn once(&self, backoff: &mut Backoff) -> Result<Duration, CallError> {
         let connection = match self.connect().await {
             Ok(connection) => connection,
+            // Dialling again would fail until an administrator changes something.
             Err(error) if error.is_permanent() => return Err(error.into()),
             Err(error) => {
                 tracing::debug!(peer = %self.addr, %error, "cannot connect");
@@ -378,6 +380,7 @@ impl ReconnectTask {
         self.state
             .send_replace(ReconnectState::Connecting(Some(reason.to_string())));
         tracing::debug!(peer = %self.addr, %reason, "the connection ended");
+        // A connection that held long enough shows that the peer works again.
         if since.elapsed() >= BACKOFF_RESET {
             backoff.reset();
         }
@@ -393,8 +396,9 @@ impl ReconnectTask {
             return Ok(connection);
         };
         if let Err(error) = on_connect(connection.clone()).await {
+            // An unprepared connection must not reach a caller.
             connection.close(CloseCode::Normal, "");
-            // Whatever it was, the peer may have something else to offer next time.
+            // Whatever the error was, the peer may serve something else next time.
             return Err(ConnectError::Prepare(error));
         }
         Ok(connection)
@@ -420,16 +424,15 @@ mod tests {
         ) -> BoxFuture<'_, Result<DialedConnection, DialError>> {
             self.0.fetch_add(1, Ordering::SeqCst);
             Box::pin(async {
-                // A dial over a network yields, too: a caller that dials without a pause must not keep the
-                // thread.
+                // A dial over a network yields, too: a caller that dials without a pause must not keep the thread.
                 tokio::task::yield_now().await;
                 Err(DialError::new(DialErrorKind::Unreachable, "no route"))
             })
         }
     }
 
-    /// From a few thousandths of the usual pause they double: half a second has about ten dials, and a moment that gets
-    /// long on a busy machine a few more. Without that it has hundreds.
+    /// From a few thousandths of the usual pause they double: half a second has about ten dials, and a few more where
+    /// a busy machine makes a moment long. Without pauses it has hundreds.
     #[tokio::test]
     async fn a_peer_that_is_not_there_is_dialled_with_pauses_that_double() {
         let dialer = Arc::new(NoRouteDialer::default());

@@ -1,7 +1,7 @@
 //! What a caller learns when a rule refuses it.
 //!
-//! An unknown caller learns the key that it proved itself, and nothing of the rule. A known one that names an
-//! operation learns which scopes it lacks there: that the operation exists it knows from `FORBIDDEN`, a scope is a
+//! An unknown caller learns the key that it proved itself, and nothing of the rule. A known caller that names an
+//! operation learns which scopes it lacks there: it knows from `FORBIDDEN` that the operation exists, a scope is a
 //! name and no secret, and only an administrator grants one.
 
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::error::{CallError, ErrorCode};
 const SCOPES_NAMED_MAX: usize = 8;
 
 impl AccessControl {
-    /// As [`check`](Self::check), with an error that says what is missing. `key` is the one that the caller's
+    /// As [`check`](Self::check), with an error that names what is missing. `key` is the one that the caller's
     /// connection proved.
     ///
     /// # Errors
@@ -54,6 +54,7 @@ impl AccessControl {
     /// The error for a caller that the rule refuses.
     pub(crate) fn refusal(&self, identity: Option<&Identity>, key: Option<PeerKey>) -> CallError {
         let Some(identity) = identity else {
+            // The rule of an operation is not for callers without an identity.
             return unknown_caller(key);
         };
         let missing = MissingScopes::from_rule(self, &identity.scopes);
@@ -64,7 +65,7 @@ impl AccessControl {
         CallError::new(ErrorCode::Forbidden, message).with_details(missing.details())
     }
 
-    /// What is missing where the scopes suffice.
+    /// The message about a missing resource, where the scopes suffice.
     fn lacked_resource(&self) -> String {
         let kind = self.resource_type.as_deref().filter(|kind| is_scope(kind));
         let action = self.resource_action.as_deref();
@@ -81,7 +82,8 @@ impl AccessControl {
     }
 }
 
-/// The error for a caller without an identity. Its own key is no secret from it, and is what an administrator needs.
+/// The error for a caller without an identity. Its own key is no secret from the caller, and an administrator needs
+/// the key.
 pub(crate) fn unknown_caller(key: Option<PeerKey>) -> CallError {
     let needs = "the operation needs an identity; connect with a known key or send auth_token";
     let Some(key) = key else {
@@ -95,11 +97,12 @@ pub(crate) fn unknown_caller(key: Option<PeerKey>) -> CallError {
 
 /// What a holder of some scopes lacks to pass a rule.
 pub(crate) struct MissingScopes<'a> {
-    /// It lacks each of these.
+    /// The holder lacks each of these.
     all: Vec<&'a str>,
-    /// It lacks all of these, and needs one.
+    /// The holder lacks all of these, and needs one.
     any: Vec<&'a str>,
-    /// It lacks others, which no identity can have: a peer announced them, and they are not repeated.
+    /// Whether the holder lacks others, which no identity can have: a peer announced them, and errors do not repeat
+    /// them.
     is_odd: bool,
 }
 
@@ -117,7 +120,7 @@ impl<'a> MissingScopes<'a> {
             any: named(any.unwrap_or_default()),
             is_odd,
         };
-        // One of one is all.
+        // One of a single scope means all.
         if missing.any.len() == 1 {
             missing.all.append(&mut missing.any);
         }
@@ -142,7 +145,7 @@ impl<'a> MissingScopes<'a> {
     }
 }
 
-/// Those that an identity can have. Others may have any characters, since peers announce rules as well.
+/// The scopes that an identity can have. Others may have any characters, since peers announce rules as well.
 fn named<'a>(scopes: impl IntoIterator<Item = &'a String>) -> Vec<&'a str> {
     let scopes = scopes.into_iter().map(String::as_str);
     scopes.filter(|scope| is_scope(scope)).collect()
@@ -230,7 +233,7 @@ mod tests {
         let both = refused(&rule(&["a"], Some(&["b", "c"])), &[]);
         let text = "the scope 'a' and one of the scopes 'b', 'c'";
         assert!(both.message.contains(text), "{both}");
-        // One that has one of them lacks none.
+        // A holder of one of them lacks none.
         let error = refused(&rule(&["a"], Some(&["b", "c"])), &["c"]);
         assert!(!error.message.contains("'b'"), "{error}");
     }

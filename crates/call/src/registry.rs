@@ -65,8 +65,7 @@ impl Registration {
         }
     }
 
-    /// What the operation may do when it calls others, and which others it reaches. Without it,
-    /// it calls none.
+    /// What the operation may do when it calls others, and which others it reaches. Without both, it calls none.
     #[must_use]
     pub fn composing(mut self, authority: CompositionAuthority, reach: ScopedPeerEnv) -> Self {
         self.authority = Some(authority);
@@ -74,9 +73,9 @@ impl Registration {
         self
     }
 
-    /// Offers an imported operation to the node's callers, as well as to its other operations: each of them has to hold
-    /// [`import_scope`] of its name. It gets [`IMPORTED_TAG`]. Without this, other operations of the node reach it, and no
-    /// request from outside does.
+    /// Offers an imported operation to the node's callers, as well as to its other operations: each caller has to
+    /// hold [`import_scope`] of its name. The operation gets [`IMPORTED_TAG`]. Without this, only other operations of
+    /// the node reach it, and requests from outside do not.
     #[must_use]
     pub fn with_import_scope(mut self) -> Self {
         let scope = import_scope(&self.spec.name);
@@ -86,7 +85,7 @@ impl Registration {
         self
     }
 
-    /// What it is.
+    /// Its description.
     #[must_use]
     pub fn spec(&self) -> &OperationSpec {
         &self.spec
@@ -98,8 +97,8 @@ impl Registration {
         self.provenance
     }
 
-    /// States that every caller, unknown peers included, may call this mutation. Without it a mutation
-    /// with an empty access control is refused.
+    /// States that every caller, unknown peers included, may call this mutation. Without this the builder refuses a
+    /// mutation with an empty access control.
     #[must_use]
     pub fn open(mut self) -> Self {
         self.open = true;
@@ -113,31 +112,31 @@ impl Registration {
         self
     }
 
-    /// What only this handler may use; it reaches it after access control
-    /// ([`Ctx::capabilities`](crate::Ctx::capabilities)), and no other does.
+    /// The capabilities that this handler alone may use. They reach it after access control
+    /// ([`Ctx::capabilities`](crate::Ctx::capabilities)), and no other handler.
     #[must_use]
     pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
         self.capabilities = capabilities;
         self
     }
 
-    /// States that the handler parses its input into a type that takes what the schema takes, and
-    /// refuses the rest as `INVALID_INPUT`: the input is not checked twice.
+    /// States that the handler parses its input into a type that takes what the schema takes, and refuses the rest as
+    /// `INVALID_INPUT`: the node does not check the input twice.
     #[must_use]
     pub fn schema_is_type(mut self) -> Self {
         self.schema_is_type = true;
         self
     }
 
-    /// States that its answers come from another operation, whose own codes callers may see though
-    /// this one declares none of them: it passes requests on ([`Onward`](crate::CallForwarder)).
+    /// States that its answers come from another operation, whose own codes callers may see though this one declares
+    /// none of them: it passes requests on ([`Onward`](crate::CallForwarder)).
     #[must_use]
     pub fn passing_errors_on(mut self) -> Self {
         self.passes_errors = true;
         self
     }
 
-    /// Checks outputs against their schema too; a violation is `INVALID_OUTPUT`.
+    /// Checks outputs against their schema, too; a violation is `INVALID_OUTPUT`.
     #[must_use]
     pub fn checking_output(mut self) -> Self {
         self.check_output = true;
@@ -168,8 +167,8 @@ impl RegistryBuilder {
         self
     }
 
-    /// Gives each operation that was added what `granted` says is its own. What an operation brought is
-    /// replaced, unless there is nothing in its place.
+    /// Gives each added operation the capabilities that `granted` returns for it. They replace those that the
+    /// operation brought, unless `granted` returns none for it.
     pub fn equip(&mut self, granted: impl Fn(&str) -> Capabilities) -> &mut Self {
         for registration in &mut self.registrations {
             let own = granted(&registration.spec.name);
@@ -180,9 +179,9 @@ impl RegistryBuilder {
         self
     }
 
-    /// Keeps a namespace for what is imported from a server, also before the first import: no operation of a peer, and
-    /// none of a caller's connection, takes the place of one that the server does not serve. An operation reaches such a
-    /// name on a peer only where its [`ScopedPeerEnv`] pins or routes it there.
+    /// Reserves a namespace for imports from a server, also before the first import: no operation of a peer or of a
+    /// caller's connection stands in for one that the server does not serve. An operation reaches such a name on a
+    /// peer only where its [`ScopedPeerEnv`] pins or routes it there.
     pub fn keep_for_server(&mut self, namespace: &str) -> &mut Self {
         self.server_namespaces.insert(namespace.into());
         self
@@ -196,17 +195,17 @@ impl RegistryBuilder {
         self
     }
 
-    /// Adds an operation that was written by a session, reviewed and promoted: generation `b` of
-    /// layer 0. What this program brings is never replaced by one: a promoted operation that
-    /// breaks a rule, has a name already taken or a reserved namespace is left out and named by
-    /// [`Generation::rejected`], so that no promotion can keep a node from starting.
+    /// Adds an operation that a session wrote and that an administrator reviewed and promoted: generation `b` of
+    /// layer 0. A promoted operation never replaces one of this program. The builder leaves out promoted operations
+    /// that break a rule, have a taken name or a reserved namespace, and [`Generation::rejected`] names them, so that
+    /// no promotion can keep a node from starting.
     pub fn promote(&mut self, registration: Registration) -> &mut Self {
         self.promoted.push(registration);
         self
     }
 
-    /// Checks every operation, compiles its schemas and freezes the set. `services/list` and
-    /// `services/schema` are always part of it.
+    /// Checks every operation, compiles its schemas and freezes the set. `services/list` and `services/schema` are
+    /// always part of it.
     ///
     /// # Errors
     /// The first operation that breaks a rule, by name.
@@ -219,16 +218,16 @@ impl RegistryBuilder {
         Ok(registry)
     }
 
-    /// The same, but a schema is compiled when a value first has to be checked: compiling is most
-    /// of what starting a small node costs. For operations that a program brings with it and whose
-    /// schemas its tests have compiled by [`RegistryBuilder::build`]; a call whose schema turns out
-    /// wrong ends with `INTERNAL`.
+    /// The same, but the registry compiles a schema when a call first has a value to check: compiling is most of what
+    /// starting a small node costs. For operations that a program brings with it and whose schemas its tests have
+    /// compiled by [`RegistryBuilder::build`]; a call whose schema has a fault ends with `INTERNAL`.
     ///
     /// # Errors
     /// The first operation that breaks a rule, by name.
     pub fn build_lazily(self) -> Result<Registry, RegistryError> {
         let mut by_name = ByName::new();
         for registration in self.registrations {
+            // Callers rely on these operations to mean the same on every node.
             if rules::is_protocols(&registration.spec.namespace) {
                 return Err(RegistryError::Reserved(registration.spec.name));
             }
@@ -260,16 +259,15 @@ fn insert(by_name: &mut ByName, registration: Registration) -> Result<(), Regist
     }
 }
 
-/// The operations of a node that requests from outside reach: layer 0. Those of the program are
-/// immutable; promoted ones stand beside them, a [`Generation`] at a time, and after these the imported ones that
-/// have a rule.
+/// The operations of a node that requests from outside reach: layer 0. Those of the program are immutable; promoted
+/// ones stand beside them, a [`Generation`] at a time, and after these the imported ones that have a rule.
 pub struct Registry {
     by_name: ByName,
     sorted: Vec<Arc<CompiledOperation>>,
     generation: ArcSwap<Generation>,
-    /// What was imported from servers that are no peers.
+    /// The imports from servers that are no peers.
     imported: ArcSwap<ServerImports>,
-    /// Namespaces in which servers alone have operations, beside this node.
+    /// Namespaces in which only servers and this node have operations.
     server_namespaces: BTreeSet<Box<str>>,
     /// Namespaces in which a call that names no peer finds operations of this node alone.
     node_namespaces: BTreeSet<Box<str>>,
@@ -282,7 +280,7 @@ impl Registry {
         RegistryBuilder::default()
     }
 
-    /// No operation at all, not even the protocol's own.
+    /// A registry without operations, not even the protocol's own.
     #[must_use]
     pub fn empty() -> Self {
         Self {
@@ -318,12 +316,12 @@ impl Registry {
         self.now().digest()
     }
 
-    /// What there is now.
+    /// The present operations.
     pub(crate) fn now(&self) -> RegistrySnapshot {
         RegistrySnapshot::new(self.generation(), self.imported())
     }
 
-    /// Puts another generation in the place of the one there is.
+    /// Replaces the present generation by another one.
     pub(crate) fn install(
         &self,
         number: u64,
@@ -336,10 +334,10 @@ impl Registry {
         Ok(next)
     }
 
-    /// Puts what `source` serves in the place of what it served before. Operations of this node find it when they call
-    /// others. Requests from outside find of it what is external and has a rule, see
-    /// [`with_import_scope`](Registration::with_import_scope); watchers hear of it by
-    /// [`Dispatcher::import`](crate::Dispatcher::import) only.
+    /// Replaces the operations from `source`. Operations of this node find the new ones when they call others.
+    /// Requests from outside find those that are external and have a rule, see
+    /// [`with_import_scope`](Registration::with_import_scope). Only [`Dispatcher::import`](crate::Dispatcher::import)
+    /// notifies watchers.
     ///
     /// # Errors
     /// An operation breaks a rule, or the program or another source has one of its name.
@@ -348,22 +346,24 @@ impl Registry {
         source: &str,
         registrations: Vec<Registration>,
     ) -> Result<(), RegistryError> {
-        self.place(&PendingImport::new(source, registrations)?)
+        self.install_import(&PendingImport::new(source, registrations)?)
     }
 
-    /// Puts in place what was compiled.
-    pub(crate) fn place(&self, next: &PendingImport<'_>) -> Result<(), RegistryError> {
+    /// Installs the compiled operations.
+    pub(crate) fn install_import(&self, next: &PendingImport<'_>) -> Result<(), RegistryError> {
+        // An import must not stand in for an operation of the program.
         if let Some(taken) = next.names().find(|name| self.by_name.contains_key(*name)) {
             return Err(RegistryError::Duplicate(taken.to_owned()));
         }
         if let Some(taken) = next.collision(&self.imported.load()) {
             return Err(RegistryError::Duplicate(taken.to_owned()));
         }
+        // Another import may finish meanwhile: its operations must not be lost.
         self.imported.rcu(|before| next.over(before));
         Ok(())
     }
 
-    /// The specs of what was imported from servers that are no peers, in order of name.
+    /// The specs of the imports from servers that are no peers, in order of name.
     #[must_use]
     pub fn imported_specs(&self) -> Vec<OperationSpec> {
         let imported = self.imported();
@@ -372,13 +372,13 @@ impl Registry {
         specs
     }
 
-    /// Whether an operation of that name was imported from `source`; `None` while nothing came from it.
+    /// Whether this node imported an operation of that name from `source`; `None` before the first import from it.
     #[must_use]
     pub fn has_imported(&self, source: &str, name: &str) -> Option<bool> {
         self.imported.load().serves(source, name)
     }
 
-    /// What was imported from servers that are no peers, as it is now.
+    /// The present imports from servers that are no peers.
     pub(crate) fn imported(&self) -> Arc<ServerImports> {
         self.imported.load_full()
     }
@@ -406,7 +406,7 @@ impl Registry {
     /// An operation by its name on the wire, with or without the leading slash.
     pub(crate) fn lookup(&self, name: &str) -> Option<Arc<CompiledOperation>> {
         let name = name.strip_prefix('/').unwrap_or(name);
-        // First: nothing that is promoted or imported takes the place of the program's own.
+        // First: no promoted or imported operation replaces one of the program.
         if let Some(found) = self.curated(name) {
             return Some(Arc::clone(found));
         }
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_serves_is_replaced_as_a_whole_and_takes_no_place() {
+    fn an_import_is_replaced_as_a_whole_and_replaces_no_other() {
         let query = |name: &str| {
             let spec = OperationSpec::query(name, "").internal();
             Registration::imported(spec, once(), Provenance::FromOpenApi)

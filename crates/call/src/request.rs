@@ -34,7 +34,7 @@ use crate::schema::PermitShare;
 use crate::send_queue::QueueAppend;
 use crate::spec::OperationType;
 
-/// A request that was admitted.
+/// An admitted request.
 pub(crate) struct InboundRequest {
     pub(crate) head: RequestHead,
     link: Arc<CallConnectionState>,
@@ -43,9 +43,9 @@ pub(crate) struct InboundRequest {
     /// Bytes of its events that are queued and not yet written; of a subscription.
     queued: Option<Arc<AtomicUsize>>,
     pub(crate) credit: Option<CreditWindow>,
-    /// Whether its last event found no room, for which its length is not known before it is made.
+    /// Whether its last event found no room. The length of an event is not known before it is made.
     starved: AtomicBool,
-    /// Calls between operations that run below it.
+    /// Running calls between operations below it.
     pub(crate) children: AtomicUsize,
     children_ever: AtomicU64,
     env: OnceLock<Arc<dyn OperationEnv>>,
@@ -54,34 +54,34 @@ pub(crate) struct InboundRequest {
     token: OnceLock<CancellationToken>,
     task: OnceLock<AbortHandle>,
     tree: OnceLock<Arc<CallTree>>,
-    /// What it changes was sent to a server outside of this node.
+    /// Whether the node sent its change to a server outside.
     sent: AtomicBool,
-    /// Number of the newest table of identities by which its right was found to hold, after that it was let in by.
+    /// Number of the newest table of identities under which its right still held, after the table that admitted it.
     pub(crate) seen: AtomicU64,
 }
 
-/// What the requester said about it.
+/// The requester's part of it.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestHead {
     pub(crate) id: Box<str>,
     pub(crate) identity: Option<Arc<Identity>>,
-    /// The token of this one request, which says so.
+    /// The token of this one request, which names the requester.
     pub(crate) token: Option<Arc<AuthToken>>,
     pub(crate) forwarded_for: Option<ForwardedFor>,
     pub(crate) trace: Option<Box<str>>,
     pub(crate) deadline: Option<Instant>,
-    /// The requester asked for clearly less time than the operation has by itself.
+    /// Whether the requester left clearly less time than the operation has by itself.
     pub(crate) hurried: bool,
     pub(crate) idle: Option<Duration>,
     pub(crate) window: Option<u32>,
-    /// Its idempotency key, where that counts: the request then only waits for the run of the
-    /// key, which is counted instead.
+    /// Its idempotency key, where the key counts: the request then only waits for the run of the key, and the
+    /// operation counts the run in place of the request.
     pub(crate) key: Option<Box<str>>,
-    /// What its right rests on, which is asked for again as long as it runs.
-    pub(crate) standing: Option<RequestGrant>,
-    /// How often it was passed on before it came here.
+    /// The grounds of its right, which the node checks again while it runs.
+    pub(crate) grant: Option<RequestGrant>,
+    /// How often nodes passed it on before it arrived here.
     pub(crate) hops: u8,
-    /// Keeps its bytes counted until it, and the run of its key, is over.
+    /// Counts its bytes until it, and the run of its key, is over.
     pub(crate) _claim: Option<Arc<RequestClaim>>,
 }
 
@@ -113,8 +113,8 @@ impl InboundRequest {
         }
     }
 
-    /// The same request without its place on the connection: no abort reaches it, and what it
-    /// would send it does not. A keyed mutation runs as one.
+    /// The same request apart from the connection: no abort reaches it, and it sends nothing. A keyed mutation runs
+    /// as such a request.
     pub(crate) fn detached(&self) -> Arc<Self> {
         self.detached_below(self.tree().changes())
     }
@@ -136,7 +136,7 @@ impl InboundRequest {
         self.head.identity.as_ref()
     }
 
-    /// The token that says whose it is, its own or the connection's.
+    /// The token that names the requester, its own or the connection's.
     pub(crate) fn proof(&self) -> Option<&Arc<AuthToken>> {
         let own = self.head.token.as_ref();
         own.or_else(|| self.link.session.token())
@@ -170,8 +170,8 @@ impl InboundRequest {
         &self.operation
     }
 
-    /// Where its operation finds others; composed on the first access, and then shared by everything
-    /// below it.
+    /// The environment in which its operation finds others. The first access composes it, and everything below the
+    /// request shares it.
     pub(crate) fn env(&self) -> &Arc<dyn OperationEnv> {
         self.env.get_or_init(|| {
             let Dispatcher {
@@ -187,21 +187,20 @@ impl InboundRequest {
         format!("{}.{n}", self.id()).into()
     }
 
-    /// What it shares with every call below it. It is made on the first access: most operations never need
-    /// it.
+    /// The state that it shares with every call below it. The first access makes it: most operations never need it.
     pub(crate) fn tree(&self) -> &Arc<CallTree> {
         self.tree.get_or_init(|| Arc::new(CallTree::new()))
     }
 
     /// See [`Ctx::set_sent`].
     pub(crate) fn set_sent(&self, sent: bool) {
+        // Repeated notes must not change the count.
         if self.sent.swap(sent, Ordering::AcqRel) != sent {
             self.tree().changes().note(sent);
         }
     }
 
-    /// The error of a query or mutation, in view of what was sent for it. What a subscription is asked for again is up to
-    /// its cursor.
+    /// The error of a query or mutation, in view of the changes that it sent. A subscription resumes by its cursor.
     pub(crate) fn settled(&self, error: CallError) -> CallError {
         match self.tree.get() {
             Some(tree) if !self.is_subscription() => tree.changes().settled(error),
@@ -209,7 +208,7 @@ impl InboundRequest {
         }
     }
 
-    /// The token is made on the first access: most operations never need it.
+    /// The first access makes the token: most operations never need it.
     pub(crate) fn cancel_token(&self) -> &CancellationToken {
         let token = self.token.get_or_init(CancellationToken::new);
         // An abort that came before this access found no token to cancel.
@@ -219,13 +218,14 @@ impl InboundRequest {
         token
     }
 
-    /// Drops the handler and cancels what it spawned. Nothing is sent any more.
+    /// Drops the handler and cancels the work that it spawned. The request sends nothing any more.
     pub(crate) fn abort(&self) {
         self.aborted.store(true, Ordering::SeqCst);
         if let Some(token) = self.token.get() {
             token.cancel();
         }
         if let Some(task) = self.task.get() {
+            // The task of the request would otherwise run on.
             task.abort();
         }
     }
@@ -252,12 +252,13 @@ impl InboundRequest {
         }
     }
 
-    /// Sends one event of a subscription. It is over when the event became the terminal error instead, or
-    /// the stream is gone.
+    /// Sends one event of a subscription. The subscription is over when the event became the terminal error instead,
+    /// or the stream is gone.
     pub(crate) fn event(&self, mut item: SubscriptionItem, dropped: u64) -> EventSinkResult {
         if self.aborted.load(Ordering::SeqCst) {
             return EventSinkResult::Over;
         }
+        // Rights may end while a subscription runs.
         if let Err(error) = self.may_still_receive() {
             self.fail(error);
             return EventSinkResult::Over;
@@ -304,7 +305,7 @@ impl InboundRequest {
         }
     }
 
-    /// Whether a terminal event was sent before, or must not be: the next one counts as it.
+    /// Whether a terminal event went out before, or must not go out: the next one counts as it.
     fn is_over(&self) -> bool {
         self.aborted.load(Ordering::SeqCst) || self.answered.swap(true, Ordering::SeqCst)
     }
@@ -338,7 +339,7 @@ impl InboundRequest {
                 };
             };
             out.truncate(start);
-            // Each stream would keep the room of what was refused for as long as its peer reads nothing.
+            // Otherwise each stream would hold the room of the refused answer for as long as its peer reads nothing.
             out.shrink_to(start + REFUSAL_BYTES);
             let result = if len <= most && self.is_subscription() {
                 ResponseResult::NoRoom
@@ -357,7 +358,7 @@ impl InboundRequest {
         pushed.unwrap_or_default()
     }
 
-    /// The answer is there, and the peer does not read those before it.
+    /// The error for an answer whose peer does not read the earlier ones.
     fn too_much_unread(&self, no_room: UnreadLimitError) -> CallError {
         let counters = &self.link.dispatcher.counters;
         let message = match no_room {
@@ -375,7 +376,7 @@ impl InboundRequest {
         };
         let error = CallError::new(ErrorCode::Overloaded, message);
         let mut error = error.with_retry_after_ms(OVERLOAD_RETRY_MS);
-        // A mutation has run.
+        // A mutation has run, so the caller must not repeat it.
         error.retryable = self.operation.spec.op_type == OperationType::Query;
         error
     }
@@ -385,7 +386,7 @@ impl InboundRequest {
         self.starved.load(Ordering::Acquire) && !self.link.unread.has_share()
     }
 
-    /// Waits until it has not.
+    /// Waits until it need not wait any more.
     pub(crate) async fn wait_fed(&self) {
         if self.starved.load(Ordering::Acquire) {
             self.link.unread.wait_share().await;
@@ -407,13 +408,13 @@ impl InboundRequest {
 /// Room for the error in place of an answer; a longer one makes more.
 const REFUSAL_BYTES: usize = 1 << 10;
 
-/// What became of an answer or event.
+/// The outcome for an answer or event.
 #[derive(Debug, Default)]
 enum ResponseResult {
-    /// The peer has to read before the event can be queued. Answers are refused then.
+    /// The peer has to read before this side can queue the event. Answers are refused then.
     NoRoom,
     Queued,
-    /// An error took its place, or the stream takes no more.
+    /// An error replaced it, or the stream takes no more.
     #[default]
     Refused,
 }
@@ -424,8 +425,7 @@ fn too_large(len: usize, most: usize) -> CallError {
     CallError::new(ErrorCode::PayloadTooLarge, message)
 }
 
-/// Appends an answer or event; returns the length of its frame's body, and the data that is to
-/// follow.
+/// Appends an answer or event; returns the length of its frame's body, and the data that the caller appends.
 fn append_output<'a>(
     out: &mut Vec<u8>,
     id: &str,
@@ -503,7 +503,7 @@ impl CreditWindow {
     }
 }
 
-/// Keeps a request counted as long as it lives.
+/// Counts a request while it lives.
 pub(crate) struct InFlight(Arc<InboundRequest>);
 
 impl InFlight {
@@ -521,27 +521,28 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         let request = &self.0;
-        // Nothing starts below a request that is over, either.
+        // No call starts below a request that is over, either.
         request.aborted.store(true, Ordering::SeqCst);
+        // With a key, the run gives the permit back.
         if request.head.key.is_none() {
             request.operation.leave();
         }
         request.link.inbound.forget(request);
-        request.link.asked();
-        // Work the handler spawned may still run: a request that ended is over for it, too.
+        request.link.note_request();
+        // Work that the handler spawned may still run: the end of the request reaches that work as well.
         if let Some(token) = request.token.get() {
             token.cancel();
         }
         request.stream.inbound.fetch_sub(1, Ordering::AcqRel);
         request.stream.out.wake_writer();
-        // Streams that were there for its credit only may end now.
-        if request.credit.is_some() && request.link.said_goaway() {
+        // Streams that stayed open for its credit only may end now.
+        if request.credit.is_some() && request.link.has_sent_goaway() {
             request.link.wake_writers();
         }
     }
 }
 
-/// Runs a query or mutation: polled once here, and in a task of its own if that does not end it.
+/// Runs a query or mutation: polls it once here, and in a task of its own if that does not end it.
 pub(crate) fn start_once(
     in_flight: InFlight,
     handler: Arc<dyn OnceHandler>,
@@ -565,7 +566,7 @@ pub(crate) fn start_once(
     }
 }
 
-/// A query or mutation that has not been polled.
+/// A query or mutation before its first poll.
 pub(crate) struct OnceRun {
     run: alknet_core::BoxFuture<'static, ()>,
     in_flight: InFlight,
@@ -589,12 +590,13 @@ impl OnceRun {
             return run.await;
         };
         if tokio::time::timeout_at(deadline, run).await.is_err() {
+            // The handler is dropped by now: this is the one answer.
             request.fail(CallError::timeout());
         }
     }
 }
 
-/// Counts a panic and says what the caller sees of it.
+/// Counts a panic and returns the caller's error.
 pub(crate) fn panicked(request: &InboundRequest, operation: &str) -> CallError {
     DispatcherCounters::add(&request.link.dispatcher.counters.panics);
     tracing::error!(

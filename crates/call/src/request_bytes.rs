@@ -1,5 +1,5 @@
-//! Bytes of requests that run, of frames that are not complete, and of answers that wait to be read: each of the
-//! three has an account of its own, with the same shares.
+//! Bytes of running requests, of incomplete frames, and of unread answers: each of the three has an account of its
+//! own, with the same shares.
 
 mod claim;
 
@@ -13,33 +13,33 @@ use tokio::sync::Notify;
 
 use crate::error::CallError;
 use crate::limits::{
-    BYTES_PER_NODE, BYTES_SHARE, BYTES_SITE_SHARE, BYTES_STRANGERS, BYTES_STRANGERS_SHARE,
-    BYTES_SUBSCRIPTIONS, BYTES_SUBSCRIPTIONS_SHARE, REQUEST_BYTES_FREE, leaves_room,
+    BYTES_PER_NODE, BYTES_SHARE, BYTES_SITE_SHARE, BYTES_SUBSCRIPTIONS, BYTES_SUBSCRIPTIONS_SHARE,
+    BYTES_UNKNOWN_PEERS, BYTES_UNKNOWN_PEERS_SHARE, REQUEST_BYTES_FREE, leaves_room,
 };
 use crate::sync::lock;
 pub(crate) use claim::RequestClaim;
 
-/// Counts the bytes of requests that came in frames, for their requesters and for the node, from admission to the
-/// end of the run: a handler may keep its input as long as it runs, and the run of an idempotency key outlives the
-/// request and its connection. Without a bound a requester could have inputs passed on to a peer that reads them and
+/// Counts the bytes of requests that came in frames, for their requesters and for the node, from admission to the end
+/// of the run: a handler may keep its input while it runs, and the run of an idempotency key outlives the request and
+/// its connection. Without a bound a requester could have this node pass inputs on to a peer that reads them and
 /// answers none.
 #[derive(Debug)]
 pub(crate) struct RequestBytes {
     bounds: RequestByteLimits,
     counted: Mutex<RequestByteTotals>,
-    /// [`RequestByteTotals::node`], for [`has_room`](Self::has_room), which is asked for every event.
+    /// [`RequestByteTotals::node`], for [`has_room`](Self::has_room), which runs for every event.
     node: AtomicUsize,
-    /// A claim was given back.
+    /// Notified when a claim gives bytes back.
     given_back: Notify,
 }
 
-/// The most at once.
+/// The most bytes at once.
 #[derive(Clone, Copy, Debug)]
 struct RequestByteLimits {
     node: usize,
     each: usize,
-    strangers: usize,
-    strangers_each: usize,
+    unknown_peers: usize,
+    unknown_each: usize,
     site: usize,
     subscriptions: usize,
     subscriptions_each: usize,
@@ -48,22 +48,22 @@ struct RequestByteLimits {
 #[derive(Debug, Default)]
 struct RequestByteTotals {
     node: usize,
-    strangers: RequesterTotals,
+    unknown_peers: RequesterTotals,
     subscriptions: usize,
     each: HashMap<Requester, RequesterTotals>,
-    /// Of the unknown peers of all networks of a site together.
+    /// The bytes of the unknown peers of all networks of a site together.
     sites: HashMap<SitePrefix, usize>,
 }
 
-/// Of one requester, or of all unknown peers.
+/// The bytes of one requester, or of all unknown peers.
 #[derive(Clone, Copy, Debug, Default)]
 struct RequesterTotals {
     bytes: usize,
-    /// Of these, those of subscriptions.
+    /// Of these, the bytes of subscriptions.
     subscriptions: usize,
 }
 
-/// What the bytes are kept for.
+/// Why the node keeps the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RequestRetention {
     /// Until an answer, which has a deadline.
@@ -72,25 +72,25 @@ pub(crate) enum RequestRetention {
     Subscribed,
 }
 
-/// What a claim that [grows](RequestBytes::grow) has to fit into.
+/// The room that a claim needs to [grow](RequestBytes::grow).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GrowLimit {
-    /// Nothing: the bytes are there already.
+    /// None: the bytes are in memory already.
     Anyway,
-    /// What is left before it grows has to be something. It may then be exceeded once, because how long an event is
-    /// shows when it is made, and one that never fitted would be waited for without end.
+    /// Some room has to be left before it grows. The claim may then exceed it once, because an event's length shows
+    /// only when the event is made, and the node would wait without end for room for one that is always too long.
     Begins,
-    /// With it the requester has at most half of what there would be room for. The other half is for what is read: where
-    /// what waits to be passed on had all, none of it could be.
+    /// With it the requester has at most half of the room that there would be. The other half is for the answers that
+    /// it reads: where waiting events had all, it could read none of them.
     Half,
-    /// The same; or its requester has nothing else, and then what is left has to be something: of what waits to be
-    /// passed on there is always room for one, whatever others have.
+    /// The same; or its requester has nothing else, and then some room has to be left: of the events that wait to be
+    /// passed on, one always has room, whatever others have.
     First,
-    /// What is left has to be as much.
+    /// Room for all of it has to be left.
     Wholly,
 }
 
-/// Whose requests are counted together.
+/// Requests of one requester count together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Requester {
     Known(PeerId),
@@ -122,24 +122,24 @@ impl Requester {
     }
 }
 
-/// What there is no room for, and how much there may be.
+/// The exhausted limit, and its size.
 type Full = (&'static str, usize);
 
 impl RequestByteLimits {
-    /// What one requester may have.
+    /// The limit of one requester.
     fn own(&self, requester: &Requester) -> Full {
         match requester.is_known() {
             true => ("bytes of requests of one identity at once", self.each),
             false => (
                 "bytes of requests of one network's unknown peers at once",
-                self.strangers_each,
+                self.unknown_each,
             ),
         }
     }
 
-    /// Whether a requester may have `bytes` more. One request, or what follows, may be longer than everything where
-    /// there is nothing else.
-    fn fits(
+    /// Whether a requester may have `bytes` more. One request, or event, may be longer than the whole limit where the
+    /// requester has nothing else.
+    fn check_room(
         &self,
         counted: &RequestByteTotals,
         requester: &Requester,
@@ -147,43 +147,44 @@ impl RequestByteLimits {
     ) -> Result<(), Full> {
         let own = counted.requester_totals(requester).bytes + bytes;
         let node = counted.node + bytes;
-        let (whose, each) = self.own(requester);
+        let (what, each) = self.own(requester);
+        // Beside other bytes the limit is strict.
         if own > each && own > bytes {
-            return Err((whose, each));
+            return Err((what, each));
         }
         let of_site = requester.site().map_or(0, |site| {
             counted.sites.get(&site).copied().unwrap_or_default() + bytes
         });
-        let strangers_full =
-            counted.strangers.bytes + bytes > self.strangers || of_site > self.site;
+        let unknown_full =
+            counted.unknown_peers.bytes + bytes > self.unknown_peers || of_site > self.site;
         let others = node > bytes && !leaves_room(own, node, self.node);
-        if others || !requester.is_known() && strangers_full {
+        if others || !requester.is_known() && unknown_full {
             return Err(("bytes of requests of all requesters at once", self.node));
         }
         Ok(())
     }
 
-    /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, and those of unknown
-    /// peers `strangers` if it is one, the new one of `bytes` included. They may run for ever: what they keep is no
-    /// other request's, and what unknown peers keep is no known one's.
+    /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, and those of
+    /// unknown peers `unknown_peers` if it is one, the new one of `bytes` included. They may run for ever: their bytes
+    /// come from no other request's share, and those of unknown peers from no known peer's share.
     fn subscribe(
         &self,
         own: usize,
-        strangers: Option<usize>,
+        unknown_peers: Option<usize>,
         all: usize,
         bytes: usize,
     ) -> Result<(), CallError> {
-        let each = match strangers {
+        let each = match unknown_peers {
             None => self.subscriptions_each,
-            Some(_) => self.subscriptions_each / BYTES_STRANGERS_SHARE,
+            Some(_) => self.subscriptions_each / BYTES_UNKNOWN_PEERS_SHARE,
         };
         if own > each && own > bytes {
             let what = "bytes of subscriptions of one requester at once";
             return Err(CallError::overloaded(what, each));
         }
-        let strangers_too_many = strangers.is_some_and(|all| all > self.subscriptions_each);
+        let unknown_too_many = unknown_peers.is_some_and(|all| all > self.subscriptions_each);
         let others = all > bytes && !leaves_room(own, all, self.subscriptions);
-        if strangers_too_many || others {
+        if unknown_too_many || others {
             let what = "bytes of subscriptions of all requesters at once";
             return Err(CallError::overloaded(what, self.subscriptions));
         }
@@ -200,8 +201,8 @@ impl RequestByteTotals {
         self.node += bytes;
         self.subscriptions += subscribed;
         if !requester.is_known() {
-            self.strangers.bytes += bytes;
-            self.strangers.subscriptions += subscribed;
+            self.unknown_peers.bytes += bytes;
+            self.unknown_peers.subscriptions += subscribed;
         }
         if let Some(site) = requester.site() {
             *self.sites.entry(site).or_default() += bytes;
@@ -215,8 +216,8 @@ impl RequestByteTotals {
         self.node -= bytes;
         self.subscriptions -= subscribed;
         if !requester.is_known() {
-            self.strangers.bytes -= bytes;
-            self.strangers.subscriptions -= subscribed;
+            self.unknown_peers.bytes -= bytes;
+            self.unknown_peers.subscriptions -= subscribed;
         }
         if let Some(site) = requester.site()
             && let Some(of_site) = self.sites.get_mut(&site)
@@ -243,17 +244,17 @@ impl Default for RequestBytes {
 }
 
 impl RequestBytes {
-    /// For a node that has room for `node` bytes.
+    /// An account for a node that has room for `node` bytes.
     pub(crate) fn new(node: usize) -> Self {
-        let strangers = node / BYTES_STRANGERS;
+        let unknown_peers = node / BYTES_UNKNOWN_PEERS;
         let subscriptions = node / BYTES_SUBSCRIPTIONS;
         Self {
             bounds: RequestByteLimits {
                 node,
                 each: node / BYTES_SHARE,
-                strangers,
-                strangers_each: strangers / BYTES_STRANGERS_SHARE,
-                site: strangers / BYTES_SITE_SHARE,
+                unknown_peers,
+                unknown_each: unknown_peers / BYTES_UNKNOWN_PEERS_SHARE,
+                site: unknown_peers / BYTES_SITE_SHARE,
                 subscriptions,
                 subscriptions_each: subscriptions / BYTES_SUBSCRIPTIONS_SHARE,
             },
@@ -263,14 +264,14 @@ impl RequestBytes {
         }
     }
 
-    /// How many bytes are counted now, and how many may be.
-    pub(crate) fn kept(&self) -> (usize, usize) {
+    /// The bytes that count now, and the limit.
+    pub(crate) fn usage(&self) -> (usize, usize) {
         (lock(&self.counted).node, self.bounds.node)
     }
 
-    /// Counts a request of `bytes` until the claim is dropped; `None` for one so short that it is not counted. One
-    /// request at a time may be longer than what its requester, or the node, has room for: how long a frame may be
-    /// is configured.
+    /// Counts a request of `bytes` until the claim is dropped; `None` for a request too short to count. One request
+    /// at a time may be longer than the room of its requester or of the node: the configuration sets how long a frame
+    /// may be.
     ///
     /// # Errors
     /// `OVERLOADED` where there is no room now.
@@ -278,28 +279,29 @@ impl RequestBytes {
         self: &Arc<Self>,
         requester: Requester,
         bytes: usize,
-        kept: RequestRetention,
+        retention: RequestRetention,
     ) -> Result<Option<Arc<RequestClaim>>, CallError> {
+        // The limit of requests in flight bounds short ones: counting each would only take the lock.
         if bytes <= REQUEST_BYTES_FREE {
             return Ok(None);
         }
         let mut counted = lock(&self.counted);
-        let fits = self.bounds.fits(&counted, &requester, bytes);
-        fits.map_err(|(what, most)| CallError::overloaded(what, most))?;
-        let subscribed = if kept == RequestRetention::Subscribed {
+        let room = self.bounds.check_room(&counted, &requester, bytes);
+        room.map_err(|(what, most)| CallError::overloaded(what, most))?;
+        let subscribed = if retention == RequestRetention::Subscribed {
             bytes
         } else {
             0
         };
-        if kept == RequestRetention::Subscribed {
+        if retention == RequestRetention::Subscribed {
             let own = counted.requester_totals(&requester).subscriptions + bytes;
-            let strangers = counted.strangers.subscriptions + bytes;
-            let strangers = (!requester.is_known()).then_some(strangers);
+            let unknown_peers = counted.unknown_peers.subscriptions + bytes;
+            let unknown_peers = (!requester.is_known()).then_some(unknown_peers);
             let all = counted.subscriptions + bytes;
-            self.bounds.subscribe(own, strangers, all, bytes)?;
+            self.bounds.subscribe(own, unknown_peers, all, bytes)?;
         }
         counted.add(&requester, bytes, subscribed);
-        // While it is locked: the copy must not go back to an older count.
+        // Under the lock: the copy must not go back to an older count.
         self.node.store(counted.node, Ordering::Release);
         drop(counted);
         Ok(Some(Arc::new(RequestClaim {
@@ -310,21 +312,21 @@ impl RequestBytes {
         })))
     }
 
-    /// Counts `bytes` more for a requester, where they fit; the caller gives them back by
+    /// Counts `bytes` more for a requester, where there is room; the caller gives them back by
     /// [`shrink`](Self::shrink).
     pub(crate) fn grow(&self, requester: &Requester, bytes: usize, fit: GrowLimit) -> bool {
         let mut counted = lock(&self.counted);
-        let asked = match fit {
+        let needed = match fit {
             GrowLimit::Anyway => None,
             GrowLimit::Begins => Some(1),
-            // `fits` adds this to what the requester has: twice what it would have then.
+            // `room` adds this to the requester's bytes: twice what it would have then.
             GrowLimit::First | GrowLimit::Half => {
                 Some(counted.requester_totals(requester).bytes + 2 * bytes)
             }
             GrowLimit::Wholly => Some(bytes),
         };
-        let fits = |asked| self.bounds.fits(&counted, requester, asked).is_ok();
-        if !asked.is_none_or(fits) {
+        let room = |needed| self.bounds.check_room(&counted, requester, needed).is_ok();
+        if !needed.is_none_or(room) {
             return false;
         }
         counted.add(requester, bytes, 0);
@@ -332,48 +334,50 @@ impl RequestBytes {
         true
     }
 
-    /// Counts `bytes` more for a requester that has those that are `held` and nothing else, if it may begin something.
+    /// Counts `bytes` more for a requester that has the `held` bytes and nothing else, if it may begin a request.
     pub(crate) fn grow_alone(&self, requester: &Requester, bytes: usize, held: usize) -> bool {
         let mut counted = lock(&self.counted);
+        // Another connection of the requester has bytes as well: then the usual limits apply.
         if counted.requester_totals(requester).bytes != held {
             return false;
         }
-        // Not beside its own bytes.
+        // The requester's own bytes do not count against it here.
         counted.take(requester, held, 0);
-        let fits = self.bounds.fits(&counted, requester, 1).is_ok();
-        let now = if fits { held + bytes } else { held };
+        let room = self.bounds.check_room(&counted, requester, 1).is_ok();
+        let now = if room { held + bytes } else { held };
         if now > 0 {
             counted.add(requester, now, 0);
         }
         self.node.store(counted.node, Ordering::Release);
-        fits
+        room
     }
 
-    /// Gives back what [`grow`](Self::grow) counted.
+    /// Gives back the bytes that [`grow`](Self::grow) counted.
     pub(crate) fn shrink(&self, requester: &Requester, bytes: usize) {
         let mut counted = lock(&self.counted);
         counted.take(requester, bytes, 0);
         self.node.store(counted.node, Ordering::Release);
     }
 
-    /// Whether there is room for more of a requester's. While all have less than the smallest share, `requester` is
-    /// not called.
+    /// Whether a requester has room for more. While all have less than the smallest share, this does not call
+    /// `requester`.
     pub(crate) fn has_room(&self, requester: impl FnOnce() -> Requester) -> bool {
-        if self.node.load(Ordering::Acquire) < self.bounds.strangers_each {
+        // No share can be exhausted yet: the lock is not needed.
+        if self.node.load(Ordering::Acquire) < self.bounds.unknown_each {
             return true;
         }
         let requester = requester();
         let counted = lock(&self.counted);
-        self.bounds.fits(&counted, &requester, 1).is_ok()
+        self.bounds.check_room(&counted, &requester, 1).is_ok()
     }
 
-    /// Whether a requester has all that one may have, whatever others have.
+    /// Whether a requester has reached its own limit, whatever others have.
     pub(crate) fn is_spent(&self, requester: &Requester) -> bool {
         let (_, each) = self.bounds.own(requester);
         lock(&self.counted).requester_totals(requester).bytes >= each
     }
 
-    /// Resolves once a claim is given back after this was called.
+    /// Resolves once a claim gives bytes back after this call.
     pub(crate) fn given_back(&self) -> impl Future<Output = ()> {
         self.given_back.notified()
     }
@@ -393,15 +397,15 @@ mod tests {
         Requester::Known(id.parse().expect("a peer id"))
     }
 
-    fn stranger(network: u8) -> Requester {
-        stranger_at(Ipv4Addr::new(192, 0, network, 1).into())
+    fn unknown(network: u8) -> Requester {
+        unknown_at(Ipv4Addr::new(192, 0, network, 1).into())
     }
 
-    fn stranger_at(address: IpAddr) -> Requester {
+    fn unknown_at(address: IpAddr) -> Requester {
         Requester::from_identity(None, Some(SocketAddr::from((address, 1))))
     }
 
-    /// Claims as often as there is room.
+    /// Claims until there is no room.
     fn takes_all(
         all: &Arc<RequestBytes>,
         requester: &Requester,
@@ -414,9 +418,9 @@ mod tests {
         all: &Arc<RequestBytes>,
         requester: &Requester,
         bytes: usize,
-        kept: RequestRetention,
+        retention: RequestRetention,
     ) -> Vec<Option<Arc<RequestClaim>>> {
-        let next = || all.claim(requester.clone(), bytes, kept).ok();
+        let next = || all.claim(requester.clone(), bytes, retention).ok();
         std::iter::from_fn(next).collect()
     }
 
@@ -449,13 +453,13 @@ mod tests {
     fn unknown_peers_have_a_quarter_and_one_network_a_quarter_of_it() {
         let all = Arc::new(RequestBytes::new(16 * MIB));
         let bytes = 64 << 10;
-        let mut held = takes_all(&all, &stranger(1), bytes);
+        let mut held = takes_all(&all, &unknown(1), bytes);
         assert_eq!(held.len(), 16);
-        (2..10).for_each(|n| held.extend(takes_all(&all, &stranger(n), bytes)));
+        (2..10).for_each(|n| held.extend(takes_all(&all, &unknown(n), bytes)));
         assert_eq!(held.len(), 64);
         assert_eq!(takes_all(&all, &known("ada"), bytes).len(), 128);
         drop(held);
-        assert_eq!(lock(&all.counted).strangers.bytes, 0);
+        assert_eq!(lock(&all.counted).unknown_peers.bytes, 0);
     }
 
     #[test]
@@ -464,7 +468,7 @@ mod tests {
         let bytes = 64 << 10;
         let at = |site, network: u16| {
             let address = Ipv6Addr::new(0x2001, 0xdb8, site, network << 8, 0, 0, 0, 1);
-            takes_all(&all, &stranger_at(address.into()), bytes)
+            takes_all(&all, &unknown_at(address.into()), bytes)
         };
         let one: Vec<_> = (0..256).flat_map(|network| at(1, network)).collect();
         assert_eq!(one.len(), 32);
@@ -474,29 +478,30 @@ mod tests {
         assert!(lock(&all.counted).sites.is_empty());
     }
 
-    /// Of operations that are open to unknown peers.
+    /// Subscriptions of operations that are open to unknown peers.
     #[test]
     fn subscriptions_of_unknown_peers_leave_known_ones_theirs() {
         for memory in [128 << 20, 512 << 20, 2 << 30] {
             let all = Arc::new(RequestBytes::new(bytes_for_memory(memory)));
-            let subscribe =
-                |who: &Requester| takes_all_kept(&all, who, 16 << 10, RequestRetention::Subscribed);
+            let subscribe = |requester: &Requester| {
+                takes_all_kept(&all, requester, 16 << 10, RequestRetention::Subscribed)
+            };
             let of_one = all.bounds.subscriptions_each / 4 / (16 << 10);
-            let mut held = subscribe(&stranger(0));
+            let mut held = subscribe(&unknown(0));
             assert_eq!(held.len(), of_one, "one network");
-            (1..100).for_each(|n| held.extend(subscribe(&stranger(n))));
+            (1..100).for_each(|n| held.extend(subscribe(&unknown(n))));
             assert_eq!(held.len(), 4 * of_one);
             let due = all.bounds.subscriptions_each.min(MIB);
             let ada = all.claim(known("ada"), due, RequestRetention::Subscribed);
             assert!(ada.is_ok(), "{memory}");
             // Their requests that end have more.
-            assert!(!takes_all(&all, &stranger(0), 16 << 10).is_empty());
+            assert!(!takes_all(&all, &unknown(0), 16 << 10).is_empty());
             drop((held, ada));
-            assert_eq!(lock(&all.counted).strangers.subscriptions, 0);
+            assert_eq!(lock(&all.counted).unknown_peers.subscriptions, 0);
         }
     }
 
-    /// Else it could never be made.
+    /// Otherwise it could never be made.
     #[test]
     fn a_request_that_is_longer_than_the_room_is_made_alone() {
         let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
@@ -515,7 +520,7 @@ mod tests {
         assert!(all.claim(known("eve"), MIB, RequestRetention::Once).is_ok());
     }
 
-    /// Another requester could take what was given up, so nothing is given up first.
+    /// Another requester could take the released bytes, so the claim releases nothing first.
     #[test]
     fn a_claim_that_finds_no_room_to_grow_keeps_what_it_has() {
         let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
@@ -528,7 +533,7 @@ mod tests {
         assert_eq!(refused.code, ErrorCode::Overloaded);
         assert_eq!(lock(&all.counted).requester_totals(&ada).bytes, MIB);
         assert!(takes_all(&all, &known("trudy"), MIB).is_empty());
-        // From now on it is counted for another requester, and not for both.
+        // From now on it counts for another requester, and not for both.
         growing
             .resize(&known("bob"), MIB)
             .expect("as much as before");
@@ -540,7 +545,7 @@ mod tests {
         assert_eq!((counted.node, counted.each.len()), (0, 0));
     }
 
-    /// One frame may be longer than all that there is, however small its steps are.
+    /// One frame may be longer than the whole limit, however small its steps are.
     #[test]
     fn a_claim_grows_beyond_the_room_where_it_is_alone() {
         let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
@@ -564,8 +569,8 @@ mod tests {
             |id: &str| takes_all_kept(&all, &known(id), bytes, RequestRetention::Subscribed);
         let four: Vec<_> = ["eve", "mallory", "trudy", "craig"].map(subscribe).into();
         // 4 MiB for each, and the last quarter of the 16 MiB is left.
-        let kept: Vec<_> = four.iter().map(Vec::len).collect();
-        assert_eq!(kept, [16, 16, 16, 0]);
+        let held_each: Vec<_> = four.iter().map(Vec::len).collect();
+        assert_eq!(held_each, [16, 16, 16, 0]);
         let more: Vec<_> = (0..100).map(|n| subscribe(&format!("many-{n}"))).collect();
         assert!(more.iter().all(Vec::is_empty));
         let short = all.claim(known("ada"), 16 << 10, RequestRetention::Subscribed);

@@ -1,17 +1,17 @@
-//! What the right to a running subscription rests on, and the watch over it.
+//! The rights behind a running subscription, and the watch over them.
 //!
 //! A requester that loses the right to an operation keeps nothing of it that runs: a subscription whose rule no
 //! longer holds ends with `FORBIDDEN`, or `UNAUTHENTICATED` where the identity is gone. Queries and mutations run to
 //! their end: that comes by itself, and half a mutation helps no requester.
 //!
-//! The right is looked up where it comes from and not on the connection, whose identity the endpoint replaces at its
+//! The node looks the right up at its source and not on the connection, whose identity the endpoint replaces at its
 //! own pace. So a change of rights counts without any notice to the connections: from the moment at which the
 //! identities have it, which is before the node answers the administrator who made it,
 //!
-//! - a request is let in by the rights of the moment at which the node looks at it,
-//! - a query is answered, and an event given, only if the right to it holds at that moment.
+//! - the node admits a request by the rights of that moment,
+//! - it answers a query, and gives an event, only if the right to it holds at that moment.
 //!
-//! A mutation is answered as it ended: it was made.
+//! The node answers a mutation as it ended: the change is made.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,14 +29,14 @@ use crate::local_caller::CallerProof;
 use crate::request::InboundRequest;
 use crate::spec::OperationType;
 
-/// What was true when a request was let in, to be asked again.
+/// The facts with which a request was admitted, to be checked again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestGrant {
-    /// What else proves whose it is, if not the connection.
+    /// What else proves the identity, if not the connection.
     pub(crate) proved_by: Option<CallerProof>,
     /// The resource its input names.
     pub(crate) resource: Option<Box<str>>,
-    /// The rule of the way to the peer it was passed on to.
+    /// The rule of the way to the peer that it was passed on to.
     pub(crate) route: Option<AccessControl>,
 }
 
@@ -44,73 +44,72 @@ impl InboundRequest {
     /// The identity that the request acts for now.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         let before = self.identity()?;
-        let standing = self.head.standing.as_ref();
+        let grant = self.head.grant.as_ref();
         let token = self.head.token.as_deref();
-        let proved_by = standing.and_then(|standing| standing.proved_by);
+        let proved_by = grant.and_then(|grant| grant.proved_by);
         self.link().proved(before, token, proved_by)
     }
 
-    /// Whether the requester may still get an answer or an event. As long as nothing changes, no identity is looked
-    /// up for that.
+    /// Whether the requester may still get an answer or an event. While nothing changes, this looks up no identity.
     pub(crate) fn may_still_receive(&self) -> Result<(), CallError> {
         let is_made = self.operation().spec.op_type == OperationType::Mutation;
-        let (Some(standing), Some(who), false) = (&self.head.standing, self.identity(), is_made)
+        let (Some(grant), Some(requester), false) = (&self.head.grant, self.identity(), is_made)
         else {
             return Ok(());
         };
         let dispatcher = &self.link().dispatcher;
-        if dispatcher.is_current(who) {
+        // The common case: no table of identities replaced the one that admitted the request.
+        if dispatcher.is_current(requester) {
             return Ok(());
         }
-        // Before the identity is looked up: a change in between is seen the next time.
+        // Before the lookup of the identity: the next check sees a change in between.
         let table = dispatcher.table();
-        // Relaxed: a number that is seen late costs one more look at the rights.
+        // Relaxed: a number that this thread sees late costs one more check of the rights.
         if table.is_some_and(|table| self.seen.load(Ordering::Relaxed) == table) {
             return Ok(());
         }
-        self.still_allowed(standing)?;
+        self.still_allowed(grant)?;
         if let Some(table) = table {
             self.seen.store(table, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn still_allowed(&self, standing: &RequestGrant) -> Result<(), CallError> {
-        let who = self.identity_now();
-        let (who, key) = (who.as_deref(), self.link().info.key);
-        if let Some(route) = &standing.route
-            && route.check(who, None, None) != AccessDecision::Allowed
+    fn still_allowed(&self, grant: &RequestGrant) -> Result<(), CallError> {
+        let requester = self.identity_now();
+        let (requester, key) = (requester.as_deref(), self.link().info.key);
+        if let Some(route) = &grant.route
+            && route.check(requester, None, None) != AccessDecision::Allowed
         {
-            return Err(no_way(who, key));
+            return Err(no_way(requester, key));
         }
         let ownership = self.link().dispatcher.ownership.as_deref();
         let rule = &self.operation().spec.access_control;
-        rule.admit(who, standing.resource.as_deref(), ownership, key)
+        rule.admit(requester, grant.resource.as_deref(), ownership, key)
     }
 }
 
 impl CallConnectionState {
-    /// The identity that the peer acts as now, looked up whatever is kept on the connection.
+    /// The identity that the peer acts as now, by a lookup and not by the one stored on the connection.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
-        if let (Some(kept), Some(token)) = (self.session.identity(), self.session.token()) {
+        if let (Some(stored), Some(token)) = (self.session.identity(), self.session.token()) {
             let now = self.dispatcher.by_token(token.expose());
             // The token may be another identity's by now.
-            return now.filter(|now| now.id == kept.id);
+            return now.filter(|now| now.id == stored.id);
         }
-        let kept = self.connection.identity()?;
+        let stored = self.connection.identity()?;
         let by_key = self.dispatcher.by_keys(self.info.key.as_slice());
-        match by_key.filter(|now| now.id == kept.id) {
+        match by_key.filter(|now| now.id == stored.id) {
             Some(now) => Some(now),
-            // The key no longer has this identity. A closed connection may still keep it: no watch takes it off
-            // there.
-            None if self.holder.as_ref() == Some(&kept.id) => None,
+            // The key no longer has this identity. A closed connection may still store it: no watch removes it there.
+            None if self.holder.as_ref() == Some(&stored.id) => None,
             // The code that made such an identity also replaces it.
-            None if kept.generation == 0 => Some(kept),
-            None => self.dispatcher.by_id(&kept.id),
+            None if stored.generation == 0 => Some(stored),
+            None => self.dispatcher.by_id(&stored.id),
         }
     }
 
-    /// Who `before` is now, by what proved it: a token of the request, something else, or the connection.
+    /// The identity `before` as it is now, by its proof: a token of the request, something else, or the connection.
     fn proved(
         &self,
         before: &Identity,
@@ -127,7 +126,8 @@ impl CallConnectionState {
         now.filter(|now| now.id == before.id)
     }
 
-    /// The same for a request that proved some time ago who asks: what it brings with it may have taken until now.
+    /// The same for a request whose requester proved its identity some time ago: receiving the rest of the request
+    /// may have taken until now.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` where its token is no longer valid.
@@ -152,17 +152,18 @@ impl CallConnectionState {
 
 /// Resolves once the subscription may no longer run.
 pub(crate) async fn withdrawn(request: &InboundRequest) -> CallError {
-    let Some(standing) = &request.head.standing else {
+    let Some(grant) = &request.head.grant else {
         return std::future::pending().await;
     };
-    let open = standing.route.is_none() && request.operation().spec.access_control.is_open();
+    let open = grant.route.is_none() && request.operation().spec.access_control.is_open();
     let changes = request.link().dispatcher.identity_changes();
+    // An operation that every caller may use needs no watch.
     let Some(mut changes) = changes.filter(|_| !open) else {
         return std::future::pending().await;
     };
     loop {
-        // At first, too: something may have changed since the request was let in.
-        if let Err(error) = request.still_allowed(standing) {
+        // At first, too: rights may have changed since the request was admitted.
+        if let Err(error) = request.still_allowed(grant) {
             return error;
         }
         if !wait(&mut changes, SESSION_RECHECK).await {
@@ -198,7 +199,7 @@ mod tests {
 
     const KEY: PeerKey = PeerKey::Ed25519([7; 32]);
 
-    /// Knows one key until it is removed.
+    /// Knows one key until the test removes it.
     #[derive(Default)]
     struct RevocableKeyIdentities {
         changed: watch::Sender<u64>,
@@ -235,7 +236,7 @@ mod tests {
         }
     }
 
-    /// No watch takes the identity off the connection, as of one that is closed.
+    /// No watch removes the identity from the connection, as with a closed one.
     #[tokio::test]
     async fn a_subscription_ends_with_the_key_of_a_connection_that_is_closed() {
         let spec = OperationSpec::subscription("test/silent", "A test.").with_scope("work");
@@ -268,7 +269,7 @@ mod tests {
         let ended = ended.expect("it hears of the removal").expect("an end");
         let refused = ended.expect_err("no event").error;
         assert_eq!(refused.code.name(), "UNAUTHENTICATED");
-        // The connection keeps its identity: only a lookup of the key shows that the key was removed.
+        // The connection keeps its identity: only a lookup of the key shows the removal.
         assert!(gate.identity().is_some());
     }
 }

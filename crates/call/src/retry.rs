@@ -1,5 +1,5 @@
-//! Trying again: what may be repeated, when, and how often. The rules know no clock and no
-//! randomness; both are what the caller says.
+//! Retries: what the client may repeat, when, and how often. The rules know no clock and no randomness; the caller
+//! passes both.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -21,14 +21,14 @@ use crate::sync::lock;
 /// Random bytes of an idempotency key.
 const KEY_BYTES: usize = 18;
 
-/// What of an operation matters for calling it again.
+/// The facts about an operation that matter for calling it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OperationRetryInfo {
     pub(crate) repeat: RetrySafety,
     pub(crate) resumable: bool,
 }
 
-/// Whether a call may be repeated.
+/// Whether the client may repeat a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetrySafety {
     /// Under the same idempotency key.
@@ -38,7 +38,7 @@ pub(crate) enum RetrySafety {
 }
 
 impl OperationRetryInfo {
-    /// Of an operation whose spec cannot be had.
+    /// The facts about an operation without a known spec.
     pub(crate) const UNKNOWN: Self = Self {
         repeat: RetrySafety::No,
         resumable: false,
@@ -56,7 +56,7 @@ impl OperationRetryInfo {
         }
     }
 
-    /// Sees to it that every try carries the same key.
+    /// Makes sure that every try carries the same key.
     pub(crate) fn prepare(self, options: &mut CallOptions) -> Result<(), CallError> {
         if self.repeat == RetrySafety::Keyed && options.idempotency_key.is_none() {
             options.idempotency_key = Some(new_key()?);
@@ -65,11 +65,11 @@ impl OperationRetryInfo {
     }
 }
 
-/// What is known of a peer's operations, and of its limits.
+/// What this side knows of a peer's operations, and of its limits.
 #[derive(Debug, Default)]
 pub(crate) struct PeerRetryInfo {
     habits: Mutex<HashMap<String, OperationRetryInfo>>,
-    /// 0: it has not said.
+    /// 0: the peer has not announced it.
     requests_max: AtomicUsize,
 }
 
@@ -77,7 +77,7 @@ impl PeerRetryInfo {
     pub(crate) fn learn(&self, operation: &str, spec: &OperationSpec) {
         let mut habits = lock(&self.habits);
         if habits.len() >= KNOWN_OPERATIONS_MAX {
-            // What is forgotten is asked of the peer again.
+            // The client asks the peer again for the operations that it forgets here.
             habits.clear();
         }
         let name = operation.trim_start_matches('/').to_owned();
@@ -100,13 +100,13 @@ impl PeerRetryInfo {
     }
 }
 
-/// The tries of one call.
+/// The retries of one call.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RetryCount(u32);
 
 impl RetryCount {
-    /// How long to wait before the next try; `None` for none: the error stands, three were made,
-    /// or the time that is `left` would not suffice.
+    /// The pause before the next try; `None` for no further try: the error is final, three retries were made, or the
+    /// time `left` would not suffice.
     pub(crate) fn next(
         &mut self,
         error: &CallError,
@@ -117,8 +117,10 @@ impl RetryCount {
             return None;
         }
         let own = jittered(RETRY_DELAY_FIRST * 2u32.pow(self.0), random);
-        let asked = Duration::from_millis(error.retry_after_ms.unwrap_or_default());
-        let delay = own.max(asked);
+        let requested = Duration::from_millis(error.retry_after_ms.unwrap_or_default());
+        // The peer knows best when it has room again.
+        let delay = own.max(requested);
+        // The retry would end at its deadline before it began.
         if left.is_some_and(|left| left <= delay) {
             return None;
         }
@@ -127,14 +129,14 @@ impl RetryCount {
     }
 }
 
-/// Half of `delay` and a random part of the other half, so that those who failed together do not
-/// come back together.
+/// Half of `delay` and a random part of the other half, so that callers that failed together do not come back
+/// together.
 fn jittered(delay: Duration, random: u32) -> Duration {
     let half = delay / 2;
     half + half.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-/// Any number; where the system has none, the middle.
+/// A random number; where the system has none, the middle.
 pub(crate) fn random() -> u32 {
     getrandom::u32().unwrap_or(u32::MAX / 2)
 }
@@ -147,19 +149,18 @@ pub(crate) fn new_key() -> Result<String, CallError> {
     Ok(BASE64URL_NOPAD.encode(&bytes))
 }
 
-/// What is left until `deadline`.
+/// The time until `deadline`.
 pub(crate) fn left(deadline: Option<Instant>) -> Option<Duration> {
     deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
 }
 
 impl Caller {
-    /// As [`call_with`](Self::call_with), trying again up to three times where that is safe and
-    /// may help: the error says `retryable`, the time allows it, and the operation is a query or a
-    /// mutation that takes an idempotency key, which is made when `options` has none. What the
-    /// operation is, the peer is asked once per connection.
+    /// As [`call_with`](Self::call_with), with up to three retries where that is safe and may help: the error says
+    /// `retryable`, the time allows it, and the operation is a query or a mutation that takes an idempotency key. The
+    /// client makes the key when `options` has none. It asks the peer once per connection what the operation is.
     ///
     /// # Errors
-    /// The last one.
+    /// The last error.
     pub async fn call_retrying(
         &self,
         operation: &str,
@@ -193,14 +194,15 @@ impl Caller {
         !self.is_closed() && !self.is_draining()
     }
 
-    /// What of `operation` matters for calling it again. One that the peer does not show is called
-    /// once.
+    /// The facts about `operation` that matter for calling it again. The client calls an operation once that the peer
+    /// does not show.
     pub(crate) async fn habits(&self, operation: &str) -> Result<OperationRetryInfo, CallError> {
         if let Some(habits) = self.link.known.habits(operation) {
             return Ok(habits);
         }
         match self.schema(operation.trim_start_matches('/')).await {
             Ok(spec) => Ok(OperationRetryInfo::from_spec(&spec)),
+            // An operation that the peer does not list may still be callable: it is called once.
             Err(error) if error.code == ErrorCode::NotFound => Ok(OperationRetryInfo::UNKNOWN),
             Err(error) => Err(error),
         }
@@ -249,9 +251,9 @@ mod tests {
         assert_eq!(first(&error, None, 0), Some(ms(25)));
         assert_eq!(first(&error, Some(ms(25)), 0), None);
         assert_eq!(first(&error, Some(ms(26)), 0), Some(ms(25)));
-        let asked = error.clone().with_retry_after_ms(400);
-        assert_eq!(first(&asked, None, 0), Some(ms(400)));
-        assert_eq!(first(&asked, Some(ms(300)), 0), None);
+        let requested = error.clone().with_retry_after_ms(400);
+        assert_eq!(first(&requested, None, 0), Some(ms(400)));
+        assert_eq!(first(&requested, Some(ms(300)), 0), None);
         assert_eq!(first(&CallError::internal("no"), None, 0), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What an operation has to be before it may be registered.
+//! The rules that an operation has to satisfy before it may be registered.
 
 use thiserror::Error;
 
@@ -12,6 +12,7 @@ use crate::{services, session};
 pub(crate) fn check(registration: &Registration) -> Result<(), RegistryError> {
     let spec = &registration.spec;
     let name = || spec.name.clone();
+    // Names are parts of paths and scopes: only the grammar keeps them unambiguous.
     if !spec::is_operation_name(&spec.name) {
         return Err(RegistryError::Name(name()));
     }
@@ -25,6 +26,7 @@ pub(crate) fn check(registration: &Registration) -> Result<(), RegistryError> {
         });
     }
     let streams = matches!(registration.handler, HandlerKind::Stream(_));
+    // A caller chooses how it reads answers by the type alone.
     if streams != (spec.op_type == OperationType::Subscription) {
         return Err(RegistryError::HandlerKind(name()));
     }
@@ -39,6 +41,7 @@ pub(crate) fn check(registration: &Registration) -> Result<(), RegistryError> {
         });
     }
     let composes = registration.authority.is_some() || registration.scoped_env.is_some();
+    // An import runs elsewhere: rights given to it here would go unused, or to a peer.
     if composes && !registration.provenance.may_compose() {
         return Err(RegistryError::Leaf(name()));
     }
@@ -53,7 +56,7 @@ pub(crate) fn is_protocols(namespace: &str) -> bool {
     PROTOCOL.contains(&namespace)
 }
 
-/// Namespaces of the node's own operations: nothing imported or written by a session may sit there.
+/// Namespaces of the node's own operations: no import and no session's operation may lie there.
 const RESERVED: [&str; 11] = [
     "capability",
     "channel",
@@ -68,7 +71,8 @@ const RESERVED: [&str; 11] = [
     "vault",
 ];
 
-/// Whether a namespace is for the node's own operations: no promoted, imported or session's operation has a name in it.
+/// Whether a namespace is for the node's own operations: no promoted, imported or session's operation has a name in
+/// it.
 ///
 /// ```
 /// use alknet_call::is_reserved_namespace;
@@ -94,6 +98,7 @@ fn check_openness(registration: &Registration) -> Result<(), RegistryError> {
     let risky = spec.visibility == Visibility::External
         && spec.op_type == OperationType::Mutation
         && spec.access_control.is_open();
+    // An empty access control is more often forgotten than meant.
     if risky && !registration.open {
         return Err(RegistryError::Open(spec.name.clone()));
     }
@@ -106,7 +111,7 @@ fn check_openness(registration: &Registration) -> Result<(), RegistryError> {
     Ok(())
 }
 
-/// Why a set of operations cannot be served.
+/// Why the node cannot serve a set of operations.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RegistryError {
@@ -123,7 +128,7 @@ pub enum RegistryError {
         /// The code it declares.
         code: String,
     },
-    /// A subscription needs a stream handler, anything else a once handler.
+    /// A subscription needs a stream handler, every other operation a once handler.
     #[error(
         "operation '{0}': subscriptions take a stream handler, queries and mutations a once handler"
     )]
@@ -137,10 +142,10 @@ pub enum RegistryError {
     /// The namespace is not the name's first segment.
     #[error("operation '{0}': the namespace is the first segment of the name")]
     Namespace(String),
-    /// A mutation for every caller that does not say so.
+    /// A mutation for every caller without the explicit statement.
     #[error("mutation '{0}' has an empty access control; require a scope, or say .open()")]
     Open(String),
-    /// `resource_id_path` is no pointer.
+    /// `resource_id_path` is not a pointer.
     #[error("operation '{name}': '{path}' is no JSON pointer; write /a/b")]
     Pointer {
         /// The operation.
@@ -156,7 +161,7 @@ pub enum RegistryError {
     Rule {
         /// The operation.
         name: String,
-        /// What of it is.
+        /// The excess.
         reason: String,
     },
     /// A schema does not compile.
@@ -164,7 +169,7 @@ pub enum RegistryError {
     Schema {
         /// The operation.
         name: String,
-        /// What the compiler says.
+        /// The compiler's message.
         reason: String,
     },
 }

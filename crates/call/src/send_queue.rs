@@ -1,4 +1,4 @@
-//! Bytes waiting to be written on one stream.
+//! Bytes that wait to be written on one stream.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,52 +12,51 @@ use crate::backpressure::UnreadBytes;
 use crate::limits::{BULK_BYTES, COPY_BYTES_MAX, WRITE_STEP_BYTES};
 use crate::sync::lock;
 
-/// The queue between the tasks that answer on a stream and the one that writes it. Frames are
-/// encoded straight into one buffer, so that whatever is queued goes out in one write; long binary
-/// data is queued as it is.
+/// The queue between the tasks that answer on a stream and the one that writes it. The tasks encode frames straight
+/// into one buffer, so that everything queued goes out in one write; the queue takes long binary data without a copy.
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
     state: Mutex<SendQueueState>,
-    /// Something for the writer to do.
+    /// Notified when there is work for the writer.
     work: Notify,
-    /// The queue became shorter, or ended.
+    /// Notified when the queue became shorter, or ended.
     room: Notify,
-    /// The stream was given up.
+    /// Notified when this side gave the stream up.
     dead: Notify,
 }
 
 #[derive(Debug, Default)]
 struct SendQueueState {
-    /// What comes before `buffer`, and is not to be copied.
+    /// The bytes before `buffer`, which the queue does not copy.
     parts: VecDeque<Bytes>,
     parts_bytes: usize,
     buffer: Vec<u8>,
-    /// Bytes handed to the writer and not yet on the wire.
+    /// Bytes that the writer has taken and that are not yet on the wire.
     writing: usize,
     /// Bytes ever pushed and ever written: the end of a frame is a position in this count.
     pushed: u64,
     written: u64,
     marks: VecDeque<FrameMark>,
-    /// Binary data went by that others should not have to wait for.
+    /// Whether long binary data passed, for which other streams should not have to wait.
     bulk: bool,
     finish: bool,
     ended: bool,
     killed: Option<StreamCode>,
 }
 
-/// Where the bytes of one answer or event end, and how many of them are to be written.
+/// Where the bytes of one answer or event end, and how many of them are left to write.
 #[derive(Debug)]
 struct FrameMark {
     end: u64,
     bytes: usize,
-    /// Where those of a subscription are counted.
+    /// The count of a subscription's bytes.
     meter: Option<Arc<AtomicUsize>>,
-    /// Where those of the whole connection are.
+    /// The count of the whole connection's bytes.
     unread: Arc<UnreadBytes>,
 }
 
 impl FrameMark {
-    /// So many of its bytes need not be written any more.
+    /// Takes off so many of its bytes.
     fn pass(&mut self, bytes: usize) {
         self.bytes -= bytes;
         if let Some(meter) = &self.meter {
@@ -75,6 +74,7 @@ impl SendQueueState {
     /// Queues the last bytes of a frame.
     fn append(&mut self, tail: &Bytes) {
         self.bulk |= tail.len() > BULK_BYTES;
+        // A short copy is cheaper than another write.
         if tail.len() <= COPY_BYTES_MAX {
             self.buffer.extend_from_slice(tail);
             return;
@@ -85,8 +85,8 @@ impl SendQueueState {
         self.parts.push_back(tail.clone());
     }
 
-    /// Puts a buffer that is long enough for a write aside, without the room that it grew by: what waits is counted, and
-    /// a buffer that grows for a reader who takes nothing would hold twice as much.
+    /// Moves a buffer that is long enough for a write to the parts, without its spare room: the waiting bytes are
+    /// counted, and a buffer that grows for a reader that takes nothing would hold twice as much.
     fn set_aside(&mut self) {
         if self.buffer.len() >= WRITE_STEP_BYTES {
             let mut full = std::mem::take(&mut self.buffer);
@@ -108,18 +108,18 @@ impl SendQueueState {
     }
 }
 
-/// What was appended to a queue whose bytes are counted.
+/// The result of an append to a queue whose bytes are counted.
 #[derive(Debug, Default)]
 pub(crate) struct QueueAppend<'a, R> {
-    /// What to return.
+    /// The value to return.
     pub(crate) result: R,
-    /// What follows the appended bytes.
+    /// The data after the appended bytes.
     pub(crate) tail: Option<&'a Bytes>,
-    /// Bytes that are counted already.
+    /// Bytes that count already.
     pub(crate) claimed: usize,
 }
 
-/// What the writer does next.
+/// The writer's next action.
 #[derive(Debug)]
 pub(crate) enum WriterAction {
     Finish,
@@ -128,7 +128,7 @@ pub(crate) enum WriterAction {
 }
 
 impl SendQueue {
-    /// Queues what `encode` appends. `None` when the stream takes no more.
+    /// Queues the bytes that `encode` appends. `None` when the stream takes no more.
     pub(crate) fn push<R>(&self, encode: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
         let mut state = lock(&self.state);
         if state.ended || state.finish {
@@ -139,7 +139,7 @@ impl SendQueue {
         state.pushed += (state.queued() - before) as u64;
         state.set_aside();
         drop(state);
-        // It keeps the notice: a writer that is busy finds it afterwards.
+        // `Notify` keeps the notice: a busy writer finds it afterwards.
         self.work.notify_one();
         Some(result)
     }
@@ -179,7 +179,7 @@ impl SendQueue {
         let bytes = state.queued() - before;
         state.pushed += bytes as u64;
         state.set_aside();
-        // The length was claimed before; a refusal in its place has another one.
+        // The answer's length was claimed before; a refusal in its place has another length.
         unread.add(bytes.saturating_sub(claimed));
         unread.taken(claimed.saturating_sub(bytes));
         if let Some(meter) = meter {
@@ -218,8 +218,7 @@ impl SendQueue {
         state.ended || state.finish
     }
 
-    /// Waits until `ready` holds; it is asked again whenever bytes were written. Ends at once when
-    /// the stream does.
+    /// Waits until `ready` holds, checking again whenever the writer wrote bytes. Ends at once when the stream does.
     pub(crate) async fn wait_room(&self, ready: impl Fn(&Self) -> bool) {
         loop {
             let changed = self.room.notified();
@@ -237,7 +236,7 @@ impl SendQueue {
         self.finish_with(|_| {});
     }
 
-    /// The same, with what `encode` appends as the last bytes: no other frame comes behind them.
+    /// The same, with the bytes that `encode` appends as the last ones: no other frame comes after them.
     pub(crate) fn finish_with(&self, encode: impl FnOnce(&mut Vec<u8>)) {
         let mut state = lock(&self.state);
         if !state.ended && !state.finish {
@@ -255,11 +254,12 @@ impl SendQueue {
         let mut state = lock(&self.state);
         state.killed.get_or_insert(code);
         drop(state);
+        // `Notify` keeps one notice: the task may not be waiting yet.
         self.dead.notify_one();
         self.end();
     }
 
-    /// Waits until the stream is given up. Only the task that runs the stream may wait here.
+    /// Waits until this side gives the stream up. Only the task that runs the stream may wait here.
     pub(crate) async fn killed(&self) -> StreamCode {
         loop {
             let killed = lock(&self.state).killed;
@@ -270,7 +270,7 @@ impl SendQueue {
         }
     }
 
-    /// The stream is gone: it takes nothing more, and every task that waits for room goes on.
+    /// Notes that the stream is gone: it takes nothing more, and every task that waits for room goes on.
     pub(crate) fn end(&self) {
         let mut state = lock(&self.state);
         state.ended = true;
@@ -286,17 +286,17 @@ impl SendQueue {
         self.room.notify_waiters();
     }
 
-    /// Asks the writer to look again whether it may finish.
+    /// Wakes the writer to check again whether it may finish.
     pub(crate) fn wake_writer(&self) {
         self.work.notify_one();
     }
 
-    /// Waits until something happened that the writer wants to know.
+    /// Waits for a notice to the writer.
     pub(crate) async fn poked(&self) {
         self.work.notified().await;
     }
 
-    /// What to write next; waits for it. `may_finish` is asked when there is nothing.
+    /// The next action; waits for it. `may_finish` is called when the queue is empty.
     pub(crate) async fn next_work(&self, may_finish: impl Fn() -> bool) -> WriterAction {
         loop {
             if let Some(work) = self.try_work() {
@@ -323,10 +323,10 @@ impl SendQueue {
         (state.finish || state.ended).then_some(WriterAction::Finish)
     }
 
-    /// `bytes` more are on the wire.
+    /// Notes that `bytes` more are on the wire.
     pub(crate) fn wrote(&self, bytes: usize) {
         let mut state = lock(&self.state);
-        // Where the stream ended meanwhile, nothing counts as being written.
+        // Where the stream ended meanwhile, no bytes count as being written.
         state.writing = state.writing.saturating_sub(bytes);
         state.written += bytes as u64;
         let written = state.written;
@@ -334,6 +334,7 @@ impl SendQueue {
             let begin = mark.end - mark.bytes as u64;
             let now = written.min(mark.end).saturating_sub(begin) as usize;
             mark.pass(now);
+            // Later marks end behind this one, which is not written yet.
             if mark.bytes > 0 {
                 break;
             }
@@ -399,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_tails_are_not_copied_and_keep_their_place() {
+    async fn long_tails_are_not_copied_and_keep_their_order() {
         let send_queue = SendQueue::default();
         let long = Bytes::from(vec![7; BULK_BYTES + 1]);
         let short = Bytes::from_static(b"short");
@@ -434,7 +435,7 @@ mod tests {
         assert!(send_queue.is_idle());
     }
 
-    /// However many answers a reader leaves where they are, no more is held than is counted.
+    /// However many answers a reader leaves unread, the queue holds no more than it counts.
     #[tokio::test]
     async fn what_waits_holds_no_room_to_grow() {
         let send_queue = SendQueue::default();

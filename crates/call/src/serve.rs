@@ -47,7 +47,7 @@ impl ProtocolHandler for CallHandler {
     ) -> BoxFuture<'static, Result<(), HandlerError>> {
         Box::pin(async move {
             if let Some(identity) = &auth.identity {
-                // The endpoint may have said so already; another name would be its mistake.
+                // The endpoint may have set it already; another name would be the endpoint's mistake.
                 connection
                     .set_identity(Arc::clone(identity))
                     .map_err(|error| HandlerError::Internal(error.into()))?;

@@ -1,4 +1,4 @@
-//! What a node imported from servers that are no peers, and what of all its operations requests from outside reach.
+//! The imports of a node from servers that are no peers, and which of all its operations requests from outside reach.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::registry::Registration;
 use crate::rules::RegistryError;
 use crate::spec::OperationSpec;
 
-/// What one server serves.
+/// The operations of one server.
 #[derive(Clone)]
 struct ServerImport {
     operations: OperationOverlay,
@@ -22,18 +22,18 @@ struct ServerImport {
     digest: [u8; 32],
 }
 
-/// All imports of a node at one time, by where they came from. Immutable.
+/// All imports of a node at one time, by their source. Immutable.
 #[derive(Clone, Default)]
 pub(crate) struct ServerImports {
     by_source: BTreeMap<Box<str>, ServerImport>,
-    /// Those that requests from outside reach, in order of name.
+    /// The operations that requests from outside reach, in order of name.
     offered: Vec<Arc<CompiledOperation>>,
-    /// Over the digests of all sources, in hex; empty without an import.
+    /// The hash over the digests of all sources, in hex; empty without an import.
     digest: String,
 }
 
 impl ServerImports {
-    /// The same with `next` in the place of what `source` served before.
+    /// The same with `next` in place of the earlier operations from `source`.
     fn with(&self, source: &str, next: &ServerImport) -> Self {
         let mut by_source = self.by_source.clone();
         by_source.insert(source.into(), next.clone());
@@ -42,6 +42,7 @@ impl ServerImports {
         offered.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
         let mut hash = Sha256::new();
         for (name, one) in &by_source {
+            // With the name, so that two sources that swap their operations change the digest.
             hash.update(name.as_bytes());
             hash.update(one.digest);
         }
@@ -58,7 +59,7 @@ impl ServerImports {
         sources.find_map(|one| one.operations.get(name))
     }
 
-    /// The same where requests from outside reach it.
+    /// The same where requests from outside reach the operation.
     pub(crate) fn offered(&self, name: &str) -> Option<&Arc<CompiledOperation>> {
         self.get(name).filter(|one| is_offered(one))
     }
@@ -74,13 +75,13 @@ impl ServerImports {
         sources.flat_map(|one| one.operations.specs())
     }
 
-    /// Whether `source` serves an operation of that name; `None` while nothing came from it.
+    /// Whether `source` serves an operation of that name; `None` before its first import.
     pub(crate) fn serves(&self, source: &str, name: &str) -> Option<bool> {
         let found = self.by_source.get(source)?;
         Some(found.operations.get(name).is_some())
     }
 
-    /// Calls that run now.
+    /// The number of running calls.
     pub(crate) fn running(&self) -> usize {
         let all = self.by_source.values().flat_map(|one| one.operations.all());
         all.map(|one| one.running()).sum()
@@ -93,7 +94,7 @@ impl fmt::Debug for ServerImports {
     }
 }
 
-/// What a server serves, before it takes the place of what that served before.
+/// The operations of a server, before they replace its earlier ones.
 pub(crate) struct PendingImport<'a> {
     source: &'a str,
     import: ServerImport,
@@ -136,7 +137,7 @@ impl<'a> PendingImport<'a> {
         })
     }
 
-    /// What there is once it is in place.
+    /// All imports once this one is installed.
     pub(crate) fn over(&self, before: &ServerImports) -> ServerImports {
         before.with(self.source, &self.import)
     }
@@ -162,7 +163,8 @@ impl RegistrySnapshot {
         }
     }
 
-    /// Those whose names come after `cursor`, in order of name. Internal operations of the node are among them.
+    /// The operations whose names come after `cursor`, in order of name. Internal operations of the node are among
+    /// them.
     pub(crate) fn after(&self, cursor: &str) -> impl Iterator<Item = &Arc<CompiledOperation>> {
         let generation = &self.generation;
         let mut own = rest(generation.sorted(), cursor).iter().peekable();
@@ -195,14 +197,14 @@ impl RegistrySnapshot {
         }
     }
 
-    /// Calls of operations of this node, imported ones among them, that run now.
+    /// The number of running calls of this node's operations, imported ones among them.
     pub(crate) fn running(&self) -> usize {
         let own = self.generation.sorted().iter().map(|one| one.running());
         own.sum::<usize>() + self.imported.running()
     }
 }
 
-/// What of a list in order of name comes after `cursor`.
+/// The part of a list in order of name after `cursor`.
 fn rest<'a>(sorted: &'a [Arc<CompiledOperation>], cursor: &str) -> &'a [Arc<CompiledOperation>] {
     let first = sorted.partition_point(|one| one.spec.name.as_str() <= cursor);
     &sorted[first..]

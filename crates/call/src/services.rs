@@ -1,4 +1,4 @@
-//! What a node says about its own operations.
+//! The operations by which a node describes its own operations.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::watch;
 
 /// The namespace of the protocol's own operations.
 pub(crate) const NAMESPACE: &str = "services";
-/// Operations on one page, unless asked otherwise.
+/// Operations on one page, unless the caller asks for another number.
 const PAGE_DEFAULT: usize = 100;
 /// Operations on one page at most.
 const PAGE_MAX: usize = 1000;
@@ -54,12 +54,12 @@ pub struct OperationListing {
     /// Changes when any operation does.
     #[serde(default)]
     pub registry: String,
-    /// What the node speaks.
+    /// The protocol that the node speaks.
     #[serde(default)]
     pub protocol: Protocol,
 }
 
-/// What a node speaks.
+/// The protocol that a node speaks.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Protocol {
@@ -67,9 +67,9 @@ pub struct Protocol {
     pub version: u32,
     /// Names of extensions.
     pub features: Vec<String>,
-    /// Bytes of the longest frame it takes from this caller.
+    /// Bytes of the longest frame that it takes from this caller.
     pub max_frame: Option<usize>,
-    /// Requests it takes at once from this caller.
+    /// Requests that it takes at once from this caller.
     pub max_inflight: Option<usize>,
     /// Its peer id or key.
     pub node: String,
@@ -155,6 +155,7 @@ fn run_list(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
     let prefix = input.prefix.unwrap_or_default();
     let prefix = prefix.trim_start_matches('/');
     let limit = input.limit.unwrap_or(PAGE_DEFAULT);
+    // A page is built in memory at once.
     if !(1..=PAGE_MAX).contains(&limit) {
         let message = format!("limit is 1 to {PAGE_MAX}, not {limit}");
         return Err(CallError::invalid_input(message));
@@ -166,7 +167,7 @@ fn run_list(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
         .after(&cursor)
         .filter(|operation| operation.spec.name.starts_with(prefix))
         .filter(|operation| is_shown(operation, ctx))
-        // One more tells whether there is another page.
+        // One more shows whether there is another page.
         .take(limit + 1)
         .map(|operation| summary(&operation.spec))
         .collect();
@@ -181,7 +182,7 @@ fn run_list(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
     })
 }
 
-/// The members of an object, or none. Serde alone would also take them in an array.
+/// The members of an object; `None` for `null`. Serde alone would also take them from an array.
 pub(crate) fn members<T: DeserializeOwned>(input: &CallBody) -> Result<Option<T>, CallError> {
     if input.raw().trim_ascii_start().starts_with(b"[") {
         return Err(CallError::invalid_input("the input is an object, no array"));
@@ -213,6 +214,7 @@ fn run_schema(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
     let input: SchemaInput = members(input)?.unwrap_or_default();
     let names = match (input.name, input.names) {
         (Some(name), None) => return CallOutput::json(&spec_of(&name, ctx)?.spec),
+        // Specs are long: an answer of more would exceed the frames of many peers.
         (None, Some(names)) if names.len() <= NAMES_MAX => names,
         _ => {
             let message = format!("give name, or names with at most {NAMES_MAX} of them");
@@ -234,7 +236,7 @@ fn spec_of(name: &str, ctx: &Ctx) -> Result<Arc<CompiledOperation>, CallError> {
         .ok_or_else(|| CallError::not_found(name))
 }
 
-/// Whether a list shows the operation to the caller: only one that it may call.
+/// Whether a list shows the operation to the caller: only one that the caller may call.
 fn is_shown(operation: &CompiledOperation, ctx: &Ctx) -> bool {
     operation.is_external()
         && operation.is_callable()

@@ -1,9 +1,8 @@
-//! `session/authenticate`, which sets the identity that a connection acts as; and the watch over what a
-//! connection's identity rests on.
+//! `session/authenticate`, which sets the identity that a connection acts as, and the watch over the proof of a
+//! connection's identity.
 //!
-//! The endpoint watches, too, and both are needed. It ends connections of every protocol whose peer
-//! was known by its key when it dialled in, and knows no tokens and no connection that this node
-//! dialled; those are all that is watched here.
+//! The endpoint watches, too, and both are needed. It ends connections of every protocol whose peer it knew by its
+//! key at the accept, and knows no tokens and no connection that this node dialled. This module watches those.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -26,15 +25,15 @@ use crate::registry::Registration;
 use crate::request_grant::wait;
 use crate::spec::OperationSpec;
 
-/// Why a connection ends whose token reached its end.
+/// Why a connection ends whose token expired.
 pub(crate) const EXPIRED: &str = "expired";
-/// Why a connection ends whose token or key was taken away.
+/// Why a connection ends whose token or key was revoked.
 pub(crate) const REVOKED: &str = "revoked";
 
 /// The namespace of the connection's own operations.
 pub(crate) const NAMESPACE: &str = "session";
 
-/// The identity a connection took by a token: at most one, once.
+/// The identity that a connection took by a token: at most one, once.
 #[derive(Debug, Default)]
 pub(crate) struct TokenSession {
     identity: ArcSwapOption<Identity>,
@@ -42,17 +41,17 @@ pub(crate) struct TokenSession {
 }
 
 impl TokenSession {
-    /// The identity, once the connection was authenticated by a token.
+    /// The identity, once a token authenticated the connection.
     pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
         self.identity.load_full()
     }
 
-    /// The token, once the connection was authenticated by it.
+    /// The token, once it authenticated the connection.
     pub(crate) fn token(&self) -> Option<&Arc<AuthToken>> {
         self.token.get()
     }
 
-    /// Takes the identity; `false` when there is one.
+    /// Sets the identity; `false` when the session has one.
     fn begin(&self, identity: &Arc<Identity>, token: &Arc<AuthToken>) -> bool {
         let first = self.token.set(Arc::clone(token)).is_ok();
         if first {
@@ -86,12 +85,13 @@ pub(crate) fn registration() -> Registration {
 }
 
 fn run(input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
-    // Below a request the connection is that of the peer that asked for something else, and stays what it becomes.
+    // Below a request the connection is that of the requester, which sent something else, and the identity would
+    // outlast the request.
     if ctx.internal() || ctx.is_forwarded() {
         let text = "only the peer that made a connection authenticates it, and no operation or node in between";
         return Err(CallError::new(ErrorCode::Forbidden, text));
     }
-    // The schema was checked, and its errors mask values: a token is in no message.
+    // The schema was checked, and its errors mask values: no message contains a token.
     let token = input.member("token").and_then(|token| token.parse().ok());
     let token: String = token.unwrap_or_default();
     let identity = authenticate(&ctx.caller().link, &token)?;
@@ -122,13 +122,13 @@ fn once() -> CallError {
     CallError::new(ErrorCode::Conflict, message)
 }
 
-/// Begins a connection as the identity of a token that was checked where the connection came in.
-/// `false` where the token has lost its meaning since.
+/// Begins a connection as the identity of a token that the accepting server checked. `false` where the token is no
+/// longer valid.
 pub(crate) fn begin(link: &Arc<CallConnectionState>, token: Arc<AuthToken>) -> bool {
     let Some(identity) = link.dispatcher.by_token(token.expose()) else {
         return false;
     };
-    // The guest has an identity of its own from the start: the carrier's no longer counts.
+    // The guest has an identity of its own from the start: that of the carrying connection no longer counts.
     let first = link.session.begin(&identity, &token)
         && link.connection.set_identity(Arc::clone(&identity)).is_ok();
     if first {
@@ -139,29 +139,29 @@ pub(crate) fn begin(link: &Arc<CallConnectionState>, token: Arc<AuthToken>) -> b
 }
 
 impl Caller {
-    /// Authenticates this connection by a token: what it asks from now on, it asks as the token's
-    /// identity. Works once per connection.
+    /// Authenticates this connection by a token: from now on this side calls over it as the token's identity. Works
+    /// once per connection.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` for an unknown or expired token, `CONFLICT` the second time, and whatever
-    /// a call can fail with.
+    /// `UNAUTHENTICATED` for an unknown or expired token, `CONFLICT` the second time, and every error that a call can
+    /// have.
     pub async fn authenticate(&self, token: &AuthToken) -> Result<(), CallError> {
         let input = json!({ "token": token.expose() });
         self.call("session/authenticate", &input).await.map(drop)
     }
 }
 
-/// What an identity rests on.
+/// The proof of an identity.
 #[derive(Debug)]
 pub(crate) enum SessionProof {
-    /// The server we dialled proved a key, which has these names.
+    /// The dialled server proved a key, which has these names.
     Keys(Vec<PeerKey>),
     /// The peer sent a token.
     Token(Arc<AuthToken>),
 }
 
 impl SessionProof {
-    /// How long to wait at most until it is looked up again, and whether it ends then by itself.
+    /// How long to wait at most before the next lookup, and whether the proof ends then by itself.
     fn lasts(&self, dispatcher: &Dispatcher) -> (Duration, bool) {
         let end = match self {
             Self::Keys(_) => None,
@@ -179,8 +179,8 @@ impl SessionProof {
     }
 }
 
-/// Ends the connection once `proof` no longer stands for `identity`, and follows its scopes until
-/// then. What the endpoint does for keys that dialled in, for everything else.
+/// Ends the connection once `proof` no longer stands for `identity`, and follows its scopes until then. It does for
+/// all other proofs what the endpoint does for keys of accepted connections.
 pub(crate) fn watch_over(
     link: &Arc<CallConnectionState>,
     proof: SessionProof,
@@ -189,9 +189,10 @@ pub(crate) fn watch_over(
     let Some(mut changes) = link.dispatcher.identity_changes() else {
         return;
     };
-    // The proof may have been taken away between its lookup and this: it is looked up again at once.
+    // The proof may have been revoked between its lookup and this: the watch looks it up again at once.
     changes.mark_changed();
     let watch = watch(Arc::downgrade(link), proof, Arc::clone(identity), changes);
+    // The watch must not outlive the connection.
     let over = link.over();
     tokio::spawn(async move {
         over.run_until_cancelled(watch).await;
@@ -216,7 +217,7 @@ async fn watch(
             return;
         };
         let now = proof.resolve(&link.dispatcher);
-        // A token that is gone before its end was taken away.
+        // A token that is gone before its end was revoked.
         let expired = ends && begun.elapsed() >= lasts;
         match now.filter(|identity| identity.id == current.id) {
             Some(identity) => {

@@ -1,4 +1,4 @@
-//! What an operation is, in the form peers read it.
+//! The description of an operation, in the form that peers read.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::access::AccessControl;
 use crate::limits::OPERATION_BYTES_MAX;
 
-/// How an operation is called.
+/// How a caller calls an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OperationType {
@@ -18,7 +18,7 @@ pub enum OperationType {
     Subscription,
 }
 
-/// Who can reach an operation at all.
+/// Which callers can reach an operation at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Visibility {
@@ -28,7 +28,7 @@ pub enum Visibility {
     Internal,
 }
 
-/// Whether a mutation may be repeated.
+/// Whether a caller may repeat a mutation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Idempotence {
@@ -44,7 +44,7 @@ pub enum Idempotence {
 /// An error of the operation's own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorDef {
-    /// `[A-Z][A-Z0-9_]{2,63}`, none of the protocol's codes.
+    /// `[A-Z][A-Z0-9_]{2,63}`, and no code of the protocol.
     pub code: String,
     /// When it happens and what to do.
     #[serde(default)]
@@ -75,9 +75,9 @@ pub struct OperationSpec {
     pub name: String,
     /// The first segment of the name.
     pub namespace: String,
-    /// How it is called.
+    /// How a caller calls it.
     pub op_type: OperationType,
-    /// Who can reach it at all.
+    /// Which callers can reach it at all.
     pub visibility: Visibility,
     /// One sentence for people.
     #[serde(default)]
@@ -95,7 +95,7 @@ pub struct OperationSpec {
     /// Errors beyond the protocol's.
     #[serde(default)]
     pub error_schemas: Vec<ErrorDef>,
-    /// Who may call it.
+    /// Which callers may call it.
     #[serde(default)]
     pub access_control: AccessControl,
     /// RFC 6901 pointer to the resource id within the input. `$.x` is read as `/x`.
@@ -104,19 +104,19 @@ pub struct OperationSpec {
     /// Deadline when the caller names none, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_timeout_ms: Option<u32>,
-    /// Whether it may be repeated.
+    /// Whether a caller may repeat it.
     #[serde(default)]
     pub idempotent: Idempotence,
-    /// Calls running at once over all connections.
+    /// The limit of calls that run at once over all connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
-    /// Whether events carry a cursor to resume behind.
+    /// Whether events carry a cursor to resume after.
     #[serde(default)]
     pub resumable: bool,
 }
 
 impl OperationSpec {
-    /// An external operation that takes and yields anything.
+    /// An external operation that takes and yields every value.
     #[must_use]
     pub fn new(name: &str, op_type: OperationType, description: &str) -> Self {
         Self {
@@ -196,7 +196,7 @@ impl OperationSpec {
 /// Tag of an operation that a server of another owner answers, and that this node offers to its callers.
 pub const IMPORTED_TAG: &str = "imported";
 
-/// The scope of those who may call an imported operation: `import:` and its name with `:` for `/`.
+/// The scope of callers that may call an imported operation: `import:` and its name with `:` for `/`.
 ///
 /// ```
 /// use alknet_call::import_scope;
@@ -231,8 +231,8 @@ fn is_segment(segment: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
-/// An RFC 6901 pointer from a pointer or from `$.a.b`; `None` for anything else, array indices in
-/// brackets included.
+/// An RFC 6901 pointer from a pointer or from `$.a.b`; `None` for every other text, array indices in brackets
+/// included.
 pub(crate) fn pointer(path: &str) -> Option<String> {
     match path.strip_prefix('$') {
         Some("") => Some(String::new()),

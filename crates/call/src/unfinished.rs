@@ -1,4 +1,4 @@
-//! Bytes of messages that are not complete.
+//! Bytes of incomplete messages.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -10,8 +10,8 @@ use crate::dispatcher::DispatcherCounters;
 use crate::limits::{FRAME_BYTES_FREE, REQUEST_BYTES_FREE};
 use crate::request_bytes::RequestClaim;
 
-/// A message in the making, counted for the peer until its request is: on every stream that it may open a peer could
-/// have one that lacks its last byte.
+/// An incomplete message, which counts for the peer until its request does: a peer could have one that lacks its last
+/// byte on every stream that it may open.
 #[derive(Debug, Default)]
 pub(crate) struct PartialMessage {
     bytes: usize,
@@ -20,26 +20,28 @@ pub(crate) struct PartialMessage {
     waited: Duration,
 }
 
-/// There is no room for a message in the making: who sends it, or all peers, have as many bytes of others as they may.
+/// There is no room for an incomplete message: its sender, or all peers, have as many bytes of others as they may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AssemblyLimitError;
 
 impl PartialMessage {
-    /// Counts it with so many bytes. Where there is no room for them it is counted as before.
+    /// Counts so many bytes for it. Where there is no room, its count stays as before.
     pub(crate) fn count(
         &mut self,
         link: &CallConnectionState,
         bytes: usize,
     ) -> Result<(), AssemblyLimitError> {
         let counted = self.claim(link, bytes);
+        // The metrics show that this limit was reached.
         if counted.is_err() {
             DispatcherCounters::add(&link.dispatcher.counters.request_bytes_full);
         }
         counted
     }
 
-    /// The same of one that was `begun` then; waits for room where the connection would end for want of it, for as long
-    /// as a frame may take. Returns `begun`, moved on by that: while nothing is read its sender can send nothing more.
+    /// The same for a message that began at `begun`. Waits for room where the connection would otherwise end, for as
+    /// long as a frame may take. Returns `begun`, moved on by the wait: while this side reads nothing, the sender can
+    /// send nothing more.
     pub(crate) async fn count_from(
         &mut self,
         link: &CallConnectionState,
@@ -49,17 +51,18 @@ impl PartialMessage {
         if self.count(link, bytes).is_ok() {
             return Ok(begun);
         }
-        let asked = Instant::now();
+        let waiting_since = Instant::now();
         let patience = link.dispatcher.patience.partial_frame;
-        let deadline = asked + patience.saturating_sub(self.waited);
+        let deadline = waiting_since + patience.saturating_sub(self.waited);
         while waits(link) {
-            // Before it is tried again: what is given back meanwhile is not missed.
+            // Before the next try: the wait does not miss bytes that are given back meanwhile.
             let given_back = link.dispatcher.unfinished_bytes.given_back();
             if self.claim(link, bytes).is_ok() {
-                let waited = asked.elapsed();
+                let waited = waiting_since.elapsed();
                 self.waited += waited;
                 return Ok(begun + waited);
             }
+            // A sender that is refused now would lose all calls of its connection.
             if timeout_at(deadline, given_back).await.is_err() {
                 break;
             }
@@ -87,12 +90,12 @@ impl PartialMessage {
     }
 }
 
-/// Whether a message waits for room: its sender is known, and all calls of a connection would end with its stream.
+/// Whether a message waits for room: its sender is known, and all calls of the connection would end with its stream.
 fn waits(link: &CallConnectionState) -> bool {
     link.ends_with_stream() && link.requester().is_known()
 }
 
-/// Stands for a guest from before it is served; [`Dispatcher::serve_guest`](crate::Dispatcher::serve_guest) ties it
+/// Stands for a guest before the node serves it; [`Dispatcher::serve_guest`](crate::Dispatcher::serve_guest) ties it
 /// to the guest's connection.
 #[derive(Clone, Debug, Default)]
 pub struct GuestHandle(Arc<OnceLock<Weak<CallConnectionState>>>);
@@ -103,8 +106,8 @@ impl GuestHandle {
     }
 }
 
-/// Counts messages that the carriage of a guest puts together, each before anything of it is passed on, with the
-/// frames in the making of the identity that the guest has at that moment. Dropping it gives the bytes back.
+/// Counts the messages that the carriage of a guest assembles, each before the carriage passes it on, with the
+/// incomplete frames of the guest's present identity. Dropping it gives the bytes back.
 #[derive(Debug)]
 pub struct Assembly {
     guest: GuestHandle,
@@ -112,7 +115,7 @@ pub struct Assembly {
 }
 
 impl Assembly {
-    /// Of this guest, who has sent nothing yet.
+    /// The count for this guest, who has sent nothing yet.
     #[must_use]
     pub fn for_guest(guest: &GuestHandle) -> Self {
         Self {
@@ -121,7 +124,7 @@ impl Assembly {
         }
     }
 
-    /// Counts the message in the making with so many bytes. A short one is not counted.
+    /// Counts so many bytes for the incomplete message. A short one does not count.
     ///
     /// # Errors
     /// There is no room for it, or the guest has gone.
@@ -134,7 +137,7 @@ impl Assembly {
         self.unfinished.count(&link, bytes)
     }
 
-    /// The message was passed on, or given up.
+    /// Notes that the message was passed on, or given up.
     pub fn clear(&mut self) {
         self.unfinished = PartialMessage::default();
     }
@@ -183,7 +186,7 @@ mod tests {
         }
     }
 
-    /// Of a known peer.
+    /// A link to a known peer.
     fn link() -> Arc<CallConnectionState> {
         let registry = Registry::builder().build().expect("no operations");
         let dispatcher = Dispatcher::new(registry).with_memory(0);
@@ -208,12 +211,12 @@ mod tests {
         const WAITS: Duration = Duration::from_millis(20);
         let link = link();
         let claim = |id: &str, bytes: usize| {
-            let who = Requester::Known(id.parse().expect("a peer id"));
+            let requester = Requester::Known(id.parse().expect("a peer id"));
             let all = &link.dispatcher.unfinished_bytes;
-            all.claim(who, bytes, RequestRetention::Once)
+            all.claim(requester, bytes, RequestRetention::Once)
                 .expect("there is room")
         };
-        // Three quarters of the 4 MiB that the smallest node has.
+        // Three quarters of the 4 MiB of the smallest node.
         let crowd = [claim("eve", 2 * MIB), claim("mallory", MIB)];
         let mut unfinished = PartialMessage::default();
         let begun = Instant::now();

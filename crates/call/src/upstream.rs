@@ -1,7 +1,7 @@
 //! Failures of peers, and of servers that speak another protocol, as an operation that uses them passes them on.
 //!
-//! A script that calls an imported operation and lets its error pass would otherwise end with `INTERNAL`, as for a fault
-//! of its own. The node itself notes how an imported operation failed: scripts can make any error.
+//! A script that calls an imported operation and lets its error pass would otherwise end with `INTERNAL`, as for a
+//! fault of its own. The node itself notes how an imported operation failed: scripts can make any error.
 
 use serde_json::json;
 
@@ -10,25 +10,26 @@ use crate::error::{CallError, ErrorCode};
 use crate::request::InboundRequest;
 use crate::spec::ErrorDef;
 
-/// Code of an operation whose server answered with an error, or with an answer that does not fit. Over HTTP it is 502;
-/// a server that cannot be reached is `UNAVAILABLE` (503), and one that does not answer in time `TIMEOUT` (504).
+/// Code of an operation whose server answered with an error, or with an invalid answer. Over HTTP it is 502; a server
+/// that cannot be reached is `UNAVAILABLE` (503), and one that does not answer in time `TIMEOUT` (504).
 pub const BAD_GATEWAY: &str = "HTTP_502";
-/// What codes of the statuses of servers begin with.
+/// The beginning of codes for the statuses of servers.
 const STATUS_CODE: &str = "HTTP_";
-/// What codes of servers of tools begin with.
+/// The beginning of codes of servers of tools.
 const TOOL_CODE: &str = "MCP_";
 
-/// The target of the log's records of why servers and peers failed. Callers bring them about: a log keeps some of them.
+/// The target of the log's records of why servers and peers failed. Callers bring them about: a log keeps some of
+/// them.
 pub const CAUSE_TARGET: &str = "alknet_call::upstream";
 
 /// The scope of callers that read the node's own record, and so the whole cause.
 const CAUSE_SCOPE: &str = "node:read";
 
-/// How a server or a peer failed that an imported operation asked. The values are bits.
+/// How the server or the peer behind an imported operation failed. The values are bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum UpstreamFailure {
-    /// It answered with an error, or with an answer that does not fit.
+    /// It answered with an error, or with an invalid answer.
     BadAnswer = 1,
     /// It did not answer in time.
     TimedOut = 2,
@@ -55,8 +56,8 @@ impl UpstreamFailure {
         }
     }
 
-    /// How it failed, in the node's own words, where the imported operation ended with `code`. What the server said and
-    /// how this node reaches it are for those who may read the node's log.
+    /// How it failed, in the node's own words, where the imported operation ended with `code`. The server's words and
+    /// this node's way to it are for readers of the node's log.
     pub(crate) fn words(self, code: &ErrorCode) -> String {
         let status = status(code);
         let how = match (self, status) {
@@ -72,7 +73,8 @@ impl UpstreamFailure {
         format!("a server or peer that the operation uses {how}")
     }
 
-    /// As the caller of the operation that asked reads it. Not retryable: that operation may have done other things.
+    /// The error for the caller of the operation that used it. Not retryable: that operation may have done other
+    /// things.
     pub(crate) fn error(self, message: &str) -> CallError {
         let code = match self {
             Self::BadAnswer => ErrorCode::from_name(BAD_GATEWAY),
@@ -80,13 +82,14 @@ impl UpstreamFailure {
             Self::Unavailable => ErrorCode::Unavailable,
         };
         let mut error = CallError::new(code, message);
+        // The operation may have changed something before its server failed.
         error.retryable = false;
         error
     }
 }
 
 impl InboundRequest {
-    /// Whether its requester reads why a server failed. A node that passes requests on may have the scope, and its
+    /// Whether its requester may read why a server failed. A node that passes requests on may have the scope, and its
     /// requester need not.
     pub(crate) fn reads_causes(&self) -> bool {
         let is_own = self.head.hops == 0 && self.forwarded_for().is_none();
@@ -94,13 +97,13 @@ impl InboundRequest {
         is_own && identity.is_some_and(|it| it.scopes.allows(CAUSE_SCOPE))
     }
 
-    /// What its requester may see of the failure of its own operation.
+    /// The failure of its own operation, as its requester may see it.
     pub(crate) fn visible(&self, error: CallError) -> CallError {
         self.visible_error(self.operation(), error)
     }
 
-    /// The same of an operation that was called in the course of it. How this node reaches the server of an import, and
-    /// why it does not, is for those who read the node's log, where it is otherwise. What the server answered stays: it
+    /// The same for an operation called in the course of it. This node's way to the server of an import, and why it
+    /// failed, are for readers of the node's log, which gets the text in that case. The server's answer stays: it
     /// answers this request.
     pub(crate) fn visible_error(
         &self,
@@ -109,8 +112,9 @@ impl InboundRequest {
     ) -> CallError {
         let error = operation.visible(error);
         let is_cause = matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable);
-        // With details it is this node's own word, that of a locked vault for one.
+        // An error with details is this node's own, such as that of a locked vault.
         let hides = operation.provenance.is_server() && is_cause && error.details.is_none();
+        // The administrator may read addresses and texts of the node's servers.
         if !hides || self.reads_causes() {
             return error;
         }
@@ -133,7 +137,7 @@ impl InboundRequest {
     }
 }
 
-/// The status that a server answered with, by the code of the imported operation. [`BAD_GATEWAY`] may be the word of an
+/// The status of the server's answer, by the code of the imported operation. [`BAD_GATEWAY`] may come from an
 /// operation in between, which names no status.
 fn status(code: &ErrorCode) -> Option<u16> {
     let name = code.name();
@@ -142,7 +146,7 @@ fn status(code: &ErrorCode) -> Option<u16> {
     (name != BAD_GATEWAY && (100..=599).contains(&status)).then_some(status)
 }
 
-/// What an operation declares that may end with [`BAD_GATEWAY`].
+/// The declaration of an operation that may end with [`BAD_GATEWAY`].
 #[must_use]
 pub fn bad_gateway_def() -> ErrorDef {
     ErrorDef {
@@ -180,7 +184,7 @@ mod tests {
             ("MCP_SERVER_ERROR", Some(BadAnswer)),
             ("MCP_TOOL_ERROR", Some(BadAnswer)),
             ("PAYLOAD_TOO_LARGE", Some(BadAnswer)),
-            // The caller's input, this node's room and this node's rules.
+            // The faults of the caller's input, this node's room and this node's rules.
             ("INVALID_INPUT", None),
             ("OVERLOADED", None),
             ("FORBIDDEN", None),
@@ -208,8 +212,8 @@ mod tests {
         ] {
             let code = ErrorCode::from_name(code);
             let failure = UpstreamFailure::from_code(&code).expect("a server's");
-            let said = failure.words(&code);
-            assert!(said.contains(words), "{code:?}: {said}");
+            let text = failure.words(&code);
+            assert!(text.contains(words), "{code:?}: {text}");
         }
     }
 

@@ -1,8 +1,8 @@
-//! `services/watch`: tells callers when the operations they may call change.
+//! `services/watch`: notifies callers when the operations that they may call change.
 //!
-//! A watcher keeps the number of the last change that it heard of and nothing else: a slow one misses steps and never a
-//! change, and keeps nothing in the node's memory meanwhile. One that is behind takes what it missed in turns, between
-//! which other tasks run; the history is locked only while it takes them.
+//! A watcher stores the number of the last change that it received and nothing else: a slow one misses steps and
+//! never a change, and holds nothing in the node's memory meanwhile. A watcher that is behind takes the missed
+//! changes in turns, between which other tasks run, and locks the history only while it takes them.
 
 mod history;
 
@@ -25,7 +25,7 @@ use crate::registry::{Registration, Registry};
 use crate::spec::{OperationSpec, Visibility};
 use crate::sync::lock;
 
-/// Scope that lets a caller hear of other peers' operations.
+/// The scope with which a caller gets changes of other peers' operations.
 const PEERS_SCOPE: &str = "peer:list";
 
 /// One event of `services/watch`.
@@ -33,29 +33,29 @@ const PEERS_SCOPE: &str = "peer:list";
 pub struct RegistryChange {
     /// The hash of every operation of the source, as `services/list` gives it.
     pub registry: String,
-    /// Names of operations the caller may call now and could not before.
+    /// Names of operations that the caller may call now and could not before.
     #[serde(default)]
     pub added: Vec<String>,
-    /// Names of operations the caller can call no longer.
+    /// Names of operations that the caller can call no longer.
     #[serde(default)]
     pub removed: Vec<String>,
-    /// `added` is everything of this source that the caller may call now, whatever it heard of before: so much changed
-    /// since then that this node does not keep what.
+    /// `added` is every operation of this source that the caller may call now, whatever it received before: so much
+    /// changed since then that this node does not remember the changes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub whole: bool,
-    /// Whose they are; absent for the node's own.
+    /// The peer that serves them; absent for the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<PeerId>,
 }
 
-/// Where a node says what operations there are. Cheap to clone; every clone is the same.
+/// Announces the operations of a node. Cheap to clone; every clone is the same.
 #[derive(Clone, Debug)]
 pub struct Announcer(Arc<Announced>);
 
 #[derive(Debug)]
 struct Announced {
     history: Mutex<RegistryHistory>,
-    /// Wakes watchers; the history says of what.
+    /// Wakes watchers; the history has the changes.
     changed: watch::Sender<()>,
 }
 
@@ -71,14 +71,14 @@ impl Announcer {
         announcer
     }
 
-    /// The node's own operations are these now, with this hash. Internal ones are left out.
+    /// Sets the node's own operations, with this hash. Internal ones are left out.
     pub fn own<'a>(&self, registry: &str, specs: impl IntoIterator<Item = &'a OperationSpec>) {
         let specs = specs.into_iter();
         let external = specs.filter(|spec| spec.visibility == Visibility::External);
         self.set(None, registry, external);
     }
 
-    /// The operations imported from `peer` are these now, with the hash the peer gives.
+    /// Sets the operations imported from `peer`, with the hash that the peer gives.
     pub fn peer<'a>(
         &self,
         peer: &PeerId,
@@ -88,18 +88,18 @@ impl Announcer {
         self.set(Some(peer), registry, specs);
     }
 
-    /// Nothing of `peer` can be called any longer.
+    /// Removes all operations of `peer`.
     pub fn peer_gone(&self, peer: &PeerId) {
         self.set(Some(peer), "", []);
     }
 
     fn set<'a>(
         &self,
-        whose: Option<&PeerId>,
+        owner: Option<&PeerId>,
         registry: &str,
         specs: impl IntoIterator<Item = &'a OperationSpec>,
     ) {
-        if lock(&self.0.history).set(whose, registry, specs) {
+        if lock(&self.0.history).set(owner, registry, specs) {
             self.0.changed.send_replace(());
         }
     }
@@ -135,9 +135,9 @@ fn run(ctx: &Ctx) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + 
     let ctx = ctx.clone();
     let announcer = ctx.dispatcher().announcer().clone();
     let watcher = RegistryWatcher::new(announcer, move || {
-        // Asked at each change: scopes come and go.
-        let (ctx, who) = (ctx.clone(), ctx.identity_now());
-        Box::new(move |rule| ctx.shows(rule, who.as_deref()))
+        // Looked up at each change: scopes come and go.
+        let (ctx, identity) = (ctx.clone(), ctx.identity_now());
+        Box::new(move |rule| ctx.shows(rule, identity.as_deref()))
     });
     stream::unfold(watcher, |mut watcher| async move {
         let change = watcher.next().await?;
@@ -146,13 +146,13 @@ fn run(ctx: &Ctx) -> impl Stream<Item = Result<CallOutput, CallError>> + Send + 
     })
 }
 
-/// Says whether operations with a rule are shown.
+/// Whether the watcher sees operations with a rule.
 type View = Box<dyn Fn(&AccessControl) -> bool + Send>;
 
 struct RegistryWatcher {
     announcer: Announcer,
     changes: watch::Receiver<()>,
-    /// The number of the last change that it has heard of.
+    /// The number of the last change that it received.
     seen: u64,
     first: Option<RegistryChange>,
     view: Box<dyn Fn() -> View + Send>,
@@ -185,9 +185,9 @@ impl RegistryWatcher {
         loop {
             // A watcher that is behind has many turns, and other tasks have theirs in between.
             yield_now().await;
-            // Before it is looked: a change in between is seen the next time.
+            // Before the turn: the next one sees a change in between.
             self.changes.mark_unchanged();
-            match self.look() {
+            match self.take_turn() {
                 WatchTurn::Change(change) => return Some(change),
                 WatchTurn::Silent => {}
                 WatchTurn::UpToDate => self.changes.changed().await.ok()?,
@@ -196,13 +196,15 @@ impl RegistryWatcher {
     }
 
     /// One turn.
-    fn look(&mut self) -> WatchTurn {
+    fn take_turn(&mut self) -> WatchTurn {
         let view = (self.view)();
+        // The same right as for `services/list-peers`: a watcher learns no more than a list shows.
         let lists = view(&AccessControl {
             required_scopes: vec![PEERS_SCOPE.to_owned()],
             ..AccessControl::default()
         });
-        // Other watchers and all changes wait for the lock: what was missed is only taken here, and looked at below.
+        // Other watchers and all changes wait for the lock: this takes the missed changes under it, and goes through
+        // them below.
         let turn = lock(&self.announcer.0.history).next(&mut self.seen, lists);
         match turn {
             HistoryTurn::Forgotten => {
@@ -218,13 +220,13 @@ impl RegistryWatcher {
     }
 }
 
-/// What a turn of a watcher came to.
+/// The outcome of a watcher's turn.
 enum WatchTurn {
     /// An event, or the error that ends the subscription.
     Change(Result<RegistryChange, CallError>),
-    /// What changed is nothing to this watcher; there may be more.
+    /// The changes do not concern this watcher; there may be more.
     Silent,
-    /// There is no more.
+    /// There are no more changes.
     UpToDate,
 }
 
@@ -243,7 +245,7 @@ mod tests {
         PEERS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, WATCH_HISTORY_BYTES, WATCH_STEPS_MAX,
     };
 
-    fn who(scopes: &[&str]) -> Identity {
+    fn identity(scopes: &[&str]) -> Identity {
         Identity {
             id: "watcher".parse().expect("a peer id"),
             kind: IdentityKind::Peer,
@@ -257,24 +259,26 @@ mod tests {
         Announcer::new(&Registry::empty())
     }
 
-    /// Of an identity with these scopes, or of an unknown peer, past its first event.
+    /// A watcher for an identity with these scopes, or for an unknown peer, after its first event.
     fn watcher(announcer: &Announcer, scopes: Option<&[&str]>) -> RegistryWatcher {
-        let who = scopes.map(who);
+        let identity = scopes.map(identity);
         let mut watcher = RegistryWatcher::new(announcer.clone(), move || {
-            let who = who.clone();
-            Box::new(move |rule| rule.check_scopes(who.as_ref()) == AccessDecision::Allowed)
+            let identity = identity.clone();
+            Box::new(move |rule| rule.check_scopes(identity.as_ref()) == AccessDecision::Allowed)
         });
         watcher.first = None;
         watcher
     }
 
     fn unread_changes(watcher: &mut RegistryWatcher) -> Vec<RegistryChange> {
-        let mut told = Vec::new();
+        let mut changes_received = Vec::new();
         loop {
-            match watcher.look() {
-                WatchTurn::Change(change) => told.push(change.expect("it is not too far behind")),
+            match watcher.take_turn() {
+                WatchTurn::Change(change) => {
+                    changes_received.push(change.expect("it is not too far behind"))
+                }
                 WatchTurn::Silent => {}
-                WatchTurn::UpToDate => return told,
+                WatchTurn::UpToDate => return changes_received,
             }
         }
     }
@@ -283,7 +287,7 @@ mod tests {
         OperationSpec::query(name, "")
     }
 
-    /// With as large a rule as there may be, which `n` makes another one.
+    /// A query with as large a rule as there may be, which `n` makes different.
     fn large(name: &str, n: usize) -> OperationSpec {
         let mut spec = query(name);
         let scope = |m: usize| format!("{n}-{m}-{:0>1$}", "", SCOPE_BYTES_MAX - 10);
@@ -296,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn each_watcher_hears_of_what_it_may_call() {
+    fn each_watcher_gets_the_operations_that_it_may_call() {
         let announcer = announcer();
         let (mut unknown, mut admin) = (
             watcher(&announcer, None),
@@ -330,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_operations_are_for_those_who_may_list_them() {
+    fn operations_of_peers_are_for_callers_that_may_list_them() {
         let announcer = announcer();
         let mut unknown = watcher(&announcer, None);
         let mut admin = watcher(&announcer, Some(&["admin"]));
@@ -363,7 +367,7 @@ mod tests {
             (change.registry.as_str(), change.added),
             ("h3", vec!["a/y".to_owned()])
         );
-        // The same again is no change.
+        // Setting the same operations again is not a change.
         announcer.own("h3", [&query("a/y")]);
         announcer.own("h4", []);
         assert_eq!(next().await.registry, "h4");
@@ -378,8 +382,8 @@ mod tests {
         announcer.peer(&worker(), "p1", [&query("gpu/run")]);
         announcer.peer(&worker(), "p2", [&query("gpu/run"), &query("gpu/stop")]);
         announcer.own("h2", []);
-        let told = unread_changes(&mut lister);
-        let names: Vec<_> = told
+        let changes_received = unread_changes(&mut lister);
+        let names: Vec<_> = changes_received
             .iter()
             .map(|change| {
                 (
@@ -411,19 +415,19 @@ mod tests {
         let kept = lock(&announcer.0.history).kept_bytes();
         assert!(kept <= WATCH_HISTORY_BYTES, "{kept}");
         let is_kept: Vec<_> = rules.iter().map(|rule| rule.strong_count() > 0).collect();
-        // Each takes some 0.7 MiB: the newest is there, and as many before it as there is room for.
+        // Each takes some 0.7 MiB: the history has the newest, and as many before it as there is room for.
         assert!(is_kept[9] && !is_kept[0] && !is_kept[3], "{is_kept:?}");
-        // What a watcher missed it cannot be told; it hears what there is.
+        // The node cannot report the changes that a watcher missed; the watcher gets the present operations.
         announcer.peer(&worker(), "p10", [&query("gpu/new")]);
-        let mut told = unread_changes(&mut unread[0]);
-        let whole = told.remove(0);
+        let mut changes_received = unread_changes(&mut unread[0]);
+        let whole = changes_received.remove(0);
         assert!(
             whole.whole && whole.peer == Some(worker()),
             "{:?}",
             whole.registry
         );
         let mut known: BTreeSet<_> = whole.added.into_iter().collect();
-        for change in told {
+        for change in changes_received {
             change
                 .removed
                 .iter()
@@ -445,12 +449,12 @@ mod tests {
             let specs: Vec<_> = (0..200).map(|m| large(&format!("c/{m}"), n)).collect();
             announcer.peer(&worker(), &format!("p{n}"), &specs);
         }
-        let told = unread_changes(&mut lister);
-        let wholes = told.iter().filter(|change| change.whole);
+        let changes_received = unread_changes(&mut lister);
+        let wholes = changes_received.iter().filter(|change| change.whole);
         assert!(wholes.clone().all(|change| change.peer == Some(worker())));
         assert_eq!(wholes.count(), 1);
-        assert_eq!(told[0].added, ["a/x"]);
-        assert_eq!(told[1].added, ["b/y"]);
+        assert_eq!(changes_received[0].added, ["a/x"]);
+        assert_eq!(changes_received[1].added, ["b/y"]);
     }
 
     fn other() -> PeerId {
@@ -474,7 +478,7 @@ mod tests {
         spec.with_scope(&format!("none:{n}"))
     }
 
-    /// The turns that a watcher takes after the change with this number: the operations that it looks at in each.
+    /// The turns that a watcher takes after the change with this number: the operations that it goes through in each.
     fn turns_since(announcer: &Announcer, mut seen: u64) -> Vec<usize> {
         let mut turns = Vec::new();
         loop {
@@ -486,18 +490,18 @@ mod tests {
         }
     }
 
-    /// Two peers change rules again and again, and the watcher may hear of none of that.
+    /// Two peers change rules again and again, and the watcher may see none of that.
     #[test]
     fn a_watcher_that_is_behind_looks_at_each_change_once() {
         let announcer = announcer();
         let seen = lock(&announcer.0.history).last();
         change_in_turn(&announcer, WATCH_STEPS_MAX, hidden);
-        // A turn that looks at what came later as well has more than the one operation of its change.
+        // A turn that included later changes as well would have more than the one operation of its change.
         let turns = turns_since(&announcer, seen);
         assert_eq!(turns, [1; 2 * WATCH_STEPS_MAX]);
     }
 
-    /// One peer changes much at once, and nothing of another comes in between.
+    /// One peer changes much at once, and no change of another comes in between.
     #[test]
     fn a_turn_of_a_watcher_has_few_operations() {
         const CHANGES: usize = 40;
@@ -533,7 +537,7 @@ mod tests {
         assert!(polled > 2 * WATCH_STEPS_MAX, "{polled}");
     }
 
-    /// They take few bytes, so that thousands of them would be kept by their bytes alone.
+    /// They take few bytes, so that a bound on bytes alone would keep thousands of them.
     #[test]
     fn of_many_short_changes_of_a_peer_few_are_kept() {
         let announcer = announcer();
@@ -541,18 +545,22 @@ mod tests {
         change_in_turn(&announcer, 10 * WATCH_STEPS_MAX, hidden);
         let kept = lock(&announcer.0.history).kept_steps();
         assert_eq!(kept, 2 * WATCH_STEPS_MAX);
-        let told = unread_changes(&mut lister);
-        let wholes: Vec<_> = told
+        let changes_received = unread_changes(&mut lister);
+        let wholes: Vec<_> = changes_received
             .iter()
             .map(|change| (change.whole, &change.peer))
             .collect();
         assert_eq!(wholes, [(true, &Some(worker())), (true, &Some(other()))]);
-        assert!(told.iter().all(|change| change.added.is_empty()));
+        assert!(
+            changes_received
+                .iter()
+                .all(|change| change.added.is_empty())
+        );
     }
 
-    /// However far it is behind, and whatever changes while it catches up.
+    /// However far the watcher is behind, and whatever changes while it catches up.
     #[test]
-    fn the_sum_of_what_a_watcher_hears_is_what_there_is() {
+    fn the_sum_of_a_watchers_changes_is_the_present_state() {
         const CHANGES: usize = 1_000;
         let rule = |n: usize, m: usize| match (n * (m + 1) + m) % 4 {
             0 => None,
@@ -565,13 +573,13 @@ mod tests {
             let (mut there, mut known) = (BTreeMap::new(), BTreeMap::new());
             for n in 0..CHANGES {
                 let specs: Vec<_> = (0..6).filter_map(|m| rule(n, m)).collect();
-                let whose = [None, Some(worker()), Some(other())][n / 2 % 3].clone();
-                announcer.set(whose.as_ref(), &format!("h{n}"), &specs);
+                let owner = [None, Some(worker()), Some(other())][n / 2 % 3].clone();
+                announcer.set(owner.as_ref(), &format!("h{n}"), &specs);
                 let open = |spec: &&OperationSpec| spec.access_control.required_scopes.is_empty();
                 let open = specs.iter().filter(open).map(|spec| spec.name.clone());
-                there.insert(whose, open.collect::<BTreeSet<_>>());
+                there.insert(owner, open.collect::<BTreeSet<_>>());
                 if n.is_multiple_of(pause)
-                    && let WatchTurn::Change(change) = lister.look()
+                    && let WatchTurn::Change(change) = lister.take_turn()
                 {
                     hear(&mut known, change.expect("it is not too far behind"));
                 }
@@ -583,7 +591,7 @@ mod tests {
         }
     }
 
-    /// What a reader makes of an event.
+    /// Applies an event to what a reader knows.
     fn hear(known: &mut BTreeMap<Option<PeerId>, BTreeSet<String>>, change: RegistryChange) {
         let names = known.entry(change.peer).or_default();
         if change.whole {
@@ -611,7 +619,7 @@ mod tests {
             announcer.peer_gone(&peer);
         }
         assert!(lock(&announcer.0.history).sources() <= 2 * PEERS_MAX + 1);
-        let WatchTurn::Change(Err(refused)) = early.look() else {
+        let WatchTurn::Change(Err(refused)) = early.take_turn() else {
             panic!("a watcher that is too far behind is refused");
         };
         assert!(refused.retryable, "{refused:?}");

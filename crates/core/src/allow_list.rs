@@ -1,6 +1,6 @@
-//! Which addresses a dial may go to. The dialler applies the list where it resolves the name: a
-//! caller that checked the name earlier, and left the resolving to another part, would have checked
-//! another answer.
+//! The addresses to which a dial may go. The dialler applies the list where it resolves the name: a caller that
+//! checked the name earlier, and left the resolving to another part, would have checked another answer (DNS
+//! rebinding).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,9 +12,9 @@ pub enum DialAllowList {
     /// Any address.
     #[default]
     Anywhere,
-    /// Those of the public Internet ([`is_public`]), and those of these ranges.
+    /// Addresses of the public Internet ([`is_public`]) and of these ranges.
     Public {
-        /// What else.
+        /// Ranges that are allowed as well.
         also: Vec<AddressRange>,
     },
 }
@@ -42,7 +42,7 @@ impl DialAllowList {
     }
 }
 
-/// Ranges of IPv4 that are no place of the Internet: RFC 6890 and its registry, with multicast.
+/// Ranges of IPv4 that are not part of the public Internet: RFC 6890 and its registry, with multicast.
 const SPECIAL_V4: [([u8; 4], u8); 15] = [
     // RFC 1122, section 3.2.1.3: this host on this network.
     ([0, 0, 0, 0], 8),
@@ -52,17 +52,17 @@ const SPECIAL_V4: [([u8; 4], u8); 15] = [
     ([100, 64, 0, 0], 10),
     // RFC 1122, section 3.2.1.3: loopback.
     ([127, 0, 0, 0], 8),
-    // RFC 3927: link-local. Clouds answer with the secrets of a machine there.
+    // RFC 3927: link-local. Clouds serve a machine's secrets at 169.254.169.254.
     ([169, 254, 0, 0], 16),
     ([172, 16, 0, 0], 12),
     // RFC 6890, section 2.1: assignments of protocols.
     ([192, 0, 0, 0], 24),
     // RFC 5737: for documentation, as 198.51.100.0/24 and 203.0.113.0/24.
     ([192, 0, 2, 0], 24),
-    // RFC 7526: relays of 6to4, which was given up.
+    // RFC 7526: relays of 6to4, which is deprecated.
     ([192, 88, 99, 0], 24),
     ([192, 168, 0, 0], 16),
-    // RFC 2544: for measurements.
+    // RFC 2544: for benchmarks.
     ([198, 18, 0, 0], 15),
     ([198, 51, 100, 0], 24),
     ([203, 0, 113, 0], 24),
@@ -72,23 +72,24 @@ const SPECIAL_V4: [([u8; 4], u8); 15] = [
     ([240, 0, 0, 0], 4),
 ];
 
-/// Ranges within `2000::/3` that are none: protocols and Teredo, documentation, 6to4.
+/// Ranges within `2000::/3` that are not part of the public Internet: protocols and Teredo, documentation, 6to4.
 const SPECIAL_V6: [([u16; 2], u8); 4] = [
     // RFC 2928, with Teredo (RFC 4380) in it.
     ([0x2001, 0], 23),
-    // RFC 3849.
+    // RFC 3849: for documentation.
     ([0x2001, 0xdb8], 32),
-    // RFC 3056: an IPv4 address is in it, which may be any of the above.
+    // RFC 3056: 6to4, whose addresses contain an IPv4 address, which may be any of the above.
     ([0x2002, 0], 16),
-    // RFC 9637.
+    // RFC 9637: for documentation.
     ([0x3fff, 0], 20),
 ];
 
-/// Networks that translate to IPv4 (RFC 6052): what is meant is in the last four bytes.
+/// The well-known prefix of NAT64 (RFC 6052 section 2.1). The last four bytes are the IPv4 address that the
+/// translator dials.
 const NAT64: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
 
-/// Whether `address` is a place of the public Internet: not loopback, private, link-local, shared,
-/// multicast, reserved or for documentation, in whichever form it is written.
+/// Whether `address` belongs to the public Internet: it is not loopback, private, link-local, shared, multicast,
+/// reserved or for documentation, in whichever form it is written.
 ///
 /// ```
 /// use std::net::IpAddr;
@@ -102,7 +103,7 @@ const NAT64: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
 /// ```
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
-    // An attacker may write 127.0.0.1 as ::ffff:127.0.0.1 (RFC 4291, section 2.5.5.2).
+    // An attacker may write 127.0.0.1 as ::ffff:127.0.0.1 (RFC 4291 section 2.5.5.2).
     match address.to_canonical() {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),
@@ -119,6 +120,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
     let parts = address.segments();
+    // The translator dials the IPv4 address, so the rules of IPv4 decide.
     if parts[..6] == NAT64 {
         let [.., a, b, c, d] = address.octets();
         return is_public_v4(Ipv4Addr::new(a, b, c, d));
@@ -128,7 +130,7 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         let first = u32::from(*first) << 16 | u32::from(*second);
         (head ^ first) >> (32 - u32::from(*length)) == 0
     };
-    // Global unicast addresses are assigned from 2000::/3 only: RFC 3587.
+    // Global unicast addresses are assigned from 2000::/3 only (RFC 3587).
     parts[0] >> 13 == 1 && !SPECIAL_V6.iter().any(within)
 }
 

@@ -1,11 +1,11 @@
-//! What a handler says about each protocol it serves.
+//! The properties of each protocol that a handler serves.
 
 use std::fmt;
 
 use crate::limits::StreamBudget;
 
-/// One ALPN protocol of a handler (RFC 7301), and what the endpoint must know before it hands a
-/// connection over.
+/// One ALPN protocol of a handler (RFC 7301), with the facts that the endpoint needs before it hands a connection
+/// over.
 ///
 /// ```
 /// use alknet_core::{AlpnSpec, AuthNeed, Carriage};
@@ -21,14 +21,15 @@ use crate::limits::StreamBudget;
 pub struct AlpnSpec {
     /// The protocol identifier as it stands in the ClientHello.
     pub id: &'static [u8],
-    /// Where the protocol is offered.
+    /// The carriages on which the protocol is offered.
     pub carriage: Carriage,
-    /// Who may reach the handler at all.
+    /// The proof that a peer needs to reach the handler.
     pub auth: AuthNeed,
-    /// Whether 0-RTT data is acceptable. Early data can be replayed: only idempotent protocols.
+    /// Whether 0-RTT data is acceptable. An attacker can replay early data (RFC 8446 section 8), so that only
+    /// idempotent protocols may allow it.
     pub early_data: bool,
-    /// What happens when a peer has as many connections as it may have: the newest wins and the
-    /// oldest of such a protocol is asked to finish, or the newest is refused.
+    /// Which connection gives way when a peer has as many as it may have: if true, the oldest connection of such a
+    /// protocol is asked to finish; if false, the newest is refused.
     pub newest_wins: bool,
     /// Flow-control budget once the peer is known.
     pub limits: StreamBudget,
@@ -55,14 +56,14 @@ impl AlpnSpec {
     }
 }
 
-/// What the bytes of a connection travel on.
+/// The transport that carries the bytes of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Carriage {
     /// Both QUIC and TLS over TCP.
     Both,
-    /// QUIC as iroh speaks it, to a key and on a UDP socket of its own.
+    /// Iroh's QUIC, which dials a key, on UDP sockets of its own.
     Iroh,
-    /// In this process: tests and nested connections.
+    /// This process: tests and nested connections.
     Memory,
     /// QUIC over UDP.
     Quic,
@@ -71,8 +72,8 @@ pub enum Carriage {
 }
 
 impl Carriage {
-    /// Whether a protocol offered on `self` is offered on `other`. What is offered on QUIC is
-    /// offered to iroh, which is QUIC to a handler.
+    /// Whether a protocol offered on `self` is offered on `other`. A protocol of QUIC is also offered on iroh, which
+    /// is QUIC to a handler.
     ///
     /// ```
     /// use alknet_core::Carriage;
@@ -101,15 +102,15 @@ impl fmt::Display for Carriage {
     }
 }
 
-/// How a handler wants its peers authenticated.
+/// The authentication that a handler requires of its peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthNeed {
-    /// Inside the protocol; the small budget applies until the handler raises it.
+    /// Inside the protocol. The small budget applies until the handler raises it.
     Late,
-    /// Not at all.
+    /// No authentication.
     Open,
-    /// By the TLS key: anything that is no enabled peer is closed with code 1 before the handler
-    /// starts.
+    /// By the TLS key: the node closes the connection of any other client than an enabled peer with code 1 before the
+    /// handler starts.
     Tls,
 }
 

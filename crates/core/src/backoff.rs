@@ -1,9 +1,9 @@
-//! Pauses between attempts to reach a peer. Knows no clock and no randomness.
+//! Pauses between attempts to reach a peer. The caller provides the clock and the randomness.
 
 use std::time::Duration;
 
-/// The pauses after one failure and the next: any length up to a bound that doubles, so that a
-/// thousand nodes whose hub restarts do not come back in step.
+/// A pause of random length after each failure, up to a bound that doubles: the thousand nodes of a hub that restarts
+/// do not come back in step ("full jitter").
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,7 +25,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses of at most `first`, which becomes at most `longest`.
+    /// Pauses of at most `first` at the beginning and of at most `longest` in the end.
     #[must_use]
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self {
@@ -35,15 +35,16 @@ impl Backoff {
         }
     }
 
-    /// The next pause; `random` is any number, each as likely as the other.
+    /// The next pause. `random` is uniformly distributed over all numbers.
     pub fn next(&mut self, random: u32) -> Duration {
+        // The power saturates: a peer that is away for months must not make the bound overflow.
         let doubled = 2u32.saturating_pow(self.failures);
         let bound = self.first.saturating_mul(doubled).min(self.longest);
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 
-    /// What was reached held: the next pause is a short one.
+    /// The connection was stable: the next pause is a short one.
     pub fn reset(&mut self) {
         self.failures = 0;
     }

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Says what time it is. Injected, so that what depends on it can be tested without waiting.
+/// A source of the current time. Callers inject it, so that code with time limits can be tested without waiting.
 pub trait Clock: Send + Sync + 'static {
-    /// Seconds since 1970, or nothing while the clock is not sane: a board without a battery wakes
-    /// up long ago, when nothing had expired yet.
+    /// Seconds since 1970; `None` while the clock is not sane: a board without a battery starts long in the past,
+    /// when no token had expired yet.
     fn now_s(&self) -> Option<u64>;
 }
 
@@ -16,7 +16,7 @@ impl fmt::Debug for dyn Clock {
     }
 }
 
-/// The system's clock, sane once it is not before the program was built.
+/// The clock of the operating system. It counts as sane if its time is not before the build of the program.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
     /// When the program was built, in seconds since 1970.
@@ -25,13 +25,14 @@ pub struct SystemClock {
 
 impl Clock for SystemClock {
     fn now_s(&self) -> Option<u64> {
+        // A clock before 1970 is not sane either, and its time has no number here.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
         (now >= self.built_s).then_some(now)
     }
 }
 
-/// Whether something with this end is over at the time that a [`Clock`] gave. Without a sane clock that is
-/// unknown, and what may be over is.
+/// Whether something that ends at `expires_s` has ended at the time that a [`Clock`] gave. Without a sane clock
+/// everything that ends counts as ended.
 ///
 /// ```
 /// use alknet_core::clock::is_expired;

@@ -1,20 +1,20 @@
-//! The codes a connection or a stream ends with. One-way doors: peers switch on the numbers.
+//! The codes with which connections and streams end. Peers switch on the numbers, so that no number can change.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Application close code of a connection (QUIC `CONNECTION_CLOSE`); on TCP the code is lost and
-/// only `close_notify` is seen.
+/// Application close code of a connection (QUIC `CONNECTION_CLOSE`, RFC 9000 section 19.19). TCP carries no code: the
+/// peer sees only `close_notify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseCode {
-    /// 7: our fault, handler panic included; retry is reasonable.
+    /// 7: an error of this node, also a handler's panic; a retry is reasonable.
     Internal,
     /// 6: the node waits for its vault; retry after 30 s.
     Locked,
     /// 9: no handler serves this protocol.
     NoHandler,
-    /// 0: nothing is wrong.
+    /// 0: a regular end.
     Normal,
     /// 2: too much load; retry with back-off of at least 1 s.
     Overload,
@@ -62,7 +62,7 @@ impl CloseCode {
         }
     }
 
-    /// The code behind a number, if it is one of ours.
+    /// The code with this number, if it is one of this project's.
     #[must_use]
     pub fn from_code(code: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|c| u64::from(c.code()) == code)
@@ -92,7 +92,7 @@ impl fmt::Display for CloseCode {
     }
 }
 
-/// Why a connection ended.
+/// The reason for which a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseReason {
@@ -102,13 +102,13 @@ pub enum CloseReason {
     Lost(String),
     /// The peer closed it with an application code (`None` where the carriage loses codes).
     Peer(Option<u64>, String),
-    /// Nothing was heard for the idle time.
+    /// Nothing came for the idle time.
     TimedOut,
 }
 
 impl CloseReason {
-    /// How long the dialler waits before it dials again a peer that closed the connection so;
-    /// `None`: until an administrator changes something.
+    /// How long the dialler waits before it dials a peer again that closed the connection for this reason; `None`:
+    /// until an administrator changes something.
     ///
     /// ```
     /// use std::time::Duration;
@@ -121,6 +121,7 @@ impl CloseReason {
     /// ```
     #[must_use]
     pub fn pause(&self) -> Option<Duration> {
+        // Only the peer's code can ask for a pause.
         let Self::Peer(Some(code), _) = self else {
             return Some(Duration::ZERO);
         };
@@ -134,7 +135,7 @@ impl CloseReason {
             Some(CloseCode::Locked) => 30,
             Some(CloseCode::Shutdown) => 5,
             Some(CloseCode::Overload) => 1,
-            // A number that is not ours says nothing about when to come again.
+            // A number of another protocol says nothing about when to dial again.
             _ => 0,
         };
         Some(Duration::from_secs(seconds))
@@ -156,7 +157,7 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// Code of a stream's RESET or STOP_SENDING.
+/// Code of a stream's RESET_STREAM or STOP_SENDING (RFC 9000 sections 19.4 and 19.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StreamCode {
     /// 0: the requester is no longer interested.
@@ -165,7 +166,7 @@ pub enum StreamCode {
     Deadline,
     /// A number of a protocol with codes of its own, such as HTTP/3.
     Foreign(u32),
-    /// 7: our fault.
+    /// 7: an error of this node.
     Internal,
     /// 2: too much load.
     Overload,

@@ -1,9 +1,9 @@
 //! The node's configuration: one TOML document, the same in provisioning and on the data
 //! partition.
 //!
-//! [`NodeConfig::parse`] reads a document and reports everything that is wrong with it at once,
-//! each problem with its place and what to do. [`NodeConfig::salvage`] takes from a refused
-//! document what its administrator needs to reach the node and repair it.
+//! [`NodeConfig::parse`] reads a document and reports all its mistakes at once, each with its line and its remedy.
+//! [`NodeConfig::salvage`] takes from a refused document what its administrator needs to reach the node and repair
+//! it.
 
 mod computing;
 mod credentials;
@@ -55,15 +55,15 @@ pub use tuning::{LimitsConfig, LogConfig, LogLevel};
 pub use values::{is_admin_id, is_admin_scope, is_scope};
 pub use vault::{VaultInit, VaultSection, VaultUnlock};
 
-/// Longest configuration document in bytes. A thousand peers with two keys each fit; a file that
-/// is not a configuration is refused before it costs memory.
+/// Longest configuration document in bytes. A thousand peers with two keys each fit. The node refuses a longer file,
+/// which is not a configuration, before it costs memory.
 pub const CONFIG_BYTES_MAX: usize = 64 << 10;
 
 /// The version of the document that this program knows.
 pub const CONFIG_VERSION: u32 = 1;
 
-/// Most problems reported for one document: more are of no use to the administrator, and each is a line on a
-/// console of 24.
+/// Most mistakes reported for one document: more are of no use to the administrator, and each is a line on a console
+/// of 24.
 pub const CONFIG_ERRORS_MAX: usize = 50;
 
 /// The whole document. Unknown keys are errors.
@@ -129,8 +129,7 @@ impl NodeConfig {
     /// ```
     ///
     /// # Errors
-    /// Everything that is wrong with it, in the order of the document, at most
-    /// [`CONFIG_ERRORS_MAX`]. The list is never empty.
+    /// All mistakes of the document, in its order, at most [`CONFIG_ERRORS_MAX`]. The list is never empty.
     pub fn parse(document: &[u8]) -> Result<Self, Vec<ConfigError>> {
         let reading = read::read(document);
         if reading.errors.is_empty() {
@@ -140,10 +139,10 @@ impl NodeConfig {
         }
     }
 
-    /// What a refused document still says that lets its administrator in: well-formed administrator keys, the port and
-    /// addresses listened on, the name, network cards whose entries are free of mistakes, whether the node is
-    /// stateless, and what is correct of the vault. Peers and tokens are left out, so that a refused document never
-    /// gives more rights than a correct one. All defaults where the document is not TOML at all.
+    /// Reads from a refused document what lets its administrator in: well-formed administrator keys, the port and the
+    /// addresses to bind, the name, network cards whose entries have no mistakes, whether the node is stateless, and
+    /// what is correct of the vault. Peers and tokens are left out, so that a refused document never gives more
+    /// rights than a correct one. A document that is not TOML gives the defaults.
     #[must_use]
     pub fn salvage(document: &[u8]) -> Self {
         let config = read::read(document).config;
@@ -161,7 +160,7 @@ impl NodeConfig {
         }
     }
 
-    /// The JSON Schema of the document (draft 2020-12), as published.
+    /// The JSON Schema of the document (draft 2020-12), as it is published.
     #[must_use]
     pub fn json_schema() -> serde_json::Value {
         schemars::schema_for!(Self).to_value()

@@ -1,4 +1,4 @@
-//! A connection as a handler sees it, whatever carries it.
+//! A connection in the form in which a handler sees it, whichever carriage it has.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use crate::identity::{Identity, PeerId};
 use crate::limits::StreamBudget;
 use crate::stream::{RecvStream, SendStream, StreamError, Traffic};
 
-/// Numbers a connection within this process; in every log line about it.
+/// Number of a connection within this process, which is in every log line about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
@@ -34,17 +34,17 @@ impl fmt::Display for ConnId {
     }
 }
 
-/// What a carriage has to provide. Implemented for QUIC and TLS over TCP by the endpoint, and by
-/// anything that carries other protocols inside itself.
+/// The interface of a carriage. The endpoint implements it for QUIC and for TLS over TCP, and each handler that
+/// carries other protocols for its own streams.
 pub trait StreamSource: Send + Sync + 'static {
-    /// The next stream the peer opens. A single-stream carriage yields once, then
+    /// The next stream that the peer opens. A carriage with a single stream yields it once, and then
     /// [`StreamError::Closed`]. Cancel safe.
     fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>>;
 
     /// Opens a stream; [`StreamError::Unsupported`] on a single-stream carriage.
     fn open_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>>;
 
-    /// The next unidirectional stream the peer opens.
+    /// The next unidirectional stream that the peer opens.
     fn accept_uni(&self) -> BoxFuture<'_, Result<RecvStream, StreamError>> {
         Box::pin(std::future::ready(Err(StreamError::Unsupported)))
     }
@@ -60,7 +60,7 @@ pub trait StreamSource: Send + Sync + 'static {
     /// Ends the connection at once. `reason` is constant text of at most 64 bytes.
     fn close(&self, code: CloseCode, reason: &str);
 
-    /// The same with a number of a protocol that has codes of its own.
+    /// As [`close`](Self::close), with a number of a protocol that has codes of its own.
     fn close_foreign(&self, _code: u32, reason: &str) {
         self.close(CloseCode::Normal, reason);
     }
@@ -90,24 +90,24 @@ pub trait StreamSource: Send + Sync + 'static {
     }
 }
 
-/// Facts fixed when the handshake ended.
+/// Facts that the end of the handshake fixed.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
     /// The negotiated protocol.
     pub alpn: Arc<[u8]>,
-    /// What the bytes travel on.
+    /// The transport that carries the bytes.
     pub carriage: Carriage,
-    /// The server name the client asked for.
+    /// The server name that the client asked for.
     pub sni: Option<Arc<str>>,
-    /// The other end.
+    /// The address of the peer.
     pub remote_addr: Option<SocketAddr>,
-    /// This end.
+    /// The address of this side.
     pub local_addr: Option<SocketAddr>,
     /// Whether this side dialled.
     pub dialled: bool,
 }
 
-/// Whether a peer that proved who it is has a known peer's place from then on.
+/// Called when a peer has proved who it is. Returns whether it has a known peer's connection slot from then on.
 type Authenticated = dyn Fn(&PeerId) -> bool + Send + Sync;
 
 struct ConnectionInner {
@@ -118,15 +118,15 @@ struct ConnectionInner {
     peer_id: OnceLock<PeerId>,
     identity: ArcSwapOption<Identity>,
     revoked: AtomicBool,
-    /// The peer proved who it is, by its key or by a token, and has a known peer's place.
+    /// Whether the peer proved who it is, by its key or by a token, and has a known peer's connection slot.
     authenticated: AtomicBool,
     drain: watch::Sender<bool>,
     on_auth_failure: OnceLock<Box<dyn Fn() + Send + Sync>>,
     on_authenticated: OnceLock<Box<Authenticated>>,
     penalty: OnceLock<Box<dyn Fn() -> Option<Duration> + Send + Sync>>,
-    /// What our codes are in a protocol that has its own.
+    /// Translates close codes for a protocol that has numbers of its own.
     codes: OnceLock<fn(CloseCode) -> u32>,
-    /// What this one is carried in, unless it is a connection of its own.
+    /// The connection that carries this one, if it is nested.
     carrier: Option<Connection>,
 }
 
@@ -139,6 +139,7 @@ impl Drop for ConnectionInner {
 impl ConnectionInner {
     fn close(&self, code: CloseCode, reason: &str) {
         match self.codes.get() {
+            // A handler of another protocol numbers its errors in its own way.
             Some(number) => self.source.close_foreign(number(code), reason),
             None => self.source.close(code, reason),
         }
@@ -156,12 +157,13 @@ impl Connection {
         Self::new(source, info, None)
     }
 
-    /// Wraps what this connection carries inside itself, opened by the peer for another protocol.
-    /// It has this connection's addresses, and its identity for as long as it has none of its own.
+    /// Wraps a connection that this one carries inside itself, which the peer opened for another protocol. It has
+    /// this connection's addresses, and its identity for as long as it has none of its own.
     #[must_use]
     pub fn nested(&self, source: Box<dyn StreamSource>, alpn: &[u8]) -> Self {
         let info = ConnectionInfo {
             alpn: alpn.into(),
+            // The bytes travel in a stream of the carrier, and not over a carriage of their own.
             carriage: Carriage::Memory,
             dialled: false,
             ..self.0.info.clone()
@@ -188,17 +190,17 @@ impl Connection {
         }))
     }
 
-    /// What this connection is carried in, from the inside out; nothing for one of its own.
+    /// The connections that carry this one, from the inside out; empty for one that is not nested.
     pub fn carriers(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(self.0.carrier.as_ref(), |carrier| {
             carrier.0.carrier.as_ref()
         })
     }
 
-    /// The next stream the peer opens; see [`StreamSource::accept_bi`].
+    /// The next stream that the peer opens; see [`StreamSource::accept_bi`].
     ///
     /// # Errors
-    /// Only [`StreamError::Closed`] and [`StreamError::Timeout`] mean that no more will come.
+    /// Only [`StreamError::Closed`] and [`StreamError::Timeout`] mean that no more streams will come.
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), StreamError> {
         let streams = self.0.source.accept_bi().await;
         streams.map(|pair| self.count(pair))
@@ -213,7 +215,7 @@ impl Connection {
         streams.map(|pair| self.count(pair))
     }
 
-    /// The next unidirectional stream the peer opens.
+    /// The next unidirectional stream that the peer opens.
     ///
     /// # Errors
     /// As [`accept_bi`](Self::accept_bi).
@@ -239,7 +241,7 @@ impl Connection {
         (send.counted(traffic), recv.counted(traffic))
     }
 
-    /// What went over its streams so far.
+    /// The bytes and streams so far.
     #[must_use]
     pub fn traffic(&self) -> &Traffic {
         &self.0.traffic
@@ -251,7 +253,7 @@ impl Connection {
         self.0.id
     }
 
-    /// Facts fixed when the handshake ended.
+    /// Facts that the end of the handshake fixed.
     #[must_use]
     pub fn info(&self) -> &ConnectionInfo {
         &self.0.info
@@ -263,13 +265,13 @@ impl Connection {
         &self.0.info.alpn
     }
 
-    /// The other end, where the carriage knows it.
+    /// The address of the peer, where the carriage knows it.
     #[must_use]
     pub fn remote_addr(&self) -> Option<SocketAddr> {
         self.0.info.remote_addr
     }
 
-    /// What the bytes travel on.
+    /// The transport that carries the bytes.
     #[must_use]
     pub fn carriage(&self) -> Carriage {
         self.0.info.carriage
@@ -287,18 +289,18 @@ impl Connection {
         self.0.source.is_multi()
     }
 
-    /// Who the peer turned out to be. The peer id is write-once; a later call may only replace
-    /// scopes and resources behind the same id.
+    /// Sets the identity that the peer proved. The peer id is written once; a later call may only replace the scopes
+    /// and resources of the same id.
     ///
     /// # Errors
-    /// The connection already belongs to another peer id, or its peer is gone.
+    /// The connection already belongs to another peer id, or the node has removed its peer.
     pub fn set_identity(&self, identity: Arc<Identity>) -> Result<(), AlreadySet> {
         let id = self.0.peer_id.get_or_init(|| identity.id.clone());
         if *id != identity.id {
             return Err(AlreadySet);
         }
         self.0.identity.store(Some(identity));
-        // Looked at after the store: a revocation in between wins.
+        // The flag is read after the store: a revocation in between wins.
         if self.0.revoked.load(Ordering::SeqCst) {
             self.0.identity.store(None);
             return Err(AlreadySet);
@@ -307,36 +309,36 @@ impl Connection {
         Ok(())
     }
 
-    /// The peer was removed: from here on the connection, which is about to be closed, has no identity, and cannot get
-    /// one again.
+    /// Removes the identity because the node has removed the peer. From here on the connection, which is about to be
+    /// closed, has no identity, and cannot get one again.
     pub fn revoke_identity(&self) {
-        // Before the identity is taken: `set_identity` looks at it after its own store.
+        // The flag is set before the identity is taken: `set_identity` reads it after its own store.
         self.0.revoked.store(true, Ordering::SeqCst);
         self.0.identity.store(None);
     }
 
-    /// Who the peer is, once known.
+    /// The identity of the peer, once it is known.
     #[must_use]
     pub fn identity(&self) -> Option<Arc<Identity>> {
         let own = self.0.identity.load_full();
         own.or_else(|| self.inherits().and_then(Self::identity))
     }
 
-    /// Whose identity counts where this connection has none.
+    /// The carrier whose identity counts where this connection has none.
     fn inherits(&self) -> Option<&Self> {
-        // A peer that was removed must not have its carrier's rights instead.
+        // A peer that was removed must not get its carrier's rights.
         let revoked = self.0.revoked.load(Ordering::SeqCst);
         self.0.carrier.as_ref().filter(|_| !revoked)
     }
 
-    /// Whether the peer is known: [`identity`](Self::identity) without a share in it.
+    /// Whether the peer is known: as [`identity`](Self::identity), without a new reference.
     #[must_use]
     pub fn is_identified(&self) -> bool {
         self.0.identity.load().is_some() || self.inherits().is_some_and(Self::is_identified)
     }
 
-    /// Asks the handler to finish what it does and to take nothing new: a newer connection of the same peer takes over.
-    /// Returns whether this is the first time that it is asked.
+    /// Asks the handler to finish its work and to accept none, because a newer connection of the same peer takes
+    /// over. Returns whether this is the first such request.
     pub fn ask_to_drain(&self) -> bool {
         !self.0.drain.send_replace(true)
     }
@@ -353,29 +355,31 @@ impl Connection {
         let _ = self.0.drain.subscribe().wait_for(|asked| *asked).await;
     }
 
-    /// What to do each time the peer fails to prove who it is. Set once, by the maker of the connection.
+    /// Sets the function that runs each time the peer fails to prove who it is. The maker of the connection sets it
+    /// once.
     pub fn on_auth_failure(&self, notice: impl Fn() + Send + Sync + 'static) {
         self.0.on_auth_failure.get_or_init(|| Box::new(notice));
     }
 
-    /// A handler's word that the peer sent a token, a key or a password that belongs to no identity. Every handler that
-    /// authenticates says so: guesses are counted by network.
+    /// A handler reports that the peer sent a token, a key or a password that belongs to no identity. Every handler
+    /// that authenticates calls this: guesses are counted by network.
     pub fn auth_failed(&self) {
         match (self.0.on_auth_failure.get(), &self.0.carrier) {
             (Some(notice), _) => notice(),
-            // What is carried has no network of its own to count by.
+            // A nested connection has no network of its own: its carrier counts.
             (None, Some(carrier)) => carrier.auth_failed(),
             (None, None) => {}
         }
     }
 
-    /// How to find out whether guesses from the peer's network are refused. Set once, by the maker of the connection.
+    /// Sets the function that returns for how long guesses from the peer's network are refused. The maker of the
+    /// connection sets it once.
     pub fn set_penalty(&self, penalty: impl Fn() -> Option<Duration> + Send + Sync + 'static) {
         self.0.penalty.get_or_init(|| Box::new(penalty));
     }
 
-    /// How long the node answers wrong tokens from the peer's network with a limit, because too many came from there: a
-    /// handler names this time to a peer that sends one. Right tokens are as good as ever.
+    /// For how long the node limits its answers to invalid tokens from the peer's network, because too many came from
+    /// there. A handler names this time to a peer that sends one. Valid tokens work all the same.
     #[must_use]
     pub fn penalty(&self) -> Option<Duration> {
         match (self.0.penalty.get(), &self.0.carrier) {
@@ -385,29 +389,30 @@ impl Connection {
         }
     }
 
-    /// What to do when the peer has proved who it is; returns whether the peer has a known peer's place from then on,
-    /// and is called again otherwise. Set once, by the maker of the connection, before a handler has it.
+    /// Sets the function that runs when the peer has proved who it is. It returns whether the peer has a known peer's
+    /// connection slot from then on, and runs again otherwise. The maker of the connection sets it once, before a
+    /// handler has the connection.
     pub fn on_authenticated(&self, notice: impl Fn(&PeerId) -> bool + Send + Sync + 'static) {
         self.0.on_authenticated.get_or_init(|| Box::new(notice));
     }
 
-    /// A handler's word that the peer sent a good token of `who`: limits for unknown peers do not apply to this
-    /// connection any more, nor to what carries it, unless connections by the token have too many places
-    /// already. Every handler that authenticates says so, and so does [`set_identity`](Self::set_identity).
-    pub fn authenticated(&self, who: &PeerId) {
+    /// A handler reports that the peer sent a valid token of `peer`: the limits for unknown peers no longer apply to
+    /// this connection, nor to its carrier, unless connections with that token have too many slots already. Every
+    /// handler that authenticates calls this, and so does [`set_identity`](Self::set_identity).
+    pub fn authenticated(&self, peer: &PeerId) {
         if !self.is_authenticated() {
             let notice = self.0.on_authenticated.get();
-            // Without a maker that counts places, every peer has one.
-            if notice.is_none_or(|notice| notice(who)) {
+            // Without a maker that counts slots, every peer has one.
+            if notice.is_none_or(|notice| notice(peer)) {
                 self.0.authenticated.store(true, Ordering::Release);
             }
         }
         if let Some(carrier) = &self.0.carrier {
-            carrier.authenticated(who);
+            carrier.authenticated(peer);
         }
     }
 
-    /// Whether the peer proved who it is, at any time, and has a known peer's place.
+    /// Whether the peer proved who it is, at any time, and has a known peer's connection slot.
     #[must_use]
     pub fn is_authenticated(&self) -> bool {
         self.0.authenticated.load(Ordering::Acquire)
@@ -436,13 +441,13 @@ impl Connection {
         self.0.close(code, reason);
     }
 
-    /// Ends it at once with a number of a protocol that has codes of its own.
+    /// Ends the connection at once with a number of a protocol that has codes of its own.
     pub fn close_foreign(&self, code: u32, reason: &str) {
         self.0.source.close_foreign(code, reason);
     }
 
-    /// From now on every close of the connection has these numbers in the place of ours. Set once, by the handler of a
-    /// protocol that has codes of its own.
+    /// From now on every close of the connection has the numbers of `number`. The handler of a protocol with codes of
+    /// its own sets it once.
     pub fn speaks_codes(&self, number: fn(CloseCode) -> u32) {
         self.0.codes.get_or_init(|| number);
     }
@@ -462,7 +467,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// The connection already belongs to another peer id, or its peer is gone.
+/// The connection already belongs to another peer id, or the node has removed its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the connection already has another identity, or its peer is gone")]
 pub struct AlreadySet;

@@ -1,5 +1,5 @@
-//! Secrets of the node towards others: kept sealed, opened by the assembly, and reached by handlers and
-//! operations through their [`Capabilities`](crate::Capabilities) only.
+//! The node's secrets for other servers: kept sealed, opened by the assembly, and used by handlers and operations
+//! only through their [`Capabilities`](crate::Capabilities).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,13 +11,13 @@ use zeroize::Zeroizing;
 
 use crate::handler::BoxFuture;
 
-/// A sealed secret, as the vault made it. Core never opens it.
+/// A sealed secret in the vault's format. Core never opens it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EncryptedData {
-    /// Which key of the vault sealed it.
+    /// Version of the vault's key that sealed it.
     pub key_version: u32,
-    /// Input of the derivation of its own key.
+    /// Input of the derivation of the secret's own key.
     #[serde(with = "base64_bytes")]
     #[schemars(with = "String")]
     pub salt: [u8; 32],
@@ -25,7 +25,7 @@ pub struct EncryptedData {
     #[serde(with = "base64_bytes")]
     #[schemars(with = "String")]
     pub iv: [u8; 12],
-    /// Cipher text with its tag.
+    /// Ciphertext with its authentication tag.
     #[serde(with = "base64_bytes")]
     #[schemars(with = "String")]
     pub data: Vec<u8>,
@@ -68,37 +68,37 @@ impl fmt::Debug for EncryptedData {
     }
 }
 
-/// Keeps sealed secrets by the name of the provider that they are for.
+/// Stores sealed secrets by the name of their provider.
 pub trait CredentialStore: Send + Sync + 'static {
-    /// What is kept for `provider`.
+    /// The secret of `provider`.
     fn get(&self, provider: &str) -> Option<EncryptedData>;
 
-    /// Keeps `sealed`, in the place of what was there.
+    /// Stores `sealed`, which replaces the old secret.
     fn put<'a>(
         &'a self,
         provider: &'a str,
         sealed: EncryptedData,
     ) -> BoxFuture<'a, Result<(), CredentialError>>;
 
-    /// Forgets what is kept; whether there was anything.
+    /// Deletes the secret. Returns whether there was one.
     fn delete<'a>(&'a self, provider: &'a str) -> BoxFuture<'a, Result<bool, CredentialError>>;
 }
 
-/// Why a sealed secret could not be kept.
+/// Why a sealed secret could not be stored.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CredentialError {
     /// Reading or writing failed.
     #[error("sealed secrets cannot be kept in {}: {source}", .path.display())]
     Io {
-        /// The file that keeps them.
+        /// The file that holds the secrets.
         path: PathBuf,
-        /// What the system or the database answered.
+        /// The error of the system or the database.
         source: std::io::Error,
     },
 }
 
-/// An opened secret. Wiped when dropped; neither shown nor written anywhere.
+/// An opened secret. It is wiped when dropped, and has no form for logs or files.
 #[expect(missing_debug_implementations, reason = "a secret is never shown")]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
@@ -109,7 +109,7 @@ impl Secret {
         Self(Zeroizing::new(bytes))
     }
 
-    /// The bytes, for the one use they are for.
+    /// The bytes, for their one use.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0

@@ -1,5 +1,5 @@
-//! Reaching another node: where it is, as people write it (`ed25519:<64 hex>@host:port`), how it
-//! has to prove itself, and who does the dialling.
+//! Reaching another node: its address as people write it (`ed25519:<64 hex>@host:port`), the proof that it has to
+//! give, and the interface that dials.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,34 +15,33 @@ use crate::connection::Connection;
 use crate::handler::{BoxError, BoxFuture};
 use crate::identity::{KeyParseError, PeerKey};
 
-/// Makes connections. Implemented by the endpoint, so that a protocol can dial without knowing a
-/// transport.
+/// Makes connections. The endpoint implements it, so that a protocol can dial without knowing a transport.
 pub trait Dialer: fmt::Debug + Send + Sync + 'static {
-    /// Connects over whichever carriage works first, and only to a server that proves what
-    /// `request` expects. Dropping the future gives up.
+    /// Connects over the carriage that works first, and only to a server that proves what `request` expects. Dropping
+    /// the future gives up.
     fn connect(&self, request: DialRequest) -> BoxFuture<'_, Result<DialedConnection, DialError>>;
 }
 
-/// One dial.
+/// The parameters of one dial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DialRequest {
     /// Address of the peer.
     pub addr: PeerAddr,
-    /// How the server proves who it is. The pins of `addr` itself are not looked at.
+    /// How the server proves its identity. The pins of `addr` itself are ignored.
     pub expect: PeerVerification,
     /// The protocol.
     pub alpn: Cow<'static, [u8]>,
-    /// Over what; [`Carriage::Both`] takes the first that works.
+    /// The carriage; [`Carriage::Both`] takes the first that works.
     pub carriage: Carriage,
-    /// Whether a pinned server is shown our key. Public servers never are: it would be a mark to
-    /// track us by.
+    /// Whether the client shows its key to a pinned server. It never does to public servers, which could track it by
+    /// the key.
     pub present_key: bool,
-    /// Which of the addresses of a name may be dialled.
+    /// The addresses of a name that may be dialled.
     pub reach: DialAllowList,
 }
 
 impl DialRequest {
-    /// A dial over any carriage that shows our key.
+    /// A dial over any carriage that shows the client's key.
     #[must_use]
     pub fn new(addr: PeerAddr, expect: PeerVerification, alpn: &'static [u8]) -> Self {
         Self {
@@ -56,18 +55,17 @@ impl DialRequest {
     }
 }
 
-/// How the other side has to prove who it is. There is no way to ask for no proof.
+/// How the server has to prove its identity. There is no variant without a proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerVerification {
-    /// It holds any of these keys; names, dates and issuers mean nothing. No server satisfies an
-    /// empty list.
+    /// The server holds any of these keys. Names, dates and issuers do not matter. No server satisfies an empty list.
     Pinned(Vec<PeerKey>),
-    /// It has a certificate for exactly this name, or address, that ends at a trusted authority.
+    /// The server has a certificate for exactly this name or address, whose chain ends at a trusted authority.
     WebPki,
 }
 
 impl PeerVerification {
-    /// What `addr` itself says, or, for a peer in the configuration, `known`, its keys.
+    /// The proof that `addr` itself asks for, or for a configured peer one of its keys, `known`.
     ///
     /// # Errors
     /// [`DialErrorKind::UnknownPeer`] for an address without a key: any server could answer there.
@@ -75,43 +73,44 @@ impl PeerVerification {
     /// [`PeerVerification::WebPki`] itself, of a dialler that is configured to accept one.
     pub fn for_address(addr: &PeerAddr, known: &[PeerKey]) -> Result<Self, DialError> {
         match (known, addr.pins.as_slice(), &addr.host) {
+            // Without keys, public authorities vouch for a name. They do not vouch for an address here.
             ([], [], DialHost::Name(_)) => Ok(Self::WebPki),
             ([], [], DialHost::Ip(_)) => Err(DialError::new(
                 DialErrorKind::UnknownPeer,
                 UnknownPeer(addr.address()),
             )),
-            // The keys of the configuration win over those in the address.
+            // The keys of the configuration win over those of the address.
             ([], pins, _) | (pins, _, _) => Ok(Self::Pinned(pins.to_vec())),
         }
     }
 }
 
-/// An address without a pin proves nothing.
+/// An address without a pin, for which any server could answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0} is an address without a pinned key; write ed25519:<64 hex>@{0}")]
 pub struct UnknownPeer(pub String);
 
-/// A connection that was dialled.
+/// A connection that this side dialled.
 #[derive(Debug)]
 pub struct DialedConnection {
     /// The connection.
     pub connection: Connection,
-    /// The names of the key that a pinned server proved, most lasting first. Empty for public
-    /// servers, which are no peers.
+    /// The names of the key that a pinned server proved, the most lasting first. Empty for public servers, which are
+    /// no peers.
     pub keys: Vec<PeerKey>,
 }
 
-/// Why a dial failed, and whether another try could do better.
+/// Why a dial failed, and whether another attempt can succeed.
 #[derive(Debug, Error)]
 #[error("{source}")]
 pub struct DialError {
-    /// The sort of failure.
+    /// The kind of failure.
     pub kind: DialErrorKind,
     source: BoxError,
 }
 
 impl DialError {
-    /// A failure of one sort.
+    /// A failure of this kind.
     pub fn new(kind: DialErrorKind, source: impl Into<BoxError>) -> Self {
         Self {
             kind,
@@ -132,7 +131,7 @@ impl DialError {
     }
 }
 
-/// Sorts of failed dials.
+/// Kinds of failed dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DialErrorKind {
@@ -142,19 +141,19 @@ pub enum DialErrorKind {
     Local,
     /// The server does not serve the protocol.
     NoProtocol,
-    /// No address of the name is one that may be dialled.
+    /// No address of the name may be dialled.
     OutOfReach,
-    /// The server answered and did not want us.
+    /// The server answered and refused the connection.
     Refused,
-    /// Nothing answered in time.
+    /// No answer came in time.
     TimedOut,
-    /// There is no key and no name by which to recognise the server.
+    /// The dial has no key and no name by which to recognise the server.
     UnknownPeer,
-    /// The network, the resolver or TLS said no.
+    /// The network, the resolver or TLS failed.
     Unreachable,
 }
 
-/// Port when none is written.
+/// The port of an address that names none.
 const DEFAULT_PORT: u16 = 443;
 
 /// Longest host name (RFC 1035 section 2.3.4).
@@ -163,7 +162,7 @@ const HOST_BYTES_MAX: usize = 253;
 /// Longest label of a host name (RFC 1035 section 2.3.4).
 const LABEL_BYTES_MAX: usize = 63;
 
-/// A peer to dial: where it is, and the keys that it is known by. In documents it is its text.
+/// A peer to dial: its address, and the keys by which it is known. Documents hold its text.
 ///
 /// ```
 /// use alknet_core::{DialHost, PeerAddr};
@@ -180,16 +179,16 @@ const LABEL_BYTES_MAX: usize = 63;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PeerAddr {
-    /// Keys any of which the server may prove. Empty: a public name with a public certificate.
+    /// Keys of which the server has to prove any. Empty: a public name with a public certificate.
     pub pins: Vec<PeerKey>,
-    /// Where it is.
+    /// The host.
     pub host: DialHost,
-    /// Its port, UDP and TCP.
+    /// The port, UDP and TCP.
     pub port: u16,
 }
 
 impl PeerAddr {
-    /// The same place, known by `pins` too.
+    /// The same address, with `pins` as well.
     #[must_use]
     pub fn with_pins(mut self, pins: impl IntoIterator<Item = PeerKey>) -> Self {
         self.pins.extend(pins);
@@ -206,7 +205,7 @@ impl PeerAddr {
     }
 }
 
-/// Where a server is.
+/// The host of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DialHost {
     /// A literal address.
@@ -238,6 +237,7 @@ impl FromStr for PeerAddr {
     type Err = PeerAddrError;
 
     fn from_str(text: &str) -> Result<Self, PeerAddrError> {
+        // The last `@` ends the pins, because no host contains one.
         let (pins, address) = match text.rsplit_once('@') {
             Some((pins, address)) => (parse_pins(pins)?, address),
             None => (Vec::new(), text),
@@ -269,8 +269,9 @@ fn parse_pins(text: &str) -> Result<Vec<PeerKey>, PeerAddrError> {
     text.split(',').map(|pin| Ok(pin.parse()?)).collect()
 }
 
-/// Splits `host:port`; the host keeps its brackets.
+/// Splits `host:port`. The host keeps its brackets.
 fn split_port(address: &str) -> Result<(&str, u16), PeerAddrError> {
+    // An IPv6 address has colons itself: only brackets tell its end from the port (RFC 3986 section 3.2.2).
     let after_host = match address.find(']') {
         Some(end) if address.starts_with('[') => end + 1,
         _ if address.matches(':').count() > 1 => {
@@ -283,7 +284,7 @@ fn split_port(address: &str) -> Result<(&str, u16), PeerAddrError> {
         return Ok((host, DEFAULT_PORT));
     }
     let digits = rest.strip_prefix(':').unwrap_or_default();
-    // `parse` would take a sign.
+    // `parse` would accept a sign.
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     match digits.parse() {
         Ok(port) if plain && port > 0 => Ok((host, port)),
@@ -301,9 +302,9 @@ fn parse_host(host: &str) -> Result<DialHost, PeerAddrError> {
     if let Ok(ip) = host.parse() {
         return Ok(DialHost::Ip(ip));
     }
-    // Names compare without case: RFC 4343.
+    // Names compare without case (RFC 4343).
     let name = host.to_ascii_lowercase();
-    // A name that ends in digits is a mistyped address and no resolver's business.
+    // A name that ends in digits is a mistyped address, which no resolver should get.
     let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or("");
     let mistyped = last.bytes().all(|b| b.is_ascii_digit());
     if mistyped || name.len() > HOST_BYTES_MAX || !is_dns_name(&name) {
@@ -312,8 +313,8 @@ fn parse_host(host: &str) -> Result<DialHost, PeerAddrError> {
     Ok(DialHost::Name(name))
 }
 
-/// Whether `name` can stand in a certificate and a ClientHello: labels of letters, digits, `-` and
-/// `_`, none of which begins or ends with `-`.
+/// Whether `name` can stand in a certificate and a ClientHello: labels of letters, digits, `-` and `_`, none of which
+/// begins or ends with `-`.
 fn is_dns_name(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     name.strip_suffix('.')

@@ -1,4 +1,4 @@
-//! What a node knows about the peers and programs that may connect, from the configuration or from a store.
+//! The entries of peers and programs that may connect, from the configuration or from a store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use crate::dial::PeerAddr;
 use crate::identity::{PeerId, PeerKey, ScopeSet};
 use crate::token::TokenHash;
 
-/// A peer: several keys and tokens, one name. Rotation changes the keys, never the name.
+/// A peer: several keys and tokens under one name. Rotation changes the keys, never the name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerEntry {
     /// The stable name.
     pub peer_id: PeerId,
-    /// Its keys; the one that the peer proves to hold names it.
+    /// The keys. The peer proves one of them.
     pub keys: Vec<PeerKey>,
-    /// When some of these keys end, in seconds since 1970: those that others replaced.
+    /// The ends of the keys that others replaced, in seconds since 1970.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub key_ends: BTreeMap<PeerKey, u64>,
     /// Its bearer tokens.
@@ -25,18 +25,18 @@ pub struct PeerEntry {
     pub scopes: ScopeSet,
     /// Resources it holds, by type.
     pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
-    /// Where it can be dialled; its keys are the pins.
+    /// Its addresses for dialling; its keys are the pins.
     pub addresses: Vec<PeerAddr>,
     /// What people call it. One that follows the grammar of a peer id is an alias of it.
     pub display_name: Option<String>,
-    /// What is said about it, for those who choose among peers.
+    /// Facts about it, for callers that choose among peers.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// A disabled peer is known and refused.
     pub enabled: bool,
-    /// When the entry ends, in seconds since 1970.
+    /// End of the entry, in seconds since 1970.
     pub expires: Option<u64>,
-    /// Connections it may have at once; the node's own number where absent.
+    /// Connections that it may have at once; `None` for the node's own limit.
     pub max_connections: Option<u32>,
     /// The number of its last removal, or of the last change that took scopes or keys from it, in the order in which a
     /// hub made these; absent where there was none. An invitation is older or newer than a removal by this number and
@@ -66,7 +66,7 @@ impl PeerEntry {
         }
     }
 
-    /// The same after `patch`.
+    /// This entry with the changes of `patch`.
     #[must_use]
     pub fn patched(mut self, patch: PeerPatch) -> Self {
         fn set<T>(field: &mut T, new: Option<T>) {
@@ -76,7 +76,7 @@ impl PeerEntry {
         }
         set(&mut self.keys, patch.keys);
         set(&mut self.key_ends, patch.key_ends);
-        // A key that is added again later has no end from before.
+        // A key that is added again later must not have its end from before.
         self.key_ends.retain(|key, _| self.keys.contains(key));
         set(&mut self.token_hashes, patch.token_hashes);
         set(&mut self.scopes, patch.scopes);
@@ -92,7 +92,7 @@ impl PeerEntry {
     }
 }
 
-/// Changes to a peer: what is absent stays as it is.
+/// Changes of a peer. `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerPatch {
     /// All keys from now on.
@@ -107,21 +107,21 @@ pub struct PeerPatch {
     pub resources: Option<BTreeMap<Arc<str>, Vec<Arc<str>>>>,
     /// All addresses from now on.
     pub addresses: Option<Vec<PeerAddr>>,
-    /// The name for people, or none.
+    /// The name for people, or `Some(None)` to remove it.
     pub display_name: Option<Option<String>>,
     /// All labels from now on.
     pub labels: Option<BTreeMap<String, String>>,
-    /// Whether it is let in.
+    /// Whether the peer may connect.
     pub enabled: Option<bool>,
-    /// When the entry ends, or never.
+    /// End of the entry, or `Some(None)` for no end.
     pub expires: Option<Option<u64>>,
-    /// Its own number of connections, or the node's.
+    /// Its own limit of connections, or `Some(None)` for the node's.
     pub max_connections: Option<Option<u32>>,
     /// The number of its removal.
     pub removal: Option<u64>,
 }
 
-/// A token of a program rather than of a peer. Its identity is `key:<8 characters>`.
+/// The token of a program that is no peer. Its identity is `key:<8 characters>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiKey {
     /// Name and hash of the token.
@@ -130,28 +130,28 @@ pub struct ApiKey {
     pub scopes: ScopeSet,
     /// Resources it holds, by type.
     pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
-    /// What it is for.
+    /// The purpose, for people.
     pub description: Option<String>,
-    /// When it ends, in seconds since 1970.
+    /// End of the token, in seconds since 1970.
     pub expires: Option<u64>,
-    /// The id of the maker of a token that was made while the node ran; absent where the configuration has the token.
-    /// The token ends with its maker.
+    /// The id of the maker, of a token that was made while the node ran; `None` for a token of the configuration. The
+    /// token ends with its maker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
-    /// The key of an administrator who made it: those are named by their place in the configuration, which
-    /// another one has once they are gone.
+    /// The key of the administrator who made it. Administrators are named by their number in the configuration, which
+    /// another one may have once they are gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by_key: Option<PeerKey>,
-    /// When that was, in seconds since 1970.
+    /// When it was made, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<u64>,
-    /// The day it was last used on, in days since 1970. A day and no more, for the privacy of the token's holder.
+    /// The day of its last use, in days since 1970. It is no more precise, for the privacy of the token's holder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_day: Option<u32>,
 }
 
 impl ApiKey {
-    /// A token without rights, as the configuration has it: without a maker.
+    /// A token without rights and without a maker, as of the configuration.
     #[must_use]
     pub fn new(token: TokenHash) -> Self {
         Self {
@@ -167,7 +167,7 @@ impl ApiKey {
         }
     }
 
-    /// Whose calls it makes.
+    /// The identity in whose name its calls are made.
     #[must_use]
     pub fn id(&self) -> PeerId {
         PeerId::of_api_key(&self.token.key_id)

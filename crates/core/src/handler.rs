@@ -1,4 +1,4 @@
-//! Protocol handlers, and the table that maps an ALPN to one.
+//! Protocol handlers, and the table from ALPN to handler.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,19 +14,20 @@ use crate::alpn::{AlpnSpec, Carriage};
 use crate::connection::Connection;
 use crate::identity::AuthContext;
 
-/// A boxed future, as the object-safe traits of this crate return it.
+/// A boxed future, which the object-safe traits of this crate return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Any error a handler wants to pass on.
+/// Any error that a handler passes on.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
-/// A service: everything a peer can reach once the handshake chose one of its ALPNs.
+/// A service: all that a peer can reach once the handshake has chosen one of its ALPNs.
 ///
-/// One call of [`handle`](Self::handle) owns one connection. The endpoint runs it in a task of its
-/// own; a panic inside ends that connection with code 7 and nothing else. Dropping the future
-/// (drain deadline) must leave no work behind.
+/// One call of [`handle`](Self::handle) owns one connection. The endpoint runs it in a task of its own; a panic ends
+/// that connection with code 7 and nothing else. Dropping the future (at the drain deadline) must leave no work
+/// behind.
 pub trait ProtocolHandler: Send + Sync + 'static {
-    /// The protocols served. Read once, at start: ALPN lists are part of the TLS configuration.
+    /// The protocols that it serves. The endpoint reads them once, at the start, because ALPN lists are part of the
+    /// TLS configuration.
     fn alpns(&self) -> &[AlpnSpec];
 
     /// Serves one connection until it ends.
@@ -36,27 +37,27 @@ pub trait ProtocolHandler: Send + Sync + 'static {
         auth: AuthContext,
     ) -> BoxFuture<'static, Result<(), HandlerError>>;
 
-    /// Called once when the node drains: take no new work, tell peers where the protocol can.
+    /// Called once when the node drains: the handler takes no new work, and notifies peers where the protocol can.
     /// Running work goes on until the deadline.
     fn drain(&self) -> BoxFuture<'static, ()> {
         Box::pin(std::future::ready(()))
     }
 }
 
-/// How a connection ended when it did not end well. Each maps to a close code.
+/// How a connection ended that did not end well. Each variant maps to a close code.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum HandlerError {
     /// The peer must authenticate first.
     #[error("authentication required")]
     AuthRequired,
-    /// The connection is gone; nothing to report.
+    /// The connection has ended, with nothing to report.
     #[error("connection closed")]
     Closed,
-    /// The peer is known and may not.
+    /// The peer is known and lacks the right.
     #[error("forbidden")]
     Forbidden,
-    /// Our fault.
+    /// An error of this node.
     #[error("internal error: {0}")]
     Internal(BoxError),
     /// A limit was reached.
@@ -73,7 +74,7 @@ pub enum HandlerError {
     Timeout,
 }
 
-/// The handlers of a node by ALPN. Fixed once built.
+/// The handlers of a node by ALPN. The table does not change once it is built.
 #[derive(Clone, Default)]
 pub struct HandlerRegistry {
     by_alpn: BTreeMap<&'static [u8], (AlpnSpec, Arc<dyn ProtocolHandler>)>,
@@ -88,7 +89,7 @@ impl HandlerRegistry {
         Self::default()
     }
 
-    /// Adds a handler under each of its ALPNs. Order of registration is order of preference.
+    /// Adds a handler under each of its ALPNs. The order of registration is the order of preference.
     ///
     /// # Errors
     /// An ALPN that another handler already serves, an empty one, or one over 255 bytes.
@@ -96,9 +97,9 @@ impl HandlerRegistry {
         &mut self,
         handler: Arc<dyn ProtocolHandler>,
     ) -> Result<(), HandlerRegistryError> {
-        // All are checked before one is added: an error leaves the table as it was.
+        // All are checked before any is added: an error leaves the table as it was.
         for spec in handler.alpns() {
-            // RFC 7301, section 3.1.
+            // The length of a protocol name has one byte, and is not zero (RFC 7301 section 3.1).
             if spec.id.is_empty() || spec.id.len() > 255 {
                 return Err(HandlerRegistryError::Length(spec.name()));
             }
@@ -134,7 +135,7 @@ impl HandlerRegistry {
             .filter(move |id| self.by_alpn[id].0.carriage.covers(carriage))
     }
 
-    /// Every protocol, most preferred first.
+    /// Every protocol, the most preferred first.
     pub fn specs(&self) -> impl Iterator<Item = &AlpnSpec> {
         self.order.iter().map(|id| &self.by_alpn[id].0)
     }
@@ -153,13 +154,13 @@ impl fmt::Debug for HandlerRegistry {
     }
 }
 
-/// Why a handler cannot be added.
+/// Why a handler could not be added.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum HandlerRegistryError {
-    /// Two handlers want one ALPN.
+    /// Two handlers claim one ALPN.
     #[error("ALPN '{0}' is served by two handlers")]
     Duplicate(String),
-    /// RFC 7301 allows 1 to 255 bytes.
+    /// The ALPN does not have the 1 to 255 bytes of RFC 7301.
     #[error("ALPN '{0}' is empty or longer than 255 bytes")]
     Length(String),
 }

@@ -1,4 +1,4 @@
-//! The identities that a node knows: the configuration's entries, which win, and those of a store.
+//! The identities that a node knows: entries of the configuration, which win, and those of a store.
 
 mod index;
 mod sources;
@@ -26,13 +26,13 @@ pub use store::{
 /// Seconds of a day.
 const DAY_S: u64 = 86_400;
 
-/// Makers of one token: a token made by a token made by a token, and so on.
+/// Longest chain of makers of one token: a token made by a token made by a token, and so on.
 const MAKERS_MAX: usize = 16;
 
 /// All identities of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdentityEntries {
-    /// Keys that may do everything, with the names of their holders.
+    /// Administrators and their keys, which may do everything.
     pub admins: Vec<(PeerId, PeerKey)>,
     /// Entries of peers.
     pub peers: Vec<PeerEntry>,
@@ -40,44 +40,43 @@ pub struct IdentityEntries {
     pub api_keys: Vec<ApiKey>,
 }
 
-/// Answers for keys and tokens from a table that is rebuilt whole at every change. What is written
-/// to it is kept in memory, and beyond it where it was given [a keeper](Self::with_store).
+/// Resolves keys and tokens by a table that is rebuilt as a whole at every change. Changes are kept in memory, and on
+/// disk where it has [a persistence](Self::with_store).
 pub struct Identities(Arc<IdentitiesInner>);
 
 struct IdentitiesInner {
     sources: Mutex<IdentitySources>,
-    /// Held from the plan of a change until it counts: what is kept is what is in the table.
+    /// Held from the plan of a change until it is in force: what is on disk is what is in the table.
     turn: Mutex<()>,
-    keeper: Option<Arc<dyn IdentityPersistence>>,
+    persistence: Option<Arc<dyn IdentityPersistence>>,
     index: ArcSwap<IdentityIndex>,
     generation: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
 }
 
 impl Identities {
-    /// Knows the configuration's `entries`, and a store in memory.
+    /// The `entries` of the configuration, and a store in memory.
     #[must_use]
     pub fn new(entries: IdentityEntries, clock: Arc<dyn Clock>) -> Self {
         Self::with_sources(entries, StoredIdentities::default(), None, clock)
     }
 
-    /// Knows the configuration's `entries` and what is `stored`. A change of the store counts once
-    /// `keeper` has kept it; the futures of the write side need a runtime then, and go on when they
-    /// are dropped.
+    /// The `entries` of the configuration and the `stored` ones. A change of the store is in force once `persistence` has
+    /// stored it. The futures of the write side need a runtime then, and the change goes on when they are dropped.
     #[must_use]
     pub fn with_store(
         entries: IdentityEntries,
         stored: StoredIdentities,
-        keeper: Arc<dyn IdentityPersistence>,
+        persistence: Arc<dyn IdentityPersistence>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self::with_sources(entries, stored, Some(keeper), clock)
+        Self::with_sources(entries, stored, Some(persistence), clock)
     }
 
     fn with_sources(
         entries: IdentityEntries,
         stored: StoredIdentities,
-        keeper: Option<Arc<dyn IdentityPersistence>>,
+        persistence: Option<Arc<dyn IdentityPersistence>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let mut sources = IdentitySources {
@@ -90,40 +89,42 @@ impl Identities {
             index: ArcSwap::from_pointee(sources.indexed(generation)),
             sources: Mutex::new(sources),
             turn: Mutex::default(),
-            keeper,
+            persistence,
             generation: watch::Sender::new(generation),
             clock,
         }))
     }
 
-    /// Puts other entries of the configuration in place and notifies the watchers.
+    /// Replaces the entries of the configuration and notifies the watchers.
     pub fn replace_config(&self, entries: IdentityEntries) {
         let mut sources = self.0.sources();
         sources.config = entries;
         self.0.rebuild(&mut sources);
     }
 
-    /// Who would hold `key` with these entries of the configuration.
+    /// The identity that would hold `key` with these entries of the configuration.
     #[must_use]
     pub fn preview(&self, entries: &IdentityEntries, key: &PeerKey) -> Option<Arc<Identity>> {
-        // A copy: what is only asked for must not be in place for a moment.
+        // The code works on a copy: entries that are only tried must not be in force for a moment.
         let mut preview = self.0.sources().clone();
         preview.config = entries.clone();
+        // No table has the generation 0: the result must not pass for an identity that is in force.
         let index = preview.index(0);
         current(&index, index.by_key(key)?, self.now_s())
     }
 
-    /// Number of the table in place; each identity carries the number of the one it is from.
+    /// Number of the table in force. Each identity has the number of its own table.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.0.index.load().generation()
     }
 
-    /// Every known identity, whether let in or not: administrators, peers, tokens of programs.
+    /// Every known identity, whether it may connect or not: administrators, peers, tokens of programs.
     #[must_use]
     pub fn entries(&self) -> IdentityEntries {
         let sources = self.0.sources();
         let mut all = sources.config.clone();
+        // The configuration wins where both sources have an entry.
         let known = |id: &PeerId| sources.config.holds(id);
         let peers = sources.peers.values().filter(|p| !known(&p.peer_id));
         all.peers.extend(peers.cloned());
@@ -132,40 +133,41 @@ impl Identities {
         all
     }
 
-    /// The day a token was last used on, in days since 1970.
+    /// The day of a token's last use, in days since 1970.
     #[must_use]
     pub fn used_day(&self, key_id: &KeyId) -> Option<u32> {
         self.0.sources().days.get(key_id)?.get()
     }
 
-    /// Whether the configuration has an entry of this name; then it is changed in the configuration only.
+    /// Whether the configuration has an entry of this name. Such an entry changes in the configuration only.
     #[must_use]
     pub fn is_configured(&self, id: &PeerId) -> bool {
         self.0.sources().config.holds(id)
     }
 
-    /// Entries of the store that do not count, or not whole, beside these of the configuration: the name of each, and
-    /// what is hidden.
+    /// Entries of the store that this configuration hides, in part or as a whole: the name of each, and what is
+    /// hidden.
     #[must_use]
     pub fn hidden_by(&self, config: &IdentityEntries) -> Vec<(PeerId, String)> {
         self.0.sources().hidden_by(config)
     }
 
-    /// The time, as far as it is known.
+    /// The time, if the clock is sane.
     #[must_use]
     pub fn now_s(&self) -> Option<u64> {
         self.0.clock.now_s()
     }
 
-    /// Makes a planned change of the store, unless the plan or the keeper refuses.
+    /// Makes a planned change of the store, unless the plan or the persistence refuses.
     fn change<T: Send + 'static>(
         &self,
         plan: impl FnOnce(&IdentitySources, Option<u64>) -> Plan<T> + Send + 'static,
     ) -> BoxFuture<'_, Result<T, IdentityStoreError>> {
-        if self.0.keeper.is_none() {
+        if self.0.persistence.is_none() {
             return Box::pin(std::future::ready(self.0.change(plan)));
         }
-        // A thread of its own: keeping waits for a disk, and has to be finished also where the caller drops the future.
+        // The change runs in a thread of its own: it waits for a disk, and has to finish also when the caller drops
+        // the future.
         let inner = Arc::clone(&self.0);
         let change = tokio::task::spawn_blocking(move || inner.change(plan));
         Box::pin(async { change.await.map_err(ended)? })
@@ -176,7 +178,7 @@ impl IdentitiesInner {
     fn rebuild(&self, sources: &mut IdentitySources) {
         self.generation.send_modify(|generation| {
             *generation += 1;
-            // Inside, so that the table in place is always the one of the generation announced.
+            // The store happens inside, so that the table in force is always that of the announced generation.
             self.index.store(Arc::new(sources.indexed(*generation)));
         });
     }
@@ -190,11 +192,11 @@ impl IdentitiesInner {
         if changes.is_empty() {
             return Ok(answer);
         }
-        // Without the lock on the entries: what reads them must not wait for a disk.
-        if let Some(keeper) = &self.keeper {
-            keeper.keep(&changes)?;
+        // The lock on the entries is not held here: readers must not wait for a disk.
+        if let Some(persistence) = &self.persistence {
+            persistence.keep(&changes)?;
         }
-        // The configuration may have changed since: it wins when the table is built.
+        // The configuration may have changed since. It wins when the table is built.
         let mut sources = self.sources();
         for change in changes {
             sources.make(change);
@@ -203,15 +205,15 @@ impl IdentitiesInner {
         Ok(answer)
     }
 
-    /// Keeps when tokens were used. No rights change, so the watchers are not notified.
+    /// Stores the days of use of tokens. No rights change, so the watchers are not notified.
     fn keep_uses(&self) -> Result<(), IdentityStoreError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let changes = self.sources().used();
         if changes.is_empty() {
             return Ok(());
         }
-        if let Some(keeper) = &self.keeper {
-            keeper.keep(&changes)?;
+        if let Some(persistence) = &self.persistence {
+            persistence.keep(&changes)?;
         }
         let mut sources = self.sources();
         changes.into_iter().for_each(|change| sources.make(change));
@@ -223,7 +225,7 @@ impl IdentitiesInner {
     }
 }
 
-/// The identity, if its holder is let in at this time.
+/// The identity, if its holder may connect at this time.
 fn current(
     index: &IdentityIndex,
     holder: &IndexedIdentity,
@@ -233,8 +235,9 @@ fn current(
     is_let_in(index, holder, now_s, MAKERS_MAX).then(identity)
 }
 
-/// Whether a holder is let in at this time. A token that was made while the node ran is as long as its maker is,
-/// and holds everything that the token does. At most `makers` of them are looked at, one behind the other.
+/// Whether a holder may connect at this time. A token that was made while the node ran is valid as long as its maker
+/// is, and as long as the maker holds all rights of the token. At most `makers` of them are checked, one after the
+/// other.
 fn is_let_in(
     index: &IdentityIndex,
     holder: &IndexedIdentity,
@@ -262,12 +265,13 @@ impl IdentityProvider for Identities {
 
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
         let hash = token.hash().ok()?;
-        // Read for every token: were it for known ones only, the time it takes would tell one that has ended from
-        // one that never was.
+        // The clock is read for every token: if it were read for known ones only, the time of the call would
+        // distinguish a token that has ended from one that never was.
         let now_s = self.now_s();
         let index = self.0.index.load();
         let (holder, day) = index.by_token(&hash)?;
         let identity = current(&index, holder, now_s)?;
+        // Without a sane clock the day is unknown, and the old one stays.
         if let Some(now_s) = now_s {
             day.note(u32::try_from(now_s / DAY_S).unwrap_or(u32::MAX));
         }
@@ -294,10 +298,11 @@ impl IdentityProvider for Identities {
     fn token_ends_in(&self, token: &AuthToken) -> Option<Duration> {
         let index = self.0.index.load();
         let (holder, _) = index.by_token(&token.hash().ok()?)?;
+        // The token ends with the first of its makers that ends.
         let makers = std::iter::successors(Some(holder), |made| index.maker(made.maker.as_ref()?));
         let ends = makers.take(MAKERS_MAX).filter_map(|holder| holder.expires);
         let end = ends.min()?;
-        // Where the clock is not set, nothing that ends is good.
+        // Without a sane clock nothing that ends is valid.
         let left = self.0.clock.now_s().map(|now| end.saturating_sub(now));
         Some(Duration::from_secs(left.unwrap_or_default()))
     }
@@ -350,7 +355,7 @@ impl IdentityStore for Identities {
     }
 
     fn keep_uses(&self) -> BoxFuture<'_, Result<(), IdentityStoreError>> {
-        if self.0.keeper.is_none() {
+        if self.0.persistence.is_none() {
             return Box::pin(std::future::ready(self.0.keep_uses()));
         }
         let inner = Arc::clone(&self.0);

@@ -1,4 +1,4 @@
-//! Who a peer is. Identity follows the key a peer proved to hold, never a field it sent.
+//! Identities of peers. An identity follows from the key that a peer proved to hold, never from a field that it sent.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::alpn::Carriage;
 use crate::token::{AuthToken, KeyId};
 
-/// Stable logical name of a peer; survives key rotation. Grammar `[a-z0-9][a-z0-9._-]{0,62}`.
+/// Stable name of a peer, which survives the rotation of its keys. Grammar `[a-z0-9][a-z0-9._-]{0,62}`.
 ///
 /// ```
 /// use alknet_core::PeerId;
@@ -33,7 +33,7 @@ impl PeerId {
     /// Longest peer id in bytes.
     pub const MAX_BYTES: usize = 63;
 
-    /// The identity of an API key, `key:<8 characters>`: a name no peer can have.
+    /// The identity of an API key, `key:<8 characters>`, which is no valid name of a peer.
     #[must_use]
     pub fn of_api_key(key_id: &KeyId) -> Self {
         Self(format!("key:{key_id}").into())
@@ -95,7 +95,7 @@ impl fmt::Debug for PeerId {
     }
 }
 
-/// What is wrong with a peer id.
+/// Why a text is no peer id.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PeerIdError {
     /// A character outside the grammar.
@@ -108,7 +108,7 @@ pub enum PeerIdError {
     Length(usize),
 }
 
-/// A key a peer proved to hold, in the form configuration, logs and DNS write it.
+/// A key that a peer proved to hold, in the form of the configuration, the logs and DNS.
 ///
 /// ```
 /// use alknet_core::PeerKey;
@@ -125,7 +125,7 @@ pub enum PeerIdError {
 pub enum PeerKey {
     /// `SHA256:<64 hex>`: SHA-256 of the leaf certificate's DER.
     Certificate([u8; 32]),
-    /// `ed25519:<64 hex>`: an Ed25519 public key, however it was carried.
+    /// `ed25519:<64 hex>`: an Ed25519 public key, from a certificate or a raw public key.
     Ed25519([u8; 32]),
     /// `spki:<64 hex>`: SHA-256 of the SubjectPublicKeyInfo of any other key.
     Spki([u8; 32]),
@@ -137,7 +137,7 @@ const ED25519_SPKI_PREFIX: [u8; 12] = [
 ];
 
 impl PeerKey {
-    /// The key inside a SubjectPublicKeyInfo, as TLS raw public keys carry it (RFC 7250).
+    /// The key in a SubjectPublicKeyInfo, as TLS raw public keys carry it (RFC 7250).
     #[must_use]
     pub fn from_spki(der: &[u8]) -> Self {
         match der
@@ -161,7 +161,7 @@ impl PeerKey {
         der
     }
 
-    /// The first eight hex digits: enough to tell keys apart in a log, useless as a pin.
+    /// The first eight hex digits: enough to tell keys apart in a log, too few for a pin.
     #[must_use]
     pub fn short(&self) -> String {
         let (Self::Certificate(bytes) | Self::Ed25519(bytes) | Self::Spki(bytes)) = self;
@@ -221,19 +221,19 @@ impl fmt::Debug for PeerKey {
     }
 }
 
-/// What is wrong with a key string.
+/// Why a text is no key.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum KeyParseError {
     /// The digits are not 64 lower-case hexadecimal ones.
     #[error("'{0}': after the colon a key has exactly 64 lower-case hexadecimal digits")]
     Hex(String),
-    /// No known prefix.
+    /// The prefix is unknown.
     #[error("'{0}' is no key: write ed25519:<64 hex>, spki:<64 hex> or SHA256:<64 hex>")]
     Kind(String),
 }
 
-/// A sorted set of scopes. A scope is segments joined by `:`; `a:*` covers everything below `a:`,
-/// and `*` everything.
+/// A sorted set of scopes. A scope is segments joined by `:`. `a:*` covers all scopes below `a:`, and `*` covers all
+/// scopes.
 ///
 /// ```
 /// use alknet_core::ScopeSet;
@@ -252,7 +252,7 @@ pub struct ScopeSet {
 }
 
 impl ScopeSet {
-    /// Whether `scope` is held. Does not allocate.
+    /// Whether the set allows `scope`. Does not allocate.
     #[must_use]
     pub fn allows(&self, scope: &str) -> bool {
         self.all
@@ -266,7 +266,7 @@ impl ScopeSet {
                 .any(|prefix| scope.starts_with(prefix.as_ref()))
     }
 
-    /// Whether everything that `other` allows is allowed by this, too.
+    /// Whether this set allows every scope that `other` allows.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         let below = |prefix: &Arc<str>| self.prefixes.iter().any(|p| prefix.starts_with(&**p));
@@ -276,7 +276,7 @@ impl ScopeSet {
                 && other.prefixes.iter().all(below))
     }
 
-    /// Whether nothing is held.
+    /// Whether the set allows no scope.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.all && self.exact.is_empty() && self.prefixes.is_empty()
@@ -321,21 +321,21 @@ impl From<ScopeSet> for Vec<String> {
     }
 }
 
-/// How an identity came to be.
+/// How an identity was established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdentityKind {
-    /// Without proof of who it is.
+    /// Without any proof.
     Anonymous,
-    /// This machine's own console or control channel.
+    /// By this machine's own console or control channel.
     Local,
-    /// A configured peer, by its key.
+    /// By the key of a known peer.
     Peer,
-    /// A bearer token.
+    /// By a bearer token.
     Token,
 }
 
-/// Who acts, and what it may do.
+/// The peer that acts, and its rights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The stable name.
@@ -346,70 +346,71 @@ pub struct Identity {
     pub scopes: ScopeSet,
     /// Resources it holds, by type.
     pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
-    /// Number of the table that it is from; 0 of one that is from none, which is looked up in none.
+    /// Number of its table; 0 for an identity of no table, which cannot be looked up again.
     pub generation: u64,
 }
 
-/// What the handshake established about a connection; handed to its handler.
+/// What the handshake established about a connection. Its handler gets it.
 #[derive(Clone, Debug)]
 pub struct AuthContext {
-    /// Who the peer's key belongs to, if the node knows it.
+    /// The identity of the peer's key, if the node knows it.
     pub identity: Option<Arc<Identity>>,
-    /// The key the peer proved to hold, known or not.
+    /// The key that the peer proved to hold, known or not.
     pub key: Option<PeerKey>,
     /// The negotiated protocol.
     pub alpn: Arc<[u8]>,
-    /// The server name the client asked for.
+    /// The server name that the client asked for.
     pub sni: Option<Arc<str>>,
-    /// The other end.
+    /// The address of the peer.
     pub remote_addr: Option<SocketAddr>,
-    /// What the bytes travel on.
+    /// The transport that carries the bytes.
     pub carriage: Carriage,
     /// Whether the first bytes may be a replay.
     pub early_data: bool,
 }
 
-/// Resolves keys and tokens to identities. Read per connection and per request: must be cheap.
+/// Resolves keys and tokens to identities. Called for every connection and every request, so that it must be cheap.
 pub trait IdentityProvider: Send + Sync + 'static {
-    /// Who holds `key`.
+    /// The identity that holds `key`.
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>>;
 
-    /// Who `token` stands for.
+    /// The identity of `token`.
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>>;
 
-    /// Bumped whenever an answer may have changed.
+    /// A number that changes whenever a result may have changed.
     fn watch(&self) -> tokio::sync::watch::Receiver<u64>;
 
-    /// Number of the table in place: an [`Identity`] of this [`generation`](Identity::generation) is as it is now,
-    /// except that it may have ended by date, which is not announced. `None` where tables have no numbers: then the
-    /// identity has to be looked up. Read for every request. A change is in place before its caller is answered.
+    /// Number of the table in force. An [`Identity`] of this [`generation`](Identity::generation) is up to date,
+    /// except that it may have ended by date, which is not announced. `None` where tables have no numbers: then
+    /// callers look the identity up. Called for every request. A change is in force before its caller gets the
+    /// response.
     fn table(&self) -> Option<u64> {
         None
     }
 
-    /// Who is called `id` now, if let in: for work that goes on after the caller who began it has gone, and has to ask
-    /// again whether the caller may.
+    /// The present identity of `id`, if it may connect: for work that goes on after its caller has gone, and has to
+    /// check the caller's rights again.
     fn by_id(&self, _id: &PeerId) -> Option<Arc<Identity>> {
         None
     }
 
-    /// As [`by_id`](Self::by_id) for an id that was kept as text: the token of a program has one that no
-    /// [`PeerId`] can be parsed from.
+    /// As [`by_id`](Self::by_id) for an id that was stored as text: the token of a program has one that is no valid
+    /// [`PeerId`].
     fn by_id_text(&self, _id: &str) -> Option<Arc<Identity>> {
         None
     }
 
-    /// How long `token` still belongs to an identity, where its end is known: that it has come is not announced.
+    /// How long `token` still belongs to an identity, if its end is known. The end itself is not announced.
     fn token_ends_in(&self, _token: &AuthToken) -> Option<Duration> {
         None
     }
 
-    /// The identity called `name`: by its id, or by an alias that is not the id of another.
+    /// The identity with this id, or with this alias if no identity has that id.
     fn by_name(&self, _name: &str) -> Option<PeerId> {
         None
     }
 
-    /// Connections this peer may have at once, where it has a number of its own.
+    /// The peer's own limit of connections, if it has one.
     fn max_connections(&self, _peer: &PeerId) -> Option<u32> {
         None
     }
@@ -501,21 +502,21 @@ mod tests {
     #[test]
     fn covering_is_allowing_everything_the_other_allows() {
         let set = |scopes: &[&str]| scopes.iter().collect::<ScopeSet>();
-        for (held, asked) in [
+        for (held, requested) in [
             (&["*"][..], &["*", "a:*", "b"][..]),
             (&["a:*", "b"], &["a:x", "a:y:*", "a:*", "b"]),
             (&["a"], &[]),
         ] {
-            assert!(set(held).covers(&set(asked)), "{held:?} {asked:?}");
+            assert!(set(held).covers(&set(requested)), "{held:?} {requested:?}");
         }
-        for (held, asked) in [
+        for (held, requested) in [
             (&["admin"][..], &["*"][..]),
             (&["a:*"], &["a"]),
             (&["a:x"], &["a:*"]),
             (&["a:x:*"], &["a:*"]),
             (&[], &["a"]),
         ] {
-            assert!(!set(held).covers(&set(asked)), "{held:?} {asked:?}");
+            assert!(!set(held).covers(&set(requested)), "{held:?} {requested:?}");
         }
     }
 

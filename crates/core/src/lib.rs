@@ -1,8 +1,8 @@
-//! The types every part of alknet shares: connections and streams, protocol handlers and their
-//! registry, identities and keys, close codes, limits and the node's configuration.
+//! The types that all parts of alknet share: connections and streams, protocol handlers and their registry,
+//! identities and keys, close codes, limits and the node's configuration.
 //!
-//! Core knows no protocol and no transport: it names what a handler receives and what a carriage
-//! (QUIC, TLS over TCP, an in-memory pair) has to provide, and nothing else.
+//! Core knows no protocol and no transport. It names what a handler receives and what a carriage (QUIC, TLS over TCP,
+//! an in-memory pair) has to provide.
 //!
 //! A protocol is an implementation of [`ProtocolHandler`]. This one sends back what a peer sends, and the client is
 //! in the same process:

@@ -1,5 +1,5 @@
-//! A connection inside this process: multi-stream, ordered, with back-pressure. For tests and for
-//! handlers that carry other protocols.
+//! A connection inside this process with many streams, order and back-pressure, for tests and for handlers that carry
+//! other protocols.
 
 use std::io;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use crate::stream::{RecvHalf, RecvStream, SendHalf, SendStream, StreamError};
 
 /// Bytes buffered in each direction of one stream.
 const STREAM_BUFFER_BYTES: usize = 64 << 10;
-/// Streams opened and not yet accepted.
+/// Streams that one side opened and the other has not accepted.
 const ACCEPT_BACKLOG: usize = 128;
 
 type Pair = (SendStream, RecvStream);
@@ -121,7 +121,7 @@ impl StreamSource for MemorySource {
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
         let mut watch = self.closed.subscribe();
         Box::pin(async move {
-            // The sender lives as long as `self`, so waiting can only end with a reason.
+            // The sender lives as long as `self`, so that the wait ends only with a reason.
             match watch.wait_for(Option::is_some).await {
                 Ok(closed) => self.reason(&closed).unwrap_or(CloseReason::Local),
                 Err(_) => CloseReason::Local,
@@ -130,7 +130,7 @@ impl StreamSource for MemorySource {
     }
 }
 
-/// What each direction carries beside its bytes; indexed by the sending side.
+/// The signals of each direction beside its bytes; the index is the sending side.
 type Signals = Arc<[Mutex<StreamSignal>; 2]>;
 
 #[derive(Default)]
@@ -139,7 +139,7 @@ struct StreamSignal {
     reset: Option<u32>,
     /// Code of the receiver's STOP_SENDING.
     stopped: Option<u32>,
-    /// The sender, waiting to write or to hear that it should stop.
+    /// The sender, which waits to write or for a stop.
     sender: Option<Waker>,
 }
 
@@ -242,7 +242,7 @@ impl SendHalf for MemorySendHalf {
                     Poll::Ready(Err(error)) => {
                         return Poll::Ready(Err(unwrap_stream_error(error)));
                     }
-                    // What was taken has to be said: the caller comes again with the rest.
+                    // The caller must learn how much was taken: it comes again with the rest.
                     Poll::Pending if written > 0 => return Poll::Ready(Ok(written)),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -252,7 +252,7 @@ impl SendHalf for MemorySendHalf {
     }
 
     fn finish(&mut self) -> Result<(), StreamError> {
-        // A duplex pipe shuts down without waiting: one poll is enough.
+        // A duplex pipe shuts down without waiting, so that one poll is enough.
         let write = self.live()?;
         let mut cx = Context::from_waker(Waker::noop());
         if let Poll::Ready(done) = Pin::new(write).poll_shutdown(&mut cx) {
@@ -273,7 +273,7 @@ impl SendHalf for MemorySendHalf {
     fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<u64>, StreamError>> {
         match self.poll_stop_code(cx) {
             Poll::Ready(code) => Poll::Ready(Ok(Some(code))),
-            // What was written is with the peer, which may read it whatever happens next.
+            // The peer has what was written, and may read it whatever happens next.
             Poll::Pending if self.finishing => Poll::Ready(Ok(None)),
             Poll::Pending => Poll::Pending,
         }
@@ -298,7 +298,7 @@ impl AsyncRead for MemoryRecvHalf {
         };
         let before = buf.filled().len();
         ready!(Pin::new(read).poll_read(cx, buf))?;
-        // Only at the end: what came before the reset is still read.
+        // The code is reported only at the end: bytes before the reset are still read.
         if buf.filled().len() == before
             && let Some(code) = signal(&self.signals, side).reset
         {
@@ -314,6 +314,7 @@ impl RecvHalf for MemoryRecvHalf {
         cx: &mut Context<'_>,
         max: usize,
     ) -> Poll<Result<Option<Bytes>, StreamError>> {
+        // The caller's limit may be far more than one chunk has.
         let mut storage = BytesMut::zeroed(max.min(16 << 10));
         let mut buf = ReadBuf::new(&mut storage);
         let result = ready!(Pin::new(&mut *self).poll_read(cx, &mut buf));
@@ -330,9 +331,10 @@ impl RecvHalf for MemoryRecvHalf {
 
     fn stop(&mut self, code: StreamCode) {
         self.read = None;
-        // Wakes without the lock, which the sender takes.
+        // The sender is woken without the lock, which it takes at once.
         let sender = {
             let mut signal = signal(&self.signals, self.side);
+            // The first code stays.
             signal.stopped.get_or_insert_with(|| code.code());
             signal.sender.take()
         };
@@ -342,7 +344,7 @@ impl RecvHalf for MemoryRecvHalf {
     }
 }
 
-/// Takes a [`StreamError`] out of the I/O error that carried it.
+/// Takes the [`StreamError`] out of an I/O error that wraps it.
 fn unwrap_stream_error(error: io::Error) -> StreamError {
     match error.downcast::<StreamError>() {
         Ok(inner) => inner,

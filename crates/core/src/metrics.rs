@@ -1,9 +1,8 @@
-//! Counting, and what was counted in the Prometheus text format (version 0.0.4).
+//! Counters and histograms, and their Prometheus text format (version 0.0.4).
 //!
-//! A part counts with one relaxed atomic addition and never takes a lock; the reader collects every
-//! part's numbers into a [`Metrics`] and shows them as text or as values. The labels of every
-//! series are known when the program is built or configured, so that no label is looked up while
-//! counting, and no label ever holds what a peer sent or who it is.
+//! A part counts with one relaxed atomic addition and takes no lock. The reader collects the numbers of all parts
+//! into a [`Metrics`] and shows them as text or as values. The labels of every series are known when the program is
+//! built or configured: counting looks no label up, and no label holds what a peer sent or who it is.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,48 +12,47 @@ use std::time::Duration;
 /// The media type of [`Metrics::to_text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Name and meaning of the metric in which every part that authenticates peers counts the results,
-/// by `method` and `result`.
+/// Name and help of the metric in which every part that authenticates peers counts the results, by `method` and
+/// `result`.
 pub const AUTH: (&str, &str) = (
     "alknet_auth_total",
     "Proofs of identity by method, and what they came to.",
 );
 
-/// Name and meaning of the metric in which every part counts how often one of its limits held, by
-/// `limit`.
+/// Name and help of the metric in which every part counts how often one of its limits held, by `limit`.
 pub const LIMIT_HITS: (&str, &str) = (
     "alknet_limit_hits_total",
     "What was refused, delayed or ended because of a limit.",
 );
 
-/// A number that grows.
+/// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Counts `n` more.
+    /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// What was counted.
+    /// The number so far.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Durations, sorted by length.
+/// Durations, counted by length.
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [f64],
-    /// One more than bounds: the last takes what is longer than all of them.
+    /// One more than `bounds`: the last counts what is longer than all of them.
     buckets: Box<[Counter]>,
     nanos: Counter,
 }
 
 impl Histogram {
-    /// With these upper bounds in seconds, ascending.
+    /// A histogram with these upper bounds in seconds, ascending.
     #[must_use]
     pub fn new(bounds: &'static [f64]) -> Self {
         Self {
@@ -67,7 +65,7 @@ impl Histogram {
     /// Counts one duration.
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
-        // A bound belongs to its bucket: `le` of the text format.
+        // A bound belongs to its bucket, as `le` of the text format says.
         let bucket = self.bounds.partition_point(|bound| *bound < seconds);
         self.buckets[bucket].add(1);
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
@@ -75,7 +73,7 @@ impl Histogram {
     }
 }
 
-/// The sort of a metric.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MetricKind {
     Counter,
@@ -96,7 +94,7 @@ impl MetricKind {
 /// Label names and values of one series.
 pub type Labels<'a> = &'a [(&'a str, &'a str)];
 
-/// Everything that was counted, at one moment.
+/// All numbers at one moment.
 ///
 /// ```
 /// use alknet_core::Metrics;
@@ -116,7 +114,7 @@ struct MetricFamily {
     name: &'static str,
     help: &'static str,
     kind: MetricKind,
-    /// Each with the text before its value: name, suffix and labels.
+    /// Each value with the text before it: name, suffix and labels.
     series: Vec<(String, f64)>,
 }
 
@@ -129,11 +127,11 @@ impl Metrics {
         labels: Labels<'_>,
         value: u64,
     ) {
-        // Exact up to 2^53, which is what readers of the format keep, too.
+        // The number is exact up to 2^53, which is also what readers of the format keep.
         self.add(name, help, MetricKind::Counter, labels, value as f64);
     }
 
-    /// Adds the series of a gauge: a number that goes up and down.
+    /// Adds the series of a gauge, whose number goes up and down.
     pub fn gauge(
         &mut self,
         name: &'static str,
@@ -199,7 +197,7 @@ impl Metrics {
         for family in &self.families {
             let MetricFamily { name, help, .. } = family;
             let kind = family.kind.name();
-            // Writing to a String cannot fail.
+            // A write to a `String` cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
             for (series, value) in &family.series {
                 let _ = writeln!(text, "{series} {value}");
@@ -208,7 +206,7 @@ impl Metrics {
         text
     }
 
-    /// Each value by its series, as the text has it: `alknet_auth_total{method="key",result="ok"}`.
+    /// Each value by its series in the text format: `alknet_auth_total{method="key",result="ok"}`.
     #[must_use]
     pub fn values(&self) -> BTreeMap<&str, f64> {
         let all = self.families.iter().flat_map(|family| &family.series);
@@ -224,7 +222,7 @@ fn series(name: &str, labels: Labels<'_>) -> String {
         text.push_str(label);
         text.push_str("=\"");
         for c in value.chars() {
-            // What the text format escapes in the value of a label.
+            // The text format escapes these characters in the value of a label.
             match c {
                 '\\' => text.push_str("\\\\"),
                 '"' => text.push_str("\\\""),

@@ -1,4 +1,4 @@
-//! Views over HTTP of parts that know no HTTP server.
+//! HTTP views of parts that have no HTTP server of their own.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -12,20 +12,20 @@ use http_body::{Body, Frame, SizeHint};
 use crate::handler::{BoxError, BoxFuture};
 use crate::identity::Identity;
 
-/// What answers below one path of the node's HTTP server. The server has authenticated the request,
-/// bounded its head and counted it; the rest is the mount's.
+/// A handler of all requests below one path of the node's HTTP server. The server has authenticated the request,
+/// bounded its head and counted it; the rest is up to the mount.
 pub trait HttpMount: Send + Sync + 'static {
-    /// First part of every path it answers: `/` and one segment, such as `/git`. Two mounts with one
-    /// prefix, or one that the server uses itself, keep the node from starting.
+    /// First part of every path that it serves: `/` and one segment, such as `/git`. If two mounts have one prefix,
+    /// or a mount has one of the server's own, the node does not start.
     fn prefix(&self) -> &'static str;
 
-    /// Whether a token may also come as the password of Basic authentication, for stock clients that
-    /// know nothing else.
+    /// Whether a token may also come as the password of Basic authentication, for standard clients that know no other
+    /// way.
     fn takes_basic(&self) -> bool {
         false
     }
 
-    /// Answers one request. Dropping the future means that the client has gone.
+    /// Answers one request. The server drops the future when the client has gone.
     fn respond(
         self: Arc<Self>,
         request: Request<MountBody>,
@@ -33,18 +33,18 @@ pub trait HttpMount: Send + Sync + 'static {
     ) -> BoxFuture<'static, Response<MountBody>>;
 }
 
-/// Who asks a mount.
+/// The caller of a mount.
 #[derive(Clone, Debug, Default)]
 pub struct MountCaller {
-    /// The identity that the request's token, or else the connection's key, proved.
+    /// The identity that the request's token proved, or else the connection's key.
     pub identity: Option<Arc<Identity>>,
-    /// Where the request came from.
+    /// The address of the caller.
     pub remote: Option<SocketAddr>,
-    /// What it is called in the log.
+    /// The request's id in the log.
     pub request_id: Arc<str>,
 }
 
-/// A body of any kind, as it comes or goes.
+/// A request or response body of any type.
 pub struct MountBody(Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>);
 
 impl MountBody {

@@ -1,9 +1,8 @@
-//! Protocols inside protocols: how a handler that carries streams of its own has them served.
+//! Protocols inside protocols: how a handler has the streams served that it carries.
 //!
-//! A multiplexer of channels, an SSH channel or a WebTransport session is a [`StreamSource`] made by
-//! a handler. The handler wraps it with [`Connection::nested`] and hands it to the [`NestedDispatch`] it was
-//! given when the node was assembled, which finds the handler for it as it does for a connection of
-//! its own. So no handler knows another.
+//! A multiplexer of channels, an SSH channel or a WebTransport session is a [`StreamSource`] made by a handler. The
+//! handler wraps it with [`Connection::nested`] and hands it to the [`NestedDispatch`] that it got when the node was
+//! assembled. That finds the handler for it as for a connection of its own. So no handler knows another.
 //!
 //! [`StreamSource`]: crate::StreamSource
 
@@ -13,16 +12,16 @@ use crate::connection::Connection;
 use crate::handler::BoxFuture;
 use crate::identity::AuthContext;
 
-/// How many protocols may lie in each other below a connection of its own.
+/// Most protocols inside each other below a connection that is not nested.
 pub const NESTING_DEPTH_MAX: usize = 3;
 
-/// Finds the handler for what a handler carries. Implemented by the endpoint.
+/// Finds the handler for a nested connection. The endpoint implements it.
 pub trait NestedDispatch: Send + Sync + 'static {
-    /// Decides whether `nested` can be served, by its protocol, and returns what serves it to its end. `auth` is the
-    /// carrier's: the peer of a carried connection is the same.
+    /// Decides by its protocol whether `nested` can be served, and returns the future that serves it to its end.
+    /// `auth` is the carrier's: a carried connection has the same peer.
     ///
     /// # Errors
-    /// It is not served; nothing was read from it, and dropping it closes it.
+    /// It is not served. Nothing was read from it, and dropping it closes it.
     fn dispatch(
         &self,
         nested: Connection,
@@ -30,20 +29,20 @@ pub trait NestedDispatch: Send + Sync + 'static {
     ) -> Result<BoxFuture<'static, ()>, DispatchError>;
 }
 
-/// Why something carried is not served.
+/// Why a nested connection is not served.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DispatchError {
     /// More than [`NESTING_DEPTH_MAX`] protocols in each other.
     #[error("protocols may be nested {NESTING_DEPTH_MAX} deep")]
     Depth,
-    /// A protocol inside itself: a peer that could go round once could go round for ever.
+    /// A protocol inside itself: a peer that nests once could nest without end.
     #[error("a protocol cannot be carried inside itself")]
     Itself,
     /// No handler serves it.
     #[error("no such protocol")]
     NoHandler,
-    /// It is for known keys only, and this peer has none.
+    /// The protocol is for known keys only, and this peer has none.
     #[error("this protocol needs a known key")]
     UnknownKey,
     /// The node does not serve yet, or no longer.

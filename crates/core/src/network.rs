@@ -1,10 +1,10 @@
-//! What counts as one network, wherever something is limited by where it comes from.
+//! The definition of one network, for every limit on where clients come from.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The first 24 bits of an IPv4 address, or the /56 that a site gets in IPv6: what one party can easily
-/// have many addresses of counts as one. An IPv4 address that is written as IPv6 counts as IPv4.
+/// The first 24 bits of an IPv4 address, or the /56 that a site gets in IPv6: many addresses that one party can
+/// easily have count as one. An IPv4 address that is written as IPv6 counts as IPv4.
 ///
 /// ```
 /// use std::net::IpAddr;
@@ -22,20 +22,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetworkPrefix(IpAddr);
 
-/// What one party can have many networks of: the /48 of IPv6 that an IPv6 network is in, which has 256 of them. Of
-/// IPv4 it is the network itself.
+/// The /48 of IPv6 that an IPv6 network is in, which has 256 networks: one party may have all of them. For IPv4 it is
+/// the network itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SitePrefix(IpAddr);
 
-/// Bits of an IPv4 address that its network has.
+/// Bits of an IPv4 address that name its network.
 const V4_BITS: u32 = 24;
-/// The same of an IPv6 address.
+/// Bits of an IPv6 address that name its network.
 const V6_BITS: u32 = 56;
-/// Bits of an IPv6 address that its site has.
+/// Bits of an IPv6 address that name its site.
 const SITE_BITS: u32 = 48;
 
 impl NetworkPrefix {
-    /// The one that `address` is in.
+    /// The network of `address`.
     #[must_use]
     pub fn from_ip(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
@@ -44,7 +44,7 @@ impl NetworkPrefix {
         })
     }
 
-    /// The site that it is in.
+    /// The site of the network.
     #[must_use]
     pub fn site(self) -> SitePrefix {
         SitePrefix(match self.0 {

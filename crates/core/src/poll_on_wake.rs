@@ -1,25 +1,24 @@
-//! Waiting beside something busy.
+//! A future beside a busy one in the same task.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// A future that is polled only when something woke it.
+/// A future that is polled only after something woke it.
 ///
-/// What waits in one task with something busy, as in `select!`, is polled each time that the other makes a
-/// step, and looks for its place in the queue of what it waits for each time. This one knows that nothing
-/// has happened.
+/// A future that waits in one task with a busy one, as in `select!`, is polled each time that the other makes a step,
+/// and searches the queue for its entry each time. This one knows that nothing has happened.
 pub struct PollOnWake<F> {
     future: Pin<Box<F>>,
-    bell: Arc<WakeFlag>,
+    flag: Arc<WakeFlag>,
     waker: Waker,
-    /// What the bell wakes, to compare it without a lock.
+    /// The waker that the flag wakes, to compare it without a lock.
     task: Option<Waker>,
 }
 
 struct WakeFlag {
-    rung: AtomicBool,
+    is_set: AtomicBool,
     task: Mutex<Option<Waker>>,
 }
 
@@ -35,9 +34,8 @@ impl Wake for WakeFlag {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, Ordering::SeqCst);
-        // The lock is free before the task wakes: another thread may poll it at once, and takes the
-        // lock.
+        self.is_set.store(true, Ordering::SeqCst);
+        // The lock is released before the task wakes: another thread may poll the task at once, and takes the lock.
         let task = self.task().clone();
         if let Some(task) = task {
             task.wake();
@@ -46,16 +44,16 @@ impl Wake for WakeFlag {
 }
 
 impl<F: Future> PollOnWake<F> {
-    /// Polled for the first time as any other.
+    /// The first poll always reaches the future.
     pub fn new(future: F) -> Self {
-        let bell = Arc::new(WakeFlag {
-            rung: AtomicBool::new(true),
+        let flag = Arc::new(WakeFlag {
+            is_set: AtomicBool::new(true),
             task: Mutex::new(None),
         });
         Self {
             future: Box::pin(future),
-            waker: Waker::from(Arc::clone(&bell)),
-            bell,
+            waker: Waker::from(Arc::clone(&flag)),
+            flag,
             task: None,
         }
     }
@@ -71,12 +69,15 @@ impl<F: Future> Future for PollOnWake<F> {
             .as_ref()
             .is_some_and(|task| task.will_wake(cx.waker()))
         {
-            // Before the flag is read: `wake_by_ref` sets the flag first and then reads which task to wake.
+            // The waker is stored before the flag is read: `wake_by_ref` sets the flag first and then reads which
+            // task to wake.
             this.task = Some(cx.waker().clone());
-            this.bell.task().clone_from(&this.task);
+            this.flag.task().clone_from(&this.task);
         }
-        // A read first: most polls find nothing, and a swap would write each time.
-        if !this.bell.rung.load(Ordering::SeqCst) || !this.bell.rung.swap(false, Ordering::SeqCst) {
+        // A read comes first: most polls find nothing, and a swap would write to the shared cache line each time.
+        if !this.flag.is_set.load(Ordering::SeqCst)
+            || !this.flag.is_set.swap(false, Ordering::SeqCst)
+        {
             return Poll::Pending;
         }
         this.future

@@ -1,4 +1,4 @@
-//! A range of network addresses, as people write it: `192.0.2.0/24`, `2001:db8::/32`, or one address.
+//! A range of network addresses in the form that people write: `192.0.2.0/24`, `2001:db8::/32`, or one address.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Addresses that begin alike. In documents it is its text.
+/// Addresses with the same prefix. Documents hold its text.
 ///
 /// ```
 /// use alknet_core::{AddressRange, RangeError};
@@ -25,7 +25,7 @@ pub struct AddressRange {
 }
 
 impl AddressRange {
-    /// Whether `address` is in it. An IPv4 address that is written as IPv6 counts as IPv4.
+    /// Whether `address` is in the range. An IPv4 address that is written as IPv6 counts as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.first, address.to_canonical()) {
@@ -43,17 +43,17 @@ impl AddressRange {
     }
 }
 
-/// What is wrong with the text of a range.
+/// Why a text is no range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RangeError {
-    /// No address.
+    /// The text has no address.
     #[error("write an address, or a range like 192.0.2.0/24 or 2001:db8::/32")]
     Address,
-    /// Bits beyond those that all addresses share.
+    /// The address has bits beyond the prefix.
     #[error("the address has bits beyond the prefix length")]
     Bits,
-    /// A length that no such address has.
+    /// The prefix length is longer than the address.
     #[error("the prefix length is 0 to {0}")]
     Length(u8),
 }
@@ -71,7 +71,7 @@ impl FromStr for AddressRange {
         let bits = match length {
             None => most,
             Some(length) => {
-                // `parse` would take a sign.
+                // `parse` would accept a sign.
                 let plain = length.bytes().all(|byte| byte.is_ascii_digit());
                 let bits = length.parse::<u8>().ok().filter(|bits| *bits <= most);
                 bits.filter(|_| plain).ok_or(RangeError::Length(most))?

@@ -1,41 +1,41 @@
-//! A peer's new key in the place of its old one: what the new key signs, and which keys the peer has
-//! afterwards. Knows neither a connection nor a clock.
+//! The replacement of a peer's key: the statement that the new key signs, and the keys that the peer has afterwards.
+//! No connection, no clock.
 
 use thiserror::Error;
 
 use crate::entry::PeerEntry;
 use crate::identity::{PeerId, PeerKey};
 
-/// How long a replaced key stays valid beside its successor, in seconds.
+/// Seconds for which a replaced key stays valid beside its successor.
 pub const OVERLAP_S: u64 = 24 * 60 * 60;
 
-/// How far the time in a proof may be from the node's, in seconds.
+/// Seconds by which the time in a proof may differ from the node's.
 pub const PROOF_SKEW_S: u64 = 10 * 60;
 
-/// Keys of one peer that end at the same time at most.
+/// Most keys of one peer that are about to end.
 pub const ENDING_KEYS_MAX: usize = 4;
 
-/// First line of what a new key signs. It names the purpose, so that the signature serves no other.
+/// First line of the statement. It names the purpose, so that the signature serves no other.
 const DOMAIN: &str = "alknet-rotate-1";
 
-/// The statement by which a new key says that it succeeds an old one.
+/// The statement by which a new key declares that it succeeds an old one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeySuccession<'a> {
     /// The node that the statement is for; other nodes refuse it.
     pub hub: &'a PeerKey,
-    /// Whose key it is.
+    /// The peer that has the keys.
     pub peer: &'a PeerId,
     /// The key that is replaced.
     pub old: &'a PeerKey,
     /// The key that signs.
     pub new: &'a PeerKey,
-    /// When, in seconds since 1970.
+    /// Time of the statement, in seconds since 1970.
     pub time_s: u64,
 }
 
 impl KeySuccession<'_> {
-    /// What the new key signs: six lines of ASCII, each ended by a line feed. No part can hold a
-    /// line feed, so that no two statements have the same text.
+    /// The text that the new key signs: six lines of ASCII, each ended by a line feed. No field can hold a line feed,
+    /// so that no two statements have the same text.
     #[must_use]
     pub fn transcript(&self) -> Vec<u8> {
         let Self {
@@ -48,7 +48,7 @@ impl KeySuccession<'_> {
         format!("{DOMAIN}\n{hub}\n{peer}\n{old}\n{new}\n{time_s}\n").into_bytes()
     }
 
-    /// Whether the statement was made about now.
+    /// Whether the statement was made at about this time.
     #[must_use]
     pub const fn is_timely(&self, now_s: u64) -> bool {
         self.time_s.abs_diff(now_s) <= PROOF_SKEW_S
@@ -59,7 +59,7 @@ impl KeySuccession<'_> {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RotationError {
-    /// The new key is one that was replaced.
+    /// The new key was itself replaced already.
     #[error("the new key was replaced already and is about to end: make another")]
     Backwards,
     /// The old key has another successor.
@@ -68,10 +68,10 @@ pub enum RotationError {
          administrator to remove the peer if the successor is not yours"
     )]
     Replaced,
-    /// Both are the same.
+    /// Both keys are the same.
     #[error("the new key is the key of this connection: make another")]
     Same,
-    /// Many rotations in a short time.
+    /// The peer rotated its keys too often in a short time.
     #[error("{ENDING_KEYS_MAX} keys of this peer are about to end: wait until one has")]
     TooMany,
     /// The peer does not have the old key.
@@ -80,8 +80,8 @@ pub enum RotationError {
 }
 
 impl PeerEntry {
-    /// The same with `new` in the place of `old`, which ends [`OVERLAP_S`] after `now_s`; also says
-    /// when. Asking again for what was done changes nothing, and the end stays where it is.
+    /// The entry with `new` in the place of `old`, which ends [`OVERLAP_S`] after `now_s`, and that end. A repeated
+    /// request changes nothing, and the end stays where it is.
     ///
     /// # Errors
     /// One of the keys cannot be in this rotation.
@@ -91,7 +91,7 @@ impl PeerEntry {
         new: PeerKey,
         now_s: u64,
     ) -> Result<(Self, u64), RotationError> {
-        // First: a key that has ended neither counts nor stands in the way.
+        // Ended keys are removed first: they neither count nor stand in the way.
         self.drop_ended_keys(now_s);
         if old == new {
             return Err(RotationError::Same);
@@ -120,7 +120,7 @@ impl PeerEntry {
         Ok((self, ends))
     }
 
-    /// Forgets keys whose end has come.
+    /// Removes keys whose end has come.
     pub fn drop_ended_keys(&mut self, now_s: u64) {
         let (keys, ends) = (&mut self.keys, &mut self.key_ends);
         keys.retain(|key| ends.get(key).is_none_or(|end| *end > now_s));

@@ -1,4 +1,4 @@
-//! The streams of a connection as a handler sees them, whatever carries them.
+//! The streams of a connection in the form in which a handler sees them, whichever carriage it has.
 
 use std::fmt;
 use std::io;
@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::close::{CloseReason, StreamCode};
 use crate::metrics::Counter;
 
-/// What went over the streams of a connection so far: their bytes, without what the carriage adds.
+/// Numbers of a connection so far: the bytes of its streams, without what the carriage adds.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// Bytes read.
@@ -24,32 +24,32 @@ pub struct Traffic {
     pub tx: Counter,
     /// Streams opened, by either side.
     pub streams: Counter,
-    /// When bytes went last, in milliseconds since [`began`].
+    /// Time of the last byte, in milliseconds since [`began`].
     active_ms: AtomicU64,
 }
 
-/// What times within this process are counted from.
+/// The moment from which times within this process are counted.
 fn began() -> Instant {
     static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
     *BEGAN
 }
 
 impl Traffic {
-    /// Of a connection that begins now.
+    /// The counters of a connection that begins now.
     pub(crate) fn begin() -> Self {
         let traffic = Self::default();
         traffic.touch();
         traffic
     }
 
-    /// Something happens now.
+    /// Records that bytes went now.
     fn touch(&self) {
         let now = began().elapsed().as_millis();
         let now = u64::try_from(now).unwrap_or(u64::MAX);
         self.active_ms.store(now, Ordering::Relaxed);
     }
 
-    /// How long no byte went either way.
+    /// Time since the last byte in either direction.
     #[must_use]
     pub fn quiet(&self) -> Duration {
         let active = Duration::from_millis(self.active_ms.load(Ordering::Relaxed));
@@ -59,24 +59,24 @@ impl Traffic {
 
 /// The sending half of a stream, as a carriage provides it.
 pub trait SendHalf: AsyncWrite + Send + Unpin {
-    /// Writes a prefix of `chunks` without copying where the carriage can; advances or empties
-    /// the chunks it took and returns the number of bytes.
+    /// Writes a prefix of `chunks`, without copying where the carriage can. Advances or empties the chunks that it
+    /// took, and returns the number of bytes.
     fn poll_write_chunks(
         &mut self,
         cx: &mut Context<'_>,
         chunks: &mut [Bytes],
     ) -> Poll<Result<usize, StreamError>>;
 
-    /// No more data: the peer sees the end of the stream. On byte carriages, shutdown.
+    /// Ends the stream: the peer sees its end. On byte carriages this is a shutdown.
     ///
     /// # Errors
     /// The stream was already finished or reset.
     fn finish(&mut self) -> Result<(), StreamError>;
 
-    /// Abandons the stream.
+    /// Resets the stream with `code`.
     fn reset(&mut self, code: StreamCode);
 
-    /// Higher is sent first, where the carriage has priorities.
+    /// Sets the priority, where the carriage has one: higher is sent first.
     fn set_priority(&mut self, _priority: i32) {}
 
     /// Resolves when the peer stopped reading (`Some(code)`) or acknowledged the end (`None`).
@@ -95,11 +95,11 @@ pub trait RecvHalf: AsyncRead + Send + Unpin {
         max: usize,
     ) -> Poll<Result<Option<Bytes>, StreamError>>;
 
-    /// Tells the peer that its bytes are no longer wanted.
+    /// Asks the peer to stop sending.
     fn stop(&mut self, code: StreamCode);
 }
 
-/// A carriage's half, and where its bytes are counted.
+/// A carriage's half, and the counters of its bytes.
 struct MeteredHalf<H: ?Sized> {
     half: Box<H>,
     traffic: Option<Arc<Traffic>>,
@@ -136,7 +136,7 @@ impl SendStream {
         Self(MeteredHalf::new(half))
     }
 
-    /// Counts its bytes from now on.
+    /// Counts its bytes in `traffic` from now on.
     pub(crate) fn counted(self, traffic: &Arc<Traffic>) -> Self {
         Self(self.0.by(traffic))
     }
@@ -152,6 +152,7 @@ impl SendStream {
     pub async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
         let mut first = 0;
         while first < chunks.len() {
+            // The carriage leaves a chunk empty once it has taken all of it.
             if chunks[first].is_empty() {
                 first += 1;
                 continue;
@@ -172,7 +173,7 @@ impl SendStream {
         self.write_chunks(&mut [chunk]).await
     }
 
-    /// No more data.
+    /// Ends the stream.
     ///
     /// # Errors
     /// The stream was already finished or reset.
@@ -180,12 +181,12 @@ impl SendStream {
         self.0.half.finish()
     }
 
-    /// Abandons the stream.
+    /// Resets the stream with `code`.
     pub fn reset(&mut self, code: StreamCode) {
         self.0.half.reset(code);
     }
 
-    /// Higher is sent first.
+    /// Sets the priority: higher is sent first.
     pub fn set_priority(&mut self, priority: i32) {
         self.0.half.set_priority(priority);
     }
@@ -198,7 +199,7 @@ impl SendStream {
         std::future::poll_fn(|cx| self.poll_stopped(cx)).await
     }
 
-    /// The same for callers that poll.
+    /// As [`stopped`](Self::stopped), for callers that poll.
     ///
     /// # Errors
     /// The connection ended.
@@ -245,7 +246,7 @@ impl RecvStream {
         Self(MeteredHalf::new(half))
     }
 
-    /// Counts its bytes from now on.
+    /// Counts its bytes in `traffic` from now on.
     pub(crate) fn counted(self, traffic: &Arc<Traffic>) -> Self {
         Self(self.0.by(traffic))
     }
@@ -262,7 +263,7 @@ impl RecvStream {
         std::future::poll_fn(|cx| self.poll_read_chunk(cx, max)).await
     }
 
-    /// The same for callers that poll.
+    /// As [`read_chunk`](Self::read_chunk), for callers that poll.
     ///
     /// # Errors
     /// As [`read_chunk`](Self::read_chunk).
@@ -278,7 +279,7 @@ impl RecvStream {
         Poll::Ready(Ok(chunk))
     }
 
-    /// Tells the peer that its bytes are no longer wanted.
+    /// Asks the peer to stop sending.
     pub fn stop(&mut self, code: StreamCode) {
         self.0.half.stop(code);
     }
@@ -307,22 +308,22 @@ impl AsyncRead for RecvStream {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StreamError {
-    /// The connection ended; the only error, with [`Self::Timeout`], that must end a handler.
+    /// The connection ended. Only this error and [`Self::Timeout`] must end a handler.
     #[error("{0}")]
     Closed(CloseReason),
     /// The carriage failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The peer abandoned its sending half with this code.
+    /// The peer reset its sending half with this code.
     #[error("the peer reset the stream with code {0}")]
     Reset(u64),
-    /// The peer no longer wants our bytes.
+    /// The peer stopped reading with this code.
     #[error("the peer stopped the stream with code {0}")]
     Stopped(u64),
     /// The connection was idle for too long.
     #[error("timed out")]
     Timeout,
-    /// The carriage has one stream only.
+    /// The carriage has only one stream.
     #[error("this carriage has a single stream")]
     Unsupported,
 }

@@ -1,5 +1,5 @@
-//! Bearer tokens: `alk_<8 characters>_<43 characters>`. The eight characters name the token and may
-//! be logged; the rest is 256 bits of secret. A node keeps the SHA-256 of the whole text only.
+//! Bearer tokens: `alk_<8 characters>_<43 characters>`. The eight characters name the token and may be logged; the
+//! rest is 256 bits of secret. A node stores only the SHA-256 of the whole text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,18 +11,18 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
-/// What every token begins with.
+/// Prefix of every token.
 const PREFIX: &str = "alk_";
 /// Characters of the name.
 const NAME_CHARS: usize = 8;
-/// Random bytes of a made name: eight characters of five bits.
+/// Random bytes of a generated name: eight characters of five bits.
 const NAME_BYTES: usize = 5;
 /// Bytes of the secret: 43 characters of base64url without padding.
 const SECRET_BYTES: usize = 32;
 /// Bytes of a whole token.
 const TOKEN_BYTES: usize = PREFIX.len() + NAME_CHARS + 1 + 43;
 
-/// The eight characters that name a token, `[a-z0-9]`. Not secret.
+/// The eight characters that name a token, `[a-z0-9]`. They are not secret.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyId([u8; NAME_CHARS]);
@@ -31,7 +31,7 @@ impl KeyId {
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        // Only ASCII gets in.
+        // The bytes are ASCII: `from_str` accepts no others.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
@@ -76,7 +76,7 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// A bearer token as it arrived or was made. Never shown; wiped when dropped.
+/// A bearer token as it arrived or was generated. It is never shown, and is wiped when dropped.
 ///
 /// ```
 /// use alknet_core::token::AuthToken;
@@ -93,56 +93,56 @@ impl fmt::Debug for KeyId {
 pub struct AuthToken(String);
 
 impl AuthToken {
-    /// Wraps the text a peer sent, whatever it is.
+    /// Wraps the text that a peer sent, whatever it is.
     #[must_use]
     pub fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// Makes a new token. Its text is shown once, to its holder; [`hash`](Self::hash) is what is
-    /// kept.
+    /// Generates a token. The node shows its text once, to its holder, and stores its [`hash`](Self::hash).
     ///
     /// # Errors
-    /// The system has no randomness to give.
+    /// The system has no random bytes to give.
     pub fn generate() -> Result<Self, TokenError> {
         let mut random = Zeroizing::new([0; NAME_BYTES + SECRET_BYTES]);
         getrandom::fill(&mut *random).map_err(|_| TokenError::Randomness)?;
         let (name, secret) = random.split_at(NAME_BYTES);
-        // Filled to its exact size, so that no copy of it is left behind by growing.
+        // The capacity is exact: a string that grew would leave a copy of the secret in freed memory.
         let mut text = String::with_capacity(TOKEN_BYTES);
         text.push_str(PREFIX);
-        // Its alphabet is `0` to `9` and `a` to `v`, which a name may have.
+        // This alphabet is `0` to `9` and `a` to `v`, all of which a name may have.
         BASE32_DNSSEC.encode_append(name, &mut text);
         text.push('_');
         BASE64URL_NOPAD.encode_append(secret, &mut text);
         Ok(Self(text))
     }
 
-    /// The text, for the one it is for.
+    /// The text, for its holder.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// What the node keeps of it.
+    /// The hash that the node stores.
     ///
     /// # Errors
     /// The text does not have the form of a token.
     pub fn hash(&self) -> Result<TokenHash, TokenError> {
         let rest = self.0.strip_prefix(PREFIX).ok_or(TokenError::Form)?;
-        // At the first one: base64url has `_` as well (RFC 4648, section 5).
+        // The text is split at the first one, because base64url has `_` as well (RFC 4648 section 5).
         let (name, secret) = rest.split_once('_').ok_or(TokenError::Form)?;
         let key_id = name.parse().map_err(|_| TokenError::Form)?;
         let secret = BASE64URL_NOPAD
             .decode(secret.as_bytes())
             .map_err(|_| TokenError::Form)?;
-        // Wiped at once: the length is all that is wanted of it here.
+        // The bytes are wiped at once: only their length matters here.
         if Zeroizing::new(secret).len() != SECRET_BYTES {
             return Err(TokenError::Form);
         }
         Ok(TokenHash {
             key_id,
-            // A slow hash is for passwords: no dictionary has 256 random bits.
+            // A fast hash is enough: slow ones protect passwords from dictionaries, and no dictionary has 256 random
+            // bits.
             sha256: Sha256::digest(self.0.as_bytes()).into(),
         })
     }
@@ -154,8 +154,8 @@ impl fmt::Debug for AuthToken {
     }
 }
 
-/// What a node keeps of a token: its name and the SHA-256 of its whole text. Written
-/// `<8 characters>:<64 hex>`. Two are equal only by [`matches`](Self::matches).
+/// What a node stores of a token: its name and the SHA-256 of its whole text. Written `<8 characters>:<64 hex>`.
+/// Comparison is by [`matches`](Self::matches) only.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TokenHash {
@@ -166,10 +166,10 @@ pub struct TokenHash {
 }
 
 impl TokenHash {
-    /// Whether both are of the same token; takes the same time whatever the answer.
+    /// Whether both belong to the same token, in a time that does not depend on the result.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
-        // `&` and not `&&`: the second is compared whatever the first says.
+        // `&` and not `&&`: the second comparison runs whatever the first one gives.
         (self.key_id.0.ct_eq(&other.key_id.0) & self.sha256.ct_eq(&other.sha256)).into()
     }
 }
@@ -223,17 +223,17 @@ impl fmt::Debug for TokenHash {
     }
 }
 
-/// What is wrong with a token. Never quotes one.
+/// Why a text is no token. The error never quotes it.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// Not of the form of a token.
+    /// The text does not have the form of a token.
     #[error("a token is alk_<8 characters>_<43 characters of base64url>")]
     Form,
-    /// Not of the form of a token's hash.
+    /// The text does not have the form of a token's hash.
     #[error("the hash of a token is <8 of a-z and 0-9>:<64 lower-case hexadecimal digits>")]
     Hash,
-    /// Not of the form of a token's name.
+    /// The text does not have the form of a token's name.
     #[error("a token's name has 8 of a-z and 0-9")]
     Name,
     /// The system gave no random bytes.

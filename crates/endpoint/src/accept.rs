@@ -1,4 +1,4 @@
-//! From the first packet to the finished handshake.
+//! The way of a connection from its first packet to the finished handshake.
 
 pub(crate) mod quic;
 pub(crate) mod tcp;
@@ -19,13 +19,13 @@ use crate::admission::{AdmissionLimit, HandshakeId};
 use crate::metrics::HandshakeRefusal;
 use crate::serve::EndpointShared;
 
-/// Asks an accept loop whether it still runs; the loop answers.
+/// The sending end of a health probe: the accept loop that receives it proves, by answering, that it still runs.
 pub(crate) type Probe = oneshot::Sender<()>;
 
-/// Handshakes under way that can be ended for newer ones.
+/// The handshakes under way, each with the handle by which the node ends it for a newer one.
 pub(crate) type HandshakeTasks = Mutex<HashMap<HandshakeId, AbortHandle>>;
 
-/// One of them, for as long as it is under way.
+/// One handshake under way. Dropping it takes the handshake out of the table and out of admission's counts.
 pub(crate) struct Handshake {
     shared: Arc<EndpointShared>,
     ticket: HandshakeId,
@@ -46,12 +46,13 @@ impl Drop for Handshake {
 
 impl EndpointShared {
     fn handshakes(&self) -> MutexGuard<'_, HashMap<HandshakeId, AbortHandle>> {
+        // A panic of a task that held the lock leaves the table whole: each change of it is one call.
         self.handshakes
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the handshake `ticket`, and what comes of it, in the place of `evict`.
+    /// Starts the handshake `ticket` and all that follows it in one task. The handshake `evict` is ended first.
     fn start_handshake<F>(
         self: &Arc<Self>,
         ticket: HandshakeId,
@@ -60,21 +61,23 @@ impl EndpointShared {
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
+        // The handshake may have finished since admission chose it: then it is no longer in the table, and is served.
         if evict.is_some_and(|evict| abort(&mut self.handshakes(), evict)) {
             self.meters.hit(AdmissionLimit::Handshakes);
             self.totals.handshakes_evicted.add();
         }
         let shared = Arc::clone(self);
         let work = run(Handshake { shared, ticket });
-        // Held until the handle is in the table, so that the task cannot end before it is.
+        // The lock is held until the handle is in the table: otherwise the task could end first, and its handle would
+        // stay in the table for ever.
         let mut handshakes = self.handshakes();
         let task = tokio::spawn(work);
         handshakes.insert(ticket, task.abort_handle());
     }
 }
 
-/// Ends a handshake that is still under way. The table stays locked meanwhile: a task that found itself in it is served,
-/// and is not ended afterwards.
+/// Ends a handshake that is still under way, and returns whether there was one. The caller holds the table's lock: a
+/// task that has taken itself out of the table is served, and is not ended afterwards.
 fn abort(handshakes: &mut HashMap<HandshakeId, AbortHandle>, ticket: HandshakeId) -> bool {
     let handle = handshakes.remove(&ticket);
     handle.is_some_and(|handle| {
@@ -85,11 +88,11 @@ fn abort(handshakes: &mut HashMap<HandshakeId, AbortHandle>, ticket: HandshakeId
 
 /// Resolves once the node drains.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error would mean that the server is gone, which is stopping too.
+    // An error means that the server is gone, which is a stop as well.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Runs a handshake within its time, ends it when the node drains, and counts how it went.
+/// Runs a handshake within its time limit, ends it when the node drains, and counts its result.
 async fn bounded<T>(
     shared: &EndpointShared,
     handshake: impl Future<Output = io::Result<T>>,
@@ -110,7 +113,8 @@ async fn bounded<T>(
             Some(done)
         }
         Ok(Err(error)) => {
-            // A refusal has its own total already: counted here as well, the sum of all results would be too high.
+            // The code that refused the handshake has counted it already: a second count here would make the sum of
+            // all results too high.
             let refused = error
                 .get_ref()
                 .is_some_and(|inner| inner.is::<HandshakeRefusal>());
@@ -127,13 +131,14 @@ async fn bounded<T>(
     }
 }
 
-/// The key behind a chain. The verifier has accepted it, so that it can be read.
+/// The key in a certificate chain. The TLS verifier has accepted the chain before, so that its key can be read.
 fn proof(chain: &[CertificateDer<'_>]) -> Option<PeerProof> {
     PeerProof::from_certificate(chain.first()?).ok()
 }
 
-/// An IPv4 peer of a socket for both families, as IPv4.
+/// The address of a peer. A socket for both families gives an IPv4 peer as a mapped address, which becomes IPv4 here.
 fn canonical(address: SocketAddr) -> SocketAddr {
+    // A mapped address (RFC 4291 section 2.5.5.2) would hide from rules and logs that the peer uses IPv4.
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
@@ -143,7 +148,7 @@ mod tests {
 
     /// A flood evicts handshakes, one of them in the moment in which it is done.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn who_finished_a_handshake_is_not_ended_for_a_newer_one() {
+    async fn a_finished_handshake_is_not_ended_for_a_newer_one() {
         let table: Arc<HandshakeTasks> = Arc::default();
         for number in 0..5000_u64 {
             let ticket = HandshakeId::from_number(number);

@@ -1,12 +1,12 @@
-//! Who may start a handshake, and who may keep a connection. No sockets, no clock.
+//! Decides which client may start a handshake and which may keep a connection. No sockets, no clock.
 //!
-//! Strangers are limited where they cost something. A QUIC packet may carry a forged address, so
-//! nothing is charged to an address before it has proven that it is there; a TCP connection that
-//! says nothing costs a place, and the oldest such place goes to the newest comer, so that a
-//! caller who finishes its handshake gets in beside any number that never do.
+//! Unknown peers are limited where they cost something. A QUIC packet may carry a forged address, so the node charges
+//! nothing to an address before a client has proved that it is there. A silent TCP connection costs one slot, and the
+//! newest client takes the oldest such slot: a client that finishes its handshake gets in beside any number that
+//! never do.
 //!
-//! Unknown peers are counted by network. A share of the places is for known peers, who also take the place of an
-//! unknown peer where no other is left.
+//! Unknown peers are counted by network. A share of the connection slots is for known peers, which also take the slot
+//! of an unknown peer where no other is left.
 
 mod handshakes;
 mod known_addresses;
@@ -26,72 +26,74 @@ use crate::windows::WindowOwner;
 use handshakes::Handshakes;
 use known_addresses::KnownAddresses;
 
-/// Rates remembered, of networks, sites and known peers' addresses; beyond that the longest unseen is
-/// forgotten.
+/// Rates that the node remembers, of networks, sites and known peers' addresses. Beyond this number it forgets the
+/// rate that was not used for longest.
 const BUCKETS_MAX: usize = 8192;
 
-/// Networks that a site counts for: its unknown peers may have as many times what those of one network may. A site has
-/// 256 networks, which one host can have all addresses of.
+/// A site's unknown peers may have this many times what those of one network may have. A site has 256 networks, and
+/// one host may have all their addresses.
 const SITE_NETWORKS: u32 = 4;
 
-/// Handshakes that a known peer has for nothing: as many times what a network may have. Each costs the node a
-/// signature. Beyond them the address that it comes from pays, as for those of unknown peers.
+/// A known peer has this many times the handshakes of a network for free. Each costs the node a signature. Beyond
+/// them the peer's address pays, as for unknown peers.
 const PEER_TIMES: u32 = 10;
 
-/// QUIC connections that the libraries have and the node does not serve, from which on every client has to prove its
-/// address, so that its network pays for its handshake and counts what is kept of it. Without that proof a client may end
-/// a handshake in a forged name, and choose that the library keeps it for 50 seconds, with up to 284 KiB of pieces: 36 MiB
-/// for all of these. An honest client needs one more round trip then, and gets in.
+/// Limit of QUIC connections that the libraries have and the node does not serve. Beyond it every client has to prove
+/// its address, so that its network pays for its handshake and is charged for what the library keeps of it. Without
+/// that proof an attacker may end a handshake in a forged name, and choose that the library keeps it for 50 seconds,
+/// with up to 284 KiB of pieces: 36 MiB for all of these. An honest client needs one more round trip then, and gets
+/// in.
 const UNSERVED_MAX: usize = 128;
 
-/// Ended and refused QUIC connections of the unknown peers of a network or a site in a library, from which on handshakes
-/// from there are refused before they begin: as many times the connections that these peers may have. The library keeps
-/// each connection that is refused after its handshake as well. It is more than once, so that known peers get in from
-/// addresses of such a network that the node has not seen: only the handshake tells who they are.
+/// Limit of ended and refused QUIC connections that a library still has of the unknown peers of a network or a site,
+/// as a multiple of the connections that these peers may have. Beyond it the node refuses handshakes from there
+/// before they begin. The library keeps each connection that is refused after its handshake as well. The multiple is
+/// more than one, so that known peers get in from addresses of such a network that the node has not seen: only the
+/// handshake proves who they are.
 const CLOSING_TIMES: u32 = 2;
 
 /// What to do with a first QUIC packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuicDecision {
-    /// Start the handshake, ending `evict` first. One that was not `paid` for is charged once it has proven
-    /// its address by finishing.
+    /// Start the handshake after ending `evict`. A handshake that was not `paid` for is charged once the client has
+    /// proved its address by finishing it.
     Accept {
         ticket: HandshakeId,
         evict: Option<HandshakeId>,
         paid: bool,
     },
-    /// Answer nothing.
+    /// Drop the packet and answer nothing.
     Ignore,
-    /// Answer that there is no room.
+    /// Answer that the node has no room.
     Refuse(AdmissionLimit),
-    /// Ask for proof of the address, because of a limit or because it is not proven yet.
+    /// Ask for proof of the address, because of a limit or because the client has not proved it yet.
     Retry(Option<AdmissionLimit>),
 }
 
-/// What is known of the address that a first QUIC packet came from.
+/// Whether a client has proved the address from which its first QUIC packet came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AddressValidation {
-    /// It is proven.
+    /// The client has proved it.
     Proven,
-    /// It may be forged.
+    /// An attacker may have forged it.
     Unproven,
-    /// It may be forged, and the node cannot send it the reason for a failed handshake.
+    /// An attacker may have forged it, and the node cannot send it the reason for a failed handshake.
     Unanswerable,
 }
 
 /// What to do with an accepted TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TcpDecision {
-    /// Start the handshake, ending `evict` first.
+    /// Start the handshake after ending `evict`.
     Accept {
         ticket: HandshakeId,
         evict: Option<HandshakeId>,
     },
-    /// Drop it.
+    /// Drop the connection.
     Refuse(AdmissionLimit),
 }
 
-/// Names one handshake under way.
+/// Number of one handshake under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct HandshakeId(u64);
 
@@ -102,7 +104,7 @@ impl HandshakeId {
     }
 }
 
-/// What there can be too many of.
+/// The limits of admission, each of which has a counter in the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AdmissionLimit {
     Connections,
@@ -117,7 +119,7 @@ pub(crate) enum AdmissionLimit {
 }
 
 impl AdmissionLimit {
-    /// Every one with its name in metrics, in the order of their numbers.
+    /// Each limit with its name in metrics, in the order of the enum.
     pub(crate) const ALL: [(Self, &'static str); 9] = [
         (Self::Connections, "connections"),
         (Self::ConnectionsPerAddress, "connections_per_address"),
@@ -131,19 +133,19 @@ impl AdmissionLimit {
     ];
 }
 
-/// Where a connection finds no place.
+/// The limit at which a new connection finds no free slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CapacityScope {
-    /// For any peer: a known peer takes the place of an unknown one.
+    /// All slots are taken: a known peer takes the slot of an unknown one.
     All,
-    /// For unknown peers of this network.
+    /// The slots of unknown peers of this network are taken.
     Network(NetworkPrefix),
-    /// For unknown peers of the site that this network, from which one came, is in.
+    /// The slots of unknown peers of a site are taken. The new peer came from this network of the site.
     Site(NetworkPrefix),
-    /// For unknown peers. The one that came is of this network.
+    /// The slots of all unknown peers are taken. The new peer came from this network.
     UnknownPeers(NetworkPrefix),
-    /// For unknown peers of a network or site, or for all, of whose ended connections too many still have memory: ending
-    /// another one gives none back soon.
+    /// The library still has the memory of too many ended connections, of one network, one site or all unknown peers.
+    /// Ending another connection frees none of it soon.
     Closing,
 }
 
@@ -159,18 +161,18 @@ impl CapacityScope {
     }
 }
 
-/// Who pays for a handshake, and has one of those at once.
+/// Who pays for a handshake under way, and counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum HandshakePayer {
-    /// An address at which a known peer was seen: it does not pay for its neighbours.
+    /// An address at which the node saw a known peer: it does not pay for its neighbours.
     Address(IpAddr),
     Network(NetworkPrefix),
-    /// All networks of one site, which pay for their own as well.
+    /// All networks of one site. Each of them pays for its own handshakes as well.
     Site(SitePrefix),
 }
 
 impl HandshakePayer {
-    /// The site of what pays, unless it is the address of a known peer.
+    /// The site of the payer; `None` for the address of a known peer.
     fn site(self) -> Option<SitePrefix> {
         match self {
             Self::Address(_) => None,
@@ -187,22 +189,22 @@ pub(crate) struct Admission {
     tcp: Handshakes,
     proven: Handshakes,
     unproven: HashSet<HandshakeId>,
-    /// Handshakes begun without proof.
+    /// Handshakes begun in this second with addresses that are not proven.
     begun: RateWindow,
     retries: RateWindow,
     /// Connections of all peers.
     connections: u32,
-    /// Those of unknown peers among them.
-    strangers: HashMap<ConnId, NetworkPrefix>,
+    /// Those of unknown peers among them, each with its network.
+    unknown_peers: HashMap<ConnId, NetworkPrefix>,
     by_network: HashMap<NetworkPrefix, u32>,
     by_site: HashMap<SitePrefix, u32>,
-    /// Those of peers that were unknown until they showed a token.
+    /// Connections of peers that were unknown until they showed a token.
     token_holders: HashMap<ConnId, PeerId>,
     by_token: HashMap<PeerId, u32>,
     peers: ConnectionSlots,
-    /// Those that ended or were refused, and that the library still has.
+    /// Connections that ended or were refused, and that the library still has.
     closing: ClosingTotals,
-    /// Those that the library has and that the node does not serve, of all clients.
+    /// Connections of all clients that the library has and the node does not serve.
     unserved: UnservedConnections,
     penalties: PenaltyBox,
     buckets: HashMap<(Carriage, HandshakePayer), TokenBucket>,
@@ -220,7 +222,7 @@ impl Admission {
             begun: RateWindow::default(),
             retries: RateWindow::default(),
             connections: 0,
-            strangers: HashMap::new(),
+            unknown_peers: HashMap::new(),
             by_network: HashMap::new(),
             by_site: HashMap::new(),
             token_holders: HashMap::new(),
@@ -234,7 +236,7 @@ impl Admission {
         }
     }
 
-    /// A client of QUIC, or of iroh's QUIC, wants in.
+    /// Decides about the first packet of a client of QUIC, or of iroh's QUIC.
     pub(crate) fn quic(
         &mut self,
         carriage: Carriage,
@@ -248,12 +250,13 @@ impl Admission {
         let mut full = self.unproven.len() >= self.limits.unvalidated_handshakes_max as usize
             || self.unserved.count() >= UNSERVED_MAX;
         if !full && address == AddressValidation::Unproven {
-            // A client can give its handshake up, and a forger do so in its name, after the signature that it cost
-            // and before it is charged to a peer or a network. Those that begin are counted, too.
+            // A client can give its handshake up, and a forger can do so in its name, after the node's signature and
+            // before a peer or a network pays. Hence the node also counts how many handshakes begin.
             let most = self.limits.unvalidated_handshakes_per_second_max;
             full = !self.begun.take(most, now);
         }
-        // The network used up its rate, or an attacker forges its addresses: the proof of the address tells which.
+        // Either the network used up its rate, or an attacker forges its addresses. The proof of the address tells
+        // which.
         let spent = self.is_spent(carriage, from, now);
         let kept_out = self.is_kept_out(from);
         if full || spent || kept_out || address == AddressValidation::Unanswerable {
@@ -271,6 +274,7 @@ impl Admission {
                 QuicDecision::Ignore
             };
         }
+        // All slots are known peers', and no connection may end for this client: the node saves the signature.
         if self.is_full_of_peers() {
             return QuicDecision::Refuse(AdmissionLimit::Connections);
         }
@@ -293,6 +297,8 @@ impl Admission {
         if !self.charge(carriage, from, now) {
             return QuicDecision::Refuse(AdmissionLimit::HandshakeRate);
         }
+        // The address is proven here, so one more handshake ends an older one. It is not refused, which would let
+        // stalled handshakes keep honest clients out.
         let most = self.limits.validated_handshakes_max;
         let payer = self.holder(&self.proven, from, most);
         let ticket = self.ticket();
@@ -304,7 +310,7 @@ impl Admission {
         }
     }
 
-    /// A TCP client connected. Its handshake is charged once it has sent a ClientHello.
+    /// Decides about a TCP client that connected. Its handshake is charged once it has sent a ClientHello.
     pub(crate) fn tcp(&mut self, from: IpAddr) -> TcpDecision {
         if self.is_full_of_peers() {
             return TcpDecision::Refuse(AdmissionLimit::Connections);
@@ -319,9 +325,10 @@ impl Admission {
         TcpDecision::Accept { ticket, evict }
     }
 
-    /// Takes one handshake from the network of `from`, and from its site; false when either has had too many.
+    /// Takes one handshake from the network of `from` and from its site; false when either has used up its rate.
     pub(crate) fn charge(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
         let mut payers = self.payers(from);
+        // All payers are asked first: a handshake that the site cannot pay for must not cost its network anything.
         let allowed = payers.all(|payer| self.bucket(carriage, payer, now).has_one());
         if allowed {
             for payer in self.payers(from) {
@@ -331,7 +338,7 @@ impl Admission {
         allowed
     }
 
-    /// The bucket of a payer as it is now.
+    /// The bucket of a payer, refilled up to now.
     fn bucket(
         &mut self,
         carriage: Carriage,
@@ -343,13 +350,15 @@ impl Admission {
             self.forget_one(now);
         }
         let rate = self.rate(payer);
+        // A payer without a bucket starts with its whole burst, which is also what a forgotten bucket has earned
+        // back.
         let full = || TokenBucket::full(rate, now);
         let bucket = self.buckets.entry(key).or_insert_with(full);
         bucket.refill(rate, now);
         bucket
     }
 
-    /// How many handshakes a payer may have.
+    /// The rate and burst of handshakes that a payer may have.
     fn rate(&self, payer: HandshakePayer) -> RateLimit {
         match payer {
             HandshakePayer::Address(_) | HandshakePayer::Network(_) => self.rate_times(1),
@@ -357,7 +366,7 @@ impl Admission {
         }
     }
 
-    /// As many times the handshakes that a network may have.
+    /// This many times the rate and burst of one network.
     fn rate_times(&self, times: u32) -> RateLimit {
         let limits = &self.limits;
         RateLimit {
@@ -366,12 +375,13 @@ impl Admission {
         }
     }
 
-    /// Whether `from` has had so many that it cannot pay for another one now.
+    /// Whether the payers of `from` cannot pay for another handshake now.
     fn is_spent(&self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
         self.payers(from).any(|payer| {
             let rate = self.rate(payer);
             let bucket = self.buckets.get(&(carriage, payer));
             bucket.is_some_and(|bucket| {
+                // A copy is refilled: a packet whose address may be forged must not create or change a bucket.
                 let mut bucket = *bucket;
                 bucket.refill(rate, now);
                 !bucket.has_one()
@@ -379,7 +389,7 @@ impl Admission {
         })
     }
 
-    /// Gives back a handshake that was paid for: the peer turned out to be known.
+    /// Returns a handshake that was paid for to its payers, because the peer turned out to be known.
     fn refund(&mut self, carriage: Carriage, from: IpAddr) {
         for payer in self.payers(from) {
             let rate = self.rate(payer);
@@ -389,9 +399,10 @@ impl Admission {
         }
     }
 
-    /// A handshake at `from` turned out to be the known `peer`'s, who showed `key`. It pays nothing, and gets back what
-    /// was `paid` and no more, until it has had too many: from then on it pays as every peer there does, so that further
-    /// ones are refused before they cost a signature. False where this one has to be paid for and cannot be.
+    /// The handshake from `from` turned out to be the known `peer`'s, which showed `key`. The peer pays nothing, and
+    /// gets back no more than was `paid`, until it has used up its free handshakes. From then on it pays as every
+    /// peer there does, so that the node refuses further handshakes before they cost a signature. Returns false where
+    /// the peer has to pay for this one and cannot.
     pub(crate) fn recognise(
         &mut self,
         carriage: Carriage,
@@ -410,12 +421,12 @@ impl Admission {
             (true, false) | (false, true) => true,
             (false, false) => self.charge(carriage, from, now),
         };
-        // Last: from here on this address pays for itself, and what was paid was paid by its network.
+        // This comes last: from here on the address pays for itself, but its network paid for this handshake.
         self.remember(peer, key, from, now);
         allowed
     }
 
-    /// All that pay for a handshake from `from`.
+    /// All payers of a handshake from `from`.
     fn payers(&self, from: IpAddr) -> impl Iterator<Item = HandshakePayer> + use<> {
         let network = NetworkPrefix::from_ip(from);
         let (payer, site) = if self.known_addresses.contains(from) {
@@ -429,8 +440,8 @@ impl Admission {
             .flatten()
     }
 
-    /// The payer of a new handshake among `under_way`, of which there may be `all`: a known peer's address while it has
-    /// room, otherwise the network.
+    /// The payer of a new handshake in `under_way`, which holds at most `all`: the address itself where a known peer
+    /// was seen and its own share is not full, otherwise the network.
     fn holder(&self, under_way: &Handshakes, from: IpAddr, all: u32) -> HandshakePayer {
         let own = self.known_addresses.contains(from) && under_way.has_room_for(from, all);
         if own {
@@ -440,26 +451,26 @@ impl Admission {
         }
     }
 
-    /// A known peer was seen at `from`: from now on this address does not pay for its neighbours'
-    /// handshakes, nor they for its own.
+    /// The node saw a known peer at `from`: from now on this address does not pay for its neighbours' handshakes, nor
+    /// they for its own.
     pub(crate) fn remember(&mut self, peer: &PeerId, key: PeerKey, from: IpAddr, now: Instant) {
         self.known_addresses.see(peer, key, from, now);
     }
 
-    /// The peers whose addresses are remembered, each with the key that it showed last.
+    /// The peers whose addresses the node remembers, each with the key that it showed last.
     pub(crate) fn remembered(&self) -> Vec<(PeerId, PeerKey)> {
         let peers = self.known_addresses.peers();
         peers.map(|(peer, key)| (peer.clone(), key)).collect()
     }
 
-    /// These peers are let in no more.
+    /// Forgets the addresses of peers that the node no longer lets in.
     pub(crate) fn forget(&mut self, peers: &[PeerId]) {
         peers
             .iter()
             .for_each(|peer| self.known_addresses.forget(peer));
     }
 
-    /// The handshake is over, well or not.
+    /// Removes a handshake that is over, whatever its result.
     pub(crate) fn finish(&mut self, ticket: HandshakeId) {
         let known = self.tcp.leave(ticket) || self.proven.leave(ticket);
         if !known {
@@ -467,7 +478,8 @@ impl Admission {
         }
     }
 
-    /// Counts a connection from `from`. `is_kept`: the library keeps it for a while after its end, as QUIC's.
+    /// Counts a connection from `from`. `is_kept`: the library keeps its memory for a while after its end, as QUIC
+    /// does.
     pub(crate) fn connect(
         &mut self,
         conn: ConnId,
@@ -477,6 +489,7 @@ impl Admission {
     ) -> Result<(), CapacityScope> {
         let full = self.connections >= self.limits.connections_max;
         if known {
+            // Only a connection of an unknown peer may end for it, which the caller tries next.
             if full {
                 return Err(CapacityScope::All);
             }
@@ -493,7 +506,7 @@ impl Admission {
             if site >= self.limits.per_address_max.saturating_mul(SITE_NETWORKS) {
                 return Err(CapacityScope::Site(network));
             }
-            if full || self.strangers.len() >= self.limits.strangers_max() as usize {
+            if full || self.unknown_peers.len() >= self.limits.unknown_peers_max() as usize {
                 return Err(CapacityScope::UnknownPeers(network));
             }
         }
@@ -501,24 +514,26 @@ impl Admission {
         Ok(())
     }
 
-    /// Counts a connection that takes the place of another, which the node is ending: until that one is gone, there is
-    /// one more than may be.
+    /// Counts a connection that takes the slot of another one, which the node is ending. Until that one is gone, the
+    /// node has one connection more than its limit.
     pub(crate) fn connect_for(&mut self, conn: ConnId, from: IpAddr, known: bool) {
         self.connections += 1;
         if !known {
             let network = NetworkPrefix::from_ip(from);
-            self.strangers.insert(conn, network);
+            self.unknown_peers.insert(conn, network);
             *self.by_network.entry(network).or_default() += 1;
             *self.by_site.entry(network.site()).or_default() += 1;
         }
     }
 
-    /// The peer of a counted connection has shown a token of `who`. Returns whether it has a known peer's place
-    /// now. It has not where the token has as many already as all unknown peers of a network may have, or all
-    /// tokens have half of the places: a client with the least token cannot keep an administrator out. `is_kept` as for
-    /// [`connect`](Self::connect): what the library has of ended connections counts for such as that one only.
+    /// The peer of a counted connection has shown a token of `who`. Returns whether the connection has a known peer's
+    /// slot now. It does not get one where the token's connections have reached the limit of a network, or those of
+    /// all tokens half of the slots: a client with the least token cannot keep an administrator out. `is_kept` is as
+    /// for [`connect`](Self::connect): only such a connection is weighed against the ended ones that the library
+    /// still has.
     pub(crate) fn authenticated(&mut self, conn: ConnId, who: &PeerId, is_kept: bool) -> bool {
-        if !self.strangers.contains_key(&conn) {
+        // A connection that is not in the table has a known peer's slot already.
+        if !self.unknown_peers.contains_key(&conn) {
             return true;
         }
         let own = self.by_token.get(who).copied().unwrap_or(0);
@@ -538,13 +553,14 @@ impl Admission {
     }
 
     fn forget_unknown(&mut self, conn: ConnId) {
-        if let Some(network) = self.strangers.remove(&conn) {
+        if let Some(network) = self.unknown_peers.remove(&conn) {
             decrement(&mut self.by_network, &network);
             decrement(&mut self.by_site, &network.site());
         }
     }
 
-    /// Counts a connection of `peer`, who may have a number of its own. `is_kept` as for [`connect`](Self::connect).
+    /// Counts a connection of `peer`, which may have a limit of its own, `own_max`. `is_kept` as for
+    /// [`connect`](Self::connect).
     pub(crate) fn identify(
         &mut self,
         peer: &PeerId,
@@ -561,14 +577,18 @@ impl Admission {
         self.peers.enter(peer, conn, newest_wins, max)
     }
 
-    /// A counted connection ended. Returns whose it was.
+    /// Removes a counted connection that ended. Returns the owner that it counted for.
     pub(crate) fn disconnect(
         &mut self,
         conn: ConnId,
         peer: Option<&PeerId>,
     ) -> Option<WindowOwner> {
         self.connections = self.connections.saturating_sub(1);
-        let network = self.strangers.get(&conn).copied().map(WindowOwner::Network);
+        let network = self
+            .unknown_peers
+            .get(&conn)
+            .copied()
+            .map(WindowOwner::Network);
         self.forget_unknown(conn);
         let holder = self.token_holders.remove(&conn);
         if let Some(who) = &holder {
@@ -581,9 +601,9 @@ impl Admission {
         known.or(network)
     }
 
-    /// The library still has a connection from `from`, which ended or was refused. Returns what it counts for: `owner`;
-    /// or the network of `from`, where `owner` is a known peer of which the library has too many, so that further
-    /// handshakes from there are refused before they begin, whichever key they would show.
+    /// Counts a connection from `from` that ended or was refused, and that the library still has. It counts for
+    /// `owner`. Where `owner` is a known peer of which the library has too many, it counts for the network of `from`,
+    /// so that the node refuses further handshakes from there before they begin, whichever key the client would show.
     pub(crate) fn keep(&mut self, owner: WindowOwner, from: IpAddr) -> ClosingConnection {
         let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);
         let has_too_many =
@@ -593,7 +613,8 @@ impl Admission {
         } else {
             owner
         };
-        // For the network all the same: else a peer that comes from another address each time has room at each.
+        // The network counts it as well: otherwise a peer that comes from another address each time would have room
+        // at each of them.
         let is_apart =
             matches!(owner, WindowOwner::Network(_)) && self.known_addresses.contains(from);
         let kept = ClosingConnection {
@@ -604,12 +625,12 @@ impl Admission {
         kept
     }
 
-    /// The library has let go of it.
+    /// Removes a connection of which the library has freed everything.
     pub(crate) fn let_go(&mut self, kept: &ClosingConnection) {
         self.closing.let_go(kept);
     }
 
-    /// Connections that the library has and that are not served.
+    /// Connections that the library has and that the node does not serve.
     pub(crate) const fn unserved(&self) -> &UnservedConnections {
         &self.unserved
     }
@@ -619,8 +640,8 @@ impl Admission {
         self.closing.of_unknown()
     }
 
-    /// Whether the node refuses a handshake from `from` before it begins: at its end the library would have one more
-    /// connection to keep, of a known or an unknown peer.
+    /// Whether the node refuses a handshake from `from` before it begins, because the library would have one more
+    /// connection to keep at its end, of a known or an unknown peer.
     fn is_kept_out(&self, from: IpAddr) -> bool {
         if self.known_addresses.contains(from) {
             let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);
@@ -629,48 +650,48 @@ impl Admission {
         self.is_full_of_closing(NetworkPrefix::from_ip(from), CLOSING_TIMES)
     }
 
-    /// Whether the library has as many ended connections of unknown peers of this network, or of its site, as so many
-    /// times what they may have that live; or as many of all of them, and of these some of this site: others are let in
-    /// whatever one has.
+    /// Whether the library still has `times` as many ended connections of this network's or site's unknown peers as
+    /// these may have open ones. Also true where that holds for all unknown peers together and this site has a part
+    /// in it: the sites that have none are let in.
     fn is_full_of_closing(&self, network: NetworkPrefix, times: u32) -> bool {
         let most = self.limits.per_address_max.saturating_mul(times);
-        let all = self.limits.strangers_max().saturating_mul(times);
+        let all = self.limits.unknown_peers_max().saturating_mul(times);
         let of_site = self.closing.of_site(network);
         self.closing.owner_count(&WindowOwner::Network(network)) >= most
             || of_site >= most.saturating_mul(SITE_NETWORKS)
             || of_site > 0 && self.closing.of_unknown() >= all
     }
 
-    /// Whose connections are those of peers that were unknown until they showed a token.
+    /// The connections of peers that were unknown until they showed a token, each with its peer.
     pub(crate) fn token_holders(&self) -> HashMap<ConnId, PeerId> {
         self.token_holders.clone()
     }
 
-    /// Counts a failed proof of identity from `from`. Returns how long guesses from its network are refused now, if
-    /// this was one time too many.
+    /// Counts a failed proof of identity from `from`. Returns for how long the node now refuses guesses from its
+    /// network, if this failure was the last one allowed.
     pub(crate) fn fail(&mut self, from: IpAddr, now: Instant) -> Option<Duration> {
         let max = self.limits.failures_per_minute_max;
         self.penalties.fail(NetworkPrefix::from_ip(from), max, now)
     }
 
-    /// How long guesses from the network of `from` are refused, if they are.
+    /// For how long the node still refuses guesses from the network of `from`, if it does.
     pub(crate) fn penalty(&self, from: IpAddr, now: Instant) -> Option<Duration> {
         self.penalties.left(NetworkPrefix::from_ip(from), now)
     }
 
-    /// The networks whose guesses are refused, and how long they are.
+    /// The networks whose guesses the node refuses, and for how long.
     pub(crate) fn penalties(&self, now: Instant) -> Vec<(NetworkPrefix, Duration)> {
         self.penalties.all(now).collect()
     }
 
-    /// Other limits from now on. Who is in stays.
+    /// Replaces the limits. Connections that are open stay.
     pub(crate) fn set_limits(&mut self, limits: EndpointLimits) {
         self.limits = limits;
     }
 
-    /// Whether every place is a known peer's: then nothing can be made room for.
+    /// Whether known peers have every slot: then the node can end no connection for a new client.
     fn is_full_of_peers(&self) -> bool {
-        self.connections >= self.limits.connections_max && self.strangers.is_empty()
+        self.connections >= self.limits.connections_max && self.unknown_peers.is_empty()
     }
 
     fn ticket(&mut self) -> HandshakeId {
@@ -678,7 +699,7 @@ impl Admission {
         HandshakeId(self.next)
     }
 
-    /// Makes room for one more bucket: full ones say nothing and go first, then the oldest.
+    /// Makes room for one more bucket. Full buckets go first, because a new one would be the same; then the oldest.
     fn forget_one(&mut self, now: Instant) {
         if self.buckets.len() < BUCKETS_MAX {
             return;
@@ -697,11 +718,11 @@ impl Admission {
     }
 }
 
-/// How many there may be.
+/// A rate of handshakes: its burst and what it earns back.
 #[derive(Clone, Copy, Debug)]
 struct RateLimit {
     burst: f64,
-    /// Earned back in a second.
+    /// Handshakes earned back in a second.
     per_second: f64,
 }
 
@@ -729,7 +750,7 @@ impl TokenBucket {
         self.tokens >= 1.0
     }
 
-    /// Takes one, if there is one.
+    /// Takes one token; false if the bucket is empty.
     fn take(&mut self) -> bool {
         let has = self.has_one();
         if has {

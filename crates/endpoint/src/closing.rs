@@ -1,4 +1,4 @@
-//! QUIC connections that ended or were refused, and that the library has not let go of (RFC 9000, 10.2: closing and
+//! QUIC connections that ended or were refused, and that the library still has (RFC 9000 section 10.2, closing and
 //! draining). What came on them stays in memory for three probe timeouts, of which the peer chooses a part: up to 50
 //! seconds. No sockets.
 
@@ -12,23 +12,23 @@ use alknet_core::{NetworkPrefix, SitePrefix};
 
 use crate::windows::WindowOwner;
 
-/// How many there are, by whose they were.
+/// The number of such connections for each owner.
 #[derive(Debug, Default)]
 pub(crate) struct ClosingTotals {
     owners: HashMap<WindowOwner, u32>,
-    /// Those of unknown peers again, by the sites of their networks.
+    /// The unknown peers' part of them, by the sites of their networks.
     sites: HashMap<SitePrefix, u32>,
-    /// All of unknown peers.
+    /// The number of all unknown peers' connections.
     unknown: u32,
-    /// Those of them again that came from an address at which a known peer was seen, by that address.
+    /// Those of them that came from an address at which the node saw a known peer, by that address.
     addresses: HashMap<IpAddr, u32>,
 }
 
-/// What one of them counts for.
+/// What one such connection counts for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClosingConnection {
     pub(crate) owner: WindowOwner,
-    /// The address where it counts as well.
+    /// The address for which it counts as well.
     pub(crate) address: Option<IpAddr>,
 }
 
@@ -55,7 +55,7 @@ impl ClosingTotals {
         }
     }
 
-    /// Those that came from an address at which a known peer was seen.
+    /// The number that came from this address, at which the node saw a known peer.
     pub(crate) fn at(&self, address: IpAddr) -> u32 {
         self.addresses.get(&address).copied().unwrap_or(0)
     }
@@ -73,18 +73,19 @@ impl ClosingTotals {
     }
 }
 
-/// QUIC connections that the library has and that were not served: their handshake is under way or failed, or they were
-/// refused after it.
+/// The number of QUIC connections that the library has and the node did not serve: their handshake is under way,
+/// failed, or the node refused them after it.
 #[derive(Debug, Default)]
 pub(crate) struct UnservedConnections(Arc<AtomicUsize>);
 
-/// One of them. Dropping it counts one less.
+/// One such connection. Dropping it counts one less.
 #[derive(Debug)]
 pub(crate) struct UnservedGuard(Arc<AtomicUsize>);
 
 impl UnservedConnections {
     /// Counts one more.
     pub(crate) fn begin(&self) -> UnservedGuard {
+        // The number stands for itself, and no other memory is published by it: relaxed ordering is enough.
         self.0.fetch_add(1, Ordering::Relaxed);
         UnservedGuard(Arc::clone(&self.0))
     }
@@ -100,7 +101,7 @@ impl Drop for UnservedGuard {
     }
 }
 
-/// Counts one less of a key, which is forgotten with its last.
+/// Counts one less for `key`, and removes the key with its last.
 pub(crate) fn decrement<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;

@@ -1,18 +1,17 @@
-//! How many connections each peer has, and which goes when there are too many. No sockets, no
-//! clock.
+//! Counts the connections of each peer, and chooses the one that ends when there are too many. No sockets, no clock.
 
 use std::collections::HashMap;
 
 use alknet_core::{ConnId, PeerId};
 
-/// What a peer's new connection means for those it has.
+/// What the node does with a new connection of a peer and with those that the peer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SlotDecision {
-    /// There is no room, and none can be made.
+    /// Refuse it: the peer has too many, and none of them may end for it.
     Full,
-    /// It takes over: `drain` is asked to finish, `end` has to go at once.
+    /// Serve it: the node asks `drain` to finish, and ends `end` at once.
     Supersedes { drain: ConnId, end: Option<ConnId> },
-    /// There is room.
+    /// Serve it: the peer has fewer than its limit.
     Welcome,
 }
 
@@ -23,13 +22,13 @@ pub(crate) struct ConnectionSlots(HashMap<PeerId, Vec<ConnectionSlot>>);
 struct ConnectionSlot {
     conn: ConnId,
     newest_wins: bool,
-    /// It was asked to finish.
+    /// Whether the node asked it to finish.
     leaving: bool,
 }
 
 impl ConnectionSlots {
-    /// A connection of `peer`, who may have `max`. Those asked to finish do not count, and there
-    /// are at most as many of them again.
+    /// Adds a connection of `peer`, which may have `max`. Connections that the node asked to finish do not count
+    /// towards that, and there are at most `max` of them.
     pub(crate) fn enter(
         &mut self,
         peer: &PeerId,
@@ -37,27 +36,28 @@ impl ConnectionSlots {
         newest_wins: bool,
         max: u32,
     ) -> SlotDecision {
-        let places = self.0.entry(peer.clone()).or_default();
+        let slots = self.0.entry(peer.clone()).or_default();
+        // A limit of zero in an entry would lock its peer out, which disabling the entry does on purpose.
         let max = max.max(1) as usize;
-        let staying = places.iter().filter(|place| !place.leaving).count();
+        let staying = slots.iter().filter(|slot| !slot.leaving).count();
         let entry = if staying < max {
             SlotDecision::Welcome
         } else {
-            let mut older = places.iter_mut();
+            let mut older = slots.iter_mut();
             let oldest = older.find(|p| newest_wins && p.newest_wins && !p.leaving);
             let Some(oldest) = oldest else {
                 return SlotDecision::Full;
             };
             oldest.leaving = true;
             let drain = oldest.conn;
-            let mut leaving = places.iter().filter(|place| place.leaving);
-            let end = leaving.next().map(|place| place.conn);
+            let mut leaving = slots.iter().filter(|slot| slot.leaving);
+            let end = leaving.next().map(|slot| slot.conn);
             SlotDecision::Supersedes {
                 drain,
                 end: end.filter(|_| leaving.count() >= max),
             }
         };
-        places.push(ConnectionSlot {
+        slots.push(ConnectionSlot {
             conn,
             newest_wins,
             leaving: false,
@@ -65,13 +65,13 @@ impl ConnectionSlots {
         entry
     }
 
-    /// A connection of `peer` ended.
+    /// Removes a connection of `peer` that ended.
     pub(crate) fn leave(&mut self, peer: &PeerId, conn: ConnId) {
-        let Some(places) = self.0.get_mut(peer) else {
+        let Some(slots) = self.0.get_mut(peer) else {
             return;
         };
-        places.retain(|place| place.conn != conn);
-        if places.is_empty() {
+        slots.retain(|slot| slot.conn != conn);
+        if slots.is_empty() {
             self.0.remove(peer);
         }
     }
@@ -89,64 +89,64 @@ mod tests {
 
     #[test]
     fn there_is_room_up_to_the_limit_for_each_peer() {
-        let mut places = ConnectionSlots::default();
+        let mut slots = ConnectionSlots::default();
         for n in 0..3 {
             assert_eq!(
-                places.enter(&peer("a"), N(n), false, 3),
+                slots.enter(&peer("a"), N(n), false, 3),
                 SlotDecision::Welcome
             );
         }
-        assert_eq!(places.enter(&peer("a"), N(3), false, 3), SlotDecision::Full);
+        assert_eq!(slots.enter(&peer("a"), N(3), false, 3), SlotDecision::Full);
         assert_eq!(
-            places.enter(&peer("b"), N(4), false, 3),
+            slots.enter(&peer("b"), N(4), false, 3),
             SlotDecision::Welcome
         );
-        places.leave(&peer("a"), N(1));
+        slots.leave(&peer("a"), N(1));
         assert_eq!(
-            places.enter(&peer("a"), N(5), false, 3),
+            slots.enter(&peer("a"), N(5), false, 3),
             SlotDecision::Welcome
         );
     }
 
     #[test]
     fn where_the_newest_wins_the_oldest_of_its_kind_goes() {
-        let mut places = ConnectionSlots::default();
-        places.enter(&peer("a"), N(1), false, 3);
-        places.enter(&peer("a"), N(2), true, 3);
-        places.enter(&peer("a"), N(3), true, 3);
+        let mut slots = ConnectionSlots::default();
+        slots.enter(&peer("a"), N(1), false, 3);
+        slots.enter(&peer("a"), N(2), true, 3);
+        slots.enter(&peer("a"), N(3), true, 3);
         let goes = |n, end: Option<u64>| SlotDecision::Supersedes {
             drain: N(n),
             end: end.map(N),
         };
-        assert_eq!(places.enter(&peer("a"), N(4), true, 3), goes(2, None));
-        assert_eq!(places.enter(&peer("a"), N(5), true, 3), goes(3, None));
+        assert_eq!(slots.enter(&peer("a"), N(4), true, 3), goes(2, None));
+        assert_eq!(slots.enter(&peer("a"), N(5), true, 3), goes(3, None));
         // A connection of another kind supersedes no other.
-        assert_eq!(places.enter(&peer("a"), N(6), false, 3), SlotDecision::Full);
-        assert_eq!(places.enter(&peer("a"), N(7), true, 3), goes(4, None));
+        assert_eq!(slots.enter(&peer("a"), N(6), false, 3), SlotDecision::Full);
+        assert_eq!(slots.enter(&peer("a"), N(7), true, 3), goes(4, None));
         // A peer that connects faster than its old connections finish loses the oldest of those.
-        assert_eq!(places.enter(&peer("a"), N(8), true, 3), goes(5, Some(2)));
-        places.leave(&peer("a"), N(2));
-        places.leave(&peer("a"), N(3));
-        assert_eq!(places.enter(&peer("a"), N(9), true, 3), goes(7, None));
+        assert_eq!(slots.enter(&peer("a"), N(8), true, 3), goes(5, Some(2)));
+        slots.leave(&peer("a"), N(2));
+        slots.leave(&peer("a"), N(3));
+        assert_eq!(slots.enter(&peer("a"), N(9), true, 3), goes(7, None));
     }
 
     #[test]
     fn one_connection_is_always_possible() {
-        let mut places = ConnectionSlots::default();
+        let mut slots = ConnectionSlots::default();
         assert_eq!(
-            places.enter(&peer("a"), N(1), true, 0),
+            slots.enter(&peer("a"), N(1), true, 0),
             SlotDecision::Welcome
         );
     }
 
     #[test]
-    fn nothing_is_kept_of_who_left() {
-        let mut places = ConnectionSlots::default();
-        places.enter(&peer("a"), N(1), true, 1);
-        places.enter(&peer("a"), N(2), true, 1);
+    fn the_table_forgets_a_peer_with_its_last_connection() {
+        let mut slots = ConnectionSlots::default();
+        slots.enter(&peer("a"), N(1), true, 1);
+        slots.enter(&peer("a"), N(2), true, 1);
         for n in [1, 2, 3] {
-            places.leave(&peer("a"), N(n));
+            slots.leave(&peer("a"), N(n));
         }
-        assert!(places.0.is_empty());
+        assert!(slots.0.is_empty());
     }
 }

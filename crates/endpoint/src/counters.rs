@@ -1,4 +1,4 @@
-//! What the port has seen since it was bound.
+//! The counters of the port since it was bound.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,11 +42,11 @@ counters! {
     connections_quic,
     /// Connections handed to a handler over TCP.
     connections_tcp,
-    /// Unknown peers' connections ended because others needed their place.
+    /// Connections of unknown peers that the node ended because others needed their slot.
     evicted,
     /// Handlers that panicked.
     handler_panics,
-    /// Handshakes ended because newer ones needed their place.
+    /// Handshakes that the node ended because newer ones needed their slot.
     handshakes_evicted,
     /// Handshakes that failed: alerts, resets, garbage.
     handshakes_failed,

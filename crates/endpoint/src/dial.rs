@@ -1,4 +1,4 @@
-//! Reaching another port: QUIC first, TCP when QUIC is slow or impossible; iroh where it is asked for.
+//! Reaches another port: QUIC first, TCP when QUIC is slow or impossible, iroh where the caller names it.
 
 mod attempt;
 mod failure;
@@ -24,25 +24,25 @@ use crate::iroh::Endpoints;
 pub(crate) use attempt::DialAttempt;
 pub(crate) use failure::{alert_of, timed_out};
 
-/// Everything from the name to the finished handshake.
+/// Time for everything from resolving the name to the finished handshake.
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 8;
 
-/// Time for close frames to leave, which they do as soon as their tasks run. The rest of QUIC's
-/// closing period, three probe time-outs (RFC 9000 section 10.2), would only answer what still
-/// arrives; a peer that misses the frame notices by its idle time-out.
+/// Time for close frames to leave, which they do as soon as their tasks run. The rest of QUIC's closing period, three
+/// probe timeouts (RFC 9000 section 10.2), would only answer packets that still arrive. A peer that misses the frame
+/// notices the end by its idle timeout.
 const GOODBYE: Duration = Duration::from_millis(50);
 
-/// The same for iroh, whose endpoint waits until its peers have answered.
+/// The same time for iroh, whose endpoint waits until its peers have answered.
 const IROH_GOODBYE: Duration = Duration::from_secs(1);
 
 /// Makes connections, with one key or none. Protocols use it as [`alknet_core::Dialer`].
 #[derive(Debug)]
 pub struct EndpointDialer {
     tls: ClientTls,
-    /// For requests that want no key shown.
+    /// Created for the first request that shows no key.
     keyless: OnceLock<ClientTls>,
     options: ClientTlsOptions,
     quic: Mutex<Option<quinn::Endpoint>>,
@@ -50,8 +50,8 @@ pub struct EndpointDialer {
 }
 
 impl EndpointDialer {
-    /// Dials with `key`, or anonymously, trusting the bundled certificate authorities for public
-    /// names.
+    /// Dials with `key`, or anonymously. Servers with public names are trusted by the bundled certificate
+    /// authorities.
     #[must_use]
     pub fn new(key: Option<NodeKey>) -> Self {
         Self::with_options(ClientTlsOptions {
@@ -60,7 +60,7 @@ impl EndpointDialer {
         })
     }
 
-    /// As [`new`](Self::new), with other certificate authorities.
+    /// As [`new`](Self::new), but with other certificate authorities.
     #[must_use]
     pub fn with_roots(key: Option<NodeKey>, roots: RootCertStore) -> Self {
         Self::with_options(ClientTlsOptions {
@@ -110,8 +110,8 @@ impl EndpointDialer {
         Ok(dialled.connection)
     }
 
-    /// Connects to the peer of an entry, at `target`. The keys are those of the entry; any in
-    /// `target` are not looked at.
+    /// Connects to the peer of a configured entry, at `target`. The keys are those of the entry; keys in `target` are
+    /// ignored.
     ///
     /// # Errors
     /// See [`EndpointDialError`].
@@ -128,8 +128,8 @@ impl EndpointDialer {
         Ok(dialled.connection)
     }
 
-    /// Takes over a changed entry at once: a dial that has begun with its old keys fails unless
-    /// the server's key is still among the new ones.
+    /// Takes over a changed entry at once: a dial that began with its old keys fails unless the new ones contain the
+    /// server's key.
     ///
     /// # Errors
     /// The entry has no key.
@@ -148,14 +148,14 @@ impl EndpointDialer {
         remote: TlsRemote,
         wish: EndpointDialOptions<'_>,
     ) -> Result<DialedConnection, EndpointDialError> {
-        // What an earlier dial ended with is not this one's doing.
+        // The remote may still hold the mismatch that an earlier dial found.
         let _ = remote.take_mismatch();
         let dial = async {
             let attempt = DialAttempt {
                 dialer: self,
                 target,
-                // The addresses are held against the list, not the name: its owner chooses what the name resolves to,
-                // at each question.
+                // The list is compared with the addresses and not with the name: the owner of the name chooses, at
+                // each query, what it resolves to.
                 addresses: within(wish.reach, resolve(target).await?, target)?,
                 remote,
                 key: self.options.key.as_ref().filter(|_| wish.present_key),
@@ -173,10 +173,11 @@ impl EndpointDialer {
             .unwrap_or_else(|_| Err(timed_out(target, DIAL_TIMEOUT)))
     }
 
-    /// Closes every QUIC and iroh connection and waits a moment until their peers can know: 50 ms at
-    /// most, and a second where iroh was used.
+    /// Closes every QUIC and iroh connection, and waits until the close frames have left: 50 ms at most, and a second
+    /// where iroh was used.
     pub async fn close(&self) {
-        // Taken out, so that the lock is not held across the wait and a later dial opens a socket of its own.
+        // The endpoint is taken out of its slot: the lock is not held during the wait, and a later dial opens a
+        // socket of its own.
         let endpoint = self.endpoint_slot().take();
         if let Some(endpoint) = endpoint {
             endpoint.close(CloseCode::Normal.code().into(), b"");
@@ -185,7 +186,7 @@ impl EndpointDialer {
         let _ = timeout(IROH_GOODBYE, self.iroh.close()).await;
     }
 
-    /// The server that `request` expects, with or without a key to show it.
+    /// The server that `request` expects. A client that presents no key has TLS settings of its own.
     fn expected(&self, request: &DialRequest) -> Result<TlsRemote, EndpointDialError> {
         let tls = if request.present_key {
             &self.tls
@@ -198,7 +199,7 @@ impl EndpointDialer {
             })
         };
         let pins = match &request.expect {
-            // No server could satisfy this; to the TLS side no pins mean a public server.
+            // No server can satisfy an empty list of pins, and the TLS side takes one for a public server.
             PeerVerification::Pinned(pins) if pins.is_empty() => {
                 return Err(TlsError::NoPins.into());
             }
@@ -215,11 +216,12 @@ impl EndpointDialer {
     /// The UDP socket, opened with the first QUIC dial.
     fn endpoint(&self) -> Result<quinn::Endpoint, EndpointDialError> {
         let mut slot = self.endpoint_slot();
+        // All dials share one socket, so that the kernel's port and quinn's connection table are needed once.
         if let Some(endpoint) = &*slot {
             return Ok(endpoint.clone());
         }
         let any = |ip: IpAddr| quinn::Endpoint::client(SocketAddr::new(ip, 0));
-        // A socket of IPv6 reaches both families; a kernel without IPv6 has the other one only.
+        // A socket of IPv6 reaches both families. A kernel without IPv6 has only the other one.
         let endpoint = any(Ipv6Addr::UNSPECIFIED.into())
             .or_else(|_| any(Ipv4Addr::UNSPECIFIED.into()))
             .map_err(EndpointDialError::Local)?;
@@ -245,7 +247,7 @@ impl alknet_core::Dialer for EndpointDialer {
     }
 }
 
-/// How a dial is made, beside its address and the server that it expects.
+/// The settings of a dial beside its address and the server that it expects.
 #[derive(Clone, Copy)]
 struct EndpointDialOptions<'a> {
     carriage: Carriage,
@@ -265,7 +267,7 @@ impl<'a> EndpointDialOptions<'a> {
     }
 }
 
-/// Those of the addresses that may be dialled.
+/// The addresses that the list allows.
 fn within(
     reach: &DialAllowList,
     mut found: Vec<SocketAddr>,
@@ -274,7 +276,7 @@ fn within(
     let first = found.first().copied();
     found.retain(|address| reach.allows(address.ip()));
     match first {
-        // An error only where no address is left: a name may have public addresses beside private ones.
+        // This is an error only where no address is left: a name may have public addresses beside private ones.
         Some(first) if found.is_empty() => Err(EndpointDialError::OutOfReach {
             target: target.address(),
             address: first.ip(),
@@ -289,7 +291,7 @@ fn remote(
     pins: &[PeerKey],
     target: &Target,
 ) -> Result<TlsRemote, EndpointDialError> {
-    tls.remote(peer, pins, place(target))
+    tls.remote(peer, pins, remote_host(target))
         .map_err(|error| match error {
             TlsError::UnknownPeer(_) => EndpointDialError::UnknownPeer {
                 target: target.address(),
@@ -298,7 +300,7 @@ fn remote(
         })
 }
 
-fn place(target: &Target) -> RemoteHost<'_> {
+fn remote_host(target: &Target) -> RemoteHost<'_> {
     match &target.host {
         DialHost::Ip(ip) => RemoteHost::Ip(*ip),
         DialHost::Name(name) => RemoteHost::Name(name),

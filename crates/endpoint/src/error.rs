@@ -1,4 +1,4 @@
-//! What can go wrong with the port, and on the way to another one.
+//! Errors of the port, and of dialling another one.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -7,11 +7,11 @@ use alknet_core::{CloseReason, DialErrorKind, PeerKey};
 use alknet_tls::{PinMismatch, TlsError};
 use thiserror::Error;
 
-/// Why the port is not served.
+/// The reason for which the port is not served.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum EndpointError {
-    /// The address cannot be had.
+    /// The socket could not be bound to the address.
     #[error("cannot listen on {address}: {source}; {}", bind_hint(.source))]
     Bind {
         /// Address of the socket.
@@ -54,10 +54,10 @@ pub enum EndpointDialError {
     Certificate {
         /// Host and port.
         target: String,
-        /// What is wrong with it.
+        /// The verifier's reason.
         reason: String,
     },
-    /// This machine cannot open sockets for it.
+    /// This machine could not open a socket for the connection.
     #[error("cannot open a socket: {0}")]
     Local(io::Error),
     /// The server does not serve the protocol.
@@ -65,10 +65,10 @@ pub enum EndpointDialError {
     NoProtocol {
         /// Host and port.
         target: String,
-        /// The protocol asked for.
+        /// The protocol that the client asked for.
         alpn: String,
     },
-    /// Every address of the name is one that may not be dialled.
+    /// No address of the name may be dialled.
     #[error(
         "{target} is at {address}, which is no public address; list its range where this server is \
          configured if it is meant"
@@ -79,7 +79,7 @@ pub enum EndpointDialError {
         /// The first of its addresses.
         address: IpAddr,
     },
-    /// The server holds another key, and its library does not say which.
+    /// The server holds another key than the pinned one, and its library does not say which.
     #[error(
         "{target} does not hold the key {expected}; if its identity changed on purpose, pin the \
          new key"
@@ -90,10 +90,10 @@ pub enum EndpointDialError {
         /// The pin.
         expected: PeerKey,
     },
-    /// The server holds another key.
+    /// The server holds another key than the pinned one.
     #[error(transparent)]
     PinMismatch(#[from] PinMismatch),
-    /// The server answered and did not want us.
+    /// The server answered and refused the connection.
     #[error("{target} refused the connection: {reason}")]
     Refused {
         /// Host and port.
@@ -109,15 +109,15 @@ pub enum EndpointDialError {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// Nothing answered in time.
+    /// No answer came in time.
     #[error("{target} did not answer within {seconds} s")]
     TimedOut {
         /// Host and port.
         target: String,
-        /// How long it had.
+        /// The time limit.
         seconds: u64,
     },
-    /// TLS failed in another way.
+    /// TLS failed for another reason.
     #[error("TLS with {target} failed: {reason}")]
     Tls {
         /// Host and port.
@@ -125,16 +125,16 @@ pub enum EndpointDialError {
         /// Reason, for a person.
         reason: String,
     },
-    /// Our own key cannot be used.
+    /// The client's own key cannot be used.
     #[error(transparent)]
     TlsSetup(#[from] TlsError),
-    /// An address without a pin proves nothing.
+    /// The target is an address without a pin, for which no server can prove anything.
     #[error("{target} is an address without a pinned key; write ed25519:<64 hex>@{target}")]
     UnknownPeer {
         /// Host and port.
         target: String,
     },
-    /// The network said no.
+    /// The operating system could not reach the address.
     #[error("cannot reach {target}: {source}")]
     Unreachable {
         /// Host and port.
@@ -145,7 +145,7 @@ pub enum EndpointDialError {
 }
 
 impl EndpointDialError {
-    /// Whether another server than the expected one answered: another carriage would not help.
+    /// Whether a server answered that is not the expected one: another carriage would reach it again.
     pub(crate) fn is_wrong_server(&self) -> bool {
         matches!(
             self,
@@ -153,8 +153,7 @@ impl EndpointDialError {
         )
     }
 
-    /// How much this error says about the server: of two failed attempts the one that says more
-    /// is reported.
+    /// How much this error says about the server. Of two failed attempts the caller gets the one that says more.
     pub(crate) fn weight(&self) -> u8 {
         match self {
             Self::Local(_)

@@ -1,4 +1,4 @@
-//! Which connection of an unknown peer ends for another one. No sockets, no clock.
+//! Chooses the connection of an unknown peer that ends for another one. No sockets, no clock.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -9,14 +9,14 @@ use alknet_core::{NetworkPrefix, SitePrefix};
 
 use crate::admission::CapacityScope;
 
-/// How long no byte has gone over a connection that is taken for idle.
+/// A connection over which no byte has gone for this long counts as idle.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// A connection of an unknown peer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UnknownConnection {
     pub(crate) network: NetworkPrefix,
-    /// How long no byte has gone over it.
+    /// Time since the last byte went over it.
     pub(crate) quiet: Duration,
 }
 
@@ -26,10 +26,11 @@ impl UnknownConnection {
     }
 }
 
-/// Chooses the one that ends. For a known peer an idle one goes first. For another unknown peer only one goes whose
-/// network, or whose site, has more than the other's would, or an idle one of the other's own network: a host with
-/// addresses in thousands of networks does not end an honest peer's connection because that says nothing for a while.
-/// Those of the site and the network that have the most go first, then the one idle for longest.
+/// Chooses the connection that ends. For a known peer an idle one goes first. For another unknown peer the candidates
+/// are the connections of a network, or of a site, that has more than the new peer's would have, and the idle ones of
+/// its own network: a host with addresses in thousands of networks cannot end an honest peer's connection because
+/// that is silent for a while. Among the candidates those of the site and the network that have the most go first,
+/// then the one idle for longest.
 pub(crate) fn choose<T>(full: CapacityScope, all: Vec<(UnknownConnection, T)>) -> Option<T> {
     let crowd = UnknownPeerCounts::from_networks(all.iter().map(|(one, _)| one.network));
     let candidates = all.into_iter().filter(|(one, _)| crowd.may_go(full, *one));
@@ -37,9 +38,9 @@ pub(crate) fn choose<T>(full: CapacityScope, all: Vec<(UnknownConnection, T)>) -
     victim.map(|(_, victim)| victim)
 }
 
-/// Chooses the connections that end so that what they hold is free: of all given this part, at least one. Those of the
-/// owners that have the most go first, so that what is left is shared more evenly, and of these the ones on
-/// which no byte has gone for longest: what holds memory is what the node does not read.
+/// Chooses the connections that end to free their memory: one in `part` of those given, and at least one. The owners
+/// that have the most lose theirs first, so that the rest is shared more evenly. Of one owner's the ones on which no
+/// byte has gone for longest go first, because unread bytes are what holds memory.
 pub(crate) fn relieve<O: Eq + Hash, T>(part: usize, all: Vec<(O, Duration, T)>) -> Vec<T> {
     let ends = all.len().div_ceil(part);
     let mut owners: HashMap<O, Vec<(Duration, T)>> = HashMap::new();
@@ -50,6 +51,7 @@ pub(crate) fn relieve<O: Eq + Hash, T>(part: usize, all: Vec<(O, Duration, T)>) 
     for mut own in owners.into_values() {
         own.sort_by_key(|(quiet, _)| *quiet);
         let each = own.into_iter().enumerate();
+        // The rank is the number of the owner's connections that were used more recently.
         ranked.extend(each.map(|(before, (quiet, one))| ((before, quiet), one)));
     }
     ranked.sort_by_key(|(rank, _)| Reverse(*rank));
@@ -108,6 +110,7 @@ impl UnknownPeerCounts {
     fn rank(&self, full: CapacityScope, one: UnknownConnection) -> impl Ord + use<> {
         let idle = one.is_idle();
         let idle_first = idle && full == CapacityScope::All;
+        // For a known peer an idle connection anywhere is the cheaper loss, whatever its network has.
         let (site, network) = (self.site(one.network), self.network(one.network));
         (idle_first, site, network, idle, one.quiet)
     }

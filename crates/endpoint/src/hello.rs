@@ -1,11 +1,12 @@
-//! Lets the ClientHello choose the TLS configuration of a QUIC connection.
+//! Chooses the TLS configuration of a QUIC connection by its ClientHello.
 //!
-//! QUIC asks for a session before the first byte is there, and the TLS library wants to know its
-//! configuration from the start. The session here keeps the handshake bytes until the ClientHello
-//! is complete, looks at it, starts the right session and replays them.
+//! QUIC asks for a session before the first byte has come, and the TLS library needs its configuration from the
+//! start. The session of this module keeps the handshake bytes until the ClientHello is complete, chooses, starts a
+//! session with the chosen configuration and replays the bytes to it.
 //!
-//! A session lives as long as the library keeps anything of its connection, longer than any handle to that. So its
-//! configuration, which is the connection's own, owns the connection's receive window, too, which counts until then.
+//! A session lives as long as the library keeps anything of its connection, longer than any handle to it. Hence its
+//! configuration, which belongs to one connection, owns that connection's receive window as well, and the window
+//! counts until then.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -22,12 +23,12 @@ use quinn_proto::transport_parameters::TransportParameters;
 
 use crate::windows::ReceiveWindow;
 
-/// QUIC's view of a node's TLS configurations.
+/// The TLS configurations of a node for QUIC.
 #[derive(Clone)]
 pub(crate) struct HelloChooser {
     tls: Arc<ServerTls>,
     configs: [Arc<QuicServerConfig>; 5],
-    /// That of the one connection that this is for; unused in the endpoint's own.
+    /// The receive window of the one connection that this is for; unused in the endpoint's own.
     window: Arc<ReceiveWindow>,
 }
 
@@ -42,7 +43,7 @@ impl HelloChooser {
         })
     }
 
-    /// The same for the connection of this window.
+    /// A copy for the connection that has this window.
     pub(crate) fn with_window(&self, window: Arc<ReceiveWindow>) -> Arc<Self> {
         Arc::new(Self {
             window,
@@ -61,8 +62,8 @@ impl crypto::ServerConfig for HelloChooser {
         version: u32,
         dst_cid: &ConnectionId,
     ) -> Result<Keys, UnsupportedVersion> {
-        // Keys of Initial packets come from the client's connection id and the version only (RFC 9001 section 5.2):
-        // every configuration has the same.
+        // Keys of Initial packets come from the client's connection id and the version only (RFC 9001 section 5.2),
+        // so every configuration gives the same.
         self.any().initial_keys(version, dst_cid)
     }
 
@@ -86,7 +87,7 @@ impl crypto::ServerConfig for HelloChooser {
     }
 }
 
-/// What is known once a handshake has chosen.
+/// The result of the choice, once a handshake has made it.
 pub(crate) struct NegotiatedHandshake {
     pub(crate) tls: Box<HandshakeData>,
     pub(crate) window: Arc<ReceiveWindow>,
@@ -111,7 +112,7 @@ impl Session for HelloSession {
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
         match &self.chosen {
             Some(session) => session.initial_keys(dst_cid, side),
-            // Before the ClientHello is read every configuration gives the same keys (RFC 9001 section 5.2).
+            // Before the ClientHello is complete every configuration gives the same keys (RFC 9001 section 5.2).
             None => self
                 .start(TlsConfigSlot::RawRaw)
                 .initial_keys(dst_cid, side),
@@ -153,7 +154,7 @@ impl Session for HelloSession {
         };
         let mut session = self.start(slot);
         let ready = session.read_handshake(&self.hello);
-        // Freed and not cleared: the session lives as long as its connection.
+        // The buffer is freed and not only cleared, because the session lives as long as its connection.
         self.hello = Vec::new();
         self.chosen = Some(session);
         ready
@@ -215,9 +216,9 @@ mod tests {
     /// What a dialler of a peer sends first: once with a raw key, once with a certificate.
     fn hellos() -> Vec<Vec<u8>> {
         let tls = ClientTls::new(ClientTlsOptions::default());
-        let place = RemoteHost::Name("peer.example.org");
+        let host = RemoteHost::Name("peer.example.org");
         let pin = [PeerKey::Ed25519([1; 32])];
-        let pinned = tls.remote(None, &pin, place).expect("a pin");
+        let pinned = tls.remote(None, &pin, host).expect("a pin");
         let hello = |config| {
             let config = Arc::new(QuicClientConfig::try_from(config).expect("QUIC"));
             let client = ClientConfig::start_session(config, VERSION, "peer.example.org", &none());
@@ -225,7 +226,7 @@ mod tests {
             client.expect("a name").write_handshake(&mut bytes);
             bytes
         };
-        let configs = pinned.attempts(place, b"alknet/call").into_iter();
+        let configs = pinned.attempts(host, b"alknet/call").into_iter();
         configs.map(hello).collect()
     }
 

@@ -1,9 +1,8 @@
-//! The iroh endpoint: the node's protocols for clients that dial its key with iroh, on a UDP socket
-//! of their own.
+//! The iroh endpoint: the node's protocols for clients that dial its key with iroh, on UDP sockets of their own.
 //!
-//! Iroh brings its own QUIC library, which cannot share a socket with quinn. Admission, identities,
-//! handlers, limits and the end of a connection are those of the one port. Relays are used where the
-//! configuration names them, and nothing else finds or announces this node.
+//! Iroh brings its own QUIC library, which cannot share a socket with quinn. Admission, identities, handlers, limits
+//! and the end of a connection are those of the one port. The endpoint uses the relays that the configuration names.
+//! No other service finds or announces this node.
 
 mod accept;
 mod carriage;
@@ -28,26 +27,27 @@ use crate::limits::WINDOW_BYTES_FIRST;
 pub(crate) use accept::IrohListener;
 pub(crate) use dial::Endpoints;
 
-/// Silence after which a connection is given up. Paths end sooner, after 15 s, and the connection
-/// with its last one; both sides say every 5 s that they are there.
+/// Silence after which a connection ends. Paths end sooner, after 15 s, and the connection ends with its last path.
+/// Both sides send a ping every 5 s.
 const IDLE: Duration = Duration::from_secs(45);
 
-/// Bytes we buffer towards a peer, known or not: the library cannot change it while a connection
-/// lives.
+/// Bytes that the node buffers towards a peer, known or unknown: the library cannot change the number while a
+/// connection lives.
 const SEND_WINDOW_BYTES: u64 = 1 << 20;
 
-/// Where iroh endpoints are served.
+/// Addresses, port and relays of the iroh endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IrohOptions {
     /// Addresses; `::` means every address of both families.
     pub addrs: Vec<IpAddr>,
-    /// The UDP port; 0 takes a free one, another for each address.
+    /// The UDP port; 0 takes a free one for each address.
     pub port: u16,
-    /// Relays to be reached through, `https://relay.example.org`. None: direct addresses only.
+    /// Relays through which clients reach the node, `https://relay.example.org`. With an empty list clients reach it
+    /// at direct addresses only.
     pub relays: Vec<String>,
 }
 
-/// An endpoint that serves `alpns`, most preferred first.
+/// Binds an endpoint that serves `alpns`, most preferred first.
 pub(crate) async fn bind(
     key: &NodeKey,
     options: &IrohOptions,
@@ -72,7 +72,7 @@ pub(crate) async fn bind(
     builder.bind().await.map_err(|error| failed(&error))
 }
 
-/// An endpoint that only dials, from any port.
+/// Binds an endpoint that only dials, from any port.
 async fn bind_client(key: &NodeKey) -> io::Result<Endpoint> {
     let budget = StreamBudget::AUTHENTICATED;
     let builder = builder(key, budget, budget.connection_window_bytes);
@@ -80,11 +80,11 @@ async fn bind_client(key: &NodeKey) -> io::Result<Endpoint> {
     bound.map_err(|error| io::Error::other(format!("{error:#}")))
 }
 
-/// Begins with no service of another operator: no relay, no lookup, no public resolver, no question to
-/// the router.
+/// A builder without the services of other operators: no relay, no address lookup, no public resolver, no port
+/// mapping.
 fn builder(key: &NodeKey, budget: StreamBudget, window_bytes: u32) -> Builder {
     let mut report = NetReportConfig::minimal();
-    // Where UDP does not pass, it is the only way to choose among the configured relays.
+    // Where UDP does not pass, HTTPS probes are the only way to choose among the configured relays.
     report.https_probes = true;
     Endpoint::builder(presets::Empty)
         .crypto_provider(alknet_tls::provider())
@@ -109,17 +109,17 @@ fn transport(budget: StreamBudget, window_bytes: u32) -> QuicTransportConfig {
         .receive_window(window_bytes.into())
         .send_window(SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(idle.into()))
-        // No protocol here uses datagrams; without this a peer could fill a buffer that is never
-        // read.
+        // No protocol here uses datagrams. With a buffer for them a peer could fill memory that the node never reads.
         .datagram_receive_buffer_size(None)
         .build()
 }
 
-/// Every socket: iroh wants one for each family.
+/// The addresses of all sockets: iroh needs one socket for each family.
 fn addresses(options: &IrohOptions) -> Vec<SocketAddr> {
     let mut addresses = Vec::new();
     let mut add = |ip| {
         let address = SocketAddr::new(ip, options.port);
+        // `0.0.0.0` may be listed beside `::`, and each address has one socket.
         if !addresses.contains(&address) {
             addresses.push(address);
         }
@@ -133,8 +133,8 @@ fn addresses(options: &IrohOptions) -> Vec<SocketAddr> {
     addresses
 }
 
-/// The first socket of a family sends what belongs to no other. A kernel without IPv6 is no error
-/// where every address was asked for.
+/// The first socket of a family sends what belongs to no other one. `::` asks for every address, so a kernel without
+/// IPv6 is no error there.
 fn bind_opts(address: &SocketAddr, before: &[SocketAddr]) -> BindOpts {
     let first = !before.iter().any(|b| b.is_ipv4() == address.is_ipv4());
     let prefix_len = match address {

@@ -1,8 +1,8 @@
-//! The one port: QUIC on UDP and TLS on TCP of the same number, both ways.
+//! The one port: QUIC on UDP and TLS on TCP of the same number, as server and as client.
 //!
-//! [`EndpointServer`] binds, admits, finishes handshakes and hands each connection to the handler its ALPN
-//! names. [`EndpointDialer`] reaches such a port, by pinned key or by public name. An iroh endpoint can stand
-//! beside it. Handlers and callers see `alknet-core`'s `Connection` only.
+//! [`EndpointServer`] binds, admits, finishes handshakes and hands each connection to the handler that its ALPN
+//! names. [`EndpointDialer`] reaches such a port, by pinned key or by public name. An iroh endpoint can stand beside
+//! it. Handlers and callers see `alknet-core`'s `Connection` only.
 //!
 //! This server answers a client with the client's own key. The client dials it by the server's key:
 //!

@@ -1,11 +1,12 @@
-//! What unknown peers may cost this node.
+//! The limits on what unknown peers may cost this node.
 
 use std::time::Duration;
 
-/// Bytes of the receive window with which every QUIC connection begins, of known and unknown peers: a client sends a
-/// quarter of them before it has heard of the node at all.
+/// Bytes of the receive window with which every QUIC connection begins, of known and unknown peers. A client sends a
+/// quarter of them before it has any packet of the node.
 pub(crate) const WINDOW_BYTES_FIRST: u32 = 64 << 10;
-/// Bytes of the window that a known peer's connection has at once, where there is room: those of two of its streams.
+/// Bytes of the window that a known peer's connection gets at once where there is room for it: those of two of its
+/// streams.
 pub(crate) const WINDOW_BYTES_START: u32 = 2 << 20;
 
 /// Limits of admission. Each number bounds memory or work that an unknown peer can cause.
@@ -13,70 +14,70 @@ pub(crate) const WINDOW_BYTES_START: u32 = 2 << 20;
 pub struct EndpointLimits {
     /// Connections served at once.
     pub connections_max: u32,
-    /// Connections served at once for the unknown peers of one network: a /24 of IPv4 or a /56 of IPv6. As many
-    /// have a known peer's place by one token.
+    /// Connections served at once for the unknown peers of one network: a /24 of IPv4 or a /56 of IPv6. One token
+    /// gets as many slots of known peers.
     pub per_address_max: u32,
-    /// Connections served at once for one peer, over all its keys and protocols, unless its entry
-    /// has a number of its own.
+    /// Connections served at once for one peer, over all its keys and protocols, unless its configured entry has a
+    /// number of its own.
     pub per_peer_max: u32,
-    /// TCP handshakes at once; one more ends the oldest of the network that has the most.
+    /// TCP handshakes under way; one more ends the oldest of the network that has the most.
     pub tcp_handshakes_max: u32,
-    /// TCP handshakes at once from one network; one more ends the oldest of that network.
+    /// TCP handshakes under way from one network; one more ends the oldest of that network.
     pub tcp_handshakes_per_address_max: u32,
-    /// QUIC handshakes at once with addresses that may be forged; further ones must prove theirs.
+    /// QUIC handshakes under way with addresses that may be forged. Beyond them a client must prove its address.
     pub unvalidated_handshakes_max: u32,
-    /// QUIC handshakes begun in one second with addresses that may be forged; further ones must prove theirs.
+    /// QUIC handshakes begun in one second with addresses that may be forged. Beyond them a client must prove its
+    /// address.
     pub unvalidated_handshakes_per_second_max: u32,
-    /// QUIC handshakes at once with proven addresses; one more ends the oldest of the network that has the
-    /// most.
+    /// QUIC handshakes under way with proven addresses; one more ends the oldest of the network that has the most.
     pub validated_handshakes_max: u32,
-    /// Requests for such a proof in one second; further packets get no answer. Each request is a tenth of the packet it
-    /// answers, so that a flood with forged addresses is hardly reflected. Without any, an honest client would not get
-    /// in beside such a flood.
+    /// Requests for such a proof in one second. Further packets get no answer. Each request is a tenth of the packet
+    /// that it answers, so that an attacker gains little by reflecting a flood with forged addresses. Without any
+    /// request, an honest client would not get in beside such a flood.
     pub retries_per_second_max: u32,
-    /// Handshakes a network prefix may have in a burst.
+    /// Handshakes that a network may have in a burst.
     pub handshake_burst: u32,
-    /// Handshakes per second it earns back.
+    /// Handshakes per second that a network earns back.
     pub handshakes_per_second: u32,
-    /// Failed logins of a network in a minute after which its guesses are refused for a while.
+    /// Failed logins of a network in a minute. After them the node refuses guesses from that network for a while.
     pub failures_per_minute_max: u32,
-    /// Time a handshake may take; fixed once the port is bound.
+    /// Time that a handshake may take; fixed once the port is bound.
     pub handshake_timeout: Duration,
-    /// Bytes that the receive windows of all QUIC connections have beside those with which each begins; fixed once the
-    /// port is bound.
+    /// Bytes that the receive windows of all QUIC connections may have beyond those with which each begins; fixed
+    /// once the port is bound.
     pub window_bytes: usize,
 }
 
 impl EndpointLimits {
-    /// Memory one idle connection is accounted with.
+    /// Bytes of memory that the limits reckon for one idle connection.
     const CONNECTION_BYTES: u64 = 64 << 10;
-    /// Most connections on any machine.
+    /// Largest number of connections on any machine.
     const CONNECTIONS_MAX: u64 = 4096;
 
-    /// Bytes of receive windows however much memory the machine has.
+    /// Largest sum of receive windows, in bytes, on a machine with much memory.
     const WINDOW_BYTES_MAX: usize = 256 << 20;
-    /// And however little.
+    /// Smallest sum of receive windows, in bytes, on a machine with little memory.
     const WINDOW_BYTES_MIN: usize = 4 << 20;
-    /// Which part of the machine's memory they are between these two: an eighth.
+    /// Part of the machine's memory that receive windows get between these two: an eighth.
     const WINDOW_MEMORY_PART: u64 = 8;
 
-    /// Places that only known peers get: one in so many.
+    /// One slot in this many is for known peers alone.
     const RESERVED: u32 = 4;
 
-    /// Connections served at once for unknown peers; the other places are kept for known ones.
+    /// Connections served at once for unknown peers. The other slots are for known peers alone.
     #[must_use]
-    pub const fn strangers_max(&self) -> u32 {
+    pub const fn unknown_peers_max(&self) -> u32 {
         self.connections_max - self.connections_max / Self::RESERVED
     }
 
-    /// Connections that have a known peer's place by a token.
+    /// Connections that may have a known peer's slot by a token.
     #[must_use]
     pub const fn token_holders_max(&self) -> u32 {
         self.connections_max / 2
     }
 
-    /// The limits of a machine with `memory_bytes`: connections take a quarter of it at most, and their windows beyond
-    /// what each begins with an eighth.
+    /// The limits of a machine with `memory_bytes`. Connections take at most a quarter of it, and their windows,
+    /// beyond those with which each begins, an eighth.
     ///
     /// ```
     /// use alknet_endpoint::EndpointLimits;

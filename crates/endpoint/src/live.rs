@@ -1,4 +1,4 @@
-//! The connections being served, and how they are ended from outside.
+//! The connections that the node serves, and how it ends them from outside their handlers.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,49 +18,49 @@ use crate::metrics::{AlpnMeters, OpenConnection};
 /// Close code and constant reason for ending a connection from outside its handler.
 pub(crate) type End = (CloseCode, &'static str);
 
-/// Which part of known peers' connections ends at once where memory runs short.
+/// One in this many of known peers' connections ends at once where memory runs short.
 const RELIEF_PART_KNOWN: usize = 16;
 
-/// How long no unknown peer is let in after that: what ended gives its memory back a while later, and the peers that took it
-/// would take more meanwhile.
+/// Time for which the node then lets no unknown peer in: the ended connections give their memory back a while later,
+/// and new peers would take more meanwhile.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// Whose connections end where memory runs short.
+/// The peers whose connections end where memory runs short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReliefScope {
-    /// Unknown peers' only.
+    /// Unknown peers only.
     Unknown,
-    /// Unknown peers', and known ones' where there are none of these.
+    /// Unknown peers, and known ones only where there are no unknown ones.
     UnknownFirst,
-    /// A part of both at once: a known peer must not be safe for as long as there are unknown ones.
+    /// A part of both at once: otherwise known peers would be safe for as long as there are unknown ones.
     All,
 }
 
 /// One connection being served, for status displays.
 #[derive(Clone, Debug)]
 pub struct ConnectionSummary {
-    /// Its number in logs.
+    /// Number of the connection in logs.
     pub id: ConnId,
-    /// Its protocol.
+    /// The protocol.
     pub alpn: Arc<[u8]>,
-    /// What it travels on.
+    /// The carriage.
     pub carriage: Carriage,
-    /// Whose it is, if the node knows the peer.
+    /// The peer, if the node knows it.
     pub peer: Option<PeerId>,
-    /// The key the peer proved.
+    /// The key that the peer proved.
     pub key: Option<PeerKey>,
-    /// The other end.
+    /// The address of the peer.
     pub remote_addr: Option<SocketAddr>,
-    /// When it began.
+    /// The moment at which it began.
     pub since: Instant,
 }
 
 struct LiveConnection {
     connection: Connection,
-    /// The address it is charged to.
+    /// The address that pays for it.
     from: IpAddr,
     key: Option<PeerKey>,
-    /// The peer that the key belonged to when the connection began.
+    /// The peer to which the key belonged when the connection began.
     peer: Option<PeerId>,
     since: Instant,
     meters: Arc<AlpnMeters>,
@@ -71,7 +71,7 @@ struct LiveConnection {
 pub(crate) struct LiveConnections {
     table: Mutex<HashMap<ConnId, LiveConnection>>,
     count: watch::Sender<usize>,
-    /// Until when memory is taken for short.
+    /// The moment until which the node counts memory as short.
     short_until: Mutex<Option<Instant>>,
 }
 
@@ -104,8 +104,8 @@ impl LiveConnections {
         (guard, ended)
     }
 
-    /// Looks every known peer up again: new scopes replace old ones, and who is gone is ended.
-    /// Returns how many were.
+    /// Looks every known peer up again. Peers that are known still get their new scopes, and the connections of the
+    /// others end. Returns the number of connections ended.
     pub(crate) fn sweep(&self, identities: &dyn IdentityProvider) -> usize {
         let table = self.lock();
         table
@@ -114,13 +114,13 @@ impl LiveConnections {
             .count()
     }
 
-    /// The same for one connection; returns whether it was ended.
+    /// The same for one connection. Returns whether it was ended.
     pub(crate) fn sweep_one(&self, id: ConnId, identities: &dyn IdentityProvider) -> bool {
         let table = self.lock();
         table.get(&id).is_some_and(|entry| entry.check(identities))
     }
 
-    /// Ends every connection; returns how many there were.
+    /// Ends every connection. Returns how many there were.
     pub(crate) fn end_all(&self, end: End) -> usize {
         let table = self.lock();
         for entry in table.values() {
@@ -129,22 +129,22 @@ impl LiveConnections {
         table.len()
     }
 
-    /// Asks one connection to finish what it does.
+    /// Asks one connection to finish its work.
     pub(crate) fn ask_to_drain(&self, id: ConnId) {
         if let Some(entry) = self.lock().get(&id) {
             let _ = entry.connection.ask_to_drain();
         }
     }
 
-    /// Ends one connection; whether it was there.
+    /// Ends one connection. Returns whether there was one that was not ending already.
     pub(crate) fn end(&self, id: ConnId, end: End) -> bool {
         let table = self.lock();
         let entry = table.get(&id);
         entry.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
     }
 
-    /// Ends one connection of an unknown peer, so that another one has its place; whether there was one
-    /// that may be ended.
+    /// Ends one connection of an unknown peer, so that another one gets its slot. Returns whether there was one that
+    /// may end.
     pub(crate) fn evict(&self, full: CapacityScope, end: End) -> bool {
         let table = self.lock();
         let unknown = table.values().filter(|entry| entry.is_unknown());
@@ -159,8 +159,8 @@ impl LiveConnections {
         victim.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
     }
 
-    /// Ends one of so many of the connections of unknown peers so that their memory is free, and of known ones as `scope` says;
-    /// `tokens` says who the holders of tokens are. Returns how many.
+    /// Ends one in `part` of the connections of unknown peers to free their memory, and of known peers' as `scope`
+    /// says. `tokens` names the holders of tokens. Returns how many ended.
     pub(crate) fn relieve(
         &self,
         part: usize,
@@ -198,12 +198,13 @@ impl LiveConnections {
         ended
     }
 
-    /// Whether connections had to end for memory a moment ago.
+    /// Whether the node ended connections for memory a moment ago.
     pub(crate) fn is_short(&self) -> bool {
         self.shortage().is_some_and(|until| Instant::now() < until)
     }
 
     fn shortage(&self) -> MutexGuard<'_, Option<Instant>> {
+        // The value behind the lock is replaced whole, so that a panic of its holder cannot leave it half written.
         self.short_until
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -219,8 +220,8 @@ impl LiveConnections {
         let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
     }
 
-    /// What every connection did so far and is now, nothing of it twice and nothing left out:
-    /// connections that end meanwhile wait.
+    /// Visits what every connection did so far and its state, each once. Connections that end meanwhile wait for the
+    /// lock, so that none is missed.
     pub(crate) fn tally(&self, see: impl FnOnce(&mut dyn Iterator<Item = OpenConnection<'_>>)) {
         let table = self.lock();
         see(&mut table.values().map(|entry| OpenConnection {
@@ -231,7 +232,7 @@ impl LiveConnections {
 
     pub(crate) fn summaries(&self) -> Vec<ConnectionSummary> {
         let mut all: Vec<_> = self.lock().values().map(LiveConnection::summary).collect();
-        // Ids ascend, so that this is oldest first.
+        // Numbers of connections ascend, so that the oldest comes first.
         all.sort_by_key(|summary| summary.id);
         all
     }
@@ -240,8 +241,8 @@ impl LiveConnections {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the table. What leaves it is dropped after the lock: it may be the last owner of a
-    /// connection, and closing one does work.
+    /// Changes the table. An entry that leaves it is dropped after the lock is released: it may be the last owner of
+    /// a connection, and closing one does work.
     fn change<T>(&self, change: impl FnOnce(&mut HashMap<ConnId, LiveConnection>) -> T) {
         let mut table = self.lock();
         let left = change(&mut table);
@@ -252,27 +253,27 @@ impl LiveConnections {
 }
 
 impl LiveConnection {
-    /// Whether it has a place of its own, its peer has not proved who it is, and it is not about to end.
+    /// Whether its peer has not proved who it is, and the node may end it for others.
     fn is_unknown(&self) -> bool {
         !self.connection.is_authenticated() && self.may_end()
     }
 
-    /// Whether it has a place of its own, its peer has proved who it is, and it is not about to end.
+    /// Whether its peer has proved who it is, and the node may end it for others.
     fn is_known(&self) -> bool {
         self.connection.is_authenticated() && self.may_end()
     }
 
-    /// Whether it is carried by no other, and not about to end.
+    /// Whether it has a slot of its own, because no other connection carries it, and is not ending already.
     fn may_end(&self) -> bool {
         self.connection.carriers().next().is_none() && self.end.borrow().is_none()
     }
 
-    /// Ends the connection if its peer is no more; returns whether it did so now.
+    /// Ends the connection if its peer is no longer known. Returns whether it did so now.
     fn check(&self, identities: &dyn IdentityProvider) -> bool {
         if !self.revoked(identities) {
             return false;
         }
-        // First: nothing more is done in its name, however long the end takes.
+        // The identity is revoked first: no code does anything more in the peer's name, however long the end takes.
         self.connection.revoke_identity();
         let end = Some((CloseCode::Policy, "revoked"));
         self.end.send_replace(end).is_none()
@@ -282,11 +283,11 @@ impl LiveConnection {
         let (Some(key), Some(peer)) = (&self.key, &self.peer) else {
             return false;
         };
-        // A key that was moved to another entry is another peer's: what runs in the old one's name ends like that of a
-        // removed peer.
+        // A key that was moved to another entry belongs to another peer: the connection in the old one's name ends as
+        // that of a removed peer does.
         match identities.by_key(key) {
             Some(identity) if identity.id == *peer => {
-                // Another identity on the connection is the handler's doing (a token), and stays.
+                // Another identity on the connection comes from the handler, which saw a token, and stays.
                 let _ = self.connection.set_identity(identity);
                 false
             }
@@ -318,7 +319,7 @@ impl Drop for LiveConnectionGuard {
         self.live.change(|table| {
             let left = table.remove(&self.id);
             if let Some(entry) = &left {
-                // Under the lock, so that a tally has it here or there.
+                // The totals are kept under the lock, so that a tally has this traffic either here or there.
                 entry.meters.keep(entry.connection.traffic());
             }
             left

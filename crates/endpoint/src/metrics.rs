@@ -1,4 +1,4 @@
-//! What the port counts beside its [`Counters`](crate::EndpointCounters), and all of it as metrics.
+//! Counters of the port beside its [`Counters`](crate::EndpointCounters), and all of them as metrics.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,8 +12,8 @@ use quinn::ConnectionError;
 use crate::admission::AdmissionLimit;
 use crate::serve::EndpointShared;
 
-/// Upper bounds of the buckets for the length of a handshake, in seconds. The longest is the time
-/// a handshake may take.
+/// Upper bounds of the buckets for the length of a handshake, in seconds. The longest is the time that a handshake
+/// may take.
 const HANDSHAKE_SECONDS: &[f64] = &[
     0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 ];
@@ -21,10 +21,10 @@ const HANDSHAKE_SECONDS: &[f64] = &[
 /// First QUIC code of a TLS alert (RFC 9001 section 4.8).
 const QUIC_ALERT_BASE: u64 = 0x100;
 
-/// Values of a TLS alert's one byte.
+/// Number of values that the one byte of a TLS alert has.
 const ALERTS: usize = 256;
 
-/// What is counted by a label, or by length.
+/// The counters that have labels, and the histogram of handshakes.
 #[derive(Debug)]
 pub(crate) struct EndpointMeters {
     by_alpn: BTreeMap<&'static [u8], Arc<AlpnMeters>>,
@@ -35,24 +35,26 @@ pub(crate) struct EndpointMeters {
     pub(crate) keys_unknown: Counter,
 }
 
-/// What is counted of one protocol.
+/// The counters of one protocol.
 #[derive(Debug)]
 pub(crate) struct AlpnMeters {
     name: String,
-    /// Of connections that ended.
+    /// The traffic of connections that ended.
     ended: Traffic,
     pub(crate) panics: Counter,
 }
 
-/// One connection being served.
+/// One connection that the node serves.
 pub(crate) struct OpenConnection<'a> {
     pub(crate) connection: &'a Connection,
-    /// Whether its peer is.
+    /// Whether the node knows its peer.
     pub(crate) known: bool,
 }
 
 impl EndpointMeters {
     pub(crate) fn new(registry: &HandlerRegistry) -> Self {
+        // The table is built once, so that counting takes no lock. A connection of an unknown ALPN gets no handler
+        // and no row.
         let meters = registry.specs().map(|spec| {
             let meters = AlpnMeters {
                 name: spec.name(),
@@ -71,8 +73,9 @@ impl EndpointMeters {
         }
     }
 
-    /// Those of a protocol that has a handler.
+    /// The counters of a protocol that has a handler.
     pub(crate) fn for_alpn(&self, alpn: &'static [u8]) -> Arc<AlpnMeters> {
+        // The table has a row for each registered protocol, and `alpn` comes from the registry.
         Arc::clone(&self.by_alpn[alpn])
     }
 
@@ -84,7 +87,7 @@ impl EndpointMeters {
         self.handshakes.observe(took);
     }
 
-    /// Counts a handshake that ended with an alert; whether this one did.
+    /// Counts a handshake if it ended with an alert. Returns whether it did.
     pub(crate) fn alert(&self, error: &io::Error) -> bool {
         let alert = alert_of(error);
         if let Some(alert) = alert {
@@ -93,14 +96,14 @@ impl EndpointMeters {
         alert.is_some()
     }
 
-    /// Handshakes that ended with an alert.
+    /// Number of handshakes that ended with an alert.
     pub(crate) fn alerts(&self) -> u64 {
         self.alerts.iter().map(Counter::get).sum()
     }
 }
 
 impl AlpnMeters {
-    /// Keeps what a connection did that is no more.
+    /// Adds the traffic of a connection that ended.
     pub(crate) fn keep(&self, traffic: &Traffic) {
         self.ended.rx.add(traffic.rx.get());
         self.ended.tx.add(traffic.tx.get());
@@ -108,7 +111,7 @@ impl AlpnMeters {
     }
 }
 
-/// The handshake was refused by a limit, which is counted elsewhere.
+/// The error of a handshake that a limit refused. That limit has counted it.
 #[derive(Debug, thiserror::Error)]
 #[error("too many handshakes from this network")]
 pub(crate) struct HandshakeRefusal;
@@ -116,13 +119,14 @@ pub(crate) struct HandshakeRefusal;
 /// The TLS alert that a handshake ended with, sent by either side.
 fn alert_of(error: &io::Error) -> Option<u8> {
     let inner = error.get_ref()?;
-    // Refused before rustls saw the rest, with the alert of RFC 6066 section 3.
+    // The node refused the name before rustls saw the rest, with the alert of RFC 6066 section 3.
     if inner.is::<alknet_tls::UnknownName>() {
         return Some(alknet_tls::ALERT_UNRECOGNIZED_NAME);
     }
     match inner.downcast_ref::<rustls::Error>() {
         Some(rustls::Error::AlertReceived(alert)) => return Some((*alert).into()),
-        // Sent and not received: the error carries no alert (RFC 7301 section 3.2 has it).
+        // The node sent this alert and did not receive it, so the error has no alert code (RFC 7301 section 3.2 has
+        // it).
         Some(rustls::Error::NoApplicationProtocol) => {
             return Some(rustls::AlertDescription::NoApplicationProtocol.into());
         }
@@ -134,11 +138,11 @@ fn alert_of(error: &io::Error) -> Option<u8> {
         Some(_) => return None,
         None => iroh_code(inner.downcast_ref()?)?,
     };
-    // What is below is an error of QUIC itself, and no alert.
+    // Codes below the base are errors of QUIC itself, and no alerts.
     u8::try_from(code.checked_sub(QUIC_ALERT_BASE)?).ok()
 }
 
-/// The code of a connection of iroh's QUIC library, whose types are its own.
+/// The error code of a connection of iroh's QUIC library, which has types of its own.
 fn iroh_code(error: &iroh::endpoint::ConnectionError) -> Option<u64> {
     use iroh::endpoint::ConnectionError;
     match error {
@@ -148,7 +152,7 @@ fn iroh_code(error: &iroh::endpoint::ConnectionError) -> Option<u64> {
     }
 }
 
-/// Everything the port has to say.
+/// Adds all metrics of the port.
 pub(crate) fn collect(shared: &EndpointShared, into: &mut Metrics) {
     connections(shared, into);
     handshakes(shared, into);
@@ -210,7 +214,7 @@ fn handshakes(shared: &EndpointShared, into: &mut Metrics) {
         .iter()
         .enumerate()
         .map(|(alert, counter)| (format!("alert_{alert}"), counter.get()))
-        // Of 256 values few ever happen, and each series costs its collector memory.
+        // Of 256 alerts few ever happen, and each series costs its collector memory.
         .filter(|(_, n)| *n > 0)
         .collect();
     let own = [
@@ -238,7 +242,7 @@ fn handshakes(shared: &EndpointShared, into: &mut Metrics) {
     );
 }
 
-/// Connections of one protocol by carriage and state.
+/// Number of connections by protocol, carriage and state.
 type Counts<'a> = BTreeMap<(&'a str, String, &'static str), u64>;
 
 fn connections(shared: &EndpointShared, into: &mut Metrics) {
@@ -248,7 +252,7 @@ fn connections(shared: &EndpointShared, into: &mut Metrics) {
     for spec in shared.registry.specs() {
         let carriages = [Carriage::Iroh, Carriage::Quic, Carriage::Tcp];
         for carriage in carriages.into_iter().filter(|c| spec.carriage.covers(*c)) {
-            // Every series is there from the start: one that comes and goes reads as missing and not as zero.
+            // Every series exists from the start, with zero: a series that comes and goes reads as missing.
             for state in ["draining", "known", "stranger"] {
                 counts.insert(
                     (meters[spec.id].name.as_str(), carriage.to_string(), state),

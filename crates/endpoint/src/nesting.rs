@@ -1,4 +1,4 @@
-//! Serving what a handler carries inside its connection.
+//! Serves the connections that handlers carry inside their own connections.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,16 +11,16 @@ use alknet_core::{
 
 use crate::serve::{self, Admitted, EndpointShared};
 
-/// Where handlers that carry other protocols hand over what they carry.
+/// The place where handlers hand over the connections that they carry.
 ///
-/// Handlers are made before the port that serves them: they are given this first, and
-/// [`Server::serve_nested`](crate::EndpointServer::serve_nested) puts the port behind it. Until then, and
-/// when the port is gone, nothing carried is served.
+/// Handlers are made before the port that serves them, so they get this first, and
+/// [`Server::serve_nested`](crate::EndpointServer::serve_nested) attaches the port to it. Before that, and once the
+/// port is gone, the node serves no carried connection.
 #[derive(Default)]
 pub struct Nesting(OnceLock<Weak<EndpointShared>>);
 
 impl Nesting {
-    /// With no port behind it yet.
+    /// A dispatcher that has no port yet.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
@@ -39,6 +39,7 @@ impl NestedDispatch for Nesting {
     ) -> Result<BoxFuture<'static, ()>, DispatchError> {
         let shared = self.0.get().and_then(Weak::upgrade);
         let shared = shared.filter(|shared| !*shared.stop.borrow());
+        // A node that drains serves nothing new, nested or not.
         let shared = shared.ok_or(DispatchError::Unavailable)?;
         let admitted = admit(&shared, &nested, auth)?;
         let from = nested
@@ -50,7 +51,7 @@ impl NestedDispatch for Nesting {
     }
 }
 
-/// What lies in another protocol takes no place of its own: its carrier has one, and says how many it
+/// Admits a carried connection. It takes no slot of its own: its carrier has one, and bounds how many connections it
 /// carries.
 fn admit(
     shared: &EndpointShared,
@@ -68,7 +69,7 @@ fn admit(
         shared.totals.no_handler.add();
         return Err(DispatchError::NoHandler);
     };
-    // An identity that the carrier has found out meanwhile counts.
+    // The carrier may have learnt an identity since it made `auth`, and that counts.
     let identity = nested.identity();
     if identity.is_none() && spec.auth == AuthNeed::Tls {
         shared.totals.policy_refusals.add();

@@ -5,19 +5,19 @@ use std::time::{Duration, Instant};
 
 use alknet_core::NetworkPrefix;
 
-/// Failures are counted within this time.
+/// Failures within this time add up.
 const WINDOW: Duration = Duration::from_secs(60);
 /// The first time in the box; each further one is twice as long.
 const BLOCK_FIRST: Duration = Duration::from_secs(60);
 /// The longest time in the box, and the quiet time after which the next one is short again.
 const BLOCK_MAX: Duration = Duration::from_secs(3600);
-/// Networks remembered; beyond that the one longest unheard of is forgotten.
+/// Networks that the box remembers. Beyond this number it forgets the one whose last failure is longest ago.
 const REMEMBERED_MAX: usize = 8192;
 
 #[derive(Debug, Default)]
 pub(crate) struct PenaltyBox {
     records: HashMap<NetworkPrefix, PenaltyRecord>,
-    /// Networks in the order in which they were last heard of.
+    /// The networks in the order of their last failures.
     order: BTreeMap<u64, NetworkPrefix>,
     next: u64,
 }
@@ -32,8 +32,8 @@ struct PenaltyRecord {
 }
 
 impl PenaltyBox {
-    /// Counts a failed proof of identity in this network. Returns how long the network is in the
-    /// box now, if this put it there.
+    /// Counts a failed proof of identity in the network `who`. Returns for how long the network is now in the box, if
+    /// this failure put it there.
     pub(crate) fn fail(&mut self, who: NetworkPrefix, max: u32, now: Instant) -> Option<Duration> {
         let mut record = self.take(who, now);
         let blocked = record.fail(max, now);
@@ -41,12 +41,12 @@ impl PenaltyBox {
         blocked
     }
 
-    /// How long this network stays in the box, if it is there.
+    /// The rest of the network's time in the box, if it is there.
     pub(crate) fn left(&self, who: NetworkPrefix, now: Instant) -> Option<Duration> {
         self.records.get(&who)?.left(now)
     }
 
-    /// The networks in the box, and how long they stay.
+    /// The networks in the box, and the rest of their time.
     pub(crate) fn all(&self, now: Instant) -> impl Iterator<Item = (NetworkPrefix, Duration)> {
         let records = self.records.iter();
         records.filter_map(move |(who, record)| Some((*who, record.left(now)?)))
@@ -66,6 +66,8 @@ impl PenaltyBox {
         })
     }
 
+    // A full table forgets the network that was heard of longest ago, so that an attacker with many networks cannot
+    // grow it.
     fn put(&mut self, who: NetworkPrefix, mut record: PenaltyRecord) {
         if self.records.len() >= REMEMBERED_MAX
             && let Some((_, oldest)) = self.order.pop_first()
@@ -81,7 +83,7 @@ impl PenaltyBox {
 
 impl PenaltyRecord {
     fn fail(&mut self, max: u32, now: Instant) -> Option<Duration> {
-        // Guesses while the network is blocked are refused and count for nothing: else one client that goes on would
+        // Guesses while the network is blocked are refused and do not count: otherwise one client that goes on would
         // keep its neighbours out for ever.
         if self.is_blocked(now) {
             return None;
@@ -98,7 +100,7 @@ impl PenaltyRecord {
         if self.failures < max {
             return None;
         }
-        // The longest time is reached at the seventh block; the bound keeps the shift within its type.
+        // The seventh block has the longest time already. The bound keeps the shift within its type.
         let block = BLOCK_FIRST
             .saturating_mul(1 << self.blocks.min(16))
             .min(BLOCK_MAX);

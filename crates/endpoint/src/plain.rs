@@ -1,4 +1,4 @@
-//! Listeners for what comes without TLS, where a handler wants one of its own.
+//! TCP listeners without TLS, for handlers that need one of their own.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -8,14 +8,14 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::sockets;
 
-/// Pause after a connection could not be accepted.
+/// Pause after a failure to accept a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Takes TCP connections. Their server bounds how many there are, and for how long.
+/// Accepts TCP connections. The server that uses it bounds their number and their time.
 #[derive(Debug)]
 pub struct PlainListener(TcpListener);
 
-/// One for each address.
+/// Binds one listener for each address.
 ///
 /// # Errors
 /// The port is taken or not allowed on one of them.
@@ -28,7 +28,7 @@ pub fn plain_listeners(addresses: &[IpAddr], port: u16) -> io::Result<Vec<PlainL
 }
 
 impl PlainListener {
-    /// Where it listens.
+    /// The address of the socket.
     ///
     /// # Errors
     /// The socket is gone.
@@ -36,11 +36,12 @@ impl PlainListener {
         self.0.local_addr()
     }
 
-    /// Hands every connection to `take`, for ever.
+    /// Accepts connections for ever, and hands each to `take`.
     pub async fn each(self, take: impl Fn(TcpStream) + Send) {
         loop {
             match self.0.accept().await {
                 Ok((stream, _)) => {
+                    // Setting the options fails for a client that has gone already.
                     if sockets::tune(&stream).is_ok() {
                         take(stream);
                     }

@@ -10,14 +10,14 @@ pub(crate) use datagram_splitter::DatagramSplitter;
 
 quic_carriage!(quinn);
 
-/// Silence after which a connection is given up.
+/// Silence after which a connection ends.
 const IDLE: Duration = Duration::from_secs(45);
 
-/// How often a dialler says that it is still there.
+/// Time between the pings of a dialler.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Transport settings with `budget` from the start, but for what the connection's window begins with; the rest is the
-/// same for both sides.
+/// Transport settings with `budget` from the start, but with `window_bytes` as the connection's first window. The
+/// other settings are the same for both sides.
 pub(crate) fn transport(
     budget: StreamBudget,
     window_bytes: u32,
@@ -33,7 +33,7 @@ pub(crate) fn transport(
         .send_window(budget.send_window_bytes.into())
         .max_idle_timeout(Some(idle.into()))
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
-        // No protocol here uses datagrams; without this a peer could fill a buffer that is never read.
+        // No protocol here uses datagrams. With a buffer for them a peer could fill memory that the node never reads.
         .datagram_receive_buffer_size(None)
         // One side's ping restarts the idle timers of both (RFC 9000 section 10.1).
         .keep_alive_interval(dialled.then_some(KEEP_ALIVE));

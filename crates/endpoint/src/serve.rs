@@ -25,20 +25,20 @@ use crate::live::{End, LiveConnections};
 use crate::metrics::EndpointMeters;
 use crate::windows::{ReceiveWindow, ReceiveWindows, WindowCredit, WindowOwner};
 
-/// How long a connection whose handler is done waits for the peer to take what was sent: QUIC
-/// throws unacknowledged data away when it closes.
+/// Time for which a connection whose handler has finished waits until the peer has taken what was sent: QUIC throws
+/// unacknowledged data away when it closes.
 const LAST_BYTES: Duration = Duration::from_secs(1);
 
-/// How long a connection has to finish when a newer one of the same peer takes over.
+/// Time that a connection has to finish once a newer one of the same peer takes over.
 const SUPERSEDED: Duration = Duration::from_secs(5);
 
-/// How such a connection ends.
+/// Close code and reason of such a connection.
 const SUPERSEDED_END: End = (CloseCode::Superseded, "superseded");
 
-/// How an unknown peer's connection ends whose place another one needs.
+/// Close code and reason of an unknown peer's connection whose slot another one needs.
 const EVICTED_END: End = (CloseCode::Overload, "another connection needs the place");
 
-/// How an unknown peer's connection ends, or any, whose memory is needed.
+/// Close code and reason of a connection whose memory the node needs.
 pub(crate) const RELIEF_END: End = (CloseCode::Overload, "the node has too little memory");
 
 /// What the accept loops and every connection share.
@@ -63,11 +63,13 @@ impl EndpointShared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the connections of peers that are gone; the others get the scopes they have now.
+    /// Ends the connections of peers that are no longer known. The other ones get the scopes that their peers have
+    /// now.
     pub(crate) fn sweep(&self) {
         for _ in 0..self.live.sweep(&*self.identities) {
             self.totals.revoked.add();
         }
+        // The list is a copy: the lock of admission is not held while each key is looked up.
         let mut gone = self.admission().remembered();
         gone.retain(|(peer, key)| {
             self.identities
@@ -78,7 +80,7 @@ impl EndpointShared {
         self.admission().forget(&gone);
     }
 
-    /// A client at `from` showed a key or a token of no known peer, where one was required.
+    /// Counts that a client at `from` showed a key or a token of no known peer, where one is required.
     fn auth_failed(&self, from: IpAddr) {
         self.totals.auth_failures.add();
         if self.penalty(from).is_some() {
@@ -97,14 +99,14 @@ impl EndpointShared {
         }
     }
 
-    /// How long guesses from the network of `from` are refused, if they are.
+    /// For how long the node still refuses guesses from the network of `from`, if it does.
     fn penalty(&self, from: IpAddr) -> Option<Duration> {
         self.admission().penalty(from, Instant::now())
     }
 
-    /// Charges the handshake of a connection to its network, now that its address is proven and it is clear
-    /// whether the peer is known: known peers pay nothing while they have not had too many, and get back what they
-    /// paid and no more. False where there were too many.
+    /// Charges the handshake of a connection to its network, now that its address is proven and the node knows
+    /// whether it knows the peer. Known peers pay nothing within their free number, and get back what they paid.
+    /// Returns false where the network or the peer had too many.
     fn settle(
         &self,
         connection: &Connection,
@@ -128,7 +130,7 @@ impl EndpointShared {
         allowed
     }
 
-    /// Ends an unknown peer's connection for a newer one; whether there was one to end.
+    /// Ends an unknown peer's connection for a newer one. Returns whether there was one that may end.
     fn evict(&self, full: CapacityScope) -> bool {
         let evicted = self.live.evict(full, EVICTED_END);
         if evicted {
@@ -151,7 +153,7 @@ impl EndpointShared {
         });
     }
 
-    /// The identity that a proven key belongs to, and under which of the key's names.
+    /// The identity to which a proven key belongs, and the name of the key by which the node knows it.
     fn resolve(&self, proof: PeerProof) -> Resolved {
         proof
             .names()
@@ -173,12 +175,12 @@ pub(crate) struct AcceptedConnection {
     pub(crate) from: IpAddr,
 }
 
-/// Serves a connection to its end. `unplaced` counts a QUIC connection that gets no place; it is `None` over TCP.
-/// `paid`: whether its handshake was charged to its network when it began.
+/// Serves a connection to its end. `reservation` counts a QUIC connection that gets no slot; it is `None` over TCP.
+/// `paid` says whether the handshake was charged to its network when it began.
 pub(crate) async fn serve(
     shared: Arc<EndpointShared>,
     arrived: AcceptedConnection,
-    mut unplaced: Option<ConnectionReservation>,
+    mut reservation: Option<ConnectionReservation>,
     paid: bool,
 ) {
     let AcceptedConnection {
@@ -189,6 +191,7 @@ pub(crate) async fn serve(
         from,
     } = arrived;
     let connection = Connection::from_source(source, info);
+    // The reference is weak: `shared` has the connection in its table, and the connection owns this closure.
     let watching = Arc::downgrade(&shared);
     connection.on_auth_failure(move || {
         if let Some(shared) = watching.upgrade() {
@@ -199,25 +202,25 @@ pub(crate) async fn serve(
     connection.set_penalty(move || watching.upgrade()?.penalty(from));
     let resolved = proof.map(|proof| shared.resolve(proof));
     let known = matches!(resolved, Some((_, Some(_))));
-    if let Some(unplaced) = &mut unplaced {
-        unplaced.belongs_to(resolved.as_ref());
+    if let Some(reservation) = &mut reservation {
+        reservation.belongs_to(resolved.as_ref());
     }
     if !shared.settle(&connection, from, resolved.as_ref(), paid) {
         return close(&connection, (CloseCode::Overload, "too many handshakes"));
     }
-    let mut place =
+    let mut permit =
         match ConnectionPermit::take(&shared, &connection, from, known, credit.is_some()) {
-            Ok(place) => place,
+            Ok(permit) => permit,
             Err(end) => return close(&connection, end),
         };
-    if let Some(unplaced) = unplaced {
-        unplaced.placed();
+    if let Some(reservation) = reservation {
+        reservation.release();
     }
     if let Some(credit) = &credit {
         credit.begin(&shared.windows, from);
     }
-    place.watch(&connection, credit);
-    match admit(&shared, &connection, resolved, &mut place) {
+    permit.watch(&connection, credit);
+    match admit(&shared, &connection, resolved, &mut permit) {
         Ok(admitted) => run(&shared, &connection, from, admitted).await,
         Err(end) => close(&connection, end),
     }
@@ -234,12 +237,12 @@ fn close(connection: &Connection, (code, reason): End) {
 
 pub(crate) type Admitted = (AuthContext, AlpnSpec, Arc<dyn ProtocolHandler>);
 
-/// Finds the handler and decides whether this peer may reach it.
+/// Finds the handler, and decides whether this peer may reach it.
 fn admit(
     shared: &Arc<EndpointShared>,
     connection: &Connection,
     resolved: Option<Resolved>,
-    place: &mut ConnectionPermit<'_>,
+    permit: &mut ConnectionPermit<'_>,
 ) -> Result<Admitted, End> {
     let info = connection.info();
     let totals = &shared.totals;
@@ -265,18 +268,20 @@ fn admit(
         None => (None, None),
     };
     if identity.is_none() && spec.auth == AuthNeed::Tls {
-        // Nothing that comes later could prove who it is. Where a token may come, its handler decides: a client that
-        // sends a right one is not refused for what others behind the same network guess.
-        let penalised = shared.penalty(place.from).is_some();
+        // For this protocol a later token could not prove who the peer is. Where a protocol takes tokens, its handler
+        // decides: the node does not refuse a client that sends a valid one for what others behind the same network
+        // guess.
+        let penalised = shared.penalty(permit.from).is_some();
         totals.policy_refusals.add();
-        shared.auth_failed(place.from);
+        shared.auth_failed(permit.from);
         return Err(match penalised {
             true => (CloseCode::Overload, "too many failed logins"),
             false => (CloseCode::Policy, "unknown key"),
         });
     }
+    // The peer's own limit is asked before the identity is set, so that a refused connection never acts in its name.
     if let Some(identity) = &identity {
-        place.identify(&identity.id, spec.newest_wins)?;
+        permit.identify(&identity.id, spec.newest_wins)?;
         connection
             .set_identity(Arc::clone(identity))
             .expect("a new connection has no identity yet");
@@ -309,7 +314,7 @@ pub(crate) async fn run(
         peer.clone(),
         Arc::clone(&meters),
     );
-    // The peer may have been revoked between its lookup and its entry in the table.
+    // The peer may have been revoked between its lookup and the entry in the table.
     if shared.live.sweep_one(connection.id(), &*shared.identities) {
         shared.totals.revoked.add();
     }
@@ -323,7 +328,7 @@ pub(crate) async fn run(
     };
     let mut from_outside = PollOnWake::new(ended_by(ended));
     let (code, reason) = tokio::select! {
-        // First: once its peer is revoked, a handler that is ready does nothing more.
+        // This comes first: once the node has revoked the peer, a handler that is ready does nothing more.
         biased;
         end = &mut from_outside => end,
         result = work => match result {
@@ -351,7 +356,7 @@ pub(crate) async fn run(
 
 async fn ended_by(mut ended: watch::Receiver<Option<End>>) -> (CloseCode, String) {
     let end = ended.wait_for(Option::is_some).await.ok().and_then(|e| *e);
-    // The sender is in the table for as long as the guard of `run` lives.
+    // The sender is in the table for as long as the guard of `run` lives, so that this wait does not fail.
     let (code, reason) = end.unwrap_or((CloseCode::Normal, ""));
     (code, reason.to_owned())
 }
@@ -361,7 +366,7 @@ fn superseded() -> (CloseCode, String) {
     (code, reason.to_owned())
 }
 
-/// The handler is content: gives the peer a moment to read the end and to close.
+/// The handler has finished well: gives the peer a moment to read the end and to close.
 async fn last_bytes(
     connection: &Connection,
     from_outside: impl Future<Output = (CloseCode, String)>,
@@ -371,7 +376,7 @@ async fn last_bytes(
     } else {
         (CloseCode::Normal, String::new())
     };
-    // Over TCP `close` itself waits for the peer to have read the end.
+    // Over TCP `close` itself waits until the peer has read the end.
     if !connection.is_multi() {
         return content;
     }
@@ -382,7 +387,7 @@ async fn last_bytes(
     }
 }
 
-/// The close code of a handler that ended badly.
+/// The close code for a handler that failed.
 fn close_of(error: &HandlerError) -> (CloseCode, String) {
     let (code, reason) = match error {
         HandlerError::AuthRequired => (CloseCode::Policy, "authentication required"),
@@ -391,6 +396,7 @@ fn close_of(error: &HandlerError) -> (CloseCode, String) {
         HandlerError::Overloaded => (CloseCode::Overload, "overloaded"),
         HandlerError::Protocol(text) => (CloseCode::Protocol, text.as_ref()),
         HandlerError::Timeout => (CloseCode::Timeout, "timed out"),
+        // Any other error says what failed within the node, which is not for the peer to know.
         _ => (CloseCode::Internal, "internal error"),
     };
     (code, reason.to_owned())
@@ -404,7 +410,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// The log lines and counters of a connection; closes them also when its task is dropped.
+/// The log lines and counters of a connection. Dropping it writes the last line, also when the task is aborted.
 struct ConnectionLog<'a> {
     shared: &'a EndpointShared,
     connection: &'a Connection,
@@ -415,7 +421,7 @@ struct ConnectionLog<'a> {
     code: Option<CloseCode>,
 }
 
-/// A line of the log about a connection: what is always said of it, and more.
+/// Writes a log line about a connection: its constant fields, and more.
 macro_rules! log_line {
     ($open:expr, $name:literal $(, $($more:tt)+)?) => {
         tracing::info!(
@@ -444,7 +450,7 @@ impl<'a> ConnectionLog<'a> {
         match auth.carriage {
             Carriage::Iroh => totals.connections_iroh.add(),
             Carriage::Tcp => totals.connections_tcp.add(),
-            // Carried in one that was counted.
+            // The carrier was counted already.
             Carriage::Memory => {}
             Carriage::Both | Carriage::Quic => totals.connections_quic.add(),
         }
@@ -482,19 +488,19 @@ impl Drop for ConnectionLog<'_> {
     }
 }
 
-/// One connection's share of the limits.
+/// One connection's part of the limits. Dropping it gives that back.
 struct ConnectionPermit<'a> {
     shared: &'a Arc<EndpointShared>,
     from: IpAddr,
     conn: ConnId,
     peer: Option<PeerId>,
-    /// Whose it is, whether there is room for it or not.
+    /// The peer that the connection belongs to, whether or not there is room for it.
     slot_peer: Option<PeerId>,
     /// Its receive window, where the carriage has one.
     credit: Option<Arc<WindowCredit>>,
 }
 
-/// A connection that ended, until the library has let go of it.
+/// A connection that ended. The library drops this guard together with all that it has of the connection.
 struct ClosingConnectionGuard {
     shared: Weak<EndpointShared>,
     kept: ClosingConnection,
@@ -508,19 +514,20 @@ impl Drop for ClosingConnectionGuard {
     }
 }
 
-/// A QUIC connection, from its first packet on until it has a place. Dropped before, it counts for its owner until the
-/// library has let go of it: its handshake failed or was ended for a newer one, or it was refused after that.
+/// A QUIC connection from its first packet until it has a slot. Dropped before that, it counts for its owner until
+/// the library has let go of it: its handshake failed or was ended for a newer one, or the node refused it
+/// afterwards.
 pub(crate) struct ConnectionReservation {
     shared: Arc<EndpointShared>,
     from: IpAddr,
     window: Arc<ReceiveWindow>,
-    /// Nothing where its address may be forged: such a connection counts for no network, and among those that are not
-    /// served all the same.
+    /// `None` where the address may be forged: such a connection counts for no network, but among those that the node
+    /// does not serve.
     owner: Option<WindowOwner>,
 }
 
 impl ConnectionReservation {
-    /// `paid`: its address is proven, and its network was charged.
+    /// `paid`: its address is proven, and its network has paid.
     pub(crate) fn new(shared: &Arc<EndpointShared>, from: IpAddr, paid: bool) -> Self {
         let one = shared.admission().unserved().begin();
         Self {
@@ -535,7 +542,7 @@ impl ConnectionReservation {
         Arc::clone(&self.window)
     }
 
-    /// The handshake is done, which proves the address, and perhaps who it is.
+    /// The handshake is done, which proves the address, and the identity if `who` has one.
     fn belongs_to(&mut self, who: Option<&Resolved>) {
         self.owner = Some(match who {
             Some((_, Some(identity))) => WindowOwner::Peer(identity.id.clone()),
@@ -543,8 +550,8 @@ impl ConnectionReservation {
         });
     }
 
-    /// From now on its place counts it.
-    fn placed(mut self) {
+    /// Ends the reservation, because the slot counts the connection from now on.
+    fn release(mut self) {
         self.owner = None;
     }
 }
@@ -590,7 +597,7 @@ impl<'a> ConnectionPermit<'a> {
         })
     }
 
-    /// Gives the connection the limits of the identity that its peer proves to be.
+    /// Gives the connection the limits of the identity that its peer proves.
     fn watch(&mut self, connection: &Connection, credit: Option<Arc<WindowCredit>>) {
         self.credit.clone_from(&credit);
         let (watching, conn) = (Arc::downgrade(self.shared), self.conn);
@@ -634,7 +641,7 @@ impl Drop for ConnectionPermit<'_> {
         let owner = self.slot_peer.take().map(WindowOwner::Peer).or(owner);
         let closing = self.credit.take().zip(owner);
         let closing = closing.map(|(credit, owner)| (credit, admission.keep(owner, self.from)));
-        // The library may drop the window at once, which asks for the lock.
+        // The lock is released first: the library may drop the window at once, and its guard takes the lock.
         drop(admission);
         if let Some((credit, kept)) = closing {
             let shared = Arc::downgrade(self.shared);

@@ -31,22 +31,22 @@ use crate::windows::ReceiveWindows;
 /// Time an accept loop has to answer a health probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often live connections are held against the clock: entries and tokens end by themselves.
+/// Time between checks of the connections' entries and tokens, some of which end at a date of their own.
 const EXPIRY_CHECK: Duration = Duration::from_secs(10);
 
-/// After the drain deadline: time for close frames to leave.
+/// Time for close frames to leave after the drain deadline.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Where and how to listen.
+/// The addresses, the port, the limits and the TLS settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     /// Addresses; `::` means every address of both families.
     pub addrs: Vec<IpAddr>,
     /// The port, UDP and TCP; 0 takes a free one.
     pub port: u16,
-    /// What unknown peers may cost.
+    /// The limits on what unknown peers may cost.
     pub limits: EndpointLimits,
-    /// What is served beside the node's key.
+    /// The certificates that are served beside the node's key.
     pub tls: ServerTlsOptions,
 }
 
@@ -61,7 +61,7 @@ impl Default for ServerOptions {
     }
 }
 
-/// The one port, being served. Dropping it stops at once; [`drain`](Self::drain) is the polite way.
+/// The served port. Dropping it ends all connections at once; [`drain`](Self::drain) lets them finish.
 pub struct EndpointServer {
     shared: Arc<EndpointShared>,
     endpoints: Vec<quinn::Endpoint>,
@@ -75,7 +75,7 @@ impl EndpointServer {
     /// Binds TCP, then UDP on the same number, and starts serving. Must run inside a runtime.
     ///
     /// # Errors
-    /// An address cannot be had, or TLS refuses the key.
+    /// An address cannot be bound, or TLS refuses the key.
     pub fn bind(
         options: ServerOptions,
         key: &NodeKey,
@@ -145,11 +145,10 @@ impl EndpointServer {
         Ok(())
     }
 
-    /// Serves the same protocols to iroh endpoints as well, on UDP sockets of their own, with the
-    /// same limits.
+    /// Serves the same protocols to iroh endpoints, on UDP sockets of their own and with the same limits.
     ///
     /// # Errors
-    /// An address cannot be had, or a relay is no URL.
+    /// An address cannot be bound, or a relay is no URL.
     pub async fn add_iroh(
         &mut self,
         key: &NodeKey,
@@ -168,38 +167,38 @@ impl EndpointServer {
         Ok(())
     }
 
-    /// Serves what handlers carry inside their connections from here on.
+    /// Serves the connections that handlers carry inside their own from now on.
     pub fn serve_nested(&self, nesting: &Nesting) {
         nesting.attach(&self.shared);
     }
 
-    /// The receiving end of an accept loop's health probes.
+    /// Registers an accept loop, and returns the end on which it receives health probes.
     fn probe(&mut self) -> mpsc::Receiver<Probe> {
         let (probe, probes) = mpsc::channel(1);
         self.probes.push(probe);
         probes
     }
 
-    /// The port served.
+    /// The port number.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.addresses.first().map_or(0, SocketAddr::port)
     }
 
-    /// The addresses bound.
+    /// The bound addresses.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// The UDP addresses iroh endpoints are served on; none where they are not.
+    /// The UDP addresses of the iroh endpoint; empty without one.
     #[must_use]
     pub fn iroh_addresses(&self) -> Vec<SocketAddr> {
         let endpoint = self.iroh.as_ref();
         endpoint.map_or_else(Vec::new, ::iroh::Endpoint::bound_sockets)
     }
 
-    /// What the port has seen.
+    /// The counters of the port.
     #[must_use]
     pub fn counters(&self) -> EndpointCounters {
         let mut counters = self.shared.totals.snapshot();
@@ -207,40 +206,39 @@ impl EndpointServer {
         counters
     }
 
-    /// Adds everything the port has seen, by labels.
+    /// Adds all metrics of the port.
     pub fn collect(&self, into: &mut Metrics) {
         metrics::collect(&self.shared, into);
     }
 
-    /// The connections being served, oldest first.
+    /// The connections that the node serves, oldest first.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionSummary> {
         self.shared.live.summaries()
     }
 
-    /// The networks from which too many keys or tokens were guessed, and how long their guesses are
-    /// refused.
+    /// The networks that guessed too many keys or tokens, and for how long the node still refuses their guesses.
     #[must_use]
     pub fn penalties(&self) -> Vec<(NetworkPrefix, Duration)> {
         self.shared.admission().penalties(Instant::now())
     }
 
-    /// Other limits from now on. Connections that are there stay; the time a handshake may take and what windows may
-    /// have are fixed.
+    /// Replaces the limits. Open connections stay. The time of a handshake and the bytes of windows keep the values
+    /// with which the port was bound.
     pub fn set_limits(&self, limits: EndpointLimits) {
         self.shared.admission().set_limits(limits);
     }
 
-    /// Looks every known peer up again, as is done a moment after each change of the identities: once
-    /// this returns, nothing new is done in the name of a peer that is gone.
+    /// Looks every known peer up again, as the node does a moment after each change of the identities. Once this
+    /// returns, no code does anything more in the name of a peer that is gone.
     pub fn sweep(&self) {
         self.shared.sweep();
     }
 
-    /// Ends connections so that the memory they hold is free: one of every `part` of unknown peers', of the sites that
-    /// have the most first. Without any of these and if `scope` says so, or beside them, one of sixteen of known peers'
-    /// connections, of the peers that have the most first. For two seconds after any ended no unknown peer is let in.
-    /// Returns the number of connections ended.
+    /// Ends connections to free their memory: one of every `part` of unknown peers', of the sites that have the most
+    /// first. Where there are none and `scope` allows it, or beside them, also one of sixteen of known peers'
+    /// connections, of the peers that have the most first. If any ended, the node lets no unknown peer in for two
+    /// seconds. Returns the number of connections ended.
     pub fn relieve(&self, part: usize, scope: ReliefScope) -> usize {
         let tokens = match scope {
             ReliefScope::Unknown => HashMap::new(),
@@ -255,19 +253,19 @@ impl EndpointServer {
         ended
     }
 
-    /// Connections of unknown peers that ended or were refused, and whose memory the library for QUIC still has: for up to
-    /// 50 seconds, as the peer likes.
+    /// Connections of unknown peers that ended or were refused, and whose memory the QUIC library still has: for up
+    /// to 50 seconds, of which the peer chooses a part.
     pub fn closing(&self) -> usize {
         self.shared.admission().closing_of_unknown() as usize
     }
 
-    /// Connections that the libraries for QUIC have and that were not served: in their handshake, or after it failed, or
-    /// refused after it.
+    /// Connections that the QUIC libraries have and the node does not serve: their handshake is under way or failed,
+    /// or the node refused them after it.
     pub fn unserved(&self) -> usize {
         self.shared.admission().unserved().count()
     }
 
-    /// Whether every accept loop still runs: each must answer within a second.
+    /// Whether every accept loop still runs: each must answer a probe within a second.
     pub async fn health(&self) -> EndpointHealth {
         // A node that drains has ended its accept loops on purpose.
         if *self.shared.stop.borrow() {
@@ -287,13 +285,13 @@ impl EndpointServer {
         }
     }
 
-    /// Stops accepting, lets handlers finish until `deadline`, closes the rest with code 3.
+    /// Stops accepting, lets handlers finish until `deadline`, and closes the other connections with code 3.
     pub async fn drain(&self, deadline: Duration) -> DrainSummary {
         self.drain_for(deadline, (CloseCode::Shutdown, "shutting down"))
             .await
     }
 
-    /// The same for another reason, with which the remaining connections are closed.
+    /// Drains as [`drain`](Self::drain) does, and closes the remaining connections with `why`.
     pub async fn drain_for(
         &self,
         deadline: Duration,
@@ -301,22 +299,24 @@ impl EndpointServer {
     ) -> DrainSummary {
         let until = tokio::time::Instant::now() + deadline;
         self.shared.stop.send_replace(true);
+        // QUIC takes no first packet from now on. TCP and iroh end their loops by the `stop` channel.
         for endpoint in &self.endpoints {
             endpoint.set_server_config(None);
         }
         let live = &self.shared.live;
         let open = live.len();
-        let told = join_all(self.shared.registry.handlers().map(|h| h.drain()));
-        let _ = timeout_at(until, told).await;
+        let drained = join_all(self.shared.registry.handlers().map(|h| h.drain()));
+        let _ = timeout_at(until, drained).await;
         let _ = timeout_at(until, live.empty()).await;
         let cut = live.end_all(why);
+        // Handlers get a moment to see the end and to send their last bytes before the endpoints close.
         let _ = timeout(GOODBYE, live.empty()).await;
         self.close(why);
         let idle = join_all(self.endpoints.iter().map(quinn::Endpoint::wait_idle));
         let iroh = join_all(self.iroh.iter().map(::iroh::Endpoint::close));
         let _ = timeout(GOODBYE, join(idle, iroh)).await;
         DrainSummary {
-            // Handshakes that ended meanwhile added connections: more may be cut than were open.
+            // Handshakes that finished meanwhile added connections, so that more may be cut than were open.
             finished: open.saturating_sub(cut),
             cut,
         }
@@ -331,13 +331,14 @@ impl EndpointServer {
 
 impl Drop for EndpointServer {
     fn drop(&mut self) {
+        // A server that is dropped cannot wait: connections end at once and the tasks see `stop`.
         self.shared.stop.send_replace(true);
         self.shared
             .live
             .end_all((CloseCode::Shutdown, "shutting down"));
         self.sweeper.abort();
         self.close((CloseCode::Shutdown, "shutting down"));
-        // It closes in the background only, for which there has to be a runtime.
+        // Iroh closes in the background only, which needs a runtime.
         if let (Some(iroh), Ok(runtime)) = (self.iroh.take(), Handle::try_current()) {
             runtime.spawn(async move { iroh.close().await });
         }
@@ -350,35 +351,37 @@ impl std::fmt::Debug for EndpointServer {
     }
 }
 
-/// Whether the port is alive.
+/// The health of the port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointHealth {
-    /// It is.
+    /// Whether every accept loop answered.
     pub ok: bool,
-    /// What to show.
+    /// A text to show.
     pub detail: String,
 }
 
-/// How a drain went.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainSummary {
-    /// Connections that ended by themselves.
+    /// Connections that ended before the deadline.
     pub finished: usize,
-    /// Connections closed with code 3 at the deadline.
+    /// Connections that the node closed with code 3 at the deadline.
     pub cut: usize,
 }
 
 async fn probe(probe: &mpsc::Sender<Probe>) -> bool {
     let (answer, answered) = oneshot::channel();
-    let asked = async { probe.send(answer).await.is_ok() && answered.await.is_ok() };
-    timeout(PROBE_TIMEOUT, asked).await.unwrap_or(false)
+    let answered_probe = async { probe.send(answer).await.is_ok() && answered.await.is_ok() };
+    timeout(PROBE_TIMEOUT, answered_probe)
+        .await
+        .unwrap_or(false)
 }
 
-/// Ends the connections of peers that were removed or whose entry ended: whenever identities
-/// change, and from time to time.
+/// Ends the connections of peers that were removed or whose entry ended: after each change of the identities, and
+/// every [`EXPIRY_CHECK`].
 async fn sweep(shared: Arc<EndpointShared>) {
     let mut changes = shared.identities.watch();
-    // The time that passed and a change both lead to a sweep; only a provider that is gone ends the task.
+    // Both a change and the end of the wait lead to a sweep. Only the end of the provider ends the task.
     while !matches!(timeout(EXPIRY_CHECK, changes.changed()).await, Ok(Err(_))) {
         shared.sweep();
     }

@@ -1,4 +1,4 @@
-//! Sockets with the options the one port needs.
+//! Sockets with the options that the one port needs.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -9,33 +9,33 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::error::EndpointError;
 
-/// TCP connections the kernel finishes before we accept them.
+/// TCP connections that the kernel finishes before the node accepts them.
 const BACKLOG: i32 = 1024;
 
-/// Attempts to find a number that is free on TCP and UDP when any will do.
+/// Attempts to find a number that is free for both TCP and UDP where the caller asked for any.
 const ANY_PORT_ATTEMPTS: usize = 16;
 
-/// Dead TCP peers are noticed after 30 s + 3 × 10 s.
+/// The kernel notices a dead TCP peer after 30 s + 3 × 10 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// TCP and UDP on one number of one address.
+/// A TCP and a UDP socket on the same number of one address.
 pub(crate) struct SocketPair {
     pub(crate) tcp: TcpListener,
     pub(crate) udp: UdpSocket,
     pub(crate) address: SocketAddr,
 }
 
-/// Binds every address on one port. Port 0 finds a free one.
+/// Binds every address on one port. Port 0 stands for a free one.
 pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<SocketPair>, EndpointError> {
     let mut port = port;
     let mut pairs = Vec::with_capacity(addresses.len());
     for &ip in addresses {
-        // '::' takes IPv4 along, unless that is listed by itself.
+        // '::' covers IPv4 as well, unless IPv4 is listed by itself.
         let only_v6 = addresses.contains(&IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let pair = bind_address(ip, port, only_v6)?;
-        // Where any number will do, the first address chooses it for all.
+        // If any number will do, the first address chooses it for all.
         port = pair.address.port();
         pairs.push(pair);
     }
@@ -48,8 +48,8 @@ pub(crate) fn bind(addresses: &[IpAddr], port: u16) -> Result<Vec<SocketPair>, E
 fn bind_address(ip: IpAddr, port: u16, only_v6: bool) -> Result<SocketPair, EndpointError> {
     let address = SocketAddr::new(ip, port);
     match bind_pair(address, only_v6) {
-        // `::` asks for every address, and a kernel without IPv6 still has those of IPv4. An address that was written
-        // out is an error.
+        // `::` asks for every address, and a kernel without IPv6 still has those of IPv4. For an address that was
+        // written out this is an error.
         Err(error) if ip.is_ipv6() && ip.is_unspecified() && no_ipv6(&error) => {
             let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
             bind_pair(v4, false).map_err(|source| EndpointError::Bind {
@@ -61,7 +61,7 @@ fn bind_address(ip: IpAddr, port: u16, only_v6: bool) -> Result<SocketPair, Endp
     }
 }
 
-/// Whether the kernel was built or booted without IPv6.
+/// Whether the kernel was built or booted without IPv6, as its error says.
 fn no_ipv6(error: &io::Error) -> bool {
     const EAFNOSUPPORT: i32 = 97;
     error.raw_os_error() == Some(EAFNOSUPPORT)
@@ -76,6 +76,8 @@ fn bind_pair(address: SocketAddr, only_v6: bool) -> io::Result<SocketPair> {
         1
     };
     let mut last = io::ErrorKind::AddrInUse.into();
+    // Another program may have the UDP port of a number whose TCP port is free: the pair is tried again with another
+    // number.
     for _ in 0..attempts {
         let tcp = tcp_listener(address, only_v6)?;
         let address = tcp.local_addr()?;
@@ -87,7 +89,7 @@ fn bind_pair(address: SocketAddr, only_v6: bool) -> io::Result<SocketPair> {
     Err(last)
 }
 
-/// Binds one TCP port of an address among those that are listened on.
+/// Binds one TCP port of an address that is one of `all`.
 pub(crate) fn listen(address: SocketAddr, all: &[IpAddr]) -> io::Result<TcpListener> {
     let only_v6 = all.contains(&IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     match tcp_listener(address, only_v6) {
@@ -110,7 +112,7 @@ fn tcp_listener(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
-    // tokio takes a socket over as it is, and would block its thread on this one.
+    // tokio takes a socket over as it is: a blocking one would block its thread.
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -118,8 +120,8 @@ fn tcp_listener(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
 }
 
 fn udp_socket(address: SocketAddr, only_v6: bool) -> io::Result<UdpSocket> {
-    // No SO_REUSEADDR as on TCP: UDP has no connections that outlive a process, and two processes could share the
-    // number.
+    // UDP needs no SO_REUSEADDR as TCP does: it has no connections that outlive a process, and with the option two
+    // processes could share the number (socket(7)).
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
@@ -135,7 +137,8 @@ fn udp_socket(address: SocketAddr, only_v6: bool) -> io::Result<UdpSocket> {
 
 /// Options of every TCP connection, accepted or dialled.
 pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
-    // Nagle's algorithm (RFC 896) would hold the end of an answer back until the client acknowledges what came before.
+    // Nagle's algorithm (RFC 896) would hold back the end of a response until the client acknowledges what came
+    // before.
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)

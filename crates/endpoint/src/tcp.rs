@@ -23,17 +23,17 @@ use tokio_util::io::poll_read_buf;
 
 pub(crate) use socket::Socket;
 
-/// Bytes of the buffer that chunks are cut from: one TLS record.
+/// Bytes of the buffer from which chunks are cut: one TLS record (RFC 8446 section 5.1).
 const CHUNK_BYTES: usize = 16 << 10;
 
-/// With less room than this, a new buffer is taken: small records share one.
+/// With less room than this, the reader takes a new buffer: small records share one.
 const ROOM_BYTES_MIN: usize = 4 << 10;
 
-/// How long a closed connection waits for the peer's end, so that our last bytes are not
-/// overtaken by a reset.
+/// Time for which a closed connection waits for the peer's end, so that a reset does not overtake the node's last
+/// bytes.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What is thrown away of the peer's bytes meanwhile.
+/// Bytes of the peer that the node throws away meanwhile.
 const LINGER_BYTES_MAX: u64 = 1 << 20;
 
 type Tls = TlsStream<Socket>;
@@ -68,7 +68,8 @@ impl StreamSource for TcpSource {
     fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
         Box::pin(async {
             if self.yielded.swap(true, Ordering::Relaxed) {
-                // A handler that loops must not think its one stream is over.
+                // The call waits for the end of the connection: a handler that loops must not take its one stream for
+                // finished.
                 return Err(StreamError::Closed(self.closed().await));
             }
             let send = TcpSendHalf {
@@ -95,9 +96,9 @@ impl StreamSource for TcpSource {
     }
 
     fn close(&self, _code: CloseCode, _reason: &str) {
-        // TLS has no room for code and reason; the peer sees close_notify.
+        // TLS has no field for code and reason, so the peer sees only close_notify.
         if let Some(mut tls) = self.shared.end(CloseReason::Local) {
-            // At once, as far as there is room: the process may be about to exit.
+            // The shutdown begins at once, as far as there is room: the process may be about to exit.
             let mut cx = Context::from_waker(std::task::Waker::noop());
             let _ = Pin::new(&mut tls).poll_shutdown(&mut cx);
             spawn(linger(tls));
@@ -137,12 +138,12 @@ impl StreamSource for TcpSource {
     }
 }
 
-/// Ends a handshake before a configuration was chosen for it, with a fatal alert (RFC 8446 section
-/// 6) in a record of its own, and gives the client time to read it.
+/// Ends a handshake before the node has chosen a configuration for it, with a fatal alert (RFC 8446 section 6) in a
+/// record of its own, and gives the client time to read it.
 pub(crate) async fn alert(tcp: &mut Socket, alert: u8) -> io::Result<()> {
     const ALERT: u8 = 21;
     const FATAL: u8 = 2;
-    // 3, 3: the version in every record since TLS 1.3 (RFC 8446 section 5.1).
+    // Every record since TLS 1.3 has the version 3, 3 (RFC 8446 section 5.1).
     tcp.write_all(&[ALERT, 3, 3, 0, 2, FATAL, alert]).await?;
     tcp.shutdown().await?;
     let (mut rest, mut sink) = (tcp.take(LINGER_BYTES_MAX), tokio::io::sink());
@@ -151,7 +152,7 @@ pub(crate) async fn alert(tcp: &mut Socket, alert: u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends what is left and close_notify, then waits for the peer to have read it.
+/// Sends the rest and close_notify, then waits until the peer has read it.
 async fn linger(mut tls: Tls) {
     let goodbye = async {
         if tls.shutdown().await.is_ok() {
@@ -159,11 +160,11 @@ async fn linger(mut tls: Tls) {
             let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
         }
     };
-    // A peer that does not answer loses nothing but the wait.
+    // A peer that does not answer costs nothing but this wait.
     let _ = tokio::time::timeout(LINGER, goodbye).await;
 }
 
-/// Runs what outlives a stream. Outside a runtime nothing can wait, and dropping is the rest.
+/// Spawns work that outlives a stream. Outside a runtime no task can wait: the work is dropped.
 fn spawn(work: impl Future<Output = ()> + Send + 'static) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.spawn(work);
@@ -172,8 +173,8 @@ fn spawn(work: impl Future<Output = ()> + Send + 'static) {
 
 struct TcpShared {
     io: Mutex<TlsStreamIo>,
-    /// Woken when the connection is closed under the halves, and when one half flushed for the
-    /// other: the socket itself remembers one waker per direction only.
+    /// Woken when the connection is closed under the halves, and when one half flushed for the other: the socket
+    /// itself remembers only one waker for each direction.
     reader: AtomicWaker,
     writer: AtomicWaker,
     ended: watch::Sender<Option<CloseReason>>,
@@ -182,7 +183,7 @@ struct TcpShared {
 struct TlsStreamIo {
     /// `None` once closed.
     tls: Option<Tls>,
-    /// Encrypted bytes wait for room in the socket.
+    /// Whether encrypted bytes wait for room in the socket.
     unflushed: bool,
     read_ended: bool,
     write_ended: bool,
@@ -193,9 +194,10 @@ impl TcpShared {
         self.io.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the connection with `reason` unless it has ended; gives back what carried it.
+    /// Ends the connection with `reason` unless it has ended. Returns the TLS stream if this call is the first.
     fn end(&self, reason: CloseReason) -> Option<Tls> {
         let tls = self.lock().tls.take();
+        // The first reason stays: a later failure is a consequence of it.
         self.ended.send_if_modified(|ended| {
             let first = ended.is_none();
             if first {
@@ -213,7 +215,7 @@ impl TcpShared {
         StreamError::Closed(reason.unwrap_or(CloseReason::Local))
     }
 
-    /// The connection failed under a read or a write.
+    /// Ends the connection after a failed read or write.
     fn fail(&self, error: io::Error) -> StreamError {
         drop(self.end(CloseReason::Lost(error.to_string())));
         StreamError::Io(error)
@@ -229,7 +231,8 @@ impl TcpShared {
             return Poll::Ready(Err(self.ended_error()));
         };
         let written = Pin::new(&mut *tls).poll_write(cx, buf);
-        // Asked before a pending write returns: the session may have taken bytes for which the socket had no room.
+        // This is asked before a pending write returns: the session may have taken bytes for which the socket had no
+        // room.
         let waits = tls.get_ref().1.wants_write();
         let written = ready!(waiting(&self.writer, cx, written));
         io.unflushed |= waits;
@@ -248,7 +251,7 @@ impl TcpShared {
         Poll::Ready(flushed.map_err(|error| self.fail(error)))
     }
 
-    /// Sends close_notify and the TCP end, after everything before it.
+    /// Sends close_notify and the TCP end, after all bytes before them.
     fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         let mut io = self.lock();
         let Some(tls) = io.tls.as_mut() else {
@@ -277,8 +280,8 @@ impl TcpShared {
         if io.read_ended {
             return Poll::Ready(Ok(()));
         }
-        // A handler that waits for an answer does not poll its writer: what the session still has of the question
-        // leaves from here.
+        // A handler that waits for a response does not poll its writer: the rest of its request, which the session
+        // still has, leaves from here.
         if io.unflushed && io.flush(cx).is_some_and(|f| f.is_ready()) {
             self.writer.wake();
         }
@@ -289,7 +292,7 @@ impl TcpShared {
         let before = buf.filled().len();
         let read = Pin::new(tls).poll_read(cx, buf);
         let read = ready!(waiting(&self.reader, cx, read));
-        // Reading nothing is the end only where there was room to read into.
+        // Reading no bytes is the end only where there was room to read into.
         let ended = read.is_ok() && buf.filled().len() == before && buf.remaining() > 0;
         drop(io);
         if ended {
@@ -298,7 +301,7 @@ impl TcpShared {
         Poll::Ready(read.map_err(|error| self.fail(error)))
     }
 
-    /// Nothing more is read; with nothing more to write either, the connection is over.
+    /// Ends the reading side. If the writing side has ended as well, the connection is over.
     fn read_end(&self, reason: CloseReason) {
         let over = {
             let mut io = self.lock();
@@ -311,8 +314,8 @@ impl TcpShared {
     }
 }
 
-/// Remembers the waiting task. It is called under the lock: the caller that closes the connection takes the lock first,
-/// and so wakes the task.
+/// Remembers the waiting task. The caller holds the lock, and a task that closes the connection takes the lock first:
+/// hence it wakes this one.
 fn waiting<T>(waker: &AtomicWaker, cx: &Context<'_>, polled: Poll<T>) -> Poll<T> {
     if polled.is_pending() {
         waker.register(cx.waker());
@@ -339,7 +342,7 @@ struct TcpSendHalf {
 }
 
 impl SendHalf for TcpSendHalf {
-    /// Ready once the bytes are with the kernel: callers need no flush, as on QUIC.
+    /// Ready once the kernel has the bytes: callers need no flush, as on QUIC.
     fn poll_write_chunks(
         &mut self,
         cx: &mut Context<'_>,
@@ -354,13 +357,13 @@ impl SendHalf for TcpSendHalf {
                         total += written;
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    // The chunks were advanced: the caller must learn by how much before it waits.
+                    // The chunks were advanced, and the caller must learn by how much before it waits.
                     Poll::Pending if total > 0 => return Poll::Ready(Ok(total)),
                     Poll::Pending => return Poll::Pending,
                 }
             }
         }
-        // Polled again after Pending here, the chunks are empty and only the flush goes on.
+        // When this is polled again after Pending, the chunks are empty and only the flush goes on.
         ready!(self.shared.poll_flush(cx))?;
         Poll::Ready(Ok(total))
     }
@@ -369,14 +372,14 @@ impl SendHalf for TcpSendHalf {
         if std::mem::replace(&mut self.finished, true) {
             return Err(io::Error::from(io::ErrorKind::NotConnected).into());
         }
-        // No waker: where it does not end at once, a task of its own polls on.
+        // This call has no waker: if the end needs to wait, a task of its own polls on.
         let mut cx = Context::from_waker(std::task::Waker::noop());
         match self.shared.poll_finish(&mut cx) {
             Poll::Ready(done) => done,
             Poll::Pending => {
                 let shared = Arc::clone(&self.shared);
                 spawn(async move {
-                    // A failure has ended the connection, and `closed` tells.
+                    // A failure has ended the connection, and `closed` reports it.
                     let _ = std::future::poll_fn(|cx| shared.poll_finish(cx)).await;
                 });
                 Ok(())
@@ -384,7 +387,7 @@ impl SendHalf for TcpSendHalf {
         }
     }
 
-    /// A cut stream must not look complete: the connection goes down without close_notify.
+    /// Ends the connection without close_notify: a stream that was cut must not look complete (RFC 8446 section 6.1).
     fn reset(&mut self, _code: StreamCode) {
         self.finished = true;
         if let Some(tls) = self.shared.end(CloseReason::Local) {
@@ -416,7 +419,7 @@ impl AsyncWrite for TcpSendHalf {
 impl Drop for TcpSendHalf {
     fn drop(&mut self) {
         if !self.finished {
-            // As QUIC does: what was written arrives, and then the end.
+            // As QUIC does: the peer gets what was written, and then the end.
             let _ = SendHalf::finish(self);
         }
     }
@@ -424,7 +427,7 @@ impl Drop for TcpSendHalf {
 
 struct TcpRecvHalf {
     shared: Arc<TcpShared>,
-    /// What is left of the buffer.
+    /// The rest of the buffer from which chunks are cut.
     room: BytesMut,
 }
 
@@ -444,7 +447,7 @@ impl RecvHalf for TcpRecvHalf {
         self.room = room;
         match ready!(read) {
             Ok(_) => Poll::Ready(Ok((!chunk.is_empty()).then_some(chunk))),
-            // `AsyncRead` has wrapped the stream's own error; callers match on that.
+            // `AsyncRead` has wrapped the stream's own error, which callers match on.
             Err(error) => Poll::Ready(Err(error.downcast().unwrap_or_else(StreamError::Io))),
         }
     }

@@ -1,10 +1,10 @@
-//! Receive windows of QUIC connections: bytes that peers may send before the node has looked at any. No sockets.
+//! Receive windows of QUIC connections: bytes that peers may send before the node has read any. No sockets.
 //!
-//! What a window lets come stays in memory for as long as the peer likes, on streams that the node does not read or
-//! whose first byte is missing, and a window that was announced cannot be taken back. So each connection begins with a
-//! small one, and what it gets beside that is counted before it is announced, for its peer and for the node, until
-//! nothing of the connection is left. A window grows with what the node reads: a long path fills it in a round trip,
-//! and a peer whose bytes are not read does not.
+//! Bytes that came in a window stay in memory for as long as the peer likes, on streams that the node does not read
+//! or whose first byte is missing, and a window that was announced cannot be taken back. So each connection begins
+//! with a small one. What it gets beyond that counts for its peer and for the node before it is announced, until
+//! nothing of the connection is left. A window grows with what the node reads: on a long path a round trip fills it,
+//! and a peer whose bytes the node does not read gets no more.
 
 mod quota;
 
@@ -23,20 +23,20 @@ use quota::WindowDemand;
 
 pub(crate) use quota::{ReceiveWindows, WindowOwner};
 
-/// A window grows when half of it is read within two round trips, or within this time: on a short path what bounds a
-/// transfer is how soon its reader gets its turn.
+/// A window grows when half of it is read within two round trips, or within this time: on a short path the bound of a
+/// transfer is how soon its reader runs.
 const FAST: Duration = Duration::from_millis(5);
 
-/// What a window needs of its connection.
+/// The connection of a window, as the window needs it.
 pub(crate) trait WindowControl: Send + Sync {
-    /// Lets the peer send so many bytes more than were read.
+    /// Lets the peer send this many bytes beyond those that were read.
     fn set_window(&self, bytes: u32);
 
-    /// Smoothed round-trip time, where it is known.
+    /// The smoothed round-trip time, where the library knows it.
     fn rtt(&self) -> Option<Duration>;
 }
 
-/// The window of one connection, and its connection. Until [`begin`](Self::begin) it stays as it is.
+/// The window of one connection together with that connection. Its size is fixed until [`begin`](Self::begin).
 pub(crate) struct WindowCredit {
     window: Arc<ReceiveWindow>,
     connection: Box<dyn WindowControl>,
@@ -47,50 +47,52 @@ impl WindowCredit {
         Arc::new(Self { window, connection })
     }
 
-    /// The connection is served: from now on its window counts for the unknown peers of the network of `from`.
+    /// The node serves the connection: from now on its window counts for the unknown peers of the network of `from`.
     pub(crate) fn begin(&self, windows: &Arc<ReceiveWindows>, from: IpAddr) {
         self.window.begin(windows, from, Instant::now());
     }
 
-    /// Keeps this until the library has let go of the connection: a while after its end, as the peer likes.
+    /// Keeps `until_gone` until the library has let go of the connection: a while after its end, of which the peer
+    /// chooses a part.
     pub(crate) fn keep(&self, until_gone: impl Any + Send + Sync) {
         self.window.keep(until_gone);
     }
 
-    /// The peer is `who`: its window counts for it.
+    /// The peer has proved to be `who`: the window counts for that peer.
     pub(crate) fn identify(&self, who: &PeerId) {
         let set = |bytes| self.connection.set_window(bytes);
         self.window.identify(who, set);
     }
 
-    /// The window may grow to so many bytes.
+    /// Lets the window grow to `most` bytes.
     pub(crate) fn allow(&self, most: u32) {
         let set = |bytes| self.connection.set_window(bytes);
         self.window.allow(most, set);
     }
 
-    /// So many bytes were read.
+    /// Counts bytes that the handler read.
     pub(crate) fn read(&self, bytes: usize) {
         if self.window.is_due(bytes) {
             let set = |bytes| self.connection.set_window(bytes);
-            self.window.look(Instant::now(), self.connection.rtt(), set);
+            self.window
+                .check(Instant::now(), self.connection.rtt(), set);
         }
     }
 }
 
 /// The window of one connection. It counts until its last owner drops it: code that keeps bytes which came in the
-/// window has to be one of its owners.
+/// window has to own it.
 #[derive(Debug)]
 pub(crate) struct ReceiveWindow {
-    /// Once it counts.
+    /// Set once it counts.
     counted: Mutex<Option<WindowUsage>>,
-    /// Bytes read since it was looked at.
+    /// Bytes read since the last check.
     read: AtomicUsize,
-    /// As many let it be looked at.
+    /// Number of bytes read after which the next check is due.
     due: AtomicUsize,
-    /// What is dropped with it.
+    /// Dropped together with the window.
     until_gone: OnceLock<Box<dyn Any + Send + Sync>>,
-    /// Counts its connection among those that are not served, until it is.
+    /// Counts the connection among those that the node does not serve, until it does.
     unserved: Mutex<Option<UnservedGuard>>,
 }
 
@@ -98,11 +100,11 @@ pub(crate) struct ReceiveWindow {
 struct WindowUsage {
     windows: Arc<ReceiveWindows>,
     owner: WindowOwner,
-    /// Its size.
+    /// Size in bytes.
     bytes: usize,
-    /// The largest that it may have.
+    /// Largest size in bytes that it may get.
     most: usize,
-    /// When it was looked at.
+    /// Time of the last check.
     since: Instant,
 }
 
@@ -111,7 +113,7 @@ impl Default for ReceiveWindow {
         Self {
             counted: Mutex::default(),
             read: AtomicUsize::new(0),
-            // Until the connection is served its window does not grow, whatever was read.
+            // Until the node serves the connection its window does not grow, whatever it reads.
             due: AtomicUsize::new(usize::MAX),
             until_gone: OnceLock::new(),
             unserved: Mutex::default(),
@@ -128,9 +130,9 @@ impl ReceiveWindow {
         })
     }
 
-    /// Keeps this until the window is dropped.
+    /// Keeps `until_gone` until the window is dropped.
     pub(crate) fn keep(&self, until_gone: impl Any + Send + Sync) {
-        // A connection ends once.
+        // A connection ends only once, so the cell is empty.
         let _ = self.until_gone.set(Box::new(until_gone));
     }
 
@@ -143,6 +145,7 @@ impl ReceiveWindow {
             most: StreamBudget::UNAUTHENTICATED.connection_window_bytes as usize,
             since: now,
         });
+        // From here on the window counts for its owner, and no longer among the connections that are not served.
         self.due.store(counted.due(), Ordering::Relaxed);
         let mut unserved = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
         *unserved = None;
@@ -153,7 +156,7 @@ impl ReceiveWindow {
             if matches!(counted.owner, WindowOwner::Network(_)) {
                 let peer = WindowOwner::Peer(who.clone());
                 let extra = counted.extra();
-                // Where the peer has no room it stays the network's, and as small.
+                // Where the peer has no room the window stays the network's, with the size that it has.
                 if counted.windows.hand_over(&counted.owner, &peer, extra) {
                     counted.owner = peer;
                 }
@@ -169,16 +172,16 @@ impl ReceiveWindow {
         });
     }
 
-    /// Adds to what was read; whether the window is to be looked at.
+    /// Adds to the bytes read. Returns whether a check is due.
     fn is_due(&self, bytes: usize) -> bool {
         let read = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
         read >= self.due.load(Ordering::Relaxed)
     }
 
-    /// Lets it grow where what was read came fast.
-    fn look(&self, now: Instant, rtt: Option<Duration>, set: impl Fn(u32)) {
+    /// Lets the window grow if its bytes were read fast.
+    fn check(&self, now: Instant, rtt: Option<Duration>, set: impl Fn(u32)) {
         self.change(set, |counted| {
-            // Another task may have looked meanwhile.
+            // Another task may have made this check meanwhile.
             if self.read.load(Ordering::Relaxed) < counted.due() {
                 return;
             }
@@ -192,8 +195,8 @@ impl ReceiveWindow {
         });
     }
 
-    /// Changes it, and says so to the peer before another task can change it again: the library takes a smaller size
-    /// for one that shrinks.
+    /// Changes the window, and announces the size before another task can change it again: the library takes a
+    /// smaller size for a window that shrinks.
     fn change(&self, set: impl Fn(u32), change: impl FnOnce(&mut WindowUsage)) {
         let mut slot = self.lock();
         let Some(counted) = slot.as_mut() else {
@@ -202,6 +205,7 @@ impl ReceiveWindow {
         let before = counted.bytes;
         change(counted);
         self.due.store(counted.due(), Ordering::Relaxed);
+        // A window that was announced cannot be taken back (RFC 9000 section 4.1): only growth is sent.
         if counted.bytes > before {
             set(u32::try_from(counted.bytes).unwrap_or(u32::MAX));
         }
@@ -213,15 +217,16 @@ impl ReceiveWindow {
 }
 
 impl WindowUsage {
-    /// What it has beside that with which every window begins.
+    /// The bytes beyond those with which every window begins.
     fn extra(&self) -> usize {
         self.bytes - WINDOW_BYTES_FIRST as usize
     }
 
-    /// A known peer that may have more begins with more: some of its streams may wait to be read beside others.
+    /// Gives a known peer that may have more a larger window at once: some of its streams may wait to be read beside
+    /// others.
     fn start(&mut self) {
-        let strangers = StreamBudget::UNAUTHENTICATED.connection_window_bytes as usize;
-        if matches!(self.owner, WindowOwner::Peer(_)) && self.most > strangers {
+        let unauthenticated = StreamBudget::UNAUTHENTICATED.connection_window_bytes as usize;
+        if matches!(self.owner, WindowOwner::Peer(_)) && self.most > unauthenticated {
             let start = self.most.min(WINDOW_BYTES_START as usize);
             self.grow(start, WindowDemand::Start);
         }
@@ -232,7 +237,7 @@ impl WindowUsage {
         self.bytes += self.windows.grant(&self.owner, more, need);
     }
 
-    /// After how many bytes it is looked at. One that has all that it may have is not.
+    /// The number of bytes read after which the next check is due. A window of full size needs none.
     fn due(&self) -> usize {
         match self.bytes < self.most {
             true => self.bytes / 2,

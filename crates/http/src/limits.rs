@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-pub use alknet_call::limits::STRANGER_CONNECTION_MAX;
+pub use alknet_call::limits::UNKNOWN_CONNECTION_MAX;
 use alknet_core::StreamBudget;
 
 /// Bytes of a request's line and headers.
@@ -128,7 +128,7 @@ impl Default for HttpTimeouts {
         Self {
             head: HEADER_TIMEOUT,
             keep_alive: KEEP_ALIVE,
-            stranger: STRANGER_CONNECTION_MAX,
+            stranger: UNKNOWN_CONNECTION_MAX,
             body_idle: BODY_IDLE,
             body_grace: BODY_GRACE,
             body_time: BODY_TIME,

@@ -1,17 +1,17 @@
 use std::process::{Command, Stdio};
 use std::thread;
 
-/// The thread of a harness that runs one test at a time has no test's name.
+/// The only thread of a harness that runs one test at a time does not have the test's name.
 const MAIN: &str = "main";
 
-/// Names the test that is to run in this process.
+/// Names the test to run in this process.
 const ALONE: &str = "ALKNET_TEST_SUPPORT_ALONE";
 
-/// Runs `test`, the body of the test of this name, in a process that runs nothing else: for what measures its own
-/// process's memory.
+/// Runs `test`, the body of the test of this name, in a process that runs nothing else: for tests that measure their
+/// own process's memory.
 ///
-/// `name` is the test's whole name, as the harness lists it. The test starts its own program again with that
-/// name; in the second process the function just calls `test`.
+/// `name` is the test's whole name, as the harness lists it. The test starts its own program again with that name; in
+/// the second process this function just calls `test`.
 ///
 /// # Panics
 ///
@@ -36,12 +36,12 @@ pub fn alone(name: &str, test: impl FnOnce()) {
 
 #[track_caller]
 fn start(name: &str) {
-    // A name that was copied with a test would run the test that it was copied from.
+    // A name copied along with a test would run the other test.
     if let Some(calling) = thread::current().name().filter(|thread| *thread != MAIN) {
         assert_eq!(name, calling, "the name of another test");
     }
     let program = std::env::current_exe().expect("a test program");
-    // It ends with the thread of the test, whatever ends that.
+    // The process ends with the thread of the test, whatever ends that thread.
     let output = Command::new("setpriv")
         .args(["--pdeathsig", "KILL"])
         .arg(program)
@@ -77,7 +77,7 @@ mod tests {
         });
     }
 
-    /// What a call panics with.
+    /// The message of a call's panic.
     fn panics(call: impl FnOnce()) -> String {
         let panic = catch_unwind(AssertUnwindSafe(call)).expect_err("it fails");
         *panic.downcast::<String>().expect("a text")
@@ -107,7 +107,7 @@ mod tests {
             .expect("a thread");
         let said = said.join().expect("it is caught");
         assert!(said.contains("the name of another test"), "{said}");
-        // Without a thread's name, nothing runs under the wrong one.
+        // Without a thread's name, no test runs under the name of another.
         let other = thread::Builder::new().name(super::MAIN.to_owned());
         let said = other.spawn(|| panics(|| super::alone("alone::tests::none", || {})));
         let said = said.expect("a thread").join().expect("it is caught");

@@ -10,10 +10,10 @@ pub fn is_campaign() -> bool {
     std::env::var_os(SOAK).is_some_and(|count| count == "full")
 }
 
-/// Prints how long something took, as a figure of a campaign; there it must not be more than `limit`, scaled by
+/// Prints how long a step took, as a figure of a campaign; there it must not be more than `limit`, scaled by
 /// [`deadline`](crate::deadline).
 ///
-/// In a run of the tests nothing is asserted: they run beside others, where a time says how busy the machine is.
+/// An ordinary test run asserts nothing: tests run beside others, and a time shows how busy the machine is.
 ///
 /// # Panics
 ///

@@ -8,23 +8,21 @@ use std::time::{Duration, Instant};
 /// How much slower this machine is than at rest, as measured at the start of the run.
 const SLOWDOWN: &str = "ALKNET_TEST_SLOWDOWN";
 
-/// Beyond a thousand times slower a measurement is a mistake, and a deadline of an hour would become
-/// one of weeks.
+/// Beyond a thousand times slower a measurement is a mistake, and a deadline of an hour would become one of weeks.
 pub const SLOWDOWN_MAX: f64 = 1000.0;
 
 /// How long a program that [`limited`] ends has to handle SIGTERM before SIGKILL.
 const KILL_AFTER: Duration = Duration::from_secs(2);
 
-/// Pauses between two looks at a condition. The first are short, because most conditions hold at once;
-/// the last ones leave the processor to what the test waits for.
+/// Pauses between two checks of a condition. The first are short, because most conditions hold at once; the last ones
+/// leave the processor to the work that the test waits for.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// After a check that took longer than a pause (it started a program, say), the pause is this many times as long
-/// as the check…
+/// The factor of the pause after a check that took longer than a pause, since it started a program, say…
 const PAUSE_PER_QUESTION: u32 = 2;
 
-/// …and of no more than this.
+/// …and the most such a pause takes.
 const PAUSE_DEAR_MAX: Duration = Duration::from_millis(400);
 
 /// The factor of this process.
@@ -32,8 +30,8 @@ static FACTOR: OnceLock<f64> = OnceLock::new();
 
 /// The factor by which [`deadline`] extends a limit, between 1 and 1000.
 ///
-/// It is read from `ALKNET_TEST_SLOWDOWN` once in the life of the process. It is 1 where that is not set, unless
-/// [`expect_slowdown`] was called before.
+/// The function reads it from `ALKNET_TEST_SLOWDOWN` once in the life of the process. It is 1 where the variable is
+/// not set, unless [`expect_slowdown`] was called before.
 ///
 /// # Panics
 ///
@@ -49,20 +47,19 @@ fn named() -> Option<f64> {
     Some(factor.unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// Has [`slowdown`] return `factor`, between 1 and 1000, where `ALKNET_TEST_SLOWDOWN` is not set. No effect once
-/// [`slowdown`] was called.
+/// Makes [`slowdown`] return `factor`, between 1 and 1000, where `ALKNET_TEST_SLOWDOWN` is not set. No effect after
+/// the first call of [`slowdown`].
 ///
 /// # Panics
 ///
 /// As [`slowdown`].
 pub fn expect_slowdown(factor: f64) {
     let measured = factor.clamp(1.0, SLOWDOWN_MAX);
-    // A second call, or one that comes late, changes nothing.
+    // A second call, or a late one, changes nothing.
     let _ = FACTOR.set(named().unwrap_or(measured));
 }
 
-/// The factor that a value of `ALKNET_TEST_SLOWDOWN` stands for, [`SLOWDOWN_MAX`] at the most; the error names
-/// the variable.
+/// The factor in a value of `ALKNET_TEST_SLOWDOWN`, [`SLOWDOWN_MAX`] at the most; the error names the variable.
 pub fn parse_slowdown(text: &str) -> Result<f64, String> {
     let factor = text.trim().parse().ok();
     let factor = factor.filter(|factor: &f64| factor.is_finite() && *factor >= 1.0);
@@ -73,8 +70,8 @@ pub fn parse_slowdown(text: &str) -> Result<f64, String> {
 
 /// `limit`, which is enough on a machine at rest, multiplied by [`slowdown`].
 ///
-/// It is for the time after which a test gives up waiting. A duration that the code under test is
-/// configured with is part of the scenario and stays as it is.
+/// It is for the time after which a test gives up waiting. A duration in the configuration of the code under test is
+/// part of the scenario and stays as it is.
 pub fn deadline(limit: Duration) -> Duration {
     scaled(limit, slowdown())
 }
@@ -83,22 +80,22 @@ fn scaled(limit: Duration, factor: f64) -> Duration {
     Duration::try_from_secs_f64(limit.as_secs_f64() * factor).unwrap_or(Duration::MAX)
 }
 
-/// A command that starts `program` and ends it when `limit`, scaled by [`deadline`], has passed. Arguments,
-/// environment and the rest are added as to any command.
+/// A command that starts `program` and ends it when `limit`, scaled by [`deadline`], has passed. The caller adds
+/// arguments, environment and the rest as to any command.
 ///
-/// At the limit the program and all that it started get SIGTERM, and SIGKILL two seconds later, scaled too. The
-/// exit status is 124 where SIGTERM was enough; otherwise SIGKILL ended the command.
+/// At the limit the program and all its children get SIGTERM, and SIGKILL two seconds later, scaled too. The exit
+/// status is 124 where SIGTERM was enough; otherwise SIGKILL ended the command.
 ///
-/// The program also gets these signals when the thread ends that started it. `timeout` gives it a process
-/// group of its own, which neither Ctrl-C nor the runner of the tests reaches. A signal that comes before `timeout`
-/// knows what it started ends `timeout` and the program, and leaves what the program started (seen with coreutils 9.1).
+/// The program also gets these signals when the thread that started it ends. `timeout` gives it a process group of
+/// its own, which neither Ctrl-C nor the runner of the tests reaches. A signal that arrives before `timeout` knows
+/// its child ends `timeout` and the program, and leaves the program's children (seen with coreutils 9.1).
 pub fn limited(limit: Duration, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "TERM", "timeout"])
         .arg(format!("--kill-after={}", seconds(KILL_AFTER)))
         .arg(seconds(limit))
-        // For a caller that kills what it started: that is `timeout`, which then can end no other program.
+        // For a caller that kills its child: that child is `timeout`, which then can end no other program.
         .args(["setpriv", "--pdeathsig", "KILL"])
         .arg(program);
     command
@@ -110,11 +107,11 @@ pub fn seconds(limit: Duration) -> String {
     deadline(limit).as_secs_f64().to_string()
 }
 
-/// What a condition answers when [`eventually`] asks: whether it holds, or why it does not yet.
+/// The answer of a condition to [`eventually`]: whether it holds, or why it does not yet.
 pub trait ConditionResult {
     type Value;
 
-    /// What was waited for, or what the panic message quotes.
+    /// The awaited value, or the text for the panic message.
     fn settle(self) -> Result<Self::Value, String>;
 }
 
@@ -142,10 +139,10 @@ impl<T, E: Display> ConditionResult for Result<T, E> {
     }
 }
 
-/// Asks until the answer is `true`, `Some` or `Ok`, and blocks the thread in between.
+/// Checks the condition until the answer is `true`, `Some` or `Ok`, and blocks the thread in between.
 ///
-/// `limit` is scaled by [`deadline`] here. It is checked after an answer, so that the last question is
-/// asked after the limit: a process that did not run for the whole time still gets its chance.
+/// The function scales `limit` by [`deadline`]. It compares the time after an answer, so that the last check comes
+/// after the limit: a process that did not run for the whole time still gets its chance.
 ///
 /// ```
 /// use std::time::Duration;
@@ -170,9 +167,9 @@ pub fn eventually<A: ConditionResult>(
     let (begun, limit) = (Instant::now(), deadline(limit));
     let mut pause = PAUSE_MIN;
     loop {
-        // Taken before the question: a condition that came to hold in the meantime is seen.
+        // Read before the check: a condition that came to hold in the meantime counts.
         let waited = begun.elapsed();
-        let asked = Instant::now();
+        let checked = Instant::now();
         let last = match ask().settle() {
             Ok(value) => return value,
             Err(last) => last,
@@ -181,9 +178,9 @@ pub fn eventually<A: ConditionResult>(
             let colon = if last.is_empty() { "" } else { ": " };
             panic!("not within {waited:.1?}: {what}{colon}{last}");
         }
-        // A question that starts a program takes its processor from what it waits for.
-        let dear = (asked.elapsed() * PAUSE_PER_QUESTION).min(PAUSE_DEAR_MAX);
-        thread::sleep(pause.max(dear));
+        // A check that starts a program takes processor time from the work that it waits for.
+        let long_pause = (checked.elapsed() * PAUSE_PER_QUESTION).min(PAUSE_DEAR_MAX);
+        thread::sleep(pause.max(long_pause));
         pause = PAUSE_MAX.min(pause * 2);
     }
 }
@@ -326,15 +323,15 @@ mod tests {
         assert_eq!(eventually("less", limit, || below(countdown())), -3);
     }
 
-    /// The condition is asked once more after the limit.
+    /// The function checks the condition once more after the limit.
     #[test]
     fn a_wait_without_time_asks_once() {
-        let mut asked = 0;
+        let mut checked = 0;
         eventually("at once", Duration::ZERO, || {
-            asked += 1;
+            checked += 1;
             true
         });
-        assert_eq!(asked, 1);
+        assert_eq!(checked, 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! What the tests of every package share: deadlines that scale with how busy the machine is, a wait
-//! for a condition, ports for servers, a process of a test's own, the removal of network namespaces that were left,
-//! and named skips.
+//! Shared code of the tests of every package: deadlines that scale with how busy the machine is, a wait for a
+//! condition, ports for servers, a process of a test's own, the removal of leftover network namespaces, and named
+//! skips.
 //!
 //! `cargo xtask test` sets the first three of these environment variables for the test programs that it starts, so that this
 //! library is one of the few that read the environment:
@@ -12,7 +12,8 @@
 //! | `ALKNET_TEST_SKIPS` | a file to which each test that skips itself, or a part of itself, or starts something again, appends one line |
 //! | `ALKNET_SOAK` | `full` in a campaign of `cargo xtask soak`: tests run at full count, and hold times against promises |
 //!
-//! Without them, deadlines are not scaled, machines have what there is, and skips are only printed, so that `cargo test` works too.
+//! Without them, deadlines are not scaled, machines have the memory that is free, and skips are only printed, so that
+//! `cargo test` works too.
 
 mod alone;
 mod campaign;

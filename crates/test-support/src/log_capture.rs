@@ -1,9 +1,8 @@
-//! What the code under test logs, for tests to look at.
+//! Captures the log of the code under test, for tests to check.
 //!
-//! A subscriber of one thread alone misses lines now and then: `tracing-core` remembers for the whole
-//! process whether a place in the code logs at all, and as long as there is one subscriber, it asks only
-//! the thread that comes by first. So there is one subscriber for the process, which hands each line to
-//! the listener of the thread that logs it.
+//! A subscriber of one thread alone misses lines now and then: `tracing-core` remembers for the whole process whether
+//! a call site logs at all, and while there is one subscriber, it asks only the thread that comes by first. So there
+//! is one subscriber for the process, which passes each line to the listener of the thread that logs it.
 
 use std::cell::RefCell;
 use std::fmt::Debug;
@@ -49,14 +48,14 @@ impl Visit for CapturedLine {
     }
 }
 
-/// Everything that this thread logs, from [`LogCapture::listen`] on until it is dropped.
+/// Every line that this thread logs, from [`LogCapture::listen`] on until this is dropped.
 #[derive(Debug)]
 pub struct LogCapture(Rc<RefCell<Vec<CapturedLine>>>);
 
 impl LogCapture {
     /// # Panics
     ///
-    /// Where this thread is listened to already, or the process has another subscriber.
+    /// Where this thread has a listener already, or the process has another subscriber.
     pub fn listen() -> Self {
         static INSTALLED: Once = Once::new();
         INSTALLED.call_once(|| {
@@ -69,7 +68,7 @@ impl LogCapture {
         Self(lines)
     }
 
-    /// Takes what was said so far and is wanted; the rest is forgotten.
+    /// Takes the logged lines that `wanted` selects and drops the rest.
     pub fn take(&self, wanted: impl Fn(&CapturedLine) -> bool) -> Vec<CapturedLine> {
         let lines = self.0.take();
         lines.into_iter().filter(wanted).collect()
@@ -98,7 +97,7 @@ impl Subscriber for CaptureSubscriber {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        // A thread that ends has none any more.
+        // An ending thread has no listener any more.
         let lines = LINES.try_with(|lines| lines.borrow().clone());
         let Some(lines) = lines.ok().flatten() else {
             return;
@@ -129,18 +128,18 @@ mod tests {
 
     #[test]
     fn a_thread_sees_its_own_records_whichever_was_first() {
-        let heard = LogCapture::listen();
+        let capture = LogCapture::listen();
         let other = thread::spawn(|| say("elsewhere"));
         other.join().expect("it ends");
         say("here");
-        let lines = heard.take(|line| line.target == "here");
+        let lines = capture.take(|line| line.target == "here");
         assert_eq!(lines.len(), 1, "{lines:?}");
         let line = &lines[0];
         assert_eq!(line.level, Level::INFO);
         assert_eq!(line.message(), "said");
         assert_eq!(line.field("what"), Some("here"));
-        assert!(heard.take(|_| true).is_empty(), "each is taken once");
-        drop(heard);
+        assert!(capture.take(|_| true).is_empty(), "each is taken once");
+        drop(capture);
         say("to no reader");
         assert!(LogCapture::listen().take(|_| true).is_empty());
     }

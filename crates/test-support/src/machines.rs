@@ -3,10 +3,10 @@ use std::sync::OnceLock;
 /// Memory that all machines of a test may have at the same time, MiB.
 const MACHINES: &str = "ALKNET_TEST_MACHINES_MIB";
 
-/// Memory that all machines of a test may have at the same time, MiB, by the runner's plan; `None` where no
-/// runner planned.
+/// Memory that all machines of a test may have at the same time, MiB, by the runner's plan; `None` where no runner
+/// planned.
 ///
-/// It is read from `ALKNET_TEST_MACHINES_MIB` once in the life of the process.
+/// The function reads it from `ALKNET_TEST_MACHINES_MIB` once in the life of the process.
 ///
 /// # Panics
 ///

@@ -2,14 +2,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Where iproute2 keeps the namespaces that it named.
+/// The directory of the namespaces that iproute2 named.
 const NAMESPACES: &str = "/run/netns";
 
-/// Removes network namespaces that killed test programs left. Their names are `prefix`, the number of the process that
-/// made them, and a letter with anything behind it.
+/// Removes network namespaces that killed test programs left. Their names are `prefix`, the number of the process
+/// that made them, and a letter with further text after it.
 ///
-/// A test calls this before it makes namespaces of its own. Those of a process that runs stay, also when the process
-/// is another one that got the same number.
+/// A test calls this before it makes namespaces of its own. Those of a running process stay, also when it is another
+/// process that got the same number.
 pub fn remove_orphaned_namespaces(prefix: &str) {
     let entries = fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
     for entry in entries {

@@ -9,8 +9,8 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 /// Claimed numbers begin here: below are the ports of services.
 const FIRST: u16 = 10_000;
 
-/// Claimed numbers end before this one. From above it the kernel takes the ports of sockets that name none, unless the
-/// administrator has set another range.
+/// Claimed numbers end before this one. From above it the kernel takes the ports of sockets that name none, unless
+/// the administrator has set another range.
 const END: u16 = 32_000;
 
 /// The kernel's range: the first and the last number, by default 32768 and 60999.
@@ -19,17 +19,17 @@ const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 /// Fewer numbers are not enough for all tests that run at the same time.
 const ENOUGH: u32 = 1000;
 
-/// Where a process begins to look lies this far from where a process with the next id does.
+/// The distance between the first candidates of two processes with successive ids.
 const STEP: u32 = 64;
 
 /// A port of 127.0.0.1, on TCP and UDP, that no other holder of a [`ReservedPort`] on this machine has.
 ///
-/// The number lies outside the range from which the kernel takes the port of an outgoing connection and
-/// of a socket bound to port 0, wherever that is. A port that a test finds by binding port 0 and closes again is taken by
-/// such a socket now and then, before the server that it was meant for binds it.
+/// The number lies outside the range from which the kernel takes the port of an outgoing connection and of a socket
+/// bound to port 0, wherever that range is. Where a test finds a port by binding port 0 and closing it again, such a
+/// socket takes the port now and then, before the intended server binds it.
 ///
-/// The claim is an abstract Unix socket named after the number: it is gone with the process, and like the
-/// port it belongs to one network namespace.
+/// The claim is an abstract Unix socket named after the number: it disappears with the process, and like the port it
+/// belongs to one network namespace.
 #[derive(Debug)]
 pub struct ReservedPort {
     number: u16,
@@ -41,7 +41,7 @@ impl ReservedPort {
     ///
     /// # Errors
     ///
-    /// `AddrInUse` if all are taken; else what the kernel says when a socket is made.
+    /// `AddrInUse` if all are taken; else the kernel's error for making a socket.
     pub fn claim() -> io::Result<Self> {
         let (first, end) = numbers(kernels().as_ref());
         let all = end - first;
@@ -74,22 +74,22 @@ impl ReservedPort {
         std::array::from_fn(|_| Self::claim().expect("a port of 127.0.0.1 is free"))
     }
 
-    /// The number. Nothing is bound to it: the server that is given it binds it.
+    /// The number. The claim binds nothing to it: the server that gets the number binds it.
     #[must_use]
     pub fn number(&self) -> u16 {
         self.number
     }
 }
 
-/// The numbers that the kernel gives to sockets which name none.
+/// The numbers that the kernel gives to sockets without one.
 fn kernels() -> Option<RangeInclusive<u32>> {
     let text = fs::read_to_string(RANGE).ok()?;
     let mut numbers = text.split_whitespace().map(str::parse);
     Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
 }
 
-/// The first number that may be claimed, and the one after the last: none of the kernel's. Where the kernel leaves hardly
-/// any, the usual ones; now and then a server then finds its port taken.
+/// The first number that may be claimed, and the one after the last: outside of the kernel's range. Where the kernel
+/// leaves hardly any, the usual ones; now and then a server then finds its port taken.
 fn numbers(kernels: Option<&RangeInclusive<u32>>) -> (u32, u32) {
     let usual = (u32::from(FIRST), u32::from(END));
     let Some(kernels) = kernels else {
@@ -102,12 +102,12 @@ fn numbers(kernels: Option<&RangeInclusive<u32>>) -> (u32, u32) {
         true => usual,
         false => below,
     };
-    let mut places = [between, above].into_iter();
-    let place = places.find(|(first, end)| end.saturating_sub(*first) >= ENOUGH);
-    place.unwrap_or(usual)
+    let mut ranges = [between, above].into_iter();
+    let range = ranges.find(|(first, end)| end.saturating_sub(*first) >= ENOUGH);
+    range.unwrap_or(usual)
 }
 
-/// Where the kernel lists sockets of this network namespace.
+/// The files in which the kernel lists sockets of this network namespace.
 const SOCKETS: [&str; 4] = [
     "/proc/net/tcp",
     "/proc/net/tcp6",
@@ -117,8 +117,8 @@ const SOCKETS: [&str; 4] = [
 
 /// Whether a program that claims nothing has the port, at any address.
 ///
-/// It is looked up, not tried: a socket that a test binds and closes is open in each process that another
-/// thread is starting at that moment, until that has become its program, and keeps the port so long.
+/// The function looks the port up and does not try it: a socket that a test binds and closes is open in each process
+/// that another thread is starting at that moment, until that has become its program, and holds the port so long.
 fn is_bound(number: u16) -> io::Result<bool> {
     for list in SOCKETS {
         match fs::read_to_string(list) {
@@ -126,7 +126,7 @@ fn is_bound(number: u16) -> io::Result<bool> {
                 return Ok(true);
             }
             Ok(_) => {}
-            // A kernel without IPv6.
+            // A kernel without IPv6 has no such file.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -188,7 +188,7 @@ mod tests {
             (1_024..=60_999, (61_000, 65_536)),
             (1_024..=20_000, (20_001, 65_536)),
             (10_500..=60_000, (60_001, 65_536)),
-            // None are left.
+            // No numbers are left.
             (1_024..=65_535, (10_000, 32_000)),
             (1_024..=65_000, (10_000, 32_000)),
         ] {
@@ -200,7 +200,7 @@ mod tests {
     /// Set in the process that claims in a network namespace of its own.
     const OTHER_RANGE: &str = "ALKNET_TEST_SUPPORT_RANGE";
 
-    /// Here, and on a host whose administrator has given the kernel more.
+    /// Here, and on a host whose administrator has given the kernel a larger range.
     #[test]
     fn the_kernel_gives_none_of_these_numbers_away() {
         let kernels = kernels().expect("Linux has it");

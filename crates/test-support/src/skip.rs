@@ -15,10 +15,10 @@ const SKIPS: &str = "ALKNET_TEST_SKIPS";
 
 /// Ends the current test without running it, because the machine lacks something.
 ///
-/// What is lacking is the first argument, a few words that stay the same from test to test: the runner
-/// counts by them. The others are a format string and its arguments and say what was found instead.
-/// A test may skip for what a processor, a kernel or a privilege decides. A program that is missing is a
-/// fault of the set-up, and fails the test.
+/// The first argument names what is lacking, in a few words that stay the same from test to test: the runner counts
+/// by them. The others are a format string and its arguments, and describe what the test found instead. A test may
+/// skip for a property of the processor, the kernel or its privileges. A program that is missing is a fault of the
+/// set-up, and fails the test.
 ///
 /// ```no_run
 /// # fn a_test() {
@@ -28,9 +28,9 @@ const SKIPS: &str = "ALKNET_TEST_SKIPS";
 /// # }
 /// ```
 ///
-/// The macro returns from the function it stands in. In a helper that has a result, call
-/// [`skipped_whole`](crate::skipped_whole) and return what tells the test to end. A test that leaves out one
-/// of several checks and goes on calls [`skipped`](crate::skipped).
+/// The macro returns from the function around it. In a helper that has a result, call
+/// [`skipped_whole`](crate::skipped_whole) and return a value that makes the test end. A test that leaves out one of
+/// several checks and goes on calls [`skipped`](crate::skipped).
 #[macro_export]
 macro_rules! skip {
     ($need:expr, $($why:tt)+) => {{
@@ -41,11 +41,11 @@ macro_rules! skip {
 
 /// Records that the current test checks a part only, for lack of `need`. The test goes on and checks the rest.
 ///
-/// What a process has recorded already is not repeated.
+/// It does not repeat a line that the process has recorded already.
 ///
-/// One line is appended to the file that `ALKNET_TEST_SKIPS` names: the test, `part`, `need` and `why`,
-/// divided by tabs. The test is known by the name of its thread, which libtest sets. On a thread without a
-/// name, or on the main thread, the place of the call stands for it.
+/// It appends one line to the file that `ALKNET_TEST_SKIPS` names: the test, `part`, `need` and `why`, divided by
+/// tabs. It takes the test's name from its thread, which libtest sets. On a thread without a name, or on the main
+/// thread, the location of the call replaces the name.
 ///
 /// # Panics
 ///
@@ -66,8 +66,8 @@ pub fn skipped_whole(need: &str, why: impl Display) {
     record(Location::caller(), "whole", need, &why.to_string());
 }
 
-/// Records that the current test started `what` once more, because it did not come up for a reason of the host's, or of a
-/// third party's program, that `why` says. The runner counts and lists it; each time is recorded.
+/// Records that the current test started `what` once more, because it did not come up for a reason of the host's, or
+/// of a third party's program, which `why` names. The runner counts and lists it; each time is recorded.
 ///
 /// The line has `again` in the second place, and is otherwise that of [`skipped`]. It goes to the standard error as well.
 ///
@@ -81,8 +81,8 @@ pub fn started_again(what: &str, why: impl Display) {
     note(&line);
 }
 
-fn record(place: &Location<'_>, kind: &str, need: &str, why: &str) {
-    let line = line(&test(place), kind, need, why);
+fn record(location: &Location<'_>, kind: &str, need: &str, why: &str) {
+    let line = line(&test(location), kind, need, why);
     let mut known = RECORDED.lock().unwrap_or_else(PoisonError::into_inner);
     if !known.insert(line.clone()) {
         return;
@@ -91,11 +91,11 @@ fn record(place: &Location<'_>, kind: &str, need: &str, why: &str) {
     note(&line);
 }
 
-/// Name of the current test, or `place` where its thread does not say it.
-fn test(place: &Location<'_>) -> String {
+/// Name of the current test, or `location` where its thread has no name of a test.
+fn test(location: &Location<'_>) -> String {
     match thread::current().name() {
         Some(name) if name != "main" => name.to_owned(),
-        _ => format!("{}:{}", place.file(), place.line()),
+        _ => format!("{}:{}", location.file(), location.line()),
     }
 }
 
@@ -105,14 +105,14 @@ fn note(line: &str) {
     }
 }
 
-/// Control characters would divide a field or a line and become spaces.
+/// Control characters would divide a field or a line, and become spaces.
 fn line(test: &str, kind: &str, need: &str, why: &str) -> String {
     let clean = |text: &str| text.replace(char::is_control, " ").trim().to_owned();
     format!("{}\t{kind}\t{}\t{}\n", clean(test), clean(need), clean(why))
 }
 
-/// Tests run at the same time. The kernel keeps one write to a file opened for appending apart from the
-/// writes of others, but would not keep the second half of a line with its first.
+/// Tests run at the same time. The kernel keeps one write to a file opened for appending apart from the writes of
+/// others, but would not keep the second half of a line with its first.
 fn append(file: &OsStr, line: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).create(true).open(file)?;
     let written = file.write(line.as_bytes())?;
@@ -179,8 +179,8 @@ mod tests {
             .lines()
             .map(|line| line.split_once('\t').expect("fields"));
         for _ in 0..2 {
-            let (place, reasons) = lines.next().expect("a line");
-            assert!(place.contains("skip.rs:"), "{place}");
+            let (location, reasons) = lines.next().expect("a line");
+            assert!(location.contains("skip.rs:"), "{location}");
             assert_eq!(reasons, "part\tKVM\ta thread of the test");
             assert_eq!(lines.next(), Some((NAME, "part\tKVM\thalf of it")));
             for _ in 0..2 {

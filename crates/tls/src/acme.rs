@@ -1,10 +1,9 @@
-//! Certificates from an authority that speaks ACME (RFC 8555), ordered and renewed without an administrator
-//! having to think of it.
+//! Certificates from a certificate authority that speaks ACME (RFC 8555). The node orders and renews them without the
+//! administrator.
 //!
-//! One certificate holds all configured names. It is served from disk at start and replaced in
-//! the [`CertificateStore`] when a new one has been checked; until then, and when something goes
-//! wrong, the old one stays. What to do when is decided by a planner that knows neither clock nor
-//! network; this module does it.
+//! One certificate holds all configured names. The node serves the stored one from its start, and replaces it in the
+//! [`CertificateStore`] once it has checked a new one. Until then, and after an error, the old one stays. A planner
+//! that has no clock and no network decides what to do when; this module does it.
 
 mod account;
 mod challenge;
@@ -50,68 +49,66 @@ use order::{CertificateOrder, ChallengeResponders, CsrKeyPair, Issued};
 use plan::{AcmeStep, Planner, UnixTimeSpan};
 use retry_after::RetryAfter;
 
-/// Names in one certificate.
+/// Most names in one certificate.
 pub const NAMES_MAX: usize = 25;
 
-/// Longest time for one order, all waiting included.
+/// Longest time for one order, with all its waits.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Longest sleep: a clock that is set meanwhile is noticed after this.
+/// Longest sleep: the node notices after this time that the clock was set.
 const SLEEP_MAX: Duration = Duration::from_secs(600);
 
-/// How often a wrong clock is looked at again.
+/// Pause between checks of a wrong clock.
 const CLOCK_PAUSE: Duration = Duration::from_secs(10);
 
-/// How often the node tries again to seal or open a key: that takes no request to the authority.
+/// Pause between attempts to seal or open a key, which take no request to the authority.
 const KEY_PAUSE: Duration = Duration::from_secs(10);
 
-/// How often the authority is asked when it would like a renewal, at least and at most (RFC 9773
-/// section 4.3.2).
+/// Shortest and longest pause between questions to the authority for its renewal window (RFC 9773 section 4.3.2).
 const WINDOW_PAUSE_MIN: Duration = Duration::from_secs(600);
 const WINDOW_PAUSE_MAX: Duration = Duration::from_secs(86_400);
 
-/// What to order, and where.
+/// The certificate to order, and its authority.
 #[derive(Clone, Debug)]
 pub struct AcmeOptions {
     /// URL of the authority's directory.
     pub directory: String,
-    /// Where the authority may write to, `mailto:…`.
+    /// Contacts to which the authority may write, `mailto:…`.
     pub contact: Vec<String>,
     /// The names of the certificate, 1 to [`NAMES_MAX`]; the first names its folder.
     pub names: Vec<String>,
-    /// The only way to answer, where the operator named one.
+    /// The only challenge to use, if the administrator names one.
     pub challenge: Option<ChallengeKind>,
-    /// The authority's profile (`shortlived`), where not its usual one.
+    /// The authority's profile (`shortlived`), if it is not the usual one.
     pub profile: Option<String>,
     /// Directory for account and certificate.
     pub state_dir: PathBuf,
-    /// Seconds of Unix time before which no clock is believed: the time of the build.
+    /// Seconds of Unix time before which the clock counts as wrong: the time of the build.
     pub clock_floor: u64,
 }
 
-/// The parts of the node it works with.
+/// The parts of the node that [`Acme`] works with.
 pub struct AcmeParts {
-    /// The way to the authority.
+    /// Sends requests to the authority.
     pub transport: Arc<dyn AcmeTransport>,
-    /// Where the certificate is served from.
+    /// The store from which the certificate is served.
     pub store: Arc<CertificateStore>,
-    /// Where problems are reported.
+    /// The diagnostics of the node.
     pub problems: Arc<NodeDiagnostics>,
-    /// The same that the port's TLS was made with.
+    /// The same object with which the port's TLS was made.
     pub alpn: Arc<AlpnChallenges>,
-    /// Mounted on port 80, where there is one.
+    /// Mounted on port 80, if the node serves it.
     pub http: Option<Arc<HttpChallenges>>,
-    /// The DNS part, where there is one.
+    /// The DNS part, if the node has one.
     pub dns: Option<Arc<dyn DnsChallenge>>,
-    /// The account's key, where it is derived: a node that is built again from the same secret has the same account.
-    /// Without, the node makes a key and keeps it on the disk.
+    /// The account's key, if it is derived: a node that is built again from the same secret then has the same
+    /// account. Without one, the node generates a key and stores it on disk.
     pub account_key: Option<Arc<dyn AccountKey>>,
-    /// What seals the keys of certificates, where there is something that can. Without, they lie on the
-    /// disk as they are, mode 0600.
+    /// Seals the keys of certificates. Without it they are on disk in the clear, with mode 0600.
     pub key_seal: Option<Arc<dyn KeySeal>>,
 }
 
-/// Keeps one certificate.
+/// Orders and renews one certificate.
 pub struct Acme {
     options: AcmeOptions,
     transport: Arc<dyn AcmeTransport>,
@@ -123,32 +120,32 @@ pub struct Acme {
     account_key: Option<Arc<dyn AccountKey>>,
     account: Option<Account>,
     retry_after: Arc<RetryAfter>,
-    /// When the authority was asked for the renewal window, and how long that holds.
+    /// Time of the last question for the renewal window, and the pause after it.
     window_asked: Option<(u64, Duration)>,
-    /// What was kept cannot be opened, or not be sealed, until an administrator unlocks the seal.
+    /// Whether a stored key cannot be opened, or a new one sealed, until an administrator unlocks the seal.
     locked: bool,
     renew: Arc<Notify>,
     clock: Arc<dyn AcmeClock>,
 }
 
-/// Asks for a renewal before its time.
+/// Requests a renewal before its time.
 #[derive(Clone, Debug)]
 pub struct AcmeHandle(Arc<Notify>);
 
 impl AcmeHandle {
-    /// Orders a new certificate as soon as the limits allow.
+    /// Orders a new certificate as soon as the limits allow it.
     pub fn renew(&self) {
         self.0.notify_one();
     }
 }
 
 impl Acme {
-    /// Serves what the last run left, if it still fits.
+    /// Serves the certificate of the last run, if it still matches the names.
     ///
     /// # Errors
-    /// The names cannot stand in a certificate, or the state directory cannot be used.
+    /// A name cannot be in a certificate, or the state directory cannot be used.
     pub fn new(mut options: AcmeOptions, parts: AcmeParts) -> Result<Self, AcmeError> {
-        // DNS compares names without case (RFC 4343), and so does whatever looks these up.
+        // DNS compares names without case (RFC 4343), and so does the code that looks these up.
         options
             .names
             .iter_mut()
@@ -181,13 +178,13 @@ impl Acme {
         Ok(acme)
     }
 
-    /// For asking from outside while it runs.
+    /// A handle for requests while the task runs.
     #[must_use]
     pub fn handle(&self) -> AcmeHandle {
         AcmeHandle(Arc::clone(&self.renew))
     }
 
-    /// Orders and renews for ever.
+    /// Orders and renews without end.
     pub async fn run(mut self) {
         loop {
             if self.locked {
@@ -216,10 +213,11 @@ impl Acme {
         }
     }
 
-    /// Sleeps towards `until`, asking the authority meanwhile when it wants a renewal.
+    /// Sleeps until `until` at most, and asks the authority meanwhile for its renewal window.
     async fn wait(&mut self, until: u64) {
         let left = Duration::from_secs(until.saturating_sub(self.now()));
         tokio::select! {
+            // A shorter sleep notices that the clock was set; `next` decides what to do then.
             () = self.clock.sleep(left.min(SLEEP_MAX)) => {}
             () = self.renew.notified() => self.plan.ask(),
         }
@@ -227,7 +225,7 @@ impl Acme {
         if now >= until || self.plan.is_paused(now) {
             return;
         }
-        // By a clock that was ahead it was asked in a time that is yet to come.
+        // A question that lies in the future was recorded by a clock that was ahead.
         let holds = |(at, pause): (u64, Duration)| at <= now && now - at < pause.as_secs();
         if !self.window_asked.is_some_and(holds) {
             let pause = self.ask_window().await;
@@ -235,40 +233,41 @@ impl Acme {
         }
     }
 
-    /// Asks for the renewal window; returns when to ask again. An authority that does not know
-    /// windows, or is not there, leaves the usual plan.
+    /// Asks for the renewal window, and returns the pause before the next question. An authority that has no windows,
+    /// or does not answer, leaves the usual plan in force.
     async fn ask_window(&mut self) -> Duration {
         let Some(pair) = self.store.pair(CertificateSource::Acme) else {
             return WINDOW_PAUSE_MIN;
         };
-        // Without its issuer's key identifier a certificate has no name in the protocol (RFC 9773 section 4.1).
+        // Without its issuer's key identifier a certificate has no name in this protocol (RFC 9773 section 4.1).
         let Some(id) = identifier(&pair) else {
             return WINDOW_PAUSE_MAX;
         };
         let Ok(account) = self.account().await else {
-            self.heed();
+            self.apply_retry_after();
             return WINDOW_PAUSE_MIN;
         };
         match timeout(ORDER_TIMEOUT, account.renewal_info(&id)).await {
-            Ok(Ok((info, again))) => {
+            Ok(Ok((info, pause))) => {
                 let seconds = |at: i64| u64::try_from(at).unwrap_or(0);
                 self.plan.suggest(Some(UnixTimeSpan {
                     from: seconds(info.suggested_window.start.unix_timestamp()),
                     to: seconds(info.suggested_window.end.unix_timestamp()),
                 }));
-                again.clamp(WINDOW_PAUSE_MIN, WINDOW_PAUSE_MAX)
+                pause.clamp(WINDOW_PAUSE_MIN, WINDOW_PAUSE_MAX)
             }
-            // The directory offers no renewal information; one question a day sees when that changes.
+            // The directory offers no renewal information. One question a day notices when it does.
             Ok(Err(instant_acme::Error::Unsupported(_))) => WINDOW_PAUSE_MAX,
             Ok(Err(_)) | Err(_) => {
-                self.heed();
+                self.apply_retry_after();
                 WINDOW_PAUSE_MIN
             }
         }
     }
 
-    /// Leaves the authority alone for as long as it said, if it did.
-    fn heed(&mut self) -> Option<u64> {
+    /// Pauses requests to the authority for as long as its last refusal asks. Returns the seconds, if it asks for a
+    /// pause.
+    fn apply_retry_after(&mut self) -> Option<u64> {
         let now = self.now();
         let seconds = self.retry_after.take(now)?;
         self.plan.leave_alone(now, seconds);
@@ -278,19 +277,19 @@ impl Acme {
 
     async fn order(&mut self) {
         let subject = self.subject();
-        let (fresh, kept) = match self.fresh_key() {
+        let (fresh, stored) = match self.fresh_key() {
             Ok(keys) => keys,
             Err(error) => {
-                // The authority was asked for nothing, so this is no order that counts.
+                // The node sent the authority no request, so this does not count as an order.
                 self.problems.set(ACME_FAILED, &subject, error.to_string());
                 return self.clock.sleep(KEY_PAUSE).await;
             }
         };
-        let result = timeout(ORDER_TIMEOUT, self.try_order(&fresh, &kept)).await;
+        let result = timeout(ORDER_TIMEOUT, self.try_order(&fresh, &stored)).await;
         let result = result.unwrap_or(Err(AcmeError::TimedOut(ORDER_TIMEOUT.as_secs())));
         match result {
             Ok(issued) => {
-                // What was refused on the way came to a good end.
+                // The refusals on the way were overcome, so that their pauses no longer count.
                 let _ = self.retry_after.take(self.now());
                 self.plan.succeeded(validity(&issued.pair), random());
                 self.window_asked = None;
@@ -300,9 +299,9 @@ impl Acme {
             }
             Err(error) => {
                 self.plan.failed(self.now());
-                // The account may be what is wrong: it is looked up again.
+                // The account may be the cause: the next order looks it up again.
                 self.account = None;
-                let text = match self.heed() {
+                let text = match self.apply_retry_after() {
                     Some(seconds) => format!("{error}; it is left alone for {seconds} s"),
                     None => error.to_string(),
                 };
@@ -312,32 +311,32 @@ impl Acme {
         self.keep_history();
     }
 
-    /// A key for the next certificate, and the form in which it will be kept. It is sealed before the
-    /// authority is asked, so that no certificate comes whose key could then not be kept.
+    /// A key for the next certificate, and its form on disk. It is sealed before the order, so that the authority
+    /// issues no certificate whose key the node could not store.
     fn fresh_key(&self) -> Result<(CsrKeyPair, StoredCertificateKey), AcmeError> {
         let fresh = CsrKeyPair::make(&self.options.names)?;
-        let kept = self.disk.seal(&fresh.pem)?;
-        Ok((fresh, kept))
+        let stored = self.disk.seal(&fresh.pem)?;
+        Ok((fresh, stored))
     }
 
     async fn try_order(
         &mut self,
         fresh: &CsrKeyPair,
-        kept: &StoredCertificateKey,
+        stored: &StoredCertificateKey,
     ) -> Result<Issued, AcmeError> {
         let account = self.account().await?;
-        // Only now is it an order that the authority counts. Written before, so that a crash in the middle
-        // of it counts, too.
+        // Only from here on does the authority count an order. The history is written first, so that an order during
+        // a crash counts as well.
         self.plan.began(self.now());
         self.keep_history();
         let held = self.store.pair(CertificateSource::Acme);
         let attempt = self.plan.failures();
-        let wanted = CertificateOrder {
+        let parameters = CertificateOrder {
             names: &self.options.names,
             fresh,
             profile: self.options.profile.as_deref(),
-            // Only where the authority gave a window does it know the certificate; and a second
-            // try must not fail because the first has replaced it.
+            // The authority knows the certificate only if it gave a window. A second attempt must not fail because
+            // the first one replaced the certificate.
             replaces: held
                 .as_ref()
                 .filter(|_| self.plan.has_window() && attempt == 0)
@@ -345,8 +344,9 @@ impl Acme {
             attempt,
         };
         let now = || self.clock.now();
-        let issued = order::order(&account, wanted, &self.answers, now).await?;
-        self.disk.keep_certificate(&issued.chain, kept)?;
+        let issued = order::order(&account, parameters, &self.answers, now).await?;
+        // The certificate is stored before it is served, so that a restart serves the same one.
+        self.disk.keep_certificate(&issued.chain, stored)?;
         Ok(issued)
     }
 
@@ -354,12 +354,12 @@ impl Acme {
         self.clock.now()
     }
 
-    /// Serves what was kept, and leaves its key sealed where it can be. What is only locked is waited
-    /// for: another certificate could not be kept either.
+    /// Serves the stored certificate, and seals its key if the node has a seal. For a key that is only locked the
+    /// node waits: it could not store the key of another certificate either.
     fn serve_kept(&mut self) {
         let was_locked = std::mem::take(&mut self.locked);
         match self.disk.certificate() {
-            Ok(Some(kept)) => self.serve(kept),
+            Ok(Some(stored)) => self.serve(stored),
             Ok(None) => {}
             Err(error) if error.is_locked() => return self.wait_for_key(&error),
             Err(error) => return tracing::warn!("a new certificate is ordered: {error}"),
@@ -374,13 +374,13 @@ impl Acme {
         }
     }
 
-    fn serve(&mut self, kept: CertificatePair) {
-        let fits = |name: &String| kept.names().contains(name);
-        if self.options.names.iter().all(fits) {
-            self.plan.hold(validity(&kept), random());
+    fn serve(&mut self, stored: CertificatePair) {
+        let is_covered = |name: &String| stored.names().contains(name);
+        if self.options.names.iter().all(is_covered) {
+            self.plan.hold(validity(&stored), random());
         }
-        // Even for some of the names, or near its end, it is better than none.
-        self.store.put(CertificateSource::Acme, kept);
+        // Even for some of the names, or near its end, a certificate is better than the self-signed one.
+        self.store.put(CertificateSource::Acme, stored);
     }
 
     fn wait_for_key(&mut self, error: &AcmeError) {
@@ -420,15 +420,16 @@ fn check_names(names: &[String]) -> Result<&str, AcmeError> {
         let text = format!("tls.acme.domains has more than {NAMES_MAX} names; leave some out");
         return Err(AcmeError::Names(text));
     }
-    let wrong = |name: &&String| !crate::is_dns_name(name.strip_prefix("*.").unwrap_or(name));
-    if let Some(name) = names.iter().find(wrong) {
+    // A wildcard is `*.` and a domain name (RFC 8555 section 7.1.3).
+    let is_invalid = |name: &&String| !crate::is_dns_name(name.strip_prefix("*.").unwrap_or(name));
+    if let Some(name) = names.iter().find(is_invalid) {
         let text = format!("'{name}' in tls.acme.domains is no DNS name; correct it");
         return Err(AcmeError::Names(text));
     }
     Ok(first)
 }
 
-/// What the authority knows a certificate by (RFC 9773 section 4.1).
+/// The name by which the authority knows a certificate (RFC 9773 section 4.1).
 fn identifier(pair: &CertificatePair) -> Option<CertificateIdentifier<'static>> {
     let certificate = pair.certified().cert.first()?;
     let facts = der::facts(certificate)?;
@@ -446,7 +447,7 @@ fn validity(pair: &CertificatePair) -> UnixTimeSpan {
     }
 }
 
-/// Without random bytes all renewals come at the start of their spans, which is no harm.
+/// A random number. Without random bytes all renewals come at the start of their spans, which does no harm.
 fn random() -> u64 {
     getrandom::u64().unwrap_or(0)
 }

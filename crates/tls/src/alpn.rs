@@ -1,6 +1,6 @@
-//! Which protocol a node prefers when a client offers several.
+//! The protocol that a node prefers when a client offers several.
 
-/// Most specific first. A protocol of ours that is not listed stands before the web's.
+/// The most specific first. A protocol of this project that is not listed comes before the web's.
 const ORDER: [&[u8]; 19] = [
     b"alknet/channels",
     b"alknet/call",
@@ -23,10 +23,10 @@ const ORDER: [&[u8]; 19] = [
     b"http/1.1",
 ];
 
-/// Place of what is not listed. No ALPN is empty.
+/// Stands for protocols that are not listed. No ALPN is empty.
 const OTHERS: &[u8] = b"";
 
-/// `alpns`, most preferred first. Equals keep their order.
+/// Sorts `alpns`, the most preferred first. Equals keep their order.
 ///
 /// ```
 /// use alknet_tls::by_preference;
@@ -36,9 +36,9 @@ const OTHERS: &[u8] = b"";
 /// ```
 #[must_use]
 pub fn by_preference(alpns: &[&[u8]]) -> Vec<Vec<u8>> {
-    let place = |id: &[u8]| ORDER.iter().position(|known| *known == id);
+    let position = |id: &[u8]| ORDER.iter().position(|known| *known == id);
     let mut sorted: Vec<Vec<u8>> = alpns.iter().map(|id| id.to_vec()).collect();
-    sorted.sort_by_key(|id| place(id).or_else(|| place(OTHERS)));
+    sorted.sort_by_key(|id| position(id).or_else(|| position(OTHERS)));
     sorted
 }
 

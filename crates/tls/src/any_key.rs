@@ -1,4 +1,4 @@
-//! How each side's handshake signature is checked, and the server's view of its clients' keys.
+//! How each side checks the other's handshake signature, and how the server accepts its clients' keys.
 
 use std::fmt;
 
@@ -10,8 +10,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 use crate::proof::PeerProof;
 
-/// Takes any key the client can sign with. What the key means is decided by the part that knows the
-/// peers.
+/// Accepts any key with which the client can sign. The part that knows the peers decides what the key means.
 pub(crate) struct AnyKey {
     raw: bool,
     algorithms: WebPkiSupportedAlgorithms,
@@ -25,12 +24,12 @@ impl AnyKey {
 
 impl ClientCertVerifier for AnyKey {
     fn client_auth_mandatory(&self) -> bool {
-        // A client without a key is served, too: what a peer may do is decided by protocol and operation.
+        // A client without a key is served as well: protocol and operation decide what a peer may do.
         false
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // A list of issuers (RFC 8446 section 4.2.4) would keep clients from showing self-signed certificates.
+        // A list of issuers (RFC 8446 section 4.2.4) would keep clients from sending self-signed certificates.
         &[]
     }
 
@@ -40,7 +39,7 @@ impl ClientCertVerifier for AnyKey {
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        // Names, dates and issuers say nothing here; possession is proven by the signature.
+        // Names, dates and issuers do not matter here. The signature proves possession.
         PeerProof::from_certificate(end_entity)?;
         Ok(ClientCertVerified::assertion())
     }
@@ -78,7 +77,7 @@ impl fmt::Debug for AnyKey {
     }
 }
 
-/// The CertificateVerify signature of either form (RFC 8446 section 4.4.3).
+/// Verifies the CertificateVerify signature of either form of key (RFC 8446 section 4.4.3).
 pub(crate) fn verify_signature(
     raw: bool,
     message: &[u8],

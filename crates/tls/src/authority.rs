@@ -1,4 +1,4 @@
-//! Certificates of authorities, checked before the node trusts what they sign.
+//! Certificates of authorities, which are checked before the node trusts what they sign.
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -7,43 +7,43 @@ use thiserror::Error;
 
 use crate::der;
 
-/// What a PEM text of authorities holds.
+/// The content of a PEM text of authorities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuthoritySummary {
     /// Number of its certificates.
     pub certificates: usize,
-    /// The first end of a validity in it, in seconds of Unix time.
+    /// The earliest end of a validity in it, in seconds of Unix time.
     pub not_after: u64,
 }
 
-/// Why a text cannot be trusted as authorities.
+/// Why a text cannot be used as authorities.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum AuthorityError {
-    /// Not X.509, or of a kind that no verifier takes.
+    /// The certificate is no X.509, or of a kind that the verifier does not take.
     #[error("certificate {number} cannot be used: {reason}; export it again as PEM")]
     Certificate {
-        /// Which, from 1.
+        /// Number of the certificate, from 1.
         number: usize,
         /// Reason, for a person.
         reason: String,
     },
-    /// A private key, which no verifier needs.
+    /// The text has a private key, which no verifier needs.
     #[error("there is a private key beside the certificates; leave it out, and keep it secret")]
     Key,
-    /// There is no certificate.
+    /// The text has no certificate.
     #[error("there is no certificate; give PEM text with BEGIN CERTIFICATE")]
     NoCertificate,
-    /// It cannot have signed the certificate of a server.
+    /// The certificate cannot have signed that of a server.
     #[error(
         "certificate {number} is no certificate of an authority: its basicConstraints do not say CA; give the \
          authority's own certificate, not the server's"
     )]
     NotAuthority {
-        /// Which, from 1.
+        /// Number of the certificate, from 1.
         number: usize,
     },
-    /// Not PEM.
+    /// The text is no PEM.
     #[error("the text is damaged: {0}; export it again as PEM")]
     Pem(String),
 }
@@ -53,6 +53,7 @@ pub enum AuthorityError {
 /// # Errors
 /// One of them is damaged or is no certificate of an authority, the text has no certificate, or it has a private key.
 pub fn authorities_from_pem(pem: &[u8]) -> Result<AuthoritySummary, AuthorityError> {
+    // A private key here is a mistake of the administrator, who must learn of it before the text is used.
     if PrivateKeyDer::pem_slice_iter(pem).next().is_some() {
         return Err(AuthorityError::Key);
     }
@@ -68,7 +69,7 @@ pub fn authorities_from_pem(pem: &[u8]) -> Result<AuthoritySummary, AuthorityErr
             return Err(AuthorityError::NotAuthority { number });
         }
         ends.push(fields.not_after);
-        // The store is thrown away: adding shows whether the verifier's library takes this certificate.
+        // The store is dropped: adding to it only shows whether the verifier's library takes this certificate.
         let added = roots.add(certificate.clone());
         added.map_err(|error| unusable(error.to_string()))?;
     }

@@ -12,16 +12,16 @@ use crate::error::TlsError;
 use crate::key::NodeKey;
 use crate::secret_file;
 
-/// File of the key browsers see, in the state directory.
+/// File of the key for browsers, in the state directory.
 const BROWSER_KEY_FILE: &str = "browser.key";
 
-/// The key as it is (RFC 7250): the "certificate" is its SubjectPublicKeyInfo.
+/// The raw public key (RFC 7250): the "certificate" is its SubjectPublicKeyInfo.
 pub(crate) fn raw(key: &NodeKey) -> Result<Arc<CertifiedKey>, TlsError> {
     let spki = CertificateDer::from(key.spki().to_vec());
     Ok(Arc::new(CertifiedKey::new(vec![spki], key.signing_key()?)))
 }
 
-/// The node key in a self-signed certificate, byte-identical each time it is made.
+/// The node key in a self-signed certificate, which is the same to the byte each time.
 pub(crate) fn wrapped(key: &NodeKey) -> Result<Arc<CertifiedKey>, TlsError> {
     let pkcs8 = key.pkcs8();
     let pair = KeyPair::try_from(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()))?;
@@ -32,9 +32,8 @@ pub(crate) fn wrapped(key: &NodeKey) -> Result<Arc<CertifiedKey>, TlsError> {
     )))
 }
 
-/// A self-signed P-256 certificate for browsers, which know no Ed25519. The key is kept in
-/// `state_dir`, so that an exception granted in a browser stays good; without a directory it lives
-/// as long as the process.
+/// A self-signed P-256 certificate for browsers, which do not support Ed25519. The key is stored in `state_dir`, so
+/// that an exception granted in a browser stays valid. Without a directory it lives as long as the process.
 pub(crate) fn browser(
     key: &NodeKey,
     state_dir: Option<&Path>,
@@ -68,8 +67,8 @@ fn new_p256() -> Result<KeyPair, TlsError> {
     Ok(KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?)
 }
 
-/// Valid from before any clock to after any: the key is what counts, and a machine without a
-/// sane clock must still be reachable.
+/// Makes a certificate that is valid from before any clock to after any: the key is what counts, and a machine
+/// without a sane clock must be reachable.
 pub(crate) fn self_signed(
     name: &str,
     pair: &impl SigningKey,

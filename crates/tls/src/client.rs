@@ -1,4 +1,4 @@
-//! How a dialler proves itself and checks which server it reached.
+//! How a dialler authenticates itself and checks the server.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,20 +23,20 @@ use crate::remote::{
     KeyCertificateType, KnownPeer, PinnedRemote, PublicRemote, RemoteHost, RemotePins, TlsRemote,
 };
 
-/// Sessions remembered per remote. Each holds a few hundred bytes.
+/// TLS sessions remembered for each remote. Each has a few hundred bytes.
 const SESSIONS_MAX: usize = 256;
 
-/// Remotes known by a key in their address whose configuration and sessions are remembered.
+/// Remotes, named by the keys in their addresses, whose configurations and sessions are remembered.
 const REMOTES_MAX: usize = 256;
 
-/// The certificate authorities that came with this build.
+/// The certificate authorities of this build.
 #[must_use]
 pub fn bundled_roots() -> RootCertStore {
     webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect()
 }
 
-/// The certificate authorities of a PEM file, in place of the bundled ones. Each certificate is an authority over every
-/// name that its name constraints leave: webpki looks for no right to issue in it.
+/// The certificate authorities of a PEM file, which replace the bundled ones. Each certificate is an authority over
+/// every name that its name constraints allow: webpki does not check that it may issue certificates.
 ///
 /// # Errors
 /// The file cannot be read, or holds no usable certificate.
@@ -53,22 +53,23 @@ pub fn roots_from_file(path: &Path) -> Result<RootCertStore, TlsError> {
             .add(certificate)
             .map_err(|error| refused(error.to_string()))?;
     }
+    // With no root every server would fail, and each error would blame the server.
     if roots.is_empty() {
         return Err(refused("it holds no certificate".to_owned()));
     }
     Ok(roots)
 }
 
-/// How a dialler treats servers.
+/// How a dialler authenticates itself and checks servers.
 #[derive(Clone, Debug)]
 pub struct ClientTlsOptions {
     /// The key to dial with; `None` dials anonymously.
     pub key: Option<NodeKey>,
     /// The authorities trusted for public names.
     pub roots: RootCertStore,
-    /// Accept an address without a key, if it has a public certificate for that address.
+    /// Whether to accept an address without a key that has a public certificate for that address.
     pub webpki_ip: bool,
-    /// Show our key to public endpoints that ask for one. It is a mark to be tracked by.
+    /// Whether to show the client's key to public servers that ask for one. They can track the client by it.
     pub present_key_to_public: bool,
 }
 
@@ -83,7 +84,7 @@ impl Default for ClientTlsOptions {
     }
 }
 
-/// The client side of TLS: one per key we dial with.
+/// The client side of TLS: one for each key with which the node dials.
 pub struct ClientTls {
     options: ClientTlsOptions,
     public: OnceLock<ClientConfig>,
@@ -92,7 +93,7 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// Dials as `options` say.
+    /// The client side with these options.
     #[must_use]
     pub fn new(options: ClientTlsOptions) -> Self {
         Self {
@@ -103,38 +104,40 @@ impl ClientTls {
         }
     }
 
-    /// The key pinned servers are shown.
+    /// The key that pinned servers get to see.
     #[must_use]
     pub fn key(&self) -> Option<PeerKey> {
         self.options.key.as_ref().map(NodeKey::public)
     }
 
-    /// How to recognise a remote. What decides is its entry, if it has one, then the keys the
-    /// operator wrote into the address, then the form of the address; nothing else does.
+    /// How to recognise a remote: by its configured entry, if it has one, then by the keys that the operator wrote
+    /// into the address, then by the form of the address.
     ///
     /// # Errors
-    /// An entry without a key, or an address without anything to know it by.
+    /// The entry has no key, or the address has neither a key nor a name.
     pub fn remote(
         &self,
         entry: Option<&KnownPeer>,
         keys: &[PeerKey],
-        place: RemoteHost<'_>,
+        host: RemoteHost<'_>,
     ) -> Result<TlsRemote, TlsError> {
-        match (entry, place) {
+        match (entry, host) {
             (Some(peer), _) => Ok(TlsRemote::Peer(peer.id.clone(), self.peer(peer)?)),
+            // A key that the operator gave is stronger evidence than any authority.
             (None, _) if !keys.is_empty() => Ok(TlsRemote::Key(self.pinned(keys)?)),
             (None, RemoteHost::Name(name)) => self.public(name.to_owned().try_into().ok()),
             (None, RemoteHost::Ip(ip)) if self.options.webpki_ip => {
                 self.public(Some(ServerName::IpAddress(ip.into())))
             }
+            // Certificates for addresses are rare, and an address may change its owner.
             (None, RemoteHost::Ip(ip)) => Err(TlsError::UnknownPeer(ip.to_string())),
         }
     }
 
-    /// Takes over a changed entry at once: dials that have begun with other keys fail.
+    /// Takes over a changed entry at once: dials that began with other keys fail.
     ///
     /// # Errors
-    /// The entry has no key, or ours cannot be presented.
+    /// The entry has no key, or the client's own key cannot be presented.
     pub fn set_peer(&self, peer: &KnownPeer) -> Result<(), TlsError> {
         self.peer(peer).map(drop)
     }
@@ -142,16 +145,19 @@ impl ClientTls {
     /// Forgets a removed entry: dials that have begun fail.
     pub fn forget_peer(&self, id: &PeerId) {
         if let Some(remote) = self.peers().remove(id) {
+            // A dial that has begun holds the remote, and must fail as well.
             remote.pins.revoke();
         }
     }
 
-    /// The verifier for a peer, replaced when its keys have changed.
+    /// The verifier of a peer, which is replaced when its keys have changed.
     fn peer(&self, peer: &KnownPeer) -> Result<Arc<PinnedRemote>, TlsError> {
         let keys = sorted(&peer.keys);
         let mut peers = self.peers();
         let pins = match peers.get(&peer.id) {
+            // The same remote keeps its sessions, so that the next dial resumes one.
             Some(remote) if remote.keys() == keys => return Ok(Arc::clone(remote)),
+            // Dials that have begun share the pins, and are checked against the new keys.
             Some(remote) => Arc::clone(&remote.pins),
             None => Arc::default(),
         };
@@ -161,7 +167,7 @@ impl ClientTls {
         Ok(remote)
     }
 
-    /// The verifier for a set of keys. Remembered, so that sessions resume.
+    /// The verifier of a set of keys. It is remembered, so that sessions resume.
     fn pinned(&self, keys: &[PeerKey]) -> Result<Arc<PinnedRemote>, TlsError> {
         let keys = sorted(keys);
         let mut remotes = self.by_keys.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,7 +176,7 @@ impl ClientTls {
         }
         let own = self.options.key.as_ref();
         let remote = Arc::new(PinnedRemote::new(own, keys.clone(), Arc::default())?);
-        // What is lost is the resumption of sessions: the next dial to each makes a whole handshake.
+        // Only the resumption of sessions is lost: the next dial to each remote makes a whole handshake.
         if remotes.len() >= REMOTES_MAX {
             remotes.clear();
         }
@@ -183,7 +189,8 @@ impl ClientTls {
         let config = match self.public.get() {
             Some(config) => config,
             None => {
-                // Not within `get_or_init`, which takes no error: of two that are made at once one is kept.
+                // This is not within `get_or_init`, which takes no error. If two are made at the same time, one of
+                // them stays.
                 let made = self.make_public()?;
                 self.public.get_or_init(|| made)
             }
@@ -204,6 +211,7 @@ impl ClientTls {
         let shown = self.options.key.as_ref();
         Ok(match shown.filter(|_| self.options.present_key_to_public) {
             Some(key) => builder.with_client_cert_resolver(present(key, KeyCertificateType::X509)?),
+            // The key would identify this node to every public server.
             None => builder.with_no_client_auth(),
         })
     }
@@ -220,7 +228,7 @@ impl fmt::Debug for ClientTls {
 }
 
 fn sorted(keys: &[PeerKey]) -> Vec<PeerKey> {
-    // However they were written, the same keys are one remote with one cache of sessions.
+    // In whichever order they were written, the same keys are one remote with one session cache.
     let mut keys = keys.to_vec();
     keys.sort();
     keys.dedup();
@@ -246,6 +254,7 @@ pub(crate) fn pinned_config(
         None => builder.with_no_client_auth(),
         Some(key) => builder.with_client_cert_resolver(present(key, form)?),
     };
+    // The name would show the network which node is dialled. `PinnedRemote::config` sends it where a server needs it.
     config.enable_sni = false;
     config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
     Ok(config)
@@ -266,7 +275,7 @@ fn present(
     })
 }
 
-/// Our key in a certificate, made when a server first asks for one.
+/// The client's key in a certificate, which is made when a server first asks for one.
 struct KeyCertificateCell {
     key: NodeKey,
     made: OnceLock<Option<SingleCertAndKey>>,
@@ -298,7 +307,7 @@ impl fmt::Debug for KeyCertificateCell {
     }
 }
 
-/// Whether `host` can stand in a ClientHello as a name.
+/// Whether `host` can be the server name of a ClientHello.
 ///
 /// ```
 /// use alknet_tls::is_dns_name;

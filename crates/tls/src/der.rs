@@ -1,5 +1,5 @@
-//! The few fields of a certificate that the certificate library does not show: its dates, the
-//! identifier of its issuer's key, and whether it may issue certificates.
+//! Reads the few fields of a certificate that the certificate library does not show: its dates, the identifier of its
+//! issuer's key, and whether it may issue certificates.
 
 const BOOLEAN: u8 = 0x01;
 const INTEGER: u8 = 0x02;
@@ -8,7 +8,7 @@ const OBJECT_IDENTIFIER: u8 = 0x06;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
-/// `[0]` of an AuthorityKeyIdentifier (RFC 5280 section 4.2.1.1).
+/// Tag `[0]` of an AuthorityKeyIdentifier (RFC 5280 section 4.2.1.1).
 const KEY_IDENTIFIER: u8 = 0x80;
 /// `version` of a TBSCertificate (RFC 5280 section 4.1).
 const VERSION: u8 = 0xa0;
@@ -20,10 +20,10 @@ const OID_BASIC_CONSTRAINTS: [u8; 3] = [0x55, 0x1d, 0x13];
 /// 2.5.29.35, AuthorityKeyIdentifier.
 const OID_AUTHORITY_KEY: [u8; 3] = [0x55, 0x1d, 0x23];
 
-/// Longest element read. A certificate is a few KiB.
+/// Longest element that is read. A certificate has a few KiB.
 const ELEMENT_BYTES_MAX: usize = 1 << 20;
 
-/// What [`facts`] reads.
+/// The fields that [`facts`] reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CertificateFields<'a> {
     /// Start of validity in seconds of Unix time; dates before 1970 are 0.
@@ -32,7 +32,7 @@ pub(crate) struct CertificateFields<'a> {
     pub(crate) not_after: u64,
     /// Serial number, as its DER INTEGER holds it.
     pub(crate) serial: &'a [u8],
-    /// Identifier of the issuer's key, where there is one.
+    /// Identifier of the issuer's key, if the certificate has one.
     pub(crate) authority_key: Option<&'a [u8]>,
     /// Whether it may issue certificates: `cA` of BasicConstraints (RFC 5280 section 4.2.1.9).
     pub(crate) is_authority: bool,
@@ -55,7 +55,7 @@ pub(crate) fn facts(certificate: &[u8]) -> Option<CertificateFields<'_>> {
     while let Some((tag, content)) = tbs.next() {
         if tag == EXTENSIONS {
             authority_key = authority_key_of(content);
-            // Without BasicConstraints it is no authority's (RFC 5280 section 4.2.1.9).
+            // Without BasicConstraints the certificate may issue none (RFC 5280 section 4.2.1.9).
             is_authority = authority_flag(content).unwrap_or(false);
         }
     }
@@ -73,7 +73,7 @@ fn authority_key_of(extensions: &[u8]) -> Option<&[u8]> {
     DerReader(DerReader(value).take(SEQUENCE)?).take(KEY_IDENTIFIER)
 }
 
-/// A flag that is left out is false, as its DEFAULT says.
+/// An absent flag is false, as its DEFAULT says.
 fn authority_flag(extensions: &[u8]) -> Option<bool> {
     let value = extension(extensions, OID_BASIC_CONSTRAINTS)?;
     let flag = DerReader(DerReader(value).take(SEQUENCE)?).take(BOOLEAN)?;
@@ -98,7 +98,7 @@ fn extension(extensions: &[u8], oid: [u8; 3]) -> Option<&[u8]> {
     None
 }
 
-/// Elements one after the other.
+/// Reads elements one after the other.
 struct DerReader<'a>(&'a [u8]);
 
 impl<'a> DerReader<'a> {
@@ -114,7 +114,7 @@ impl<'a> DerReader<'a> {
             usize::from(first)
         } else {
             let (bytes, after) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            // None would be the indefinite length, which DER does not have (X.690 section 10.1).
+            // Zero bytes would be the indefinite length, which DER does not have (X.690 section 10.1).
             if bytes.is_empty() || bytes.len() > 4 {
                 return None;
             }
@@ -123,6 +123,7 @@ impl<'a> DerReader<'a> {
                 .iter()
                 .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
         };
+        // A damaged length must not make the reader take more than a certificate can have.
         if length > ELEMENT_BYTES_MAX {
             return None;
         }
@@ -177,8 +178,8 @@ fn number(text: &[u8], digits: usize) -> Option<(i64, &[u8])> {
     Some((text.iter().try_fold(0, digit)?, rest))
 }
 
-/// Days since 1970-01-01 of a date in the Gregorian calendar. Years are counted from March, so
-/// that the leap day is the last of its year.
+/// Days since 1970-01-01 of a date in the Gregorian calendar. Years are counted from March, so that the leap day is
+/// the last of its year.
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let month = (month + 9) % 12;

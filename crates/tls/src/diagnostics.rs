@@ -1,22 +1,22 @@
-//! What is wrong with a node's certificates right now, by name, for the console and health.
+//! The present diagnostics of a node's certificates, for the console and the health check.
 
 use std::fmt;
 
 use tokio::sync::watch;
 
-/// A certificate file cannot be used; the one before it goes on being served.
+/// A certificate file cannot be used; the node goes on serving the certificate before it.
 pub const CERT_RELOAD_FAILED: &str = "tls-cert-reload-failed";
-/// The certificate authority gave no certificate.
+/// The certificate authority issued no certificate.
 pub const ACME_FAILED: &str = "tls-acme-failed";
-/// The clock is before the time this program was built, so that nothing is ordered.
+/// The clock is before the time of this program's build, so that the node orders no certificate.
 pub const CLOCK_INSANE: &str = "clock-insane";
 
-/// One thing that is wrong.
+/// One diagnostic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeDiagnostic {
-    /// Its name, one of the constants of this module.
+    /// Its code, one of the constants of this module.
     pub code: &'static str,
-    /// What it concerns: a file, a domain.
+    /// The file or domain that it concerns.
     pub subject: String,
     /// What is wrong and what to do.
     pub text: String,
@@ -28,12 +28,12 @@ impl fmt::Display for NodeDiagnostic {
     }
 }
 
-/// The present problems. At most one of each name and subject.
+/// The present diagnostics: at most one for each code and subject.
 #[derive(Debug, Default)]
 pub struct NodeDiagnostics(watch::Sender<Vec<NodeDiagnostic>>);
 
 impl NodeDiagnostics {
-    /// Everything that is wrong now.
+    /// All present diagnostics.
     #[must_use]
     pub fn list(&self) -> Vec<NodeDiagnostic> {
         self.0.borrow().clone()
@@ -45,13 +45,14 @@ impl NodeDiagnostics {
         self.0.subscribe()
     }
 
-    /// Something is wrong; logged when it is news.
+    /// Adds or replaces a diagnostic, and logs it if it is new.
     pub fn set(&self, code: &'static str, subject: &str, text: String) {
         let new = NodeDiagnostic {
             code,
             subject: subject.to_owned(),
             text,
         };
+        // The comparison and the change are one step, so that a diagnostic is logged once.
         self.0.send_if_modified(|list| {
             if list.contains(&new) {
                 return false;
@@ -63,7 +64,7 @@ impl NodeDiagnostics {
         });
     }
 
-    /// It is right again.
+    /// Removes a diagnostic.
     pub fn clear(&self, code: &'static str, subject: &str) {
         self.0.send_if_modified(|list| {
             let before = list.len();

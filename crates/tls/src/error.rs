@@ -1,4 +1,4 @@
-//! What can go wrong before a handshake.
+//! Errors before a handshake.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ pub enum TlsError {
     /// A self-signed certificate could not be made.
     #[error("cannot make a self-signed certificate: {0}")]
     Certificate(#[from] rcgen::Error),
-    /// A key file of the wrong size.
+    /// A key file has the wrong size.
     #[error(
         "{path} holds {bytes} bytes, and a key is a seed of exactly 32; restore it from a backup, \
          or move it away to get a new identity"
@@ -20,10 +20,10 @@ pub enum TlsError {
     KeyLength {
         /// The file.
         path: PathBuf,
-        /// What it holds.
+        /// Number of bytes in it.
         bytes: usize,
     },
-    /// A key file others can read.
+    /// Other users can read a key file.
     #[error(
         "{path} has mode {mode:04o} and may hold 0600 at most; run 'chmod 600 {path}', and replace \
          the key if others could read it"
@@ -34,7 +34,7 @@ pub enum TlsError {
         /// Its permission bits.
         mode: u32,
     },
-    /// A key file of another user.
+    /// A key file belongs to another user.
     #[error(
         "{path} belongs to user {owner} and not to you (user {us}), so that its key is not used; name a file or a \
          directory of your own"
@@ -63,10 +63,10 @@ pub enum TlsError {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// What is to be dialled is no DNS name.
+    /// The dialled host is no DNS name.
     #[error("this is no host name that a certificate could be for")]
     Name,
-    /// Pinned dialling without a pin.
+    /// A pinned dial has no pin.
     #[error("a pinned connection needs at least one key; write ed25519:<64 hex>@host:port")]
     NoPins,
     /// The kernel gave no random bytes.
@@ -83,7 +83,7 @@ pub enum TlsError {
     /// The TLS library refused a configuration.
     #[error("TLS configuration refused: {0}")]
     Rustls(#[from] rustls::Error),
-    /// A file of our own state is damaged.
+    /// A file of the node's own state is damaged.
     #[error("{path} cannot be used: {reason}; move it away to start over")]
     State {
         /// The file.
@@ -91,7 +91,7 @@ pub enum TlsError {
         /// Reason, for a person.
         reason: String,
     },
-    /// An address without a pin proves nothing.
+    /// The target is an address without a pin, for which any server could answer.
     #[error("{0} is an address without a pinned key; write ed25519:<64 hex>@{0}")]
     UnknownPeer(String),
 }

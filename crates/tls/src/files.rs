@@ -1,4 +1,4 @@
-//! Certificates from files, read again whenever the files change.
+//! Certificates from files, which the node reads again when the files change.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -11,8 +11,8 @@ use crate::diagnostics::{CERT_RELOAD_FAILED, NodeDiagnostics};
 use crate::pair::{CertificateFiles, CertificatePair};
 use crate::store::{CertificateSource, CertificateStore};
 
-/// How often the files are looked at. Looking costs two system calls for a pair, and finds every
-/// way of replacing a file: written over, renamed over, and the symbolic links of other tools.
+/// Pause between checks of the files. A check costs two system calls for a pair, and finds every way of replacing a
+/// file: overwriting, renaming, and the symbolic links of other tools.
 pub const FILES_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Keeps the certificates of `tls.files` up to date in a store.
@@ -29,12 +29,11 @@ struct WatchedCertificate {
     seen: Option<[Stamp; 2]>,
 }
 
-/// What changes when a file does: device, inode, size, time of change. `None`: not there.
+/// The values that change with a file: device, inode, size and change time. `None`: no such file.
 type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 impl FileWatcher {
-    /// Reads every pair once. A pair that cannot be used is reported and tried again when one of
-    /// its files changes.
+    /// Reads every pair once. A pair that cannot be used is reported, and read again when one of its files changes.
     #[must_use]
     pub fn new(
         files: Vec<CertificateFiles>,
@@ -54,17 +53,16 @@ impl FileWatcher {
         watcher
     }
 
-    /// Reads again what has changed since the last look; returns how many certificates were
-    /// replaced.
+    /// Reads the pairs that changed since the last check. Returns how many certificates were replaced.
     pub fn check(&mut self) -> usize {
         let mut replaced = 0;
         for (index, entry) in self.entries.iter_mut().enumerate() {
-            // Before the files are read: what changes meanwhile is seen with the next look.
+            // The stamps are taken before the files are read: a change meanwhile is found by the next check.
             let now = [stamp(&entry.files.chain), stamp(&entry.files.key)];
             if entry.seen == Some(now) {
                 continue;
             }
-            // Also where the pair turns out bad: it is reported once and not with every look.
+            // The stamp is stored also if the pair is invalid, so that it is reported once and not with every check.
             entry.seen = Some(now);
             let subject = entry.files.chain.display().to_string();
             match CertificatePair::load(&entry.files) {
@@ -75,11 +73,11 @@ impl FileWatcher {
                     replaced += 1;
                 }
                 Err(error) => {
-                    let kept = match self.store.pair(CertificateSource::File(index)) {
+                    let served = match self.store.pair(CertificateSource::File(index)) {
                         Some(_) => "the certificate before it is still served",
                         None => "nothing is served for it",
                     };
-                    let text = format!("{error} ({kept})");
+                    let text = format!("{error} ({served})");
                     self.problems.set(CERT_RELOAD_FAILED, &subject, text);
                 }
             }
@@ -87,9 +85,10 @@ impl FileWatcher {
         replaced
     }
 
-    /// Looks every `period` for ever.
+    /// Checks every `period` without end.
     pub async fn run(mut self, period: Duration) {
         let mut ticks = interval(period);
+        // After a long sleep of the machine one check is enough.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -104,7 +103,7 @@ fn stamp(path: &Path) -> Stamp {
         meta.dev(),
         meta.ino(),
         meta.len(),
-        // Not the time of modification: programs that copy files set that to the original's.
+        // This is not the modification time, which programs that copy files set to the original's.
         meta.ctime(),
         meta.ctime_nsec(),
     ))
@@ -162,8 +161,8 @@ mod tests {
         let problem = &problems.list()[0];
         assert!(problem.text.contains("does not fit"), "{problem}");
         assert!(problem.text.contains("still served"), "{problem}");
-        let kept = store.find("one.example").expect("still served");
-        assert!(Arc::ptr_eq(&first, &kept));
+        let served = store.find("one.example").expect("still served");
+        assert!(Arc::ptr_eq(&first, &served));
 
         write(&files.key, &key);
         assert_eq!(watcher.check(), 1);

@@ -1,14 +1,14 @@
-//! Which configuration a client gets, from the bytes of its ClientHello alone.
+//! Chooses the configuration for a client from the bytes of its ClientHello alone.
 //!
-//! QUIC hands out handshake bytes without the records that carry them on TCP, and in pieces. Both
-//! carriages must choose alike, so that the bytes go through the same reader here as there.
+//! QUIC hands over handshake bytes without the records of TCP, and in pieces. Both carriages must choose in the same
+//! way, so that the bytes go through the same reader.
 
 use rustls::server::Acceptor;
 use thiserror::Error;
 
 use crate::server::{ServerTls, TlsConfigSlot, UnknownName};
 
-/// Longest ClientHello: fits one TLS record and is ten times what clients send.
+/// Longest ClientHello in bytes: it fits into one TLS record, and is ten times what clients send.
 pub const HELLO_BYTES_MAX: usize = 16 << 10;
 
 /// Handshake header: one byte type, three bytes length (RFC 8446 section 4).
@@ -21,12 +21,12 @@ const ALERT_DECODE_ERROR: u8 = 50;
 pub const ALERT_UNRECOGNIZED_NAME: u8 = 112;
 
 impl ServerTls {
-    /// The slot for the ClientHello that `bytes`, a handshake's first ones, begin with; nothing
-    /// while it is incomplete. What follows it is not looked at.
+    /// The slot for the ClientHello at the start of `bytes`, the first ones of a handshake; `None` while it is
+    /// incomplete. Bytes after it are ignored.
     ///
     /// # Errors
-    /// It is longer than [`HELLO_BYTES_MAX`], which its first four bytes say, or is no ClientHello,
-    /// or its name is to be refused.
+    /// The ClientHello is longer than [`HELLO_BYTES_MAX`], as its first four bytes say, is no ClientHello, or has a
+    /// name that the node refuses.
     pub fn slot_of(&self, bytes: &[u8]) -> Result<Option<TlsConfigSlot>, HelloError> {
         let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
@@ -42,12 +42,12 @@ impl ServerTls {
         }
     }
 
-    /// Reads a whole ClientHello by putting it into the one TLS record TCP would carry it in.
+    /// Reads a whole ClientHello in the one TLS record in which TCP would carry it.
     fn slot_of_whole(&self, hello: &[u8]) -> Result<TlsConfigSlot, HelloError> {
         let length = u16::try_from(hello.len()).map_err(|_| HelloError::TooLong)?;
         let [high, low] = length.to_be_bytes();
-        // 22 is a handshake record; 3, 1 the version that a first ClientHello's record may have (RFC 8446 section
-        // 5.1).
+        // 22 is a handshake record, and 3, 1 the version that the record of a first ClientHello may have (RFC 8446
+        // section 5.1).
         let record = [&[22, 3, 1, high, low], hello].concat();
         let mut acceptor = Acceptor::default();
         acceptor
@@ -65,19 +65,19 @@ impl ServerTls {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HelloError {
-    /// Longer than [`HELLO_BYTES_MAX`].
+    /// The ClientHello is longer than [`HELLO_BYTES_MAX`].
     #[error("the ClientHello is longer than {} KiB", HELLO_BYTES_MAX >> 10)]
     TooLong,
-    /// No ClientHello.
+    /// The bytes are no ClientHello.
     #[error("the ClientHello cannot be read: {0}")]
     Undecodable(String),
-    /// A name that is not served.
+    /// The node does not serve the name.
     #[error(transparent)]
     UnknownName(#[from] UnknownName),
 }
 
 impl HelloError {
-    /// The alert that tells the client (RFC 8446 section 6.2).
+    /// The alert that the client gets (RFC 8446 section 6.2).
     #[must_use]
     pub const fn alert(&self) -> u8 {
         match self {
@@ -109,12 +109,12 @@ mod tests {
     /// What a dialler sends first: raw and X.509 clients of a peer, and one of a public name.
     fn hellos() -> Vec<(Vec<u8>, TlsConfigSlot)> {
         let tls = ClientTls::new(ClientTlsOptions::default());
-        let place = RemoteHost::Name("peer.example.org");
+        let host = RemoteHost::Name("peer.example.org");
         let pin = [PeerKey::Ed25519([1; 32])];
-        let pinned = tls.remote(None, &pin, place).expect("a pin");
-        let public = tls.remote(None, &[], place).expect("a name");
-        let pinned = pinned.attempts(place, b"alknet/call").into_iter();
-        let public = public.attempts(place, b"h3");
+        let pinned = tls.remote(None, &pin, host).expect("a pin");
+        let public = tls.remote(None, &[], host).expect("a name");
+        let pinned = pinned.attempts(host, b"alknet/call").into_iter();
+        let public = public.attempts(host, b"h3");
         pinned
             .chain(public)
             .zip([
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn strict_names_refuse_who_asks_for_another() {
+    fn strict_names_refuse_a_client_with_another_name() {
         let tls = server(true);
         let choices: Vec<_> = hellos()
             .iter()
@@ -173,9 +173,9 @@ mod tests {
             let [_, a, b, c] = length.to_be_bytes();
             [1, a, b, c]
         };
-        let fits = u32::try_from(HELLO_BYTES_MAX - HEADER_BYTES).expect("small");
-        assert_eq!(tls.slot_of(&header(fits)), Ok(None));
-        let error = tls.slot_of(&header(fits + 1)).expect_err("too long");
+        let longest = u32::try_from(HELLO_BYTES_MAX - HEADER_BYTES).expect("small");
+        assert_eq!(tls.slot_of(&header(longest)), Ok(None));
+        let error = tls.slot_of(&header(longest + 1)).expect_err("too long");
         assert_eq!(error, HelloError::TooLong);
         assert_eq!(error.alert(), ALERT_DECODE_ERROR);
     }

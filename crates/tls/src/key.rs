@@ -20,7 +20,7 @@ const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
-/// An Ed25519 key pair: the identity of a node or of a person. Never shown; wiped when dropped.
+/// An Ed25519 key pair: the identity of a node or of a person. It is never shown, and is wiped when dropped.
 ///
 /// ```
 /// use alknet_tls::{NodeKey, is_signed};
@@ -37,17 +37,17 @@ pub struct NodeKey {
 }
 
 impl NodeKey {
-    /// A new key from the kernel's random bytes.
+    /// Generates a key from the kernel's random bytes.
     ///
     /// # Errors
-    /// The kernel gives none.
+    /// The kernel gave no random bytes.
     pub fn generate() -> Result<Self, TlsError> {
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *seed).map_err(TlsError::Random)?;
         Ok(Self::from_seed(&seed))
     }
 
-    /// The key a 32-byte seed stands for (RFC 8032 section 5.1.5).
+    /// The key of a 32-byte seed (RFC 8032 section 5.1.5).
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         let pair =
@@ -60,10 +60,10 @@ impl NodeKey {
         }
     }
 
-    /// Reads a key file: 32 bytes, mode 0600 at most. `None` when there is no file.
+    /// Reads a key file: 32 bytes, mode 0600 at most. `None` if the file does not exist.
     ///
     /// # Errors
-    /// Unreadable, readable by others, or not a seed.
+    /// The file cannot be read, other users can read it, or it holds no seed.
     pub fn load(path: &Path) -> Result<Option<Self>, TlsError> {
         let Some(bytes) = secret_file::read(path)? else {
             return Ok(None);
@@ -75,11 +75,12 @@ impl NodeKey {
         Ok(Some(Self::from_seed(seed)))
     }
 
-    /// Reads a key file, and makes it first where it is missing; says whether it was made.
+    /// Reads a key file. If it does not exist, generates a key and writes it. Returns whether the key is new.
     ///
     /// # Errors
     /// As [`load`](Self::load), or the file cannot be written.
     pub fn load_or_create(path: &Path) -> Result<(Self, bool), TlsError> {
+        // A file that cannot be read is an error: a new key would give the node another identity.
         if let Some(key) = Self::load(path)? {
             return Ok((key, false));
         }
@@ -96,19 +97,19 @@ impl NodeKey {
         secret_file::write(path, &*self.seed)
     }
 
-    /// The public half, as configuration and logs write it.
+    /// The public key, in the form of configuration and logs.
     #[must_use]
     pub fn public(&self) -> PeerKey {
         PeerKey::Ed25519(self.public)
     }
 
-    /// The secret itself, for a library that signs with it.
+    /// The secret seed, for a library that signs with it.
     #[must_use]
     pub fn seed(&self) -> &[u8; 32] {
         &self.seed
     }
 
-    /// A secret bound to this key and to `label` (HKDF-SHA-256), the same after every restart.
+    /// A secret of this key and `label` (HKDF-SHA-256), which is the same after every restart.
     #[must_use]
     pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
         let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"alknet node key").extract(&*self.seed);
@@ -119,8 +120,8 @@ impl NodeKey {
         out
     }
 
-    /// Signs a message (RFC 8032). The caller makes sure that it begins with its purpose, so that
-    /// no signature can stand for another.
+    /// Signs a message (RFC 8032). The caller's message begins with its purpose, so that no signature can serve
+    /// another.
     #[must_use]
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         let pair = Ed25519KeyPair::from_seed_unchecked(&*self.seed)
@@ -130,7 +131,7 @@ impl NodeKey {
         signature
     }
 
-    /// Name that stands for this key where a protocol wants a host name.
+    /// The name of this key for protocols that need a host name.
     #[must_use]
     pub fn host_name(&self) -> String {
         host_name(&self.public)
@@ -157,7 +158,7 @@ impl fmt::Debug for NodeKey {
     }
 }
 
-/// Whether `key` made this signature of `message`; only Ed25519 keys can.
+/// Whether `key` made this signature of `message`. Only Ed25519 keys can.
 #[must_use]
 pub fn is_signed(key: &PeerKey, message: &[u8], signature: &[u8]) -> bool {
     let PeerKey::Ed25519(public) = key else {
@@ -167,7 +168,7 @@ pub fn is_signed(key: &PeerKey, message: &[u8], signature: &[u8]) -> bool {
     key.verify(message, signature).is_ok()
 }
 
-/// `<base32 of the key>.alknet.invalid`: never resolves (RFC 6761), different for every key.
+/// `<base32 of the key>.alknet.invalid`: it never resolves (RFC 6761), and differs for every key.
 pub(crate) fn host_name(key: &[u8; 32]) -> String {
     format!(
         "{}.alknet.invalid",

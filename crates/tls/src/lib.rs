@@ -1,10 +1,10 @@
 //! TLS of a node: its key, what it presents to which client, and how each side checks the other.
 //!
-//! A peer is its key. The same Ed25519 key is served raw (RFC 7250) and wrapped in a self-signed
-//! certificate, and proves the same identity in both forms. Nothing here accepts a server without
-//! a pin or a certificate chain, and nothing accepts a client key without a signature by it.
+//! A peer is its key. The same Ed25519 key is served raw (RFC 7250) and wrapped in a self-signed certificate, and
+//! proves the same identity in both forms. No code here accepts a server without a pin or a certificate chain, or a
+//! client's key without a signature by it.
 //!
-//! A handshake in memory. The endpoint does the same over TCP and QUIC:
+//! A handshake in memory, as the endpoint makes it over TCP and QUIC:
 //!
 //! ```
 //! use std::net::Ipv4Addr;
@@ -36,12 +36,12 @@
 //!
 //!     // A client knows a server at an address by its key, and by nothing else.
 //!     let tls = ClientTls::new(ClientTlsOptions::default());
-//!     let place = RemoteHost::Ip(Ipv4Addr::LOCALHOST.into());
-//!     assert!(tls.remote(None, &[], place).is_err());
-//!     let remote = tls.remote(None, &[key.public()], place)?;
-//!     let configs = remote.attempts(place, ALPN);
+//!     let host = RemoteHost::Ip(Ipv4Addr::LOCALHOST.into());
+//!     assert!(tls.remote(None, &[], host).is_err());
+//!     let remote = tls.remote(None, &[key.public()], host)?;
+//!     let configs = remote.attempts(host, ALPN);
 //!     let config = configs.into_iter().next().ok_or("no form of the key")?;
-//!     let client = ClientConnection::new(Arc::new(config), remote.server_name(place))?;
+//!     let client = ClientConnection::new(Arc::new(config), remote.server_name(host))?;
 //!     let mut client = Connection::Client(client);
 //!
 //!     // The server chooses what it shows by the ClientHello.
@@ -113,7 +113,7 @@ pub use remote::{
 pub use server::{ALPN_ACME, ServerTls, ServerTlsOptions, TlsConfigSlot, UnknownName};
 pub use store::{CertificateSource, CertificateStore, CertificateSummary};
 
-/// The one crypto provider: aws-lc-rs, with X25519MLKEM768 preferred. Always passed explicitly.
+/// The one crypto provider: aws-lc-rs, which prefers X25519MLKEM768. All code passes it explicitly.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! Which certificate a client gets that does not take raw keys.
+//! Chooses the certificate for a client that does not take raw keys.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,8 +13,8 @@ use crate::error::TlsError;
 use crate::key::NodeKey;
 use crate::store::CertificateStore;
 
-/// The configured certificates, then the self-signed ones. Each of these is made when the first
-/// client comes that needs it: most nodes never see a browser, and no start waits for one.
+/// The configured certificates, then the self-signed ones. Each of these is made for the first client that needs it:
+/// most nodes never serve a browser, and no start waits for one.
 pub(crate) struct ServerCertificates {
     key: NodeKey,
     own_name: String,
@@ -40,16 +40,17 @@ impl ServerCertificates {
         }
     }
 
-    /// Whether a client asks for something this node is: a configured name, or the name of its key.
+    /// Whether a client asks for a name of this node: a configured one, or that of its key.
     pub(crate) fn knows(&self, name: Option<&str>) -> bool {
         name.is_some_and(|name| {
             name.eq_ignore_ascii_case(&self.own_name) || self.configured.find(name).is_some()
         })
     }
 
-    /// The configured certificate for the name asked for, if the client can check its signatures.
+    /// The configured certificate for the requested name, if the client can check its signatures.
     fn configured(&self, hello: &ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let found = self.configured.find(hello.server_name()?)?;
+        // A client that cannot check the signatures of this certificate gets the self-signed one.
         found.key.choose_scheme(hello.signature_schemes())?;
         Some(found)
     }
@@ -63,7 +64,7 @@ impl ServerCertificates {
     fn browser(&self) -> Option<Arc<CertifiedKey>> {
         let make = || {
             let provider = crate::provider();
-            // A full or read-only disk costs the key its permanence, not the browser its answer.
+            // On a full or read-only disk the key does not survive the process, but the browser gets its certificate.
             report(certs::browser(
                 &self.key,
                 self.state_dir.as_deref(),

@@ -1,4 +1,4 @@
-//! The certificate that a node makes of its own key, for clients that take nothing but a file of authorities.
+//! The certificate that a node makes of its own key, for clients that trust only a file of authorities.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -13,20 +13,22 @@ use crate::client::pinned_config;
 use crate::key::{host_name, is_signed};
 use crate::remote::KeyCertificateType;
 
-/// What such a client speaks (RFC 7301 section 6).
+/// The protocol of such a client (RFC 7301 section 6).
 const ALPN: &[u8] = b"http/1.1";
-/// Bytes of an Ed25519 signature (RFC 8032 section 5.1.6), which are the last ones of the certificate.
+/// Bytes of an Ed25519 signature (RFC 8032 section 5.1.6), with which the certificate ends.
 const SIGNATURE_LEN: usize = 64;
 
-/// Asks the server at the other end of `stream` for its certificate, and takes no other than the one that a node with
-/// this key makes: one name, no claim to issue others, and the dates that every node writes. Answers its DER.
+/// Asks the server at the other end of `stream` for its certificate, and accepts only the one that a node with this
+/// key makes: with one name, without the right to issue others, and with the dates that every node writes. Returns
+/// its DER.
 ///
-/// OpenSSL lets no certificate issue others that does not claim so (RFC 5280 section 4.2.1.9). webpki, and with it
-/// rustls, takes each certificate of a file of authorities for one, over every name: such a client must not have it.
+/// OpenSSL lets no certificate issue others that does not claim the right (RFC 5280 section 4.2.1.9). webpki, and
+/// hence rustls, takes each certificate in a file of authorities for one, over every name: such a client must not get
+/// it.
 ///
 /// # Errors
-/// The stream fails, no handshake comes about, or the server has another key; `InvalidData` where it has the key and
-/// presents another certificate, which could make it an authority over every name.
+/// The stream or the handshake fails, or the server has another key. `InvalidData` if it has the key and presents
+/// another certificate, which could make it an authority over every name.
 pub fn own_certificate(key: &PeerKey, stream: &mut (impl Read + Write)) -> io::Result<Vec<u8>> {
     let PeerKey::Ed25519(public) = key else {
         let text = "only an Ed25519 key has a certificate of its own";
@@ -35,11 +37,12 @@ pub fn own_certificate(key: &PeerKey, stream: &mut (impl Read + Write)) -> io::R
     let config = pinned_config(None, &[*key], KeyCertificateType::X509, &Arc::default());
     let mut config = config.map_err(io::Error::other)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    // A node that is strict about names shows this certificate to a client that asks for it by its name.
+    // A node with strict names presents this certificate only to a client that asks for it by its name.
     config.enable_sni = true;
     let name = ServerName::try_from(host_name(public)).map_err(io::Error::other)?;
     let connection = ClientConnection::new(Arc::new(config), name);
     let mut connection = connection.map_err(io::Error::other)?;
+    // The handshake proves that the server has the private key.
     while connection.is_handshaking() {
         connection.complete_io(stream)?;
     }
@@ -55,17 +58,19 @@ pub fn own_certificate(key: &PeerKey, stream: &mut (impl Read + Write)) -> io::R
 }
 
 /// Whether a certificate is, to the byte, the one that a node with this key makes. All but the signature follows from
-/// the key, and the signature is checked.
+/// the key, and the signature is verified.
 fn is_own(public: &[u8; 32], der: &CertificateDer<'_>) -> bool {
+    // An Ed25519 signature is the last field of a certificate (RFC 5280 section 4.1).
     let Some(signature) = der.last_chunk::<SIGNATURE_LEN>() else {
         return false;
     };
     let signer = KnownSignature { public, signature };
+    // The node makes its certificate the same way each time: equal bytes mean that it holds nothing else.
     let made = certs::self_signed(&host_name(public), &signer);
     made.is_ok_and(|made| made == *der)
 }
 
-/// Stands for the key of another node: signs with the signature that this node made.
+/// Stands for the key of another node: it signs with the signature that this node made.
 struct KnownSignature<'a> {
     public: &'a [u8; 32],
     signature: &'a [u8; SIGNATURE_LEN],
@@ -142,9 +147,9 @@ mod tests {
         ] {
             assert!(!is_own(&public, &other), "{what}");
         }
-        let stranger = NodeKey::from_seed(&[8; 32]);
-        let stranger = certs::wrapped(&stranger).expect("a certificate").cert[0].clone();
-        assert!(!is_own(&public, &stranger), "another key's");
+        let other_key = NodeKey::from_seed(&[8; 32]);
+        let other_key = certs::wrapped(&other_key).expect("a certificate").cert[0].clone();
+        assert!(!is_own(&public, &other_key), "another key's");
         let mut damaged = own.to_vec();
         *damaged.last_mut().expect("it has bytes") ^= 1;
         assert!(!is_own(&public, &damaged.into()), "another signature");

@@ -1,4 +1,4 @@
-//! A certificate chain with its key, checked before a client sees it.
+//! A certificate chain with its key, which are checked before a client gets them.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -16,16 +16,16 @@ use zeroize::Zeroizing;
 
 use crate::der;
 
-/// Longest file read. A chain of ten certificates has 20 KiB.
+/// Longest file that is read, in bytes. A chain of ten certificates has 20 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Permission bits a key file may have: its owner, and a group that may read.
+/// Permission bits that a key file may have: those of its owner, and reading by its group.
 const KEY_MODE_MAX: u32 = 0o640;
 
-/// Names of one certificate that are looked at.
+/// Most names of one certificate that are read.
 const NAMES_MAX: usize = 256;
 
-/// Where a chain and its key are.
+/// The files of a chain and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
     /// PEM: the certificate, then those of its issuers.
@@ -34,7 +34,7 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// A chain and the key that fits its first certificate.
+/// A chain, and the key of its first certificate.
 #[derive(Clone)]
 pub struct CertificatePair {
     key: Arc<CertifiedKey>,
@@ -47,17 +47,17 @@ impl CertificatePair {
     /// Reads both files.
     ///
     /// # Errors
-    /// A file cannot be read, others may read the key, or the two do not fit.
+    /// A file cannot be read, other users can read the key, or the key is not that of the chain.
     pub fn load(files: &CertificateFiles) -> Result<Self, PairError> {
         let chain = read(&files.chain, None)?;
         let key = read(&files.key, Some(KEY_MODE_MAX))?;
         Self::from_pem(&chain, &key)
     }
 
-    /// Reads both texts.
+    /// Reads both from PEM texts.
     ///
     /// # Errors
-    /// One of them is damaged, or they do not fit each other.
+    /// One of them is damaged, or the key is not that of the chain.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, PairError> {
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<_, _>>()
@@ -71,6 +71,7 @@ impl CertificatePair {
             Some(key) => key.map_err(|_| PairError::DamagedKey)?,
             None => return Err(PairError::NoKey),
         };
+        // The first of several keys may be the wrong one.
         if keys.next().is_some() {
             return Err(PairError::SeveralKeys);
         }
@@ -80,7 +81,7 @@ impl CertificatePair {
     /// Joins a chain and a key.
     ///
     /// # Errors
-    /// They do not fit each other.
+    /// The key is not that of the chain.
     pub fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -96,6 +97,7 @@ impl CertificatePair {
             .load_private_key(key)
             .map_err(|_| PairError::KeyKind)?;
         let key = CertifiedKey::new(chain, private);
+        // The key is tried with the certificate: a wrong pair would fail only in the handshakes of clients.
         key.keys_match().map_err(|_| PairError::KeyMismatch)?;
         Ok(Self {
             key: Arc::new(key),
@@ -105,7 +107,7 @@ impl CertificatePair {
         })
     }
 
-    /// The DNS names it is valid for, in lower case; `*.` stands for one label.
+    /// The DNS names for which it is valid, in lower case; `*.` stands for one label.
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
@@ -123,15 +125,15 @@ impl CertificatePair {
         self.not_after
     }
 
-    /// Whether a client that trusts the end of the chain would accept it for `names` at `now`.
+    /// Checks whether a client that trusts the end of the chain would accept it for `names` at `now`.
     ///
     /// # Errors
-    /// It would not; the text says why.
+    /// The client would not; the text says why.
     pub fn validate(&self, names: &[String], now: u64) -> Result<(), PairError> {
         let refused = |error: webpki::Error| PairError::Invalid(error.to_string());
         let chain = &self.key.cert;
         let (first, issuers) = chain.split_first().ok_or(PairError::NoCertificate)?;
-        // Taken as trusted: whether it leads to a root that clients have, only they know.
+        // The last certificate counts as trusted: only clients know whether it leads to one of their roots.
         let last = issuers.last().ok_or(PairError::NoIssuer)?;
         let certificate = EndEntityCert::try_from(first).map_err(refused)?;
         let anchor = anchor_from_trusted_cert(last).map_err(refused)?;
@@ -147,7 +149,7 @@ impl CertificatePair {
             )
             .map_err(refused)?;
         for name in names {
-            // A wildcard is checked with a name that it stands for.
+            // A wildcard is checked with a name that it covers.
             let concrete = name.replacen('*', "any", 1);
             let server = ServerName::try_from(concrete.as_str())
                 .map_err(|_| PairError::MissingName(name.clone()))?;
@@ -173,10 +175,10 @@ impl fmt::Debug for CertificatePair {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PairError {
-    /// Not X.509.
+    /// The certificate is no X.509.
     #[error("certificate {number} of the chain is no X.509 certificate; export it again as PEM")]
     Certificate {
-        /// Which, from 1.
+        /// Number of the certificate, from 1.
         number: usize,
     },
     /// The certificates do not follow each other.
@@ -185,7 +187,7 @@ pub enum PairError {
          certificate, then its issuer, then that one's issuer"
     )]
     ChainOrder {
-        /// Which, from 1.
+        /// Number of the certificate, from 1.
         number: usize,
     },
     /// The key's PEM cannot be read.
@@ -194,16 +196,16 @@ pub enum PairError {
     /// A client would refuse it.
     #[error("clients would refuse the certificate: {0}")]
     Invalid(String),
-    /// Not a kind of key that TLS 1.3 servers use here.
+    /// TLS 1.3 servers use no keys of this kind here.
     #[error("the key is of a kind that is not served; use ECDSA (P-256, P-384), Ed25519 or RSA")]
     KeyKind,
     /// The key belongs to another certificate.
     #[error("the key does not fit the certificate; give the key the certificate was made for")]
     KeyMismatch,
-    /// The certificate is not for a name.
+    /// The certificate does not cover a name.
     #[error("the certificate is not valid for {0}")]
     MissingName(String),
-    /// Others may read the key.
+    /// Other users can read the key.
     #[error("{path} has mode {mode:04o} and may have 0640 at most; run 'chmod 600 {path}'")]
     Mode {
         /// The file.
@@ -211,19 +213,19 @@ pub enum PairError {
         /// Its permission bits.
         mode: u32,
     },
-    /// There is no certificate.
+    /// The chain has no certificate.
     #[error("the chain holds no certificate; it needs PEM text with BEGIN CERTIFICATE")]
     NoCertificate,
-    /// The certificate stands alone.
+    /// The chain has no certificate but the server's.
     #[error("the chain has no issuer's certificate; append it, or clients cannot verify")]
     NoIssuer,
-    /// There is no key.
+    /// The text has no key.
     #[error("there is no key; it needs PEM text with BEGIN PRIVATE KEY")]
     NoKey,
-    /// There is no name to serve it for.
+    /// The certificate has no DNS name.
     #[error("the certificate names no DNS name in its subjectAltName; have it issued for one")]
     NoNames,
-    /// Not PEM.
+    /// The text is no PEM.
     #[error("the chain is damaged: {0}; export it again as PEM")]
     Pem(String),
     /// A file cannot be read.
@@ -239,12 +241,14 @@ pub enum PairError {
     SeveralKeys,
 }
 
-/// Each certificate is issued by the one after it, as RFC 8446 section 4.4.2 wants them sent.
+/// Checks that each certificate was issued by the one after it, the order in which RFC 8446 section 4.4.2 has them
+/// sent.
 fn linked(chain: &[CertificateDer<'_>]) -> Result<(), PairError> {
     let mut expected: Option<Vec<u8>> = None;
     for (n, der) in chain.iter().enumerate() {
         let certificate =
             EndEntityCert::try_from(der).map_err(|_| PairError::Certificate { number: n + 1 })?;
+        // Many clients do not sort a chain.
         if expected.is_some_and(|issuer| issuer != certificate.subject()) {
             return Err(PairError::ChainOrder { number: n });
         }
@@ -258,6 +262,7 @@ fn names(der: &CertificateDer<'_>) -> Result<Vec<String>, PairError> {
         EndEntityCert::try_from(der).map_err(|_| PairError::Certificate { number: 1 })?;
     let names: Vec<String> = certificate
         .valid_dns_names()
+        // Each name costs an entry in the table by which the server chooses a certificate.
         .take(NAMES_MAX)
         .map(str::to_ascii_lowercase)
         .collect();
@@ -267,14 +272,14 @@ fn names(der: &CertificateDer<'_>) -> Result<Vec<String>, PairError> {
     Ok(names)
 }
 
-/// The content of `path`; a file with more permissions than `mode_max` is refused.
+/// The content of `path`. A file with more permissions than `mode_max` is refused.
 fn read(path: &Path, mode_max: Option<u32>) -> Result<Zeroizing<Vec<u8>>, PairError> {
     let fail = |source| PairError::Read {
         path: path.to_owned(),
         source,
     };
     let file = std::fs::File::open(path).map_err(fail)?;
-    // Of the file that is open: its path could lead to another one by now.
+    // The mode is that of the open file: its path could lead to another one by now.
     let mode = file.metadata().map_err(fail)?.permissions().mode() & 0o777;
     if mode_max.is_some_and(|max| mode & !max != 0) {
         return Err(PairError::Mode {
@@ -283,6 +288,7 @@ fn read(path: &Path, mode_max: Option<u32>) -> Result<Zeroizing<Vec<u8>>, PairEr
         });
     }
     let mut bytes = Zeroizing::new(Vec::new());
+    // The path may lead to a device that never ends.
     file.take(FILE_BYTES_MAX)
         .read_to_end(&mut bytes)
         .map_err(fail)?;

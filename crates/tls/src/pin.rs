@@ -1,4 +1,4 @@
-//! Checking a server against pinned keys.
+//! Checks a server against pinned keys.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::remote::RemotePins;
 pub struct PinMismatch {
     /// The pins.
     pub expected: Vec<PeerKey>,
-    /// What the server presented.
+    /// The key that the server presented.
     pub got: PeerKey,
 }
 
@@ -36,7 +36,7 @@ fn list(keys: &[PeerKey]) -> String {
     keys.join(" or ")
 }
 
-/// Accepts the pinned keys only; names, dates and issuers mean nothing to it.
+/// Accepts only the pinned keys. Names, dates and issuers do not matter.
 pub(crate) struct PinVerifier {
     keys: Vec<PeerKey>,
     raw: bool,
@@ -60,7 +60,7 @@ impl PinVerifier {
     }
 }
 
-/// Compares what a server presented with `pins`.
+/// Compares the presented certificate with `pins`.
 pub(crate) fn check(
     pins: &[PeerKey],
     end_entity: &CertificateDer<'_>,
@@ -87,6 +87,7 @@ impl ServerCertVerifier for PinVerifier {
         match check(&self.keys, end_entity)? {
             Ok(()) => Ok(ServerCertVerified::assertion()),
             Err(mismatch) => {
+                // The error may reach the dialler as text only, and the dialler needs the keys.
                 self.pins.mismatched(&mismatch);
                 Err(OtherError(Arc::new(mismatch)).into())
             }

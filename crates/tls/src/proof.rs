@@ -1,4 +1,4 @@
-//! What a handshake proved about the peer.
+//! The proof of a key in a handshake.
 
 use alknet_core::PeerKey;
 use rustls::CertificateError;
@@ -6,24 +6,24 @@ use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use webpki::EndEntityCert;
 
-/// The key a peer signed the handshake with, in every form a pin or a peer entry may name it.
+/// The key with which a peer signed the handshake, in every form that a pin or a peer entry may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerProof {
-    /// `ed25519:` or `spki:`, whichever fits the key.
+    /// `ed25519:` or `spki:`, by the kind of the key.
     pub key: PeerKey,
-    /// `SHA256:` of the certificate, where one was sent.
+    /// `SHA256:` of the certificate, if the peer sent one.
     pub certificate: Option<PeerKey>,
 }
 
 impl PeerProof {
-    /// Reads what the TLS library calls the end-entity certificate: X.509, or a bare
-    /// SubjectPublicKeyInfo when raw keys were negotiated.
+    /// Reads what the TLS library calls the end-entity certificate: X.509, or a bare SubjectPublicKeyInfo if raw keys
+    /// were negotiated.
     ///
     /// The two cannot be confused: a certificate is a SEQUENCE of three elements and a
     /// SubjectPublicKeyInfo one of two, and both parsers reject anything left over.
     ///
     /// # Errors
-    /// Neither form.
+    /// The bytes have neither form.
     pub fn from_certificate(der: &CertificateDer<'_>) -> Result<Self, CertificateError> {
         if let Ok(certificate) = EndEntityCert::try_from(der) {
             return Ok(Self {
@@ -39,7 +39,7 @@ impl PeerProof {
         })
     }
 
-    /// The names of this key, most lasting first.
+    /// The names of this key, the most lasting first.
     pub fn names(&self) -> impl Iterator<Item = PeerKey> {
         std::iter::once(self.key).chain(self.certificate)
     }

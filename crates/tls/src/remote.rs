@@ -1,8 +1,8 @@
-//! Which server a dialler wants to reach, and how it will know that it did.
+//! The server that a dialler wants to reach, and how it recognises it.
 //!
-//! There are three kinds of remote and no fourth: a peer with an entry, a server known by a key
-//! that the operator gave, and a public endpoint with a certificate for its name. (The relays of
-//! iroh are the business of its own library.) None of them accepts a server without proof.
+//! A remote is of one of three kinds: a peer with a configured entry, a server known by a key that the operator gave,
+//! or a public endpoint with a certificate for its name. (Iroh's own library handles its relays.) None of them
+//! accepts a server without proof.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,19 +18,19 @@ use crate::error::TlsError;
 use crate::key::{NodeKey, host_name};
 use crate::pin::{self, PinMismatch};
 
-/// How often the wrong key of one remote is worth a line in the log.
+/// Shortest time between two log lines about the wrong key of one remote.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// What a peer entry says about a node to dial.
+/// The entry of a node to dial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownPeer {
-    /// Who it is.
+    /// The peer's id.
     pub id: PeerId,
-    /// The keys any of which it may prove.
+    /// The keys of which it may prove any.
     pub keys: Vec<PeerKey>,
 }
 
-/// Where a remote is, as far as TLS cares.
+/// The host of a remote, as far as TLS needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemoteHost<'a> {
     /// A literal address.
@@ -44,40 +44,40 @@ pub enum RemoteHost<'a> {
 pub enum KeyCertificateType {
     /// Raw public keys (RFC 7250).
     Raw,
-    /// The same keys in self-signed certificates, for servers that know no raw ones.
+    /// The same keys in self-signed certificates, for servers that do not know raw ones.
     X509,
 }
 
 /// A server to reach, with the one way to recognise it.
 #[derive(Clone, Debug)]
 pub enum TlsRemote {
-    /// By the key the operator wrote into the address. Has no peer id.
+    /// By the key that the operator wrote into the address. Has no peer id.
     Key(Arc<PinnedRemote>),
-    /// By the keys of its entry. Is that peer.
+    /// By the keys of its entry. It is that peer.
     Peer(PeerId, Arc<PinnedRemote>),
-    /// By a certificate for its name from an authority we trust. Has no peer id.
+    /// By a certificate for its name from a trusted authority. Has no peer id.
     Public(Box<PublicRemote>),
 }
 
 impl TlsRemote {
-    /// The configurations worth trying, in order, for a remote at `place`.
+    /// The configurations to try, in order, for a remote at `host`.
     #[must_use]
-    pub fn attempts(&self, place: RemoteHost<'_>, alpn: &[u8]) -> Vec<ClientConfig> {
+    pub fn attempts(&self, host: RemoteHost<'_>, alpn: &[u8]) -> Vec<ClientConfig> {
         match self {
             Self::Public(remote) => vec![with_alpn(remote.config.clone(), alpn)],
             Self::Key(remote) | Self::Peer(_, remote) => remote
                 .forms()
-                .map(|form| remote.config(form, place, alpn))
+                .map(|form| remote.config(form, host, alpn))
                 .collect(),
         }
     }
 
-    /// The name to give the TLS library.
+    /// The server name for the TLS library.
     #[must_use]
-    pub fn server_name(&self, place: RemoteHost<'_>) -> ServerName<'static> {
+    pub fn server_name(&self, host: RemoteHost<'_>) -> ServerName<'static> {
         match self {
             Self::Public(remote) => remote.name.clone(),
-            Self::Key(remote) | Self::Peer(_, remote) => remote.server_name(place),
+            Self::Key(remote) | Self::Peer(_, remote) => remote.server_name(host),
         }
     }
 
@@ -90,12 +90,11 @@ impl TlsRemote {
         }
     }
 
-    /// Compares what a server presented with the keys wanted *now*. To be called after every
-    /// handshake: the TLS library looks at a resumed session no more, and an entry may have
-    /// changed since the dial began.
+    /// Compares the server's certificate with the keys that are valid *now*. Callers call it after every handshake:
+    /// the TLS library does not verify a resumed session again, and an entry may have changed since the dial began.
     ///
     /// # Errors
-    /// The server presented no key or another one.
+    /// The server presented no key, or another one.
     pub fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), CheckError> {
         match self {
             // The session store belongs to this verifier, whose roots never change.
@@ -105,21 +104,21 @@ impl TlsRemote {
         }
     }
 
-    /// The Ed25519 keys it may prove *now*, for a library that dials a key and knows nothing else.
+    /// The Ed25519 keys that it may prove *now*, for a library that dials by key only.
     #[must_use]
     pub fn ed25519_keys(&self) -> Vec<[u8; 32]> {
         let (Self::Key(remote) | Self::Peer(_, remote)) = self else {
             return Vec::new();
         };
-        let wanted = remote.pins.lock();
-        let ed25519 = wanted.keys.iter().filter_map(|key| match key {
+        let valid = remote.pins.lock();
+        let ed25519 = valid.keys.iter().filter_map(|key| match key {
             PeerKey::Ed25519(bytes) => Some(*bytes),
             _ => None,
         });
         ed25519.collect()
     }
 
-    /// The mismatch that ended the last handshake, if one did.
+    /// The mismatch that ended the last handshake, if any. It is returned once.
     #[must_use]
     pub fn take_mismatch(&self) -> Option<PinMismatch> {
         match self {
@@ -142,23 +141,24 @@ impl fmt::Debug for PublicRemote {
     }
 }
 
-/// Everything needed to dial one remote by its keys. Lives as long as its key set, since sessions
-/// resume only with the verifier they were made with.
+/// The configurations for dialling one remote by its keys. It lives as long as its set of keys, because sessions
+/// resume only with the verifier that made them.
 pub struct PinnedRemote {
     keys: Vec<PeerKey>,
     raw: ClientConfig,
     x509: ClientConfig,
-    /// What is wanted now; shared with the remote that replaces this one.
+    /// The keys that are valid now, which the remote that replaces this one shares.
     pub(crate) pins: Arc<RemotePins>,
 }
 
 impl PinnedRemote {
-    /// `keys` are sorted and without repetition; they become what `pins` wants now.
+    /// `keys` are sorted and without repetition. They become the valid ones of `pins`.
     pub(crate) fn new(
         own: Option<&NodeKey>,
         keys: Vec<PeerKey>,
         pins: Arc<RemotePins>,
     ) -> Result<Self, TlsError> {
+        // Without a key every server would be refused, and the error would blame it.
         if keys.is_empty() {
             return Err(TlsError::NoPins);
         }
@@ -175,28 +175,29 @@ impl PinnedRemote {
         &self.keys
     }
 
-    /// The forms worth trying, in order: raw keys first where a pin can be one.
+    /// The forms to try, in order: raw keys first if a pin can be one.
     fn forms(&self) -> impl Iterator<Item = KeyCertificateType> + use<> {
         let raw = self.ed25519().is_some();
+        // A raw key needs the fewest bytes. Servers that do not know the form refuse it, and the second attempt
+        // follows.
         raw.then_some(KeyCertificateType::Raw)
             .into_iter()
             .chain([KeyCertificateType::X509])
     }
 
-    fn config(&self, form: KeyCertificateType, place: RemoteHost<'_>, alpn: &[u8]) -> ClientConfig {
+    fn config(&self, form: KeyCertificateType, host: RemoteHost<'_>, alpn: &[u8]) -> ClientConfig {
         let mut config = match form {
             KeyCertificateType::Raw => self.raw.clone(),
             KeyCertificateType::X509 => self.x509.clone(),
         };
-        // A node shows its own key to a client that names no server, and the network need not know
-        // which node the client looks for. Other servers need the name to pick the certificate that
-        // is pinned.
-        config.enable_sni = self.ed25519().is_none() && matches!(place, RemoteHost::Name(_));
+        // A node shows its own key to a client that names no server, and the network need not learn which node the
+        // client looks for. Other servers need the name to choose the certificate that is pinned.
+        config.enable_sni = self.ed25519().is_none() && matches!(host, RemoteHost::Name(_));
         with_alpn(config, alpn)
     }
 
-    /// Keys the session cache. Sent only where the place has a name that the server must know.
-    fn server_name(&self, place: RemoteHost<'_>) -> ServerName<'static> {
+    /// The key of the session cache. The client sends it only where the host has a name that the server needs.
+    fn server_name(&self, host: RemoteHost<'_>) -> ServerName<'static> {
         let own = || {
             let name = match self.ed25519().or_else(|| self.keys.first().copied()) {
                 Some(
@@ -207,7 +208,7 @@ impl PinnedRemote {
             name.try_into()
                 .expect("base32 of a key below alknet.invalid is a DNS name")
         };
-        match place {
+        match host {
             RemoteHost::Name(name) if self.ed25519().is_none() => {
                 name.to_owned().try_into().unwrap_or_else(|_| own())
             }
@@ -221,10 +222,11 @@ impl PinnedRemote {
     }
 
     fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), CheckError> {
+        // A resumed session runs no verifier, so that its stored certificate is checked here.
         let end_entity = chain.first().ok_or(CheckError::NoKey)?;
-        // A copy: `report` takes the same lock.
-        let wanted = self.pins.lock().keys.clone();
-        match pin::check(&wanted, end_entity) {
+        // The keys are a copy, because `report` takes the same lock.
+        let valid = self.pins.lock().keys.clone();
+        match pin::check(&valid, end_entity) {
             Ok(result) => result.map_err(|mismatch| {
                 self.pins.report(&mismatch);
                 CheckError::Pin(mismatch)
@@ -240,25 +242,25 @@ impl fmt::Debug for PinnedRemote {
     }
 }
 
-/// The keys one remote may prove at this moment, and what was last seen instead.
+/// The keys that one remote may prove at this moment, and the last mismatch.
 #[derive(Debug, Default)]
 pub(crate) struct RemotePins(Mutex<PinState>);
 
 #[derive(Debug, Default)]
 pub(crate) struct PinState {
     keys: Vec<PeerKey>,
-    /// QUIC reports a failed verification as text; the dialler takes the typed one from here.
+    /// QUIC reports a failed verification as text: the dialler takes the typed error from here.
     mismatch: Option<PinMismatch>,
     logged: Option<Instant>,
 }
 
 impl RemotePins {
-    /// Nothing is right any more: the entry is gone.
+    /// Makes every key invalid, because the entry was removed.
     pub(crate) fn revoke(&self) {
         self.lock().keys.clear();
     }
 
-    /// A server showed another key during its handshake.
+    /// Records that a server showed another key during its handshake.
     pub(crate) fn mismatched(&self, mismatch: &PinMismatch) {
         self.report(mismatch);
         self.lock().mismatch = Some(mismatch.clone());
@@ -267,6 +269,7 @@ impl RemotePins {
     fn report(&self, mismatch: &PinMismatch) {
         let now = Instant::now();
         let mut state = self.lock();
+        // A server with a wrong key could fill the log.
         if state.logged.is_none_or(|last| now - last >= LOG_EVERY) {
             state.logged = Some(now);
             tracing::warn!("{mismatch}");
@@ -281,10 +284,10 @@ impl RemotePins {
 /// Why a finished handshake does not satisfy the pins.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckError {
-    /// Nothing readable was presented.
+    /// The server presented no readable key.
     #[error("the server presented no key")]
     NoKey,
-    /// Another key.
+    /// The server presented another key.
     #[error(transparent)]
     Pin(#[from] PinMismatch),
 }
@@ -387,18 +390,18 @@ mod tests {
     fn a_name_is_sent_only_where_it_is_needed() {
         let tls = tls();
         let spki = PeerKey::Spki([3; 32]);
-        for (keys, place, forms, sni) in [
+        for (keys, host, forms, sni) in [
             (vec![key(1).0], NAME, 2, false),
             (vec![key(1).0, spki], NAME, 2, false),
             (vec![spki], NAME, 1, true),
             (vec![spki], IP, 1, false),
         ] {
-            let remote = tls.remote(None, &keys, place).expect("a remote");
-            let attempts = remote.attempts(place, b"x");
+            let remote = tls.remote(None, &keys, host).expect("a remote");
+            let attempts = remote.attempts(host, b"x");
             assert_eq!(attempts.len(), forms);
             assert!(attempts.iter().all(|config| config.enable_sni == sni));
             assert!(attempts.iter().all(|config| !config.enable_early_data));
-            let name = remote.server_name(place);
+            let name = remote.server_name(host);
             assert_eq!(name.to_str() == "hub.example.org", sni);
         }
     }

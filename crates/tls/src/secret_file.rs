@@ -1,4 +1,4 @@
-//! Secrets in files: mode 0600, written so that a power cut leaves the old file or the new one.
+//! Secrets in files of mode 0600. They are written so that a power cut leaves the old file or the new one.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,24 +10,25 @@ use zeroize::Zeroizing;
 
 use crate::error::TlsError;
 
-/// Longest secret read. Keys here are a few hundred bytes; a huge file is a mistake.
+/// Longest secret that is read, in bytes. Keys here have a few hundred bytes, and a huge file is a mistake.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
 
-/// Permission bits a secret may have.
+/// Permission bits that a secret may have.
 const MODE: u32 = 0o600;
 
-/// The user that reads and writes the files of every other user.
+/// The user that can read and write the files of every other one.
 const ROOT: u32 = 0;
 
-/// The content of `path`, or `None` when there is no such file.
+/// The content of `path`, or `None` if the file does not exist.
 ///
 /// # Errors
-/// The file cannot be read, others may read it, or it belongs to another user than that of this process and root.
+/// The file cannot be read, other users can read it, or it belongs to another user than that of this process and
+/// root.
 pub(crate) fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> {
     read_as(path, geteuid().as_raw())
 }
 
-/// The same for a process of the user `us`.
+/// As [`read`], for a process of the user `us`.
 fn read_as(path: &Path, us: u32) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> {
     let fail = |source| TlsError::KeyRead {
         path: path.to_owned(),
@@ -37,10 +38,10 @@ fn read_as(path: &Path, us: u32) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(fail)?,
     };
-    // Of the file that was opened: another one may have its name by now.
-    let about = file.metadata().map_err(fail)?;
-    let (owner, mode) = (about.uid(), about.mode() & 0o777);
-    // Root can read it all the same, and would act with the key of the user who put it there.
+    // The metadata is that of the open file: another one may have its name by now.
+    let metadata = file.metadata().map_err(fail)?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o777);
+    // Root could read the file, and would act with the key of the user who put it there.
     if owner != us && owner != ROOT {
         return Err(TlsError::KeyOwner {
             path: path.to_owned(),
@@ -55,6 +56,7 @@ fn read_as(path: &Path, us: u32) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError>
         });
     }
     let mut bytes = Zeroizing::new(Vec::new());
+    // A file without end, such as a device, must not fill the memory.
     file.take(SECRET_BYTES_MAX)
         .read_to_end(&mut bytes)
         .map_err(fail)?;
@@ -93,9 +95,9 @@ mod tests {
             own => (own, own + 1),
         };
         let refused = read_as(&path, us).expect_err("it belongs to another user");
-        let said = (owner, us);
+        let expected = (owner, us);
         assert!(
-            matches!(refused, TlsError::KeyOwner { owner, us, .. } if (owner, us) == said),
+            matches!(refused, TlsError::KeyOwner { owner, us, .. } if (owner, us) == expected),
             "{refused}"
         );
     }

@@ -1,7 +1,7 @@
-//! What a node presents, and how it takes its clients' keys.
+//! The configurations with which a node presents its key and accepts those of its clients.
 //!
-//! One TLS configuration of the library is either raw-key or X.509 on each side, and does not
-//! negotiate; so there is one for each combination, and the ClientHello picks.
+//! One TLS configuration of the library is either raw-key or X.509 on each side, and does not negotiate that. Hence
+//! the node has one for each combination, and the ClientHello chooses.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -29,10 +29,10 @@ use crate::tickets::{LazyTicketer, TICKETS};
 /// The protocol by which a certificate authority checks a name (RFC 8737).
 pub const ALPN_ACME: &[u8] = b"acme-tls/1";
 
-/// Prefix of the protocols whose clients are asked for a key.
+/// Prefix of the protocols whose clients the node asks for a key.
 const OWN_ALPN_PREFIX: &[u8] = b"alknet/";
 
-/// Which configuration a ClientHello gets: what the server presents, then what it asks for.
+/// The configuration for a ClientHello: first what the server presents, then what it asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TlsConfigSlot {
     /// Raw key; raw client keys.
@@ -57,8 +57,7 @@ impl TlsConfigSlot {
         Self::X509X509,
     ];
 
-    /// The slot for a client. A raw key wins wherever the client can do one, whatever the order
-    /// of its list.
+    /// Chooses the slot for a client. A raw key wins if the client can take one, whatever the order of its list.
     #[must_use]
     fn choose(hello: &ClientHello<'_>) -> Self {
         let raw = |types: Option<&[CertificateType]>| {
@@ -74,38 +73,39 @@ impl TlsConfigSlot {
             (true, true) => Self::RawRaw,
             (true, false) => Self::RawX509,
             (false, true) => Self::X509Raw,
+            // A node without raw keys still proves its own key, with a certificate around it.
             (false, false) if own => Self::X509X509,
             (false, false) => Self::Web,
         }
     }
 
-    /// Whether the server shows its raw key, for which names mean nothing.
+    /// Whether the server shows its raw key, which has no names.
     #[must_use]
     fn is_raw(self) -> bool {
         matches!(self, Self::RawRaw | Self::RawX509)
     }
 }
 
-/// The client asked for a name that this node does not have, and `tls.strict_sni` refuses such
-/// clients. The answer is the alert `unrecognized_name`.
+/// The client asked for a name that this node does not have, and `tls.strict_sni` refuses such clients, with the
+/// alert `unrecognized_name`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the client asked for a name that is not served here")]
 pub struct UnknownName;
 
-/// What a node serves beside its key.
+/// The certificates that a node serves beside its key.
 #[derive(Clone, Debug, Default)]
 pub struct ServerTlsOptions {
-    /// Directory for the key browsers see; without it that key changes with every start.
+    /// Directory for the key that browsers see. Without it that key changes with every start.
     pub state_dir: Option<PathBuf>,
-    /// Refuse clients that take certificates and ask for no name of this node.
+    /// Whether to refuse clients that take certificates and ask for no name of this node.
     pub strict_sni: bool,
     /// The configured certificates; they may change at any time.
     pub certificates: Arc<CertificateStore>,
-    /// Answers for a certificate authority that checks a name over this port.
+    /// Challenge responses for a certificate authority that checks a name over this port.
     pub challenges: Arc<AlpnChallenges>,
 }
 
-/// The TLS configurations of a node, made once.
+/// The TLS configurations of a node, which are made once.
 pub struct ServerTls {
     tcp: [Arc<ServerConfig>; 5],
     quic: [Arc<ServerConfig>; 5],
@@ -116,7 +116,7 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Prepares every configuration. `tcp` and `quic` are the protocols offered on each carriage.
+    /// Makes every configuration. `tcp` and `quic` are the protocols of each carriage.
     ///
     /// # Errors
     /// The TLS library refuses the key or the configuration.
@@ -140,6 +140,7 @@ impl ServerTls {
             std::array::from_fn(|slot| {
                 let mut config: ServerConfig = configs[slot].clone();
                 config.alpn_protocols = alpn::by_preference(alpns);
+                // Each configuration has tickets of its own, so that a session resumes only where it began.
                 config.ticketer = Arc::new(LazyTicketer::default());
                 Arc::new(config)
             })
@@ -157,9 +158,9 @@ impl ServerTls {
     /// The configuration for a client on TCP.
     ///
     /// # Errors
-    /// The name the client asks for is to be refused.
+    /// The node refuses the name that the client asks for.
     pub fn tcp(&self, hello: &ClientHello<'_>) -> Result<Arc<ServerConfig>, UnknownName> {
-        // Without an order under way this protocol is as unknown here as any other.
+        // Without an order under way this protocol is as unknown as any other.
         if self.challenges.is_pending() && offers_only_acme(hello) {
             return Ok(Arc::clone(&self.acme));
         }
@@ -169,9 +170,10 @@ impl ServerTls {
     /// The slot for a client.
     ///
     /// # Errors
-    /// The name the client asks for is to be refused.
+    /// The node refuses the name that the client asks for.
     pub fn slot(&self, hello: &ClientHello<'_>) -> Result<TlsConfigSlot, UnknownName> {
         let slot = TlsConfigSlot::choose(hello);
+        // A raw key has no names, so that any requested name is as good.
         let strict = self.strict_sni && !slot.is_raw();
         if strict && !self.certificates.knows(hello.server_name()) {
             return Err(UnknownName);
@@ -192,8 +194,7 @@ impl fmt::Debug for ServerTls {
     }
 }
 
-/// A certificate authority that checks a name offers this protocol and no other (RFC 8737
-/// section 3).
+/// A certificate authority that checks a name offers this protocol and no other (RFC 8737 section 3).
 fn offers_only_acme(hello: &ClientHello<'_>) -> bool {
     hello
         .alpn()
@@ -207,6 +208,7 @@ fn slot_config(
 ) -> Result<ServerConfig, TlsError> {
     let algorithms = crate::provider().signature_verification_algorithms;
     let verifier: Arc<dyn ClientCertVerifier> = match slot {
+        // A browser would ask its user which certificate to send.
         TlsConfigSlot::Web => WebPkiClientVerifier::no_client_auth(),
         TlsConfigSlot::RawRaw | TlsConfigSlot::X509Raw => Arc::new(AnyKey::new(true, algorithms)),
         TlsConfigSlot::RawX509 | TlsConfigSlot::X509X509 => {
@@ -223,11 +225,12 @@ fn slot_config(
     Ok(config)
 }
 
-/// Answers a certificate authority only; there is nothing to resume.
+/// The configuration for a certificate authority, which resumes no session.
 fn acme_config(challenges: &Arc<AlpnChallenges>) -> Result<ServerConfig, TlsError> {
     let verifier = WebPkiClientVerifier::no_client_auth();
     let mut config = base_config(verifier, Arc::clone(challenges) as _)?;
     config.alpn_protocols = vec![ALPN_ACME.to_vec()];
+    // A session of a challenge is used once.
     config.send_tls13_tickets = 0;
     Ok(config)
 }
@@ -240,9 +243,9 @@ fn base_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
-    // Early data can be replayed, and no protocol here is idempotent throughout.
+    // An attacker can replay early data (RFC 8446 section 8), and no protocol here is idempotent throughout.
     config.max_early_data_size = 0;
-    // A ticket holds its whole session: stored ones would cost memory for clients that never come back.
+    // A ticket holds its whole session: stored sessions would cost memory for clients that never come back.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }

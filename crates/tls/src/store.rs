@@ -1,4 +1,4 @@
-//! The certificates a node was given, by name, and replaced while connections live.
+//! The configured certificates of a node by name, which can change while connections live.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::pair::CertificatePair;
 
-/// Where a certificate comes from. For a name that several have, the first is served.
+/// The source of a certificate. If several have one name, the first is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CertificateSource {
     /// The entry of `tls.files` with this index.
@@ -18,10 +18,10 @@ pub enum CertificateSource {
     Acme,
 }
 
-/// One certificate being served, for status displays and metrics.
+/// One served certificate, for status displays and metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateSummary {
-    /// Where it comes from.
+    /// Its source.
     pub source: CertificateSource,
     /// Its names.
     pub names: Vec<String>,
@@ -29,8 +29,8 @@ pub struct CertificateSummary {
     pub not_after: u64,
 }
 
-/// Certificates by name. Handshakes read without a lock; a change is seen by the next one, and
-/// connections that are open keep what they began with.
+/// Certificates by name. Handshakes read it without a lock. The next handshake sees a change, and open connections
+/// keep the certificate with which they began.
 #[derive(Debug, Default)]
 pub struct CertificateStore {
     by_name: ArcSwap<HashMap<String, Arc<CertifiedKey>>>,
@@ -39,27 +39,27 @@ pub struct CertificateStore {
 }
 
 impl CertificateStore {
-    /// Serves `pair` from now on, in place of what `source` gave before.
+    /// Serves `pair` from now on in place of the previous pair of `source`.
     pub fn put(&self, source: CertificateSource, pair: CertificatePair) {
         self.change(|sources| {
             sources.insert(source, pair);
         });
     }
 
-    /// Serves nothing of `source` any more.
+    /// Stops serving the pair of `source`.
     pub fn remove(&self, source: CertificateSource) {
         self.change(|sources| {
             sources.remove(&source);
         });
     }
 
-    /// What `source` gave last.
+    /// The last pair of `source`.
     #[must_use]
     pub fn pair(&self, source: CertificateSource) -> Option<CertificatePair> {
         self.lock().get(&source).cloned()
     }
 
-    /// Everything that is served.
+    /// All served certificates.
     #[must_use]
     pub fn list(&self) -> Vec<CertificateSummary> {
         let summary = |(source, pair): (&CertificateSource, &CertificatePair)| CertificateSummary {
@@ -93,10 +93,11 @@ impl CertificateStore {
     }
 
     fn change(&self, change: impl FnOnce(&mut BTreeMap<CertificateSource, CertificatePair>)) {
-        // Held until the table is replaced: of two changes the later one's table stays.
+        // The lock is held until the table is replaced: of two changes the later one's table stays.
         let mut sources = self.lock();
         change(&mut sources);
         let mut by_name = HashMap::new();
+        // Sources are sorted, and the first one with a name keeps it.
         for pair in sources.values() {
             for name in pair.names() {
                 by_name

@@ -7,10 +7,10 @@ use rustls::server::ProducesTickets;
 /// Session tickets per connection: one to resume with, one spare.
 pub(crate) const TICKETS: usize = 2;
 
-/// Makes its keys with the first ticket: a start pays nothing for unused configurations. Each
-/// configuration has its own, so that a ticket never moves a session to other rules.
+/// Makes its keys with the first ticket, so that a start pays nothing for unused configurations. Each configuration
+/// has its own, so that a ticket never moves a session to other rules.
 ///
-/// The library replaces the keys every six hours and still reads tickets of the keys before.
+/// The library replaces the keys every six hours, and still reads tickets of the keys before.
 #[derive(Debug, Default)]
 pub(crate) struct LazyTicketer(OnceLock<Option<Arc<dyn ProducesTickets>>>);
 

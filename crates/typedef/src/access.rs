@@ -22,7 +22,7 @@ pub(crate) fn read(
     value.map_err(|error| above(error, path))
 }
 
-/// Writes a field of a record. A value that is refused leaves every byte as it was.
+/// Writes a field of a record. A refused value leaves every byte as it was.
 pub(crate) fn write(
     map: &OffsetMap,
     record: &mut [u8],
@@ -57,11 +57,12 @@ fn above(error: TypedefError, path: &str) -> TypedefError {
 
 fn range(field: &FieldOffset<'_>, len: usize, path: &str) -> Result<std::ops::Range<usize>> {
     let end = field.off + field.node.extent.size;
+    // A record from outside may be shorter than its layout.
     if end > len as u64 {
         let why = format!("the record has {len} bytes, and the field ends at {end}");
         return Err(TypedefError::access(path, why));
     }
-    // Both are at most `len`.
+    // Both are at most `len`, so they are valid indices.
     Ok(field.off as usize..end as usize)
 }
 
@@ -139,6 +140,7 @@ fn put(
             let variant = variant(union, name)?;
             put_bits(variant.tag.into(), false, &mut out[..union.tag_bytes()]);
             let room = part_mut(out, union.off, &variant.node);
+            // The rest of the largest variant stays zero.
             let put = put(&variant.node, value, room, budget);
             put.map_err(|error| error.under(name))
         }
@@ -147,7 +149,7 @@ fn put(
     })
 }
 
-/// That a value of a struct has the fields, in their order.
+/// Checks that a value of a struct has the fields, in their order.
 pub(crate) fn named<'n>(
     mut names: impl ExactSizeIterator<Item = &'n String>,
     values: &[(String, RecordValue)],
@@ -163,7 +165,7 @@ pub(crate) fn named<'n>(
     ))
 }
 
-/// That an array has as many items as it may.
+/// Checks that an array has an allowed number of items.
 pub(crate) fn counted(count: ArrayCount, items: usize) -> Result<()> {
     let items = items as u64;
     let (min, max) = match count {

@@ -1,10 +1,10 @@
-//! What one reading may cost.
+//! The budget of one reading.
 
 use crate::error::TypedefError;
 use crate::limits::SchemaLimits;
 use crate::schema::Result;
 
-/// Counts down while something is read or written.
+/// Counts down while a value is read or written.
 #[derive(Clone, Debug)]
 pub(crate) struct DecodeBudget {
     values: u64,
@@ -21,7 +21,7 @@ impl DecodeBudget {
         }
     }
 
-    /// Takes one value, and looks at what is in it one level further in.
+    /// Takes one value, and runs `inside` one level further in.
     pub(crate) fn enter<T>(&mut self, inside: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.down()?;
         let result = inside(self);

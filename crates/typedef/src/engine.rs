@@ -29,7 +29,7 @@ pub fn compile(schema: &Value, mode: LayoutMode, limits: &SchemaLimits) -> Resul
 pub struct LayoutEngine {
     root: Arc<LayoutNode>,
     check: TypedefValidator,
-    /// In aligned mode.
+    /// In aligned mode only.
     offsets: Option<OffsetMap>,
     limits: SchemaLimits,
 }
@@ -43,6 +43,7 @@ impl Schema {
         let ptr = self.pointer(definition)?;
         let root = build(self, &ptr, mode)?;
         let offsets = match mode {
+            // Offsets are fixed in aligned mode only: packed ones depend on the values.
             LayoutMode::Aligned => Some(OffsetMap::new(&root, self.limits().entries)?),
             LayoutMode::Packed => None,
         };
@@ -56,10 +57,10 @@ impl Schema {
 }
 
 impl LayoutEngine {
-    /// Where every field lies.
+    /// The offset of every field.
     ///
     /// # Errors
-    /// It was compiled for packed mode, where places depend on the values before them.
+    /// It was compiled for packed mode, where offsets depend on the values before them.
     pub fn offsets(&self) -> Result<&OffsetMap> {
         let why = "places are known in aligned mode only";
         self.offsets
@@ -82,21 +83,21 @@ impl LayoutEngine {
     /// Checks a JSON value.
     ///
     /// # Errors
-    /// [`TypedefError::Validation`] with the places that break the schema.
+    /// [`TypedefError::Validation`] with the paths that break the schema.
     pub fn validate(&self, value: &Value) -> Result<()> {
         self.validate_with(value, &mut Dims::new())
     }
 
-    /// Checks a JSON value that is one of several in a file: names of sizes mean in it what they
-    /// meant before. Where it fails, `dims` stay as they were.
+    /// Checks a JSON value that is one of several in a file: names of sizes keep their meaning from earlier values.
+    /// Where it fails, `dims` stays as it was.
     ///
     /// # Errors
-    /// [`TypedefError::Validation`] with the places that break the schema.
+    /// [`TypedefError::Validation`] with the paths that break the schema.
     pub fn validate_with(&self, value: &Value, dims: &mut Dims) -> Result<()> {
         self.check.check(&self.root, value, dims)
     }
 
-    /// Whether [`validate`](Self::validate) succeeds, without words for why not.
+    /// Whether [`validate`](Self::validate) succeeds, without a message if not.
     #[must_use]
     pub fn is_valid(&self, value: &Value) -> bool {
         self.check.is_valid(&self.root, value)
@@ -113,21 +114,21 @@ impl LayoutEngine {
     /// Writes a field of an aligned record; gaps in it become zero.
     ///
     /// # Errors
-    /// As [`read`](Self::read), of the value. The record is then as it was.
+    /// As [`read`](Self::read), of the value. The record then stays as it was.
     pub fn write(&self, record: &mut [u8], path: &str, value: &RecordValue) -> Result<()> {
         access::write(self.offsets()?, record, path, value, &self.limits)
     }
 
-    /// What a JSON value means, whole. What `indirect` fields hold goes behind what `region` has.
-    /// Checks what bytes can say; [`validate`](Self::validate) checks the rest.
+    /// The value that a JSON value means, as a whole. It appends the content of `indirect` fields to `region`, and
+    /// checks what bytes can express; [`validate`](Self::validate) checks the rest.
     ///
     /// # Errors
-    /// [`TypedefError::Access`] with the field. `region` is then as it was.
+    /// [`TypedefError::Access`] with the field. `region` then stays as it was.
     pub fn from_json(&self, value: &Value, region: &mut Vec<u8>) -> Result<RecordValue> {
         json::from_json(&self.root, value, region, &self.limits)
     }
 
-    /// The JSON that means `value`, whole.
+    /// The JSON that means `value`, as a whole.
     ///
     /// # Errors
     /// [`TypedefError::Access`] with the field that breaks the schema, or that `outside` lacks.
@@ -135,7 +136,7 @@ impl LayoutEngine {
         json::to_json(&self.root, value, outside)
     }
 
-    /// Checks the bytes of an aligned record against everything the schema says.
+    /// Checks the bytes of an aligned record against all rules of the schema.
     ///
     /// # Errors
     /// As [`read`](Self::read), [`to_json`](Self::to_json) and [`validate`](Self::validate).

@@ -1,4 +1,4 @@
-//! What can go wrong, and where.
+//! What can fail, and where.
 
 use std::fmt;
 
@@ -6,38 +6,38 @@ use thiserror::Error;
 
 use crate::pointer::join;
 
-/// Characters of a foreign library's message that are passed on.
+/// Characters of a foreign library's message that this crate passes on.
 const WHY_CHARS_MAX: usize = 300;
 
-/// Everything this crate refuses. Each message names the place and what is wrong there.
+/// Every refusal of this crate. Each message names the path and the fault there.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TypedefError {
-    /// Bytes or a value do not fit the field they are for.
+    /// Bytes or a value do not match their field.
     #[error("{}: {why}", field(path))]
     Access {
         /// The field, as a JSON pointer (RFC 6901) into the record; empty for the whole.
         path: String,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
-    /// The schema is one, and has no layout in this mode.
+    /// The schema is valid, and has no layout in this mode.
     #[error("{} has no layout: {why}", field(path))]
     Layout {
         /// The field, as a JSON pointer (RFC 6901) into the record; empty for the whole.
         path: String,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
-    /// More than is taken.
+    /// A limit is exceeded.
     #[error("{0}")]
     Limit(Exceeded),
     /// The schema breaks a rule.
     #[error("the schema at #{ptr}: {why}")]
     Schema {
-        /// Where, as a JSON pointer (RFC 6901) into the schema; empty for the root.
+        /// The path, as a JSON pointer (RFC 6901) into the schema; empty for the root.
         ptr: String,
-        /// What is wrong.
+        /// The fault.
         why: String,
     },
     /// A JSON value breaks the schema. At least one violation, at most
@@ -46,23 +46,23 @@ pub enum TypedefError {
     Validation(Vec<Violation>),
 }
 
-/// Which limit was reached, and how much it allows.
+/// The exceeded limit, and how much it allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exceeded {
-    /// What there is too much of.
+    /// What the limit counts.
     pub what: &'static str,
-    /// How much is taken.
+    /// The highest allowed number.
     pub max: u64,
 }
 
-/// One place where a value breaks the schema.
+/// One path at which a value breaks the schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Where, as a JSON pointer (RFC 6901) into the value.
+    /// The path, as a JSON pointer (RFC 6901) into the value.
     pub path: String,
-    /// The keyword that is broken.
+    /// The violated keyword.
     pub keyword: String,
-    /// In words. Does not quote the value.
+    /// The fault in words, without the value.
     pub message: String,
 }
 
@@ -74,7 +74,7 @@ impl TypedefError {
         }
     }
 
-    /// The same, where the place it names lies below `part`.
+    /// The same error, with its path below `part`.
     pub(crate) fn under(self, part: &str) -> Self {
         match self {
             Self::Access { path, why } => Self::Access {

@@ -19,11 +19,11 @@ pub struct RecordField {
     pub path: String,
     /// Bytes from the beginning of the record.
     pub off: u64,
-    /// What it is; of an array, what each item is.
+    /// The kind of the field; for an array, that of each item.
     #[serde(rename = "type")]
     pub kind: FieldKind,
-    /// Items of an array; bytes reserved for text and bytes, without the length before these; bytes
-    /// of a union. Nothing for one number, and for text that lies elsewhere.
+    /// Items of an array; bytes reserved for text and bytes, without the length before these; bytes of a union.
+    /// `None` for one number, and for text in another region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub len: Option<u64>,
 }
@@ -37,7 +37,7 @@ pub struct RecordLayout {
     pub stride: u64,
     /// Alignment of a record, in bytes.
     pub align: u32,
-    /// How many members each field that is an `Enum`, or a list of one, may take; by its path.
+    /// The number of allowed members of each field that is an `Enum`, or a list of one, by its path.
     pub enums: Vec<(String, u32)>,
 }
 
@@ -50,7 +50,7 @@ pub fn fields(schema: &Value, def: &str, limits: &SchemaLimits) -> Result<Record
 }
 
 impl Schema {
-    /// The same of a schema that went through the pass already.
+    /// The same for a schema that went through the pass already.
     ///
     /// # Errors
     /// There is no such definition, or it has no aligned layout.
@@ -59,7 +59,7 @@ impl Schema {
         let root = build(self, &ptr, LayoutMode::Aligned)?;
         let map = OffsetMap::new(&root, self.limits().entries)?;
         let (mut fields, mut enums) = (Vec::new(), Vec::new());
-        // What lies in a union belongs to the union.
+        // The parts of a union belong to the union.
         let mut union: Option<String> = None;
         for entry in map.iter() {
             if union
@@ -87,7 +87,7 @@ impl Schema {
     }
 }
 
-/// None where the entry is only made of others, or has no bytes.
+/// `None` where the entry only consists of others, or has no bytes.
 fn field(entry: &OffsetEntry) -> Option<RecordField> {
     let (kind, len) = match &entry.node().shape {
         NodeShape::Leaf(leaf) => (leaf.kind, reserved(leaf)),
@@ -108,7 +108,7 @@ fn field(entry: &OffsetEntry) -> Option<RecordField> {
     })
 }
 
-/// How many members an `Enum` has. A schema has far fewer values than 32 bits count.
+/// The number of members of an `Enum`. A schema has far fewer values than 32 bits count.
 fn members(entry: &OffsetEntry) -> Option<u32> {
     let leaf = match &entry.node().shape {
         NodeShape::Leaf(leaf) => leaf,

@@ -4,13 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What every keyword of this crate begins with.
+/// The beginning of every keyword of this crate.
 pub(crate) const PREFIX: &str = "TypeDef:";
 
-/// The second keyword beside a string: how many bytes it may have.
+/// The second keyword beside a string: the limit of its bytes.
 pub(crate) const MAX_BYTES: &str = "TypeDef:maxBytes";
 
-/// What a field is.
+/// The kind of a field.
 ///
 /// ```
 /// use alknet_typedef::FieldKind;
@@ -63,12 +63,12 @@ pub enum FieldKind {
     Uint64,
     /// `u8`.
     Uint8,
-    /// A tag, and what it stands for.
+    /// A tag, and the variant of that tag.
     Union,
 }
 
 impl FieldKind {
-    /// All of them, by name.
+    /// All kinds, by name.
     pub const ALL: [Self; 22] = [
         Self::Array,
         Self::BFloat16,
@@ -135,7 +135,7 @@ impl FieldKind {
         &self.keyword()[PREFIX.len()..]
     }
 
-    /// Bytes of a number, a truth value or an `Enum`, which is also its alignment; none for others.
+    /// Bytes of a number, a truth value or an `Enum`, which is also its alignment; `None` for others.
     #[must_use]
     pub const fn scalar_bytes(self) -> Option<u8> {
         match self {
@@ -160,7 +160,7 @@ impl FieldKind {
         )
     }
 
-    /// Whether it is made of other kinds.
+    /// Whether it consists of other kinds.
     pub(crate) const fn is_composite(self) -> bool {
         matches!(
             self,

@@ -1,8 +1,8 @@
 //! Binary layouts described by JSON Schema.
 //!
-//! A schema of draft 2020-12 says with keywords `TypeDef:<FieldKind>` what its values are in bytes. Three
-//! things follow from one such document: whether a JSON value is valid, where each field lies, and
-//! how a value is read and written. `docs/typedef.md` is the page for those who write schemas.
+//! A schema of draft 2020-12 describes with keywords `TypeDef:<FieldKind>` how its values are stored in bytes. One
+//! such document answers three questions: whether a JSON value is valid, where each field lies, and how to read and
+//! write a value. `docs/typedef.md` is the page for authors of schemas.
 //!
 //! ```
 //! use alknet_typedef::{RecordValue, SchemaLimits, LayoutMode, compile};
@@ -27,7 +27,7 @@
 //! # Ok::<(), alknet_typedef::TypedefError>(())
 //! ```
 //!
-//! Schemas and bytes come from strangers: both end in a [`TypedefError`], within [`SchemaLimits`].
+//! Schemas and bytes come from outside: both end in a [`TypedefError`], within [`SchemaLimits`].
 
 #![forbid(unsafe_code)]
 

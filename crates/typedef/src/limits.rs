@@ -3,15 +3,15 @@
 /// Bytes of a schema's JSON text.
 pub const SCHEMA_BYTES_MAX: u64 = 1 << 20;
 
-/// Objects and arrays that lie within each other in a schema; and parts of a layout, or of any
-/// schema once its references are followed.
+/// Objects and arrays within each other in a schema; also parts of a layout, or of any schema after following its
+/// references.
 pub const DEPTH_MAX: u64 = 64;
 
 /// JSON values in a schema, each number, string, array and object counted.
 pub const NODES_MAX: u64 = 10_000;
 
-/// Schemas within a schema once its references are followed, each use counted. Without it, thirty
-/// definitions that name the next one twice are a thousand million schemas.
+/// Schemas within a schema after following its references, each use counted. Without it, thirty definitions that name
+/// the next one twice are a thousand million schemas.
 pub const EXPANDED_MAX: u64 = 65_536;
 
 /// Regular expressions in one schema: compiling them costs most of the time.
@@ -26,22 +26,22 @@ pub const PATH_BYTES_MAX: u64 = 1024;
 /// Entries of an offset map: fields, and each item of an array whose items have parts.
 pub const ENTRIES_MAX: u64 = 65_536;
 
-/// Bytes of one record: what `i64` holds, so that differences of offsets never overflow.
+/// Bytes of one record: the largest `i64`, so that differences of offsets never overflow.
 pub const RECORD_BYTES_MAX: u64 = i64::MAX as u64;
 
 /// Bytes of a packed value.
 pub const PACKED_BYTES_MAX: u64 = 16 << 20;
 
-/// Values read at once: items, fields and records, each counted.
+/// Values of one read: items, fields and records, each counted.
 pub const VALUES_MAX: u64 = 1 << 20;
 
-/// Alignment in bytes that an annotation may ask for.
+/// The largest alignment in bytes that an annotation may set.
 pub const ALIGN_MAX: u32 = 4096;
 
-/// Places of a value that are named where it breaks a schema.
+/// Paths that an error names where a value breaks a schema.
 pub const VIOLATIONS_MAX: usize = 10;
 
-/// The bounds a caller may set.
+/// The bounds that a caller may set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchemaLimits {
     /// See [`SCHEMA_BYTES_MAX`].

@@ -1,4 +1,4 @@
-//! Where every field of an aligned layout lies.
+//! The offsets of every field of an aligned layout.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use crate::model::{ArrayCount, ArrayLayout, LayoutNode, NodeShape};
 use crate::pointer::{join, split_last};
 use crate::schema::Result;
 
-/// A place in an [`OffsetMap`], for those who ask often.
+/// An index in an [`OffsetMap`], for callers that look a path up often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PathId(u32);
 
@@ -23,10 +23,10 @@ pub struct OffsetEntry {
     node: Arc<LayoutNode>,
 }
 
-/// The fields of one record, each after what it is part of.
+/// The fields of one record, each after the part that contains it.
 ///
-/// An array of numbers is one entry, whose items have paths all the same. Of any other array each
-/// item has entries of its own.
+/// An array of numbers is one entry, whose items have paths all the same. In any other array each item has entries of
+/// its own.
 #[derive(Clone, Debug)]
 pub struct OffsetMap {
     entries: Vec<OffsetEntry>,
@@ -35,7 +35,7 @@ pub struct OffsetMap {
     align: u32,
 }
 
-/// A field that was asked for.
+/// A found field.
 #[derive(Clone, Debug)]
 pub(crate) struct FieldOffset<'m> {
     pub(crate) off: u64,
@@ -43,7 +43,7 @@ pub(crate) struct FieldOffset<'m> {
 }
 
 impl OffsetMap {
-    /// Lays `root` out. Fails where there are too many entries, or a stride does not fit.
+    /// Lays `root` out. Fails where there are too many entries, or a stride is too large.
     pub(crate) fn new(root: &Arc<LayoutNode>, entries_max: u64) -> Result<Self> {
         let stride = root.extent.stride();
         let mut map = Self {
@@ -61,10 +61,11 @@ impl OffsetMap {
     }
 
     fn add(&mut self, path: String, off: u64, node: &Arc<LayoutNode>, max: u64) -> Result<()> {
+        // Arrays of structs within arrays multiply: the schema's own size does not bound the entries.
         if self.entries.len() as u64 >= max {
             return Err(TypedefError::limit("fields of a record", max));
         }
-        // Items of arrays have longer names than the schema, which was checked before.
+        // Items of arrays have longer names than the schema, whose paths were checked before.
         if path.len() as u64 > PATH_BYTES_MAX {
             return Err(TypedefError::limit(
                 "bytes of the path of a field",
@@ -73,7 +74,7 @@ impl OffsetMap {
         }
         self.entries.push(OffsetEntry {
             path: path.clone(),
-            // Within the size of the whole, which fits.
+            // Within the size of the whole, which is valid.
             range: off..off + node.extent.size,
             node: Arc::clone(node),
         });
@@ -118,16 +119,16 @@ impl OffsetMap {
         self.entries.iter()
     }
 
-    /// The place of a path.
+    /// The index of a path.
     #[must_use]
     pub fn id(&self, path: &str) -> Option<PathId> {
         self.by_path.get(path).copied()
     }
 
-    /// The entry at a place of this map.
+    /// The entry at an index of this map.
     ///
     /// # Panics
-    /// The place is of another map, and beyond the end of this one.
+    /// The index is of another map, and beyond the end of this one.
     #[must_use]
     pub fn entry(&self, id: PathId) -> &OffsetEntry {
         &self.entries[id.0 as usize]
@@ -154,7 +155,7 @@ impl OffsetMap {
             return Err(unknown());
         };
         let index: Option<u64> = last.parse().ok();
-        // One path for each item: `01` is no index.
+        // One path for each item: `01` is not an index.
         let index = index
             .filter(|index| index.to_string() == last)
             .ok_or_else(unknown)?;
@@ -172,7 +173,7 @@ impl OffsetMap {
     }
 }
 
-/// Whether the items are known by the array alone.
+/// Whether the array alone determines its items.
 fn is_plain(list: &ArrayLayout) -> bool {
     let kind = list.item.kind();
     kind.scalar_bytes().is_some() || kind == FieldKind::Tensor
@@ -192,19 +193,19 @@ impl OffsetEntry {
         &self.path
     }
 
-    /// Bytes of the record.
+    /// Its bytes in the record.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
     }
 
-    /// What it is.
+    /// The kind of the field.
     #[must_use]
     pub fn kind(&self) -> FieldKind {
         self.node.kind()
     }
 
-    /// How many items an array has, and from one to the next in bytes; none for other kinds.
+    /// The number of items of an array, and the distance between them in bytes; `None` for other kinds.
     #[must_use]
     pub fn items(&self) -> Option<(u64, u64)> {
         match &self.node.shape {

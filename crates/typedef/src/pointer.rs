@@ -17,12 +17,12 @@ pub(crate) fn join(path: &str, part: &str) -> String {
     longer
 }
 
-/// What stands before the last part, and the last part as it is written.
+/// The text before the last part, and the last part as it is written.
 pub(crate) fn split_last(path: &str) -> Option<(&str, &str)> {
     path.rsplit_once('/')
 }
 
-/// A pointer as the fragment of a URI (RFC 3986, 3.5): what may not stand there is in percent form.
+/// A pointer as the fragment of a URI (RFC 3986, 3.5), with percent encoding for all other characters.
 pub(crate) fn fragment(pointer: &str) -> String {
     let mut text = String::from("#");
     for byte in pointer.bytes() {
@@ -37,11 +37,11 @@ pub(crate) fn fragment(pointer: &str) -> String {
     text
 }
 
-/// The pointer that a `$ref` of this document says; none where it is of another kind.
+/// The pointer in a `$ref` of this document; `None` where the reference is of another kind.
 pub(crate) fn of_reference(reference: &str) -> Option<String> {
     let fragment = reference.strip_prefix('#')?;
     let pointer = percent_decoded(fragment)?;
-    // RFC 6901, section 3: each part begins with a slash. Anything else would be an anchor.
+    // RFC 6901, section 3: each part begins with a slash. Other text would be an anchor.
     (pointer.is_empty() || pointer.starts_with('/')).then_some(pointer)
 }
 

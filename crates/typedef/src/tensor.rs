@@ -1,4 +1,4 @@
-//! References to tensors of the same file, and sizes that have names.
+//! References to tensors of the same file, and named sizes.
 
 use std::collections::BTreeMap;
 
@@ -39,20 +39,20 @@ pub(crate) fn is_dtype(name: &str) -> bool {
 pub enum Dim {
     /// Of this size.
     Size(u64),
-    /// Of a size that is the same wherever the name stands in one file.
+    /// The same size wherever the name occurs in one file.
     Symbol(String),
 }
 
-/// What a schema asks of a tensor.
+/// A schema's conditions on a tensor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TensorType {
-    /// Name of its dtype; any where nothing is said.
+    /// Name of its dtype; `None` allows any.
     pub dtype: Option<String>,
-    /// Its axes; any where nothing is said.
+    /// Its axes; `None` allows any.
     pub shape: Option<Vec<Dim>>,
 }
 
-/// The sizes that names have in one file. The first tensor that has the name decides.
+/// The sizes of names in one file. The first tensor with the name decides.
 ///
 /// ```
 /// use alknet_typedef::Dims;
@@ -67,10 +67,10 @@ pub struct TensorType {
 pub struct Dims(BTreeMap<String, u64>);
 
 impl TensorType {
-    /// Checks a tensor of `dtype` and `shape` against this, with the names of sizes in `dims`.
+    /// Checks a tensor of `dtype` and `shape` against this type, with the names of sizes in `dims`.
     ///
     /// # Errors
-    /// Says in words what does not fit. `dims` is then as it was.
+    /// The fault in words. `dims` then stays as it was.
     pub fn check(&self, dtype: &str, shape: &[u64], dims: &mut Dims) -> Result<(), String> {
         if let Some(wanted) = self.dtype.as_deref().filter(|wanted| *wanted != dtype) {
             return Err(format!("the tensor's dtype is not {wanted}"));
@@ -81,6 +81,7 @@ impl TensorType {
         if wanted.len() != shape.len() {
             return Err(format!("the tensor's rank is not {}", wanted.len()));
         }
+        // A failed check must bind no name.
         let mut known = dims.clone();
         for (axis, (wanted, size)) in wanted.iter().zip(shape).enumerate() {
             let wanted = match wanted {
@@ -95,22 +96,22 @@ impl TensorType {
         Ok(())
     }
 
-    /// The same of a reference in JSON, `{"dtype":…,"shape":[…]}`.
+    /// The same for a reference in JSON, `{"dtype":…,"shape":[…]}`.
     pub(crate) fn check_json(&self, reference: &Value, dims: &mut Dims) -> Result<(), String> {
-        let wrong = || "a reference to a tensor is {\"dtype\":…,\"shape\":[…]}".to_owned();
+        let invalid = || "a reference to a tensor is {\"dtype\":…,\"shape\":[…]}".to_owned();
         let dtype = reference
             .get("dtype")
             .and_then(Value::as_str)
-            .ok_or_else(wrong)?;
+            .ok_or_else(invalid)?;
         let shape = reference
             .get("shape")
             .and_then(Value::as_array)
-            .ok_or_else(wrong)?;
+            .ok_or_else(invalid)?;
         let shape: Option<Vec<u64>> = shape.iter().map(Value::as_u64).collect();
         if !is_dtype(dtype) {
             return Err("no dtype of safetensors has this name".to_owned());
         }
-        self.check(dtype, &shape.ok_or_else(wrong)?, dims)
+        self.check(dtype, &shape.ok_or_else(invalid)?, dims)
     }
 
     pub(crate) fn has_symbols(&self) -> bool {
@@ -120,13 +121,13 @@ impl TensorType {
 }
 
 impl Dims {
-    /// No names yet.
+    /// An empty set of names.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The size that `name` has, which is `size` where it had none.
+    /// The size of `name`; `size` becomes it where `name` has none yet.
     pub fn bind(&mut self, name: &str, size: u64) -> u64 {
         if let Some(known) = self.0.get(name) {
             return *known;
@@ -135,7 +136,7 @@ impl Dims {
         size
     }
 
-    /// The size that `name` has.
+    /// The size of `name`.
     #[must_use]
     pub fn size(&self, name: &str) -> Option<u64> {
         self.0.get(name).copied()

@@ -1,44 +1,44 @@
-//! What a field holds.
+//! The value of a field.
 
-/// A value out of bytes, or for them.
+/// A value read from bytes, or to be written.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum RecordValue {
-    /// Of an `Array`.
+    /// The items of an `Array`.
     Array(Vec<Self>),
-    /// Of a `Boolean`.
+    /// The value of a `Boolean`.
     Bool(bool),
-    /// Of `Bytes`.
+    /// The content of `Bytes`.
     Bytes(Vec<u8>),
-    /// Of an `Enum`: which of its members, from 0.
+    /// The index of an `Enum`'s member, from 0.
     Enum(u32),
-    /// Of a `Float16`, `BFloat16`, `Float32` or `Float64`; rounded to the field when written.
+    /// The value of a `Float16`, `BFloat16`, `Float32` or `Float64`; rounded to the field when written.
     Float(f64),
-    /// Where the content lies in another region, in bytes: of an `indirect` text.
+    /// The location of the content in another region, in bytes, for an `indirect` text.
     Indirect {
-        /// From the beginning of that region.
+        /// The offset in that region.
         off: u64,
-        /// How many.
+        /// The number of bytes.
         len: u64,
     },
-    /// Of an `Int8`, `Int16`, `Int32` or `Int64`.
+    /// The value of an `Int8`, `Int16`, `Int32` or `Int64`.
     Int(i64),
-    /// Of a `Record`: names and values, each name once.
+    /// The content of a `Record`: names and values, each name once.
     Record(Vec<(String, Self)>),
-    /// Of a `Struct`: its fields, in the schema's order.
+    /// The fields of a `Struct`, in the schema's order.
     Struct(Vec<(String, Self)>),
-    /// Of a `Tensor`: there is nothing in the bytes.
+    /// A `Tensor`, which has no bytes.
     Tensor,
-    /// Of a `String` or `Timestamp`.
+    /// The content of a `String` or `Timestamp`.
     Text(String),
-    /// Of a `Uint8`, `Uint16`, `Uint32` or `Uint64`.
+    /// The value of a `Uint8`, `Uint16`, `Uint32` or `Uint64`.
     Uint(u64),
-    /// Of a `Union`: the name of the variant in its mapping, and what it holds.
+    /// The content of a `Union`: the name of the variant in its mapping, and the variant's value.
     Union(String, Box<Self>),
 }
 
 impl RecordValue {
-    /// What it is, for messages.
+    /// Its kind, for messages.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Array(_) => "an array",

@@ -1,8 +1,7 @@
-//! The walls that a worker puts up around itself, before it reads anything foreign.
+//! The confinement that a worker puts around itself before it reads any foreign input.
 //!
-//! Namespaces, user, resource limits and cgroup are there already: the host gave them at the start.
-//! A wall that the kernel does not allow is a [`Gap`] in the report, never a reason to stop: whether
-//! the rest is enough is the host's to decide.
+//! The host has set namespaces, user, resource limits and cgroup at the start. A wall that the kernel does not allow
+//! is a [`Gap`] in the report, and does not stop the worker: the host decides whether the other walls are enough.
 
 mod filter;
 mod privileges;
@@ -11,7 +10,7 @@ mod root;
 use crate::setup::Setup;
 use crate::{Gap, Rights, Wall};
 
-/// Before the warm-up: mounts, user, privileges.
+/// The walls before the warm-up: mounts, user, privileges.
 pub(crate) fn wall_in(setup: &Setup) -> Vec<Gap> {
     let mut gaps = Vec::new();
     if setup.namespaces.mount {
@@ -21,11 +20,12 @@ pub(crate) fn wall_in(setup: &Setup) -> Vec<Gap> {
     } else {
         gaps.push(Gap::new(Wall::EmptyRoot, "there is no mount namespace"));
     }
+    // The mounts come first: they need capabilities that this drops.
     privileges::drop_all(setup.become_user, &mut gaps);
     gaps
 }
 
-/// After the warm-up, for every thread: no system call but those on the list.
+/// The wall after the warm-up, for every thread: no system call but those on the list.
 pub(crate) fn close_system_calls(rights: Rights) -> Result<(), Gap> {
     filter::install(rights).map_err(|why| Gap::new(Wall::Seccomp, why))
 }

@@ -1,4 +1,4 @@
-//! What can go wrong, on either side.
+//! Errors of both sides.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::io;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_FDS_MAX, SEALED_BYTES_MAX};
 use crate::{ConfinementLevel, Sandbox, WorkerRole};
 
-/// A frame, or what travels with it, is not as agreed. Never the reader's fault.
+/// A frame, or a descriptor with it, breaks the protocol. The sender is at fault, never the reader.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerFrameError {
@@ -16,76 +16,76 @@ pub enum WorkerFrameError {
     /// The peer closed the socket inside a frame.
     #[error("the channel closed inside a frame")]
     Cut,
-    /// A frame of no bytes.
+    /// A frame has no bytes.
     #[error("an empty frame")]
     Empty,
-    /// The frame names descriptors that did not come, or others came.
+    /// The frame names another number of descriptors than came.
     #[error("{came} descriptors came with a message that has {named}")]
     Descriptors {
-        /// How many the frame names.
+        /// Number of descriptors that the frame names.
         named: usize,
-        /// How many there were.
+        /// Number of descriptors that came.
         came: usize,
     },
     /// The channel itself failed.
     #[error("the channel failed: {0}")]
     Io(#[from] io::Error),
-    /// Values inside values inside values.
+    /// Values are nested too deep.
     #[error("nested too deep")]
     Nesting,
-    /// A descriptor that was to be sealed memory is something else, or could still change.
+    /// A descriptor that should be sealed memory is something else, or could still change.
     #[error("the descriptor is not sealed memory: {0}")]
     NotSealed(&'static str),
-    /// Longer than a frame may be.
+    /// The frame is longer than a frame may be.
     #[error("a frame of {0} bytes is longer than {FRAME_BYTES_MAX}")]
     TooLong(usize),
-    /// More descriptors than a frame may have.
+    /// The frame has more descriptors than a frame may have.
     #[error("more than {FRAME_FDS_MAX} descriptors with one frame")]
     TooManyDescriptors,
-    /// More bytes in a sealed descriptor than one may have.
+    /// A sealed descriptor holds more bytes than one may hold.
     #[error("{0} bytes of sealed memory are more than {SEALED_BYTES_MAX}")]
     TooMuch(u64),
 }
 
-/// A worker could not be had.
+/// Why the caller gets no worker.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
-    /// Folders were asked for in a role that must not open any.
+    /// The lease has folders, and the role may open none.
     #[error("a worker of role {0} gets no folders")]
     BindsRefused(WorkerRole),
-    /// A folder's name inside the worker is not one plain name.
+    /// The name of a folder inside the worker is not one plain name.
     #[error("`{0}` is no name for a folder inside a worker")]
     BindName(String),
     /// The executable cannot be used.
     #[error("the worker's executable cannot be used")]
     Executable(#[source] io::Error),
-    /// There is no such role.
+    /// No role has this name.
     #[error("there is no worker role `{0}`")]
     NoSuchRole(String),
     /// The host's configuration has no workers of this role.
     #[error("workers of role {0} are not configured")]
     NotConfigured(WorkerRole),
-    /// As many workers as may be are running.
+    /// The limit of running workers is reached.
     #[error("as many workers as may be are running")]
     Overloaded,
-    /// The walls are lower than what is asked for.
+    /// The worker has fewer walls than the configuration requires.
     #[error("the sandbox is {} where at least {minimum} is required", .sandbox.level)]
     Policy {
-        /// What is required.
+        /// The required level.
         minimum: ConfinementLevel,
-        /// What there is.
+        /// The level and the gaps of the worker.
         sandbox: Sandbox,
     },
     /// The tenant's workers ended a moment ago because the machine had too little memory left.
     #[error("memory ran short: the workers of this identity were ended for it")]
     Relieved,
-    /// It did not start, or did not get ready.
+    /// The worker did not start, or did not become ready.
     #[error("a worker of role {role} did not start: {why}")]
     Start {
-        /// Of this role.
+        /// The role.
         role: WorkerRole,
-        /// The step and the cause.
+        /// The step and its error.
         why: String,
     },
     /// The supervisor has been shut down.
@@ -94,7 +94,7 @@ pub enum WorkerError {
     /// The supervisor could not be set up.
     #[error("the supervisor could not be set up")]
     Supervisor(#[source] io::Error),
-    /// The tenant has its share of the workers, and a session in each.
+    /// The tenant has its share of the workers, and each has a session.
     #[error("this identity has as many workers as one may have")]
     TenantShare,
 }
@@ -111,26 +111,26 @@ impl WorkerError {
     }
 }
 
-/// The limit at which a call was ended.
+/// The limit at which a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LimitCause {
     /// The caller gave up.
     Aborted,
-    /// The call's processor time.
+    /// Processor time of the call.
     Cpu,
-    /// The time a service has to dispose of itself.
+    /// Time for a service to dispose of itself.
     Drain,
-    /// The call's time on the GPU.
+    /// GPU time of the call.
     Gpu,
-    /// No sign of life while the call ran.
+    /// Time without a heartbeat while the call ran.
     Silent,
-    /// The call's time by the clock on the wall.
+    /// Wall-clock time of the call.
     Wall,
 }
 
 impl LimitCause {
-    /// The code of the runtime for a call that ended so.
+    /// The code of the runtime for a call that this limit ended.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -148,11 +148,11 @@ impl LimitCause {
 pub enum WorkerEndReason {
     /// A caller gave up and the worker did not stop.
     Abort,
-    /// It closed its socket and lived on.
+    /// It closed its socket and did not end.
     ClosedChannel,
     /// It used its processor time and did not stop.
     Cpu,
-    /// A fatal signal of its own making: a bug in a driver, an engine or generated code.
+    /// It caused a fatal signal itself: a bug in a driver, an engine or generated code.
     Crash,
     /// A service did not dispose of itself in time.
     Drain,
@@ -160,27 +160,27 @@ pub enum WorkerEndReason {
     Exit,
     /// It sent more than it may.
     Flood,
-    /// It used its time on the GPU and did not stop.
+    /// It used its GPU time and did not stop.
     Gpu,
     /// A process other than the host killed it.
     Killed,
-    /// Its work was done: no session, no tenant that would come back.
+    /// It had no work left: no session, and no tenant that would come back.
     Idle,
     /// It used more memory than it may.
     Memory,
-    /// It sent what is no message.
+    /// It sent bytes that are no message.
     Protocol,
-    /// The machine had too little memory left, and its tenant had most in workers.
+    /// The machine had too little memory left, and its tenant's workers had most of it.
     Relieved,
-    /// The host shuts down.
+    /// The host shut down.
     Shutdown,
-    /// It gave no sign of life while a call ran.
+    /// It sent no heartbeat while a call ran.
     Silent,
-    /// It did not get ready, or is not walled in as required.
+    /// It did not become ready, or has fewer walls than required.
     Start,
     /// It made a system call that no honest worker makes.
     Violation,
-    /// It used its time by the clock on the wall and did not stop.
+    /// It used its wall-clock time and did not stop.
     Wall,
 }
 
@@ -207,7 +207,7 @@ impl WorkerEndReason {
         Self::Wall,
     ];
 
-    /// As `runtime/stats` shows it.
+    /// The name in `runtime/stats`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -232,7 +232,7 @@ impl WorkerEndReason {
         }
     }
 
-    /// Whether it speaks against the operation that ran.
+    /// Whether it counts as a crash of the operation that ran.
     pub(crate) const fn is_crash(self) -> bool {
         matches!(
             self,
@@ -270,11 +270,11 @@ impl fmt::Display for WorkerEndReason {
 /// How a worker was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerLoss {
-    /// Reason, for a person.
+    /// The reason of the end.
     pub reason: WorkerEndReason,
-    /// The signal that ended it, where one did and it has been collected already.
+    /// The signal that ended it, if one did and the host has collected the process already.
     pub signal: Option<i32>,
-    /// More about it: what was wrong with its message, or what it wrote last.
+    /// More about the end: what was wrong with its message, or the end of its output.
     pub detail: String,
 }
 
@@ -291,25 +291,25 @@ impl fmt::Display for WorkerLoss {
     }
 }
 
-/// A call came to no answer of the worker's.
+/// A call that has no result of the worker.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerCallError {
-    /// More waits for the worker than may.
+    /// Too many bytes wait for the worker.
     #[error("the worker does not read what it is sent")]
     Busy,
-    /// The call or what travels with it makes no frame.
+    /// The call or its descriptors make no valid frame.
     #[error("the call cannot be sent: {0}")]
     Frame(#[from] WorkerFrameError),
-    /// It reached a limit of its own, or was given up.
+    /// The call reached its own limit, or its caller gave it up.
     #[error("the call was ended: {cause:?}")]
     Limit {
-        /// Limit that the worker reached.
+        /// The limit that the call reached.
         cause: LimitCause,
-        /// Whether the worker had to be killed for it.
+        /// Whether the host had to kill the worker for it.
         killed: bool,
     },
-    /// The worker was lost, by its own doing or a sibling's.
+    /// The worker was lost, because of this call or of another one in it.
     #[error("the worker was lost: {0}")]
     Lost(WorkerLoss),
     /// The operation has crashed too many workers.
@@ -335,29 +335,29 @@ impl WorkerCallError {
     }
 }
 
-/// The worker's own side failed; it can only end.
+/// The worker's own side failed. The worker can only end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GuestError {
-    /// A frame of the host's, or the channel.
+    /// The channel failed, or the host's frame is invalid.
     #[error(transparent)]
     Frame(#[from] WorkerFrameError),
-    /// A step of walling itself in failed that must not.
+    /// A step of the confinement failed that must succeed.
     #[error("cannot {what}: {source}")]
     Confine {
-        /// Which step.
+        /// The step.
         what: &'static str,
         /// Error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// There is no host at the other end of descriptor 3.
+    /// Descriptor 3 has no host at its other end.
     #[error("there is no host at descriptor 3")]
     NoHost,
-    /// Host and worker are not of one version, or not of one mind about the role.
+    /// Host and worker have different versions or roles.
     #[error("the host expects another worker: {0}")]
     Setup(String),
-    /// What the role does before its walls close failed.
+    /// The warm-up of the role failed.
     #[error("the warm-up failed: {0}")]
     WarmUp(String),
 }

@@ -1,8 +1,8 @@
-//! Frames: a length, a CBOR map, descriptors on the first byte. Bytes in, messages out; [`channel`]
-//! is the only part that touches a socket.
+//! Frames: a length, a CBOR map, descriptors on the first byte. The codec takes bytes and gives messages; only
+//! [`channel`] uses a socket.
 //!
-//! Both sides take the other for hostile: whatever comes, an error or a message is the outcome,
-//! memory stays within one frame and one reading, and no descriptor is kept that no message names.
+//! Both sides treat the other one as hostile: any input gives an error or a message, memory stays within one frame
+//! and one read, and no descriptor is kept that no message names.
 
 mod blob;
 mod cbor;

@@ -44,25 +44,25 @@ use crate::{confine, encode, sys};
 
 /// First argument of a worker's command line.
 pub(crate) const VERB: &str = "worker";
-/// Room for the first frame and its descriptors.
+/// Bytes of the buffer for the first frame.
 const SETUP_SCRATCH: usize = 64 << 10;
 
-/// Whether this process was started as a worker: by its command line, and with a host's socket at
-/// descriptor 3. To be asked first thing in `main`, before anything looks at the number of the
-/// process: a worker in a process namespace of its own is number 1 there.
+/// Whether this process was started as a worker: by its command line, and with a host's socket at descriptor 3.
+/// `main` calls this first, before any code uses the process id: a worker in a process namespace of its own is
+/// process 1 there.
 #[must_use]
 pub fn started_as_worker() -> bool {
     let verb = std::env::args_os().nth(1);
-    let kind = sys::look_at_host(|fd| sockopt::socket_type(fd).ok()).flatten();
+    let kind = sys::with_host_socket(|fd| sockopt::socket_type(fd).ok()).flatten();
     verb.is_some_and(|verb| verb == VERB) && kind == Some(SocketType::STREAM)
 }
 
-/// Becomes the worker that the host asked for: finds the host, hears from it what walls there are to
-/// be, and puts them up. To be called before any thread is started and anything is opened.
+/// Becomes the worker that the host started: finds the host, reads which walls it requires, and puts them up. The
+/// caller has started no thread and opened no file before.
 ///
 /// # Errors
-/// If there is no host, or it expects another role or version. A wall that cannot be put up is no
-/// error but in the report to the host.
+/// There is no host, or it expects another role or version. A wall that cannot be put up is no error, but a gap in
+/// the report to the host.
 pub fn enter(role: WorkerRole) -> Result<ConfinedGuest, GuestError> {
     let confine = |what| move |source| GuestError::Confine { what, source };
     sys::unblock_all().map_err(confine("let signals through"))?;
@@ -76,7 +76,7 @@ pub fn enter(role: WorkerRole) -> Result<ConfinedGuest, GuestError> {
         return Err(GuestError::Setup(format!("role {}", setup.role)));
     }
     let gaps = confine::wall_in(&setup);
-    // The signal that follows the host's thread was set again just now; was it in time?
+    // The signal for the end of the host's thread was set again just now. The host may have ended before that.
     if !lives(&host) {
         return Err(GuestError::NoHost);
     }
@@ -88,7 +88,7 @@ pub fn enter(role: WorkerRole) -> Result<ConfinedGuest, GuestError> {
     })
 }
 
-/// The frame that lies in the socket since before this process was started.
+/// Reads the frame that the host wrote into the socket before it started this process.
 fn first_frame(host: &OwnedFd) -> Result<(Setup, Decoder), GuestError> {
     let mut decoder = Decoder::default();
     let mut scratch = vec![0; SETUP_SCRATCH];
@@ -107,11 +107,11 @@ fn first_frame(host: &OwnedFd) -> Result<(Setup, Decoder), GuestError> {
 fn lives(host: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(host, PollFlags::IN)];
     let now = Timespec::default();
-    let asked = poll(&mut fds, Some(&now));
-    asked.is_ok() && !fds[0].revents().contains(PollFlags::HUP)
+    let polled = poll(&mut fds, Some(&now));
+    polled.is_ok() && !fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// A worker inside its walls, but for the last one.
+/// A worker inside all its walls but the last one.
 #[derive(Debug)]
 pub struct ConfinedGuest {
     host: OwnedFd,
@@ -121,11 +121,11 @@ pub struct ConfinedGuest {
 }
 
 impl ConfinedGuest {
-    /// Runs `warm_up`, which starts every thread and opens every device that the role will ever
-    /// have, then leaves the process no system call but those of its role, and tells the host.
+    /// Runs `warm_up`, which starts every thread and opens every device that the role will ever have. Then leaves the
+    /// process only the system calls of its role, and reports to the host.
     ///
     /// # Errors
-    /// If the warm-up fails or the host is gone.
+    /// The warm-up fails, or the host has gone.
     pub fn seal<T, E: fmt::Display>(
         mut self,
         warm_up: impl FnOnce(&Guest) -> Result<T, E>,
@@ -135,7 +135,7 @@ impl ConfinedGuest {
             sending: Mutex::default(),
             calls: Mutex::default(),
             queue: GuestQueue::default(),
-            // 0 would be heartbeats without a pause.
+            // Zero would mean heartbeats without a pause.
             heartbeat: Duration::from_millis(self.setup.heartbeat_ms.max(1)),
         }));
         let (go, wait) = mpsc::channel();
@@ -143,7 +143,7 @@ impl ConfinedGuest {
         std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                // A worker that never gets ready reads nothing.
+                // A worker that never becomes ready reads nothing.
                 if let Ok(decoder) = wait.recv() {
                     control::run(&control, decoder);
                 }
@@ -159,7 +159,7 @@ impl ConfinedGuest {
         }
         let confined = ConfinementReport { gaps: self.gaps };
         guest.send(&FromWorkerMessage::Ready { confined }, Vec::new())?;
-        // The control thread waits for exactly this.
+        // The control thread waits for exactly this value.
         let _ = go.send(self.decoder);
         Ok((guest, made))
     }
@@ -171,7 +171,7 @@ impl ConfinedGuest {
     }
 }
 
-/// The worker's end of the channel; clones are the same.
+/// The worker's end of the channel. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Guest(Arc<GuestShared>);
 
@@ -186,23 +186,22 @@ struct GuestShared {
 }
 
 impl Guest {
-    /// The next message of the host's; waits for one. Aborts come here too, after the flag of their
-    /// call is set.
+    /// Waits for the next message of the host. Aborts come here as well, after the flag of their call is set.
     #[must_use]
     pub fn next(&self) -> GuestInput {
         self.0.queue.pop()
     }
 
-    /// The next message, if there is one.
+    /// The next message, if one waits.
     #[must_use]
     pub fn try_next(&self) -> Option<GuestInput> {
         self.0.queue.try_pop()
     }
 
-    /// Sends a message, from any thread.
+    /// Sends a message. Any thread may call it.
     ///
     /// # Errors
-    /// If it makes no frame, or the host is gone.
+    /// The message makes no valid frame, or the host has gone.
     pub fn send(
         &self,
         message: &FromWorkerMessage,
@@ -244,7 +243,7 @@ impl Guest {
     }
 }
 
-/// A thread that panicked while it held a lock left nothing half done: each holds it for one step.
+/// Locks `mutex`. A thread that panicked while it held the lock left no half-made change: each holds it for one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,8 @@
-//! The host's side: who starts workers, watches them, ends them and counts.
+//! The host's side: starts workers, watches, ends and counts them.
 //!
-//! `watch`, `pool` and `quarantine` decide: times and events in, orders out, no clock and no process.
-//! `supervisor` is the thread that carries the orders out and never waits for anything but events;
-//! `spawn` is a second thread for what takes its time (starting, cleaning up), which is also the one
-//! whose end no worker survives.
+//! `watch`, `pool` and `quarantine` decide: they get times and events and return orders, without a clock or a
+//! process. `supervisor` is the thread that carries the orders out and waits only for events. `spawn` is a second
+//! thread for slow work (starting and cleaning up), and no worker outlives it.
 
 mod cgroup;
 mod config;

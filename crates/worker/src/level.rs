@@ -1,4 +1,4 @@
-//! How far a worker is walled in, and what is missing.
+//! The levels of confinement, and the walls that may be missing.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use crate::Rights;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConfinementLevel {
-    /// A process of its own and little more: what it reaches is what its user reaches.
+    /// A process of its own and little more: it can reach all that its user can reach.
     ProcessOnly,
-    /// The system call filter, the capabilities and the rights to gain any are as they should be,
-    /// so that nothing outside can be opened, reached or signalled; another wall is missing.
+    /// The system call filter stands, and the worker has no capabilities and no right to gain any, so that it can
+    /// open, reach or signal nothing outside. Another wall is missing.
     Partial,
     /// Every wall stands.
     Full,
@@ -26,52 +26,52 @@ pub enum ConfinementLevel {
 pub enum Wall {
     /// It has no capability and cannot get one.
     Capabilities,
-    /// cgroup: how much of the processors it gets.
+    /// cgroup: limit of its processor share.
     CgroupCpu,
-    /// cgroup: how much memory it gets, shared memory and files included.
+    /// cgroup: limit of its memory, with shared memory and files.
     CgroupMemory,
-    /// cgroup: how many threads it may have.
+    /// cgroup: limit of its threads.
     CgroupPids,
-    /// Its root holds what was bound into it, and else nothing.
+    /// Its root holds only what was bound into it.
     EmptyRoot,
     /// System V and POSIX message objects of its own.
     IpcNamespace,
-    /// A tree of mounts of its own.
+    /// A mount tree of its own.
     MountNamespace,
-    /// A network of its own, with nothing in it.
+    /// An empty network namespace of its own.
     NetNamespace,
-    /// No program it executes can have more rights than it.
+    /// No program that it executes can have more rights than it.
     NoNewPrivileges,
-    /// It sees no process but its own.
+    /// It sees only its own processes.
     PidNamespace,
     /// The list of system calls.
     Seccomp,
-    /// It runs under no user that owns anything outside.
+    /// It runs as a user that owns nothing outside.
     UnprivilegedUser,
     /// A user namespace of its own.
     UserNamespace,
 }
 
-/// A wall that is not there.
+/// A wall that does not stand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
-    /// Which one.
+    /// The wall.
     pub wall: Wall,
-    /// Why, in the words of the kernel or of this crate.
+    /// The reason, in the words of the kernel or of this crate.
     pub why: String,
 }
 
 /// A level with its reasons.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
-    /// The sum.
+    /// The level.
     pub level: ConfinementLevel,
-    /// What is missing for [`ConfinementLevel::Full`].
+    /// The walls that are missing for [`ConfinementLevel::Full`].
     pub gaps: Vec<Gap>,
 }
 
 impl Sandbox {
-    /// Sums up. What may open files needs a root in which there are none of others.
+    /// Computes the level. A worker that may open files needs a root that has only its own.
     #[must_use]
     pub(crate) fn from_gaps(mut gaps: Vec<Gap>, rights: Rights) -> Self {
         gaps.sort_by_key(|gap| gap.wall);
@@ -98,7 +98,7 @@ impl Gap {
 }
 
 impl ConfinementLevel {
-    /// As it is shown.
+    /// The name for people.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,14 +1,13 @@
-//! Worker processes: how they are started, walled in, spoken to, watched and ended.
+//! Worker processes: starting, confining, calling, watching and ending them.
 //!
-//! Whatever parses hostile source, runs generated code or maps files runs in a worker: the same executable started
-//! again, with one socket and nothing else. A worker that crashes, loops or turns against its host loses its own work
-//! only. This crate knows no script, no shader and no repository; what a worker does is the role's business, in
-//! messages whose bodies it carries unread.
+//! Code that parses hostile source, runs generated code or maps files runs in a worker: the same executable started
+//! again, with one socket and nothing else. A worker that crashes, loops or turns against its host loses only its own
+//! work. This crate knows no script, no shader and no repository. The role defines what a worker does, in messages
+//! whose bodies this crate passes on unread.
 //!
-//! The host's side is [`Workers`]: a supervisor thread with its own timers, which owns every worker
-//! and answers calls at their limits whatever the worker does. The worker's side is [`enter`], called
-//! first thing in `main`, then [`ConfinedGuest::seal`], after which no system call is left that is not on
-//! the role's list.
+//! The host's side is [`Workers`]: a supervisor thread with its own timers, which owns every worker and answers calls
+//! at their limits whatever the worker does. The worker's side is [`enter`], which `main` calls first, then
+//! [`ConfinedGuest::seal`], after which only the system calls on the role's list are left.
 //!
 //! The example is not run with the other examples: it starts processes of its own executable.
 //!

@@ -2,102 +2,104 @@
 
 use std::time::Duration;
 
-/// Longest frame, bytes of CBOR behind the length. What is larger travels as a sealed descriptor.
+/// Longest frame, in bytes of CBOR after the length. A larger value travels as a sealed descriptor.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
-/// Descriptors that may travel with one frame: a call rarely has more than a few tensors.
+/// Most descriptors of one frame: a call rarely has more than a few tensors.
 pub const FRAME_FDS_MAX: usize = 8;
-/// Nesting of the envelope; our own messages need six levels.
+/// Most nesting levels of the envelope; this crate's messages need six.
 pub const ENVELOPE_NESTING_MAX: usize = 16;
-/// Nesting of a body, as the JSON boundary has it.
+/// Most nesting levels of a body, as at the JSON boundary.
 pub const BODY_NESTING_MAX: usize = 64;
-/// Bytes from which on a value travels as a sealed descriptor instead of inside the frame.
+/// Most bytes of a value inside the frame; a larger one travels as a sealed descriptor.
 pub const INLINE_BYTES_MAX: usize = (64 << 10) - 1;
-/// Largest sealed value that is read or mapped.
+/// Largest sealed value, in bytes, that is read or mapped.
 pub const SEALED_BYTES_MAX: u64 = 1 << 30;
 
-/// How long a worker has to answer an abort before it is killed.
+/// Time that a worker has to answer an abort before the host kills it.
 pub const ABORT_GRACE: Duration = Duration::from_millis(20);
-/// How often a worker tells how far a running call is.
+/// Time between heartbeats of a running call.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(20);
-/// How long a running call may be without a sign of life from its worker.
+/// Longest time of a running call without a heartbeat of its worker.
 pub const HEARTBEAT_SILENCE_MAX: Duration = Duration::from_millis(100);
-/// How often a worker that was silent for so long is looked at, until it is known not to wait for a processor.
+/// Time between checks of a worker that was silent for so long, until the host knows that it does not wait for a
+/// processor.
 pub const SILENCE_LOOK: Duration = Duration::from_millis(25);
-/// In so many looks one after the other it has to compute without a sign of life, or not to want a processor. In
-/// some it may do so on a busy machine: its script has a processor and the thread that gives signs of life waits for
-/// one, or its sign of life is not read yet. With three, workers were lost beside seven programs on two processors.
+/// Number of checks in a row in which the worker has to compute without a heartbeat, or not to want a processor. On a
+/// busy machine it may do so in some: its script has a processor and its control thread waits for one, or its
+/// heartbeat is not read yet. With three checks, workers were lost beside seven programs on two processors.
 pub const SILENCE_LOOKS: u32 = 6;
-/// It is silent as well once all looks together saw it use so many times the silence of a processor: on a busy
-/// machine it waits in most of them, and a sign of life takes next to no processor time.
+/// The worker counts as silent as well once all checks together saw it use this many times the silence of processor
+/// time: on a busy machine it waits in most of them, and a heartbeat takes hardly any processor time.
 pub const SILENCE_BURNT: u32 = 10;
-/// Shortest step of the timer that waits for a CPU budget to be used up.
+/// Shortest step of the timer that waits until a CPU budget is used up.
 pub const CPU_STEP_MIN: Duration = Duration::from_millis(5);
-/// How long a service may take to dispose of itself when it is drained.
+/// Time that a service has to dispose of itself when it is drained.
 pub const DRAIN_MAX: Duration = Duration::from_millis(500);
-/// How long a worker may take from its start until it is ready, its warm-up included.
+/// Time that a worker has from its start until it is ready, with its warm-up.
 pub const START_MAX: Duration = Duration::from_secs(30);
-/// How long the end of a worker that closed its socket is waited for before it is killed.
+/// Time for which the host waits for the end of a worker that closed its socket before it kills it.
 pub const LEAVING_MAX: Duration = Duration::from_millis(20);
 
-/// Workers at once, of all roles, unless said.
+/// Default limit of workers at once, of all roles.
 pub const WORKERS_MAX: usize = 64;
-/// One tenant gets one in so many of all workers, of all roles together, and one worker at the least. That holds while
-/// no other tenant wants one, too: no session is ended to make room, so a tenant that came later would be refused.
+/// One tenant gets one in this many of all workers, of all roles together, and at least one. That holds while no
+/// other tenant wants a worker as well: no session is ended to make room, so that a later tenant would be refused.
 pub const TENANT_WORKERS_PART: usize = 4;
-/// Isolates of one tenant in one worker.
+/// Most sessions of one tenant in one worker.
 pub const SESSIONS_MAX: u32 = 16;
-/// Sessions after which a worker is replaced: whatever leaks, leaks no further.
+/// Sessions after which a worker is replaced, so that leaks do not grow without end.
 pub const SESSIONS_SERVED_MAX: u32 = 1000;
-/// How long a worker waits for its tenant's next session before it is ended.
+/// Time for which a worker waits for its tenant's next session before it ends.
 pub const LINGER: Duration = Duration::from_secs(10);
-/// Calls into the host that a session may have open.
+/// Most open calls of a session into the host.
 pub const CALLS_OUT_MAX: usize = 64;
-/// Calls of the host that one worker may have open.
+/// Most open calls of the host in one worker.
 pub const CALLS_IN_MAX: usize = 256;
-/// What a session may log in a second, bytes; the rest is counted and dropped.
+/// Bytes that a session may log in a second. The rest is counted and dropped.
 pub const LOG_BYTES_PER_S: u64 = 64 << 10;
-/// Messages of one session that wait for its owner. A worker that sends more floods its host.
+/// Most messages of one session that wait for its owner. A worker that sends more floods its host.
 pub const MESSAGES_WAITING_MAX: usize = 256;
-/// Bytes of these. What is large travels beside its frame.
+/// Most bytes of these messages. Large values travel beside their frames.
 pub const MESSAGES_WAITING_BYTES_MAX: usize = 2 << 20;
-/// Bytes that wait for a worker to read them.
+/// Most bytes that wait for a worker to read them.
 pub const OUT_BYTES_MAX: usize = 8 << 20;
-/// Bytes read from one worker before another gets its turn.
+/// Bytes that the host reads from one worker before it reads from another.
 pub const READ_TURN_BYTES: usize = 64 << 10;
-/// Frames that a worker keeps for its own threads, bytes. The control thread reads on for aborts.
+/// Most bytes of frames that a worker queues for its own threads. The control thread reads on, because an abort may
+/// follow.
 pub const GUEST_QUEUE_BYTES_MAX: usize = 64 << 20;
 
-/// Crashes of one operation in [`CRASH_WINDOW`] that quarantine it.
+/// Crashes of one operation within [`CRASH_WINDOW`] that put it into quarantine.
 pub const CRASHES_MAX: usize = 3;
 /// The window of [`CRASHES_MAX`].
 pub const CRASH_WINDOW: Duration = Duration::from_secs(60);
-/// Operations whose crashes are remembered; the one whose last crash is oldest is forgotten first.
+/// Operations whose crashes are remembered. The one whose last crash is oldest is forgotten first.
 pub const CRASH_BOOK_MAX: usize = 4096;
 
-/// A tenant whose workers ended twice within this time because the machine had too little memory left gets none for as
-/// long: it would fill what they gave back within a second, and others would find none again.
+/// A tenant whose workers ended twice within this time because the machine had too little memory left gets no worker
+/// for as long: it would use the freed memory within a second, and other tenants would again find none.
 pub const RELIEF_PAUSE: Duration = Duration::from_secs(60);
 
-/// Open descriptors of a worker.
+/// Most open descriptors of a worker.
 pub const NOFILE: u64 = 64;
-/// Stack of a worker's first thread and, by glibc's rule, of every other, bytes.
+/// Stack of a worker's first thread and, by glibc's rule, of every other one, in bytes (pthread_create(3)).
 pub const STACK_BYTES: u64 = 8 << 20;
-/// What a worker's address space may hold beyond its memory limit, bytes: allocators reserve far
-/// more than they use, and files are mapped.
+/// Bytes of a worker's address space beyond its memory limit: allocators reserve far more than they use, and files
+/// are mapped.
 pub const ADDRESS_SPACE_EXTRA: u64 = 16 << 30;
-/// What a worker holds beside what its sessions were granted, bytes.
+/// Bytes that a worker holds beyond what its sessions were granted.
 pub const MEMORY_REST: u64 = 64 << 20;
-/// What all workers may hold together, in hundredths of the machine's memory, unless said.
+/// Default memory of all workers together, in hundredths of the machine's.
 pub const MEMORY_PERCENT: u64 = 75;
-/// What a dying worker wrote last, bytes kept of it.
+/// Bytes that are kept of the end of a dying worker's output.
 pub const LAST_WORDS_BYTES: usize = 2 << 10;
-/// How long after a limit a worker that did not stop at it may still run; what took longer is counted.
+/// Time after a limit within which a worker that did not stop has to be gone. Later ends are counted.
 pub const DEATH_WITHIN: Duration = Duration::from_millis(50);
-/// How many deaths the percentiles are taken from.
+/// Number of ends from which the percentiles are computed.
 pub const DEATHS_KEPT: usize = 1024;
-/// First pause after a worker that could not be started.
+/// First pause after a failed start of a worker.
 pub const START_PAUSE_MIN: Duration = Duration::from_millis(100);
-/// Longest pause after workers that could not be started.
+/// Longest pause after failed starts of workers.
 pub const START_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How often a worker's memory is looked at where no cgroup limits it.
+/// Time between checks of a worker's memory if no cgroup limits it.
 pub const MEMORY_LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -1,26 +1,26 @@
-//! The messages between host and worker (`runtime.md` §3.1). In CBOR each is a map of one entry,
-//! named after the message in lower case; times are microseconds.
+//! The messages between host and worker (`runtime.md` §3.1). In CBOR each is a map of one entry with the name of the
+//! message in lower case. Times are microseconds.
 
 use serde::{Deserialize, Serialize};
 
 use crate::setup::ConfinementReport;
 use crate::{Bytes32, CborBody, FrameBlob};
 
-/// What the host says. Roles with their own language use `Run` and `Tell`.
+/// The messages of the host. Roles with their own protocol use `Run` and `Tell`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ToWorkerMessage {
-    /// Call `id` is to end now.
+    /// Call `id` has to end now.
     Abort {
         /// The call.
         id: u64,
     },
-    /// Session `sid` ends. With an `id` it is to dispose of itself and answer.
+    /// Session `sid` ends. With an `id` it disposes of itself and answers.
     Close {
         /// The session.
         sid: u64,
-        /// The call that the answer belongs to.
+        /// The call to which the answer belongs.
         id: Option<u64>,
     },
     /// Runs a module.
@@ -36,7 +36,7 @@ pub enum ToWorkerMessage {
         /// Its source.
         source: FrameBlob,
     },
-    /// Something of a subscription of the worker's.
+    /// An event of a subscription of the worker.
     Event {
         /// The session.
         sid: u64,
@@ -60,18 +60,18 @@ pub enum ToWorkerMessage {
     Open {
         /// The session.
         sid: u64,
-        /// What it may reach, in the role's own terms.
+        /// Its capabilities, in the role's own terms.
         caps: CborBody,
         /// Its limits, in the role's own terms.
         limits: CborBody,
         /// The bundle it runs.
         bundle_hash: Option<Bytes32>,
-        /// Where its randomness comes from.
+        /// The seed of its randomness.
         seed: Option<Bytes32>,
-        /// What its clock shows, in the role's own terms.
+        /// Its clock, in the role's own terms.
         clock: CborBody,
     },
-    /// The answer to a call of the worker's.
+    /// The response to a call of the worker.
     Reply {
         /// The session.
         sid: u64,
@@ -80,7 +80,7 @@ pub enum ToWorkerMessage {
         /// The answer.
         reply: WorkerReply,
     },
-    /// A call in the role's own language.
+    /// A call in the role's own protocol.
     Run {
         /// The session.
         sid: u64,
@@ -89,7 +89,7 @@ pub enum ToWorkerMessage {
         /// The content, as CBOR.
         body: CborBody,
     },
-    /// A message in the role's own language.
+    /// A message in the role's own protocol.
     Tell {
         /// The session.
         sid: u64,
@@ -98,12 +98,12 @@ pub enum ToWorkerMessage {
     },
 }
 
-/// What the worker says. None of it is believed.
+/// The messages of the worker. The host believes none of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FromWorkerMessage {
-    /// Calls an operation of the host's.
+    /// Calls an operation of the host.
     Call {
         /// The session.
         sid: u64,
@@ -116,7 +116,7 @@ pub enum FromWorkerMessage {
         /// Its options.
         opts: CborBody,
     },
-    /// A call or subscription of the worker's is no longer wanted.
+    /// The worker no longer wants a call or a subscription.
     Cancel {
         /// The session.
         sid: u64,
@@ -129,10 +129,10 @@ pub enum FromWorkerMessage {
         sid: u64,
         /// The call.
         id: u64,
-        /// Whether it does from now on.
+        /// Whether it works for it from now on.
         busy: bool,
     },
-    /// A running call is alive. Comes from the control thread every 20 ms.
+    /// A running call is alive. The control thread sends this every 20 ms.
     Heartbeat {
         /// The session.
         sid: u64,
@@ -142,33 +142,33 @@ pub enum FromWorkerMessage {
         ticks: u64,
         /// Its processor time so far.
         cpu_us: u64,
-        /// Its memory now, bytes.
+        /// Its memory at present, in bytes.
         mem: u64,
     },
     /// A line for the log.
     Log {
         /// The session.
         sid: u64,
-        /// How bad.
+        /// The severity.
         level: WorkerLogLevel,
         /// The line.
         text: String,
     },
-    /// The walls stand and the worker waits for work.
+    /// The walls stand, and the worker waits for work.
     Ready {
-        /// What stands.
+        /// The report on the walls.
         confined: ConfinementReport,
     },
-    /// The session wants to offer an operation.
+    /// The session offers an operation.
     Register {
         /// The session.
         sid: u64,
-        /// What it says about it.
+        /// Its description.
         spec: CborBody,
         /// The hash of its source.
         source_hash: Bytes32,
     },
-    /// The answer to a call of the host's.
+    /// The result of a call of the host.
     Result {
         /// The session.
         sid: u64,
@@ -176,10 +176,10 @@ pub enum FromWorkerMessage {
         id: u64,
         /// The answer.
         reply: WorkerReply,
-        /// What it took.
+        /// The cost of the call.
         stats: CallStats,
     },
-    /// Subscribes to an operation of the host's.
+    /// Subscribes to an operation of the host.
     Subscribe {
         /// The session.
         sid: u64,
@@ -192,7 +192,7 @@ pub enum FromWorkerMessage {
         /// Its options.
         opts: CborBody,
     },
-    /// A message in the role's own language.
+    /// A message in the role's own protocol.
     Tell {
         /// The session.
         sid: u64,
@@ -201,24 +201,24 @@ pub enum FromWorkerMessage {
     },
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerReply {
-    /// It failed.
+    /// The call failed.
     Err(WorkerFault),
-    /// It came to this.
+    /// The call succeeded with this result.
     Ok(FrameBlob),
 }
 
-/// What failed, in the codes of the runtime or of the operation.
+/// A fault, with a code of the runtime or of the operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerFault {
     /// `E_FUEL`, `NOT_FOUND`, …
     pub code: String,
-    /// For a person.
+    /// Text for a person.
     pub message: String,
-    /// For a program.
+    /// Details for a program.
     #[serde(default)]
     pub details: CborBody,
 }
@@ -227,15 +227,15 @@ pub struct WorkerFault {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerEvent {
-    /// Nothing more comes.
+    /// The end of the subscription.
     End,
-    /// Nothing more comes, because of this.
+    /// The end of the subscription, because of this fault.
     Fail(WorkerFault),
-    /// One of its items.
+    /// One item.
     Item(FrameBlob),
 }
 
-/// What a call took, by the worker's own account.
+/// The cost of a call, by the worker's own account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CallStats {
@@ -243,13 +243,13 @@ pub struct CallStats {
     pub ticks: u64,
     /// Processor time.
     pub cpu_us: u64,
-    /// The most memory of the engine's heap, bytes.
+    /// Peak of the engine's heap, in bytes.
     pub heap_peak: u64,
-    /// The most memory outside it, bytes.
+    /// Peak of memory outside the heap, in bytes.
     pub external_peak: u64,
 }
 
-/// How bad a line of the log is.
+/// Severity of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerLogLevel {
@@ -260,7 +260,7 @@ pub enum WorkerLogLevel {
 }
 
 impl ToWorkerMessage {
-    /// The call that this begins, if it does.
+    /// The session and number of the call that this message begins, if it begins one.
     pub(crate) const fn begins(&self) -> Option<(u64, u64)> {
         match self {
             Self::Close { sid, id: Some(id) }
@@ -273,7 +273,7 @@ impl ToWorkerMessage {
 }
 
 impl FromWorkerMessage {
-    /// Bytes that it holds in memory, beyond its own few.
+    /// Bytes of memory that it holds beyond its own few.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
@@ -290,7 +290,7 @@ impl FromWorkerMessage {
         }
     }
 
-    /// The session that this belongs to, if to one.
+    /// The session of this message, if it has one.
     pub(crate) const fn session(&self) -> Option<u64> {
         match self {
             Self::Call { sid, .. }

@@ -1,4 +1,4 @@
-//! What kinds of worker there are, and what each may do.
+//! The kinds of workers, and the rights of each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::WorkerError;
 
-/// The kind of a worker: decides the system calls that are left to it.
+/// The kind of a worker, which decides the system calls that are left to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum WorkerRole {
-    /// A repository's packs: counting, writing, taking in.
+    /// Packs of a repository: counting, writing, receiving.
     #[serde(rename = "git")]
     Git,
     /// Compiled shaders and host kernels.
@@ -20,19 +20,19 @@ pub enum WorkerRole {
     /// Isolates that run scripts.
     #[serde(rename = "js")]
     Js,
-    /// Both; for code that is trusted.
+    /// Both, for code that is trusted.
     #[serde(rename = "js+gpu")]
     JsGpu,
 }
 
-/// What a role's system call filter leaves beyond the common set.
+/// The rights of a role's system call filter beyond the common set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rights {
-    /// Memory may be made executable.
+    /// Whether memory may be made executable.
     pub exec_memory: bool,
-    /// Paths may be opened: only what is bound into the worker's own root is there.
+    /// Whether paths may be opened: only what is bound into the worker's own root exists there.
     pub files: bool,
-    /// Threads may be started after the filter is in place.
+    /// Whether threads may be started after the filter is installed.
     pub threads: bool,
 }
 
@@ -40,7 +40,7 @@ impl WorkerRole {
     /// Every role, by name.
     pub const ALL: [Self; 4] = [Self::Git, Self::Gpu, Self::Js, Self::JsGpu];
 
-    /// As the command line has it: `alknet worker --role NAME`.
+    /// The name on the command line: `alknet worker --role NAME`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -51,7 +51,7 @@ impl WorkerRole {
         }
     }
 
-    /// What the role may do, given whether folders are bound into its root.
+    /// The rights of the role; `binds`: whether folders are bound into its root.
     ///
     /// ```
     /// use alknet_worker::WorkerRole;
@@ -75,18 +75,18 @@ impl WorkerRole {
         !matches!(self, Self::Js)
     }
 
-    /// Whether its memory may be in huge pages: worth it for large arrays of numbers only. Where there
-    /// are many workers with little in each, they would hold several times what is in them.
+    /// Whether its memory may be in huge pages, which pays only for large arrays of numbers. Many workers with little
+    /// memory each would hold several times what they use.
     pub(crate) const fn wants_huge_pages(self) -> bool {
         matches!(self, Self::Gpu | Self::JsGpu)
     }
 
-    /// Whether it says when the GPU works for a call, and when it does not.
+    /// Whether it reports when the GPU works for a call.
     pub(crate) const fn uses_gpu(self) -> bool {
         matches!(self, Self::Gpu | Self::JsGpu)
     }
 
-    /// Whether a call counts as GPU time from its start, until the worker says otherwise.
+    /// Whether a call counts as GPU time from its start, until the worker reports otherwise.
     pub(crate) const fn is_gpu_only(self) -> bool {
         matches!(self, Self::Gpu)
     }

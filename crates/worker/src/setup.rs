@@ -1,38 +1,37 @@
-//! What the host tells a worker before anything else, and what the worker reports when its walls
-//! stand. Neither travels once foreign input has.
+//! The first message of the host, and the worker's report once its walls stand. Both travel before any foreign input.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Gap, WorkerError, WorkerRole};
 
-/// Version of the protocol between host and worker. They are one executable, so that a difference
-/// means that two builds were mixed.
+/// Version of the protocol between host and worker. They are one executable, so that a difference means that two
+/// builds were mixed.
 pub(crate) const VERSION: u16 = 1;
-/// Descriptor at which a worker finds its host.
+/// Descriptor of the host's socket in a worker.
 pub(crate) const HOST_FD: i32 = 3;
-/// Longest name of a bound folder, bytes.
+/// Longest name of a bound folder, in bytes.
 const BIND_NAME_MAX: usize = 32;
 
-/// The first frame, in the socket before the worker is started.
+/// The first frame, which the host writes into the socket before it starts the worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
     pub(crate) version: u16,
     pub(crate) role: WorkerRole,
     pub(crate) namespaces: Namespaces,
-    /// User to become once the mounts are made; where there is no user namespace to do that in.
+    /// The user to become once the mounts are made, if there is no user namespace for that.
     pub(crate) become_user: Option<u32>,
     pub(crate) binds: Vec<Bind>,
     pub(crate) heartbeat_ms: u64,
 }
 
-/// What the worker found when it walled itself in.
+/// The report of a worker on its own confinement.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfinementReport {
-    /// What does not stand.
+    /// The walls that do not stand.
     pub gaps: Vec<Gap>,
 }
 
-/// Namespaces of a worker's own.
+/// The namespaces that a worker has of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespaces {
     pub ipc: bool,
@@ -42,7 +41,7 @@ pub struct Namespaces {
     pub user: bool,
 }
 
-/// A folder of the host's that a worker sees in its otherwise empty root.
+/// A folder of the host that a worker has in its otherwise empty root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     /// Absolute path on the host.
@@ -54,7 +53,7 @@ pub struct Bind {
 }
 
 impl Bind {
-    /// The names are parts of paths in the worker's root.
+    /// Checks the names, which are parts of paths in the worker's root.
     pub(crate) fn check(&self) -> Result<(), WorkerError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let sound = !self.name.is_empty()

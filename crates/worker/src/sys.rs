@@ -1,5 +1,5 @@
-//! Everything in this crate that the compiler cannot check: starting a process, mapping memory, the
-//! clocks of other threads, signals. Small functions, each with its reason.
+//! All code of this crate that the compiler cannot check: starting a process, mapping memory, the clocks of other
+//! threads, signals. The functions are small, and each states its reason.
 
 mod clock;
 mod inherited;
@@ -9,7 +9,7 @@ mod memory;
 mod signal;
 
 pub(crate) use clock::{ThreadClock, can_run, process_cpu_us};
-pub(crate) use inherited::{look_at_host, take_host};
+pub(crate) use inherited::{take_host, with_host_socket};
 pub(crate) use launch::{Launch, LaunchedProcess, ProcessIdentity};
 pub(crate) use mapping::DescriptorMapping;
 pub use memory::give_back_memory;

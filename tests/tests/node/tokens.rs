@@ -242,7 +242,7 @@ async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
 /// An administrator who is about to be taken off the list makes a token, and a token that is about to be taken
 /// back another one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_ends_with_who_made_it() {
+async fn a_token_ends_with_its_maker() {
     let bench = TestBench::new();
     let (admin, second) = (bench.admin(), bench.user("second"));
     let config = format!("[node]\nadmin_keys = [\"{}\"]\n", second.identity());

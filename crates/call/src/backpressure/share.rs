@@ -1,4 +1,4 @@
-//! What the unread bytes of a connection count for: its requester, and the node.
+//! The quotas for unread bytes of a connection: of its requester, and of the node.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,31 +10,31 @@ use crate::limits::{UNREAD_BYTES_FREE, UNREAD_ROOM_EVERY, UNREAD_SLACK_BYTES, UN
 use crate::request_bytes::{GrowLimit, RequestBytes, Requester};
 use crate::sync::lock;
 
-/// A part of the node's room, which grows and shrinks in steps with what a connection has unread, and is given back
-/// when this is dropped. A connection that has little unread has none, so that most answers take no lock.
+/// A part of the node's capacity. It grows and shrinks in steps with the unread bytes of a connection, and is given
+/// back when this is dropped. A connection with few unread bytes has none, so that most responses take no lock.
 pub(crate) struct UnreadQuota {
     all: Arc<RequestBytes>,
-    /// Who is at the other end now: a connection may come to have an identity.
+    /// The requester at present: a connection may gain an identity.
     requester: Arc<RequesterSource>,
     held: Mutex<UnreadUsage>,
-    /// Whether `held` may be more than nothing.
+    /// Whether `held` may be more than zero.
     holds: AtomicBool,
-    /// One at a time looks for room, however many streams wait for it.
+    /// One task at a time waits for capacity, however many streams need it.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// Names the requester that the bytes of a connection count for.
+/// Returns the requester for which the bytes of a connection count.
 pub(crate) type RequesterSource = dyn Fn() -> Requester + Send + Sync;
 
-/// The bytes of a connection, and the requester they are counted for.
+/// The bytes of a connection, and the requester for which they count.
 #[derive(Debug, Default)]
 struct UnreadUsage {
-    whose: Option<Requester>,
+    owner: Option<Requester>,
     bytes: usize,
 }
 
 impl UnreadQuota {
-    /// Has nothing yet of `all`.
+    /// A quota that has nothing of `all` yet.
     pub(crate) fn new(all: &Arc<RequestBytes>, requester: &Arc<RequesterSource>) -> Self {
         Self {
             all: Arc::clone(all),
@@ -45,13 +45,15 @@ impl UnreadQuota {
         }
     }
 
-    /// Makes it as large as what waits needs, as far as that fits. `false` where it does not: then it stays as it is.
+    /// Makes the quota as large as the waiting bytes need, within `fit`. Returns false, and leaves it, if that does
+    /// not fit.
     pub(super) fn cover(&self, waiting: &AtomicUsize, fit: GrowLimit) -> bool {
         if waiting.load(Ordering::SeqCst) <= UNREAD_BYTES_FREE {
             return true;
         }
         let mut held = lock(&self.held);
-        // Before what waits is looked at: who takes some of it meanwhile sees this, and looks in turn.
+        // The flag is set before the number is read: a task that takes bytes meanwhile sees it, and checks in its
+        // turn.
         self.holds.store(true, Ordering::SeqCst);
         let needed = needed(waiting.load(Ordering::SeqCst));
         let covered = needed <= held.bytes || self.grow(&mut held, needed, fit);
@@ -61,7 +63,8 @@ impl UnreadQuota {
 
     fn grow(&self, held: &mut UnreadUsage, needed: usize, fit: GrowLimit) -> bool {
         let requester = (self.requester)();
-        if held.whose.as_ref() != Some(&requester) {
+        // The peer may have authenticated since: its bytes then count for the new identity.
+        if held.owner.as_ref() != Some(&requester) {
             self.hand_over(held, &requester);
         }
         let more = needed - held.bytes;
@@ -75,14 +78,14 @@ impl UnreadQuota {
 
     /// Counts the bytes for another requester from now on.
     fn hand_over(&self, held: &mut UnreadUsage, to: &Requester) {
-        let before = held.whose.replace(to.clone());
+        let before = held.owner.replace(to.clone());
         if let Some(before) = before.filter(|_| held.bytes > 0) {
             self.all.shrink(&before, held.bytes);
             self.all.grow(to, held.bytes, GrowLimit::Anyway);
         }
     }
 
-    /// Gives back what is not needed any more.
+    /// Gives back what is no longer needed.
     pub(super) fn release(&self, waiting: &AtomicUsize) {
         if !self.holds.load(Ordering::SeqCst) {
             return;
@@ -90,6 +93,7 @@ impl UnreadQuota {
         let mut held = lock(&self.held);
         let needed = needed(waiting.load(Ordering::SeqCst));
         let surplus = held.bytes.saturating_sub(needed);
+        // A small surplus stays for the next response, which then needs no lock of the node.
         if surplus > 0 && (needed == 0 || surplus >= UNREAD_SLACK_BYTES) {
             self.give_back(&mut held, surplus);
         }
@@ -98,17 +102,17 @@ impl UnreadQuota {
 
     fn give_back(&self, held: &mut UnreadUsage, bytes: usize) {
         held.bytes -= bytes;
-        if let Some(whose) = &held.whose {
-            self.all.shrink(whose, bytes);
+        if let Some(owner) = &held.owner {
+            self.all.shrink(owner, bytes);
         }
     }
 
-    /// Whether it may grow at all.
+    /// Whether it may grow.
     pub(super) fn has_room(&self) -> bool {
         self.all.has_room(|| (self.requester)())
     }
 
-    /// Whether its requester has all that one may have, whatever others have.
+    /// Whether the requester has used its own whole quota, whatever others have.
     pub(super) fn is_spent(&self) -> bool {
         self.all.is_spent(&(self.requester)())
     }
@@ -117,6 +121,7 @@ impl UnreadQuota {
     pub(super) async fn wait_room(&self) {
         let _turn = self.turn.lock().await;
         while !self.has_room() {
+            // Other connections free the room, and none of them knows which tasks wait.
             sleep(UNREAD_ROOM_EVERY).await;
         }
     }
@@ -140,7 +145,7 @@ impl fmt::Debug for UnreadQuota {
     }
 }
 
-/// Bytes of a share for so many that wait.
+/// Bytes of the quota for this many waiting bytes.
 fn needed(waiting: usize) -> usize {
     let counted = waiting.saturating_sub(UNREAD_BYTES_FREE);
     counted.next_multiple_of(UNREAD_STEP_BYTES)

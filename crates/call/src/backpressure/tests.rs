@@ -16,11 +16,11 @@ fn known(id: &str) -> Requester {
     Requester::Known(id.parse().expect("a peer id"))
 }
 
-/// A connection whose requester is the one in `who` at the moment.
-fn connection(all: &Arc<RequestBytes>, who: &Arc<Mutex<Requester>>) -> UnreadBytes {
-    let who = Arc::clone(who);
-    let whose: Arc<RequesterSource> = Arc::new(move || lock(&who).clone());
-    UnreadBytes::shared(UnreadQuota::new(all, &whose), None)
+/// A connection whose requester is the one in `requester` at the moment.
+fn connection(all: &Arc<RequestBytes>, requester: &Arc<Mutex<Requester>>) -> UnreadBytes {
+    let requester = Arc::clone(requester);
+    let source: Arc<RequesterSource> = Arc::new(move || lock(&requester).clone());
+    UnreadBytes::shared(UnreadQuota::new(all, &source), None)
 }
 
 fn unread_for(all: &Arc<RequestBytes>, id: &str) -> UnreadBytes {
@@ -39,12 +39,12 @@ fn connections_of_one_identity_share_half_and_leave_others_room() {
     for unread in &eve {
         claim(unread, UNREAD_BYTES_FREE, GrowLimit::Wholly).expect("it counts for no identity");
     }
-    assert_eq!(all.kept().0, 0);
+    assert_eq!(all.usage().0, 0);
     let fitted = eve
         .iter()
         .filter(|unread| claim(unread, 64 * KIB, GrowLimit::Wholly).is_ok());
     assert_eq!(fitted.count(), 8);
-    assert_eq!(all.kept().0, 512 * KIB);
+    assert_eq!(all.usage().0, 512 * KIB);
     let refused = &eve[63];
     assert_eq!(
         claim(refused, 1, GrowLimit::Wholly),
@@ -62,7 +62,7 @@ fn connections_of_one_identity_share_half_and_leave_others_room() {
     ada.taken(200 * KIB);
     assert_eq!(ada.bytes(), 0);
     drop((eve, ada));
-    assert_eq!(all.kept().0, 0);
+    assert_eq!(all.usage().0, 0);
 }
 
 #[test]
@@ -70,16 +70,16 @@ fn what_is_taken_is_given_back_and_what_is_there_is_counted() {
     let all = Arc::new(RequestBytes::new(1 << 20));
     let unread = unread_for(&all, "eve");
     claim(&unread, 200 * KIB, GrowLimit::Wholly).expect("room");
-    let most = all.kept().0;
+    let most = all.usage().0;
     assert!((192 * KIB..208 * KIB).contains(&most), "{most}");
     unread.taken(UNREAD_SLACK_BYTES / 2);
-    assert_eq!(all.kept().0, most, "it is kept for the next");
+    assert_eq!(all.usage().0, most, "it is kept for the next");
     unread.taken(UNREAD_SLACK_BYTES);
-    assert!(all.kept().0 < most);
+    assert!(all.usage().0 < most);
     unread.add(2 << 20);
-    assert!(all.kept().0 > 2 << 20, "it is there");
+    assert!(all.usage().0 > 2 << 20, "it is there");
     unread.taken(unread.bytes());
-    assert_eq!(all.kept().0, 0);
+    assert_eq!(all.usage().0, 0);
     // Of an event it shows afterwards how long it is.
     claim(&unread, 700 * KIB, GrowLimit::Begins).expect("nothing waits");
     assert_eq!(
@@ -91,24 +91,24 @@ fn what_is_taken_is_given_back_and_what_is_there_is_counted() {
 #[test]
 fn bytes_count_for_the_identity_a_connection_gained() {
     let all = Arc::new(RequestBytes::new(1 << 20));
-    let who = Arc::new(Mutex::new(Requester::Nowhere));
-    let unread = connection(&all, &who);
+    let requester = Arc::new(Mutex::new(Requester::Nowhere));
+    let unread = connection(&all, &requester);
     claim(&unread, 40 * KIB, GrowLimit::Wholly).expect("room");
-    *lock(&who) = known("eve");
+    *lock(&requester) = known("eve");
     claim(&unread, 400 * KIB, GrowLimit::Wholly).expect("more than an unknown peer has");
     let unknown_peer = connection(&all, &Arc::new(Mutex::new(Requester::Nowhere)));
     claim(&unknown_peer, 60 * KIB, GrowLimit::Wholly).expect("none of an unknown peer's is taken");
     drop((unread, unknown_peer));
-    assert_eq!(all.kept().0, 0);
+    assert_eq!(all.usage().0, 0);
 }
 
 #[test]
 fn all_that_a_connection_carries_is_bounded_as_one() {
     let all = Arc::new(RequestBytes::new(1 << 30));
-    let whose: Arc<RequesterSource> = Arc::new(|| known("eve"));
+    let source: Arc<RequesterSource> = Arc::new(|| known("eve"));
     let carrier: Arc<UnreadBytes> = Arc::default();
     let carried =
-        || UnreadBytes::shared(UnreadQuota::new(&all, &whose), Some(Arc::clone(&carrier)));
+        || UnreadBytes::shared(UnreadQuota::new(&all, &source), Some(Arc::clone(&carrier)));
     let sockets = [(); 16].map(|()| carried());
     let may = |waiting: usize| waiting < 256 * KIB;
     let fitted = sockets

@@ -1,4 +1,4 @@
-//! By what right an operation calls others.
+//! The rights by which an operation calls others.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use alknet_core::ScopeSet;
 use serde::{Deserialize, Serialize};
 
-/// Where an operation came from.
+/// The origin of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Provenance {
     /// Imported from a peer's `services/list`.
     FromCall,
-    /// A description without code behind it: for validation and planning.
+    /// A description without code: for validation and planning.
     FromJsonSchema,
     /// Imported from an MCP server.
     FromMcp,
@@ -27,26 +27,26 @@ pub enum Provenance {
 }
 
 impl Provenance {
-    /// Whether such an operation may call others. Imports are leaves: what they call is decided
-    /// where they run.
+    /// Whether such an operation may call others. Imports are leaves: the node or server that runs them decides what
+    /// they call.
     #[must_use]
     pub fn may_compose(self) -> bool {
         matches!(self, Self::Local | Self::Session)
     }
 
-    /// Whether what answers is not this node: a server that speaks another protocol, or a peer, behind which servers may
+    /// Whether another machine answers: a server that speaks another protocol, or a peer, behind which servers may
     /// be.
     pub(crate) fn is_remote(self) -> bool {
         matches!(self, Self::FromCall | Self::FromMcp | Self::FromOpenApi)
     }
 
-    /// Whether a server answers that speaks another protocol than this node.
+    /// Whether a server that speaks another protocol than this node answers.
     #[must_use]
     pub fn is_server(self) -> bool {
         matches!(self, Self::FromMcp | Self::FromOpenApi)
     }
 
-    /// Whether there is code behind such an operation at all.
+    /// Whether such an operation has code behind it at all.
     #[must_use]
     pub fn is_callable(self) -> bool {
         self != Self::FromJsonSchema
@@ -55,10 +55,9 @@ impl Provenance {
 
 /// What an operation may do when it calls other operations of this node, for every caller alike.
 ///
-/// It is granted at registration and never grows: a caller without `fs:read` may call an operation
-/// whose authority holds `fs:read`, and learns what that operation lets out. A label is for people;
-/// it owns nothing, so an [`OwnershipProvider`](crate::OwnershipProvider) is never asked about it
-/// and resources count only as listed here.
+/// Registration grants it, and it never grows: a caller without `fs:read` may call an operation whose authority holds
+/// `fs:read`, and learns what that operation lets out. A label is for people; it owns nothing, so the node does not
+/// ask an [`OwnershipProvider`](crate::OwnershipProvider) about it, and resources count only as listed here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CompositionAuthority {
@@ -92,7 +91,7 @@ impl CompositionAuthority {
         self
     }
 
-    /// Whether everything `other` may do, this one may, too.
+    /// Whether this authority allows everything that `other` allows.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         let scopes: Vec<String> = other.scopes.clone().into();

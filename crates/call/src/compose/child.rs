@@ -26,35 +26,35 @@ use crate::upstream::UpstreamFailure;
 pub(crate) struct ChildCall {
     pub(crate) id: Box<str>,
     pub(crate) parent: Box<str>,
-    /// The node's for this call and the run of its key.
+    /// The node's number for this call and the run of its key.
     pub(crate) number: u64,
     pub(crate) parent_number: u64,
     pub(crate) depth: usize,
     pub(crate) root: Arc<InboundRequest>,
     pub(crate) operation: Arc<CompiledOperation>,
-    /// What the one that calls may do.
+    /// What the calling operation may do.
     pub(crate) by: Option<Arc<CompositionAuthority>>,
     pub(crate) env: Arc<dyn OperationEnv>,
     pub(crate) tokens: CancellationTokens,
     pub(crate) deadline: Option<Instant>,
     /// The call that made it left clearly less time than the operation has by itself.
     pub(crate) hurried: bool,
-    /// Its deadline is that of the call that made it, which is hurried.
+    /// Whether it has the deadline of the call that made it, and that call is hurried.
     pub(crate) hastened: bool,
     pub(crate) trace: Option<Box<str>>,
-    /// Its idempotency key, where that counts: the call then only waits for the run of the key, which is
-    /// counted instead.
+    /// Its idempotency key, where the key counts. The call then only waits for the run of the key, and the operation
+    /// counts the run in place of the call.
     pub(crate) key: Option<Box<str>>,
-    /// It named no single peer: another call with its key may be led to another peer.
+    /// Whether the call named no single peer: this node may route another call with its key to another peer.
     pub(crate) elsewhere: bool,
-    /// What it changes was sent to a server outside of this node.
+    /// Whether the node sent what the call changes to a server outside.
     pub(crate) sent: AtomicBool,
-    /// What it has sent, and every call below it.
+    /// What the call and every call below it have sent.
     pub(crate) changes: Arc<SentChanges>,
 }
 
 impl ChildCall {
-    /// The same call without the one that made it: no abort reaches it. A keyed mutation runs as one.
+    /// The same call without its caller: no abort reaches it. A keyed mutation runs as such a call.
     pub(crate) fn detached(&self) -> Self {
         let root = self.root.detached_below(&self.changes);
         Self {
@@ -73,7 +73,7 @@ impl ChildCall {
             trace: self.trace.clone(),
             key: self.key.clone(),
             elsewhere: self.elsewhere,
-            // The run of its key says so itself.
+            // The run of the key keeps its own flag.
             sent: AtomicBool::new(false),
             changes: Arc::clone(root.tree().changes()),
             root,
@@ -87,18 +87,19 @@ impl ChildCall {
         }
     }
 
-    /// What became of it. No error is `retryable` once a change was sent in the course of it, whether the server answered
-    /// that call or not.
+    /// The outcome of the call. No error is `retryable` once the call or one below it sent a change, whether or not
+    /// the server answered that call.
     pub(crate) fn settled<T>(&self, outcome: Result<T, CallError>) -> Result<T, CallError> {
         outcome.map_err(|error| self.changes.settled(error))
     }
 
-    /// Notes what its operation answered where that says nothing about the call that made it. That there was no room
-    /// is this node's word where the operation speaks for itself; one that calls others notes what it refuses itself,
-    /// by [`Env::excuse`](crate::Env::excuse).
+    /// Notes an answer of its operation that says nothing about the call that made it. Where the operation calls no
+    /// others, its word that there was no room is this node's word. An operation that calls others notes what it
+    /// refuses itself, by [`Env::excuse`](crate::Env::excuse).
     pub(crate) fn note(&self, error: &CallError) {
         self.note_upstream(error);
         let by = match error.code {
+            // The caller's haste set this deadline: the operation is not to blame.
             ErrorCode::Timeout if self.hastened => Hindrance::Here,
             ErrorCode::Overloaded if self.operation.speaks_for_itself() => Hindrance::Here,
             ErrorCode::Overloaded => Hindrance::Elsewhere,
@@ -107,7 +108,7 @@ impl ChildCall {
         self.root.tree().hinder(by);
     }
 
-    /// Notes how the server or the peer failed that an imported operation asked, if `error` says so.
+    /// Notes how the server or the peer behind an imported operation failed, if `error` says so.
     fn note_upstream(&self, error: &CallError) {
         if self.operation.provenance.is_remote()
             && let Some(failure) = UpstreamFailure::from_code(&error.code)
@@ -116,19 +117,19 @@ impl ChildCall {
         }
     }
 
-    /// What the one that calls, and with it the requester, may see of a failure.
+    /// What the calling operation, and with it the requester, may see of a failure.
     pub(crate) fn visible(&self, error: CallError) -> CallError {
         self.root.visible_error(&self.operation, error)
     }
 
-    /// Notes that this node has no room for it, if `error` says so.
+    /// Notes that this node has no room for the call, if `error` says so.
     pub(crate) fn note_refusal(&self, error: &CallError) {
         if error.code == ErrorCode::Overloaded {
             self.root.tree().hinder(Hindrance::Here);
         }
     }
 
-    /// What its operation answered, if it may answer so.
+    /// The answer of its operation, if the operation may answer so.
     pub(crate) fn checked(&self, output: CallOutput) -> Result<CallOutput, CallError> {
         let share = PermitShare::for_identity(self.root.identity());
         let checked = self.operation.checked(output, share);
@@ -139,26 +140,27 @@ impl ChildCall {
     }
 }
 
-/// Counts a child as running as long as it lives, and ends what depends on it.
+/// Counts a child as running while the guard lives, and then ends what depends on it.
 pub(crate) struct ChildCallGuard(Arc<ChildCall>);
 
 impl ChildCallGuard {
-    /// Takes a place among the children of the root and among the calls of the operation.
+    /// Takes a permit among the children of the root and one among the calls of the operation.
     pub(crate) fn new(child: ChildCall) -> Result<Self, CallError> {
         let count = &child.root.children;
         let room = |n| (n < COMPOSITION_CHILDREN_MAX).then(|| n + 1);
+        // Bounds the work that one request can cause, however its operations call each other.
         count
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, room)
             .map_err(|_| {
                 child.root.tree().hinder(Hindrance::Below);
                 CallError::overloaded("calls below one request", COMPOSITION_CHILDREN_MAX)
             })?;
-        // With a key, the run takes the place in the operation, once for all calls that wait for
-        // it.
+        // With a key, the run takes the operation's permit, once for all calls that wait for the run.
         if child.key.is_none()
             && let Err(error) = child.operation.enter()
         {
             child.note_refusal(&error);
+            // Drop does not run for a guard that was never made.
             count.fetch_sub(1, Ordering::AcqRel);
             return Err(error);
         }
@@ -177,7 +179,8 @@ impl ChildCallGuard {
     ) -> Result<CallBody, CallError> {
         let child = &self.0;
         let ctx = Ctx::child(Arc::clone(child));
-        // A panic of one operation ends its call, and not the task with the request above it.
+        // A panic of one operation ends its call and leaves the task with the request above it alone. The block also
+        // catches a panic before the handler's future exists.
         let work = AssertUnwindSafe(async move { handler.call(input, ctx).await }).catch_unwind();
         let work = async {
             match child.deadline {
@@ -205,6 +208,7 @@ impl ChildCallGuard {
 impl Drop for ChildCallGuard {
     fn drop(&mut self) {
         let child = &self.0;
+        // The calls below depend on this one, however it ended.
         child.tokens.end();
         if child.key.is_none() {
             child.operation.leave();
@@ -213,7 +217,7 @@ impl Drop for ChildCallGuard {
     }
 }
 
-/// What a call that was given up ends with.
+/// The error of a call whose caller gave it up.
 pub(crate) fn aborted() -> CallError {
     CallError::new(ErrorCode::Aborted, "the request it belongs to was aborted")
 }

@@ -14,21 +14,21 @@ use crate::registry::Registry;
 use crate::server_imports::ServerImports;
 use crate::spec::OperationSpec;
 
-/// What is looked for.
+/// The question that a lookup answers.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct OperationLookup<'a> {
     /// The operation's name.
     pub operation: &'a str,
-    /// On which peer; `None` for wherever it is found first.
+    /// The peer to look on; `None` for wherever the node finds it first.
     pub peer: Option<&'a PeerRef>,
     /// What the calling operation reaches.
     pub scope: &'a ScopedPeerEnv,
-    /// A peer that was tried already.
+    /// A peer that the caller tried already.
     pub except: Option<&'a PeerId>,
 }
 
-/// An operation that was found.
+/// An operation that a lookup found.
 #[derive(Clone, Debug)]
 pub struct ResolvedOperation {
     pub(crate) operation: Arc<CompiledOperation>,
@@ -43,7 +43,7 @@ impl ResolvedOperation {
         }
     }
 
-    /// What it says about itself.
+    /// The operation's own description.
     #[must_use]
     pub fn spec(&self) -> &OperationSpec {
         &self.operation.spec
@@ -68,17 +68,17 @@ impl ResolvedOperation {
     }
 }
 
-/// Finds operations for composition. Made once per incoming request and shared by the whole tree
-/// of calls below it.
+/// Finds operations for composition. A node makes one per incoming request and shares it by the whole tree of calls
+/// below that request.
 ///
-/// Finding is not calling: whatever an implementation returns is called only if the calling
-/// operation reaches it and its authority passes the operation's access control.
+/// Finding is not calling: the node calls what an implementation returns only if the calling operation reaches it and
+/// its authority passes the operation's access control.
 pub trait OperationEnv: Send + Sync + 'static {
     /// The operation, or `None`: then the caller sees `NOT_FOUND`.
     fn resolve(&self, lookup: &OperationLookup<'_>) -> Option<ResolvedOperation>;
 
-    /// Everything that can be found on this node, for those who ask what there is. What peers serve
-    /// need not be among it.
+    /// Every operation of this node that a lookup can find, for operations that list them. Operations of peers need
+    /// not be among them.
     fn every(&self) -> Vec<ResolvedOperation> {
         Vec::new()
     }
@@ -123,6 +123,7 @@ impl PeerCompositeEnv {
             true => None,
             false => self.connection.as_ref().and_then(|layer| layer.get(name)),
         };
+        // In the order of trust: the program, what an administrator promoted, servers, the caller.
         let own = self.base.curated(name);
         own.or_else(|| self.promoted.get(name))
             .or_else(from_servers)
@@ -134,7 +135,7 @@ impl PeerCompositeEnv {
 impl OperationEnv for PeerCompositeEnv {
     fn resolve(&self, lookup: &OperationLookup<'_>) -> Option<ResolvedOperation> {
         let name = lookup.operation;
-        // What is reached on a peer only is not looked for here.
+        // An operation that the scope reaches on a peer only is not looked up here.
         if lookup.peer.is_none()
             && lookup.scope.reaches(name, None)
             && let Some(found) = self.here(name)
@@ -142,7 +143,9 @@ impl OperationEnv for PeerCompositeEnv {
             return Some(found);
         }
         let peer = lookup.peer.unwrap_or(&PeerRef::Any);
+        // The reach to the server's own operations does not extend to a peer with the same names.
         if self.base.is_kept(name, lookup.peer) {
+            // Only an explicit pin or route may lead to a peer in the server's stead.
             let scope = &lookup.scope.on_peers_alone();
             return self.peers.pick(peer, &OperationLookup { scope, ..*lookup });
         }
@@ -153,7 +156,7 @@ impl OperationEnv for PeerCompositeEnv {
         let connection = self.connection.as_deref();
         let connection = connection.into_iter().flat_map(OperationOverlay::sorted);
         let connection = connection.filter(|one| !self.base.is_kept(&one.spec.name, None));
-        // Imported ones come last: of a long list a session gets the beginning.
+        // Imports come last: of a long list a session gets the beginning.
         let is_first = |one: &&Arc<CompiledOperation>| self.promoted.get(&one.spec.name).is_none();
         let own = self.promoted.sorted().iter();
         own.chain(connection)
@@ -185,6 +188,7 @@ impl OperationEnv for SessionEnv {
                 .as_ref()
                 .map(ResolvedOperation::here)
         };
+        // A call that names a peer means the peer's operation, not the session's.
         match lookup.peer {
             None => own().or_else(|| self.below.resolve(lookup)),
             Some(_) => self.below.resolve(lookup),

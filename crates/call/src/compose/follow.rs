@@ -14,7 +14,7 @@ use crate::error::CallError;
 use crate::handler::StreamHandler;
 use crate::request;
 
-/// What an operation sees of one that it follows. Dropping it ends the work behind it.
+/// The events of a followed operation. Dropping the stream ends the work behind it.
 pub type Followed = Pin<Box<dyn Stream<Item = Result<CallBody, CallError>> + Send>>;
 
 type Events = Pin<Box<dyn Stream<Item = Result<SubscriptionItem, CallError>> + Send>>;
@@ -26,11 +26,11 @@ struct ChildSubscription {
 }
 
 impl ChildCallGuard {
-    /// Yields what the handler yields, until its deadline passes or it is stopped. The next event is
-    /// asked for when the one before was taken: nothing is kept for slow readers.
+    /// Yields what the handler yields, until its deadline passes or a token stops it. The stream polls for the next
+    /// event when the reader took the one before: it keeps nothing for slow readers.
     pub(crate) fn follow(self, handler: Arc<dyn StreamHandler>, input: CallBody) -> Followed {
         let child = Arc::clone(self.child());
-        // The handler's own code runs before there is a stream, and may panic there as well.
+        // The handler's own code runs before it returns a stream, and may panic there as well.
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
             let events = handler.call(input, Ctx::child(Arc::clone(&child)));
             let caught = AssertUnwindSafe(events).catch_unwind();
@@ -53,7 +53,7 @@ impl ChildCallGuard {
             |following| async move {
                 let mut following = following?;
                 let event = following.next().await?;
-                // An error is the last that comes.
+                // An error is the last item.
                 let rest = event.is_ok().then_some(following);
                 Some((event, rest))
             },
@@ -73,6 +73,7 @@ impl ChildSubscription {
         let event = match child.tokens.run().run_until_cancelled(next).await {
             Some(Some(event)) => event,
             Some(None) => return None,
+            // The tree was aborted while the source was silent.
             None => Err(aborted()),
         };
         let event = event.inspect_err(|error| child.note(error));

@@ -36,8 +36,8 @@ pub enum OnAbort {
     /// It is aborted, too, and whatever depends on it, on this node and on others.
     #[default]
     AbortDependents,
-    /// If it runs already it finishes, within its own deadline; its answer goes nowhere. Nothing
-    /// starts below it any more.
+    /// If it runs already it finishes, within its own deadline, and this node discards its answer. Nothing starts
+    /// below it any more.
     ContinueRunning,
 }
 
@@ -47,11 +47,11 @@ pub struct InvokeOptions {
     /// On which peer. By default: here if it is found here, else the first attached peer that
     /// serves it.
     pub peer: Option<PeerRef>,
-    /// The answer is wanted within this time, if the caller's own deadline is not earlier.
+    /// The caller wants the answer within this time, unless its own deadline is earlier.
     pub timeout: Option<Duration>,
     /// What becomes of it when the caller is aborted.
     pub on_abort: OnAbort,
-    /// W3C `traceparent` for it. Nothing of the caller's request is passed on by itself.
+    /// W3C `traceparent` for it. The node passes on nothing of the caller's request by itself.
     pub trace: Option<String>,
     /// Runs a keyed mutation once, however often this operation calls it with the same key for the same
     /// requester; other operations ignore it. 1 to 64 bytes.
@@ -71,9 +71,9 @@ impl InvokeOptions {
 
 /// The operations an operation may call.
 ///
-/// A call is checked against what the calling operation was registered with, never against who
-/// called it: it has to be reachable in its [`ScopedPeerEnv`], else it is `NOT_FOUND`, and its
-/// [`CompositionAuthority`] has to pass the access control of what it calls. The called operation
+/// The node checks a call against what the calling operation was registered with, never against its caller: the
+/// called operation has to be reachable in the calling one's [`ScopedPeerEnv`], else it is `NOT_FOUND`, and the
+/// calling one's [`CompositionAuthority`] has to pass the access control of the called one. The called operation
 /// works with its own authority, its own reach and its own capabilities.
 #[derive(Clone)]
 pub struct Env {
@@ -117,31 +117,31 @@ impl Env {
         &self.resolver
     }
 
-    /// This node refused something that belongs to this request for want of room: see [`Ctx::is_excused`]. Operations
-    /// that call others say so themselves: that they answer `OVERLOADED` may be a peer's word.
+    /// Notes that this node refused something of this request for want of room: see [`Ctx::is_excused`]. Operations
+    /// that call others note it themselves: their `OVERLOADED` may be a peer's word.
     pub fn excuse(&self) {
         self.ctx.root().tree().hinder(Hindrance::Here);
     }
 
-    /// How many calls of operations by operations lie above the one that calls through it.
+    /// The number of calls of operations by operations above the one that calls through it.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.ctx.depth()
     }
 
-    /// Who asked from outside, as [`Ctx::identity`]: what calls through it does so on their behalf.
+    /// The requester from outside, as [`Ctx::identity`]: the operation calls on its behalf.
     #[must_use]
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.ctx.identity()
     }
 
-    /// What may be done through it.
+    /// What the operation may do through it.
     #[must_use]
     pub fn authority(&self) -> Option<&CompositionAuthority> {
         self.authority.as_deref()
     }
 
-    /// What can be reached through it.
+    /// What the operation can reach through it.
     #[must_use]
     pub fn scope(&self) -> Option<&ScopedPeerEnv> {
         self.scope.as_deref()
@@ -193,14 +193,14 @@ impl Env {
             Err(error) if error.code == ErrorCode::Unavailable => error,
             outcome => return outcome,
         };
-        // A query may be asked twice, but not of another peer where the caller named one.
+        // The node may ask a query twice, but not another peer where the caller named one.
         let elsewhere = found.peer.as_ref().filter(|_| may_retry(&found, options));
         let Some(gone) = elsewhere else {
             return Err(lost);
         };
         match self.resolve(name, options, Some(gone)) {
             Ok(found) => self.start(&found, input, options).await,
-            // How the first peer failed says more than that there is no other.
+            // How the first peer failed says more than that no other peer serves it.
             Err(_) => Err(lost),
         }
     }
@@ -225,8 +225,7 @@ impl Env {
             return Err(CallError::new(ErrorCode::InvalidOperationType, message));
         };
         let mut child = self.child(operation, options)?;
-        // Without a timeout of the caller's, a subscription lasts until it ends or the request's deadline
-        // passes.
+        // Without a timeout from the caller, a subscription lasts until it ends or the request's deadline passes.
         if options.timeout.is_none() {
             child.deadline = self.ctx.deadline();
             child.hurried = child.deadline.is_some();
@@ -236,13 +235,15 @@ impl Env {
         Ok(running.follow(Arc::clone(handler), input))
     }
 
-    /// Takes a place for a call, and refuses an input that its operation does not take.
+    /// Takes the permits for a call, and refuses an input that its operation does not take.
     fn enter(&self, child: ChildCall, input: &CallBody) -> Result<ChildCallGuard, CallError> {
+        // An aborted tree starts no calls, not even ones that would end at once.
         if child.tokens.gate().is_cancelled() {
             return Err(aborted());
         }
         let running = ChildCallGuard::new(child)?;
         let child = running.child();
+        // After the permits: checking a long input is work that they bound.
         if child.operation.checks_input() {
             let share = PermitShare::for_identity(child.root.identity());
             let checked = child.operation.check_input(input, share);
@@ -251,16 +252,16 @@ impl Env {
         Ok(running)
     }
 
-    /// What a call by this name reaches, wherever it is; `None` where it would be `NOT_FOUND`. Whether
-    /// the authority suffices is not asked.
+    /// The operation that a call by this name reaches, wherever it is; `None` where the call would be `NOT_FOUND`.
+    /// The method does not check whether the authority suffices.
     #[must_use]
     pub fn find(&self, operation: &str, options: &InvokeOptions) -> Option<ResolvedOperation> {
         let name = operation.trim_start_matches('/');
         self.resolve(name, options, None).ok()
     }
 
-    /// What may be called through it on this node, as far as scopes decide it; in order of name
-    /// within each layer.
+    /// The operations of this node that it may call, as far as scopes decide that; in order of name within each
+    /// layer.
     #[must_use]
     pub fn reachable(&self) -> Vec<ResolvedOperation> {
         let Some(scope) = self.scope.as_deref() else {
@@ -269,6 +270,7 @@ impl Env {
         let no_scopes = ScopeSet::default();
         let scopes = self.authority().map_or(&no_scopes, |own| &own.scopes);
         let mut every = self.resolver.every();
+        // Resources are not checked here: they depend on the input of each call.
         every.retain(|found| {
             let rule = &found.operation.spec.access_control;
             (self.is_own(found) || scope.reaches(found.operation(), None))
@@ -284,6 +286,7 @@ impl Env {
         options: &InvokeOptions,
         except: Option<&PeerId>,
     ) -> Result<ResolvedOperation, CallError> {
+        // Every refusal here looks like an unknown name, so that an operation learns nothing beyond its reach.
         let unknown = || CallError::not_found(name);
         let scope = self.scope.as_deref().ok_or_else(unknown)?;
         // That a script reaches the namespace of a server, or of the node, is no reason to ask a peer in its place.
@@ -307,14 +310,16 @@ impl Env {
                         None => scope.reaches(name, None),
                     }
             })
+            // A description without code must not look like a failing operation.
             .filter(|found| found.operation.is_callable())
             .ok_or_else(unknown)
     }
 
-    /// Whether a call goes to the peer that it names by the scope for the way there, and by nothing else.
+    /// Whether only the scope for the way to a peer lets the call reach the peer that it names.
     ///
     /// # Errors
-    /// It would, and the authority lacks the scope. The error is the same for every name of a peer, known or not.
+    /// The route is the only way, and the authority lacks its scope. The error is the same for every name of a peer,
+    /// known or not.
     fn is_routed(
         &self,
         scope: &ScopedPeerEnv,
@@ -331,6 +336,7 @@ impl Env {
         let authority = self.authority();
         match authority.is_some_and(|own| own.scopes.allows(&way)) {
             true => Ok(true),
+            // The same error for known and unknown peers: a script cannot probe for names.
             false => Err(admission::no_way(
                 self.ctx.identity().map(AsRef::as_ref),
                 None,
@@ -338,7 +344,7 @@ impl Env {
         }
     }
 
-    /// Whether a session found one of its own operations. No other session's are ever found.
+    /// Whether a session found one of its own operations. A lookup never finds those of other sessions.
     fn is_own(&self, found: &ResolvedOperation) -> bool {
         self.in_session && found.operation.provenance == Provenance::Session
     }
@@ -351,6 +357,7 @@ impl Env {
     ) -> Result<CallBody, CallError> {
         let operation = &found.operation;
         self.check_access(operation, &input)?;
+        // Before a permit is taken: a call of the wrong type costs nothing.
         let handler = once(operation)?;
         let child = self.child(operation, options)?;
         let running = self.enter(child, &input)?;
@@ -376,7 +383,7 @@ impl Env {
             return Ok(());
         }
         let resource_id = operation.resource_id(input).inspect_err(|error| {
-            // There was no room to look at it.
+            // The node had no room to read the input.
             if error.code == ErrorCode::Overloaded {
                 self.excuse();
             }
@@ -387,21 +394,22 @@ impl Env {
         }
     }
 
-    /// The error for a call that the authority does not suffice for.
+    /// The error for a call that exceeds the authority.
     fn forbidden(&self, operation: &CompiledOperation) -> CallError {
-        // A session's authority is that of its identity, as far as the operation that opened it has it as well.
-        let (who, whose) = match self.authority() {
+        // A session has those rights of its identity that the operation that opened it has as well.
+        let (caller, source) = match self.authority() {
             Some(own) if self.in_session => (&*own.label, "its session has"),
             _ => (self.ctx.operation(), "its registration grants"),
         };
         let spec = &operation.spec;
         let lacked = self.lacked(&spec.access_control);
         let name = &spec.name;
-        let message = format!("'{who}' may not call '{name}'; {whose} no such authority{lacked}");
+        let message =
+            format!("'{caller}' may not call '{name}'; {source} no such authority{lacked}");
         CallError::new(ErrorCode::Forbidden, message)
     }
 
-    /// The scopes that the authority lacks, for a request of a known caller: an unknown one learns no rule.
+    /// The scopes that the authority lacks, for a request of a known caller. An unknown caller learns no rule.
     fn lacked(&self, rule: &AccessControl) -> String {
         let no_scopes = ScopeSet::default();
         let scopes = self.authority().map_or(&no_scopes, |own| &own.scopes);
@@ -419,6 +427,7 @@ impl Env {
     ) -> Result<ChildCall, CallError> {
         let parent = &self.ctx;
         let depth = parent.depth() + 1;
+        // Operations that call each other in a circle end here.
         if depth > COMPOSITION_DEPTH_MAX {
             let message =
                 format!("operations call each other {COMPOSITION_DEPTH_MAX} deep at most");
@@ -456,8 +465,8 @@ impl Env {
         })
     }
 
-    /// The key under which the call runs once, where that counts. Keys of two operations stay two, and so
-    /// do those of an operation and of its requester.
+    /// The key under which the call runs once, where the key counts. Keys of two operations stay two, and so do those
+    /// of an operation and of its requester.
     fn key(
         &self,
         operation: &CompiledOperation,
@@ -470,12 +479,13 @@ impl Env {
             let text = format!("an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
             return Err(CallError::invalid_input(text));
         }
+        // On other operations a key has no meaning, and must not change the run.
         let is_keyed = keyed::is_keyed(&operation.spec);
         Ok(is_keyed.then(|| keyed::key_for(self.ctx.operation(), key).into()))
     }
 
-    /// The earliest of what is asked, what the operation and this node allow, and what the caller
-    /// has left, less what it needs to answer in turn.
+    /// The earliest of the requested deadline, the limits of the operation and of this node, and the caller's own
+    /// deadline, less the time that the caller needs to answer in turn.
     fn time(
         &self,
         operation: &CompiledOperation,
@@ -491,8 +501,9 @@ impl Env {
             });
         };
         let left = parents.checked_duration_since(now);
+        // The caller needs a little of its time to answer after this call has.
         let Some(left) = left.and_then(|left| left.checked_sub(HOP_MARGIN)) else {
-            // The caller left too little time, for which this operation is not to blame.
+            // The caller left too little time, and this operation is not to blame.
             if self.ctx.is_hurried() {
                 self.excuse();
             }
@@ -508,7 +519,7 @@ impl Env {
     }
 }
 
-/// How long a call may take, and by whose will.
+/// How long a call may take, and whose limit decided.
 struct CallDeadline {
     deadline: Option<Instant>,
     /// Same as [`ChildCall::hurried`].
@@ -545,7 +556,7 @@ fn may_retry(found: &ResolvedOperation, options: &InvokeOptions) -> bool {
     query && !matches!(options.peer, Some(PeerRef::Specific(_)))
 }
 
-/// Runs in a task that outlives the future of its caller.
+/// Runs the call in a task that outlives the future of its caller.
 async fn detach(
     running: ChildCallGuard,
     handler: Arc<dyn OnceHandler>,
@@ -555,16 +566,16 @@ async fn detach(
     let gate = running.child().tokens.gate().clone();
     let not_started = gate.clone();
     tokio::spawn(async move {
-        // Aborted before the task was first polled: what has not begun does not begin.
+        // The tree was aborted before the runtime first polled the task: a call that has not begun does not begin.
         if not_started.is_cancelled() {
             return;
         }
-        // The caller may have given up: then the answer is discarded.
+        // The caller may have given up: the send fails, and the answer is discarded.
         let _ = done.send(running.run(handler, input).await);
     });
     tokio::select! {
         biased;
-        // An answer that is there is given, although the request was aborted in the same moment.
+        // A finished answer wins over an abort in the same moment.
         answer = answer => answer.unwrap_or_else(|_| Err(aborted())),
         () = gate.cancelled() => Err(aborted()),
     }

@@ -1,4 +1,4 @@
-//! Operations made of other operations: by whose authority, how far, and how they end together.
+//! Operations made of other operations: their authority, their reach, and how they end together.
 
 mod authority;
 mod child;

@@ -14,10 +14,10 @@ use crate::peers::ScopedPeerEnv;
 use crate::registry::Registration;
 use crate::rules::{self, RegistryError};
 
-/// Layer 1: the operations that code in a sandbox registered, which only that session's own calls see.
+/// Layer 1: the operations that code in a sandbox registered. Only that session's own calls see them.
 ///
-/// A session is opened by the operation that runs the sandbox and never exceeds it: its authority
-/// and its reach are parts of that operation's, and every operation it registers works with them.
+/// The operation that runs the sandbox opens the session, which never exceeds it: the session's authority and reach
+/// are parts of that operation's, and every operation that the session registers works with them.
 #[derive(Clone)]
 pub struct SandboxSession {
     layer: Arc<SessionLayer>,
@@ -60,8 +60,8 @@ impl SandboxSession {
         self.add(registration, false)
     }
 
-    /// The same, in the place of one that this session registered under the name before: code that
-    /// is written step by step gets better. Calls that run go on with the one they began with.
+    /// The same, replacing the operation that this session registered under the name before: code that is written
+    /// step by step gets better. Running calls go on with the operation they began with.
     ///
     /// # Errors
     /// As [`register`](Self::register), but for a name of the session's own.
@@ -70,16 +70,18 @@ impl SandboxSession {
     }
 
     fn add(&self, mut registration: Registration, replaces: bool) -> Result<(), SessionError> {
-        // It gets those of the session below; others could exceed them.
+        // The session below supplies both; others could exceed it.
         if registration.authority.is_some() || registration.scoped_env.is_some() {
             return Err(SessionError::Authority(registration.spec.name.into()));
         }
+        // A script must not look like an operation of the node itself.
         rules::check_namespace(&registration.spec)?;
         let name = registration.spec.name.clone();
         if self.exists_below(&name) {
             return Err(RegistryError::Duplicate(name).into());
         }
         registration.provenance = Provenance::Session;
+        // Requests from outside must not reach a script's operation, whatever its spec says.
         registration.spec = registration.spec.internal();
         let authority = CompositionAuthority::clone(&self.authority);
         let registration = registration.composing(authority, ScopedPeerEnv::clone(&self.scope));
@@ -93,7 +95,7 @@ impl SandboxSession {
         }
     }
 
-    /// What the session's own code calls through, in the course of one request of `env`'s.
+    /// The environment of the session's own code, in the course of one request of `env`'s.
     #[must_use]
     pub fn env(&self, env: &Env) -> Env {
         let resolver = SessionEnv {
@@ -107,12 +109,12 @@ impl SandboxSession {
         )
     }
 
-    /// Whether another layer has the name: taking it would put the session's operation in its place.
+    /// Whether another layer has the name: the session's operation would hide that one.
     fn exists_below(&self, name: &str) -> bool {
         let lookup = OperationLookup {
             operation: name,
             peer: None,
-            // Wherever the session reaches: a name is taken out of its reach as well.
+            // The scope is the name itself: a name that lies outside of the session's reach is taken, too.
             scope: &ScopedPeerEnv::new([name]),
             except: None,
         };
@@ -129,7 +131,7 @@ impl fmt::Debug for SandboxSession {
     }
 }
 
-/// Why a session does not get what it asks for.
+/// Why a session is refused its request.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SessionError {
@@ -142,7 +144,7 @@ pub enum SessionError {
     /// The operation cannot be registered.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The session has as many operations as it may.
+    /// The session has reached its limit of operations.
     #[error("a session registers at most {SESSION_OPERATIONS_MAX} operations")]
     TooMany,
 }

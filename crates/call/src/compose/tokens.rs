@@ -1,12 +1,11 @@
-//! What ends a tree of calls.
+//! The signals that end a tree of calls.
 
 use tokio_util::sync::CancellationToken;
 
 /// The two signals of one call in a tree.
 ///
-/// They are the same, down to the first call that continues running when its parent is aborted:
-/// that one has a `run` of its own, so that it finishes, and still its parent's `gate`, so that
-/// nothing starts below it any more.
+/// The two are the same, down to the first call that continues running when its parent is aborted: that call has a
+/// `run` of its own, so that it finishes, and still its parent's `gate`, so that nothing starts below it any more.
 #[derive(Clone, Debug)]
 pub(crate) struct CancellationTokens {
     gate: CancellationToken,
@@ -14,7 +13,7 @@ pub(crate) struct CancellationTokens {
 }
 
 impl CancellationTokens {
-    /// Those of the root of a tree.
+    /// The tokens of the root of a tree.
     pub(crate) fn root(token: &CancellationToken) -> Self {
         Self {
             gate: token.clone(),
@@ -22,7 +21,7 @@ impl CancellationTokens {
         }
     }
 
-    /// Those of a call that is aborted with its parent.
+    /// The tokens of a call that is aborted with its parent.
     pub(crate) fn dependent(&self) -> Self {
         Self {
             gate: self.gate.child_token(),
@@ -30,7 +29,7 @@ impl CancellationTokens {
         }
     }
 
-    /// Those of a call that outlives its parent.
+    /// The tokens of a call that outlives its parent.
     pub(crate) fn detached(&self) -> Self {
         Self {
             gate: self.gate.child_token(),
@@ -48,7 +47,7 @@ impl CancellationTokens {
         self.own_run.as_ref().unwrap_or(&self.gate)
     }
 
-    /// This call is over, and everything that depends on it.
+    /// Ends this call and everything that depends on it.
     pub(crate) fn end(&self) {
         self.gate.cancel();
         self.run().cancel();

@@ -19,13 +19,14 @@ use crate::sync::lock;
 /// Why the older of two connections of one peer ends.
 pub(super) const SUPERSEDED: &str = "a newer connection of this peer took over";
 
-/// Why calls over a connection that is over have no answer.
+/// Why calls over an ended connection have no answer.
 pub(super) const ENDED: &str = "the connection ended";
 
 impl CallConnectionState {
-    /// A newer connection of the same peer took over: calls that run may finish within `SUPERSEDED_DRAIN`. The
+    /// A newer connection of the same peer took over: running calls may finish within `SUPERSEDED_DRAIN`. The
     /// endpoint drains a peer's oldest connection in the same way where the peer has too many. Of the two, the one
     /// that asks first also ends the connection when the time is over.
+    // Another caller drains the connection already, and ends it.
     pub(crate) fn supersede(self: &Arc<Self>) {
         if !self.connection.ask_to_drain() {
             return;
@@ -38,13 +39,13 @@ impl CallConnectionState {
         });
     }
 
-    /// Nothing is answered on `stream` any more. Requests of ours that went out on it fail, too,
-    /// unless it ended well and there are others: answers on another stream are legal. A peer that drains
-    /// ends a stream once it has answered what it will answer of it, and a request that met that end is lost.
+    /// Nothing answers on `stream` any more. Requests that this side sent on it fail, too, unless the stream ended in
+    /// order and there are others: answers on another stream are legal. A peer that drains ends a stream once it has
+    /// answered everything that it will answer there, and a request that met that end is lost.
     pub(crate) fn stream_ended(&self, stream: &Arc<CallStream>, badly: bool) {
         self.inbound
             .abort_where(|request| Arc::ptr_eq(request.stream(), stream));
-        if badly || !self.connection.is_multi() || self.heard_goaway() {
+        if badly || !self.connection.is_multi() || self.has_received_goaway() {
             self.outbound
                 .fail_where(|on| Arc::ptr_eq(on, stream), "the stream ended");
         }
@@ -55,16 +56,16 @@ impl CallConnectionState {
         tracing::debug!(connection = %self.info.id, why, "the peer broke the protocol");
     }
 
-    /// Whether all calls over it end with one stream. A guest's are its own.
+    /// Whether all calls over the connection end with one stream. A guest's calls end with the guest.
     pub(crate) fn ends_with_stream(&self) -> bool {
         !self.connection.is_multi() && !self.is_guest()
     }
 
-    /// Where there is one stream only, its end is the connection's: closed in order, which the
-    /// peer can tell from a lost one.
+    /// Where a connection has one stream only, the end of the stream is the connection's. This side closes it in
+    /// order, and the peer can tell that from a lost connection.
     pub(crate) fn fail_if_single(&self, code: CloseCode, why: &'static str) {
         if !self.connection.is_multi() {
-            // The first failure is the cause; later ones come of it.
+            // The first failure is the cause; later ones follow from it.
             lock(&self.failure).get_or_insert((code, why));
             self.connection.close(code, why);
             self.cancel.cancel();
@@ -94,10 +95,11 @@ impl CallConnectionState {
 
     /// Ends the connection. Calls of this side over it fail at once, and the peer learns of the end at once.
     ///
-    /// On a carriage with one stream, the end of the stream says only that this side asks nothing more, and the peer
-    /// would go on with what this side asked before. There the driver ends the connection, as soon as it has told the
-    /// peer to give up.
+    /// On a carriage with one stream, the end of the stream says only that this side sends no more requests, and the
+    /// peer would go on with the earlier ones. There the driver ends the connection, as soon as it has sent the peer
+    /// its aborts.
     pub(crate) fn close(&self, code: CloseCode, why: &str) {
+        // The first reason stays.
         if self.goodbye.set((code, why.into())).is_err() {
             return;
         }
@@ -109,18 +111,19 @@ impl CallConnectionState {
         }
         let streams = self.live_streams();
         self.outbound.abandon(&streams, ENDED);
+        // With nothing left to write, the connection can end at once.
         if streams.iter().all(|stream| stream.out.is_idle()) {
             return self.hang_up();
         }
         self.leaving.cancel();
         if self.cancel.is_cancelled() {
-            // The driver is gone, and looked for this before or after it was said.
+            // The driver has gone, and may have checked before the line above.
             self.hang_up();
         }
     }
 
-    /// Once [`close`](Self::close) left it to the driver: ends the connection as soon as everything is written to the
-    /// peer. Where the peer does not take it in time, its streams are cut off.
+    /// Once [`close`](Self::close) left the end to the driver: ends the connection as soon as the streams have
+    /// written everything. Where the peer does not take it in time, this cuts its streams off.
     pub(super) async fn hang_up_when_written(&self) {
         self.leaving.cancelled().await;
         let streams = self.live_streams();
@@ -138,7 +141,7 @@ impl CallConnectionState {
         self.hang_up();
     }
 
-    /// Ends the connection with the code and the reason that [`close`](Self::close) got.
+    /// Ends the connection with the code and the reason from [`close`](Self::close).
     fn hang_up(&self) {
         if let Some((code, why)) = self.goodbye.get() {
             self.connection.close(*code, why);
@@ -146,21 +149,21 @@ impl CallConnectionState {
         self.cancel.cancel();
     }
 
-    /// Whether a newer connection of the peer took over: in the peer table, or at the endpoint.
+    /// Whether a newer connection of the peer took over, in the peer table or at the endpoint.
     pub(super) fn is_superseded(&self) -> bool {
         self.connection.is_asked_to_drain()
     }
 
-    /// Where a peer that drains ended the last stream on which it can be told anything: gives it all the credit on that
-    /// one which it may have, as it hears no more.
+    /// Called where a draining peer ended the last stream on which this side can send it anything: gives the peer all
+    /// the credit that its subscription there may have, since no later credit would arrive.
     pub(crate) fn credit_in_advance(&self, ended: &CallStream) {
-        if self.heard_goaway() && !ended.is_single_call() && self.usable_stream().is_none() {
+        if self.has_received_goaway() && !ended.is_single_call() && self.usable_stream().is_none() {
             self.outbound.credit_in_advance(ended);
         }
     }
 
-    /// Tells the peer on every stream it may be listening to, or on a new one.
-    pub(super) async fn say_goaway(self: &Arc<Self>) {
+    /// Announces the drain to the peer on every stream that it may be reading, or on a new one.
+    pub(super) async fn send_goaway(self: &Arc<Self>) {
         let streams = self.live_streams();
         let why = if self.is_superseded() {
             SUPERSEDED
@@ -171,16 +174,16 @@ impl CallConnectionState {
             let text = |out: &mut Vec<u8>| envelope::append_goaway(out, why, DRAIN_RETRY_MS);
             stream.out.push(text).is_some()
         };
-        let said = streams.iter().filter(|stream| say(stream)).count();
-        if said == 0
+        let notified = streams.iter().filter(|stream| say(stream)).count();
+        if notified == 0
             && self.connection.is_multi()
             && let Ok(stream) = self.open_call_stream(None).await
         {
             say(&stream);
             stream.out.finish();
         }
-        // After the event is queued: a writer that sees this may finish its stream at once.
-        self.goaway_said.store(true, Ordering::Release);
+        // After the event is queued: a writer that sees the flag may finish its stream at once.
+        self.goaway_sent.store(true, Ordering::Release);
         streams.iter().for_each(|stream| stream.out.wake_writer());
     }
 
@@ -209,12 +212,14 @@ impl Drop for EndOnDrop {
         link.follow.cancel();
         link.dispatcher
             .peers
+            // Only this connection's entry: a newer one of the peer stays.
             .detach(link.info.id, link.dispatcher.announcer());
+        // Calls must not find operations of a connection that is gone.
         link.imports.store(None);
         link.inbound.abort_where(|_| true);
         let streams = std::mem::take(&mut *lock(&link.streams));
         let streams: Vec<_> = streams.iter().filter_map(Weak::upgrade).collect();
-        // What was not said must not look like a connection that ended in order.
+        // Unsent events must not look like a connection that ended in order.
         let cut = link.has_outbound() || streams.iter().any(|stream| !stream.out.is_idle());
         link.outbound.close(ENDED);
         streams

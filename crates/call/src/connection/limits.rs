@@ -1,4 +1,4 @@
-//! What the peer of a connection may have open, and for how long it may be unknown.
+//! What the peer of a connection may have open, and how long it may stay unknown.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::limits::{OVERLOAD_RETRY_MS, PeerLimits};
 use crate::request_bytes::GrowLimit;
 use crate::sync::lock;
 
-/// Why a connection ends whose peer did not say in time who it is.
+/// Why a connection ends whose peer did not authenticate in time.
 pub(crate) const UNKNOWN: &str = "not authenticated in time";
 
-/// Bytes that count as waiting while this lives.
+/// Counts bytes as waiting while it lives.
 #[derive(Debug)]
 pub(crate) struct UnreadReservation {
     waiting: Arc<UnreadBytes>,
@@ -23,13 +23,13 @@ pub(crate) struct UnreadReservation {
 }
 
 impl UnreadReservation {
-    /// Counts `bytes` among those that wait.
+    /// Adds `bytes` to those that wait.
     pub(crate) fn new(waiting: &Arc<UnreadBytes>, bytes: usize) -> Self {
         waiting.add(bytes);
         Self::claimed(waiting, bytes)
     }
 
-    /// Those that are counted already.
+    /// Takes over bytes that count already.
     pub(crate) fn claimed(waiting: &Arc<UnreadBytes>, bytes: usize) -> Self {
         Self {
             waiting: Arc::clone(waiting),
@@ -42,13 +42,13 @@ impl UnreadReservation {
         self.bytes
     }
 
-    /// Whether they count there.
+    /// Whether they count in `waiting`.
     pub(crate) fn is_of(&self, waiting: &Arc<UnreadBytes>) -> bool {
         Arc::ptr_eq(&self.waiting, waiting)
     }
 
-    /// Counts `bytes` instead. Only what is new has to fit, and no other claim takes room in between.
-    /// `false` where it does not fit: then as many count as before.
+    /// Counts `bytes` instead. Only the growth needs room, and no other claim takes room in between. `false` where
+    /// there is too little room: then the count stays as before.
     pub(crate) fn resize(&mut self, bytes: usize, fit: GrowLimit) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         if more > 0 && self.waiting.claim(more, fit, |_| true).is_err() {
@@ -67,30 +67,31 @@ impl Drop for UnreadReservation {
 }
 
 impl CallConnectionState {
-    /// Waits until the peer has taken so much of what it asked for that it may ask for more. Where its requester has
-    /// no room left, a peer that reads may ask all the same: what is short is answered.
+    /// Waits until the peer has taken enough answers that this side reads its next request. Where its requester has
+    /// no room left, a peer that reads may still send requests, and gets short answers.
     pub(crate) async fn wait_until_read(&self) {
         self.unread.wait_room(self.limits().queued_bytes).await;
     }
 
-    /// Whether further events may be kept for the peer until it takes some.
+    /// Whether this node may read further events for the peer before it takes some.
     pub(crate) fn may_keep(&self) -> bool {
         self.ahead.is_below(self.limits().queued_bytes) && self.ahead.may_grow()
     }
 
-    /// Waits until that is so.
+    /// Waits until [`may_keep`](Self::may_keep) holds.
     pub(crate) async fn wait_keep(&self) {
         self.ahead.wait_room(self.limits().queued_bytes).await;
     }
 
-    /// Whether the peer has taken so much of what it asked for that events may follow.
+    /// Whether the peer has taken enough answers that events may follow.
     pub(crate) fn is_read(&self) -> bool {
         self.unread.is_below(self.limits().queued_bytes) && self.unread.may_grow()
     }
 
-    /// Counts `len` bytes as bytes that the peer has yet to take, unless too many wait. An event may follow while there are fewer than [`is_read`](Self::is_read) says. The requests that
-    /// were begun before there were too many may still fill as much again with their answers, or one frame more
-    /// where frames are longer; one answer alone always may. What its requester has on all connections bounds both.
+    /// Counts `len` bytes as bytes that the peer has yet to take, unless too many wait. An event may follow while
+    /// [`is_read`](Self::is_read) holds. Requests that began before the limit was reached may still fill as much
+    /// again with their answers, or one frame more where frames are longer. One answer alone always may. The limit of
+    /// its requester on all connections bounds both.
     pub(crate) fn claim_unread(&self, event: bool, len: usize) -> Result<(), UnreadLimitError> {
         let limits = self.limits();
         let more = limits.queued_bytes.max(limits.frame_bytes);
@@ -100,6 +101,7 @@ impl CallConnectionState {
         } else {
             GrowLimit::Wholly
         };
+        // One lock for the check and the count: two answers cannot both take the last room.
         self.unread.claim(len, fit, |waiting| {
             waiting == 0
                 || if event {
@@ -110,9 +112,10 @@ impl CallConnectionState {
         })
     }
 
-    /// Counts a request of `len` bytes that is passed on as one that the peer has yet to take, until the guard
-    /// is dropped: then it is queued and counted there. Refused where too many wait, because its requester may
-    /// be in league with a peer that reads nothing. Requests of this node's own are not refused.
+    /// Counts a request of `len` bytes that this node passes on as one that the peer has yet to take. The count lasts
+    /// until the guard is dropped: the queue counts the request from then on. Refuses where too many bytes wait,
+    /// because the requester may be in league with a peer that reads nothing. Requests of this node's own are never
+    /// refused.
     pub(crate) fn claim_unsent(&self, len: usize) -> Result<UnreadReservation, CallError> {
         let most = self.dispatcher.limits.queued_bytes;
         let may = |waiting: usize| waiting == 0 || waiting.saturating_add(len) <= most;
@@ -126,14 +129,14 @@ impl CallConnectionState {
         Ok(UnreadReservation::claimed(&self.unsent, len))
     }
 
-    /// What the peer may have open: it is known, or it is not.
+    /// What the peer may have open, as a known or an unknown peer.
     pub(crate) fn limits(&self) -> PeerLimits {
         if self.is_known() {
             self.dispatcher.limits
         } else {
             PeerLimits {
-                // This side chose the server that it dialled: only the server's requests have an unknown peer's
-                // limits.
+                // This side chose the server that it dialled: only the server's requests have the limits of an
+                // unknown peer.
                 nesting: self.nesting(),
                 ..PeerLimits::UNAUTHENTICATED
             }
@@ -153,7 +156,7 @@ impl CallConnectionState {
         }
     }
 
-    /// Bytes of the longest frame taken from the peer.
+    /// Bytes of the longest frame that this side takes from the peer.
     pub(crate) fn frame_bytes(&self) -> usize {
         if self.connection.info().dialled {
             self.dispatcher.limits.frame_bytes
@@ -166,41 +169,44 @@ impl CallConnectionState {
         !self.connection.is_multi() && !self.connection.info().dialled && !self.is_known()
     }
 
-    /// An unknown peer asks something, or something that it asked is over.
-    pub(crate) fn asked(&self) {
+    /// Notes that an unknown peer sent a request, or that one of its requests ended.
+    pub(crate) fn note_request(&self) {
         if !self.is_known() {
-            *lock(&self.asked) = Instant::now();
+            *lock(&self.last_request) = Instant::now();
         }
     }
 
-    /// Whether the peer proved who it is, were it for one request only: then its place is not an unknown peer's.
+    /// Whether the peer proved its identity, even for one request only: then it does not count as an unknown peer.
     pub(crate) fn has_proved(&self) -> bool {
         self.is_known() || self.connection.is_authenticated()
     }
 
-    /// Resolves once an unknown peer has asked nothing for as long as it may, or has an unknown peer's place for
-    /// as long as it may, whatever it asks. The carriage itself only notices a peer that is silent, and keeping a
-    /// connection open takes a few bytes a minute: a PING on QUIC, a frame that is no request on TCP, a
-    /// subscription that every peer may have, or a small request.
+    /// Resolves once an unknown peer has sent no request for as long as it may, or has been connected for as long as
+    /// an unknown peer may, whatever it sends. The carriage itself only notices a silent peer, and keeping a
+    /// connection open takes a few bytes a minute: a PING on QUIC, a frame that is no request on TCP, a subscription
+    /// that every peer may have, or a small request.
     pub(super) async fn unknown_for_too_long(&self) {
+        // This side chose the server that it dialled; a guest's time limits are those of its own login.
         if self.connection.info().dialled || self.is_guest() {
             return std::future::pending().await;
         }
         let patience = self.dispatcher.patience;
         let began = Instant::now();
         while !self.is_known() {
-            // Bytes are no request: a stream that is opened and reset is a few of them.
+            // Bytes are no request: a peer that opens a stream and resets it sends a few of them.
             let idle = if self.inbound.is_empty() {
-                let asked = *lock(&self.asked);
-                patience.stranger_idle.saturating_sub(asked.elapsed())
+                let last = *lock(&self.last_request);
+                patience.unknown_idle.saturating_sub(last.elapsed())
             } else {
-                // While a request of the peer runs it may be silent.
-                patience.stranger_idle
+                // The peer may be silent while one of its requests runs.
+                patience.unknown_idle
             };
             let left = if self.has_proved() {
+                // A peer that proved its identity for one request may stay, and sends further requests with its
+                // tokens.
                 idle
             } else {
-                let stays = patience.stranger_connection;
+                let stays = patience.unknown_connection;
                 idle.min(stays.saturating_sub(began.elapsed()))
             };
             if left.is_zero() {
@@ -223,7 +229,7 @@ mod tests {
     use crate::dispatcher::Dispatcher;
     use crate::registry::Registry;
 
-    /// By a requester and a peer that reads nothing, in league with each other.
+    /// The requester and the peer, which reads nothing, are in league with each other.
     #[tokio::test]
     async fn unread_requests_are_forwarded_up_to_a_bound() {
         let registry = Registry::builder().build().expect("no operations");

@@ -23,7 +23,7 @@ use crate::spec::{OperationSpec, Visibility};
 
 /// Operations on one page.
 const PAGE: usize = 250;
-/// A node's operations about itself and about this connection: not for passing on.
+/// A node's operations about itself and about this connection, which it does not pass on.
 const OWN: [&str; 2] = ["services/", "session/"];
 
 /// [`from_call`](crate::from_call) as an adapter.
@@ -47,14 +47,14 @@ impl OperationAdapter for FromCall {
     }
 }
 
-/// What was read from a peer.
+/// What this node read from a peer.
 pub(crate) struct ImportedOperations {
     pub(crate) registrations: Vec<Registration>,
     /// The peer's name for the set.
     pub(crate) registry: String,
 }
 
-/// Reads everything a peer announces, within the budget and the time an import has.
+/// Reads everything that a peer announces, within an import's budget and time.
 pub(crate) async fn read_peer(
     caller: &Caller,
     options: &ImportOptions,
@@ -72,7 +72,7 @@ pub(crate) async fn read_peer(
 struct ImportReader<'a> {
     caller: &'a Caller,
     options: &'a ImportOptions,
-    /// Read so far.
+    /// Bytes read so far.
     bytes: usize,
 }
 
@@ -95,7 +95,7 @@ impl ImportReader<'_> {
         })
     }
 
-    /// Every name on every page, and what the peer calls the set.
+    /// Every name on every page, and the peer's name for the set.
     async fn names(&mut self) -> Result<(Vec<String>, String), AdapterError> {
         let mut seen = HashSet::new();
         let mut names = Vec::new();
@@ -103,13 +103,15 @@ impl ImportReader<'_> {
         loop {
             let input = json!({ "limit": PAGE, "cursor": cursor });
             let page: OperationListing = self.ask("services/list", &input).await?;
-            self.heed(&page);
+            self.apply_protocol(&page);
+            // The node stores the name and sends it to every watcher.
             if page.registry.len() > REGISTRY_BYTES_MAX {
                 let reason = format!("it has more than {REGISTRY_BYTES_MAX} bytes");
                 return Err(AdapterError::schema("/registry", reason));
             }
             let before = seen.len();
             for operation in page.operations {
+                // Two entries of one name could differ, and only one of them would be called.
                 if !seen.insert(operation.name.clone()) {
                     let name = operation.name;
                     return Err(AdapterError::Collision { name });
@@ -133,8 +135,8 @@ impl ImportReader<'_> {
         }
     }
 
-    /// Takes note of what the peer speaks.
-    fn heed(&self, page: &OperationListing) {
+    /// Records the peer's frame limit and whether it takes mixed frames.
+    fn apply_protocol(&self, page: &OperationListing) {
         let protocol = &page.protocol;
         let mixed = protocol.features.iter().any(|feature| feature == "bin1");
         let link = self.caller.link();
@@ -148,15 +150,16 @@ impl ImportReader<'_> {
         while let Some(mut batch) = batches.pop_front() {
             match self.batch(&batch).await {
                 Ok(found) => specs.extend(in_order(&batch, found)?),
-                // One of many is too long to answer together, or was taken away meanwhile.
+                // The answer is too long for the whole batch, or the peer removed one of its operations meanwhile.
                 Err(ImportBatchError::Split(_)) if batch.len() > 1 => {
                     let rest = batch.split_off(batch.len() / 2);
                     batches.push_front(rest);
                     // In front, so that specs stay in the order of the names.
                     batches.push_front(batch);
                 }
-                // The peer took it away after it was listed.
+                // The peer removed the operation after it listed it.
                 Err(ImportBatchError::Split(error)) if error.code == ErrorCode::NotFound => {}
+                // A single operation cannot be split further.
                 Err(ImportBatchError::Split(error)) => return Err(error.into()),
                 Err(ImportBatchError::For(error)) => return Err(error),
             }
@@ -186,6 +189,7 @@ impl ImportReader<'_> {
 
     fn take<T: for<'de> Deserialize<'de>>(&mut self, answer: &CallBody) -> Result<T, AdapterError> {
         self.bytes += answer.raw().len();
+        // The peer chooses the length of its answers: their sum is bounded as well.
         if self.bytes > IMPORT_BYTES_MAX {
             return Err(AdapterError::TooLarge("schemas"));
         }
@@ -199,6 +203,7 @@ impl ImportReader<'_> {
         let handler = forwarding(self.caller, &spec, &remote, self.options.disclose);
         spec.name = self.options.local_name(&remote);
         spec.namespace = spec.name.split('/').next().unwrap_or_default().to_owned();
+        // Callers outside reach a peer's operations only through operations of this node.
         spec.visibility = Visibility::Internal;
         let registration = Registration::imported(spec, handler, Provenance::FromCall);
         rules::check(&registration)
@@ -207,10 +212,10 @@ impl ImportReader<'_> {
     }
 }
 
-/// Why a batch was not answered.
+/// Why the peer did not answer a batch.
 enum ImportBatchError {
     For(AdapterError),
-    /// Its halves may be.
+    /// It may answer the halves.
     Split(CallError),
 }
 
@@ -218,13 +223,14 @@ fn is_own(name: &str) -> bool {
     OWN.iter().any(|own| name.starts_with(own))
 }
 
-/// The specs that were asked for, each once, and no other.
+/// The specs of these names, each once, and no other.
 fn in_order(
     names: &[String],
     found: Vec<OperationSpec>,
 ) -> Result<Vec<OperationSpec>, AdapterError> {
     let mut by_name = HashMap::with_capacity(found.len());
     for spec in found {
+        // The peer may answer with other specs than the requested ones.
         if let Some(twice) = by_name.insert(spec.name.clone(), spec) {
             return Err(AdapterError::Collision { name: twice.name });
         }

@@ -1,4 +1,4 @@
-//! Descriptions of operations without anything behind them.
+//! Descriptions of operations without code behind them.
 
 use alknet_core::BoxFuture;
 use serde::Deserialize;
@@ -12,23 +12,22 @@ use crate::import::{AdapterError, OperationAdapter};
 use crate::registry::Registration;
 use crate::spec::{OperationSpec, OperationType, Visibility};
 
-/// Operations that are described and not served: inputs can be checked against them
-/// ([`Registry::validate`](crate::Registry::validate)) and plans made with them; calling one is
-/// `NOT_FOUND`.
+/// Operations that are described and not served. A program can check inputs against them
+/// ([`Registry::validate`](crate::Registry::validate)) and make plans with them; calling one is `NOT_FOUND`.
 #[derive(Clone, Debug)]
 pub struct FromJsonSchema(Vec<OperationSpec>);
 
 impl FromJsonSchema {
-    /// Of these specs.
+    /// The descriptions in these specs.
     #[must_use]
     pub fn new(specs: Vec<OperationSpec>) -> Self {
         Self(specs)
     }
 
-    /// Of a document: one spec, a list of specs, or `{"specs":[…]}` as `services/schema` answers.
+    /// The descriptions in a document: one spec, a list of specs, or `{"specs":[…]}` as `services/schema` answers.
     ///
     /// # Errors
-    /// [`AdapterError::Schema`], with the place in the document.
+    /// [`AdapterError::Schema`], with the path in the document.
     pub fn parse(document: &Value) -> Result<Self, AdapterError> {
         let (path, list) = match document {
             Value::Array(list) => ("", list.as_slice()),
@@ -87,7 +86,7 @@ fn registration(spec: &OperationSpec) -> Result<Registration, AdapterError> {
     Ok(registration)
 }
 
-/// Lookup refuses such operations before anything could call this.
+/// Lookup refuses such operations before any caller could reach this.
 fn nothing(operation: &str) -> Result<Value, CallError> {
     Err(CallError::not_found(operation))
 }
@@ -117,16 +116,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_by_its_place() {
-        let place = |document: Value| match FromJsonSchema::parse(&document) {
+    fn a_fault_is_named_by_its_path() {
+        let path_of = |document: Value| match FromJsonSchema::parse(&document) {
             Err(AdapterError::Schema { path, .. }) => path,
             other => panic!("{other:?}"),
         };
-        assert_eq!(place(json!(1)), "/");
-        assert_eq!(place(json!({"name": "a/b"})), "/");
-        assert_eq!(place(json!({"specs": {}})), "/specs");
-        assert_eq!(place(json!([spec("a/b"), 1])), "/1");
-        assert_eq!(place(json!({"specs": [{"name": 1}]})), "/specs/0");
+        assert_eq!(path_of(json!(1)), "/");
+        assert_eq!(path_of(json!({"name": "a/b"})), "/");
+        assert_eq!(path_of(json!({"specs": {}})), "/specs");
+        assert_eq!(path_of(json!([spec("a/b"), 1])), "/1");
+        assert_eq!(path_of(json!({"specs": [{"name": 1}]})), "/specs/0");
         let remote = spec("a/b").with_input(json!({"$ref": "http://127.0.0.1/x"}));
         let refused = FromJsonSchema::new(vec![remote]).registrations();
         assert!(matches!(refused, Err(AdapterError::Schema { path, .. }) if path == "/a/b"));

@@ -1,4 +1,4 @@
-//! Bytes that imported servers make this node keep: their answers, and the requests that are written for them.
+//! Bytes that imported servers make this node hold: their answers, and the requests to them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{
-    BYTES_SHARE, BYTES_STRANGERS, IMPORT_RESERVE_PART, bytes_for_memory, leaves_room,
+    BYTES_SHARE, BYTES_UNKNOWN_PEERS, IMPORT_RESERVE_PART, bytes_for_memory, leaves_room,
 };
 use crate::request_bytes::Requester;
 use crate::sync::lock;
@@ -23,11 +23,11 @@ struct ImportAccount {
     taken: Mutex<ImportUsage>,
 }
 
-/// Bytes that are taken now.
+/// Bytes in use now.
 #[derive(Debug, Default)]
 struct ImportUsage {
     all: ImportTotals,
-    /// Of each import, in the order in which they began.
+    /// The bytes of each import, in the order in which they began.
     each: Vec<ImportTotals>,
     reservations: HashMap<u64, ReservedBytes>,
     next_reservation: u64,
@@ -42,7 +42,7 @@ struct ImportTotals {
     requesters: HashMap<Requester, usize>,
 }
 
-/// Of a reservation: the bytes that it keeps free, and those that its claims count of them or beyond them.
+/// The bytes that a reservation sets aside, and those that its claims count within them or beyond them.
 #[derive(Debug)]
 struct ReservedBytes {
     bytes: usize,
@@ -78,8 +78,8 @@ impl ImportTotals {
 }
 
 impl ImportUsage {
-    /// What the account counts before and after a claim that counts `held` bytes counts `bytes`. A claim within a
-    /// reservation changes nothing up to its end.
+    /// The bytes in the account before and after a claim of `held` bytes changes to `bytes`. Within a reservation, a
+    /// claim changes nothing up to the reservation's size.
     fn counted(&self, reservation: Option<u64>, held: usize, bytes: usize) -> (usize, usize) {
         match reservation.and_then(|id| self.reservations.get(&id)) {
             None => (held, bytes),
@@ -105,7 +105,7 @@ impl ImportUsage {
 }
 
 impl ImportMemory {
-    /// For a machine with so much memory: as much as requests that run may have.
+    /// An account for a machine with so much memory: as much as running requests may have.
     #[must_use]
     pub fn for_machine(memory_bytes: u64) -> Self {
         Self(Arc::new(ImportAccount {
@@ -114,7 +114,7 @@ impl ImportMemory {
         }))
     }
 
-    /// The share of one more import, for the node itself: half of all, and of the last quarter a part of what is left.
+    /// The share of one more import, for the node itself: half of all, and of the last quarter a part of the rest.
     #[must_use]
     pub fn share(&self) -> ImportShare {
         let mut taken = lock(&self.0.taken);
@@ -127,35 +127,35 @@ impl ImportMemory {
         }
     }
 
-    /// Bytes that are taken now.
+    /// Bytes in use now.
     #[must_use]
     pub fn taken(&self) -> usize {
         lock(&self.0.taken).all.bytes
     }
 }
 
-/// On a machine with enough memory.
+/// An account for a machine with enough memory.
 impl Default for ImportMemory {
     fn default() -> Self {
         Self::for_machine(u64::MAX)
     }
 }
 
-/// What one import may take, for the node itself or for the calls of one requester. Clones are the same share.
+/// What one import may use, for the node itself or for the calls of one requester. Clones are the same share.
 #[derive(Clone, Debug)]
 pub struct ImportShare {
     account: Arc<ImportAccount>,
     number: usize,
-    /// `None` for the node itself, which lists what a server has.
+    /// `None` for the node itself, which lists the operations of a server.
     requester: Option<Requester>,
-    /// What its claims count within, as long as that lasts.
+    /// The reservation that its claims count within, while the reservation lasts.
     reservation: Option<u64>,
 }
 
 impl ImportShare {
-    /// The same for the requester that this call belongs to: its identity, else the network of its address. A requester
-    /// has half of what the import has, and of the last quarter of that a part of what is left. All unknown peers
-    /// together have a quarter. With all imports a requester has half of all.
+    /// The same share for the requester of this call: its identity, else the network of its address. A requester has
+    /// half of the import's bytes, and of the last quarter of those a part of the rest. All unknown peers together
+    /// have a quarter. Over all imports a requester has half of all bytes.
     #[must_use]
     pub fn for_call(&self, ctx: &Ctx) -> Self {
         self.for_requester(ctx.requester())
@@ -168,7 +168,7 @@ impl ImportShare {
         }
     }
 
-    /// Counts nothing yet.
+    /// A claim that counts nothing yet.
     #[must_use]
     pub fn claim(&self) -> ImportClaim {
         ImportClaim {
@@ -177,8 +177,8 @@ impl ImportShare {
         }
     }
 
-    /// Keeps bytes free for what a call is about to bring: `most`, or as much as leaves its requester seven times as
-    /// much for other calls, but no less than `least`.
+    /// Sets bytes aside for the answer to a call: `most`, or as much as leaves its requester seven times as much for
+    /// other calls, but no less than `least`.
     ///
     /// # Errors
     /// `OVERLOADED` where there is no room for `least` bytes now.
@@ -187,12 +187,13 @@ impl ImportShare {
         let mut bytes = most.max(least);
         let leaves_enough = |bytes: usize| {
             let with_others = bytes.saturating_mul(IMPORT_RESERVE_PART);
-            self.fits(&taken, 0, with_others).is_ok()
+            self.check_room(&taken, 0, with_others).is_ok()
         };
+        // Halving finds a size in a few steps: the exact largest one is not needed.
         while bytes > least && !leaves_enough(bytes) {
             bytes = (bytes / 2).max(least);
         }
-        self.fits(&taken, 0, bytes)?;
+        self.check_room(&taken, 0, bytes)?;
         let id = taken.next_reservation;
         taken.next_reservation += 1;
         let reserved = ReservedBytes { bytes, used: 0 };
@@ -206,18 +207,23 @@ impl ImportShare {
         Ok(ImportReservation { share, id })
     }
 
-    /// The most that it has, whatever others have.
+    /// The most that the share has, whatever other shares use.
     fn most(&self) -> usize {
         let import = self.account.most / BYTES_SHARE;
         match &self.requester {
             None => import,
             Some(requester) if requester.is_known() => import / BYTES_SHARE,
-            Some(_) => import / BYTES_STRANGERS,
+            Some(_) => import / BYTES_UNKNOWN_PEERS,
         }
     }
 
     /// Whether the account may count `after` bytes instead of `before`.
-    fn fits(&self, taken: &ImportUsage, before: usize, after: usize) -> Result<(), CallError> {
+    fn check_room(
+        &self,
+        taken: &ImportUsage,
+        before: usize,
+        after: usize,
+    ) -> Result<(), CallError> {
         let most = self.account.most;
         let import = most / BYTES_SHARE;
         let with = |counted: usize| (counted - before).saturating_add(after);
@@ -234,17 +240,19 @@ impl ImportShare {
             Some(requester) => {
                 let own = with(here.own(requester));
                 let of_requester = with(all.own(requester));
-                let strangers_full = !requester.is_known()
-                    && (with(here.unknown) > import / BYTES_STRANGERS
-                        || with(all.unknown) > most / BYTES_STRANGERS);
-                if own > self.most() || of_requester > most / BYTES_SHARE || strangers_full {
+                // Peers without an identity are free to make: together they get no more than a quarter.
+                let unknown_full = !requester.is_known()
+                    && (with(here.unknown) > import / BYTES_UNKNOWN_PEERS
+                        || with(all.unknown) > most / BYTES_UNKNOWN_PEERS);
+                if own > self.most() || of_requester > most / BYTES_SHARE || unknown_full {
                     let what = "bytes of what one imported server sends and gets for one requester";
                     return Err(CallError::overloaded(what, self.most()));
                 }
                 if !leaves_room(own, of_import, import) {
                     return import_full();
                 }
-                // Where the others of an import, or the other imports of a requester, have much, it has not.
+                // An import whose other requesters use much, or a requester whose other imports use much, has no part
+                // in the last quarter.
                 least = least.min(of_requester);
             }
         }
@@ -258,7 +266,7 @@ impl ImportShare {
     }
 }
 
-/// Bytes that are kept free for a call until this is dropped. What its claims count by then goes on counting.
+/// Bytes set aside for a call until this is dropped. The bytes that its claims count by then still count.
 #[derive(Debug)]
 pub struct ImportReservation {
     share: ImportShare,
@@ -282,7 +290,7 @@ impl Drop for ImportReservation {
     }
 }
 
-/// Bytes that are counted until this is dropped.
+/// Bytes that count until this is dropped.
 #[derive(Debug)]
 pub struct ImportClaim {
     share: ImportShare,
@@ -296,24 +304,25 @@ impl ImportClaim {
         self.bytes
     }
 
-    /// Counts so many bytes instead of those that it counts.
+    /// Changes the claim to so many bytes.
     ///
     /// # Errors
-    /// `OVERLOADED` where there is no room for them now, `PAYLOAD_TOO_LARGE` where there never is. It counts then as
-    /// before.
+    /// `OVERLOADED` where there is no room for them now, `PAYLOAD_TOO_LARGE` where there never is. The claim then
+    /// counts as before.
     pub fn becomes(&mut self, bytes: usize) -> Result<(), CallError> {
         let share = &self.share;
         let mut taken = lock(&share.account.taken);
         let (before, after) = taken.counted(share.reservation, self.bytes, bytes);
-        // What shrinks always fits.
+        // A claim that shrinks always has room.
         if after > before {
             let most = share.most();
+            // No wait would help: the claim alone exceeds the share.
             if bytes > most {
                 let message =
                     format!("one imported server may make this node keep {most} bytes for a call");
                 return Err(CallError::new(ErrorCode::PayloadTooLarge, message));
             }
-            share.fits(&taken, before, after)?;
+            share.check_room(&taken, before, after)?;
         }
         taken.set(share, self.bytes, bytes);
         drop(taken);
@@ -321,7 +330,7 @@ impl ImportClaim {
         Ok(())
     }
 
-    /// The same bytes, which stay counted until the last clone of them is dropped.
+    /// The same bytes, which count until the last clone of them is dropped.
     #[must_use]
     pub fn hold(self, bytes: Bytes) -> Bytes {
         Bytes::from_owner(ImportHolding {
@@ -356,7 +365,7 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    /// Claims pieces of so many bytes, until no more are given.
+    /// Claims pieces of so many bytes, until the share refuses one.
     fn fill(share: &ImportShare, bytes: usize) -> Vec<ImportClaim> {
         let next = || {
             let mut claim = share.claim();
@@ -387,12 +396,12 @@ mod tests {
         Requester::Known(name.parse().expect("a peer id"))
     }
 
-    fn stranger(network: u8) -> Requester {
+    fn unknown(network: u8) -> Requester {
         let address = Ipv4Addr::new(192, 0, network, 1);
         Requester::from_identity(None, Some(SocketAddr::from((address, 1))))
     }
 
-    /// Answers that it keeps, or asks for at once.
+    /// The answers that the requester holds, or requests at once.
     #[test]
     fn one_requester_of_an_import_has_half_and_two_leave_others_room() {
         let memory = ImportMemory::for_machine(512 << 20);
@@ -406,7 +415,7 @@ mod tests {
         assert_eq!(mallory.len(), 8, "the last quarter is left");
         let ada = fill(&share("ada"), 64 << 10);
         assert!(ada.len() >= 3, "{}", ada.len());
-        // The node lists what the server has.
+        // The node lists the operations of the server.
         assert_eq!(fill(&import, MIB).len(), 7);
         let refused = share("ada").claim().becomes(17 * MIB).expect_err("a half");
         assert_eq!(refused.code, ErrorCode::PayloadTooLarge);
@@ -430,7 +439,7 @@ mod tests {
             let ada = fill(&import.for_requester(known("ada")), MIB);
             assert_eq!(ada.len(), if n < 2 { 8 } else { 16 }, "{n}");
         }
-        // Where an import of theirs has much, the others of two have not.
+        // Where one of their imports uses much, two requesters have no room in the others.
         let mallory = take("mallory");
         assert_eq!(mallory.len(), 16);
         for import in &imports {
@@ -445,8 +454,8 @@ mod tests {
     fn unknown_peers_leave_known_ones_three_quarters_of_an_import() {
         let memory = ImportMemory::for_machine(512 << 20);
         let import = memory.share();
-        let taken = |who: Requester| fill(&import.for_requester(who), 256 << 10);
-        let crowd: Vec<_> = (0..=u8::MAX).map(|n| taken(stranger(n))).collect();
+        let taken = |requester: Requester| fill(&import.for_requester(requester), 256 << 10);
+        let crowd: Vec<_> = (0..=u8::MAX).map(|n| taken(unknown(n))).collect();
         assert_eq!(memory.taken(), 8 * MIB);
         let nowhere = taken(Requester::Nowhere);
         assert!(nowhere.is_empty(), "it is an unknown peer's as well");
@@ -479,7 +488,7 @@ mod tests {
             .expect_err("one more than is reserved");
         drop(text);
         tree.becomes(2 * MIB).expect("what another claim gave back");
-        // What is kept of it goes on counting alone.
+        // The bytes that outlive the reservation count alone.
         tree.becomes(10).expect("less");
         drop(room);
         assert_eq!(memory.taken(), full - 2 * MIB + 10);
@@ -487,7 +496,7 @@ mod tests {
         assert_eq!(memory.taken(), 0);
     }
 
-    /// So that a requester may have many calls at once.
+    /// A requester may thus have many calls at once.
     #[test]
     fn a_reservation_is_a_part_of_what_is_left_and_never_less_than_what_is_asked_for() {
         let memory = ImportMemory::for_machine(512 << 20);

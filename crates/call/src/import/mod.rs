@@ -21,9 +21,9 @@ pub use permits::{ImportCallPermit, ImportCallPermits};
 
 pub(crate) use call::{ImportedOperations, read_peer};
 
-/// Reads operations from somewhere: a peer, a description, another protocol's server.
+/// Reads operations from elsewhere: a peer, a description, another protocol's server.
 pub trait OperationAdapter: Send + Sync {
-    /// Reads them all, or says why not. Nothing is registered by this.
+    /// Reads them all, or says why not. It registers nothing.
     fn import(&self) -> BoxFuture<'_, Result<Vec<Registration>, AdapterError>>;
 }
 
@@ -40,15 +40,15 @@ pub enum AdapterError {
     /// A description cannot be read, or breaks a rule.
     #[error("at {path}: {reason}")]
     Schema {
-        /// Where in the document.
+        /// The path in the document.
         path: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
-    /// More than this node takes.
+    /// The other side has more than this node takes.
     #[error("the other side has more {0} than this node takes")]
     TooLarge(&'static str),
-    /// The other side could not be asked.
+    /// This node could not ask the other side.
     #[error("the other side could not be asked: {0}")]
     Transport(CallError),
     /// The other side refuses.
@@ -99,7 +99,7 @@ impl From<RegistryError> for AdapterError {
     }
 }
 
-/// What this node tells a peer about the identity that a call is forwarded for.
+/// What this node discloses to a peer about the identity that it forwards a call for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallerDisclosure {
@@ -112,7 +112,7 @@ pub enum CallerDisclosure {
     None,
 }
 
-/// What is imported from a peer, and how.
+/// What this node imports from a peer, and how.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ImportOptions {
@@ -120,7 +120,7 @@ pub struct ImportOptions {
     pub prefix: Option<String>,
     /// Only operations whose name starts with one of these; empty for all.
     pub only: Vec<String>,
-    /// What this node tells the peer about the identity that a call is forwarded for.
+    /// What this node discloses to the peer about the identity that it forwards a call for.
     pub disclose: CallerDisclosure,
 }
 
@@ -139,7 +139,7 @@ impl ImportOptions {
         self
     }
 
-    /// Tells the peer this much about originators.
+    /// Discloses this much to the peer about originators.
     #[must_use]
     pub fn with_disclose(mut self, disclose: CallerDisclosure) -> Self {
         self.disclose = disclose;
@@ -158,13 +158,11 @@ impl ImportOptions {
     }
 }
 
-/// Reads the operations of the other side of a connection: internal ones of this node, without
-/// authority, whose code runs there. The peer's own operations about itself (`services/*`,
-/// `session/*`) are left out.
+/// Reads the operations of the other side of a connection. They become internal operations of this node, without
+/// authority, whose code runs there. The peer's own operations about itself (`services/*`, `session/*`) are left out.
 ///
 /// # Errors
-/// The peer cannot be asked or refuses, announces too much, or describes operations that break a
-/// rule.
+/// This node cannot ask the peer, or the peer refuses, announces too much, or describes operations that break a rule.
 pub async fn from_call(
     caller: &Caller,
     options: &ImportOptions,

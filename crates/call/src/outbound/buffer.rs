@@ -1,4 +1,4 @@
-//! Events of a subscription of this side's between the stream that they come on and its subscriber.
+//! Events of a subscription of this side, between their stream and the subscriber.
 
 use std::sync::Arc;
 
@@ -22,12 +22,12 @@ pub struct SubscriptionEvent {
     pub output: CallBody,
     /// Events left out before this one because the reader was slow.
     pub dropped: u64,
-    /// Where to resume behind it, for resumable operations.
+    /// The cursor to resume after it, for resumable operations.
     pub cursor: Option<CallBody>,
 }
 
 impl SubscriptionEvent {
-    /// In memory of its own: a short frame is a part of what it came with, and keeps all of that.
+    /// A copy in memory of its own: a short frame is a part of a longer read, and keeps all of it.
     fn apart(self) -> Self {
         let copy = |part: &Bytes| Bytes::copy_from_slice(part);
         let cursor = |cursor: &CallBody| CallBody::from_parts(copy(cursor.raw()), Bytes::new());
@@ -43,16 +43,16 @@ impl SubscriptionEvent {
 #[derive(Debug)]
 pub(crate) enum Delivery {
     End(Result<(), CallError>),
-    /// It counts as waiting until it is taken.
+    /// The reservation counts the event as waiting until the subscriber takes it.
     Event(Box<SubscriptionEvent>, UnreadReservation),
 }
 
-/// What may wait for a subscriber.
+/// How much may wait for a subscriber.
 #[derive(Debug)]
 pub(crate) enum BufferCapacity {
     /// So many events for this node itself, which takes them.
     Own(usize),
-    /// Those that are passed on to a requester, which need not take them, and for which they are counted.
+    /// Events that this node passes on to a requester, which need not take them. They count for that requester.
     Passed {
         waiting: Arc<UnreadBytes>,
         granted: Arc<CreditGrant>,
@@ -60,21 +60,21 @@ pub(crate) enum BufferCapacity {
 }
 
 impl BufferCapacity {
-    /// For events that come by this credit and are passed on.
+    /// The capacity for events that come by this credit and that this node passes on.
     pub(crate) fn passed(
         all: &Arc<RequestBytes>,
         to: &Requester,
         credit: &SubscriptionCredit,
     ) -> Self {
         let to = to.clone();
-        let whose: Arc<RequesterSource> = Arc::new(move || to.clone());
+        let source: Arc<RequesterSource> = Arc::new(move || to.clone());
         Self::Passed {
-            waiting: Arc::new(UnreadBytes::shared(UnreadQuota::new(all, &whose), None)),
+            waiting: Arc::new(UnreadBytes::shared(UnreadQuota::new(all, &source), None)),
             granted: Arc::clone(credit.granted()),
         }
     }
 
-    /// What events count with that are passed on.
+    /// The account that passed-on events count in.
     pub(crate) fn waiting(&self) -> Option<&Arc<UnreadBytes>> {
         match self {
             Self::Own(_) => None,
@@ -83,7 +83,7 @@ impl BufferCapacity {
     }
 }
 
-/// What a subscriber has yet to take.
+/// The events that a subscriber has yet to take.
 #[derive(Clone, Debug)]
 pub(super) struct SubscriptionBuffer {
     tx: mpsc::Sender<Delivery>,
@@ -94,22 +94,22 @@ pub(super) struct SubscriptionBuffer {
 
 #[derive(Clone, Debug)]
 enum BufferFullPolicy {
-    /// From so many bytes on no further event is read.
+    /// From so many bytes on the stream reads no further event.
     Wait(usize),
-    /// The subscription ends. Who stops reading would keep others' answers waiting: what is not read of one stream has
-    /// the room of the whole connection.
+    /// The subscription ends. A subscriber that stops reading would block the answers of others: unread bytes of one
+    /// stream take the room of the whole connection.
     End(Arc<CreditGrant>),
 }
 
 impl SubscriptionBuffer {
-    /// For a subscription on a stream of its own, or on one that has others.
+    /// A buffer for a subscription on a stream of its own, or on one that has others.
     pub(super) fn new(
         room: BufferCapacity,
         is_single_call: bool,
     ) -> (Self, mpsc::Receiver<Delivery>) {
         let (events, waiting, when_full) = match room {
-            // Where answers to others come on the same stream, nothing may keep them waiting: there the number of
-            // events is limited by credit.
+            // A slow subscriber must not block a stream that carries answers to others: there credit limits the
+            // number of events.
             BufferCapacity::Own(events) => {
                 let most = if is_single_call {
                     STREAM_EVENTS_BYTES
@@ -118,7 +118,7 @@ impl SubscriptionBuffer {
                 };
                 (events.max(1), Arc::default(), BufferFullPolicy::Wait(most))
             }
-            // One more than there is credit for, for the end.
+            // One slot more than there is credit for, for the end.
             BufferCapacity::Passed { waiting, granted } => {
                 let events = WINDOW_FORWARDED_MAX as usize + 1;
                 (events, waiting, BufferFullPolicy::End(granted))
@@ -133,10 +133,10 @@ impl SubscriptionBuffer {
         (buffer, rx)
     }
 
-    /// Hands it on, with what it was counted with in the `making`: once the subscriber has room, or now.
+    /// Passes an event on, with the bytes that `making` counted: once the subscriber has room, or now.
     ///
     /// # Errors
-    /// `OVERLOADED` where there is no room now, and waiting would keep others waiting: the subscription is over.
+    /// `OVERLOADED` where there is no room now, and waiting would block other calls: the subscription is over.
     pub(super) async fn put(
         &self,
         event: SubscriptionEvent,
@@ -168,12 +168,13 @@ impl SubscriptionBuffer {
     ) -> Result<(), CallError> {
         let mut claim = making.made(&self.waiting);
         let others = self.waiting.bytes().saturating_sub(claim.bytes());
-        // A peer that knows nothing of credit is read as long as little waits.
+        // The stream reads a peer that knows nothing of credit while little waits.
         let much = !granted.spend() && others >= STREAM_EVENTS_BYTES;
-        // The last place is for the end.
+        // The last slot is for the end.
         if much || self.tx.capacity() <= 1 {
             return Err(overloaded("more events come than are taken: read them"));
         }
+        // The reservation of the incomplete event may be smaller than the whole one.
         if !grow(&mut claim, self.waiting.bytes(), bytes) {
             return Err(no_room());
         }
@@ -181,12 +182,12 @@ impl SubscriptionBuffer {
             true => event.apart(),
             false => event,
         };
-        // A subscriber that has left gets nothing; the peer hears of it when the subscription is dropped.
+        // A subscriber that has left gets nothing; the peer gets an abort when the subscription is dropped.
         let _ = self.tx.try_send(delivery(event, claim));
         Ok(())
     }
 
-    /// Counts `more` events as asked for, where events are passed on.
+    /// Counts `more` events as expected, where this node passes events on.
     pub(super) fn grant(&self, more: u32) -> bool {
         match &self.when_full {
             BufferFullPolicy::Wait(_) => false,
@@ -204,7 +205,7 @@ impl SubscriptionBuffer {
         }
     }
 
-    /// Without waiting: a subscriber whose channel is full sees it end without a terminal event, which means the same.
+    /// Does not wait: a subscriber whose channel is full sees it end without a terminal event, which means the same.
     pub(super) fn end_now(&self, end: Result<(), CallError>) {
         drop(self.tx.try_send(Delivery::End(end)));
     }
@@ -214,12 +215,12 @@ fn delivery(event: SubscriptionEvent, claim: UnreadReservation) -> Delivery {
     Delivery::Event(Box::new(event), claim)
 }
 
-/// Bytes of an event that is not complete, on the stream of a subscription that is passed on.
+/// Bytes of an incomplete event, on the stream of a subscription that this node passes on.
 #[derive(Debug, Default)]
 pub(crate) struct PartialEvent(Option<UnreadReservation>);
 
 impl PartialEvent {
-    /// Counts it with so many bytes, with those that wait. `false` where there is no room.
+    /// Counts so many bytes of it among those that wait. `false` where there is no room.
     pub(crate) fn count(&mut self, waiting: &Arc<UnreadBytes>, bytes: usize) -> bool {
         let claim = self
             .0
@@ -227,14 +228,14 @@ impl PartialEvent {
         bytes <= claim.bytes() || grow(claim, waiting.bytes(), bytes)
     }
 
-    /// What it was counted with by then, if it is an event of this subscription.
+    /// The reservation with its bytes so far, if it is an event of this subscription.
     fn made(self, waiting: &Arc<UnreadBytes>) -> UnreadReservation {
         let claim = self.0.filter(|claim| claim.is_of(waiting));
         claim.unwrap_or_else(|| UnreadReservation::claimed(waiting, 0))
     }
 }
 
-/// Makes the claim of an event as long as that is, where so many bytes wait, its own included. `false` where there is no
+/// Grows a claim to the length of its event, where so many bytes wait, its own included. `false` where there is no
 /// room.
 fn grow(claim: &mut UnreadReservation, waiting: usize, bytes: usize) -> bool {
     let fit = match waiting <= claim.bytes() {
@@ -244,7 +245,7 @@ fn grow(claim: &mut UnreadReservation, waiting: usize, bytes: usize) -> bool {
     claim.resize(bytes, fit)
 }
 
-/// What a subscription ends with of whose events too many wait.
+/// The error of a subscription whose waiting events are too many.
 pub(super) fn no_room() -> CallError {
     overloaded(
         "too many bytes of events wait to be read on all connections of the caller, or of all callers: read them",
@@ -271,12 +272,12 @@ mod tests {
         }
     }
 
-    /// Nothing of it was counted before it was complete.
+    /// An event that did not count before it was complete.
     fn whole() -> PartialEvent {
         PartialEvent::default()
     }
 
-    /// Sixteen of the longest frames would be kept for each of many subscriptions.
+    /// Without the bound, each of many subscriptions would hold sixteen of the longest frames.
     #[tokio::test]
     async fn events_wait_at_the_peer_while_many_bytes_of_them_wait_here() {
         let (buffer, mut events) = SubscriptionBuffer::new(BufferCapacity::Own(16), true);
@@ -287,7 +288,7 @@ mod tests {
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         more.await.expect("there is room");
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
-        // A subscriber that has left keeps no other waiting.
+        // A subscriber that has left blocks no other.
         let put = buffer.put(event(), STREAM_EVENTS_BYTES, whole()).await;
         put.expect("this node takes it");
         drop(events);
@@ -297,7 +298,7 @@ mod tests {
             .expect("nothing else is counted");
     }
 
-    /// Those of one identity, on a node that has room for 1 MiB.
+    /// The capacity of one identity, on a node that has room for 1 MiB.
     fn passed(
         all: &Arc<RequestBytes>,
         id: &str,
@@ -306,10 +307,10 @@ mod tests {
         mpsc::Receiver<Delivery>,
         SubscriptionCredit,
     ) {
-        let who = Requester::Known(id.parse().expect("a peer id"));
+        let requester = Requester::Known(id.parse().expect("a peer id"));
         let credit = SubscriptionCredit::fitting();
         let (buffer, events) =
-            SubscriptionBuffer::new(BufferCapacity::passed(all, &who, &credit), true);
+            SubscriptionBuffer::new(BufferCapacity::passed(all, &requester, &credit), true);
         (buffer, events, credit)
     }
 
@@ -323,7 +324,7 @@ mod tests {
     async fn forwarded_events_count_for_the_peer_that_waits_for_them() {
         const LONG: usize = 100 << 10;
         let all = Arc::new(RequestBytes::new(1 << 20));
-        // A quarter of everything, which is half of what an identity may have: the rest is for what it reads.
+        // A quarter of everything, which is half of an identity's share: the rest is for the answers that it reads.
         let eve = [(); 8].map(|()| passed(&all, "eve"));
         let mut taken = 0;
         for (buffer, ..) in &eve {
@@ -333,12 +334,12 @@ mod tests {
             }
         }
         assert_eq!(taken, 2);
-        let counted = all.kept().0;
+        let counted = all.usage().0;
         assert!(counted <= 256 << 10, "{counted}");
-        // In the making they count as well.
+        // Incomplete events count as well.
         let mut making = PartialEvent::default();
         assert!(!making.count(&eve[7].0.waiting, LONG));
-        // Short ones are not looked up in the account, and others find room.
+        // The buffer does not look up short events in the account, and others find room.
         eve[7].0.put(event(), 100, whole()).await.expect("short");
         let (ada, mut events, _credit) = passed(&all, "ada");
         ada.put(event(), LONG, whole())
@@ -349,15 +350,15 @@ mod tests {
         drop(making);
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         drop((eve, ada, events));
-        assert_eq!(all.kept().0, 0);
+        assert_eq!(all.usage().0, 0);
     }
 
-    /// Another claim in between would take the room of an event that was counted.
+    /// Another claim in between would take the room of a counted event.
     #[tokio::test]
     async fn an_event_that_was_counted_in_the_making_keeps_its_room() {
         let all = Arc::new(RequestBytes::new(1 << 20));
         let (buffer, mut events, _credit) = passed(&all, "eve");
-        // It is not the only one, for which there would be room in any case.
+        // It is not the only event, for which there would be room in any case.
         let (other, others, _other_credit) = passed(&all, "eve");
         let put = other.put(event(), 50 << 10, whole()).await;
         put.expect("there is room");
@@ -366,36 +367,38 @@ mod tests {
         assert!(making.count(&buffer.waiting, 200 << 10));
         // Two others leave no requester room for as much, nor for half of it.
         let crowd = ["ada", "mallory"].map(|id| {
-            let who = Requester::Known(id.parse().expect("a peer id"));
-            assert!(all.grow(&who, 256 << 10, GrowLimit::Wholly), "{id}");
-            who
+            let requester = Requester::Known(id.parse().expect("a peer id"));
+            assert!(all.grow(&requester, 256 << 10, GrowLimit::Wholly), "{id}");
+            requester
         });
         assert!(!PartialEvent::default().count(&buffer.waiting, 100 << 10));
         let put = buffer.put(event(), 200 << 10, making).await;
         put.expect("it is counted");
-        crowd.iter().for_each(|who| all.shrink(who, 256 << 10));
-        // Nothing of it counts twice, and nothing for longer than it is there.
+        crowd
+            .iter()
+            .for_each(|requester| all.shrink(requester, 256 << 10));
+        // No byte counts twice, and none for longer than the event lives.
         assert_eq!(buffer.waiting.bytes(), 200 << 10);
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         drop(others);
-        assert_eq!((buffer.waiting.bytes(), all.kept().0), (0, 0));
+        assert_eq!((buffer.waiting.bytes(), all.usage().0), (0, 0));
     }
 
-    /// Else a peer that leaves answers unread would end the subscriptions of every peer whose events are long.
+    /// Otherwise a peer that leaves answers unread would end the subscriptions of every peer whose events are long.
     #[tokio::test]
     async fn one_event_of_a_requester_has_room_whatever_others_have() {
         const LONG: usize = 300 << 10;
         let all = Arc::new(RequestBytes::new(1 << 20));
         // Three quarters: of the rest no other requester has more than a thirty-second.
         let crowd = [("ada", 512 << 10), ("mallory", 256 << 10)].map(|(id, bytes)| {
-            let who = Requester::Known(id.parse().expect("a peer id"));
-            assert!(all.grow(&who, bytes, GrowLimit::Wholly), "{id}");
-            (who, bytes)
+            let requester = Requester::Known(id.parse().expect("a peer id"));
+            assert!(all.grow(&requester, bytes, GrowLimit::Wholly), "{id}");
+            (requester, bytes)
         });
         let (buffer, mut events, _credit) = passed(&all, "eve");
         let (other, _others, _other_credit) = passed(&all, "eve");
         for _ in 0..2 {
-            // It comes in parts.
+            // The event comes in parts.
             let mut making = PartialEvent::default();
             assert!(making.count(&buffer.waiting, LONG / 3));
             assert!(making.count(&buffer.waiting, LONG / 2));
@@ -406,13 +409,13 @@ mod tests {
             assert!(!PartialEvent::default().count(&other.waiting, LONG / 3));
             assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         }
-        for (who, bytes) in &crowd {
-            all.shrink(who, *bytes);
+        for (requester, bytes) in &crowd {
+            all.shrink(requester, *bytes);
         }
-        assert_eq!(all.kept().0, 0);
+        assert_eq!(all.usage().0, 0);
     }
 
-    /// Its reader has stopped: who reads the stream does not.
+    /// Its reader has stopped, but the stream still reads.
     #[tokio::test]
     async fn a_peer_that_knows_no_credit_is_read_until_much_waits() {
         let all = Arc::new(RequestBytes::new(64 << 20));
@@ -423,7 +426,7 @@ mod tests {
         }
         refused(buffer.put(event(), 1, whole())).await;
         while let Ok(Delivery::Event(..)) = events.try_recv() {}
-        // With few of them its bytes are what counts, and with short ones their number; the end always fits.
+        // With few events their bytes count, and with short ones their number; the end always has room.
         let mut puts = 0;
         while buffer.put(event(), 1, whole()).await.is_ok() {
             puts += 1;
@@ -436,7 +439,7 @@ mod tests {
         assert!(matches!(events.try_recv(), Ok(Delivery::End(Err(_)))));
     }
 
-    /// A short event of a long read would keep all of that.
+    /// A short event of a long read would keep all of that read in memory.
     #[test]
     fn a_short_event_is_kept_in_memory_of_its_own() {
         let came = Bytes::from(vec![b'1'; READ_STEP_BYTES]);

@@ -7,11 +7,11 @@ use crate::dispatcher::Dispatcher;
 use crate::error::{CallError, ErrorCode};
 use crate::limits::OPERATION_BYTES_MAX;
 
-/// The error for a request that names `peer`, which is called `id`, and an operation that cannot be had there: no such
-/// peer, one that is not attached, or one that serves no such operation.
+/// The error for a request that names `peer`, whose id is `id`, and an operation that the peer does not provide: no
+/// such peer, one that is not attached, or one that serves no such operation.
 ///
-/// Only for requesters that may go to the peer: it says which peers there are. Each of the three is `NOT_FOUND`;
-/// `details.reason` tells them apart.
+/// Only for requesters that may go to the peer: the error reveals which peers exist. Each of the three is
+/// `NOT_FOUND`; `details.reason` tells them apart.
 pub(crate) fn absent(
     dispatcher: &Dispatcher,
     peer: &str,
@@ -20,7 +20,7 @@ pub(crate) fn absent(
 ) -> CallError {
     let is_attached = id.is_some_and(|id| dispatcher.peers.is_attached(id));
     let is_known = id.is_some_and(|id| dispatcher.by_id(id).is_some());
-    // Names that are too long for a peer or an operation are not repeated.
+    // The error does not repeat names that are too long for a peer or an operation.
     let is_short = peer.len() <= PeerId::MAX_BYTES && !peer.contains(char::is_control);
     let peer = if is_short { peer } else { "…" };
     let operation = match operation.len() {

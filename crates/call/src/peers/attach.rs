@@ -1,4 +1,4 @@
-//! How a peer's operations come in, and how they are kept up to date.
+//! How this node imports a peer's operations and keeps them up to date.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -16,34 +16,34 @@ use crate::limits::IMPORT_DEBOUNCE;
 use crate::peers::state::PeerEvent;
 use crate::peers::table::{AttachResult, AttachedPeer};
 
-/// Tells of changes of a peer's operations.
+/// The operation that reports changes of a peer's operations.
 const WATCH: &str = "services/watch";
-/// Waits before an import is tried again; doubles up to the longest. No wait is shorter than the one after a change: a peer
-/// chooses how its stream of changes ends.
+/// The first wait before another attempt to import; waits double up to the longest. No wait is shorter than the one
+/// after a change: a peer chooses how its stream of changes ends.
 const RETRY_FIRST: Duration = IMPORT_DEBOUNCE;
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
 
-/// What was imported.
+/// The result of an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImportSummary {
-    /// The peer it is attached as; `None` for one without a name, whose operations are found only
-    /// by what it calls itself, over the same connection.
+    /// The peer it is attached as; `None` for one without a name. Calls find the operations of such a peer only by
+    /// the names it gives them, over the same connection.
     pub peer: Option<PeerId>,
-    /// How many operations.
+    /// The number of operations.
     pub operations: usize,
-    /// What the peer calls the set of its operations; changes with it.
+    /// The peer's name for the set of its operations; changes with it.
     pub registry: String,
 }
 
 impl Caller {
-    /// Imports the operations of the other side into this node, in the place of what was imported
-    /// over this connection before. A known peer is attached under its id; where it is connected
-    /// twice, the newest connection counts and the older one finishes what runs on it.
+    /// Imports the operations of the other side into this node, replacing those imported over this connection before.
+    /// A known peer is attached under its id. Where it is connected twice, the newest connection counts and the older
+    /// one finishes its running calls.
     ///
     /// # Errors
-    /// As [`from_call`](crate::from_call); `Collision` when the other side has no name and serves
-    /// an operation under the name of one of this node's, which a prefix avoids.
+    /// As [`from_call`](crate::from_call); `Collision` when the other side has no name and serves an operation under
+    /// the name of one of this node's, which a prefix avoids.
     pub async fn import(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;
         match &imported.peer {
@@ -53,11 +53,12 @@ impl Caller {
         Ok(imported)
     }
 
-    /// As [`import`](Self::import), of a peer that serves something. One that only calls is not
-    /// attached: it may well call over several connections, of which none stands for the peer.
+    /// As [`import`](Self::import), of a peer that serves operations. A peer that only calls is not attached: it may
+    /// call over several connections, and none of these stands for the peer.
     async fn import_served(&self, options: &ImportOptions) -> Result<ImportSummary, AdapterError> {
         let (imported, found) = self.read(options).await?;
         let link = self.link();
+        // A peer that served operations before is updated also when it has none left.
         let attached = link.dispatcher.peers.is_attached_over(link.info.id);
         match &imported.peer {
             Some(peer) if attached || imported.operations > 0 => {
@@ -73,7 +74,7 @@ impl Caller {
         options: &ImportOptions,
     ) -> Result<(ImportSummary, ImportedOperations), AdapterError> {
         let peers = &self.link().dispatcher.peers;
-        // Never closed; without a place in the queue the import still would be right.
+        // Never closed; without a turn in the queue the import still would be right.
         let _turn = peers.imports.acquire().await.ok();
         let found = read_peer(self, options).await?;
         let imported = ImportSummary {
@@ -99,7 +100,7 @@ async fn attach(
         link: Arc::downgrade(link),
     };
     let attached = peers.attach(entry, &found.registry, announcer);
-    // The connection may have ended meanwhile, before there was anything to detach.
+    // The connection may have ended meanwhile, before there was an entry to detach.
     if link.is_over() {
         peers.detach(link.info.id, announcer);
         return Err(AdapterError::lost("the connection ended"));
@@ -108,6 +109,7 @@ async fn attach(
         AttachResult::Primary(older) => {
             tracing::info!(%peer, connection = %link.info.id, "attached");
             if let Some(older) = older {
+                // Two connections of one peer must not both serve its calls.
                 older.supersede();
             }
             Ok(())
@@ -122,11 +124,12 @@ async fn attach(
     }
 }
 
-/// Keeps the operations of a peer without a name with the connection they came over.
+/// Stores the operations of a peer without a name with the connection they came over.
 async fn keep(link: &CallConnectionState, found: ImportedOperations) -> Result<(), AdapterError> {
     let _turn = link.dispatcher.peers.admissions.acquire().await.ok();
     let overlay = OperationOverlay::new(found.registrations)?;
     let registry = &link.dispatcher.registry;
+    // Calls find these operations by their names alone: one of them must not hide this node's own.
     if let Some(name) = overlay.names().find(|name| registry.lookup(name).is_some()) {
         return Err(AdapterError::Collision { name: name.into() });
     }
@@ -137,7 +140,7 @@ async fn keep(link: &CallConnectionState, found: ImportedOperations) -> Result<(
     Ok(())
 }
 
-/// Browsers and tokens have an identity and are no peers: no call is routed to them.
+/// Browsers and tokens have an identity and are no peers: this node routes no call to them.
 pub(crate) fn peer_of(link: &CallConnectionState) -> Option<PeerId> {
     if link.is_guest() {
         return None;
@@ -146,7 +149,7 @@ pub(crate) fn peer_of(link: &CallConnectionState) -> Option<PeerId> {
     (identity.kind == IdentityKind::Peer).then(|| identity.id.clone())
 }
 
-/// Imports what the peer serves, and again whenever it says that it changed.
+/// Imports the peer's operations, and again whenever the peer reports a change.
 pub(crate) async fn follow(link: &Arc<CallConnectionState>) {
     let Some(options) = link.dispatcher.imports.clone() else {
         return;
@@ -162,10 +165,13 @@ pub(crate) async fn follow(link: &Arc<CallConnectionState>) {
             Ok(imported) => {
                 let serves = imported.operations > 0;
                 link.life.apply(PeerEvent::Read { serves });
+                // A successful read ends the series of failures.
                 retry = ImportRetry(RETRY_FIRST);
                 match wait_for_change(&caller, &imported.registry).await {
                     ImportChange::Changed => {}
+                    // The operations may have changed unseen: the node reads them again.
                     ImportChange::Lost => retry.wait().await,
+                    // Without reports of changes, the node keeps this list for the life of the connection.
                     ImportChange::Never => return,
                 }
             }
@@ -195,9 +201,9 @@ impl ImportRetry {
 
 enum ImportChange {
     Changed,
-    /// Whether the operations changed is not known at the moment.
+    /// This node does not know at the moment whether the operations changed.
     Lost,
-    /// The peer does not tell.
+    /// The peer does not report changes.
     Never,
 }
 
@@ -213,7 +219,7 @@ async fn wait_for_change(caller: &Caller, known: &str) -> ImportChange {
     };
     loop {
         match events.next().await {
-            // The first event may tell what is known already.
+            // The first event may report the set that is known already.
             Some(Ok(event)) => match event.output.parse::<WatchNotice>() {
                 Ok(now) if now.registry == known => {}
                 _ => break,
@@ -231,12 +237,13 @@ async fn wait_for_change(caller: &Caller, known: &str) -> ImportChange {
     ImportChange::Changed
 }
 
-/// Waits for [`IMPORT_DEBOUNCE`] while more may change: a peer that registers a hundred operations is read once.
+/// Waits for [`IMPORT_DEBOUNCE`] while more may change: the node reads a peer that registers a hundred operations
+/// once.
 async fn settle(events: &mut Subscription) {
     let more = async {
         while let Some(Ok(_)) = events.next().await {}
-        // The time passes as well where the peer has ended its stream: otherwise the peer alone would decide how often its
-        // operations are read.
+        // The wait lasts as long where the peer has ended its stream: otherwise the peer alone would decide how often
+        // this node reads its operations.
         pending::<()>().await;
     };
     let _ = timeout(IMPORT_DEBOUNCE, more).await;

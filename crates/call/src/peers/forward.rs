@@ -25,7 +25,7 @@ use crate::peers::attach::peer_of;
 use crate::request_bytes::Requester;
 use crate::spec::{OperationSpec, OperationType};
 
-/// Scope of a caller that may have requests passed on which it passes on itself.
+/// The scope of a caller that may have this node pass on requests that are forwarded already.
 const TRANSIT_SCOPE: &str = "hub:transit";
 
 /// The handler of an operation that a peer announces with `spec` and serves as `remote`.
@@ -50,19 +50,19 @@ pub(crate) fn forwarding(
 }
 
 struct ForwardHandler {
-    /// Weak: what was imported must not keep a connection.
+    /// Weak: an import must not keep a connection alive.
     link: Weak<CallConnectionState>,
     peer: Option<PeerId>,
     remote: Box<str>,
     disclose: CallerDisclosure,
-    /// It is a mutation.
+    /// Whether it is a mutation.
     changes: bool,
-    /// The peer runs it once for a key.
+    /// Whether the peer runs it once for a key.
     is_keyed: bool,
 }
 
 impl ForwardHandler {
-    /// The connection over which the operation was read, while it is there.
+    /// The connection over which this node read the operation, while it is open.
     fn link(&self, ctx: &Ctx) -> Result<Arc<CallConnectionState>, CallError> {
         let gone = || CallError::unavailable("the peer is gone");
         self.link
@@ -70,9 +70,8 @@ impl ForwardHandler {
             .map_or_else(|| self.newer(ctx, gone()), Ok)
     }
 
-    /// The connection over which the peer is attached now, for a call of which nothing was sent before
-    /// `error`: it was led here just before that connection took the place of another one, which was found
-    /// idle and ended.
+    /// The connection over which the peer is attached now, for a call that sent nothing before `error`. The call was
+    /// routed here just before that connection replaced another one, which was idle and ended.
     fn newer(&self, ctx: &Ctx, error: CallError) -> Result<Arc<CallConnectionState>, CallError> {
         let peer = self.peer.as_ref();
         let link = peer.and_then(|peer| ctx.dispatcher().peers.link_to(peer));
@@ -86,19 +85,21 @@ impl ForwardHandler {
         link: &Arc<CallConnectionState>,
         error: CallError,
     ) -> Result<Arc<CallConnectionState>, CallError> {
+        // Any other error means that the peer has the request.
         if error.code != ErrorCode::Unavailable {
             return Err(error);
         }
         let newer = self.newer(ctx, error.clone())?;
+        // Sending it again over the same connection would fail in the same way.
         if Arc::ptr_eq(&newer, link) {
             return Err(error);
         }
         Ok(newer)
     }
 
-    /// Everything that goes along with a request: the time that is left, the identity it is forwarded
-    /// for, the key under which it runs once, its trace and its hops. Nothing else of the request does,
-    /// its token least of all.
+    /// Everything that a forwarded request carries: the time that is left, the identity it is forwarded for, the key
+    /// under which it runs once, its trace and its hops. It carries nothing else of the request, least of all its
+    /// token.
     fn options(&self, ctx: &Ctx) -> Result<CallOptions, CallError> {
         Ok(CallOptions {
             timeout: time_left(ctx.deadline())?,
@@ -110,12 +111,12 @@ impl ForwardHandler {
         })
     }
 
-    /// The requester that asked this node. A claim that came with the request is passed on in its
-    /// place, for a forwarder with the scope `hub:transit`: no chain of claims is built.
+    /// The requester of this node. A claim that came with the request replaces it, for a forwarder with the scope
+    /// `hub:transit`: nodes build no chain of claims.
     fn originator(&self, ctx: &Ctx) -> Result<Option<ForwardedFor>, CallError> {
         let identity = ctx.identity().map(AsRef::as_ref);
         if let Some(claim) = ctx.forwarded_for() {
-            if !identity.is_some_and(|who: &Identity| who.scopes.allows(TRANSIT_SCOPE)) {
+            if !identity.is_some_and(|identity: &Identity| identity.scopes.allows(TRANSIT_SCOPE)) {
                 return Err(CallError::new(
                     ErrorCode::Forbidden,
                     "a forwarded request is not forwarded again; ask for the scope hub:transit",
@@ -127,7 +128,7 @@ impl ForwardHandler {
                 CallerDisclosure::None => None,
             });
         }
-        Ok(identity.and_then(|who| self.disclose.claim(who)))
+        Ok(identity.and_then(|identity| self.disclose.claim(identity)))
     }
 
     async fn once(&self, input: CallBody, ctx: Ctx) -> Result<CallOutput, CallError> {
@@ -138,13 +139,13 @@ impl ForwardHandler {
                 return Err(error);
             }
         };
-        // A peer that honours the key of this request is asked again with it.
+        // The caller repeats this request with the key, and the peer honours the key.
         let asks_again = self.is_keyed && forwarded_key(&ctx).is_some() && !ctx.may_go_elsewhere();
         if !asks_again {
             self.note_sent(true, &ctx);
         }
         let outcome = pending.outcome().await;
-        // The peer says that it has not begun: what has run is not retryable with this code.
+        // The peer says that it has not begun: a call that has run is not retryable with this code.
         let untaken = |error: &CallError| error.retryable && error.code == ErrorCode::Overloaded;
         if outcome.as_ref().is_err_and(untaken) {
             self.note_sent(false, &ctx);
@@ -168,7 +169,7 @@ impl ForwardHandler {
         let input = json_text(&input)?;
         let mut link = self.link(ctx)?;
         loop {
-            // For each connection: waiting for a connection that ended has used some of what was left.
+            // For each connection: waiting for a connection that ended has used up part of the time.
             let options = self.options(ctx)?;
             let counted = ForwardingGuard::new(&link);
             let _queued = link.claim_unsent(input.get().len())?;
@@ -180,7 +181,7 @@ impl ForwardHandler {
         }
     }
 
-    /// The same for a subscription. What comes of it and waits to be passed on counts for the requester.
+    /// The same for a subscription. Its events that wait to be passed on count for the requester.
     async fn subscribe(
         &self,
         input: CallBody,
@@ -210,7 +211,7 @@ impl ForwardHandler {
     ) -> Result<BoxStream<Result<SubscriptionItem, CallError>>, CallError> {
         let (counted, events) = self.subscribe(input, &ctx).await?;
         Ok(Box::pin(events.map(move |event| {
-            // The closure takes the guard along: the call counts as long as its events come.
+            // The closure takes the guard along: the call counts while its events come.
             let _counted = &counted;
             event.and_then(item)
         })))
@@ -243,13 +244,13 @@ impl StreamHandler for ForwardHandler {
 }
 
 impl CallerDisclosure {
-    /// What this node tells a peer about `who`.
-    fn claim(self, who: &Identity) -> Option<ForwardedFor> {
-        let id = ForwardedFor::new(who.id.as_str());
+    /// What this node discloses to a peer about `identity`.
+    fn claim(self, identity: &Identity) -> Option<ForwardedFor> {
+        let id = ForwardedFor::new(identity.id.as_str());
         match self {
             Self::Full => Some(
-                id.with_scopes(who.scopes.clone().into())
-                    .with_resources(json!(who.resources)),
+                id.with_scopes(identity.scopes.clone().into())
+                    .with_resources(json!(identity.resources)),
             ),
             Self::Id => Some(id),
             Self::None => None,
@@ -257,10 +258,10 @@ impl CallerDisclosure {
     }
 }
 
-/// How often a request has been passed on once this node does so. The number is sent whether or not a
-/// forwarder is disclosed, and also with calls that operations make for a request: a circle of nodes
-/// ends.
+/// How often a request has been passed on once this node does so. The node sends the number whether or not it
+/// discloses a forwarder, and also with calls that operations make for a request: a circle of nodes ends.
 fn next_hop(hops: u8) -> Result<u8, CallError> {
+    // Nodes that do not disclose forwarders cannot see a circle in any other way.
     if hops >= FORWARDING_HOPS_MAX {
         let message = format!(
             "the request was passed on {FORWARDING_HOPS_MAX} times already: do nodes forward to each other \
@@ -271,12 +272,11 @@ fn next_hop(hops: u8) -> Result<u8, CallError> {
     Ok(hops + 1)
 }
 
-/// The idempotency key of a forwarded request. Without one, a request whose answer is lost on the
-/// way to the peer would run there again when its caller asks again: failures that may be gone next
-/// time are not remembered here.
+/// The idempotency key of a forwarded request. Without one, a request whose answer is lost on the way to the peer
+/// would run there again when its caller repeats it: this node does not remember failures that may be gone next time.
 ///
-/// To the peer all requests come from this node, so the key holds the caller's name as well: equal
-/// keys of two callers stay two. Callers without a name that lasts have none here.
+/// To the peer all requests come from this node, so the key includes the caller's name as well: equal keys of two
+/// callers stay two. Callers without a lasting name have no key here.
 fn forwarded_key(ctx: &Ctx) -> Option<String> {
     let key = ctx.idempotency_key()?;
     let caller = match (ctx.identity(), ctx.conn().key) {
@@ -296,6 +296,7 @@ fn item(event: SubscriptionEvent) -> Result<SubscriptionItem, CallError> {
 
 fn cursor(cursor: &CallBody) -> Result<Value, CallError> {
     let bytes = cursor.raw().len();
+    // A cursor becomes a tree, of many times its length.
     if bytes > CURSOR_BYTES_MAX {
         let message = format!(
             "the peer's cursor has {bytes} bytes, and at most {CURSOR_BYTES_MAX} are passed on"
@@ -305,14 +306,14 @@ fn cursor(cursor: &CallBody) -> Result<Value, CallError> {
     cursor.try_value().cloned()
 }
 
-/// The input as it goes into a request.
+/// The input in the form that a request carries.
 fn json_text(input: &CallBody) -> Result<Box<RawValue>, CallError> {
     let text = String::from_utf8(input.inlined()?.into_owned());
     let text = text.map_err(|error| CallError::invalid_input(error.to_string()))?;
     RawValue::from_string(text).map_err(|error| CallError::invalid_input(error.to_string()))
 }
 
-/// What is left until a deadline, less what it takes to answer.
+/// The time until a deadline, less the time it takes to answer.
 fn time_left(deadline: Option<Instant>) -> Result<Option<Duration>, CallError> {
     let Some(deadline) = deadline else {
         return Ok(None);
@@ -334,14 +335,14 @@ mod tests {
 
     #[test]
     fn what_is_disclosed_is_what_was_chosen() {
-        let who = Identity {
+        let identity = Identity {
             id: "someone".parse().expect("a peer id"),
             kind: IdentityKind::Peer,
             scopes: ["a:b"].into_iter().collect(),
             resources: [("disk".into(), vec!["sda".into()])].into(),
             generation: 0,
         };
-        let text = |disclose: CallerDisclosure| disclose.claim(&who).map(|claim| json!(claim));
+        let text = |disclose: CallerDisclosure| disclose.claim(&identity).map(|claim| json!(claim));
         assert_eq!(text(CallerDisclosure::None), None);
         assert_eq!(text(CallerDisclosure::Id), Some(json!({"id": "someone"})));
         assert_eq!(
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_one_callers_and_fits() {
+    fn a_key_is_one_callers_and_not_too_long() {
         let key = key_for("someone", "k");
         assert_eq!(key.len(), IDEMPOTENCY_KEY_BYTES_MAX);
         assert_ne!(key, key_for("someon", "ek"));

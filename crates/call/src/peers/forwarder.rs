@@ -24,12 +24,12 @@ use crate::sync::lock;
 
 /// A call to pass on: its operation, the peer it goes to, and the rule of the way there.
 ///
-/// This node checks two rules against its requester before anything leaves it: that of the way, which
-/// comes first and says nothing of which peers there are, and that which the peer announces for its
-/// operation. The peer then checks its own against this node.
+/// This node checks two rules against its requester before it sends anything: that of the way, which comes first and
+/// does not reveal which peers there are, and that which the peer announces for its operation. The peer then checks
+/// its own against this node.
 ///
-/// For requests from outside only: an operation that calls another does so by its own authority and
-/// names a [`PeerRef`](crate::PeerRef).
+/// For requests from outside only: an operation that calls another does so by its own authority and names a
+/// [`PeerRef`](crate::PeerRef).
 #[derive(Clone)]
 pub struct CallForwarder {
     operation: Box<str>,
@@ -37,20 +37,20 @@ pub struct CallForwarder {
     way: Arc<ForwardAccess>,
 }
 
-/// The rule of the way to a peer, or to whomever.
+/// The rule of the way to one peer, or to every peer.
 type ForwardAccess = dyn Fn(Option<&str>) -> AccessControl + Send + Sync;
 
 #[derive(Clone)]
 enum ForwardingTarget {
-    /// One of those that suit.
+    /// One of the suitable peers.
     Any(Arc<dyn Fn(&PeerId) -> bool + Send + Sync>),
     /// The peer of this id or alias.
     Named(Box<str>),
 }
 
 impl CallForwarder {
-    /// To the peer of this id or alias only. `way` is the rule of the way to a peer; its argument is
-    /// the peer's id, or the name where no peer has it.
+    /// To the peer of this id or alias only. `way` is the rule of the way to a peer; its argument is the peer's id,
+    /// or the name where no peer has it.
     pub fn to(
         peer: &str,
         operation: &str,
@@ -59,10 +59,9 @@ impl CallForwarder {
         Self::new(ForwardingTarget::Named(peer.into()), operation, way)
     }
 
-    /// To one of the peers that serve the operation and suit: of those that answered lately the one
-    /// with the fewest calls of this node in flight, in turn among equals. `way` without a peer is
-    /// the rule of the way to whomever; where it does not hold, those peers are left to which the
-    /// rule of the way does.
+    /// To one of the suitable peers that serve the operation: of those that answered lately the one with the fewest
+    /// calls of this node in flight, in turn among equals. `way` without a peer is the rule of the way to every peer.
+    /// Where the requester does not pass it, those peers are left whose own way it passes.
     pub fn to_any(
         suits: impl Fn(&PeerId) -> bool + Send + Sync + 'static,
         operation: &str,
@@ -83,24 +82,24 @@ impl CallForwarder {
         }
     }
 
-    /// Calls a query or mutation there. A query that may go to any peer is asked of another, once,
-    /// where the first is lost.
+    /// Calls a query or mutation there. Where the call may go to any peer and the first peer is lost, the node asks
+    /// another for a query, once.
     ///
     /// # Errors
-    /// `FORBIDDEN` and `UNAUTHENTICATED` by either rule, `NOT_FOUND` where the peer or the operation
-    /// is not there, `UNAVAILABLE` where peers serve it and none is well, `INVALID_OPERATION_TYPE`
-    /// for a subscription; and what the peer answers. A query is answered by the rights of when its answer is there.
+    /// `FORBIDDEN` and `UNAUTHENTICATED` by either rule, `NOT_FOUND` where the peer or the operation is absent,
+    /// `UNAVAILABLE` where peers serve it and none is well, `INVALID_OPERATION_TYPE` for a subscription; and what the
+    /// peer answers. The rights at the time of its answer decide a query.
     pub async fn call(self, input: CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
         let elsewhere = matches!(self.to, ForwardingTarget::Any(_));
-        let asked = Mutex::new(None);
+        let target = Mutex::new(None);
         let find = |input: &CallBody, except: Option<&PeerId>| {
             let (found, resource) = self.find(input, ctx, except)?;
-            *lock(&asked) = Some((found.clone(), resource));
+            *lock(&target) = Some((found.clone(), resource));
             Ok(found)
         };
         let answer = ask_around(find, elsewhere, input, ctx).await;
-        let asked = lock(&asked).take();
-        if let Some((found, resource)) = asked
+        let target = lock(&target).take();
+        if let Some((found, resource)) = target
             && found.operation.spec.op_type == OperationType::Query
             && !ctx.has_rights_of_now()
         {
@@ -116,7 +115,7 @@ impl CallForwarder {
         input: CallBody,
         ctx: &Ctx,
     ) -> BoxStream<Result<SubscriptionItem, CallError>> {
-        // The input itself is not kept as long as the subscription runs.
+        // The input itself is not kept while the subscription runs.
         let (found, resource) = match self.find(&input, ctx, None) {
             Ok(found) => found,
             Err(error) => return stream::iter([Err(error)]).boxed(),
@@ -133,7 +132,7 @@ impl CallForwarder {
             let (mut events, mut withdrawn) = running?;
             tokio::select! {
                 biased;
-                // First: an event that is there as well is not the requester's any more.
+                // First: an event that came at the same time is not the requester's any more.
                 error = &mut withdrawn => Some((Err(error), None)),
                 event = events.next() => event.map(|event| (event, Some((events, withdrawn)))),
             }
@@ -141,13 +140,14 @@ impl CallForwarder {
         .boxed()
     }
 
-    /// Where to, and the resource that the input names there.
+    /// The operation at the peer, and the resource that the input names there.
     fn find(
         &self,
         input: &CallBody,
         ctx: &Ctx,
         except: Option<&PeerId>,
     ) -> Result<(ResolvedOperation, Option<Box<str>>), CallError> {
+        // The input of a script must not choose the peer by the rights of the requester.
         if ctx.internal() {
             let message = "an operation calls a peer by its own authority: invoke with a PeerRef";
             return Err(CallError::new(ErrorCode::Forbidden, message));
@@ -162,7 +162,7 @@ impl CallForwarder {
         Ok((found, resource))
     }
 
-    /// Whether both rules hold now for what was asked of the peer that was found.
+    /// Whether both rules hold now for this request to the found peer.
     fn holds(
         &self,
         found: &ResolvedOperation,
@@ -189,6 +189,7 @@ impl CallForwarder {
     ) -> Result<ResolvedOperation, CallError> {
         let id = ctx.dispatcher().by_name(name);
         let scope = id.as_ref().map_or(name, PeerId::as_str);
+        // Before the lookup: a requester without the way does not learn whether the peer exists.
         self.passed(self.may_go(Some(scope), identity), identity, ctx)?;
         let operation = id
             .as_ref()
@@ -206,8 +207,7 @@ impl CallForwarder {
         }
     }
 
-    /// A peer that suits. A requester that may go to some peers only does not learn whether others serve
-    /// the operation.
+    /// A suitable peer. A requester that may go to some peers only does not learn whether others serve the operation.
     fn any(
         &self,
         suits: &(dyn Fn(&PeerId) -> bool + Send + Sync),
@@ -244,8 +244,8 @@ impl CallForwarder {
         (self.way)(peer).check(identity, None, None)
     }
 
-    /// The error of a way that is closed to the requester. It names the rule of the way to whichever peer: that of one
-    /// peer has the id behind an alias, which would say that there is such a peer.
+    /// The error of a way that is closed to the requester. It names the rule of the way to every peer: that of one
+    /// peer has the id behind an alias, and would reveal that there is such a peer.
     fn passed(
         &self,
         decision: AccessDecision,
@@ -261,9 +261,9 @@ impl CallForwarder {
     }
 
     fn not_there(&self) -> CallError {
-        // A name that no operation can have is not repeated.
-        let fits = self.operation.len() <= OPERATION_BYTES_MAX;
-        let name = if fits { &*self.operation } else { "…" };
+        // The error does not repeat a name that no operation can have.
+        let is_valid = self.operation.len() <= OPERATION_BYTES_MAX;
+        let name = if is_valid { &*self.operation } else { "…" };
         let message = format!("no peer that is attached and suits serves '{name}' to this node");
         CallError::new(ErrorCode::NotFound, message)
     }
@@ -301,7 +301,7 @@ fn check_rule(
     rule.admit(identity, resource, ownership, ctx.conn().key)
 }
 
-/// What a subscription that was passed on rests on.
+/// The rights that a passed-on subscription depends on.
 struct ForwardingGrant {
     forwarder: CallForwarder,
     found: ResolvedOperation,
@@ -310,14 +310,14 @@ struct ForwardingGrant {
 }
 
 impl ForwardingGrant {
-    /// Resolves once it does not hold any more.
+    /// Resolves once the rights do not hold any more.
     async fn withdrawn(self) -> CallError {
         let changes = self.ctx.dispatcher().identity_changes();
         let Some(mut changes): Option<watch::Receiver<u64>> = changes else {
             return std::future::pending().await;
         };
         loop {
-            // At first, too: something may have changed since the request was let in.
+            // At first, too: rights may have changed since the request was admitted.
             if let Err(error) = self.holds() {
                 return error;
             }

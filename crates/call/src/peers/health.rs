@@ -1,7 +1,7 @@
-//! Whether a peer that serves something still answers.
+//! Whether a peer that serves operations still answers.
 //!
-//! The carriages notice a connection that is dead; this notices a peer that is not: whose process
-//! hangs, or whose machine is too busy to answer. Any answer is a sign of life, a refusal too.
+//! The carriages notice a dead connection. This module notices a live connection whose peer does not answer: its
+//! process hangs, or its machine is too busy. Any answer is a sign of life, a refusal too.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +15,12 @@ use crate::error::ErrorCode;
 use crate::peers::attach::peer_of;
 use crate::peers::state::PeerEvent;
 
-/// What every node answers, and cheaply.
+/// An operation that every node answers, and cheaply.
 const QUESTION: &str = "services/list";
 
-/// Asks a peer now and then, as long as it serves something here. Never resolves for one that may.
+/// Calls a peer now and then, while it serves operations here. Never resolves for a peer that may serve some.
 pub(crate) async fn watch_over(link: &Arc<CallConnectionState>) {
+    // No call is routed to a client that is not a peer.
     if peer_of(link).is_none() {
         return;
     }
@@ -27,7 +28,7 @@ pub(crate) async fn watch_over(link: &Arc<CallConnectionState>) {
     let caller = Caller::new(Arc::clone(link));
     loop {
         sleep(patience.sign_of_life_every).await;
-        // No call is led to a peer that serves nothing.
+        // This node routes no call to a peer that serves nothing.
         if !link.life.state().is_serving() {
             continue;
         }
@@ -50,7 +51,7 @@ async fn answers(caller: &Caller, within: Duration) -> bool {
     // The call by itself would wait `RESPONDER_GRACE` longer.
     match timeout(within, answer).await {
         Ok(Ok(_)) => true,
-        // Both are what this side says of a peer that said nothing.
+        // This side makes both errors itself for a peer that sent nothing.
         Ok(Err(error)) => !matches!(error.code, ErrorCode::Timeout | ErrorCode::Unavailable),
         Err(_) => false,
     }

@@ -1,4 +1,4 @@
-//! `services/list-peers`: who is attached, and what the caller may have done there.
+//! `services/list-peers`: the attached peers, and what the caller may have called there.
 
 use alknet_core::PeerId;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use crate::registry::Registration;
 use crate::services::{self, OperationSummary};
 use crate::spec::OperationSpec;
 
-/// Scope of those who may see the peers.
+/// The scope of callers that may see the peers.
 const LIST_SCOPE: &str = "peer:list";
 
 #[derive(Default, Deserialize)]
@@ -62,7 +62,7 @@ fn run(input: &CallBody, ctx: &Ctx) -> Result<CallOutput, CallError> {
     CallOutput::json(&json!({ "peers": listed }))
 }
 
-/// What the caller may not call there, it does not hear of.
+/// The list leaves out operations that the caller may not call there.
 fn listed<'a>(peer: &'a AttachedPeer, ctx: &Ctx) -> PeerListing<'a> {
     let may = |spec: &&OperationSpec| ctx.is_shown(&spec.access_control);
     let sorted = peer.operations.sorted();

@@ -1,4 +1,4 @@
-//! The peers of this node: what they serve, and which of them answers a call.
+//! The peers of this node: their operations, and which peer answers a call.
 
 mod absent;
 mod attach;
@@ -29,7 +29,7 @@ pub(crate) use health::watch_over;
 pub(crate) use list::listing;
 pub(crate) use state::{AtomicPeerState, PeerEvent};
 
-/// Which peer a call goes to.
+/// The peer that a call goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PeerRef {
@@ -41,14 +41,13 @@ pub enum PeerRef {
     Specific(PeerId),
 }
 
-/// How one of several peers is chosen.
+/// How a call chooses one of several peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RoutingPolicy {
-    /// The same peer for the same key, for as long as it is there; when peers come or go, only the
-    /// keys of those move.
+    /// The same peer for the same key, while it is attached; when peers come or go, only the keys of those move.
     Affinity(Arc<str>),
-    /// The one with the fewest calls of this node in flight; in turn among equals.
+    /// The peer with the fewest calls of this node in flight; in turn among equals.
     LeastInFlight,
     /// Each in turn.
     RoundRobin,

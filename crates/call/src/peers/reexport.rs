@@ -15,11 +15,11 @@ use crate::peers::{PeerRef, ScopedPeerEnv};
 use crate::registry::Registration;
 use crate::spec::{OperationSpec, OperationType};
 
-/// An operation of a peer, offered to callers of this node under this node's own rule.
+/// An operation of a peer that this node offers to its callers under its own rule.
 ///
-/// It is curated like any other operation: fixed when the registry is built, listed whether or not
-/// a peer serves it at the moment, and never in the place of another. The peer's own rule is for
-/// the peer to check, against this node. Without the peer, calls end with `NOT_FOUND`.
+/// It is curated like any other operation: fixed when the registry is built, listed whether or not a peer serves it
+/// at the moment, and never a replacement for another. The peer checks its own rule, against this node. Without the
+/// peer, calls end with `NOT_FOUND`.
 ///
 /// ```
 /// use alknet_call::*;
@@ -38,8 +38,8 @@ pub struct ReExport {
 }
 
 impl ReExport {
-    /// Offers `operation` of the peer that `peer` leads to, under the same name and to every caller:
-    /// say who may call it. Its schemas take everything; the peer checks.
+    /// Offers `operation` of the peer that `peer` selects, under the same name and to every caller: set a rule to
+    /// restrict it. Its schemas take everything; the peer checks.
     #[must_use]
     pub fn new(op_type: OperationType, operation: &str, peer: PeerRef) -> Self {
         let remote = operation.trim_start_matches('/').to_owned();
@@ -123,8 +123,8 @@ impl ReExportHandler {
     }
 }
 
-/// Asks the peer that `find` leads to. A query whose peer is lost is asked of another, once, where `elsewhere` allows
-/// that: `find` gets the id of the lost peer. The input is kept for that alone until the answer is there.
+/// Asks the peer that `find` selects. Where the peer of a query is lost and `elsewhere` allows it, asks another one,
+/// once: `find` gets the id of the lost peer. The input is kept for that alone until the answer is there.
 pub(super) async fn ask_around(
     find: impl Fn(&CallBody, Option<&PeerId>) -> Result<ResolvedOperation, CallError> + Send,
     elsewhere: bool,
@@ -133,9 +133,9 @@ pub(super) async fn ask_around(
 ) -> Result<CallOutput, CallError> {
     let found = find(&input, None)?;
     let again = elsewhere && found.operation.spec.op_type == OperationType::Query;
-    let kept = again.then(|| input.clone());
-    // Another run of its key may be led to another peer, which knows nothing of the key. The handler takes this back
-    // where the peer was not asked.
+    let retry_input = again.then(|| input.clone());
+    // Another run of its key may be routed to another peer, which knows nothing of the key. The handler takes this
+    // note back where it did not ask the peer.
     if elsewhere && found.operation.spec.op_type == OperationType::Mutation {
         ctx.set_sent(true);
     }
@@ -143,16 +143,17 @@ pub(super) async fn ask_around(
         Err(error) if error.code == ErrorCode::Unavailable => error,
         outcome => return outcome,
     };
-    let Some(input) = kept else {
+    let Some(input) = retry_input else {
         return Err(lost);
     };
     match find(&input, found.peer.as_ref()) {
         Ok(found) => ask(&found, input, ctx).await,
+        // How the first peer failed says more than that no other serves the operation.
         Err(_) => Err(lost),
     }
 }
 
-/// The codes that the peer's own description names are passed on; others are codes that the peer did not describe.
+/// Passes on the codes that the peer's own description names; others are codes that the peer did not describe.
 async fn ask(
     found: &ResolvedOperation,
     input: CallBody,
@@ -165,7 +166,7 @@ async fn ask(
     answer.map_err(|error| found.operation.visible(error))
 }
 
-/// The events of a subscription at the peer that was found.
+/// The events of a subscription at the found peer.
 pub(super) fn follow(
     found: &ResolvedOperation,
     input: CallBody,

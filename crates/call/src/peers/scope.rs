@@ -57,11 +57,10 @@ impl<S: AsRef<str>> FromIterator<S> for NameSet {
     }
 }
 
-/// Which operations an operation may call, and where. Empty reaches nothing.
+/// Which operations an operation may call, and where. An empty one reaches nothing.
 ///
-/// Reachability is not permission: what is reachable is still subject to the operation's access
-/// control, checked against the calling operation's
-/// [`CompositionAuthority`](crate::CompositionAuthority).
+/// Reachability is not permission: a reachable operation is still subject to its access control, checked against the
+/// calling operation's [`CompositionAuthority`](crate::CompositionAuthority).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScopedPeerEnv {
     ops: NameSet,
@@ -69,7 +68,8 @@ pub struct ScopedPeerEnv {
     routed: RoutedReach,
 }
 
-/// Which operations are reached on a peer that a call names, where the authority holds the scope for the way there.
+/// Which operations an operation reaches on a peer that its call names, where the authority holds the scope for the
+/// way there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum RoutedReach {
     Everything,
@@ -98,7 +98,7 @@ impl RoutedReach {
 }
 
 impl ScopedPeerEnv {
-    /// Reaches these operations, wherever they are served.
+    /// Reaches these operations, whichever node serves them.
     pub fn new<S: AsRef<str>>(ops: impl IntoIterator<Item = S>) -> Self {
         Self {
             ops: ops.into_iter().collect(),
@@ -113,7 +113,7 @@ impl ScopedPeerEnv {
         self
     }
 
-    /// Reaches one more operation, wherever it is served.
+    /// Reaches one more operation, whichever node serves it.
     #[must_use]
     pub fn with(mut self, operation: &str) -> Self {
         self.ops.insert(operation);
@@ -121,8 +121,8 @@ impl ScopedPeerEnv {
     }
 
     /// Reaches everything that an attached peer serves as well, by calls that name the peer, as far as the
-    /// [`CompositionAuthority`](crate::CompositionAuthority) has the scope `peer:route:` with the peer's id. That is
-    /// what a request from outside needs that names the peer.
+    /// [`CompositionAuthority`](crate::CompositionAuthority) has the scope `peer:route:` with the peer's id. A
+    /// request from outside that names the peer needs the same scope.
     #[must_use]
     pub fn with_routing(mut self) -> Self {
         self.routed = RoutedReach::Everything;
@@ -140,7 +140,8 @@ impl ScopedPeerEnv {
         self
     }
 
-    /// What it reaches on peers that it pins, or by calls that name the peer: nothing wherever it is served.
+    /// Its reach on peers that it pins, or by calls that name the peer, without the operations that it reaches
+    /// everywhere.
     pub(crate) fn on_peers_alone(&self) -> Self {
         Self {
             ops: NameSet::default(),
@@ -171,7 +172,7 @@ impl ScopedPeerEnv {
         let nothing = NameSet::default();
         let pinned = |(peer, names): (&PeerId, &NameSet)| {
             let own = self.peer_pinned.get(peer).unwrap_or(&nothing);
-            // What is reached everywhere is reached on this peer as well.
+            // An operation that is reached everywhere is reached on this peer as well.
             let mut both = self.ops.clone();
             both.exact.extend(own.exact.iter().cloned());
             both.below.extend(own.below.iter().cloned());
@@ -201,7 +202,7 @@ mod tests {
         assert!(set.contains("x/y/z"));
         assert!(!set.contains("a/c") && !set.contains("fs") && !set.contains("fsx/read"));
         assert!(!set.contains("x/z") && !NameSet::default().contains("a/b"));
-        // A lone star is no way to say everything.
+        // A lone star does not stand for everything.
         assert!(!["*"].into_iter().collect::<NameSet>().contains("a/b"));
     }
 

@@ -1,8 +1,8 @@
-//! Where a peer is in its life on this node. Knows neither a connection nor a clock.
+//! The states of a peer on this node. Knows neither a connection nor a clock.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Where the connection of a known peer is, from its first moment to its end.
+/// The state of a known peer's connection, from its first moment to its end.
 ///
 /// ```text
 /// identified ⇄ discovering → ready ⇄ degraded → draining → gone
@@ -12,41 +12,41 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PeerState {
-    /// Its key is known, and it serves nothing here: it only calls, or was not asked yet.
+    /// This node knows its key, and it serves nothing here: it only calls, or this node has not asked it yet.
     Identified,
-    /// What it serves is being read.
+    /// This node is reading its operations.
     Discovering,
-    /// What it serves is known and can be called.
+    /// This node knows its operations and can call them.
     Ready,
-    /// It serves, and did not answer lately: called by those who name it, and not chosen among others.
+    /// It serves, and did not answer lately: calls that name it reach it, and other calls do not choose it.
     Degraded,
-    /// One side said that it goes away: what runs may finish, and nothing new begins.
+    /// One side announced that it goes away: running calls may finish, and no new ones begin.
     Draining,
     /// The connection ended.
     Gone,
 }
 
-/// What happens to a connection.
+/// An event of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PeerEvent {
     /// The connection ended.
     Ended,
-    /// Either side said `call.goaway`.
+    /// Either side sent `call.goaway`.
     Goaway,
     /// A sign of life did not come in time.
     Missed,
-    /// What it serves is read from now on.
+    /// This node began to read its operations.
     Reading,
-    /// It cannot be read, and is not tried again.
+    /// This node cannot read its operations, and does not try again.
     Unreadable,
-    /// It was read: whether there is anything.
+    /// This node read its operations; `serves` says whether there are any.
     Read { serves: bool },
     /// A sign of life came.
     SignOfLife,
 }
 
 impl PeerState {
-    /// Every state, each at the place of its number.
+    /// Every state, each at the index of its number.
     const ALL: [Self; 6] = [
         Self::Identified,
         Self::Discovering,
@@ -69,7 +69,7 @@ impl PeerState {
         }
     }
 
-    /// Whether it serves something that can be called now.
+    /// Whether it serves operations that can be called now.
     #[must_use]
     pub const fn is_serving(self) -> bool {
         matches!(self, Self::Ready | Self::Degraded)
@@ -80,7 +80,7 @@ impl PeerState {
         match (self, event) {
             (Self::Gone, _) | (_, PeerEvent::Ended) => Self::Gone,
             (Self::Draining, _) | (_, PeerEvent::Goaway) => Self::Draining,
-            // A peer that serves goes on serving while its operations are read again.
+            // A peer that serves goes on serving while this node reads its operations again.
             (Self::Identified, PeerEvent::Reading) => Self::Discovering,
             (_, PeerEvent::Read { serves: true }) => Self::Ready,
             (_, PeerEvent::Read { serves: false }) => Self::Identified,
@@ -92,7 +92,7 @@ impl PeerState {
     }
 }
 
-/// The state of one connection, read by every call that is routed and therefore without a lock.
+/// The state of one connection. Every routed call reads it, and therefore without a lock.
 #[derive(Debug, Default)]
 pub(crate) struct AtomicPeerState(AtomicU8);
 
@@ -103,7 +103,7 @@ impl AtomicPeerState {
 
     pub(crate) fn apply(&self, event: PeerEvent) {
         let step = |n: u8| Some(PeerState::ALL[usize::from(n)].after(event) as u8);
-        // Every number stored is that of a state, so the step never says no.
+        // Every number stored is that of a state, so the step never fails.
         let _ = self
             .0
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, step);
@@ -160,7 +160,7 @@ mod tests {
             then(&[Missed, Reading, Read { serves: true }]),
             PeerState::Ready
         );
-        // A peer keeps its state while it is read again, and where that fails.
+        // A peer keeps its state while this node reads its operations again, and where that fails.
         assert_eq!(then(&[Reading]), PeerState::Ready);
         assert_eq!(then(&[Reading, Unreadable]), PeerState::Ready);
         assert_eq!(then(&[Missed, Reading]), PeerState::Degraded);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn who_only_calls_is_identified() {
+    fn a_peer_that_only_calls_is_identified() {
         use PeerEvent::{Missed, Read, Reading, Unreadable};
         assert_eq!(
             after(&[Reading, Read { serves: false }]),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing comes back from the end, and nothing serves after a goodbye.
+        /// No event leads back from the end, and no peer serves after a goodbye.
         #[test]
         fn the_end_is_the_end(steps in prop::collection::vec(prop::sample::select(&EVENTS[..]), 0..30)) {
             let life = AtomicPeerState::default();

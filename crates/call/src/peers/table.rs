@@ -1,4 +1,4 @@
-//! Who is attached, read without locks.
+//! The attached peers, read without locks.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -26,13 +26,13 @@ pub struct PeerTable {
     changing: Mutex<()>,
     turn: AtomicUsize,
     changes: watch::Sender<u64>,
-    /// Imports that may run at once.
+    /// Bounds the imports that run at once.
     pub(crate) imports: Semaphore,
-    /// Imports whose schemas may be looked at at once, which takes a processor.
+    /// Bounds the imports whose schemas the node checks at once, which takes a processor.
     pub(crate) admissions: Semaphore,
 }
 
-/// A peer and what it serves over its newest connection.
+/// A peer and its operations over its newest connection.
 pub(crate) struct AttachedPeer {
     pub(crate) id: PeerId,
     pub(crate) connection: ConnId,
@@ -66,19 +66,19 @@ impl AttachedPeer {
     }
 }
 
-/// Why none of several peers is chosen.
+/// Why a call chooses none of several peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PeerSelectionError {
-    /// Those that serve the operation are about to go, or did not answer lately.
+    /// The peers that serve the operation are about to go, or did not answer lately.
     IsWell,
-    /// None of those that suit serves the operation.
+    /// No suitable peer serves the operation.
     Serves,
 }
 
-/// What became of a peer that wanted to attach.
+/// The outcome for a peer that wanted to attach.
 #[derive(Debug)]
 pub(crate) enum AttachResult {
-    /// A newer connection of the same peer is there already.
+    /// A newer connection of the same peer is attached already.
     Older,
     /// It is in the table; the link is that of the older connection it replaced.
     Primary(Option<Arc<CallConnectionState>>),
@@ -95,7 +95,7 @@ impl Default for PeerTable {
             turn: AtomicUsize::new(0),
             changes: watch::Sender::default(),
             imports: Semaphore::new(IMPORTS_AT_ONCE),
-            // Half of the processors are left to everything else.
+            // Half of the processors are left to all other work.
             admissions: Semaphore::new((processors / 2).max(1)),
         }
     }
@@ -150,14 +150,14 @@ impl PeerTable {
         entry.link.upgrade().filter(|link| !link.is_over())
     }
 
-    /// The operation on the peer that `wanted` leads to.
+    /// The operation on the peer that `wanted` selects.
     pub(crate) fn pick(
         &self,
         wanted: &PeerRef,
         lookup: &OperationLookup<'_>,
     ) -> Option<ResolvedOperation> {
         let table = self.table.load();
-        // Whether the authority has the scope for the way, the calling code looks at.
+        // The calling code checks whether the authority has the scope for the way.
         let is_routed =
             matches!(wanted, PeerRef::Specific(_)) && lookup.scope.routes(lookup.operation);
         let serves = |peer: &&Arc<AttachedPeer>| {
@@ -177,8 +177,7 @@ impl PeerTable {
         chosen.resolved(lookup.operation)
     }
 
-    /// Of the peers that serve an operation and suit, the well one with the fewest calls of this node
-    /// in flight.
+    /// Of the suitable peers that serve an operation, the well one with the fewest calls of this node in flight.
     pub(crate) fn least_busy(
         &self,
         operation: &str,
@@ -213,6 +212,7 @@ impl PeerTable {
             RoutingPolicy::Affinity(key) => ready
                 .iter()
                 .copied()
+                // Rendezvous hashing: a key moves only when its own peer leaves.
                 .max_by_key(|peer| weight(key, &peer.id)),
             RoutingPolicy::LeastInFlight => {
                 let loads: Vec<_> = ready.iter().map(|peer| peer.in_flight()).collect();
@@ -229,8 +229,8 @@ impl PeerTable {
         }
     }
 
-    /// Puts a peer in the table, or in the place of its older connection, and tells who watches.
-    /// `registry` is the peer's name for the set of its operations.
+    /// Adds a peer to the table, or replaces its older connection, and notifies watchers. `registry` is the peer's
+    /// name for the set of its operations.
     pub(crate) fn attach(
         &self,
         peer: AttachedPeer,
@@ -239,18 +239,19 @@ impl PeerTable {
     ) -> AttachResult {
         let _one_at_a_time = lock(&self.changing);
         let mut table = Vec::clone(&self.table.load());
-        let place = table.iter().position(|entry| entry.id == peer.id);
+        let index = table.iter().position(|entry| entry.id == peer.id);
         let peer = Arc::new(peer);
-        let older = match place {
+        let older = match index {
             // Connections are numbered as they come: the greater number is the newer one.
             Some(at) if table[at].connection > peer.connection => return AttachResult::Older,
             Some(at) => {
                 let again = table[at].connection == peer.connection;
-                // A connection that was read again does not supersede itself.
+                // A connection whose operations the node read again does not supersede itself.
                 let older = table[at].link.upgrade().filter(|_| !again);
                 table[at] = Arc::clone(&peer);
                 older
             }
+            // Only a new peer counts: a known one may always reconnect.
             None if table.len() >= PEERS_MAX => return AttachResult::TooMany,
             None => {
                 table.push(Arc::clone(&peer));
@@ -264,7 +265,7 @@ impl PeerTable {
         AttachResult::Primary(older)
     }
 
-    /// Forgets what came over a connection, and tells who watches.
+    /// Forgets the operations that came over a connection, and notifies watchers.
     pub(crate) fn detach(&self, connection: ConnId, announcer: &Announcer) {
         let is_there =
             |table: &[Arc<AttachedPeer>]| table.iter().any(|entry| entry.connection == connection);
@@ -295,7 +296,7 @@ impl fmt::Debug for PeerTable {
     }
 }
 
-/// How well a key and a peer fit: the highest wins, so a key moves only with its own peer.
+/// The weight of a peer for a key: the highest wins, so a key moves only with its own peer.
 fn weight(key: &str, peer: &PeerId) -> (u64, PeerId) {
     let mut hash = DefaultHasher::new();
     (key, peer.as_str()).hash(&mut hash);

@@ -1,4 +1,4 @@
-//! Bytes of one request, or of one message in the making.
+//! Bytes of one request, or of one incomplete message.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,18 +7,18 @@ use super::{RequestBytes, Requester};
 use crate::error::CallError;
 use crate::sync::lock;
 
-/// Bytes of a request that are counted while this lives.
+/// Bytes of a request that count while this lives.
 #[derive(Debug)]
 pub(crate) struct RequestClaim {
     pub(super) all: Arc<RequestBytes>,
     pub(super) requester: Requester,
     pub(super) bytes: usize,
-    /// The same, if it is a subscription's.
+    /// The same number, if it is a subscription's.
     pub(super) subscribed: usize,
 }
 
 impl RequestClaim {
-    /// Counts nothing yet.
+    /// A claim that counts nothing yet.
     pub(crate) fn empty(all: &Arc<RequestBytes>, requester: &Requester) -> Self {
         Self {
             all: Arc::clone(all),
@@ -28,17 +28,17 @@ impl RequestClaim {
         }
     }
 
-    /// Counts `bytes` for this requester instead of those that it counts, in one step: no other claim takes
-    /// room in between that is given up for this.
+    /// Counts `bytes` for this requester instead of those that it counts, in one step: no other claim takes the
+    /// released room in between.
     ///
     /// # Errors
-    /// `OVERLOADED` where there is no room for them. It counts then as before.
+    /// `OVERLOADED` where there is no room for them. The claim then counts as before.
     pub(crate) fn resize(&mut self, requester: &Requester, bytes: usize) -> Result<(), CallError> {
         let mut counted = lock(&self.all.counted);
-        // Not beside its own bytes.
+        // The requester's own bytes do not count against it here.
         counted.take(&self.requester, self.bytes, self.subscribed);
-        let fits = self.all.bounds.fits(&counted, requester, bytes);
-        if fits.is_ok() {
+        let room = self.all.bounds.check_room(&counted, requester, bytes);
+        if room.is_ok() {
             self.requester = requester.clone();
             self.bytes = bytes;
             self.subscribed = 0;
@@ -47,7 +47,7 @@ impl RequestClaim {
             counted.add(&self.requester, self.bytes, self.subscribed);
         }
         self.all.node.store(counted.node, Ordering::Release);
-        fits.map_err(|(what, most)| CallError::overloaded(what, most))
+        room.map_err(|(what, most)| CallError::overloaded(what, most))
     }
 }
 
@@ -57,7 +57,7 @@ impl Drop for RequestClaim {
         counted.take(&self.requester, self.bytes, self.subscribed);
         self.all.node.store(counted.node, Ordering::Release);
         drop(counted);
-        // After the lock is free: those that wake want it.
+        // After the lock is free: the tasks that wake take it.
         self.all.given_back.notify_waiters();
     }
 }

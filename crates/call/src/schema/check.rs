@@ -1,4 +1,4 @@
-//! Inputs and outputs checked against the schemas of their operations.
+//! Checks of inputs and outputs against the schemas of their operations.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,8 +12,7 @@ use crate::limits::{INVALID_DETAILS_BYTES, INVALID_DETAILS_MAX};
 use crate::memory::InputMemory;
 use crate::tape::{Tape, TapeJson, TapeNode};
 
-/// Keywords that say nothing about `null` (JSON Schema 2020-12, validation): they describe, or
-/// bind objects only.
+/// Keywords that do not restrict `null` (JSON Schema 2020-12, validation): they describe, or bind objects only.
 const SILENT_ON_NULL: [&str; 11] = [
     "$comment",
     "additionalProperties",
@@ -28,18 +27,18 @@ const SILENT_ON_NULL: [&str; 11] = [
     "title",
 ];
 
-/// What [`SchemaCheckError::Busy`] counts.
+/// The subject of [`SchemaCheckError::Busy`].
 const CHECKS: &str = "large values wait to be checked against their schemas";
 
-/// What the values of one schema are checked with. The schema itself stays with its owner, who
-/// gives the same one each time.
+/// The validator for the values of one schema. The schema itself stays with its owner, who passes the same one each
+/// time.
 pub(crate) struct SchemaValidator {
     takes: TrivialSchema,
-    /// Compiled when first needed; the error is what the compiler says.
+    /// Compiled when first needed; the error is the compiler's.
     compiled: OnceLock<Result<CompiledSchema, SchemaError>>,
 }
 
-/// What is known of a schema without compiling it.
+/// Facts about a schema that need no compiling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TrivialSchema {
     /// `{}` or `true`.
@@ -63,15 +62,15 @@ impl SchemaValidator {
         }
     }
 
-    /// Whether nothing has to be looked at.
+    /// Whether every value is valid, so that no check is needed.
     pub(crate) fn takes_everything(&self) -> bool {
         self.takes == TrivialSchema::Everything
     }
 
-    /// Refuses a schema that takes too much, without compiling it. Of what else is wrong with it, the
-    /// first value to be checked tells: one operation of a peer must not cost all the others.
+    /// Refuses a schema that takes too much, without compiling it. The first check of a value reports other faults:
+    /// one operation of a peer must not cost all the others.
     ///
-    /// Answers with the steps that the least check takes; those of compiling its patterns are taken from `left`.
+    /// Returns the steps of the shortest check; the steps of compiling its patterns come out of `left`.
     pub(crate) fn admit(&self, schema: &Value, left: &mut u64) -> Result<u64, SchemaError> {
         if self.takes_everything() {
             return Ok(0);
@@ -79,6 +78,7 @@ impl SchemaValidator {
         match turn::run_blocking(|| size::admit(schema, left)) {
             Ok(admitted) => Ok(admitted.steps),
             Err(error @ SchemaError::TooMuch(_)) => Err(error),
+            // Other faults surface at the first check of a value, and cost only that operation.
             Err(_) => Ok(0),
         }
     }
@@ -91,14 +91,14 @@ impl SchemaValidator {
         self.compiled(schema).map(drop).map_err(Clone::clone)
     }
 
-    /// Whether the text is one that needs no look at the schema.
+    /// Whether the text is valid without a look at the schema.
     fn takes(&self, text: &[u8]) -> bool {
         self.takes_everything()
             || (self.takes == TrivialSchema::Null && text.trim_ascii() == b"null")
     }
 
-    /// Fails with `code` where the value of `text` breaks the schema. What that takes counts against `memory`, and
-    /// against a share of the turns if it takes long.
+    /// Fails with `code` where the value of `text` breaks the schema. The check counts against `memory`, and against
+    /// a share of the turns if it takes long.
     pub(crate) fn check(
         &self,
         schema: &Value,
@@ -112,26 +112,27 @@ impl SchemaValidator {
         let compiled = self.compiled(schema).map_err(|reason| {
             CallError::internal(format!("the operation has an invalid schema: {reason}"))
         })?;
-        Tape::look(text, memory, |value| {
+        Tape::read(text, memory, |value| {
             let fit = compiled
-                .fits(schema, value, share)
+                .check(schema, value, share)
                 .map_err(|misfit| match misfit {
                     SchemaCheckError::Busy => CallError::overloaded(CHECKS, WAITING_MAX),
                     misfit => CallError::new(code.clone(), misfit.to_string()),
                 })?;
-            let told = match fit {
+            let lists_violations = match fit {
                 ValidationOutcome::Yes => return Ok(()),
+                // Collecting the violations takes many times the bytes of the value.
                 ValidationOutcome::No => text.len() <= INVALID_DETAILS_BYTES,
                 ValidationOutcome::NoAndLarge => false,
             };
-            let validator = told.then_some(&compiled.validator);
+            let validator = lists_violations.then_some(&compiled.validator);
             Err(violations(validator, value, code))
         })?
     }
 
     fn compiled(&self, schema: &Value) -> Result<&CompiledSchema, &SchemaError> {
         let compiled = self.compiled.get().unwrap_or_else(|| {
-            // Others who call the same operation wait here as well.
+            // Other callers of the same operation wait here as well.
             turn::run_blocking(|| self.compiled.get_or_init(|| CompiledSchema::new(schema)))
         });
         compiled.as_ref()
@@ -148,7 +149,7 @@ fn takes_null(keywords: &Map<String, Value>) -> bool {
     names_null && others.all(|keyword| SILENT_ON_NULL.contains(&keyword.as_str()))
 }
 
-/// Lists what is wrong. All of it is collected first, which takes many times the bytes of what is wrong, so
+/// Lists the violations. The validator collects all of them first, which takes many times the bytes of the value, so
 /// there is no list for a large value.
 fn violations(
     validator: Option<&Validator<TapeJson>>,
@@ -202,7 +203,7 @@ mod tests {
             let check = SchemaValidator::new(&schema);
             let compiled = CompiledSchema::new(&schema).expect("it is a schema");
             let compiled = compiled.validator;
-            let valid = Tape::look(b"null", None, |null| compiled.is_valid(null));
+            let valid = Tape::read(b"null", None, |null| compiled.is_valid(null));
             let valid = valid.expect("JSON");
             if check.takes != TrivialSchema::Unknown {
                 assert!(valid, "{schema}");

@@ -1,9 +1,9 @@
 //! JSON Schemas, compiled and checked within a budget.
 //!
-//! Schemas come from scripts, peers and imported servers, and the library that evaluates them can be
-//! neither interrupted nor limited: a few references are enough for 2^40 steps. So the steps that it would
-//! take are counted first ([`steps`]), and what would take too many is refused. What compiling one makes is
-//! counted as well ([`size`]). What takes long all the same has its [`turn`], beside the threads that serve.
+//! Schemas come from scripts, peers and imported servers, and the library that evaluates them can be neither
+//! interrupted nor limited: a few references are enough for 2^40 steps. So this module counts the steps first
+//! ([`steps`]), and refuses a check that would take too many. It also counts what compiling makes of a schema
+//! ([`size`]). Work that takes long all the same has its [`turn`], beside the threads that serve.
 
 mod check;
 mod refs;
@@ -33,22 +33,22 @@ use crate::tape::{Tape, TapeJson, TapeNode};
 pub struct ValueSchema {
     source: Value,
     compiled: CompiledSchema,
-    /// Whose share of the turns its checks take; `None` where no peer brought it.
+    /// The owner of the share that its checks take; `None` where no peer sent it.
     owner: Option<PermitOwner>,
 }
 
 impl ValueSchema {
-    /// Compiles a schema of the program's own, for which it waits however many others wait. Nothing is fetched for
-    /// it, and `format` is not checked.
+    /// Compiles a schema of the program's own. It waits for that however many others wait. The compiler fetches
+    /// nothing, and does not check `format`.
     ///
     /// # Errors
-    /// It is no schema, or takes more to compile or evaluate than a schema may.
+    /// It is not a schema, or takes more to compile or evaluate than a schema may.
     pub fn new(source: &Value) -> Result<Self, SchemaError> {
         Self::owned(source, None)
     }
 
-    /// Compiles a schema that a peer brought, `None` for one that did not prove who it is. Compiling it and checking
-    /// large values against it count to that peer's share of the processors and of those that wait for one.
+    /// Compiles a schema from a peer, `None` for a peer without a proved identity. Compiling it and checking large
+    /// values against it count to that peer's share of the processors and of the waiting turns.
     ///
     /// # Errors
     /// As [`Self::new`], and [`SchemaError::Busy`] where the share is used up.
@@ -67,18 +67,18 @@ impl ValueSchema {
     /// Checks a value.
     ///
     /// # Errors
-    /// The first place where the value does not fit, or that checking it takes too many steps.
+    /// The first path at which the value breaks the schema, or that checking it takes too many steps.
     pub fn validate(&self, value: &Value) -> Result<(), SchemaCheckError> {
-        // The library has hashes of its own for trees, for which different values may be chosen that have the
-        // same one: the text has those of the tape.
+        // The library hashes trees by keys of its own, for which a sender may choose different values with the same
+        // hash: this goes through the text and the hashes of the tape.
         let text = value.to_string();
-        let look = |value: TapeNode<'_>| self.look(value);
-        Tape::look(text.as_bytes(), None, look).unwrap_or_else(|error| Err(unread(error)))
+        let check = |value: TapeNode<'_>| self.check_node(value);
+        Tape::read(text.as_bytes(), None, check).unwrap_or_else(|error| Err(unread(error)))
     }
 
-    fn look(&self, value: TapeNode<'_>) -> Result<(), SchemaCheckError> {
+    fn check_node(&self, value: TapeNode<'_>) -> Result<(), SchemaCheckError> {
         let share = PermitShare::of_owner(self.owner.as_ref());
-        let error = match self.compiled.fits(&self.source, value, share)? {
+        let error = match self.compiled.check(&self.source, value, share)? {
             ValidationOutcome::Yes => return Ok(()),
             ValidationOutcome::No => self.compiled.validator.validate(value).err(),
             ValidationOutcome::NoAndLarge => None,
@@ -96,7 +96,7 @@ impl ValueSchema {
     }
 }
 
-/// Of a value that nests deeper than a text may, or is longer.
+/// The error for a value that nests deeper than a text may, or is longer.
 fn unread(error: CallError) -> SchemaCheckError {
     SchemaCheckError::Violation {
         path: String::new(),
@@ -104,17 +104,17 @@ fn unread(error: CallError) -> SchemaCheckError {
     }
 }
 
-/// Why a schema is not taken.
+/// Why a schema is refused.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SchemaError {
-    /// As many schemas and large values of the peer that brought it wait for their turn as may, or of all peers.
+    /// The peer that sent it, or all peers together, have as many waiting schemas and large values as they may.
     #[error("too many schemas are being compiled; try again")]
     Busy,
     /// The compiler refuses it.
     #[error("{0}")]
     Invalid(String),
-    /// A part of it is referred to that is not in it.
+    /// It refers to a part that it lacks.
     #[error("the reference {0:?} leads nowhere in the schema; a schema has to be whole by itself")]
     Reference(String),
     /// It is too large, or takes too much to compile or evaluate.
@@ -122,11 +122,11 @@ pub enum SchemaError {
     TooMuch(&'static str),
 }
 
-/// Why a value does not fit a schema.
+/// Why a value does not match a schema.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SchemaCheckError {
-    /// As many checks that take long wait for their turn as may.
+    /// The limit of waiting long checks is reached.
     #[error("too many large values are being checked against their schemas; try again")]
     Busy,
     /// Checking it takes more steps than a check may.
@@ -134,17 +134,17 @@ pub enum SchemaCheckError {
         "checking the value against its schema takes more than {SCHEMA_STEPS_MAX} steps; send a smaller one"
     )]
     TooMuch,
-    /// A place in it that breaks the schema.
+    /// A path in it that breaks the schema.
     #[error("{path}: {reason}")]
     Violation {
         /// A JSON Pointer; empty for the whole value.
         path: String,
-        /// What is wrong there.
+        /// The fault there.
         reason: String,
     },
 }
 
-/// What is made of a schema. The schema itself stays with its owner, who gives the same one each time.
+/// The compiled form of a schema. The schema itself stays with its owner, who passes the same one each time.
 #[derive(Clone)]
 struct CompiledSchema {
     validator: Validator<TapeJson>,
@@ -158,11 +158,11 @@ impl fmt::Debug for CompiledSchema {
     }
 }
 
-/// What a check comes to.
+/// The outcome of a check.
 enum ValidationOutcome {
     Yes,
     No,
-    /// The same for a value that takes many steps: saying where it does not fit would take as many again, and
+    /// The same for a value that takes many steps: finding where it breaks the schema would take as many again, and
     /// much memory.
     NoAndLarge,
 }
@@ -173,12 +173,12 @@ impl CompiledSchema {
     }
 
     fn in_turn(schema: &Value, share: PermitShare<'_>) -> Result<Self, SchemaError> {
-        // Each that waits holds a thread: of those that peers bring, only so many wait.
+        // Each waiting check holds a thread: only so many schemas of peers may wait.
         let most = match share {
             PermitShare::Node => usize::MAX,
             PermitShare::Peer(_) => WAITING_MAX,
         };
-        // As long as this takes for the largest, others are served.
+        // The node serves other requests while this runs, however long the largest schema takes.
         turn::run_blocking(|| {
             let _turn = ValidationPermit::wait(most, share).ok_or(SchemaError::Busy)?;
             Self::compile(schema)
@@ -186,23 +186,25 @@ impl CompiledSchema {
     }
 
     fn compile(schema: &Value) -> Result<Self, SchemaError> {
-        // One schema has few patterns.
+        // One schema has few patterns, so they need no further budget.
         let mut left = u64::MAX;
         let flat = size::admit(schema, &mut left)?.flat;
         let patterns = PatternOptions::regex()
             .size_limit(PATTERN_BYTES_MAX)
             .dfa_size_limit(PATTERN_CACHE_BYTES_MAX);
         let validator = jsonschema::options_for()
+            // A schema from a peer must not make this node fetch documents.
             .offline()
             .with_pattern_options(patterns)
+            // JSON Schema Validation, section 7.2.1: `format` describes a value and asserts nothing by default.
             .should_validate_formats(false)
             .build(schema)
             .map_err(|error| SchemaError::Invalid(error.to_string()))?;
         Ok(Self { validator, flat })
     }
 
-    /// Checks a value: a small one here and now, as most are, and a large one in its turn.
-    fn fits(
+    /// Checks a value: a small one at once, as most are, and a large one in its turn.
+    fn check(
         &self,
         schema: &Value,
         value: TapeNode<'_>,
@@ -245,12 +247,13 @@ mod tests {
     use crate::error::ErrorCode;
     use crate::limits::{SCHEMA_DEPTH_MAX, SCHEMA_PATTERNS_MAX, SCHEMA_VALUES_MAX};
 
-    /// How long nothing here takes by far, and what is not counted takes many times. Other tests take turns as well.
+    /// Longer than every step here takes by far, and shorter than uncounted work would. Other tests take turns as
+    /// well.
     fn long() -> Duration {
         alknet_test_support::deadline(Duration::from_secs(10))
     }
 
-    /// Bytes of memory that this process has.
+    /// Bytes of memory of this process.
     fn resident() -> usize {
         let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
         let pages = text
@@ -260,7 +263,7 @@ mod tests {
         pages.expect("a number") * 4096
     }
 
-    /// `depth` definitions, each made of the next by `make`; the last one is `last`.
+    /// `depth` definitions, each made from the next by `make`; the last one is `last`.
     fn chain(depth: usize, last: Value, make: impl Fn(Value) -> Value) -> Value {
         let mut defs = json!({ format!("d{depth}"): last });
         for at in 0..depth {
@@ -302,7 +305,7 @@ mod tests {
         }
         let conditions = chain(40, json!(true), |next| json!({ "if": next, "then": next }));
         assert!(matches!(refused(&conditions), SchemaError::TooMuch(_)));
-        // Each level is compiled twice for the one around it.
+        // The compiler compiles each level twice for the one around it.
         let deep = nested(60, |schema| {
             let schema = if schema.is_object() {
                 schema
@@ -334,15 +337,15 @@ mod tests {
     /// Each of these compiles to gigabytes, or without end.
     #[test]
     fn a_schema_that_compiles_to_far_more_than_it_is_is_none() {
-        // The path to each schema is kept with it.
+        // The compiler stores the path to each schema with it.
         let name = "x".repeat(500_000);
         let many = json!({ "properties": { name: { "anyOf": vec![json!({}); 5_000] } } });
         assert!(matches!(refused(&many), SchemaError::TooMuch(_)));
-        // So is the identifier that it is in.
+        // And the identifier that it is in.
         let id = format!("https://example.org/{}", "x".repeat(500_000));
         let many = json!({ "$id": id, "anyOf": vec![json!({}); 5_000] });
         assert!(matches!(refused(&many), SchemaError::TooMuch(_)));
-        // What a reference leads to is compiled again for each that leads around it.
+        // The compiler compiles the target of a reference again for each reference that leads around it.
         let many = json!({ "anyOf": vec![json!({ "items": { "$ref": "#" } }); 3_000] });
         let mut around = nested(60, |inner| {
             let inner = if inner.is_object() {
@@ -359,7 +362,7 @@ mod tests {
                 .collect::<Map<_, _>>()
         );
         assert!(matches!(refused(&around), SchemaError::TooMuch(_)));
-        // There are 2^30 ways from the first resource to the last, and each is compiled for itself.
+        // There are 2^30 ways from the first resource to the last, and the compiler follows each by itself.
         let mut defs = Map::new();
         for n in 0..30 {
             for (own, other) in [("a", "b"), ("b", "a")] {
@@ -378,7 +381,7 @@ mod tests {
         }
         let ways = json!({ "$ref": "https://example.org/a0", "$defs": defs });
         assert!(matches!(refused(&ways), SchemaError::TooMuch(_)));
-        // Each of so few patterns takes a hundred kilobytes, and would be compiled by itself.
+        // Each of so few patterns takes a hundred kilobytes, and the library would compile each by itself.
         let patterns = (0..60).map(|n| json!({ "pattern": format!("^[ab]{{2000}}c{n}$") }));
         let patterns = json!({ "anyOf": patterns.collect::<Vec<_>>() });
         assert!(matches!(refused(&patterns), SchemaError::TooMuch(_)));
@@ -421,7 +424,7 @@ mod tests {
         );
     }
 
-    /// A long text as it is written with escapes.
+    /// A long text written with escapes.
     fn escaped_name(number: usize, letters: usize) -> String {
         format!("{}{number}", "\\u0061".repeat(letters))
     }
@@ -443,7 +446,7 @@ mod tests {
         assert!(began.elapsed() < long(), "{:?}", began.elapsed());
     }
 
-    /// Each reference kept a copy of the name: 6,500 of these with a name of 10 MB are 65 GB.
+    /// In an earlier version each reference kept a copy of the name: 6,500 of these with a name of 10 MB are 65 GB.
     #[test]
     fn counting_keeps_no_names() {
         let to = |n: usize| json!({ "$ref": format!("#/$defs/{n}") });
@@ -472,7 +475,8 @@ mod tests {
         assert!(more < 1 << 30, "{more} bytes more");
     }
 
-    /// Each of these decoded megabytes again for each of thousands of keywords, without counting it.
+    /// In an earlier version each of these decoded megabytes again for each of thousands of keywords, without
+    /// counting it.
     #[test]
     fn names_and_texts_are_decoded_within_the_budget() {
         let members: Vec<_> = (0..16)
@@ -483,7 +487,7 @@ mod tests {
         let dependent: Map<_, _> = (0..15_000)
             .map(|n| (format!("k{n}"), json!(true)))
             .collect();
-        // Looking a name up takes no time by the names that are there: all is well within the budget, and soon.
+        // Looking up a name takes no time for the names already known: all is well within the budget, and quick.
         let schema = json!({
             "$ref": "#/$defs/a",
             "$defs": { "a": {} },
@@ -495,7 +499,7 @@ mod tests {
         let checked = checked(&check, &schema, &objects);
         checked.expect("it fits");
         assert!(began.elapsed() < long(), "{:?}", began.elapsed());
-        // What goes through the members decodes them, each time.
+        // Going through the members decodes them, each time.
         let through = vec![json!({ "propertyNames": {} }); 5_000];
         refused_soon(&json!({ "items": { "allOf": through } }), &objects);
         let text = format!("\"{}\"", escaped_name(0, 160_000));
@@ -508,7 +512,8 @@ mod tests {
         );
     }
 
-    /// A thousand integers near 2^63 are one `f64`, by which they were hashed: all of them were compared pairwise.
+    /// A thousand integers near 2^63 are one `f64`. An earlier version hashed them by it, and compared all of them
+    /// pairwise.
     #[test]
     fn integers_that_share_a_float_are_compared_quickly() {
         let schema = json!({ "uniqueItems": true });

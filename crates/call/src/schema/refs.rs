@@ -1,16 +1,16 @@
-//! What references within a schema lead to.
+//! The targets of references within a schema.
 //!
-//! Where it depends on the draft, or on the way to the reference, every target is taken that it may be: more
-//! steps are counted then than are taken, and never less.
+//! Where the target depends on the draft, or on the way to the reference, the resolver returns every possible one:
+//! the count is then higher than the steps taken, and never lower.
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-/// Schemas of schemas, which the library has.
+/// Schemas of schemas, which the library includes.
 const META: [&str; 2] = ["http://json-schema.org/", "https://json-schema.org/"];
 
-/// The resource that pointers within a schema begin at: by its `$id`, and by its `id` as well, which is one
+/// The resource that pointers within a schema begin at: by its `$id`, and by its `id` as well, which is an identifier
 /// in older drafts only.
 #[derive(Clone, Copy)]
 pub(super) struct SchemaBaseUri<'s> {
@@ -26,7 +26,7 @@ impl<'s> SchemaBaseUri<'s> {
         }
     }
 
-    /// That of what lies in `schema`, too.
+    /// The base of the parts of `schema`, too.
     pub(super) fn at(self, schema: &'s Value, words: &Map<String, Value>) -> Self {
         let begins = |word| identifier(words, word).is_some();
         Self {
@@ -40,7 +40,7 @@ impl<'s> SchemaBaseUri<'s> {
     }
 
     /// Tells bases of one schema apart.
-    pub(super) fn place(self) -> (usize, usize) {
+    pub(super) fn identity(self) -> (usize, usize) {
         let address = |schema: &'s Value| std::ptr::from_ref(schema) as usize;
         (address(self.now), address(self.once))
     }
@@ -57,14 +57,14 @@ impl<'s> SchemaBaseUri<'s> {
     }
 }
 
-/// A schema, and what pointers in it begin at.
+/// A schema, and the base of pointers in it.
 #[derive(Clone, Copy)]
 pub(super) struct SchemaTarget<'s> {
     pub(super) schema: &'s Value,
     pub(super) base: SchemaBaseUri<'s>,
 }
 
-/// What a reference leads to.
+/// The target of a reference.
 pub(super) enum ResolvedReference<'s> {
     In(Vec<SchemaTarget<'s>>),
     /// A schema of schemas.
@@ -74,7 +74,7 @@ pub(super) enum ResolvedReference<'s> {
 /// Targets by anchor or identifier; every resource by the end of its identifier and by the empty name as well.
 type ByName<'s> = HashMap<&'s str, Vec<SchemaTarget<'s>>>;
 
-/// A schema whose references are followed.
+/// A schema whose references a count follows.
 pub(super) struct SchemaResolver<'s> {
     root: &'s Value,
     /// Collected when first needed.
@@ -86,7 +86,7 @@ impl<'s> SchemaResolver<'s> {
         Self { root, known: None }
     }
 
-    /// What `to` means as the value of the keyword `word`; `None` where it leads nowhere.
+    /// The targets of `to` as the value of the keyword `word`; `None` where it leads nowhere.
     pub(super) fn resolve(
         &mut self,
         word: &str,
@@ -94,11 +94,12 @@ impl<'s> SchemaResolver<'s> {
         base: SchemaBaseUri<'s>,
     ) -> Option<ResolvedReference<'s>> {
         let is_meta = META.iter().any(|meta| to.starts_with(meta));
+        // A schema may define a resource under the address of a schema of schemas.
         if is_meta && !self.known().contains_key(address(to)) {
             return Some(ResolvedReference::Meta);
         }
         if word == "$recursiveRef" {
-            // The outermost that says so is taken: each may be it.
+            // The validator takes the outermost schema with the keyword: each may be that one.
             let mut all = self.known().get("").cloned().unwrap_or_default();
             all.extend(SchemaBaseUri::from_root(self.root).targets());
             return Some(ResolvedReference::In(all));
@@ -123,7 +124,7 @@ impl<'s> SchemaResolver<'s> {
         }
     }
 
-    /// The resources that a name may mean, which may be relative to another.
+    /// The resources that a name may mean. The name may be relative to another one.
     fn resources(&mut self, name: &str) -> Option<Vec<SchemaTarget<'s>>> {
         let known = self.known();
         known.get(name).or_else(|| known.get(last(name))).cloned()
@@ -139,24 +140,24 @@ impl<'s> SchemaResolver<'s> {
     }
 }
 
-/// What is left of a name that is relative to another.
+/// The rest of a name that is relative to another.
 fn last(name: &str) -> &str {
     name.rfind('/').map_or(name, |at| &name[at + 1..])
 }
 
-/// Without its fragment.
+/// A name without its fragment.
 fn address(to: &str) -> &str {
     to.split('#').next().unwrap_or_default()
 }
 
-/// Where a schema begins a resource of its own.
+/// The identifier at which a schema begins a resource of its own.
 pub(super) fn identifier<'s>(words: &'s Map<String, Value>, word: &str) -> Option<&'s str> {
     let id = words.get(word)?.as_str()?;
     // In drafts 6 and 7 a fragment alone is an anchor, at which no resource begins.
     (!id.starts_with('#')).then(|| address(id))
 }
 
-/// Anchors and identifiers; every resource by the empty name as well.
+/// Collects anchors and identifiers; every resource by the empty name as well.
 fn collect<'s>(value: &'s Value, base: SchemaBaseUri<'s>, names: &mut ByName<'s>) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| collect(item, base, names)),
@@ -190,7 +191,7 @@ fn collect<'s>(value: &'s Value, base: SchemaBaseUri<'s>, names: &mut ByName<'s>
     }
 }
 
-/// A JSON Pointer in the form of a URI's fragment.
+/// Follows a JSON Pointer in the form of a URI's fragment.
 fn follow<'s>(from: SchemaTarget<'s>, pointer: &str) -> Option<SchemaTarget<'s>> {
     let mut found = from;
     for step in pointer.split('/').skip(1) {

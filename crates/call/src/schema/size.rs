@@ -1,9 +1,9 @@
-//! What a schema takes before any value is checked against it.
+//! The cost of a schema before any value is checked against it.
 //!
-//! The library makes something of each value of a schema, with the whole path to it as a text; of the target
-//! of each reference once more; and of everything again for each way through resources with identifiers of
-//! their own, since what `$dynamicRef` means depends on the way. A schema of a few kilobytes can make it take
-//! gigabytes so, all of which is counted here first.
+//! The library compiles each value of a schema, with the whole path to it as a text. It compiles the target of each
+//! reference once more, and everything again for each way through resources with identifiers of their own, since the
+//! meaning of `$dynamicRef` depends on the way. A schema of a few kilobytes can thus make it take gigabytes. This
+//! module counts all of that first.
 
 use std::collections::HashSet;
 
@@ -35,8 +35,8 @@ const UNEVEN: [&str; 11] = [
     "uniqueItems",
 ];
 
-/// Keywords whose schemas `unevaluatedProperties` and `unevaluatedItems` beside them look into, for which
-/// the library compiles these once more.
+/// Keywords whose schemas `unevaluatedProperties` and `unevaluatedItems` beside them evaluate, for which the library
+/// compiles these once more.
 const LOOKED_INTO: [&str; 14] = [
     "additionalItems",
     "additionalProperties",
@@ -54,27 +54,27 @@ const LOOKED_INTO: [&str; 14] = [
     "unevaluatedProperties",
 ];
 
-/// Keywords that refer to another place.
+/// Keywords that refer to another part.
 const REFERENCES: [&str; 3] = ["$dynamicRef", "$recursiveRef", "$ref"];
 
 /// Values that the library makes of a schema of schemas, about.
 const META_VALUES: u64 = 1_000;
 /// Bytes of the number of an item in a path.
 const NUMBER_BYTES: usize = 6;
-/// Resources with an identifier of their own beside the schema itself: with two, the ways through them are
-/// more than can be counted.
+/// Resources with an identifier of their own beside the schema itself: with two, the ways through them are too many
+/// to count.
 const EMBEDDED_MAX: u64 = 1;
 
-/// What is known of a schema that is admitted.
+/// The known cost of an admitted schema.
 pub(super) struct SchemaCost {
     /// The steps that each part of a value takes, where that is a constant.
     pub(super) flat: Option<u64>,
-    /// The steps of a check that looks at nothing within the value.
+    /// The steps of a check that goes into nothing within the value.
     pub(super) steps: u64,
 }
 
 /// Refuses a schema that takes too much to compile, or to evaluate for any value at all. The steps of compiling its
-/// patterns are taken from `left`, whatever else is wrong with it.
+/// patterns come out of `left`, whatever other faults it has.
 pub(super) fn admit(schema: &Value, left: &mut u64) -> Result<SchemaCost, SchemaError> {
     let mut seen = SchemaScan::default();
     let whole = seen.built(schema, SchemaBaseUri::from_root(schema));
@@ -88,6 +88,7 @@ pub(super) fn admit(schema: &Value, left: &mut u64) -> Result<SchemaCost, Schema
     }
     seen.made(schema, whole.once)?;
     seen.compiled_patterns(left)?;
+    // Every part of a value takes the same steps: the count of parts suffices later.
     if !seen.uneven {
         let each = whole.once.values.max(1).saturating_add(seen.name_pieces);
         return Ok(SchemaCost {
@@ -107,28 +108,28 @@ pub(super) fn admit(schema: &Value, left: &mut u64) -> Result<SchemaCost, Schema
     }
 }
 
-/// What is met in a schema.
+/// The facts that a scan of a schema collects.
 #[derive(Default)]
 struct SchemaScan<'s> {
     patterns: u64,
     different_patterns: HashSet<&'s str>,
     uneven: bool,
-    /// Pieces of long names, which are compared with those of each object.
+    /// Pieces of long names, which the validator compares with those of each object.
     name_pieces: u64,
-    /// Where references stand and what they say, each different one once.
+    /// References by their keyword, their text and their base, each different one once.
     references: Vec<(&'s str, &'s str, SchemaBaseUri<'s>)>,
     different_references: HashSet<(&'s str, (usize, usize))>,
-    /// Identifiers, and those that are one in older drafts only.
+    /// Identifiers, and those of older drafts only.
     identifiers: u64,
     old_identifiers: u64,
     longest_identifier: u64,
     is_old: bool,
 }
 
-/// What the library makes.
+/// The library's allocation.
 #[derive(Clone, Copy, Debug, Default)]
 struct SchemaAllocation {
-    /// Values that it makes something of.
+    /// Values that it compiles.
     values: u64,
     /// Bytes of their texts, and of the path to each.
     bytes: u64,
@@ -157,12 +158,12 @@ impl SchemaAllocation {
     }
 }
 
-/// What the library makes of a part of a schema.
+/// The library's allocation for a part of a schema.
 #[derive(Clone, Copy, Default)]
 struct CompiledSchemaCost {
-    /// In compiling the schema.
+    /// For compiling the schema.
     once: SchemaAllocation,
-    /// And again for each `unevaluated…` that looks into it.
+    /// Once more for each `unevaluated…` that evaluates it.
     again: SchemaAllocation,
 }
 
@@ -181,7 +182,7 @@ impl CompiledSchemaCost {
 }
 
 impl<'s> SchemaScan<'s> {
-    /// Values are as deep as a JSON text may be, and so is this.
+    /// The recursion is as deep as the values, and a JSON text bounds that.
     fn built(&mut self, schema: &'s Value, base: SchemaBaseUri<'s>) -> CompiledSchemaCost {
         let own = SchemaAllocation {
             values: 1,
@@ -239,7 +240,7 @@ impl<'s> SchemaScan<'s> {
             }
             (_, Value::String(to))
                 if REFERENCES.contains(&word)
-                    && self.different_references.insert((to, base.place())) =>
+                    && self.different_references.insert((to, base.identity())) =>
             {
                 self.references.push((word, to, base));
             }
@@ -275,7 +276,7 @@ impl<'s> SchemaScan<'s> {
         } else {
             0
         };
-        // A path may be written with its resource's identifier before it.
+        // The compiler may write the resource's identifier before a path.
         let whole = |made: SchemaAllocation| {
             let mut made = made.times(ways);
             made.bytes = made
@@ -303,7 +304,7 @@ impl<'s> SchemaScan<'s> {
                     values: META_VALUES,
                     bytes: 0,
                 }),
-                // The compiler says so, unless it is no reference at all.
+                // The compiler reports it, unless it is not a reference at all.
                 None => {}
             }
         }
@@ -313,8 +314,8 @@ impl<'s> SchemaScan<'s> {
         Ok(())
     }
 
-    /// Compiles each pattern as the library does, one at a time, since what one takes is in no relation to its
-    /// length: a limit for each alone would have to be too low for some, or be too much together.
+    /// Compiles each pattern as the library does, one at a time, since a pattern's cost does not follow from its
+    /// length: a limit for each alone would have to be too low for some, or allow too much together.
     fn compiled_patterns(&self, left: &mut u64) -> Result<(), SchemaError> {
         let mut bytes_left = SCHEMA_PATTERN_BYTES_MAX;
         for pattern in &self.different_patterns {
@@ -325,7 +326,7 @@ impl<'s> SchemaScan<'s> {
                     "compiling its patterns and those of the other schemas that come with it takes too many steps",
                 ))?;
             bytes_left = bytes_left
-                .checked_sub(pattern.kept)
+                .checked_sub(pattern.retained)
                 .ok_or(SchemaError::TooMuch(
                     "the patterns of the schema take too much memory",
                 ))?;
@@ -334,13 +335,13 @@ impl<'s> SchemaScan<'s> {
     }
 }
 
-/// What a pattern takes.
+/// The cost of a pattern.
 #[derive(Default)]
 struct PatternCost {
-    /// Bytes that were made of it: also of one that the compiler gives up for having too many.
+    /// Bytes allocated for it: also for one that the compiler gives up because it has too many.
     made: usize,
-    /// Bytes that are kept of it.
-    kept: usize,
+    /// Bytes of its compiled form.
+    retained: usize,
 }
 
 impl PatternCost {
@@ -348,18 +349,21 @@ impl PatternCost {
         let config = meta::Config::new()
             .nfa_size_limit(Some(PATTERN_BYTES_MAX))
             .hybrid_cache_capacity(PATTERN_CACHE_BYTES_MAX);
-        // The compiler of the schema says what is wrong with the pattern.
+        // The compiler of the schema reports the fault of the pattern.
         let Ok(pattern) = jsonschema_regex::to_rust_regex(pattern) else {
             return Self::default();
         };
         match meta::Builder::new().configure(config).build(&pattern) {
             Ok(compiled) => {
-                let kept = compiled.memory_usage();
-                Self { made: kept, kept }
+                let retained = compiled.memory_usage();
+                Self {
+                    made: retained,
+                    retained,
+                }
             }
             Err(error) => Self {
                 made: error.size_limit().unwrap_or_default(),
-                kept: 0,
+                retained: 0,
             },
         }
     }

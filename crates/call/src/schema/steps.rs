@@ -1,10 +1,10 @@
-//! The steps that checking a value against a schema takes, at most.
+//! An upper bound of the steps that checking a value against a schema takes.
 //!
-//! Follows the schema through the value as the validator does, without deciding anything: every branch
-//! counts. What one reference leads to is counted once for each part of the value and added up from then
-//! on, so that counting takes no longer than the budget although validating would. For that, counting spends
-//! a budget of its own on everything that it does: on each text that it decodes by the bytes of it, and on each
-//! schema that it goes through by its words.
+//! The counter follows the schema through the value as the validator does, without deciding anything: every branch
+//! counts. It counts the target of one reference once for each part of the value and adds that up from then on, so
+//! that counting takes no longer than the budget although validating would. For that, counting spends a budget of its
+//! own on everything that it does: on each text that it decodes by its bytes, and on each schema that it goes through
+//! by its words.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,28 +16,28 @@ use serde_json::{Map, Value};
 use super::refs::{ResolvedReference, SchemaBaseUri, SchemaResolver};
 use crate::limits::{PATTERN_BYTES_MAX, SCHEMA_DEPTH_MAX};
 
-/// Bytes of text that are compared, or counted, in one step.
+/// Bytes of text that one step compares or counts.
 const TEXT_BYTES_PER_STEP: u64 = 64;
-/// How many times as many steps a text takes that is written with escapes: up to six bytes for each of its own.
+/// The factor for the steps of a text written with escapes: up to six bytes for each of its own.
 const ESCAPED_STEPS: u64 = 4;
-/// Steps for as many bytes of a text that is decoded, or read as JSON.
+/// Steps for as many bytes of a text that the validator decodes, or reads as JSON.
 const DECODING_STEPS: u64 = 8;
 /// States of a pattern that take one byte in one step.
 const STATES_PER_STEP: u64 = 64;
 /// Bytes that one state of a compiled pattern takes, about.
 const STATE_BYTES: u64 = 32;
-/// Up to so many items are compared with each other, more by their hashes.
+/// The validator compares up to so many items with each other, and more by their hashes.
 const PAIRWISE_MAX: u64 = 15;
-/// Up to so many members of an object are compared one after the other, more are found by their hashes.
+/// The validator compares up to so many members of an object one after the other, and finds more by their hashes.
 const SEARCHED_MAX: u64 = 16;
-/// Bytes of names that are compared with the one that is looked for in one step.
+/// Bytes of names that one step compares with the name to find.
 const NAME_BYTES_PER_STEP: u64 = 32;
 /// Steps of one part of a value that has to be a schema itself.
 const META_STEPS: u64 = 100;
-/// Steps of counting what a reference leads to for one more part of a value. Remembering it takes some hundred
-/// bytes: one check remembers 12 MiB at most.
+/// Steps of counting the target of a reference for one more part of a value. Remembering the result takes some
+/// hundred bytes: one check remembers 12 MiB at most.
 const KNOWN_STEPS: u64 = 8;
-/// Bytes of a reference that are followed in one step.
+/// Bytes of a reference that one step follows.
 const REFERENCE_BYTES_PER_STEP: u64 = 16;
 
 /// Why counting ended.
@@ -45,9 +45,9 @@ const REFERENCE_BYTES_PER_STEP: u64 = 16;
 pub(super) enum StepCountStop {
     /// References follow each other too far.
     Deep,
-    /// A reference to what is not there.
+    /// A reference without a target.
     Reference(String),
-    /// There are more than a check may take.
+    /// More steps than a check may take.
     Steps,
 }
 
@@ -107,8 +107,8 @@ pub(super) fn text(bytes: usize) -> u64 {
     bytes as u64 / TEXT_BYTES_PER_STEP
 }
 
-/// Steps of reading a text. One that was copied for that is written with escapes.
-// Whether it was copied is what is asked of it.
+/// Steps of reading a text. A text that was copied for that is written with escapes.
+// The argument stays a `Cow`: whether it was copied is what counts here.
 #[allow(clippy::ptr_arg)]
 fn pieces(read: &Cow<'_, str>) -> u64 {
     match read {
@@ -117,7 +117,7 @@ fn pieces(read: &Cow<'_, str>) -> u64 {
     }
 }
 
-/// Steps of looking for a member by its name.
+/// Steps of finding a member by its name.
 fn lookup(name: &str, members: usize) -> u64 {
     let compared = match members as u64 {
         few if few <= SEARCHED_MAX => few,
@@ -138,15 +138,15 @@ fn strings(names: &Value) -> impl Iterator<Item = &String> {
     })
 }
 
-/// What a schema is applied to.
+/// The instance that a schema is applied to.
 enum SchemaInstance<'v, J: Json> {
-    /// The name of a member, and where that is; `None` where its object has no identity.
+    /// The name of a member, and its location; `None` where its object has no identity.
     Name(Cow<'v, str>, Option<InstanceLocation>),
     Value(J::Node<'v>),
 }
 
-/// Tells parts of one value apart. A name is identified by its object and its number there: if its characters did
-/// that, each reference would keep a copy of them.
+/// Tells parts of one value apart. The object and the number there identify a name: if its characters did that, each
+/// reference would keep a copy of them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum InstanceLocation {
     Name(NodeIdentity, u32),
@@ -154,9 +154,9 @@ enum InstanceLocation {
 }
 
 impl<'v, J: Json> SchemaInstance<'v, J> {
-    fn place(&self) -> Option<InstanceLocation> {
+    fn location(&self) -> Option<InstanceLocation> {
         match self {
-            Self::Name(_, place) => *place,
+            Self::Name(_, location) => *location,
             Self::Value(_) => self.identity().map(InstanceLocation::Value),
         }
     }
@@ -168,7 +168,7 @@ impl<'v, J: Json> SchemaInstance<'v, J> {
         }
     }
 
-    /// Of a value.
+    /// The identity of a value.
     fn identity(&self) -> Option<NodeIdentity> {
         match self {
             Self::Name(..) => None,
@@ -187,10 +187,10 @@ impl<'v, J: Json> SchemaInstance<'v, J> {
 /// Steps of one schema at one part of a value.
 #[derive(Clone, Copy, Default)]
 struct SchemaSteps {
-    /// Whether it fits.
+    /// Steps of deciding whether the part matches.
     valid: u64,
-    /// Which members or items it has looked at, for an `unevaluated…` around it: every branch is checked
-    /// once more for that.
+    /// Steps of finding which members or items it has evaluated, for an `unevaluated…` around it: the validator
+    /// checks every branch once more for that.
     mark: u64,
 }
 
@@ -199,14 +199,14 @@ impl SchemaSteps {
         self.valid = self.valid.saturating_add(steps);
     }
 
-    /// Of a schema for the same part.
+    /// Adds the steps of a schema for the same part.
     fn same(&mut self, also: Self) {
         self.add(also.valid);
         let mark = also.valid.saturating_add(also.mark);
         self.mark = self.mark.saturating_add(mark);
     }
 
-    /// Of a schema for what lies within, which `unevaluated…` asks again.
+    /// Adds the steps of a schema for an inner part, which `unevaluated…` evaluates again.
     fn left_over(&mut self, part: Self) {
         self.add(part.valid);
         self.mark = self.mark.saturating_add(part.valid);
@@ -214,10 +214,10 @@ impl SchemaSteps {
 }
 
 struct StepCounter<'s> {
-    /// Steps of counting itself.
+    /// The remaining steps of counting itself.
     left: u64,
     names: SchemaResolver<'s>,
-    /// By the address of a reference's target and of the part.
+    /// Results by the address of a reference's target and of the part.
     known: HashMap<(usize, InstanceLocation), SchemaSteps>,
     /// Whether an `enum` has texts only, by its address.
     plain_enums: HashMap<usize, bool>,
@@ -232,7 +232,7 @@ impl<'s> StepCounter<'s> {
         Ok(())
     }
 
-    /// Of work that counting does as the check does it.
+    /// Adds work that counting does as the check does it.
     fn both(&mut self, steps: &mut SchemaSteps, work: u64) -> Result<(), StepCountStop> {
         steps.same(SchemaSteps {
             valid: work,
@@ -241,7 +241,7 @@ impl<'s> StepCounter<'s> {
         self.spend(work)
     }
 
-    /// The text of what a keyword is applied to, which is decoded each time.
+    /// The text that a keyword is applied to, which the validator decodes each time.
     fn text<'a, J: Json>(
         &mut self,
         at: &'a SchemaInstance<'_, J>,
@@ -261,6 +261,7 @@ impl<'s> StepCounter<'s> {
         let Value::Object(words) = schema else {
             return Ok(SchemaSteps { valid: 1, mark: 1 });
         };
+        // Each level takes stack, here and in the validator.
         if self.depth >= SCHEMA_DEPTH_MAX {
             return Err(StepCountStop::Deep);
         }
@@ -310,7 +311,7 @@ impl<'s> StepCounter<'s> {
                 }
                 Ok(())
             }
-            // Both are checked in some drafts.
+            // Some drafts check both.
             ("contentEncoding" | "contentMediaType", _) => {
                 let bytes = self.text(at)?.map_or(0, |text| text.len());
                 steps.add(text(bytes).saturating_mul(DECODING_STEPS));
@@ -343,10 +344,10 @@ impl<'s> StepCounter<'s> {
         items: &<J::Node<'v> as Node<'v, J>>::Array,
     ) -> Result<(), StepCountStop> {
         match (word, value) {
-            ("items" | "prefixItems", Value::Array(places)) => {
-                for (place, item) in places.iter().zip(items.elements()) {
+            ("items" | "prefixItems", Value::Array(schemas)) => {
+                for (schema, item) in schemas.iter().zip(items.elements()) {
                     steps.add(
-                        self.within(place, base, &SchemaInstance::<J>::Value(item))?
+                        self.within(schema, base, &SchemaInstance::<J>::Value(item))?
                             .valid,
                     );
                 }
@@ -358,7 +359,7 @@ impl<'s> StepCounter<'s> {
                             .valid,
                     );
                 }
-                // `contains` says which items it has looked at.
+                // `contains` reports which items it has evaluated.
                 steps.mark = steps.mark.saturating_add(match word {
                     "contains" => steps.valid,
                     _ => items.len() as u64,
@@ -432,8 +433,8 @@ impl<'s> StepCounter<'s> {
                 let object = at.identity();
                 for ((name, _), number) in members.members().zip(0..) {
                     let name = self.decoded(steps, name)?;
-                    let place = object.map(|object| InstanceLocation::Name(object, number));
-                    let name = SchemaInstance::<J>::Name(name, place);
+                    let location = object.map(|object| InstanceLocation::Name(object, number));
+                    let name = SchemaInstance::<J>::Name(name, location);
                     steps.add(self.within(each, base, &name)?.valid);
                 }
             }
@@ -473,7 +474,7 @@ impl<'s> StepCounter<'s> {
         Ok(())
     }
 
-    /// Of the name of a member, which is decoded whenever its object is gone through.
+    /// The name of a member. The validator decodes it whenever it goes through its object.
     fn decoded<'n>(
         &mut self,
         steps: &mut SchemaSteps,
@@ -484,7 +485,7 @@ impl<'s> StepCounter<'s> {
         Ok(name)
     }
 
-    /// Values are compared until one is equal. Texts are found by their hash.
+    /// The validator compares values until one is equal. It finds texts by their hash.
     fn compare<J: Json>(
         &mut self,
         steps: &mut SchemaSteps,
@@ -517,7 +518,7 @@ impl<'s> StepCounter<'s> {
         Ok(())
     }
 
-    /// The parts of `value`, which were counted.
+    /// The parts of `value`, counting their steps.
     fn parts<'v, J: Json>(&mut self, value: &J::Node<'v>) -> Result<u64, StepCountStop> {
         let parts = parts::<J>(value, self.left).ok_or(StepCountStop::Steps)?;
         self.spend(parts)?;
@@ -548,13 +549,13 @@ impl<'s> StepCounter<'s> {
         };
         for target in targets {
             let address = std::ptr::from_ref(target.schema) as usize;
-            let key = || Some((address, at.place()?));
+            let key = || Some((address, at.location()?));
             let known = key().and_then(|key| self.known.get(&key).copied());
             let known = match known {
                 Some(known) => known,
                 None => {
                     self.spend(KNOWN_STEPS)?;
-                    // What leads back to itself is followed once.
+                    // A reference that leads back to itself is followed once.
                     self.known
                         .extend(key().map(|key| (key, SchemaSteps::default())));
                     let found = self.within(target.schema, target.base, at)?;
@@ -567,8 +568,8 @@ impl<'s> StepCounter<'s> {
         Ok(())
     }
 
-    /// Steps of looking for a pattern. The engine takes time by the length of the text and, at worst, by the
-    /// states of the pattern, which counted repetitions multiply.
+    /// Steps of matching a pattern. The engine takes time by the length of the text and, at worst, by the states of
+    /// the pattern, which counted repetitions multiply.
     fn matching(&mut self, pattern: &'s str, text: &str) -> Result<u64, StepCountStop> {
         let address = pattern.as_ptr() as usize;
         let each = match self.patterns.get(&address) {

@@ -8,27 +8,27 @@ use alknet_core::{Identity, PeerId};
 
 use crate::sync::lock;
 
-/// Checks that wait for their turn, at most: each holds a thread.
+/// The limit of waiting checks: each holds a thread.
 pub(super) const WAITING_MAX: usize = 64;
-/// Checks of one identity that run or wait, at most: with a limit for all alone, one identity with as many requests
-/// would have those of all others refused. Unauthenticated peers have one share together.
+/// The limit of running and waiting checks of one identity: with a limit for all alone, one identity with many
+/// requests would have the checks of all others refused. Unauthenticated peers have one share together.
 const SHARE_MAX: usize = 8;
 
-/// Whose share of the turns a check takes.
+/// The share of the turns that a check counts in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PermitShare<'a> {
-    /// None: what the node checks for itself, one after the other.
+    /// No share: checks by the node for itself, one after the other.
     Node,
-    /// That of a peer; `None` for all unauthenticated ones.
+    /// The share of a peer; `None` for all unauthenticated ones.
     Peer(Option<&'a PeerId>),
 }
 
 impl<'a> PermitShare<'a> {
     pub(crate) fn for_identity(identity: Option<&'a Arc<Identity>>) -> Self {
-        Self::Peer(identity.map(|who| &who.id))
+        Self::Peer(identity.map(|peer| &peer.id))
     }
 
-    /// The share of the owner of what is checked; without an owner, the node's own.
+    /// The share of the schema's owner; without an owner, the node's own.
     pub(super) fn of_owner(owner: Option<&'a PermitOwner>) -> Self {
         owner.map_or(Self::Node, |owner| Self::Peer(owner.0.as_ref()))
     }
@@ -36,12 +36,12 @@ impl<'a> PermitShare<'a> {
     fn owner(self) -> Option<PermitOwner> {
         match self {
             Self::Node => None,
-            Self::Peer(who) => Some(PermitOwner(who.cloned())),
+            Self::Peer(peer) => Some(PermitOwner(peer.cloned())),
         }
     }
 }
 
-/// Who has a share.
+/// The owner of a share.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct PermitOwner(Option<PeerId>);
 
@@ -56,13 +56,13 @@ static TURNS: LazyLock<ValidationPermits> = LazyLock::new(|| {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     ValidationPermits {
         state: Mutex::default(),
-        // Half of the processors are left to everything else.
+        // Half of the processors are left to all other work.
         most: (processors / 2).max(1),
         ended: Condvar::new(),
     }
 });
 
-/// Does `work` where tasks of the runtime go on meanwhile: another thread takes the place of this one.
+/// Does `work` while tasks of the runtime go on: another thread replaces this one.
 #[cfg(not(target_family = "wasm"))]
 pub(super) fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
@@ -71,12 +71,12 @@ pub(super) fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
     match flavor {
         Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
-        // A runtime of one thread has no other, and outside of one nothing waits.
+        // A runtime of one thread has no other, and outside of one no task waits.
         _ => work(),
     }
 }
 
-/// Does `work`: WebAssembly has one thread, and no other that could take its place.
+/// Does `work`: WebAssembly has one thread, and no other could replace it.
 #[cfg(target_family = "wasm")]
 pub(super) fn run_blocking<T>(work: impl FnOnce() -> T) -> T {
     work()
@@ -92,12 +92,12 @@ struct ValidationPermits {
 struct PermitState {
     running: usize,
     waiting: usize,
-    /// Of each peer that has any, those that run or wait.
+    /// The running and waiting checks of each peer that has any.
     shares: HashMap<PermitOwner, usize>,
 }
 
 impl PermitState {
-    /// Takes a place in a peer's share, unless it is used up.
+    /// Takes a permit from a peer's share, unless the share is used up.
     fn enter(&mut self, owner: &PermitOwner) -> bool {
         let taken = self.shares.entry(owner.clone()).or_default();
         let enters = *taken < SHARE_MAX;
@@ -130,10 +130,12 @@ impl ValidationPermit {
         if state.running >= turns.most && state.waiting >= most {
             return None;
         }
+        // One peer must not hold every waiting slot.
         if owner.as_ref().is_some_and(|owner| !state.enter(owner)) {
             return None;
         }
         state.waiting += 1;
+        // A condition variable may wake without a notice.
         while state.running >= turns.most {
             let woken = turns.ended.wait(state);
             state = woken.unwrap_or_else(PoisonError::into_inner);
@@ -151,7 +153,7 @@ impl Drop for ValidationPermit {
         if let Some(owner) = &self.owner {
             state.leave(owner);
         }
-        // Before the notice: the thread that wakes wants the lock.
+        // Before the notice: the thread that wakes takes the lock.
         drop(state);
         self.turns.ended.notify_one();
     }
@@ -169,20 +171,20 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn others_are_served_meanwhile() {
-        let (ask, asked) = std::sync::mpsc::channel();
-        let (done, heard) = tokio::sync::oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel();
+        let (done, ended) = tokio::sync::oneshot::channel();
         let works = tokio::spawn(async move {
             run_blocking(|| {
                 let _turn = ValidationPermit::wait(usize::MAX, PermitShare::Node);
                 // Ends only once another task of this one thread has run.
-                asked.recv()
+                released.recv()
             })
         });
         tokio::spawn(async move {
-            let _ = ask.send(());
+            let _ = release.send(());
             let _ = done.send(());
         });
-        heard.await.expect("the other task ran");
+        ended.await.expect("the other task ran");
         works.await.expect("no panic").expect("it was asked");
     }
 
@@ -195,10 +197,10 @@ mod tests {
         assert!(ValidationPermit::wait(0, PermitShare::Node).is_none());
         let peer = |name: &str| name.parse::<PeerId>().expect("a peer id");
         let (greedy, other) = (peer("greedy"), peer("other"));
-        let waits = |who: &PeerId| {
-            let who = who.clone();
+        let waits = |peer: &PeerId| {
+            let peer = peer.clone();
             thread::spawn(move || {
-                ValidationPermit::wait(WAITING_MAX, PermitShare::Peer(Some(&who))).is_some()
+                ValidationPermit::wait(WAITING_MAX, PermitShare::Peer(Some(&peer))).is_some()
             })
         };
         let waiting: Vec<_> = (0..SHARE_MAX).map(|_| waits(&greedy)).collect();
@@ -207,7 +209,7 @@ mod tests {
         while entered() != Some(SHARE_MAX) {
             thread::yield_now();
         }
-        // Of a hundred more none waits, and one of another peer does.
+        // A hundred more checks of this peer are refused, and one of another peer waits.
         let more = || ValidationPermit::wait(WAITING_MAX, PermitShare::Peer(Some(&greedy)));
         assert!((0..100).all(|_| more().is_none()));
         let others = waits(&other);
@@ -218,7 +220,7 @@ mod tests {
         assert!(node().is_some());
     }
 
-    /// A caller brings schemas of its own while every turn is taken, and large values for one of them.
+    /// A caller sends schemas of its own while every turn is taken, and large values for one of them.
     #[test]
     fn schemas_that_a_peer_brought_wait_within_its_share() {
         let _alone = lock(&ALL_TURNS);
@@ -229,9 +231,9 @@ mod tests {
         let large = json!(vec![7; 300_000]);
         let node = || ValidationPermit::wait(usize::MAX, PermitShare::Node);
         let all: Vec<_> = (0..TURNS.most).map(|_| node()).collect();
-        let brings = |who: &PeerId| {
-            let (who, schema) = (who.clone(), integers.clone());
-            thread::spawn(move || ValueSchema::of_peer(&schema, Some(&who)).is_ok())
+        let brings = |peer: &PeerId| {
+            let (peer, schema) = (peer.clone(), integers.clone());
+            thread::spawn(move || ValueSchema::of_peer(&schema, Some(&peer)).is_ok())
         };
         let waiting: Vec<_> = (0..SHARE_MAX).map(|_| brings(&greedy)).collect();
         let owner = PermitOwner(Some(greedy.clone()));
@@ -239,7 +241,7 @@ mod tests {
         while entered() != Some(SHARE_MAX) {
             thread::yield_now();
         }
-        // Of a hundred more none keeps a thread, and no check does.
+        // A hundred more schemas hold no thread, and neither does a check.
         let more = || ValueSchema::of_peer(&integers, Some(&greedy)).map(drop);
         assert!((0..100).all(|_| more() == Err(SchemaError::Busy)));
         assert_eq!(schema.validate(&large), Err(SchemaCheckError::Busy));

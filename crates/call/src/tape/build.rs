@@ -1,4 +1,4 @@
-//! How a text becomes a table. The text is JSON: a parser that knows its whole grammar has read it before.
+//! Builds a table from a text. The text is JSON: a parser that knows the whole grammar has read it before.
 
 use smallvec::SmallVec;
 
@@ -10,11 +10,11 @@ use crate::json::string_end;
 /// Digits of the longest number that cannot be beyond `f64`, without an exponent.
 const SAFE_DIGITS: usize = 300;
 
-/// Characters of the longest number: those of any `f64` written out. A number is read again for each value that it
-/// is compared with.
+/// Characters of the longest number: those of any `f64` written out. The validator reads a number again for each
+/// value that it compares it with.
 const NUMBER_BYTES_MAX: usize = 1_100;
 
-/// What the text has at a place.
+/// A token of the text.
 enum JsonToken {
     Open {
         object: bool,
@@ -24,7 +24,7 @@ enum JsonToken {
     Scalar,
 }
 
-/// Calls `each` with every token and where it begins, until it fails.
+/// Calls `each` with every token and its offset, until `each` fails.
 fn tokens<E>(
     text: &[u8],
     mut each: impl FnMut(JsonToken, usize, &[u8]) -> Result<(), E>,
@@ -71,7 +71,7 @@ fn tokens<E>(
 /// An array or object that is open.
 struct OpenContainer {
     object: bool,
-    /// Strings and values in it so far; a member is two.
+    /// Strings and values in it so far; a member is two of them.
     items: u32,
     /// The first of its words.
     at: u32,
@@ -104,6 +104,7 @@ fn one_more(open: &mut Stack) {
 }
 
 pub(super) fn count(text: &[u8]) -> Result<TapeSize, CallError> {
+    // Offsets have 31 bits; the highest bit marks arrays and objects.
     if text.len() >= CONTAINER as usize {
         return Err(CallError::invalid_input("the text is too long"));
     }
@@ -112,6 +113,7 @@ pub(super) fn count(text: &[u8]) -> Result<TapeSize, CallError> {
     tokens(text, |token, _, part| {
         match token {
             JsonToken::Open { object } => {
+                // A tree of the text, if an operation asks for one, is parsed by recursion.
                 if open.len() == NESTING_MAX {
                     let message = format!("nested deeper than {NESTING_MAX}");
                     return Err(CallError::invalid_input(message));
@@ -167,7 +169,7 @@ pub(super) fn words(text: &str, len: usize) -> Vec<u32> {
     let mut words: Vec<u32> = Vec::with_capacity(len);
     let mut open = Stack::new();
     let walked = tokens(text.as_bytes(), |token, at, _| {
-        // Shorter than 2^31, as was counted.
+        // The text is shorter than 2^31: `count` checked that.
         let at = at as u32;
         match token {
             JsonToken::Open { object } => {
@@ -205,6 +207,7 @@ fn close(text: &str, words: &mut Vec<u32>, closed: &OpenContainer) {
             name = behind(words, name + 1);
         }
         let (pairs, _) = words[first..].as_chunks_mut::<2>();
+        // A lookup finds its name by binary search over the hashes.
         pairs.sort_unstable();
     }
     let end = words.len() as u32;
@@ -213,7 +216,7 @@ fn close(text: &str, words: &mut Vec<u32>, closed: &OpenContainer) {
     words[head + 2] = closed.len();
 }
 
-/// The word behind the value that begins at one.
+/// The index of the word after the value that begins at `at`.
 pub(super) fn behind(words: &[u32], at: u32) -> u32 {
     let at = at as usize;
     match words.get(at) {

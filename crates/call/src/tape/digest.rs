@@ -1,4 +1,4 @@
-//! Tells inputs apart: in one pass, with nothing allocated on the way.
+//! Tells inputs apart, in one pass, without allocating.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
@@ -7,14 +7,15 @@ use jsonschema::json::Node as _;
 
 use super::node::{TapeNode, UnparsedItems};
 
-/// The hashes of two inputs that differ are the same by chance only: a peer that does not know these keys cannot choose
-/// two such inputs.
+/// Two different inputs have the same hashes by chance only: a peer that does not know these keys cannot choose two
+/// such inputs.
 static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
 
-/// 128 bits of an input, good for as long as this process runs.
+/// 128 bits of an input, valid while this process runs.
 pub(crate) type Digest = [u64; 2];
 
-/// Of a value and what comes behind it; the same for values that mean the same: the order of members does not count.
+/// The digest of a value and the data after it. Equal for values that mean the same: the order of members does not
+/// count.
 pub(crate) fn digest(value: &TapeNode<'_>, tail: &[u8]) -> Digest {
     digest_by(&KEYS, value, tail)
 }
@@ -53,8 +54,8 @@ impl<'k, S: BuildHasher> Pair<'k, S> {
         self.hashers.each_ref().map(Hasher::finish)
     }
 
-    /// Every part says its kind first, and where it ends, so that no two values run together. Nesting is bounded by
-    /// the frame it came in.
+    /// Every part writes its kind first, and where it ends, so that no two values run together. The frame that the
+    /// value came in bounds its nesting.
     fn value(&mut self, value: &TapeNode<'_>) {
         if let Some(items) = value.as_array() {
             self.bytes(b"[");
@@ -73,7 +74,8 @@ impl<'k, S: BuildHasher> Pair<'k, S> {
         }
     }
 
-    /// Summed up, and not sorted: that would take several times the bytes of the text.
+    /// Adds the hashes of members up instead of sorting the members: that would take several times the bytes of the
+    /// text.
     fn members(&mut self, mut members: UnparsedItems<'_>) {
         let mut all = Digest::default();
         while let Some((name, value)) = members.next_member() {
@@ -89,7 +91,7 @@ impl<'k, S: BuildHasher> Pair<'k, S> {
         self.bytes(b"}");
     }
 
-    /// 1 and 1.0 are two, as an operation may see them.
+    /// 1 and 1.0 differ, as an operation may see them.
     fn scalar(&mut self, value: &TapeNode<'_>) {
         let number = value.as_number();
         let number = number.as_ref();
@@ -119,7 +121,7 @@ mod tests {
     use super::*;
     use crate::tape::Tape;
 
-    /// Counts the hashes that are begun, and the bytes that they take.
+    /// Counts the hashers and the bytes that they take.
     #[derive(Clone, Default)]
     struct Counting {
         begun: Rc<Cell<usize>>,
@@ -145,7 +147,8 @@ mod tests {
         }
     }
 
-    /// As many members as fit, within each other, with long names, with escapes: each byte of the text costs a few.
+    /// As many members as the text holds, within each other, with long names, with escapes: each byte of the text
+    /// costs a few.
     #[test]
     fn what_an_input_costs_is_bounded_by_its_bytes() {
         let members = |one: &dyn Fn(usize) -> String| {
@@ -161,8 +164,8 @@ mod tests {
             format!("[\"{}\"]", "x".repeat(100_000)),
         ] {
             let keys: [Counting; 2] = Default::default();
-            let look = |value: TapeNode<'_>| digest_by(&keys, &value, b"");
-            Tape::look(text.as_bytes(), None, look).expect("JSON");
+            let digest_node = |value: TapeNode<'_>| digest_by(&keys, &value, b"");
+            Tape::read(text.as_bytes(), None, digest_node).expect("JSON");
             for key in keys {
                 // The shortest member has five bytes.
                 let (begun, bytes) = (key.begun.get(), key.bytes.get());
@@ -175,8 +178,8 @@ mod tests {
     #[test]
     fn escapes_read_as_what_they_stand_for() {
         let of = |text: &str| {
-            let look = |value: TapeNode<'_>| digest(&value, b"");
-            Tape::look(text.as_bytes(), None, look).expect("JSON")
+            let digest_node = |value: TapeNode<'_>| digest(&value, b"");
+            Tape::read(text.as_bytes(), None, digest_node).expect("JSON")
         };
         for (escaped, plain) in [
             (r#""\u0061\u00e9\u20AC""#, "\"aé€\""),

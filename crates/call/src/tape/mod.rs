@@ -1,9 +1,9 @@
-//! JSON text with a table of where its values begin.
+//! JSON text with a table of the offsets of its values.
 //!
-//! A tree of [`serde_json::Value`] takes 72 bytes for each value, which may have two in the text (`0,`): 8 MiB
-//! became 600. What is looked at before an operation runs is therefore never made into a tree. The table has
-//! four bytes for each value, twelve for each array and object, and eight for each member of an object large
-//! enough to be searched: at most four times the bytes of the text, and twelve.
+//! A tree of [`serde_json::Value`] takes 72 bytes for each value, which may have two in the text (`0,`): 8 MiB became
+//! 600. The checks before an operation runs therefore never build a tree. The table has four bytes for each value,
+//! twelve for each array and object, and eight for each member of an object large enough for a search list: at most
+//! four times the bytes of the text, and twelve.
 
 mod build;
 mod digest;
@@ -22,17 +22,17 @@ pub(crate) use node::{TapeJson, TapeNode};
 
 /// Set in the first word of an array or object; the other bits are the offset of its bracket.
 const CONTAINER: u32 = 1 << 31;
-/// Words of an array or object before what it holds: where it begins, the word behind it, how many it holds.
+/// Words of an array or object before its contents: its offset, the index of the word after it, its length.
 const HEAD_WORDS: u32 = 3;
-/// Members from which an object has a list of them in the order of [`name_hash`].
+/// Members from which on an object has a list of them in the order of [`name_hash`].
 const SEARCHED_MEMBERS: u32 = 17;
-/// Words of that list for each member: the hash of the name, and where the name is.
+/// Words of that list for each member: the hash of the name, and the index of the name.
 const SEARCH_WORDS: u32 = 2;
-/// Nested arrays and objects that are read: as many as serde_json reads.
+/// The limit of nested arrays and objects: that of serde_json.
 pub(crate) const NESTING_MAX: usize = 128;
 /// Bytes that a tree may always have, whatever its text is: 14,563 values.
 pub(crate) const TREE_BYTES_FREE: usize = 2 << 20;
-/// How many times the bytes of its text a larger tree may have.
+/// The factor of the bytes of its text that a larger tree may have.
 pub(crate) const TREE_FACTOR: usize = 4;
 
 /// The table of one text.
@@ -42,7 +42,7 @@ pub(crate) struct Tape<'t> {
     words: Vec<u32>,
 }
 
-/// What a text has in it, counted before anything is made of it.
+/// The contents of a text, counted before the table is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TapeSize {
     /// Values of every kind.
@@ -52,7 +52,7 @@ pub(crate) struct TapeSize {
 }
 
 impl TapeSize {
-    /// Counts.
+    /// Counts a text's values.
     ///
     /// # Errors
     /// `INVALID_INPUT` where the text nests too deep, is too long, or holds a number beyond `f64`.
@@ -65,28 +65,29 @@ impl TapeSize {
         self.words.saturating_mul(size_of::<u32>())
     }
 
-    /// Bytes of the tree, but for what its strings hold: at most those of the text. Lists grow by doubling.
+    /// Bytes of the tree, without the contents of its strings, which have at most the bytes of the text. Lists grow
+    /// by doubling.
     pub(crate) fn tree_bytes(self) -> usize {
         self.values.saturating_mul(2 * size_of::<Value>())
     }
 }
 
 impl<'t> Tape<'t> {
-    /// Looks at `text` by its table, which counts against `memory` meanwhile.
+    /// Reads `text` by its table, which counts against `memory` meanwhile.
     ///
     /// # Errors
-    /// `INVALID_INPUT` where no tree could be made of the text; what `memory` says.
-    pub(crate) fn look<T>(
+    /// `INVALID_INPUT` where the text does not make a tree; the error of `memory`.
+    pub(crate) fn read<T>(
         text: &'t [u8],
         memory: Option<&Arc<dyn InputMemory>>,
-        look: impl FnOnce(TapeNode<'_>) -> T,
+        read: impl FnOnce(TapeNode<'_>) -> T,
     ) -> Result<T, CallError> {
         let size = TapeSize::measure(text)?;
         let _taken = InputReservation::new(memory, size.tape_bytes())?;
-        Ok(look(Self::new(text, size)?.root()))
+        Ok(read(Self::new(text, size)?.root()))
     }
 
-    /// Of text whose `size` was counted.
+    /// The table of a text with a counted `size`.
     ///
     /// # Errors
     /// `INVALID_INPUT` where the text is not UTF-8.

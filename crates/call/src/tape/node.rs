@@ -13,27 +13,27 @@ use super::same;
 use super::{CONTAINER, HEAD_WORDS, SEARCH_WORDS, SEARCHED_MEMBERS, Tape};
 use crate::json::string_end;
 
-/// Where a node stands that is the name of a member, and in no table.
+/// The index of a node that is the name of a member, and in no table.
 const NAME: u32 = u32::MAX;
 
-/// Bytes that one byte of a string takes at most where it is written with escapes: `\u0061`.
+/// The most bytes that one byte of a string takes where it is written with escapes: `\u0061`.
 const ESCAPED_BYTES_MAX: usize = 6;
 
-/// Text with its table, to the validator.
+/// The validator's type for text with its table.
 #[derive(Debug)]
 pub(crate) struct TapeJson;
 
 /// One value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TapeNode<'t> {
-    /// The whole text; of a name, its characters.
+    /// The whole text; for a name, its characters.
     text: &'t str,
     words: &'t [u32],
-    /// The first of its words.
+    /// The index of its first word.
     at: u32,
 }
 
-/// What a validator looks for in objects.
+/// A name that a validator looks up in objects.
 pub(crate) struct TapeKey {
     name: Box<str>,
     hash: u32,
@@ -64,13 +64,13 @@ impl<'t> TapeNode<'t> {
             .unwrap_or_default()
     }
 
-    /// The text from where it begins.
+    /// The text from its offset on.
     fn rest(&self) -> &'t str {
         let from = (self.word() & !CONTAINER) as usize;
         self.text.get(from..).unwrap_or_default()
     }
 
-    /// The byte that it begins with; 0 for a name.
+    /// Its first byte; 0 for a name.
     fn first(&self) -> u8 {
         match self.at {
             NAME => 0,
@@ -89,7 +89,7 @@ impl<'t> TapeNode<'t> {
         Self { at, ..*self }
     }
 
-    /// The string without its escapes; `None` for a value that is no string.
+    /// The string without its escapes; `None` for a value that is not a string.
     pub(super) fn string(&self) -> Option<Cow<'t, str>> {
         if self.at == NAME {
             return Some(Cow::Borrowed(self.text));
@@ -97,7 +97,7 @@ impl<'t> TapeNode<'t> {
         (self.first() == b'"').then(|| unquoted(self.rest()))
     }
 
-    /// Gives a string as it reads, in parts; nothing of what is no string. No copy is made of one with escapes.
+    /// Passes a string on as it reads, in parts, and nothing for other values. It copies no string with escapes.
     pub(super) fn parts(&self, mut part: impl FnMut(&str)) {
         if self.at == NAME {
             return part(self.text);
@@ -119,8 +119,8 @@ impl<'t> TapeNode<'t> {
         part(rest);
     }
 
-    /// Whether it is a string that reads as `text`. Takes time by the length of `text`, never by its own: what a
-    /// schema compares is short, and a string from outside may have megabytes.
+    /// Whether it is a string that reads as `text`. Takes time by the length of `text`, never by its own: schemas
+    /// compare short texts, and a string from outside may have megabytes.
     fn reads_as(&self, text: &str) -> bool {
         if self.at == NAME {
             return self.text == text;
@@ -162,7 +162,7 @@ impl<'t> TapeNode<'t> {
             })
     }
 
-    /// The value as a tree; only where it is known to be small.
+    /// The value as a tree; only for values known to be small.
     pub(crate) fn tree(&self) -> Value {
         if self.at == NAME {
             return Value::String(self.text.to_owned());
@@ -183,13 +183,14 @@ impl<'t> TapeNode<'t> {
     }
 }
 
-/// What stands between the quotes, as it is written.
+/// The text between the quotes, as it is written.
 fn quoted(rest: &str) -> &str {
     let end = string_end(rest.as_bytes(), 0).saturating_sub(1);
     rest.get(1..end).unwrap_or_default()
 }
 
-/// What the escape stands for that `text` begins with, and what is behind it: `None` for half a pair of two.
+/// The character of the escape that `text` begins with, and the rest after it; `None` for one half of a surrogate
+/// pair.
 fn unescaped(text: &str) -> (Option<char>, &str) {
     let plain = match text.as_bytes().get(1) {
         Some(b'b') => '\u{8}',
@@ -221,7 +222,7 @@ fn from_hex(text: &str) -> (Option<char>, &str) {
     }
 }
 
-/// What stands between quotes.
+/// The text between quotes, decoded.
 pub(super) fn unquoted(quoted: &str) -> Cow<'_, str> {
     let quoted = &quoted[..string_end(quoted.as_bytes(), 0)];
     if quoted.contains('\\')
@@ -243,7 +244,7 @@ fn quotes(quoted: &str, text: &str) -> bool {
         Some(b'"') => return false,
         Some(_) => {}
     }
-    // Both quotes, and one byte to see that the string goes on.
+    // Both quotes, and one byte that shows whether the string goes on.
     let most = text.len() * ESCAPED_BYTES_MAX + 3;
     let window = &bytes[..most.min(bytes.len())];
     let end = string_end(window, 0);
@@ -251,12 +252,12 @@ fn quotes(quoted: &str, text: &str) -> bool {
     !goes_on && quoted.get(..end).is_some_and(|own| unquoted(own) == text)
 }
 
-/// What an array or object holds that was not looked at yet.
+/// The contents of an array or object that the caller has not read yet.
 #[derive(Clone, Debug)]
 pub(crate) struct UnparsedItems<'t> {
     next: TapeNode<'t>,
     left: u32,
-    /// The word behind all of it.
+    /// The index of the word after the contents.
     end: u32,
 }
 
@@ -274,8 +275,9 @@ impl<'t> UnparsedItems<'t> {
         Some((name, value))
     }
 
-    /// Of an object that was not looked at yet.
+    /// A member of an object that the caller has not read yet.
     pub(super) fn member(&self, key: &TapeKey) -> Option<TapeNode<'t>> {
+        // Few members are compared faster than hashed.
         if self.left < SEARCHED_MEMBERS {
             let mut members = self.clone();
             while let Some((name, value)) = members.next_member() {
@@ -297,7 +299,7 @@ impl<'t> UnparsedItems<'t> {
         found.next().map(|name| name.within(name.at + 1))
     }
 
-    /// Of an object, whatever it is looked up by.
+    /// A member of an object, by a name without a prepared key.
     pub(super) fn get_named(&self, name: &str) -> Option<TapeNode<'t>> {
         self.member(&TapeKey::new(name))
     }

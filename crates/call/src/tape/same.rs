@@ -1,4 +1,4 @@
-//! Which values are the same, whatever way they are written.
+//! Decides which values are the same, whatever way they are written.
 
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::LazyLock;
@@ -13,22 +13,22 @@ use super::node::{TapeNode, UnparsedItems, unquoted};
 /// Random keys: a peer that sends names cannot know which of them collide.
 static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// Values that are compared before more are.
+/// The number of values that the first pass compares.
 const FIRST_COMPARED: usize = 1024;
-/// And how many times as many then.
+/// The factor of the next passes.
 const MORE_COMPARED: usize = 16;
 
 pub(super) fn hash_of(name: &str) -> u32 {
     KEYS.hash_one(name) as u32
 }
 
-/// Of the name whose quote stands where `word` says.
+/// The hash of the name whose quote has the offset in `word`.
 pub(super) fn name_hash(text: &str, word: u32) -> u32 {
     let from = (word & !CONTAINER) as usize;
     hash_of(&unquoted(text.get(from..).unwrap_or_default()))
 }
 
-/// The same for values that are the same.
+/// Equal for values that are the same.
 fn hash(node: &TapeNode<'_>) -> u64 {
     let mut state = KEYS.build_hasher();
     let kind = node.json_type();
@@ -45,6 +45,7 @@ fn hash(node: &TapeNode<'_>) -> u64 {
             let mut members = node.as_object();
             while let Some((name, value)) = members.as_mut().and_then(UnparsedItems::next_member) {
                 let name = name.string().unwrap_or_default();
+                // A sum does not depend on the order, unlike a running hash.
                 all = all.wrapping_add(KEYS.hash_one((name, hash(&value))));
             }
             all.hash(&mut state);
@@ -63,8 +64,8 @@ fn hash(node: &TapeNode<'_>) -> u64 {
     state.finish()
 }
 
-/// A number without a fraction, up to those of 64 bits: 1 and 1.0 are one number, and so are 0 and -0. Exact, since
-/// a thousand integers near 2^63 are one `f64`, and values with one hash are compared pairwise.
+/// A number without a fraction, up to 64 bits: 1 and 1.0 are one number, and so are 0 and -0. Exact, since a thousand
+/// integers near 2^63 are one `f64`, and values with one hash are compared pairwise.
 fn whole(number: &Number) -> Option<i128> {
     if let Some(number) = number.as_u64() {
         return Some(number.into());
@@ -73,8 +74,8 @@ fn whole(number: &Number) -> Option<i128> {
         return Some(number.into());
     }
     let number = number.as_f64()?;
-    let fits = number.fract() == 0.0 && number.abs() <= u64::MAX as f64;
-    fits.then_some(number as i128)
+    let is_whole = number.fract() == 0.0 && number.abs() <= u64::MAX as f64;
+    is_whole.then_some(number as i128)
 }
 
 fn same(one: &TapeNode<'_>, other: &TapeNode<'_>) -> bool {
@@ -112,8 +113,8 @@ fn same(one: &TapeNode<'_>, other: &TapeNode<'_>) -> bool {
     }
 }
 
-/// Whether no two of the values are the same. The more are compared at once the more memory it takes: the first
-/// few come first, since where there are many that are short, two of them are the same.
+/// Whether no two of the values are the same. A longer pass takes more memory, so the first one is short: where there
+/// are many short values, two of the first ones are the same.
 pub(super) fn all_differ(items: &UnparsedItems<'_>) -> bool {
     let mut most = FIRST_COMPARED;
     loop {
@@ -141,6 +142,7 @@ pub(super) fn all_differ(items: &UnparsedItems<'_>) -> bool {
         if compared == items.count_left() {
             return true;
         }
+        // The passes grow fast: all of them together take little more than the last.
         most = most.saturating_mul(MORE_COMPARED);
     }
 }

@@ -4,15 +4,15 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn with<T>(text: &str, look: impl FnOnce(TapeNode<'_>) -> T) -> T {
+fn with<T>(text: &str, read: impl FnOnce(TapeNode<'_>) -> T) -> T {
     let size = TapeSize::measure(text.as_bytes()).expect("it is read");
     let tape = Tape::new(text.as_bytes(), size).expect("it is UTF-8");
     assert_eq!(tape.words.len(), size.words, "{text}");
     assert_eq!(tape.words.capacity(), size.words, "{text}");
-    look(tape.root())
+    read(tape.root())
 }
 
-/// Any value, written in any of many ways.
+/// Every kind of value, written in any of many ways.
 fn values() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -33,7 +33,7 @@ fn values() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn it_says_what_the_tree_says(value in values(), other in values()) {
+    fn a_tape_reads_as_the_tree_does(value in values(), other in values()) {
         for text in [value.to_string(), serde_json::to_string_pretty(&value).expect("JSON")] {
             with(&text, |node| {
                 assert_eq!(node.tree(), value);
@@ -61,8 +61,8 @@ proptest! {
             let tree = jsonschema::validator_for(&schema).expect("a schema");
             let own = jsonschema::options_for::<TapeJson>().build(&schema).expect("a schema");
             let text = value.to_string();
-            let said = with(&text, |node| own.is_valid(node));
-            prop_assert_eq!(said, tree.is_valid(&value), "{} {}", schema, text);
+            let result = with(&text, |node| own.is_valid(node));
+            prop_assert_eq!(result, tree.is_valid(&value), "{} {}", schema, text);
         }
     }
 }
@@ -161,7 +161,7 @@ fn what_no_tree_could_be_made_of_is_refused() {
     assert!(TapeSize::measure(deep(NESTING_MAX + 1).as_bytes()).is_err());
 }
 
-/// Text that no parser let through is misread, and nothing worse.
+/// A text that no parser has checked is misread, and nothing worse happens.
 #[test]
 fn nonsense_ends() {
     for text in [

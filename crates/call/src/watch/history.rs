@@ -1,11 +1,11 @@
-//! What operations there are, and what changed lately.
+//! The present operations, and their last changes.
 //!
-//! A watcher keeps nothing but the number of the last change that it heard of. What it needs to hear of the changes
-//! since then is kept here once for all watchers, within [`WATCH_HISTORY_BYTES`] and [`WATCH_STEPS_MAX`]: names, and the
-//! rules that they had before and after. A watcher that is further behind gets the whole list of the source that changed.
+//! A watcher stores only the number of the last change that it received. This module stores the changes since then
+//! once for all watchers, within [`WATCH_HISTORY_BYTES`] and [`WATCH_STEPS_MAX`]: names, and their rules before and
+//! after. A watcher that is further behind gets the whole list of the source that changed.
 //!
-//! Each change says what it led from and to, so that a watcher that is behind looks at each change once, whatever came
-//! after it. It takes what it missed in turns, and looks at it when it has given the lock back.
+//! Each change has its state before and after, so that a watcher that is behind goes through each change once,
+//! whatever came after it. It takes the missed changes in turns, and goes through them after it released the lock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -18,25 +18,25 @@ use crate::access::AccessControl;
 use crate::limits::{PEERS_MAX, WATCH_HISTORY_BYTES, WATCH_STEPS_MAX};
 use crate::spec::OperationSpec;
 
-/// Sources that are kept at most: this node, every peer attached, and as many that are gone.
+/// The limit of sources: this node, every attached peer, and as many that are gone.
 const SOURCES_MAX: usize = 1 + 2 * PEERS_MAX;
-/// Operations of the changes that a watcher takes in one turn, after which other tasks have theirs. A turn has more only
-/// where one change has more by itself, which an import bounds, or where the watcher gets a whole list.
+/// Operations of the changes that a watcher takes in one turn, after which other tasks have theirs. A turn has more
+/// only where one change has more by itself, which an import bounds, or where the watcher gets a whole list.
 pub(super) const TURN_OPERATIONS_MAX: usize = 1024;
-/// Bytes that one operation in a step counts for beside its name and its rule.
+/// Bytes that one operation in a step counts for, apart from its name and its rule.
 const ENTRY_BYTES: usize = 80;
-/// Bytes that a step counts for beside what is in it.
+/// Bytes that a step counts for, apart from its contents.
 const STEP_BYTES: usize = 128;
 
-/// Whether a watcher may hear of operations with this rule.
+/// Whether a watcher may see operations with this rule.
 pub(super) type AccessFilter<'a> = &'a dyn Fn(&AccessControl) -> bool;
 
 /// The operations of this node and of its peers, and their last changes.
 #[derive(Debug, Default)]
 pub(super) struct RegistryHistory {
-    /// By whose they are: `None` are this node's own.
+    /// By the peer that serves them: `None` are this node's own.
     sources: BTreeMap<Option<PeerId>, OperationSource>,
-    /// Whose change each number is, of those that some source still has.
+    /// The source of each change, of those that some source still has.
     order: BTreeMap<u64, Option<PeerId>>,
     last: u64,
     /// The last change of a peer that is gone and forgotten.
@@ -55,27 +55,27 @@ impl RegistryHistory {
         own.map_or("", |own| &own.registry)
     }
 
-    /// The operations of a source are these from now on. Returns whether that is a change.
+    /// Replaces the operations of a source. Returns whether that is a change.
     pub(super) fn set<'a>(
         &mut self,
-        whose: Option<&PeerId>,
+        owner: Option<&PeerId>,
         registry: &str,
         specs: impl IntoIterator<Item = &'a OperationSpec>,
     ) -> bool {
         let rule = |spec: &'a OperationSpec| (spec.name.as_str(), &spec.access_control);
         let rules: BTreeMap<_, _> = specs.into_iter().map(rule).collect();
-        let whose = whose.cloned();
-        if !self.sources.contains_key(&whose) && rules.is_empty() && registry.is_empty() {
+        let owner = owner.cloned();
+        if !self.sources.contains_key(&owner) && rules.is_empty() && registry.is_empty() {
             return false;
         }
         let serial = self.last + 1;
-        let source = self.sources.entry(whose.clone()).or_default();
+        let source = self.sources.entry(owner.clone()).or_default();
         if !source.set(serial, registry, &rules) {
             return false;
         }
         let forgotten = source.forget_beyond(WATCH_STEPS_MAX);
         self.last = serial;
-        self.order.insert(serial, whose);
+        self.order.insert(serial, owner);
         if let Some(forgotten) = forgotten {
             self.order.remove(&forgotten);
         }
@@ -84,7 +84,7 @@ impl RegistryHistory {
         true
     }
 
-    /// Forgets changes until the rest is within bounds, the oldest of the source with most first: a source that changes
+    /// Forgets changes until the rest is within bounds, the oldest of the largest source first: a source that changes
     /// much takes nothing from the others.
     fn trim(&mut self) {
         let mut bytes: usize = self.sources.values().map(|source| source.bytes).sum();
@@ -101,14 +101,15 @@ impl RegistryHistory {
         }
     }
 
-    /// Forgets peers that are gone, those that went first before others, where there are too many.
+    /// Forgets peers that are gone where there are too many, in the order in which they went.
     fn forget_gone(&mut self) {
         while self.sources.len() > SOURCES_MAX {
-            let gone = self.sources.iter().filter(|(whose, source)| {
-                whose.is_some() && source.rules.is_empty() && source.registry.is_empty()
+            let gone = self.sources.iter().filter(|(owner, source)| {
+                owner.is_some() && source.rules.is_empty() && source.registry.is_empty()
             });
             let first = gone.min_by_key(|(_, source)| source.last());
-            let Some(first) = first.map(|(whose, _)| whose.clone()) else {
+            // Every other source is attached, and the table of peers bounds those.
+            let Some(first) = first.map(|(owner, _)| owner.clone()) else {
                 return;
             };
             if let Some(source) = self.sources.remove(&first) {
@@ -120,85 +121,86 @@ impl RegistryHistory {
         }
     }
 
-    /// What a watcher looks at next that has heard of every change up to number `seen`, which is moved on. Several changes
-    /// of one source in a row are taken together, up to [`TURN_OPERATIONS_MAX`]. `lists` says whether the watcher hears of
-    /// peers.
+    /// The next changes for a watcher that has received every change up to number `seen`, which this moves on. It
+    /// takes several changes of one source in a row together, up to [`TURN_OPERATIONS_MAX`]. `lists` says whether the
+    /// watcher gets changes of peers.
     pub(super) fn next(&self, seen: &mut u64, lists: bool) -> HistoryTurn {
+        // The missed changes may include removed operations, which no present list shows.
         if lists && *seen < self.forgotten {
             *seen = self.last;
             return HistoryTurn::Forgotten;
         }
-        let Some((whose, to)) = self.in_a_row(*seen, lists) else {
+        let Some((owner, to)) = self.in_a_row(*seen, lists) else {
             *seen = self.last;
             return HistoryTurn::UpToDate;
         };
-        let source = self.sources.get(&whose);
+        let source = self.sources.get(&owner);
         let (last, missed) = source.map_or_else(Default::default, |it| it.missed(*seen, to));
-        // A watcher always comes further.
+        // Every turn moves the watcher on.
         *seen = last.max(*seen + 1);
-        HistoryTurn::Missed(MissedChanges { whose, ..missed })
+        HistoryTurn::Missed(MissedChanges { owner, ..missed })
     }
 
-    /// The source with the first change after number `seen`, and the last of its changes before one of another source.
+    /// The source of the first change after number `seen`, and the last of its changes before one of another source.
     fn in_a_row(&self, seen: u64, lists: bool) -> Option<(Option<PeerId>, u64)> {
         if !lists {
-            // Changes of peers are none for this watcher, however many.
+            // The changes of peers do not concern this watcher, however many there are.
             let last = self.sources.get(&None)?.last();
             return (last > seen).then_some((None, last));
         }
         let mut since = self.order.range((Excluded(seen), Unbounded));
-        let (first, whose) = since.next()?;
-        let in_a_row = since.take_while(|(_, other)| *other == whose);
+        let (first, owner) = since.next()?;
+        let in_a_row = since.take_while(|(_, other)| *other == owner);
         let to = in_a_row.last().map_or(*first, |(serial, _)| *serial);
-        Some((whose.clone(), to))
+        Some((owner.clone(), to))
     }
 }
 
-/// What a watcher has to do.
+/// The next work of a watcher.
 pub(super) enum HistoryTurn {
-    /// A change of a peer that the node has forgotten may be among those that the watcher missed.
+    /// The missed changes may include a change of a peer that the node has forgotten.
     Forgotten,
-    /// Look at these.
+    /// Go through these.
     Missed(MissedChanges),
-    /// Nothing new: the reader waits.
+    /// No new change: the reader waits.
     UpToDate,
 }
 
-/// Changes of one source in a row. They are looked at without the lock.
+/// Changes of one source in a row. A watcher goes through them without the lock.
 #[derive(Debug, Default)]
 pub(super) struct MissedChanges {
-    whose: Option<PeerId>,
-    /// Oldest first; none where one of them is forgotten.
+    owner: Option<PeerId>,
+    /// Oldest first; empty where one of them is forgotten.
     steps: Vec<Arc<ReplacedOperations>>,
     whole: Option<WholeSource>,
 }
 
-/// What there is of a source after the last of some changes.
+/// The state of a source after the last of some changes.
 #[derive(Debug)]
 struct WholeSource {
     registry: Arc<str>,
-    /// What there is now.
+    /// The present operations.
     rules: Arc<SourceRules>,
-    /// The changes that came after those, oldest first.
+    /// The changes after those, oldest first.
     later: Vec<Arc<ReplacedOperations>>,
 }
 
 impl MissedChanges {
-    /// What the watcher hears of them; nothing where they come to nothing for it.
+    /// The event for the watcher; `None` where the changes do not concern it.
     pub(super) fn change(self, shows: AccessFilter<'_>) -> Option<RegistryChange> {
         let change = match &self.whole {
             Some(whole) => Some(whole.change(shows)),
             None => self.difference(shows),
         };
         change.map(|change| RegistryChange {
-            peer: self.whose,
+            peer: self.owner,
             ..change
         })
     }
 
     fn difference(&self, shows: AccessFilter<'_>) -> Option<RegistryChange> {
         let (first, last) = (self.steps.first()?, self.steps.last()?);
-        // Of each operation the first change and the last.
+        // The first and the last change of each operation.
         let mut rules = BTreeMap::<&str, (&ReplacedRule, &ReplacedRule)>::new();
         for (name, rule) in self.steps.iter().flat_map(|step| &step.rules) {
             let known = rules.entry(name);
@@ -248,7 +250,7 @@ impl WholeSource {
     }
 }
 
-/// Operations of a source by name, and who may hear of each.
+/// Operations of a source by name, and the rule of each.
 type SourceRules = BTreeMap<Arc<str>, Arc<AccessControl>>;
 
 /// The operations of this node or of one peer.
@@ -256,7 +258,7 @@ type SourceRules = BTreeMap<Arc<str>, Arc<AccessControl>>;
 struct OperationSource {
     registry: Arc<str>,
     rules: Arc<SourceRules>,
-    /// What changed, oldest first. Only of the first it may be forgotten what.
+    /// The changes, oldest first. Only the first may have lost its contents.
     steps: VecDeque<HistoryStep>,
     /// Bytes of the steps.
     bytes: usize,
@@ -266,27 +268,27 @@ struct OperationSource {
 #[derive(Debug)]
 struct HistoryStep {
     serial: u64,
-    /// `None` where that is forgotten.
+    /// `None` where the contents are forgotten.
     replaced: Option<Arc<ReplacedOperations>>,
 }
 
-/// What a change replaced, and by what.
+/// The rules before and after a change.
 #[derive(Debug)]
 struct ReplacedOperations {
-    /// The hash of before.
+    /// The hash before the change.
     before: Arc<str>,
-    /// The hash of after.
+    /// The hash after the change.
     after: Arc<str>,
-    /// Of each operation that was changed.
+    /// The rules of each changed operation.
     rules: BTreeMap<Arc<str>, ReplacedRule>,
     bytes: usize,
 }
 
-/// A rule that was replaced. `None` stands for no operation of the name.
+/// A replaced rule. `None` stands for no operation of the name.
 #[derive(Debug)]
 struct ReplacedRule {
     before: Option<Arc<AccessControl>>,
-    /// The next change of the name has it as its rule of before, or it is in force: it takes no room of its own.
+    /// The next change of the name has it as its earlier rule, or it is in force: it takes no room of its own.
     after: Option<Arc<AccessControl>>,
 }
 
@@ -339,6 +341,7 @@ impl OperationSource {
             };
             (Arc::clone(name), of_name)
         }));
+        // An import often reads what the node has already: watchers need no notice of that.
         if replaced.is_empty() && *self.registry == *registry {
             return false;
         }
@@ -353,7 +356,7 @@ impl OperationSource {
         true
     }
 
-    /// Forgets what its oldest change was. Returns the number of one that nothing tells of any more.
+    /// Forgets the contents of its oldest change. Returns the number of a change of which nothing is left.
     fn forget_oldest(&mut self) -> Option<u64> {
         let gone = match self.is_first_forgotten() {
             true => self.steps.pop_front(),
@@ -366,11 +369,11 @@ impl OperationSource {
         gone.map(|step| step.serial)
     }
 
-    /// Forgets the oldest change where more than `most` are kept, of which the last is new. Returns as
+    /// Forgets the oldest change where there are more than `most`, of which the last is new. Returns as
     /// [`forget_oldest`](Self::forget_oldest).
     fn forget_beyond(&mut self, most: usize) -> Option<u64> {
-        let kept = self.steps.len() - usize::from(self.is_first_forgotten());
-        match kept > most {
+        let known = self.steps.len() - usize::from(self.is_first_forgotten());
+        match known > most {
             true => self.forget_oldest(),
             false => None,
         }
@@ -381,11 +384,13 @@ impl OperationSource {
         first.is_some_and(|step| step.replaced.is_none())
     }
 
-    /// Its changes after number `from` up to number `to`, as far as one turn goes, and the number of the last of them.
+    /// Its changes after number `from` up to number `to`, as far as one turn goes, and the number of the last of
+    /// them.
     fn missed(&self, from: u64, to: u64) -> (u64, MissedChanges) {
-        let place = |serial| self.steps.partition_point(|step| step.serial <= serial);
-        let (start, end) = (place(from), place(to));
+        let index_after = |serial| self.steps.partition_point(|step| step.serial <= serial);
+        let (start, end) = (index_after(from), index_after(to));
         let mut missed = MissedChanges::default();
+        // The oldest missed change is forgotten: only the whole list is exact.
         if start == 0 && end > 0 && self.is_first_forgotten() {
             missed.whole = Some(self.whole(end));
             return (to, missed);
@@ -396,6 +401,7 @@ impl OperationSource {
                 continue;
             };
             operations += replaced.rules.len();
+            // At least one change a turn: otherwise a large one would block the watcher.
             if operations > TURN_OPERATIONS_MAX && !missed.steps.is_empty() {
                 break;
             }
@@ -405,7 +411,7 @@ impl OperationSource {
         (last, missed)
     }
 
-    /// What there was before the step with the index `end`.
+    /// The state before the step with the index `end`.
     fn whole(&self, end: usize) -> WholeSource {
         let later = self.steps.range(end..);
         let later: Vec<_> = later.filter_map(|step| step.replaced.clone()).collect();
@@ -428,7 +434,7 @@ impl RegistryHistory {
         self.sources.len()
     }
 
-    /// Changes of which it is kept what they were.
+    /// The changes whose contents are still known.
     pub(super) fn kept_steps(&self) -> usize {
         let steps = self.sources.values().flat_map(|source| &source.steps);
         steps.filter(|step| step.replaced.is_some()).count()
@@ -442,7 +448,7 @@ impl RegistryHistory {
 
 #[cfg(test)]
 impl MissedChanges {
-    /// Operations that the watcher looks at, as often as it does.
+    /// The operations that the watcher goes through, counted as often as it does.
     pub(super) fn operations(&self) -> usize {
         let whole = self.whole.iter();
         let now: usize = whole.clone().map(|whole| whole.rules.len()).sum();

@@ -1,5 +1,5 @@
-//! What is JSON, and what is an event: thousands of documents, well formed and spoilt, judged by
-//! this crate and by Python's `json`.
+//! Compares this crate with Python's `json` on what is JSON and what is an event, for thousands of documents, well
+//! formed and spoilt.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -7,12 +7,12 @@ use std::process::{Command, Stdio};
 use alknet_call::{Envelope, FrameBody};
 use serde_json::Value;
 
-/// How many documents.
+/// The number of documents.
 const DOCUMENTS: usize = 20_000;
-/// Nested arrays and objects that are taken; the script has the same number.
+/// The limit of nested arrays and objects; the script has the same number.
 const NESTING: usize = 32;
 
-/// What parsers disagree about.
+/// Texts about which parsers disagree.
 const NASTY: &[&str] = &[
     "NaN",
     "Infinity",
@@ -161,7 +161,7 @@ fn object(dice: &mut CallTestRng, depth: usize, count: usize) -> String {
     format!("{{{}}}", members.join(","))
 }
 
-/// Arrays within each other, on both sides of what is taken.
+/// Arrays within each other, on both sides of the limit.
 fn deep(dice: &mut CallTestRng) -> String {
     let levels = NESTING - 3 + dice.roll(5);
     let (open, close) = if dice.one_in(2) {
@@ -212,7 +212,7 @@ fn event(dice: &mut CallTestRng) -> String {
     format!("{{{}}}{}", members.join(","), space(dice))
 }
 
-/// Spoils a document in one place.
+/// Spoils a document at one point.
 fn spoil(dice: &mut CallTestRng, document: &mut Vec<u8>) {
     let at = dice.roll(document.len() + 1);
     let end = (at + dice.roll(4)).min(document.len());
@@ -233,7 +233,7 @@ fn spoil(dice: &mut CallTestRng, document: &mut Vec<u8>) {
     }
 }
 
-/// The document and what became of it, as the script reads them.
+/// The document and this crate's verdict, in the form that the script reads.
 fn record(document: &[u8], out: &mut Vec<u8>) {
     let body = FrameBody::parse(document.to_vec().into()).ok();
     let body = body.filter(|body| body.tail.is_none());
@@ -290,7 +290,7 @@ fn python_and_this_crate_agree_on_what_is_an_event() {
         lines.len(),
         &lines[..lines.len().min(9)]
     );
-    // Neither judges everything alike because everything is the same.
+    // Agreement would mean little if all documents had one verdict.
     let accepted = last["accepted"].as_u64().expect("a count") as usize;
     assert!(
         (DOCUMENTS / 10..DOCUMENTS * 4 / 5).contains(&accepted),

@@ -1,4 +1,4 @@
-//! What a peer announces costs nothing; only what it sends does.
+//! A peer's announcement costs nothing; only the bytes that it sends do.
 
 use crate::common::*;
 use alknet_call::FrameReader;
@@ -29,14 +29,14 @@ async fn measure() {
         ..PeerLimits::AUTHENTICATED
     };
     let node = CallTestNode::with_limits(limits);
-    // What is reserved and not touched is not resident: it is counted where frames are put together.
+    // Reserved memory that the process has not touched is not resident: the frame tests count it.
     let mut frames = FrameReader::new();
     frames.push(ANNOUNCED);
     frames.push(Bytes::from_static(b"{"));
     assert_eq!(frames.next_frame(FRAME_BYTES_MAX), Ok(None));
     let held = frames.held_bytes();
     assert!((1..1 << 20).contains(&held), "{held} bytes are held");
-    // Whatever a connection costs by itself is paid first.
+    // The measurement begins after the cost of the connection itself.
     drop(RawPeer::new(node.serve(Carriage::Memory, None).0).await);
     for who in [None, Some(identity("peer", &[]))] {
         let before = resident();

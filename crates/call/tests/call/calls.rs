@@ -45,7 +45,7 @@ async fn every_failure_has_its_code() {
             ("test/panic", json!(null), "INTERNAL"),
             ("test/undeclared", json!(null), "INTERNAL"),
             ("test/big", json!(2 << 20), "PAYLOAD_TOO_LARGE"),
-            // Access comes before the schema: the input is no string either.
+            // Access comes before the schema: the input is not a string either.
             ("test/admin", json!(1), "FORBIDDEN"),
         ] {
             let error = soon(client.call(operation, &input))
@@ -81,17 +81,17 @@ async fn tokens_replace_the_connections_identity() {
         auth_token: Some(token.to_owned()),
         ..CallOptions::default()
     };
-    let stranger = node.client(Carriage::Memory, None);
+    let unknown_peer = node.client(Carriage::Memory, None);
     let call = |client: CallConnection, options| async move {
         let input = json!("x");
         soon(client.call_with("test/admin", &input, &options)).await
     };
     let none = CallOptions::default();
-    let error = call(stranger.clone(), none.clone())
+    let error = call(unknown_peer.clone(), none.clone())
         .await
         .expect_err("nobody");
     assert_eq!(error.code, ErrorCode::Unauthenticated);
-    let answer = call(stranger, with("good"))
+    let answer = call(unknown_peer, with("good"))
         .await
         .expect("the token's identity");
     assert_eq!(*answer.value(), json!("token"));
@@ -176,7 +176,7 @@ async fn deadlines_drop_the_handler() {
         let node = CallTestNode::new();
         let client = node.client(carriage, None);
         let options = CallOptions {
-            // Enough for the handler to start.
+            // Enough time for the handler to start.
             timeout: Some(deadline(Duration::from_millis(20))),
             ..CallOptions::default()
         };
@@ -206,14 +206,14 @@ async fn deadlines_drop_the_handler() {
 }
 
 /// The client of the other tests ends its calls by itself as well, a moment later, and its abort drops the handler,
-/// too: this one only waits.
+/// too. This client only waits.
 #[tokio::test]
 async fn a_node_keeps_to_the_deadline_of_a_caller_that_only_waits() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let (dialled, _served) = node.serve(carriage, None);
         let mut peer = RawPeer::new(dialled).await;
-        // Enough for the handler to start.
+        // Enough time for the handler to start.
         let enough = deadline(Duration::from_millis(20));
         let payload = json!({
             "operationId": "/test/hang",
@@ -264,7 +264,7 @@ async fn a_slow_reader_holds_the_source_back() {
             .await
             .expect("started");
         soon(events.next()).await.expect("more").expect("an event");
-        // Other calls go on, and the source stands still once everything on the way is full.
+        // Other calls go on, and the source stops once every buffer on the way is full.
         let mut before = 0;
         loop {
             for _ in 0..50 {
@@ -351,7 +351,7 @@ async fn the_other_side_can_call_back() {
 }
 
 #[tokio::test]
-async fn operations_are_listed_for_those_who_may_call_them() {
+async fn operations_are_listed_for_callers_that_may_call_them() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let guest = node.client(carriage, None);
@@ -422,7 +422,7 @@ async fn listings_come_in_pages() {
 }
 
 #[tokio::test]
-async fn mixed_answers_go_to_those_who_understand_them() {
+async fn mixed_answers_go_to_peers_that_understand_them() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
         let client = node.client(carriage, None);
@@ -430,7 +430,7 @@ async fn mixed_answers_go_to_those_who_understand_them() {
             .await
             .expect("an answer");
         assert_eq!(*answer.value(), json!({ "data": "YmM=" }));
-        // Once it knows that the node takes binary data, its next request says that it does, too.
+        // Once the client knows that the node takes binary data, its next request announces that it does, too.
         soon(client.operations("")).await.expect("a list");
         let answer = soon(client.call("test/mixed", &json!(null))).await;
         let answer = answer.expect("an answer");

@@ -1,4 +1,4 @@
-//! Operations that call operations: by whose authority, how far, and how they end.
+//! Operations that call operations: their authority, their reach, and how they end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::common::*;
 
-/// An operation that calls whatever its input names: `{"op", "input"?}`.
+/// An operation that calls the one that its input names: `{"op", "input"?}`.
 fn calls(name: &str, authority: CompositionAuthority, reach: ScopedPeerEnv) -> Registration {
     let spec = OperationSpec::query(name, "Calls another.");
     Registration::new(spec, HandlerKind::once(relay)).composing(authority, reach)
@@ -29,7 +29,7 @@ pub(crate) fn query(name: &str) -> OperationSpec {
     OperationSpec::query(name, "For tests.")
 }
 
-/// Answers with what it sees of its context.
+/// Answers with the context that it sees.
 pub(crate) fn mirror(spec: OperationSpec) -> Registration {
     Registration::new(
         spec,
@@ -56,7 +56,7 @@ pub(crate) fn mirror(spec: OperationSpec) -> Registration {
     )
 }
 
-/// The right to know this.
+/// The right to know this secret.
 fn door(secret: &str) -> Capabilities {
     let (door, filler) = capability("door", CapabilityKind::Bytes, Arc::new(|| true));
     filler.fill(CapabilityBackend::Bytes(Secret::new(
@@ -106,7 +106,7 @@ async fn composition_works_by_authority_and_only_within_its_reach() {
     for carriage in CARRIAGES {
         let node = node(files());
         let client = node.client(carriage, Some(identity("guest", &["nothing"])));
-        // The caller has no fs:read: the operation it may call has.
+        // The caller lacks fs:read, and the operation that it may call has it.
         assert_eq!(code(&client, "fs/read", json!(null)).await, "FORBIDDEN");
         let read = json!({"op": "fs/read"});
         let answer = soon(client.call("app/good", &read))
@@ -115,14 +115,14 @@ async fn composition_works_by_authority_and_only_within_its_reach() {
         assert_eq!(answer.value()["identity"], "guest");
         assert_eq!(answer.value()["internal"], true);
         assert_eq!(answer.value()["by"], "test");
-        // The other way round: what the caller may do is of no use to the operation.
+        // The other way round: the caller's rights are of no use to the operation.
         let reader = node.client(carriage, Some(identity("reader", &["fs:read"])));
         soon(reader.call("fs/read", &json!(null)))
             .await
             .expect("its scope");
         assert_eq!(code(&reader, "app/weak", read.clone()).await, "FORBIDDEN");
         assert_eq!(code(&reader, "app/far", read).await, "NOT_FOUND");
-        // Internal operations exist for operations only.
+        // Only operations can call internal operations.
         assert_eq!(code(&reader, "fs/secret", json!(null)).await, "NOT_FOUND");
         let secret = json!({"op": "/fs/secret"});
         soon(client.call("app/good", &secret))
@@ -133,7 +133,7 @@ async fn composition_works_by_authority_and_only_within_its_reach() {
     }
 }
 
-/// An operation asks on behalf of a caller who may do more than its author.
+/// An operation acts on behalf of a caller who may do more than its author.
 #[tokio::test]
 async fn an_operation_learns_only_what_it_may_call_itself() {
     let lists = || ScopedPeerEnv::new(["services/*", "fs/*"]);
@@ -161,12 +161,12 @@ async fn an_operation_learns_only_what_it_may_call_itself() {
         let shown = soon(client.call(operation, &schema)).await;
         assert_eq!(shown.is_ok(), is_shown, "{operation}: {shown:?}");
     }
-    // Every operation sees what every caller may call.
+    // Every operation sees the operations that every caller may call.
     let open = json!({"op": "services/schema", "input": {"name": "app/bare"}});
     assert!(soon(client.call("app/blind", &open)).await.is_ok());
 }
 
-/// A subscription that passes on what `services/watch` tells it.
+/// A subscription that passes on the events of `services/watch`.
 fn watches(name: &str, scopes: &[&str]) -> Registration {
     let spec = OperationSpec::subscription(name, "Watches.");
     let handler = HandlerKind::stream(|_, ctx: Ctx| {
@@ -215,13 +215,13 @@ async fn an_operation_that_watches_learns_only_what_it_may_call_itself() {
         };
         let mut names = vec!["fs/open"];
         if sees {
-            // What is of peers comes first, and only to what may list them.
+            // Changes of peers come first, and only to an operation that may list them.
             let change = next().await;
             assert_eq!(change.peer.as_ref(), Some(&worker));
             assert_eq!(change.added, ["fs/read", "gpu/run"]);
             names.push("fs/read");
         }
-        // A slow reader hears both changes as one, of which nothing is left but the hash.
+        // A slow reader gets both changes as one, which leaves only the hash.
         let mut change = next().await;
         assert_eq!(change.peer, None);
         while change.registry != "h3" {
@@ -256,7 +256,7 @@ async fn a_forged_originator_changes_nothing() {
             soon(weak).await.expect_err("no authority").code,
             ErrorCode::Forbidden
         );
-        // And nothing of the request reaches what is called below it.
+        // The call below gets nothing of the request either.
         let good = client.call_with("app/good", &read, &options);
         let seen = soon(good).await.expect("by authority");
         assert_eq!(seen.value()["forwarded_for"], Value::Null);
@@ -502,7 +502,7 @@ async fn a_session_stays_within_what_opened_it() {
             let through = |op: &str| json!({"op": "js/two", "input": {"op": op}});
             let read = inner.invoke("js/one", &through("fs/read")).await?;
             let unlisted = inner.invoke("js/one", &through("fs/secret")).await;
-            // A curated operation called by the session does not reach the session's own.
+            // A curated operation that the session calls does not reach the session's own operations.
             let outer = inner.invoke("app/outer", &json!({"op": "js/one"})).await;
             let outside = env.invoke("js/one", &Value::Null).await;
             let codes = [unlisted, outer, outside]

@@ -1,4 +1,4 @@
-//! What becomes of the calls below a request that ends.
+//! The fate of the calls below a request that ends.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use crate::common::*;
 use crate::composition::{authority, mirror, node, query};
 
-/// Calls `width` of itself, `depth` levels deep; the leaves hang. With `spawned` it calls from tasks
-/// that it does not await.
+/// Calls `width` of itself, `depth` levels deep; the leaves hang. With `spawned` it calls from tasks that it does not
+/// await.
 fn tree(probe: &Arc<OperationProbe>, width: u64) -> Registration {
     let probe = Arc::clone(probe);
     Registration::new(
@@ -47,7 +47,7 @@ fn tree(probe: &Arc<OperationProbe>, width: u64) -> Registration {
 
 #[tokio::test]
 async fn a_thousand_descendants_end_with_their_root() {
-    // Two below each, nine deep: 1022 below one, within what one request may have.
+    // Two calls below each, nine levels deep: 1022 below one request, within the limit.
     const DEPTH: u32 = 9;
     const ALL: usize = 2usize.pow(DEPTH + 1) - 1;
     for carriage in CARRIAGES {
@@ -72,7 +72,7 @@ async fn a_thousand_descendants_end_with_their_root() {
     }
 }
 
-/// What a tree of calls did.
+/// The observed steps of a tree of calls.
 #[derive(Default)]
 struct TreeObservation {
     finished: AtomicUsize,
@@ -88,7 +88,7 @@ fn continuing(probe: &Arc<OperationProbe>, seen: &Arc<TreeObservation>) -> Regis
             let (guard, seen) = (ProbeGuard::new(&p), Arc::clone(&s));
             async move {
                 guard.0.release.notified().await;
-                // Nothing new starts below a request that is over.
+                // No new call starts below a request that is over.
                 let late = ctx.env().invoke("app/echo", &json!(1)).await;
                 if let Err(error) = late {
                     seen.refused.lock().expect("no panics").push(error.code);
@@ -137,7 +137,7 @@ async fn who_continues_finishes_and_starts_nothing_new() {
             } else {
                 client.close(alknet_core::CloseCode::Normal, "");
             }
-            // The dependent one is dropped; the other waits to be released.
+            // The dependent call is dropped; the other waits for its release.
             probe.wait(|p| &p.dropped, 1).await;
             probe.release.notify_one();
             probe.wait(|p| &p.dropped, 2).await;
@@ -171,7 +171,7 @@ async fn who_continues_still_has_a_deadline() {
     let node = node(continuing(&probe, &seen));
     let client = node.client(Carriage::Memory, None);
     let options = CallOptions {
-        // Enough for the handler to start.
+        // Enough time for the handler to start.
         timeout: Some(deadline(Duration::from_millis(200))),
         ..CallOptions::default()
     };

@@ -1,4 +1,4 @@
-//! How connections end, and what becomes of the calls on them.
+//! How connections end, and the fate of the calls on them.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -80,7 +80,7 @@ async fn draining_lets_running_calls_finish() {
     }
 }
 
-/// What a node asks for itself holds its connections as well, and no longer than until it is answered.
+/// The node's own calls hold its connections as well, and no longer than until their answers.
 #[tokio::test]
 async fn a_drain_ends_with_the_last_call_of_the_node_itself() {
     for carriage in CARRIAGES {
@@ -148,7 +148,7 @@ async fn dropping_the_server_future_leaves_nothing_running() {
     }
 }
 
-/// Where there is one stream, its end alone would say that nothing more is asked, and no more.
+/// On a connection with one stream, the end of the stream would only mean that no more requests come.
 #[tokio::test]
 async fn dropping_a_connection_ends_its_calls() {
     for carriage in CARRIAGES {
@@ -191,7 +191,7 @@ async fn dropping_a_reconnecting_client_ends_its_calls() {
     }
 }
 
-/// A client whose only operation waits to be released.
+/// A client whose only operation waits for its release.
 fn hanging(probe: &Arc<OperationProbe>) -> CallClient {
     let p = Arc::clone(probe);
     let hangs = Registration::new(
@@ -228,8 +228,7 @@ async fn the_side_that_accepted_takes_its_calls_along_too() {
     }
 }
 
-/// A peer that takes nothing more cannot be told, and must not take the end of the stream for one
-/// in order.
+/// A peer that takes no more bytes cannot get a notice, and must not mistake the end of the stream for one in order.
 #[tokio::test]
 async fn a_peer_that_does_not_listen_is_cut_off() {
     let (dialled, accepted) = single_pair();
@@ -258,7 +257,7 @@ async fn a_peer_that_does_not_listen_is_cut_off() {
     assert!(end.is_err(), "it looks whole");
 }
 
-/// The client has no task left then that could tell the node.
+/// The client has no task left then that could notify the node.
 #[tokio::test]
 async fn a_runtime_that_ends_takes_its_calls_along() {
     for carriage in CARRIAGES {
@@ -285,7 +284,7 @@ async fn a_runtime_that_ends_takes_its_calls_along() {
     }
 }
 
-/// A connection that closes throws away what is on its way, and no task looks after a stream that has ended.
+/// A connection that closes loses the bytes on the way, and no task watches a stream that has ended.
 #[tokio::test]
 async fn a_drain_waits_for_answers_that_are_on_their_way() {
     let node = CallTestNode::patient();
@@ -305,7 +304,7 @@ async fn a_drain_waits_for_answers_that_are_on_their_way() {
     }
     let dispatcher = Arc::clone(&node.dispatcher);
     let drained = tokio::spawn(async move { dispatcher.drain().await });
-    // More than enough for a node that does not wait.
+    // More time than a node takes that does not wait.
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
@@ -316,7 +315,7 @@ async fn a_drain_waits_for_answers_that_are_on_their_way() {
     soon(served).await.expect("no panic").expect("a good end");
 }
 
-/// The next stream of the client's that asks for something, and the id of what it asks.
+/// The client's next stream with a request, and the id of the request.
 async fn asked(accepted: &Connection) -> (RawPeer, String) {
     let (send, recv) = soon(accepted.accept_bi()).await.expect("the client asks");
     let mut peer = RawPeer::on(accepted.clone(), send, recv);
@@ -325,8 +324,8 @@ async fn asked(accepted: &Connection) -> (RawPeer, String) {
     (peer, id)
 }
 
-/// Answers may come on another stream than the request's, so the end of a stream ends no request as long as the peer
-/// goes on. One that drains has answered then what it will answer.
+/// Answers may come on another stream than the request's, so the end of a stream ends no request while the peer goes
+/// on. A peer that drains has sent by then every answer that it will send.
 #[tokio::test]
 async fn a_request_on_a_stream_that_a_draining_peer_ends_fails_at_once() {
     for drains in [true, false] {
@@ -372,8 +371,8 @@ async fn a_request_on_a_stream_that_a_draining_peer_ends_fails_at_once() {
     }
 }
 
-/// A peer whose newer connection takes over may ask before it has heard of that: the request fails at its caller by the
-/// end of the stream, and must not run.
+/// A peer whose newer connection takes over may send a request before it gets the notice: the request fails at its
+/// caller by the end of the stream, and must not run.
 #[tokio::test]
 async fn a_request_behind_the_end_of_its_stream_does_not_run() {
     let node = CallTestNode::new();
@@ -382,7 +381,7 @@ async fn a_request_behind_the_end_of_its_stream_does_not_run() {
     let mut peer = RawPeer::new(dialled).await;
     peer.request("1", "/test/echo", json!(1)).await;
     assert_eq!(peer.event().await.2, json!({ "output": 1 }));
-    // What runs keeps the connection.
+    // The running call keeps the connection open.
     let mut runs = RawPeer::new(peer.connection.clone()).await;
     runs.request("2", "/test/hang", Value::Null).await;
     node.probe.wait(|p| &p.started, 1).await;

@@ -1,4 +1,4 @@
-//! What an operation learns of its request: whether callers could make it fail, and which of all requests it is.
+//! An operation's view of its request: whether callers could make it fail, and which of all requests it is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::common::*;
 use crate::composition::{authority, node, query};
 
-/// What an operation saw when what it called had ended.
+/// An operation's view after a call below it ended.
 #[derive(Debug, PartialEq, Eq)]
 struct ExcuseObservation {
     code: String,
@@ -36,7 +36,7 @@ impl ExcuseObservation {
 
 type ObservationReceiver = mpsc::UnboundedReceiver<ExcuseObservation>;
 
-/// An operation that calls what its input names, says what it saw, and fails in its own name.
+/// An operation that calls the one in its input, reports its view, and fails in its own name.
 fn sees(name: &str, seen: &mpsc::UnboundedSender<ExcuseObservation>) -> Registration {
     let seen = seen.clone();
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
@@ -49,7 +49,7 @@ fn sees(name: &str, seen: &mpsc::UnboundedSender<ExcuseObservation>) -> Registra
             };
             let env = ctx.env();
             let ended = env.invoke_with(op, &input.value()["input"], &options).await;
-            // The test may be over.
+            // The test may be over, and the send may fail.
             let _ = seen.send(ExcuseObservation::new(ended, &ctx));
             Err::<Value, _>(CallError::internal("in its own name"))
         }
@@ -58,7 +58,7 @@ fn sees(name: &str, seen: &mpsc::UnboundedSender<ExcuseObservation>) -> Registra
     Registration::new(query(name), handler).composing(authority(&[]), reach)
 }
 
-/// One that has more calls at once than one request may, and says what it saw of the first that ended.
+/// An operation with more calls at once than one request may have. It reports its view of the first that ended.
 fn crowds(name: &str, seen: &mpsc::UnboundedSender<ExcuseObservation>) -> Registration {
     let seen = seen.clone();
     let handler = HandlerKind::once(move |_, ctx: Ctx| {
@@ -71,7 +71,7 @@ fn crowds(name: &str, seen: &mpsc::UnboundedSender<ExcuseObservation>) -> Regist
             };
             let calls = (0..=COMPOSITION_CHILDREN_MAX).map(|_| hangs());
             let (ended, ..) = select_all(calls).await;
-            // The test may be over.
+            // The test may be over, and the send may fail.
             let _ = seen.send(ExcuseObservation::new(ended, &ctx));
             Err::<Value, _>(CallError::internal("in its own name"))
         }
@@ -80,7 +80,7 @@ fn crowds(name: &str, seen: &mpsc::UnboundedSender<ExcuseObservation>) -> Regist
     Registration::new(query(name), handler).composing(authority(&[]), reach)
 }
 
-/// One that answers what it is answered.
+/// An operation that passes the answer on.
 fn passes(name: &str) -> Registration {
     let handler = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let op = input.value()["op"].as_str().unwrap_or_default();
@@ -132,7 +132,7 @@ async fn ask(client: &CallConnection, operation: &str, input: &Value, timeout: O
     ended.expect_err("it fails in its own name");
 }
 
-/// Whatever the operations between make of it.
+/// Whatever error the operations in between make of it.
 #[tokio::test]
 async fn want_of_room_excuses_everything_above_and_nothing_else() {
     let (node, mut seen) = lab();
@@ -148,7 +148,7 @@ async fn want_of_room_excuses_everything_above_and_nothing_else() {
     }
 }
 
-/// The peer may belong to the author of what fails. The caller learns that another try may succeed.
+/// The peer may belong to the author of the failing operation. The caller learns that another try may succeed.
 #[tokio::test]
 async fn an_answer_of_a_peer_excuses_no_call() {
     let (node, mut seen) = lab();
@@ -165,15 +165,15 @@ async fn an_answer_of_a_peer_excuses_no_call() {
         assert_eq!((first.excused, second.excused), (false, false), "{asks}");
         assert_eq!((first.hindered, second.hindered), (true, true), "{asks}");
     }
-    // What was passed on is still this node's word where it refused.
+    // A refusal by this node is its own word, also for a forwarded call.
     let full = json!({ "op": "app/passes", "input": { "op": "app/full" } });
     call(&client, &full, None).await;
     assert!(seen.recv().await.expect("it ran").excused);
 }
 
-/// It asked for them itself: below it others need not have.
+/// The operation made these calls itself: operations below it need not have.
 #[tokio::test]
-async fn calls_without_number_do_not_excuse_what_was_asked_for() {
+async fn calls_without_number_do_not_excuse_the_called_operation() {
     let (node, mut seen) = lab();
     let client = node.client(Carriage::Memory, None);
     ask(&client, "app/crowds", &Value::Null, None).await;
@@ -211,12 +211,12 @@ async fn a_caller_s_haste_excuses_and_an_operation_s_own_does_not() {
         let first = seen.recv().await.expect("it ran");
         assert_eq!(first.code, "TIMEOUT", "{input}");
         assert_eq!(first.excused, excused, "{input}");
-        // Of those that called it, if they had the time to see it.
+        // The haste of one of its callers, if they had the time to see it.
         while seen.try_recv().is_ok() {}
     }
 }
 
-/// One call, as what it calls sees it.
+/// One call, in the view of the called operation.
 #[derive(Debug)]
 struct ObservedCall {
     id: String,
@@ -234,14 +234,14 @@ impl ObservedCall {
     }
 }
 
-/// In the run of an idempotency key calls have ids that those of the request have, too.
+/// In the run of an idempotency key, calls have ids that calls of the request have, too.
 #[tokio::test]
 async fn calls_of_a_keyed_run_differ_from_those_beside_it() {
     let (saw, mut seen) = mpsc::unbounded_channel();
     let leaf = {
         let saw = saw.clone();
         HandlerKind::once(move |_, ctx: Ctx| {
-            // The test may be over.
+            // The test may be over, and the send may fail.
             let _ = saw.send(ObservedCall::from_ctx(&ctx));
             async { Ok(Value::Null) }
         })
@@ -298,14 +298,14 @@ async fn requests_with_one_id_stay_separate() {
     assert_ne!(numbers[0], numbers[1]);
 }
 
-/// What an operation that lets the error of `op` pass answers with: its own word for it, or `INTERNAL`.
+/// The answer of an operation that lets the error of `op` pass: its own word for it, or `INTERNAL`.
 fn lets_pass(name: &str) -> Registration {
     let handler = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let asked = input.value();
         let op = asked["op"].as_str().unwrap_or_default();
         let ended = ctx.env().invoke(op, &Value::Null).await;
         let error = ended.expect_err("it fails");
-        // A script may say anything of what it called.
+        // A script may claim any error of the operation that it called.
         let said = asked["says"].as_str();
         let said = said.unwrap_or_else(|| error.code.name());
         let told = ctx.upstream_error(said, &error.message);
@@ -317,7 +317,7 @@ fn lets_pass(name: &str) -> Registration {
     Registration::new(spec, handler).composing(authority(&[]), reach)
 }
 
-/// A server that fails is no fault of the operation that asked it, and no other operation can pretend that.
+/// A failing server is no fault of the operation that used it, and no other operation can pretend one.
 #[tokio::test]
 async fn an_error_of_an_imported_server_is_passed_on_as_such() {
     let fails = |name: &str, code: &str, provenance| {
@@ -347,9 +347,9 @@ async fn an_error_of_an_imported_server_is_passed_on_as_such() {
         ("app/teapot", None, BAD_GATEWAY),
         ("app/tool", None, BAD_GATEWAY),
         ("app/wrong", None, BAD_GATEWAY),
-        // What the operation itself says.
+        // The operation's own error.
         ("app/own", None, "INTERNAL"),
-        // What a peer says may be of a server behind it.
+        // A peer's error may come from a server behind it.
         ("app/peer", None, "UNAVAILABLE"),
         // The server failed in another way.
         ("app/teapot", Some("UNAVAILABLE"), "INTERNAL"),
@@ -363,9 +363,9 @@ async fn an_error_of_an_imported_server_is_passed_on_as_such() {
     }
 }
 
-/// Servers say addresses and secrets of the network behind the node, and those who may make one fail are many.
+/// Servers report addresses and secrets of the network behind the node, and many callers can make a server fail.
 #[tokio::test]
-async fn what_a_server_said_is_for_those_who_read_the_node() {
+async fn words_of_a_server_are_for_readers_of_the_node() {
     let error = CallError::operation("HTTP_418", "db-7.internal:5432 says no");
     let fails = HandlerKind::once(move |_, _| {
         let error = error.clone();

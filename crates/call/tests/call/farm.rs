@@ -16,7 +16,7 @@ pub(crate) fn query(name: &str) -> OperationSpec {
     OperationSpec::query(name, "For tests.")
 }
 
-/// A worker that says its name and the identity it is asked for, counts and hangs.
+/// A worker that reports its name and the identity it is asked for, counts and hangs.
 pub(crate) fn worker(id: &'static str) -> CallTestNode {
     let probe: Arc<OperationProbe> = Arc::default();
     let (p, q) = (Arc::clone(&probe), Arc::clone(&probe));
@@ -62,7 +62,7 @@ pub(crate) fn worker(id: &'static str) -> CallTestNode {
     CallTestNode::with_dispatcher(Dispatcher::new(registry).with_node(id), probe)
 }
 
-/// An operation of the hub that composes `operation` on the peer its input says.
+/// An operation of the hub that composes `operation` on the peer in its input.
 pub(crate) fn composes(
     name: &str,
     operation: &'static str,
@@ -155,7 +155,7 @@ pub(crate) async fn farm(carriage: Carriage) -> Farm {
     farm_of(hub(), worker, carriage).await
 }
 
-/// The same with others.
+/// The same with other workers.
 pub(crate) async fn farm_of(
     hub: CallTestNode,
     worker: fn(&'static str) -> CallTestNode,

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::common::*;
 use crate::farm::{Farm, attached, farm_of};
 
-/// A worker that says its name, fails, counts and hangs.
+/// A worker that reports its name, fails, counts and hangs.
 fn worker(id: &'static str) -> CallTestNode {
     let probe: Arc<OperationProbe> = Arc::default();
     let p = Arc::clone(&probe);
@@ -92,7 +92,7 @@ fn takes(probe: &Arc<OperationProbe>, name: &str, idempotent: Idempotence) -> Re
     Registration::new(spec, takes).open()
 }
 
-/// A mutation that begins nothing, for want of room.
+/// A mutation that does not begin, for want of room.
 fn busy(probe: &Arc<OperationProbe>) -> Registration {
     let probe = Arc::clone(probe);
     let busy = HandlerKind::once(move |_, _| {
@@ -236,7 +236,7 @@ async fn the_way_is_checked_before_a_peer_is_looked_for() {
             (&["go:everywhere"][..], "*", "work/name", "NOT_FOUND"),
             (&["go:w2"][..], "w2", "work/none", "NOT_FOUND"),
             (&["go:w2"][..], "w2", "services/list", "NOT_FOUND"),
-            // The peer's operation has its own rule, which the caller has to pass here.
+            // The peer's operation has its own rule, which the caller has to satisfy here.
             (&["go:w2"][..], "w2", "work/secret", "FORBIDDEN"),
             (&["work:secret"][..], "w2", "work/secret", "FORBIDDEN"),
             (
@@ -245,7 +245,7 @@ async fn the_way_is_checked_before_a_peer_is_looked_for() {
                 "work/count",
                 "INVALID_OPERATION_TYPE",
             ),
-            // Its own errors come through, though the hub's operation declares none.
+            // Its own errors pass through, though the hub's operation declares none.
             (&["go:w2"][..], "w2", "work/full", "DISK_FULL"),
         ] {
             let answer = ask(scopes, peer, operation).await;
@@ -308,11 +308,11 @@ async fn any_is_the_least_busy_of_those_that_suit_and_may_be_reached() {
         let answer = call(&everywhere, name.clone()).await.expect("an answer");
         assert_eq!(answer["is"], "w2");
     }
-    // Those that suit come first, however busy they are.
+    // The suitable peers come first, however busy they are.
     let not = json!({ "operation": "work/name", "not": "w2" });
     let answer = call(&everywhere, not.clone()).await.expect("an answer");
     assert_ne!(answer["is"], "w2");
-    // A user that may go to one peer goes to that one, and learns nothing of the others.
+    // A user that may go to one peer only is routed there, and learns nothing of the others.
     let one = client(&["go:w1"]);
     assert_eq!(
         call(&one, name.clone()).await.expect("an answer")["is"],
@@ -342,7 +342,7 @@ async fn a_query_of_any_peer_survives_the_loss_of_its_peer() {
         farm.workers[0].probe.wait(|p| &p.started, 1).await;
         farm.links[1].close(CloseCode::Normal, "");
         attached(&farm.hub, &["w1", "w3"]).await;
-        // The other one is idle, so it is chosen; then it goes.
+        // The other peer is idle, so the call chooses it; then that peer goes.
         let any = hang(json!({ "operation": "work/hang" }));
         farm.workers[2].probe.wait(|p| &p.started, 1).await;
         farm.links[2].close(CloseCode::Normal, "");
@@ -355,7 +355,7 @@ async fn a_query_of_any_peer_survives_the_loss_of_its_peer() {
     }
 }
 
-/// An input has this as long as a part of it is kept.
+/// The input holds this while a part of it lives.
 #[derive(Debug)]
 struct InputGuard;
 
@@ -367,7 +367,7 @@ impl InputMemory for InputGuard {
     fn give_back(&self, _: usize) {}
 }
 
-/// A requester may be in league with a peer that reads what is passed on and answers nothing.
+/// A requester may be in league with a peer that reads forwarded requests and answers none.
 #[tokio::test]
 async fn an_input_that_was_passed_on_is_not_kept_until_the_answer_comes() {
     let farm = farm(Carriage::Memory).await;
@@ -439,7 +439,7 @@ impl IdentityProvider for ScopeChangeIdentities {
 
 #[tokio::test]
 async fn a_subscription_that_was_passed_on_ends_with_the_right_to_it() {
-    // Without the way, or without the right to what is behind it.
+    // Without the way, or without the right to the operation there.
     for left in [["work:count"], ["go:w1"]] {
         let both = vec!["go:w1", "work:count"];
         let changing = Arc::new(ScopeChangeIdentities(watch::Sender::new(0), both.into()));
@@ -477,7 +477,7 @@ async fn a_subscription_that_was_passed_on_ends_with_the_right_to_it() {
     }
 }
 
-/// A mutation that passes on a query gives the answer to its caller by the rights of when the answer came.
+/// A mutation that passes on a query gives its caller the answer by the rights at the time of the answer.
 #[tokio::test]
 async fn a_forwarded_answer_is_given_by_the_rights_at_its_time() {
     let people = SilentIdentities::new(&["go:w1"]);
@@ -510,7 +510,7 @@ async fn a_forwarded_answer_is_given_by_the_rights_at_its_time() {
 async fn in_state(hub: &CallTestNode, peer: &str, state: Option<PeerState>) {
     let peer: PeerId = peer.parse().expect("a peer id");
     let wait = async {
-        // Nothing announces it: it is looked for again and again.
+        // No event announces it: the test polls.
         while hub.dispatcher.peer_states().get(&peer).copied() != state {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -521,7 +521,7 @@ async fn in_state(hub: &CallTestNode, peer: &str, state: Option<PeerState>) {
 #[tokio::test]
 async fn a_peer_that_does_not_answer_is_not_chosen_until_it_does() {
     static SILENT: AtomicBool = AtomicBool::new(false);
-    // A peer that answers is not to be taken for one that is silent.
+    // A peer that answers must not count as silent.
     let moment = deadline(Duration::from_millis(40));
     let patience = PeerTimeouts {
         sign_of_life: moment,
@@ -544,7 +544,7 @@ async fn a_peer_that_does_not_answer_is_not_chosen_until_it_does() {
     in_state(&hub, "w1", Some(PeerState::Ready)).await;
     let who = identity("user", &["go:everywhere"]);
     let user = hub.client(Carriage::Memory, Some(who));
-    // A user that only calls serves nothing, and the hub waits for no signs of life of it.
+    // A user that only calls serves nothing, and the hub waits for no sign of life from it.
     in_state(&hub, "user", Some(PeerState::Identified)).await;
     let (any, named) = (
         json!({ "operation": "work/name" }),
@@ -584,7 +584,7 @@ async fn a_worker_that_says_goodbye_drains() {
             let answer = call(&user, json!({ "operation": "work/name" })).await;
             assert_ne!(answer.expect("another")["is"], "w1");
         }
-        // What runs there finishes, and then the connection ends.
+        // The running call there finishes, and then the connection ends.
         farm.workers[0].probe.release.notify_one();
         let answer = soon(running).await.expect("no panic").expect("it finishes");
         assert_eq!(*answer.value(), json!("w1"));

@@ -18,7 +18,7 @@ async fn raw(farm: &Farm, who: &[&str], payload: Value) -> (EventKind, Value) {
     let mut peer = RawPeer::new(dialled).await;
     peer.send(EventKind::Requested, "1", payload).await;
     loop {
-        // The hub asks what we serve meanwhile.
+        // The hub lists this side's operations meanwhile.
         let (kind, id, payload) = peer.event().await;
         if id == "1" {
             return (kind, payload);
@@ -55,7 +55,7 @@ async fn a_request_may_name_the_peer_it_goes_to() {
             "w2",
             "FORBIDDEN",
         ),
-        // A user that may not route learns nothing of which peers there are.
+        // A user that may not route does not learn which peers there are.
         (&["container:exec"], "container/exec", "w9", "FORBIDDEN"),
         (&["peer:route:*"], "container/exec", "w9", "NOT_FOUND"),
         (&["peer:route:*"], "container/exec", "*", "NOT_FOUND"),
@@ -97,7 +97,7 @@ async fn a_forwarded_mutation_whose_answer_is_lost_runs_once() {
         let again = charge("user", json!({ "wait": true }));
         let answer = soon(again).await.expect("no panic").expect("an answer");
         assert_eq!(*answer.value(), json!(1), "the first run answers");
-        // The peer hears both from the hub, and takes them for two all the same.
+        // The peer gets both from the hub, and still treats them as two.
         let other = charge("other", json!({}));
         let answer = soon(other).await.expect("no panic").expect("an answer");
         assert_eq!(*answer.value(), json!(2));
@@ -180,7 +180,7 @@ async fn a_requester_that_may_go_to_a_peer_learns_why_the_peer_does_not_answer()
     assert!(error.message.len() < 200, "{error}");
 }
 
-/// Which peers there are is for requesters that may go to them.
+/// Only requesters that may go to peers learn which peers there are.
 #[tokio::test]
 async fn a_requester_without_the_right_to_route_gets_one_answer_for_every_peer() {
     let (hub, _worker, _link) = hub_with_an_absent_peer().await;
@@ -206,7 +206,7 @@ async fn a_node_that_is_no_hub_forwards_no_call() {
     let refused = peer.event().await.2;
     assert_eq!(refused["code"], "NOT_FOUND");
     assert_eq!(refused["details"]["reason"], "no_hub");
-    // An unknown caller does not learn that the node is no hub.
+    // An unknown caller does not learn that the node is not a hub.
     let (dialled, _) = node.serve(Carriage::Memory, None);
     let mut peer = RawPeer::new(dialled).await;
     peer.send(EventKind::Requested, "1", payload).await;
@@ -256,8 +256,8 @@ async fn a_connection_is_authenticated_by_no_node_in_between() {
     }
 }
 
-/// Two nodes that offer each other's operation as their own. Neither discloses the identity it asks for, so that
-/// neither can tell that a request is one of its own.
+/// Two nodes that offer each other's operation as their own. Neither discloses the identity it calls for, so neither
+/// can recognise its own requests.
 #[tokio::test]
 async fn nodes_that_forward_in_a_circle_stop() {
     let circle = |own: &str, others: &str| {
@@ -280,7 +280,7 @@ async fn nodes_that_forward_in_a_circle_stop() {
     assert_eq!(error.code, ErrorCode::Forbidden, "{error}");
     assert!(error.message.contains("passed on 4 times"), "{error}");
 
-    // Nor does it help to come late into the circle: what came with a number goes on with one more.
+    // Joining the circle late does not help: a request with a number goes on with the next one.
     let farm = farm(Carriage::Memory).await;
     let may = ["peer:route:w1", "container:exec"];
     for (hops, kind) in [(3, EventKind::Responded), (4, EventKind::Error)] {
@@ -304,7 +304,7 @@ async fn ask_w1(user: &CallConnection, operation: &str, input: &Value) -> Result
     events.next().await.expect("an end").map(drop)
 }
 
-/// By callers and a peer that reads nothing, in league with each other.
+/// The callers and the peer, which reads nothing, are in league with each other.
 #[tokio::test]
 async fn requests_that_a_peer_does_not_read_are_refused() {
     let hub = hub();
@@ -344,7 +344,7 @@ async fn re_exports_have_their_own_rule() {
         farm.hub
             .client(Carriage::Memory, Some(identity("user", scopes)))
     };
-    // The peer's rule is about the hub, the hub's about the caller.
+    // The peer's rule applies to the hub, the hub's to the caller.
     assert_eq!(
         code(&user(&["container:exec"]), "shared/exec", json!(1)).await,
         "FORBIDDEN"

@@ -1,5 +1,5 @@
-//! Promoted operations: put in place while the node serves, announced to watchers, and replaced without
-//! disturbing what runs.
+//! Promoted operations: installed while the node serves, announced to watchers, and replaced without disturbing
+//! running calls.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ async fn names(client: &CallConnection) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_generation_takes_the_place_of_another_whole() {
+async fn a_generation_replaces_another_as_a_whole() {
     let node = node([says("app/fixed", "program")]);
     let client = client(&node);
     let before = node.dispatcher.registry().digest();
@@ -131,7 +131,7 @@ async fn watchers_and_peers_hear_of_it() {
     };
     let first = next().await;
     assert_eq!(first.registry, node.dispatcher.registry().digest());
-    // A hub that imports what its peers serve reads it again.
+    // A hub that imports its peers' operations reads them again.
     let hub = CallTestNode::with_dispatcher(
         Dispatcher::new(Registry::builder().build().expect("empty"))
             .with_imports(ImportOptions::default()),

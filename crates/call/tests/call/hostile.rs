@@ -1,5 +1,5 @@
-//! Peers that do not keep to the protocol, by hand: each ends in its documented code, and a
-//! legitimate caller is served all the while.
+//! Peers that break the protocol, by hand: each ends with its documented code, and the node serves a legitimate
+//! caller meanwhile.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn request(id: &str) -> Bytes {
     encode_event(EventKind::Requested, id, &payload.to_string())
 }
 
-/// What ends the stream with code 5, and why.
+/// Frames that end the stream with code 5, and why.
 fn violations() -> Vec<(&'static str, Bytes)> {
     let deep = format!(
         r#"{{"type":"call.requested","id":"1","payload":{{"operationId":"/test/echo","input":{}{}}}}}"#,
@@ -87,7 +87,7 @@ async fn violations_end_the_connection_where_there_is_one_stream() {
         let (dialled, served) = node.serve(Carriage::Tcp, None);
         let mut peer = RawPeer::new(dialled).await;
         peer.send_bytes(bytes).await;
-        // In order: what is cut off ends with an error.
+        // In order: a connection that is cut off ends with an error.
         assert!(peer.recv().await.expect(what).is_none(), "{what}");
         let served = soon(served).await.expect("no panic");
         assert!(matches!(served, Err(HandlerError::Protocol(_))), "{what}");
@@ -182,7 +182,7 @@ async fn requests_that_make_no_sense_are_answered() {
 }
 
 #[tokio::test]
-async fn strangers_have_little_room() {
+async fn unknown_peers_have_little_room() {
     let node = CallTestNode::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
     let mut peer = RawPeer::new(dialled).await;
@@ -193,7 +193,7 @@ async fn strangers_have_little_room() {
     let (_, id, error) = peer.event().await;
     assert_eq!((id.as_str(), &error["code"]), ("8", &json!("OVERLOADED")));
     assert!(error["retry_after_ms"].is_u64());
-    // One ends, and its room is free again.
+    // One request ends, and its room is free again.
     peer.send(EventKind::Aborted, "0", json!({})).await;
     peer.request("0", "/test/echo", json!(1)).await;
     assert_eq!(peer.event().await.1, "0");
@@ -301,7 +301,7 @@ async fn credit_is_never_exceeded() {
         for _ in 0..3 {
             assert_eq!(peer.event().await.0, EventKind::Responded);
         }
-        // Whatever comes before this answer was sent without credit.
+        // Every event before this answer was sent without credit.
         for n in 0..20 {
             peer.request("e", "/test/echo", json!(n)).await;
             assert_eq!(peer.event().await.1, "e", "{operation}");
@@ -426,7 +426,7 @@ async fn half_a_frame_and_silence_run_out_of_time() {
     }
 }
 
-/// A QUIC connection is kept open by a few bytes a minute that no handler sees.
+/// A few bytes a minute, which no handler sees, keep a QUIC connection open.
 #[tokio::test]
 async fn an_unknown_peer_that_asks_nothing_more_is_ended() {
     let node = CallTestNode::impatient();
@@ -442,12 +442,12 @@ async fn an_unknown_peer_that_asks_nothing_more_is_ended() {
     drop(known);
 }
 
-/// A node that ends the connection of an unknown peer after a part of a second, whatever the peer asks.
+/// A node that ends the connection of an unknown peer after a fraction of a second, whatever the peer sends.
 fn strict() -> (CallTestNode, Duration) {
-    // Enough for a peer to say who it is.
+    // Enough time for a peer to authenticate.
     let longest = deadline(Duration::from_millis(300));
     let patience = PeerTimeouts {
-        stranger_connection: longest,
+        unknown_connection: longest,
         ..PeerTimeouts::default()
     };
     (CallTestNode::with_patience(patience), longest)
@@ -478,14 +478,14 @@ async fn an_unknown_peer_that_follows_something_is_ended() {
     }
 }
 
-/// Neither does who asks for something small again and again.
+/// A peer that sends small requests again and again is ended as well.
 #[tokio::test]
 async fn an_unknown_peer_that_asks_again_and_again_is_ended() {
     let (node, longest) = strict();
     let began = tokio::time::Instant::now();
     let (dialled, served) = node.serve(Carriage::Memory, None);
     let asks = async {
-        // Each on a stream of its own, until there are no more.
+        // Each on a stream of its own, until the node allows no more.
         for n in 0_u64.. {
             let Ok((send, recv)) = dialled.open_bi().await else {
                 break;
@@ -506,9 +506,9 @@ async fn an_unknown_peer_that_asks_again_and_again_is_ended() {
     assert!(node.dispatcher.stats().requests > 1);
 }
 
-/// Whether for the whole connection or for one request: who proved who they are has another place.
+/// A peer with a proved identity, for the whole connection or for one request, does not use an unknown peer's slot.
 #[tokio::test]
-async fn a_peer_that_says_who_it_is_in_time_stays() {
+async fn a_peer_that_authenticates_in_time_stays() {
     let requests = [
         json!({ "operationId": "/session/authenticate", "input": { "token": "good" } }),
         json!({ "operationId": "/test/echo", "input": 1, "auth_token": "good" }),
@@ -525,7 +525,7 @@ async fn a_peer_that_says_who_it_is_in_time_stays() {
                 (EventKind::Responded, "1"),
                 "{payload}"
             );
-            // Nothing says that it is not ended: it has the time in which it would be.
+            // No event shows that it stays connected: the test waits for the time in which the node would end it.
             tokio::time::sleep(2 * longest).await;
             peer.request("2", "/test/echo", json!(2)).await;
             assert_eq!(peer.event().await.2, json!({ "output": 2 }));
@@ -545,7 +545,7 @@ async fn a_reader_that_stops_reading_loses_its_stream() {
     node.probe.wait(|p| &p.dropped, 1).await;
 }
 
-/// Others on the connection wait for what it leaves unread.
+/// Other calls on the connection wait for its unread answer.
 #[tokio::test]
 async fn an_unread_answer_ends_its_stream() {
     let node = CallTestNode::impatient();
@@ -572,7 +572,7 @@ async fn an_unread_answer_ends_its_stream() {
     }
 }
 
-/// The node begins nothing that it would have to keep the answer of.
+/// The node begins no call whose answer it would have to hold.
 #[tokio::test]
 async fn nothing_more_is_begun_while_too_much_is_unread() {
     let node = CallTestNode::new();
@@ -586,11 +586,12 @@ async fn nothing_more_is_begun_while_too_much_is_unread() {
         peer.send.finish().expect("open");
         peers.push(peer);
     }
-    // Nothing says that the node begins no more: it has the time in which it would begin all twelve.
+    // No event shows that the node begins no more calls: the test waits for the time in which it would begin all
+    // twelve.
     tokio::time::sleep(deadline(Duration::from_millis(300))).await;
     let begun = node.dispatcher.stats().requests;
     assert!((1..12).contains(&begun), "{begun} of 12");
-    // Read one after the other, each is answered, and none with a refusal.
+    // A client that reads one after the other gets every answer, and no refusal.
     for peer in &mut peers {
         let (kind, _, payload) = peer.event().await;
         assert_eq!(kind, EventKind::Responded);
@@ -598,7 +599,7 @@ async fn nothing_more_is_begun_while_too_much_is_unread() {
     }
 }
 
-/// What a peer may say of who may call one of its operations.
+/// The rule that a peer announces for one of its operations.
 fn rule_of(name: &str) -> Value {
     let scopes = |many: usize, bytes: usize| vec!["s".repeat(bytes); many];
     match name {
@@ -619,7 +620,7 @@ fn rule_of(name: &str) -> Value {
     }
 }
 
-/// A peer announces operations whose rules are larger than they may be, and a name for all of them that is.
+/// A peer announces operations with oversized rules, and an oversized name for their set.
 #[tokio::test]
 async fn operations_with_large_rules_are_not_imported() {
     const NAMES: [&str; 8] = [
@@ -668,10 +669,10 @@ async fn operations_with_large_rules_are_not_imported() {
     assert!(matches!(refused, AdapterError::Schema { path, .. } if path == "/registry"));
 }
 
-/// A peer's operations change again and again while a watcher takes one event and no more: the node keeps none of what
-/// was there, and tells the watcher what there is.
+/// A peer's operations change again and again while a watcher takes one event and no more: the node stores none of
+/// the earlier states, and sends the watcher the present one.
 #[tokio::test]
-async fn a_watcher_that_falls_behind_hears_all_there_is() {
+async fn a_watcher_that_falls_behind_gets_all_operations() {
     const CHANGES: usize = 10;
     let node = CallTestNode::new();
     let (dialled, _served) =

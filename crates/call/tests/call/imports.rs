@@ -1,4 +1,4 @@
-//! Reading the operations of a peer that tells the truth, and of one that does not.
+//! Imports from a peer that tells the truth, and from one that does not.
 
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ async fn import(
 
 #[tokio::test]
 async fn everything_a_peer_tells_is_read_whatever_its_size() {
-    // Three pages, and batches that do not fit a frame.
+    // Three pages, and batches that are too long for a frame.
     let text = "x".repeat(3 << 10);
     let specs =
         (0..600).map(|n| query(&format!("many/op{n}")).with_output(json!({ "description": text })));
@@ -150,7 +150,7 @@ async fn what_is_only_described_is_checked_and_never_called() {
     assert_eq!(*answer.value(), "NOT_FOUND");
 }
 
-/// A peer that answers every request as a test wants it to.
+/// A peer that answers every request as the test chooses.
 fn liar(answer: fn(&str, &Value) -> Value) -> CallConnection {
     let (dialled, accepted) = memory_pair(ALPN);
     answer_by_hand(accepted, answer, watch::channel(Value::Null).0);
@@ -221,7 +221,7 @@ async fn each_refusal_has_its_own_error() {
     assert_eq!(silent, AdapterError::Unsupported);
     let busy = refusal(|_, _| json!({"code": "OVERLOADED", "retryable": true})).await;
     assert!(busy.is_temporary());
-    // Taken away between the listing and the question: the others are imported.
+    // Removed between the listing and the request: the node imports the others.
     let client = liar(|operation, input| match operation {
         "/services/list" => listing(&["a/b", "a/gone"]),
         _ if input["names"] == json!(["a/b"]) => {

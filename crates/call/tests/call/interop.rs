@@ -1,5 +1,4 @@
-//! Peers that read the protocol otherwise than this crate writes it, and both directions on one
-//! connection.
+//! Peers that implement the protocol in another way than this crate, and both directions on one connection.
 
 use alknet_call::*;
 use alknet_core::{Carriage, memory_pair};
@@ -7,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::common::*;
 
-/// An earlier version of the protocol on the accepting side: answers on a stream of its own choice
-/// and marks its ids with nothing, so that they are the same as ours.
+/// An earlier version of the protocol on the accepting side: it answers on a stream of its own choice and does not
+/// mark its ids, so that they equal this side's.
 #[tokio::test]
 async fn earlier_peers_answer_anywhere_and_ask_without_a_mark() {
     let (dialled, accepted) = memory_pair(ALPN);
@@ -20,7 +19,7 @@ async fn earlier_peers_answer_anywhere_and_ask_without_a_mark() {
         soon(async { tokio::join!(first, second) }).await
     };
     let serve = async {
-        // The requests come on streams of the client; nothing is ever written there.
+        // The requests come on streams of the client; the peer never writes there.
         let (_one, mut requests) = accepted.accept_bi().await.expect("a stream");
         soon(requests.read_chunk(64 << 10)).await.expect("requests");
         let mut own = RawPeer::new(accepted.clone()).await;
@@ -39,8 +38,8 @@ async fn earlier_peers_answer_anywhere_and_ask_without_a_mark() {
     assert_eq!(*second.expect("an answer").value(), json!("2"));
 }
 
-/// The same on the dialling side: every response comes on another stream, the client ends its own
-/// side of the request's stream at once.
+/// The same on the dialling side: every response comes on another stream, and the client ends its own side of the
+/// request's stream at once.
 #[tokio::test]
 async fn earlier_clients_are_served_on_the_stream_of_their_request() {
     let node = CallTestNode::new();
@@ -94,7 +93,7 @@ async fn an_abort_is_seen_behind_a_slow_call_of_the_same_stream() {
         assert_eq!(peer.event().await.1, "quick");
         peer.send(EventKind::Aborted, "given-up", json!({})).await;
         node.probe.wait(|p| &p.dropped, 1).await;
-        // Only that one: the other still waits for its release.
+        // Only that call: the other still waits for its release.
         node.probe.release.notify_one();
         assert_eq!(peer.event().await.1, "slow");
         node.probe.wait(|p| &p.dropped, 2).await;

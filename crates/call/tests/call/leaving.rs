@@ -1,5 +1,5 @@
-//! Subscriptions that a hub passes on while the peer that serves them drains: the credit for them comes on another stream
-//! than they do.
+//! Subscriptions that a hub passes on while the peer that serves them drains: the credit for them travels on another
+//! stream than the events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use super::passed_on::{follow, hub, specs};
 use crate::common::*;
 use crate::farm::attached;
 
-/// Events until the subscription is over. Half of them are more than there is ever credit for at once, and again as many.
+/// The number of events until the subscription is over. Half of them are more than the highest credit at once, and
+/// again as many.
 const EVENTS: u32 = 8 * WINDOW_FORWARDED_MAX;
 
 /// A worker that counts as far as that.
@@ -30,11 +31,11 @@ fn counting() -> CallTestNode {
     CallTestNode::with_dispatcher(Dispatcher::new(registry), Arc::default())
 }
 
-/// The hub has heard that its peer drains.
+/// Resolves when the hub knows that its peer drains.
 async fn drain_seen(hub: &CallTestNode) {
     let peer: PeerId = "w1".parse().expect("a peer id");
     let wait = async {
-        // Nothing announces it: it is looked for again and again.
+        // No event announces it: the test polls.
         while hub.dispatcher.peer_states().get(&peer).copied() != Some(PeerState::Draining) {
             sleep(Duration::from_millis(5)).await;
         }
@@ -65,13 +66,12 @@ async fn what_is_passed_on_goes_on_while_the_peer_drains() {
         }
         assert!(!drained.is_finished(), "it waits for what it serves");
         user.send(EventKind::Aborted, "1", json!({})).await;
-        // Nothing keeps it any longer.
+        // No call keeps it any longer.
         soon(drained).await.expect("no panic");
     }
 }
 
-/// A peer that ends every stream on which it could be given credit as soon as it drains, and tells what credit it is
-/// given.
+/// A peer that drains by ending every stream on which it could get credit, and reports the credit that it gets.
 fn leaves(
     connection: Connection,
     drains: watch::Receiver<bool>,
@@ -122,7 +122,7 @@ async fn leave(
                 "/services/list" => listing(&["jobs/count"]),
                 "/services/schema" => specs(&payload["input"]),
                 "/jobs/count" => json!(0),
-                // It tells of no changes.
+                // The peer reports no changes.
                 _ => continue,
             };
             let output = json!({ "output": answer }).to_string();
@@ -133,7 +133,7 @@ async fn leave(
 }
 
 #[tokio::test]
-async fn a_peer_that_hears_no_more_has_all_credit_before() {
+async fn a_draining_peer_gets_all_credit_in_advance() {
     let hub = hub(64 << 20);
     let (dialled, _) = hub.serve(Carriage::Memory, Some(identity("w1", &[])));
     let drains = watch::Sender::new(false);

@@ -1,4 +1,4 @@
-//! The protocol over connections within this process.
+//! Tests of the protocol over connections within this process.
 
 mod against_python;
 mod announced;

@@ -1,5 +1,5 @@
-//! Operations that a node imported from servers: callers reach them by the scope of each, and operations of the node by
-//! their own authority.
+//! Operations that a node imported from servers: callers reach them by the scope of each, and operations of the node
+//! by their own authority.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::common::*;
 use crate::farm::attached;
 
-/// An imported operation that ends so.
+/// An imported operation with this outcome.
 fn imported(name: &str, outcome: Result<Value, CallError>) -> Registration {
     let handler = HandlerKind::once(move |_, _| {
         let outcome = outcome.clone();
@@ -20,12 +20,12 @@ fn imported(name: &str, outcome: Result<Value, CallError>) -> Registration {
     Registration::imported(spec, handler, Provenance::FromOpenApi).passing_errors_on()
 }
 
-/// One that callers reach by its scope.
+/// An imported operation that callers reach by its scope.
 fn offered(name: &str) -> Registration {
     imported(name, Ok(json!("of the server"))).with_import_scope()
 }
 
-/// An operation of the program that calls the one that its input names, by these scopes.
+/// An operation of the program that calls the one in its input, by these scopes.
 fn uses(name: &str, scopes: &[&str]) -> Registration {
     let handler = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let op = input.value().as_str().unwrap_or_default();
@@ -109,7 +109,7 @@ async fn callers_reach_and_see_an_imported_operation_by_its_scope() {
                 }
             }
         }
-        // No scope leads to what is not offered.
+        // No scope leads to an operation that is not offered.
         let error = refused(&client, "api/inner").await;
         assert_eq!(error.code, ErrorCode::NotFound, "{error}");
     }
@@ -141,7 +141,7 @@ async fn an_operation_calls_an_imported_one_by_its_own_scopes_alone() {
     let import = node.dispatcher.import("api", vec![offered("api/note")]);
     import.expect("no name is taken");
     let note = json!("api/note");
-    // The scopes of the caller add nothing and take nothing away.
+    // The scopes of the caller add nothing and remove nothing.
     for scopes in [&["*"][..], &["import:api:*"], &[]] {
         let client = node.client(Carriage::Memory, holder(scopes));
         let answer = call_value(&client, "app/may", &note).await;
@@ -184,9 +184,9 @@ async fn watchers_hear_of_imports_that_they_may_call() {
     assert_eq!(heard().await, [(Vec::new(), note), nothing]);
 }
 
-/// Addresses behind the node, and what is wrong there, are in its log. What the server answered is the caller's.
+/// Addresses behind the node, and their faults, are in its log. The server's answer is the caller's.
 #[tokio::test]
-async fn why_a_server_is_not_reached_is_for_those_who_read_the_node() {
+async fn why_a_server_is_not_reached_is_for_readers_of_the_node() {
     let fails = |name: &str, error: CallError| imported(name, Err(error)).with_import_scope();
     let node = node([uses("app/uses", &["*"])]);
     let locked = CallError::unavailable("the vault is locked");
@@ -237,7 +237,7 @@ async fn why_a_server_is_not_reached_is_for_those_who_read_the_node() {
     }
 }
 
-/// An operation that calls one of the peer that its input names, as a script of a caller's may.
+/// An operation that calls one of the peer in its input, as a caller's script may.
 fn routes(name: &str, scopes: &[&str]) -> Registration {
     let handler = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let peer = input.value().as_str().map(str::parse).transpose();
@@ -256,7 +256,7 @@ fn routes(name: &str, scopes: &[&str]) -> Registration {
     )
 }
 
-/// It needs what a request from outside needs: the scope for the way, and that of the operation.
+/// It needs the same rights as a request from outside: the scope for the way, and that of the operation.
 #[tokio::test]
 async fn what_a_peer_imported_is_reached_there_by_its_scope_and_that_of_the_way() {
     let worker = node([]);
@@ -282,7 +282,7 @@ async fn what_a_peer_imported_is_reached_there_by_its_scope_and_that_of_the_way(
     let no_scope = error("app/no-scope", &there).await;
     assert_eq!(no_scope.code, ErrorCode::Forbidden, "{no_scope}");
     assert!(no_scope.message.contains("'import:api:note'"), "{no_scope}");
-    // Which peers there are, one that may not go there does not learn.
+    // A script that may not go there does not learn which peers there are.
     let no_way = error("app/no-way", &there).await;
     assert_eq!(no_way.code, ErrorCode::Forbidden, "{no_way}");
     assert!(no_way.message.contains("'peer:route:'"), "{no_way}");
@@ -294,7 +294,7 @@ async fn what_a_peer_imported_is_reached_there_by_its_scope_and_that_of_the_way(
     }
 }
 
-/// An operation that calls `target` as a script of `runtime/eval` would: of the peer that its input names, or of any.
+/// An operation that calls `target` as a script of `runtime/eval` would: of the peer in its input, or of any peer.
 fn script(name: &str, target: &'static str, scopes: &[&str]) -> Registration {
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| async move {
         let peer = match input.value().as_str() {
@@ -321,9 +321,10 @@ fn foreign(name: &str) -> Registration {
     Registration::new(OperationSpec::query(name, "Another node's."), answer)
 }
 
-/// A worker serves what the hub does not import, or not yet: it would get what a script means for the server.
+/// A worker serves an operation that the hub does not import, or not yet: it would get the requests that a script
+/// sends to the server.
 #[tokio::test]
-async fn no_peer_takes_the_place_of_a_server_of_the_node() {
+async fn no_peer_replaces_a_server_of_the_node() {
     let worker = node(["api/note", "app/note"].map(foreign));
     let mut builder = Registry::builder()
         .with(script("js/no-way", "api/note", &["peer:route:other"]))
@@ -353,7 +354,7 @@ async fn no_peer_takes_the_place_of_a_server_of_the_node() {
     assert!(error.message.contains("'peer:route:'"), "{error}");
     let answer = call_value(&client, "js/way", &there).await;
     assert_eq!(answer, Ok(json!("of another node")));
-    // What is imported is reached as before.
+    // The imported operation is reached as before.
     let server = imported("api/note", Ok(json!("of the server")));
     let import = hub.dispatcher.import("api", vec![server]);
     import.expect("no name is taken");
@@ -403,7 +404,7 @@ async fn no_peer_takes_the_place_of_the_nodes_own_operations() {
 
 /// An author's script that calls a server would send its input to the caller of the script.
 #[tokio::test]
-async fn no_caller_takes_the_place_of_a_server_of_the_node() {
+async fn no_caller_replaces_a_server_of_the_node() {
     let reads = HandlerKind::once(|_, ctx: Ctx| async move {
         let imported = ctx.caller().import(&ImportOptions::default()).await;
         let imported = imported.map_err(|error| CallError::internal(error.to_string()))?;

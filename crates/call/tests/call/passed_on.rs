@@ -1,5 +1,5 @@
 //! Events that a hub passes on to a requester that does not take them: they wait at the peer, or count for that
-//! requester, and keep no other waiting.
+//! requester, and block no other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,12 +21,12 @@ const MIB: f64 = (1 << 20) as f64;
 
 /// Bytes of an event.
 const EVENT_BYTES: usize = 100 << 10;
-/// Events that a peer makes of which one is taken and nothing more is: two were asked for at first, and two such events
-/// are what may be under way; one more is made ahead.
+/// The number of events that a peer makes when its reader takes one and no more: the first credit is for two, two
+/// such events are the bound in flight, and the source makes one more ahead.
 const MADE_MAX: usize = 4;
-/// Events that are taken once their reader goes on.
+/// Events that the reader takes once it goes on.
 const MORE: usize = 40;
-/// Subscriptions that are left where they are.
+/// Subscriptions whose events the test leaves unread.
 const LEFT: usize = 8;
 
 /// A hub on a machine with so much memory.
@@ -39,14 +39,14 @@ pub(super) fn hub(memory_bytes: u64) -> CallTestNode {
     CallTestNode::with_dispatcher(dispatcher, Arc::default())
 }
 
-/// Bytes that are counted as unread there.
+/// Bytes that count as unread there.
 fn unread(node: &CallTestNode) -> f64 {
     let mut metrics = Metrics::default();
     node.dispatcher.collect(&mut metrics);
     metrics.values()["alknet_call_unread_bytes"]
 }
 
-/// A worker with events without end, and how many it made.
+/// A worker with endless events, and the number it made.
 fn worker() -> (CallTestNode, Arc<AtomicUsize>) {
     let made: Arc<AtomicUsize> = Arc::default();
     let counted = Arc::clone(&made);
@@ -83,13 +83,13 @@ async fn a_peer_makes_no_more_events_than_are_taken() {
         let (dialled, _) = hub.serve(Carriage::Memory, who);
         let mut user = follow(&dialled, "1", "jobs/follow").await;
         assert_eq!(user.event().await.0, EventKind::Responded);
-        // Nothing tells that nothing comes: it has the time in which it would.
+        // No event shows that nothing comes: the test waits for the time in which it would.
         sleep(deadline(Duration::from_millis(300))).await;
         let made = made.load(Ordering::SeqCst);
         assert!(made <= MADE_MAX, "{carriage:?}: {made}");
         let counted = unread(&hub);
         assert!(counted <= 3.0 * EVENT_BYTES as f64, "{counted}");
-        // They come as they are asked for, by credit that the hub gives in turn.
+        // They come as the reader takes them, by the credit that the hub passes on.
         let more = json!({ "n": MORE });
         user.send(EventKind::Credit, "1", more).await;
         for _ in 0..MORE {
@@ -98,8 +98,8 @@ async fn a_peer_makes_no_more_events_than_are_taken() {
     }
 }
 
-/// A peer that knows nothing of credit. Of `jobs/flood` it sends events for as long as they are taken, and of
-/// `jobs/begin` one but for its last byte; it says when a stream of either is not read any more.
+/// A peer that ignores credit. It sends events of `jobs/flood` for as long as the hub takes them, and one of
+/// `jobs/begin` without its last byte; it reports when the hub stops reading a stream of either.
 fn floods(connection: Connection, stopped: mpsc::UnboundedSender<()>) {
     tokio::spawn(async move {
         while let Ok((send, recv)) = connection.accept_bi().await {
@@ -140,7 +140,7 @@ async fn flood(mut send: SendStream, mut recv: RecvStream, stopped: mpsc::Unboun
                     let _ = stopped.send(());
                     return;
                 }
-                // It tells of no changes.
+                // The peer reports no changes.
                 _ => continue,
             };
             let bytes: Bytes = says(&answer);
@@ -151,7 +151,7 @@ async fn flood(mut send: SendStream, mut recv: RecvStream, stopped: mpsc::Unboun
     }
 }
 
-/// Those that are asked for.
+/// The specs of the requested names.
 pub(super) fn specs(input: &Value) -> Value {
     let names = input["names"].as_array().cloned().unwrap_or_default();
     let spec = |name: &Value| match name.as_str().unwrap_or_default() {
@@ -161,9 +161,9 @@ pub(super) fn specs(input: &Value) -> Value {
     json!({ "specs": names.iter().map(spec).collect::<Vec<_>>() })
 }
 
-/// A hub on a small machine with such a peer, and what that says.
+/// A hub on a small machine with such a peer, and the peer's reports.
 async fn flooded() -> (CallTestNode, mpsc::UnboundedReceiver<()>) {
-    // 8 MiB for the node, half of that for an identity, and half of it for what is passed on.
+    // 8 MiB for the node, half of that for an identity, and half of that for forwarded events.
     let hub = hub(64 << 20);
     let (dialled, _) = hub.serve(Carriage::Memory, Some(identity("w1", &[])));
     let (says, stopped) = mpsc::unbounded_channel();
@@ -172,7 +172,7 @@ async fn flooded() -> (CallTestNode, mpsc::UnboundedReceiver<()>) {
     (hub, stopped)
 }
 
-/// Leaves subscriptions where they are, over two connections.
+/// Leaves subscriptions unread, over two connections.
 async fn leave(hub: &CallTestNode, operation: &str) -> Vec<RawPeer> {
     let serve = || {
         let who = Some(identity("eve", &["peer:route:w1"]));
@@ -186,7 +186,7 @@ async fn leave(hub: &CallTestNode, operation: &str) -> Vec<RawPeer> {
     left
 }
 
-/// Its operation is answered, for another requester.
+/// Its operation answers another requester.
 async fn is_answered(hub: &CallTestNode) {
     let who = Some(identity("ada", &["peer:route:w1"]));
     let ada = hub.client(Carriage::Memory, who);
@@ -210,7 +210,7 @@ async fn unread_forwarded_subscriptions_end_and_are_read_no_further() {
     assert!(counted <= 2.2 * MIB, "{counted}");
     assert!(hub.dispatcher.stats().unread_bytes_full >= LEFT as u64);
     is_answered(&hub).await;
-    // What had come is there still, and then the reason.
+    // The events that had arrived are still there, and then the reason.
     for (n, peer) in left.iter_mut().enumerate() {
         let credit = json!({ "n": 100 });
         peer.send(EventKind::Credit, &n.to_string(), credit).await;

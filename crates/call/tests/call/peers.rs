@@ -103,7 +103,7 @@ async fn the_loss_of_a_peer_is_survived() {
         farm.workers[0].probe.wait(|p| &p.started, 2).await;
         farm.links[0].close(CloseCode::Normal, "");
         attached(&farm.hub, &["w2", "w3"]).await;
-        // A caller that named the peer learns of its loss; a query of any peer is asked of the next.
+        // A caller that named the peer learns of its loss; the hub asks the next peer for a query of any peer.
         let lost = soon(named)
             .await
             .expect("no panic")
@@ -123,7 +123,7 @@ async fn the_loss_of_a_peer_is_survived() {
 }
 
 #[tokio::test]
-async fn a_peer_never_takes_the_place_of_an_operation_of_the_node() {
+async fn a_peer_never_replaces_an_operation_of_the_node() {
     let own = Registration::new(
         query("node/info"),
         HandlerKind::once(|_, _| async { Ok(json!("the hub's own")) }),
@@ -145,7 +145,7 @@ async fn a_peer_never_takes_the_place_of_an_operation_of_the_node() {
     assert_eq!(ask(&user, "node/info", json!(null)).await, "the hub's own");
     assert_eq!(ask(&user, "farm/info", json!(null)).await, "the hub's own");
     assert_eq!(ask(&user, "farm/any", json!({})).await, "w1");
-    // What only the peer has is no operation of the hub.
+    // An operation that only the peer has is not an operation of the hub.
     assert_eq!(code(&user, "work/hang", json!(null)).await, "NOT_FOUND");
     let names: Vec<_> = soon(user.operations(""))
         .await
@@ -226,13 +226,13 @@ async fn the_newest_connection_of_a_peer_takes_over() {
         let again = worker("w1");
         let newer = again.join(&farm.hub, carriage, identity("w1", &[]));
         soon(changes.changed()).await.expect("the hub lives");
-        // It keeps its place among the peers, and new calls go over the new connection.
+        // It keeps its position among the peers, and new calls go over the new connection.
         attached(&farm.hub, &["w1", "w2", "w3"]).await;
         let caller = user.clone();
         let second =
             tokio::spawn(async move { caller.call("farm/hang", &json!({"to": "w1"})).await });
         again.probe.wait(|p| &p.started, 1).await;
-        // What runs on the old one finishes.
+        // The running call on the old connection finishes.
         farm.workers[0].probe.release.notify_one();
         soon(running).await.expect("no panic").expect("it finishes");
         let closed = soon(farm.links[0].closed()).await;
@@ -248,8 +248,8 @@ async fn the_newest_connection_of_a_peer_takes_over() {
     }
 }
 
-/// A call may be led to a connection just before a newer one takes its place, and reach it just after it
-/// was found idle and ended.
+/// The hub may route a call to a connection just before a newer one replaces it, and the call may reach it just after
+/// it was found idle and ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_call_is_lost_while_a_peer_connects_again_and_again() {
     const CALLERS: usize = 8;
@@ -288,7 +288,7 @@ async fn time_that_is_left_goes_along() {
     let farm = farm(Carriage::Memory).await;
     let user = farm.hub.client(Carriage::Memory, None);
     let options = CallOptions {
-        // Enough for the handler on the other node to start.
+        // Enough time for the handler on the other node to start.
         timeout: Some(deadline(Duration::from_millis(100))),
         ..CallOptions::default()
     };
@@ -335,7 +335,7 @@ async fn peers_without_a_name_stay_with_their_connection() {
     let browser = worker("browser");
     let (dialled, _) = hub.serve(Carriage::Memory, None);
     let page = CallClient::new(Arc::clone(&browser.dispatcher)).attach(dialled, None);
-    // One name is taken: nothing is imported.
+    // One name is taken: the node imports nothing.
     assert_eq!(ask(&page, "farm/import", json!({})).await, "node/info");
     assert_eq!(code(&page, "farm/page", json!(null)).await, "NOT_FOUND");
     let imported = ask(&page, "farm/import", json!({"prefix": "browser"})).await;
@@ -347,7 +347,7 @@ async fn peers_without_a_name_stay_with_their_connection() {
     assert_eq!(code(&other, "farm/page", json!(null)).await, "NOT_FOUND");
 }
 
-/// The answer of `services/schema` for the names that it is asked for.
+/// The answer of `services/schema` for the requested names.
 fn specs(input: &Value) -> Value {
     let names = input["names"].as_array().cloned().unwrap_or_default();
     let spec = |name: &Value| query(name.as_str().unwrap_or_default());
@@ -380,7 +380,7 @@ async fn what_a_peer_changes_is_read_again() {
     assert_eq!(served().await, Some(2));
 }
 
-/// A peer ends its stream of changes right after it said that something changed, or says at once that it cannot tell.
+/// A peer ends its stream of changes right after it reported a change, or reports at once that it supports none.
 #[tokio::test]
 async fn a_peer_that_ends_its_watch_is_read_no_more_often() {
     static READS: Mutex<Vec<Instant>> = Mutex::new(Vec::new());

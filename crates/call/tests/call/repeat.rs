@@ -1,4 +1,4 @@
-//! Calls made together, made again, and made over another connection.
+//! Calls made together, repeated, and made over another connection.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ fn started(node: &CallTestNode) -> usize {
     node.probe.started.load(Ordering::SeqCst)
 }
 
-/// Starts `test/charge` with `key`; it waits to be released.
+/// Starts `test/charge` with `key`; it waits for its release.
 fn charge(
     client: &CallConnection,
     key: &str,
@@ -64,7 +64,7 @@ async fn a_key_runs_once_for_each_identity() {
             .await
             .expect("another identity");
         assert_eq!(*other.value(), json!(3));
-        // Strangers are not one.
+        // Two unknown peers are not one.
         let (one, two) = (node.client(carriage, None), node.client(carriage, None));
         for (client, n) in [(&one, 4), (&one, 4), (&two, 5)] {
             let answer = call(client, "a", json!({})).await.expect("a stranger");
@@ -83,8 +83,8 @@ async fn a_key_runs_once_for_each_identity() {
     }
 }
 
-/// A key is compared with what was asked under it only once the request has its place and its input fits: until then the
-/// whole of the input is looked at for nothing.
+/// The node compares a key with its earlier input only once the request has its permit and a valid input: until then,
+/// going through the whole input would be wasted work.
 #[tokio::test]
 async fn what_has_no_room_or_does_not_fit_is_not_compared_with_what_its_key_was_used_for() {
     let mut spec = OperationSpec::mutation("bank/pay", "Runs once for a key.")
@@ -121,7 +121,7 @@ async fn what_has_no_room_or_does_not_fit_is_not_compared_with_what_its_key_was_
         };
         assert_eq!(pay(&mut peer, json!({ "n": 1 })).await, "paid");
         assert_eq!(pay(&mut peer, json!({ "n": 2 })).await, "CONFLICT");
-        // Both have another input than the key was used with.
+        // Both have another input than the key's first.
         assert_eq!(pay(&mut peer, json!("another")).await, "INVALID_INPUT");
         peer.request("hold", "/bank/hold", Value::Null).await;
         assert_eq!(pay(&mut peer, json!({ "n": 2 })).await, "OVERLOADED");
@@ -130,7 +130,7 @@ async fn what_has_no_room_or_does_not_fit_is_not_compared_with_what_its_key_was_
     }
 }
 
-/// An operation that calls a keyed mutation with the keys that its input lists, one after the other.
+/// An operation that calls a keyed mutation with the keys in its input, one after the other.
 fn shop() -> RegistryBuilder {
     let order = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let mut answers = Vec::new();
@@ -262,7 +262,7 @@ impl Shop {
         }
     }
 
-    /// Orders under the same key, and tells what came of it and how many orders there were.
+    /// Orders under the same key, and returns the outcome and the number of orders.
     async fn order(&self, at: &str, input: &Value, paying: &'static str) -> (String, usize) {
         *self.paying.lock().expect("no panics here") = paying;
         let one = identity("one", &["shop"]);
@@ -277,8 +277,7 @@ impl Shop {
     }
 }
 
-/// A requester that asks again under the key may find room, whatever error the operation made of the lack
-/// of it.
+/// A requester that repeats the key may find room, whatever error the operation made of the refusal.
 #[tokio::test]
 async fn that_there_was_no_room_is_not_kept_for_a_key() {
     for at in ["shop/order", "shop/desk"] {
@@ -292,7 +291,7 @@ async fn that_there_was_no_room_is_not_kept_for_a_key() {
             let ordered = shop.order(at, &Value::Null, paying).await;
             assert_eq!(ordered, (told.to_owned(), orders), "{at} {paying}");
         }
-        // What fails for good is kept, also where something else of the request found no room.
+        // A permanent failure is stored, also where another part of the request found no room.
         for input in [Value::Null, json!("busy")] {
             let shop = Shop::open();
             for paying in ["fails", "well"] {
@@ -311,7 +310,7 @@ async fn duplicates_join_the_running_call_when_a_caller_leaves() {
         let (first, second) = (peer(), peer());
         let begun = charge(&first, "k");
         node.probe.wait(|p| &p.started, 1).await;
-        // One may run at a time, and those who join do not count.
+        // One may run at a time, and requests that join it do not count.
         let joined = charge(&second, "k");
         let error = soon(second.call_with("test/charge", &json!({}), &keyed("other"))).await;
         assert_eq!(
@@ -333,7 +332,7 @@ async fn duplicates_join_the_running_call_when_a_caller_leaves() {
             assert_eq!(*answer.value(), json!(1));
         }
         assert_eq!(started(&node), 1);
-        // Its place is free again.
+        // Its permit is free again.
         soon(second.call_with("test/charge", &json!({}), &keyed("other")))
             .await
             .expect("runs");
@@ -346,7 +345,7 @@ async fn a_run_that_met_its_deadline_may_run_again() {
     let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
     let input = json!({ "wait": true });
     let options = CallOptions {
-        // Enough for the handler to start.
+        // Enough time for the handler to start.
         timeout: Some(deadline(Duration::from_millis(20))),
         ..keyed("k")
     };
@@ -389,7 +388,7 @@ async fn only_what_is_safe_is_tried_again() {
         assert_eq!(answer.is_ok(), works, "{operation} {needed}");
         assert_eq!(started(&node), tries, "{operation} {needed}");
     }
-    // A key is made where one is needed, and time that is up ends the tries.
+    // The client makes a key where the call needs one, and the end of its time ends the tries.
     let node = CallTestNode::new();
     let client = node.client(Carriage::Memory, None);
     let options = CallOptions::default();
@@ -522,7 +521,7 @@ async fn every_connection_is_prepared_before_it_is_used() {
         let n = count.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
             connection.operations("test/").await?;
-            // The first try fails, and is made again over another connection.
+            // The first try fails, and the client repeats it over another connection.
             if n == 0 {
                 return Err(CallError::internal("the import failed"));
             }

@@ -1,4 +1,4 @@
-//! Requesters who would fill the node with their requests: those that run, and those that are not complete.
+//! Requesters that would fill the node with their requests: running ones, and incomplete ones.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -92,7 +92,7 @@ async fn thirty_two_calls_of_1_mib_run_at_once_and_leave_others_room() {
     assert_eq!(node.dispatcher.stats().request_bytes_full, 1);
     calls.push(hold(&other, None));
     node.probe.wait(|p| &p.started, 33).await;
-    // What is short is not counted.
+    // A short request does not count.
     let short = tokio::spawn(async move { client.call("test/hold", &json!(1)).await });
     node.probe.wait(|p| &p.started, 34).await;
     node.probe.release.notify_waiters();
@@ -101,7 +101,7 @@ async fn thirty_two_calls_of_1_mib_run_at_once_and_leave_others_room() {
     }
 }
 
-/// A requester gives up each request, and its run goes on: with another one it would soon fill the node.
+/// A requester gives up each request, and its run goes on: repeated with new keys, this would soon fill the node.
 #[tokio::test]
 async fn runs_without_a_caller_keep_their_bytes_counted() {
     // 8 MiB for the node, and half of that for an identity.
@@ -116,7 +116,7 @@ async fn runs_without_a_caller_keep_their_bytes_counted() {
     assert_eq!(code(hold(&client, Some("e"))).await, ErrorCode::Overloaded);
     client.close(CloseCode::Normal, "");
     soon(client.closed()).await;
-    // Neither is there room over another connection.
+    // There is no room over another connection either.
     let client = peer();
     assert_eq!(code(hold(&client, Some("e"))).await, ErrorCode::Overloaded);
     node.probe.release.notify_waiters();
@@ -135,9 +135,9 @@ async fn runs_without_a_caller_keep_their_bytes_counted() {
     again.await;
 }
 
-/// Lists of short values, whose trees are thirty times as long as the frames that they come in.
+/// Lists of short values, whose trees are thirty times as long as their frames.
 #[tokio::test]
-async fn trees_of_inputs_count_with_the_requests_of_who_sent_them() {
+async fn trees_of_inputs_count_with_the_requests_of_their_sender() {
     // 8 MiB for the node, and half of that for an identity.
     let node = holding(64 << 20);
     let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
@@ -163,14 +163,14 @@ async fn trees_of_inputs_count_with_the_requests_of_who_sent_them() {
         let answer = soon(call).await.expect("no panic").expect("released");
         assert_eq!(answer.value(), &json!(7));
     }
-    // What was counted is given back.
+    // The counted bytes are given back.
     let again = ask(&client);
     node.probe.wait(|p| &p.started, 4).await;
     node.probe.release.notify_waiters();
     soon(again).await.expect("no panic").expect("released");
 }
 
-/// Four identities keep padded subscriptions for as long as they live.
+/// Four identities hold padded subscriptions for as long as they live.
 #[tokio::test]
 async fn subscriptions_that_do_not_end_leave_room_for_requests_of_others() {
     // 8 MiB for the node: 2 MiB for subscriptions, and half a MiB for those of one identity.
@@ -217,10 +217,10 @@ async fn subscriptions_that_do_not_end_leave_room_for_requests_of_others() {
     }
 }
 
-/// A frame of 1 MiB but for its last byte, on each of many streams.
+/// A frame of 1 MiB without its last byte, on each of many streams.
 #[tokio::test]
 async fn frames_that_do_not_end_are_bounded_and_leave_others_room() {
-    // The least there is: 4 MiB for the node, and half of that for an identity.
+    // The smallest node: 4 MiB for it, and half of that for an identity.
     let node = holding(0);
     let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("peer", &[])));
     let almost: Bytes = {
@@ -235,7 +235,7 @@ async fn frames_that_do_not_end_are_bounded_and_leave_others_room() {
         let (almost, end_all) = (almost.clone(), Arc::clone(&end_all));
         ends.spawn(async move {
             let asked = end_all.notified();
-            // It may be refused before it has said all.
+            // The node may refuse it before the peer has sent all of it.
             let _ = peer.send.write_chunk(almost).await;
             let refused = tokio::select! {
                 end = peer.recv.read_chunk(1) => Some(end),
@@ -263,7 +263,7 @@ async fn frames_that_do_not_end_are_bounded_and_leave_others_room() {
     node.probe.wait(|p| &p.started, 1).await;
     node.probe.release.notify_waiters();
     soon(call).await.expect("no panic").expect("released");
-    // What has its room is read to its end, which is no JSON.
+    // The node reads a frame that has its room to the end, which is not JSON.
     end_all.notify_waiters();
     for _ in 0..2 {
         let end = soon(ends.join_next())

@@ -1,5 +1,5 @@
-//! Rights that are taken away: what is asked, answered and sent from then on, before the task that watches over a
-//! connection has heard of it.
+//! Revoked rights: requests, answers and events from then on, before the task that watches a connection gets the
+//! notice.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::common::*;
 
-/// What `user` may when it may all that is asked for here, and when it may not.
+/// The scopes of `user` when it has every right that the tests need, and when it has none.
 const MAY: &[&str] = &["ask"];
 const LESS: &[&str] = &["other"];
 
@@ -82,7 +82,7 @@ impl RightsTestNode {
         all.expect("the lab is there");
     }
 
-    /// `user` by its key, and by whatever else.
+    /// `user`, known by its key, and by any other proof.
     fn known(&self, carriage: Carriage, key: bool) -> CallConnection {
         let who = self.people.who();
         if !key {
@@ -146,7 +146,7 @@ async fn a_call_is_let_in_by_the_rights_of_its_moment() {
     }
 }
 
-/// Starts one of the operations that wait.
+/// Starts one of the waiting operations.
 fn start(
     client: &CallConnection,
     operation: &'static str,
@@ -168,7 +168,7 @@ async fn a_query_is_answered_by_the_rights_of_then_and_a_mutation_as_it_ended() 
         assert_eq!(query.expect_err("no more").code, ErrorCode::Forbidden);
         let mutation = soon(mutation).await.expect("no panic");
         assert_eq!(*mutation.expect("it was made").value(), json!("told"));
-        // Another change, after which it may as before.
+        // Another change, after which the user has its rights again.
         lab.people.set(Some(MAY));
         let query = start(&client, "test/late");
         lab.began(3).await;
@@ -199,7 +199,7 @@ async fn no_event_is_sent_after_its_right_ended() {
     }
 }
 
-/// A request of another protocol says who asks before all of it is there.
+/// A request of another protocol names its requester before all of it has arrived.
 #[tokio::test]
 async fn what_was_proved_before_the_input_came_is_looked_up_again() {
     let lab = RightsTestNode::new();
@@ -236,7 +236,7 @@ async fn what_was_proved_before_the_input_came_is_looked_up_again() {
         assert_eq!(code, refused, "{scopes:?}");
     }
 
-    // And while it runs.
+    // The same while it runs.
     lab.people.set(Some(MAY));
     let who = lab.people.who().expect("known");
     let call = gate.call(asks("test/late", &who));

@@ -1,5 +1,5 @@
-//! Changes that an imported operation sent to its server: an error that follows does not say that the call may be made
-//! again, and an idempotency key does not run again.
+//! Changes that an imported operation sent to its server: a later error does not say that the caller may repeat the
+//! call, and an idempotency key does not run again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -65,7 +65,7 @@ fn order() -> Registration {
         .composing(authority(&[]), reach)
 }
 
-/// What two orders with one key end with, and how often the imported mutation was called.
+/// The outcomes of two orders with one key, and how often they called the imported mutation.
 async fn twice(how: &str, hides: bool) -> ([CallError; 2], usize) {
     twice_at("shop/order", &json!({ "how": how, "hides": hides })).await
 }
@@ -94,7 +94,7 @@ async fn twice_at(operation: &str, input: &Value) -> ([CallError; 2], usize) {
     (errors, called.load(Ordering::SeqCst))
 }
 
-/// A peer's query that always says that it has no room.
+/// A peer's query that always reports a lack of room.
 fn full() -> Registration {
     let full = HandlerKind::once(|_, _| async {
         Err::<Value, _>(CallError::new(ErrorCode::Overloaded, "always full"))
@@ -103,7 +103,7 @@ fn full() -> Registration {
     Registration::imported(spec, full, Provenance::FromCall)
 }
 
-/// A mutation that pays, and then asks a peer that has no room.
+/// A mutation that pays, and then calls a peer that has no room.
 fn cart(name: &str, idempotent: Idempotence) -> Registration {
     let cart = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let env = ctx.env();
@@ -126,7 +126,7 @@ fn cart(name: &str, idempotent: Idempotence) -> Registration {
 fn counter() -> Registration {
     let counter = HandlerKind::once(|input: CallBody, ctx: Ctx| async move {
         let paid = ctx.env().invoke("shop/inner", input.value()).await;
-        // What it hears of the other one does not say that it may be called again.
+        // The error of the other one does not say that the caller may repeat it.
         let paid = paid.inspect_err(|error| assert!(!error.retryable, "{error}"));
         Ok::<CallOutput, CallError>(paid?.into())
     });
@@ -137,7 +137,8 @@ fn counter() -> Registration {
         .composing(authority(&[]), ScopedPeerEnv::new(["shop/*"]))
 }
 
-/// The server has made the change and said so; a later step finds no room, which a hostile peer can say at any time.
+/// The server has made the change and confirmed it; a later step finds no room, which a hostile peer can claim at any
+/// time.
 #[tokio::test]
 async fn a_change_that_was_made_is_not_made_again_for_a_later_step() {
     for at in ["shop/cart", "shop/desk"] {
@@ -176,7 +177,7 @@ async fn what_was_sent_and_not_answered_is_not_sent_again_for_its_key() {
         assert_eq!((&first.code, first.retryable), (&code, false), "{how}");
         assert_eq!((second.code, second.retryable), (code, false), "{how}");
         assert_eq!(calls, 1, "{how}");
-        // What hides the error hides nothing from the key.
+        // Hiding the error hides nothing from the key.
         let ([first, _], calls) = twice(how, true).await;
         assert_eq!((first.code, calls), (ErrorCode::Internal, 1), "{how}");
     }
@@ -212,7 +213,7 @@ async fn a_run_that_ends_while_a_change_is_sent_does_not_come_again() {
         let ended = soon(client.call_with("shop/order", &input, &options)).await;
         ended.expect_err("the server is silent")
     };
-    // Shorter than what the operation allows the server.
+    // Shorter than the time that the operation allows the server.
     let first = order(deadline(Duration::from_millis(20))).await;
     assert_eq!(first.code, ErrorCode::Timeout);
     let second = order(deadline(Duration::from_secs(20))).await;

@@ -1,4 +1,4 @@
-//! Who a connection acts as, and what it hears of the operations it may call.
+//! The identity of a connection, and the notices it gets about operations that it may call.
 
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ async fn an_unknown_peer_authenticates_once() {
     }
 }
 
-/// Takes a token away just before the node begins to watch for that.
+/// Revokes a token just before the node begins to watch it.
 #[derive(Default)]
 struct RacingIdentities(TokenIdentities);
 
@@ -87,12 +87,12 @@ async fn a_token_that_is_revoked_while_it_is_shown_ends_the_connection() {
         let node = CallTestNode::with_dispatcher(dispatcher, Arc::default());
         let (dialled, served) = node.serve(carriage, None);
         let client = CallClient::without_operations().attach(dialled, None);
-        // It begins before the connection is watched, and so is over before the token is looked up for its end.
+        // The revocation comes before the watch begins, and so before the node looks up the token's end.
         let recheck = tokio::time::sleep(limits::SESSION_RECHECK);
         tokio::pin!(recheck);
         // The answer may be lost with the connection.
         let _ = authenticate(&client, "good").await;
-        // Which of the two is first, and not how long it took: a slow machine delays both.
+        // The order of the two, and not how long they took: a slow machine delays both.
         let ended = tokio::select! {
             biased;
             ended = served => ended,
@@ -254,7 +254,7 @@ async fn connecting_proves_both_sides() {
 async fn watchers_hear_of_what_they_may_call() {
     for carriage in CARRIAGES {
         let node = CallTestNode::new();
-        let stranger = node.client(carriage, None);
+        let unknown_client = node.client(carriage, None);
         let admin = node.client(
             carriage,
             Some(identity("boss", &["node:admin", "peer:list"])),
@@ -264,7 +264,7 @@ async fn watchers_hear_of_what_they_may_call() {
                 .await
                 .expect("started")
         };
-        let (mut unknown_peer, mut boss) = (watch(&stranger).await, watch(&admin).await);
+        let (mut unknown_peer, mut boss) = (watch(&unknown_client).await, watch(&admin).await);
         let next = async |events: &mut Subscription| -> RegistryChange {
             let event = soon(events.next()).await.expect("more").expect("an event");
             event.output.parse().expect("a change")
@@ -301,7 +301,7 @@ async fn watchers_hear_of_what_they_may_call() {
     }
 }
 
-/// What the dialling side serves.
+/// The operations of the dialling side.
 fn double() -> Registry {
     let spec = OperationSpec::query("client/double", "").with_scope("client:double");
     Registry::builder()

@@ -1,4 +1,4 @@
-//! Mutations that are passed on under a key, and that a peer has taken before it was lost.
+//! Mutations that the hub passes on under a key, and that a peer has taken before it was lost.
 
 use std::sync::atomic::Ordering;
 
@@ -11,12 +11,12 @@ use crate::common::*;
 use crate::farm::{Farm, attached};
 use crate::forwarder::farm;
 
-/// How often the workers of a farm began something.
+/// How often the workers of a farm began a call.
 fn begun(farm: &Farm) -> [usize; 3] {
     [0, 1, 2].map(|n| farm.workers[n].probe.started.load(Ordering::SeqCst))
 }
 
-/// Asks the hub to pass a call on, under one key.
+/// Sends a call through the hub, under one key.
 fn once(
     farm: &Farm,
     carriage: Carriage,
@@ -37,7 +37,7 @@ fn once(
 }
 
 /// The attacker cuts the connection of a worker that has taken a payment. The hub's operation takes a key, and the
-/// worker's takes none, or another worker would be asked, which has not heard of the key.
+/// worker's takes none, or the hub would ask another worker, which does not know the key.
 #[tokio::test]
 async fn a_mutation_that_a_peer_took_is_passed_on_no_second_time() {
     for carriage in CARRIAGES {
@@ -87,7 +87,7 @@ async fn a_mutation_that_a_peer_took_is_passed_on_no_second_time() {
     }
 }
 
-/// The peer says that it has begun nothing: the same key may ask it again.
+/// The peer reports that it has begun nothing: the same key may call it again.
 #[tokio::test]
 async fn a_mutation_that_a_peer_had_no_room_for_may_be_passed_on_again() {
     let farm = farm(Carriage::Memory).await;

@@ -1,5 +1,5 @@
-//! Frames that are not complete, where a connection ends with its only stream: those of others end none of a known
-//! peer's.
+//! Incomplete frames, where a connection ends with its only stream: those of other peers end no frame of a known
+//! peer.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,7 @@ use crate::common::*;
 
 const MIB: usize = 1 << 20;
 
-/// A frame of 1 MiB but for its last byte.
+/// A frame of 1 MiB without its last byte.
 fn almost() -> Bytes {
     let len = u32::try_from(MIB).expect("small");
     let body = "{".repeat(MIB - 1);
@@ -30,8 +30,8 @@ fn unfinished(node: &CallTestNode) -> f64 {
     metrics.values()["alknet_call_unfinished_bytes"]
 }
 
-/// Two identities with three quarters of the 4 MiB that the smallest node has: of what is left no other has more than
-/// a thirty-second.
+/// Two identities with three quarters of the 4 MiB of the smallest node: of the rest no other has more than a
+/// thirty-second.
 async fn crowd(node: &CallTestNode) -> Vec<RawPeer> {
     let mut peers = Vec::new();
     for (who, frames) in [("eve", 2), ("mallory", 1)] {
@@ -64,7 +64,7 @@ async fn a_long_frame_on_the_only_stream_waits_for_room() {
     })
     .await;
     assert_eq!(node.probe.started.load(Ordering::SeqCst), 0);
-    // Mallory's is whole, and no JSON.
+    // Mallory's frame is complete, and not JSON.
     let mut ends = crowd.pop().expect("three of them");
     ends.send_bytes(Bytes::from_static(b"}")).await;
     node.probe.wait(|p| &p.started, 1).await;
@@ -73,7 +73,7 @@ async fn a_long_frame_on_the_only_stream_waits_for_room() {
     assert_eq!(node.dispatcher.stats().request_bytes_full, 1);
 }
 
-/// As short as any of an unknown peer's, which does not wait.
+/// A frame as short as the longest of an unknown peer, which does not wait.
 #[tokio::test]
 async fn a_frame_that_is_not_long_has_room_on_the_only_stream() {
     let node = holding(0);
@@ -92,7 +92,7 @@ async fn a_frame_that_is_not_long_has_room_on_the_only_stream() {
     let payload = json!({ "operationId": "/test/hold", "input": text }).to_string();
     let mut frame = encode_event(EventKind::Requested, "1", &payload);
     frame.truncate(frame.len() - 1);
-    // It may be refused before it has said all.
+    // The node may refuse it before the peer has sent all of it.
     let _ = peer.send.write_chunk(frame).await;
     let served = soon(served).await.expect("no panic");
     let refused = matches!(served, Err(HandlerError::Protocol(_)));
@@ -100,7 +100,7 @@ async fn a_frame_that_is_not_long_has_room_on_the_only_stream() {
     assert_eq!(node.dispatcher.stats().request_bytes_full, 1);
 }
 
-/// As a worker's to a hub.
+/// The answer of a worker to a hub is such a frame.
 #[tokio::test]
 async fn a_long_answer_on_the_only_stream_needs_no_room() {
     let node = holding(0);

@@ -1,4 +1,4 @@
-//! Peers that read nothing of what they are answered, over many connections.
+//! Peers that read none of their answers, over many connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use crate::common::*;
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// More bytes than one stream has under way.
+/// More bytes than one stream has on the way.
 const UNDER_WAY_MAX: usize = 2 << 20;
 
 /// Bytes of a long answer, and of an event.
 const ANSWER_BYTES: usize = 900 << 10;
 const EVENT_BYTES: usize = 100 << 10;
 
-/// A node on a machine with so much memory, with long answers and events without end.
+/// A node on a machine with so much memory, with long answers and endless events.
 fn node(memory_bytes: u64, patience: PeerTimeouts) -> CallTestNode {
     let long = HandlerKind::once(|_, _| async { Ok(json!("x".repeat(ANSWER_BYTES))) });
     let echo =
@@ -52,7 +52,7 @@ fn unread(node: &CallTestNode) -> f64 {
     metrics.values()["alknet_call_unread_bytes"]
 }
 
-/// Resolves once as many bytes are unread as `are` says.
+/// Resolves once the number of unread bytes satisfies `are`.
 async fn until(node: &CallTestNode, are: impl Fn(f64) -> bool) {
     let all = async {
         while !are(unread(node)) {
@@ -62,7 +62,7 @@ async fn until(node: &CallTestNode, are: impl Fn(f64) -> bool) {
     soon(all).await;
 }
 
-/// Asks on so many streams, each for one request.
+/// Sends requests on so many streams, one on each.
 async fn ask(connection: &Connection, operation: &str, streams: usize) -> Vec<RawPeer> {
     let mut peers = Vec::new();
     for n in 0..streams {
@@ -92,7 +92,7 @@ async fn answers_unread_on_many_connections_are_bounded_for_their_identity() {
     soon(refused).await;
     let counted = unread(&node);
     assert!((2.0 * MIB..=4.0 * MIB).contains(&counted), "{counted}");
-    // Another identity is answered, and the same one in short.
+    // Another identity gets its answer, and the same one gets short answers.
     let other = node.client(Carriage::Memory, Some(identity("other", &[])));
     let answer = soon(other.call("test/long", &Value::Null)).await;
     let answer = answer.expect("there is room for others");
@@ -104,7 +104,7 @@ async fn answers_unread_on_many_connections_are_bounded_for_their_identity() {
     let refused = refused.expect_err("its room is taken");
     assert_eq!(refused.code, ErrorCode::Overloaded);
     assert!(refused.retryable && refused.retry_after_ms.is_some());
-    // Whatever was not refused is read to its end.
+    // The client reads to its end every answer that was not refused.
     let mut answered = 0;
     for peer in &mut peers {
         let (kind, _, payload) = peer.event().await;
@@ -119,10 +119,10 @@ async fn answers_unread_on_many_connections_are_bounded_for_their_identity() {
     answer.expect("all of it was read");
 }
 
-/// How long its event is shows when it is there: it waits, and what is short does not.
+/// The length of its event shows when the event exists: the event waits, and a short one does not.
 #[tokio::test]
 async fn an_event_that_finds_no_room_comes_when_there_is_some() {
-    // The least there is: 4 MiB for the node, and half of that for an identity.
+    // The smallest node: 4 MiB for it, and half of that for an identity.
     let node = node(0, PeerTimeouts::default());
     let who = || Some(identity("peer", &[]));
     let (dialled, _) = node.serve(Carriage::Memory, who());
@@ -132,7 +132,7 @@ async fn an_event_that_finds_no_room_comes_when_there_is_some() {
     let mut late = soon(same.subscribe("test/follow", &Value::Null))
         .await
         .expect("it is sent");
-    // Nothing tells that nothing comes: it has the time in which it would.
+    // No event shows that nothing comes: the test waits for the time in which it would.
     let moment = deadline(Duration::from_millis(300));
     assert!(timeout(moment, late.next()).await.is_err());
     let counted = unread(&node);
@@ -153,7 +153,7 @@ async fn an_event_that_finds_no_room_comes_when_there_is_some() {
     event.expect("there is room again");
 }
 
-/// A subscription on a stream of its own may wait for its reader, as long as its identity has room.
+/// A subscription on a stream of its own may wait for its reader, while its identity has room.
 #[tokio::test]
 async fn a_paused_reader_without_room_loses_its_own_streams_only() {
     let moment = deadline(Duration::from_millis(30));
@@ -171,7 +171,8 @@ async fn a_paused_reader_without_room_loses_its_own_streams_only() {
     let end = async {
         let ends = paused.iter_mut().map(|peer| {
             Box::pin(async move {
-                // It reads nothing until it is too late, and then what is under way: a stream that goes on has more.
+                // It reads nothing until it is too late, and then the bytes on the way: a stream that goes on has
+                // more.
                 sleep(4 * moment).await;
                 let mut under_way = 0;
                 let mut end = Ok(Some(Bytes::new()));

@@ -1,10 +1,10 @@
-//! What handlers and operations may do with secrets of the node, without having them.
+//! What handlers and operations may do with secrets of the node, without seeing them.
 //!
-//! The assembly makes one [`Capability`] for each credential of the configuration and hands each operation, when it is
-//! registered, the [`Capabilities`] that were granted to it: an operation does not see the entries of another. What is
-//! behind a capability comes and goes with the vault ([`CapabilityFiller`]), and is reached only by methods that act.
-//! The types are here, and not with the registry or the vault, because protocol handlers, scripts and clients of other
-//! protocols take them: all of these depend on this crate, and not on the registry or the vault.
+//! The assembly makes one [`Capability`] for each credential of the configuration. When it registers an operation, it
+//! hands it the [`Capabilities`] that were granted to it: an operation does not see the entries of another. The
+//! secret behind a capability comes and goes with the vault ([`CapabilityFiller`]), and only methods that use it
+//! reach it. The types are here, and not with the registry or the vault, because protocol handlers, scripts and
+//! clients of other protocols take them: all of these depend on this crate, and not on the registry or the vault.
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ use zeroize::Zeroizing;
 
 use crate::credentials::Secret;
 
-/// What a capability is for.
+/// The purpose of a capability.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -61,7 +61,7 @@ pub enum CapabilityKind {
 }
 
 impl CapabilityKind {
-    /// Every one, in the order of their names.
+    /// Every kind, in the order of their names.
     pub const ALL: [Self; 6] = [
         Self::Aead,
         Self::ApiKey,
@@ -71,7 +71,7 @@ impl CapabilityKind {
         Self::Signer,
     ];
 
-    /// As the configuration spells it.
+    /// The name in the configuration.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -91,14 +91,14 @@ impl fmt::Display for CapabilityKind {
     }
 }
 
-/// Why a capability does not act. Says nothing about what is behind it.
+/// Why a capability cannot be used. The text reveals nothing of the secret behind it.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CapabilityError {
-    /// It is of another kind than what is asked of it.
+    /// The capability has another kind than the one that the caller's method needs.
     #[error("the capability is of the kind {is}, which does not do that")]
     Kind {
-        /// What it is.
+        /// The kind of the capability.
         is: CapabilityKind,
     },
     /// The name of a record is not valid.
@@ -107,31 +107,31 @@ pub enum CapabilityError {
     /// The vault is locked.
     #[error("the vault is locked")]
     Locked,
-    /// The node was given no secret for it.
+    /// The node has no secret for it.
     #[error("the node has no secret for this capability")]
     Missing,
-    /// The node has no vault, so nothing could be kept for it.
+    /// The node has no vault, which could keep a secret for it.
     #[error("the node has no vault")]
     NoVault,
-    /// The operation was not given it.
+    /// The operation has no grant for it.
     #[error("the operation was not given this capability")]
     NotGranted,
-    /// What was sealed does not open, for whatever reason.
+    /// The sealed data does not open, for whichever reason.
     #[error("this does not open")]
     NotOpened,
-    /// More bytes than are signed or sealed at once.
+    /// The data has more bytes than one call signs or seals.
     #[error("there are more bytes than {max}")]
     TooLarge {
-        /// The most there may be.
+        /// Largest number of bytes.
         max: usize,
     },
-    /// What was kept for it cannot be used; the node's problems say why.
+    /// The stored secret cannot be used; the node's diagnostics say why.
     #[error("what the node keeps for this capability cannot be used")]
     Unusable,
 }
 
 impl CapabilityError {
-    /// What programs switch on.
+    /// The code on which programs switch.
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
@@ -148,34 +148,34 @@ impl CapabilityError {
     }
 }
 
-/// Signs. Where the key is, only the one who implements it knows.
+/// Signs messages. Only the implementation knows where the key is.
 pub trait CapabilitySigner: Send + Sync + 'static {
     /// The Ed25519 public key.
     fn public(&self) -> [u8; 32];
 
-    /// A signature as of RFC 8032.
+    /// A signature as in RFC 8032.
     ///
     /// # Errors
-    /// The key was taken back.
+    /// The key was withdrawn.
     fn sign(&self, message: &[u8]) -> Result<[u8; 64], CapabilityError>;
 }
 
-/// Seals and opens records under names of the capability's own.
+/// Seals and opens records under names that belong to the capability.
 pub trait Aead: Send + Sync + 'static {
-    /// Seals a record; one that is moved to another name does not open.
+    /// Seals a record. A record that is moved to another name does not open.
     ///
     /// # Errors
     /// The name is not valid, there are too many bytes, or the vault is locked.
     fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, CapabilityError>;
 
-    /// Opens one.
+    /// Opens a record.
     ///
     /// # Errors
-    /// The same, and where it does not open.
+    /// As for [`seal`](Self::seal), and the record does not open.
     fn open(&self, name: &str, sealed: &[u8]) -> Result<Secret, CapabilityError>;
 }
 
-/// Where in a request a secret goes.
+/// The part of a request into which a secret goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretLocation {
     /// Into a cookie.
@@ -186,7 +186,7 @@ pub enum SecretLocation {
     Query,
 }
 
-/// What is behind a capability while the vault is open.
+/// The secret behind a capability while the vault is open.
 #[non_exhaustive]
 #[expect(missing_debug_implementations, reason = "a secret is never shown")]
 pub enum CapabilityBackend {
@@ -194,9 +194,9 @@ pub enum CapabilityBackend {
     Aead(Box<dyn Aead>),
     /// For [`CapabilityKind::ApiKey`].
     ApiKey {
-        /// Where it goes.
+        /// The part of the request into which the key goes.
         place: SecretLocation,
-        /// The header, in lower case, the parameter or the cookie.
+        /// The name of the header (in lower case), of the parameter or of the cookie.
         name: String,
         /// Its value.
         key: Secret,
@@ -205,7 +205,7 @@ pub enum CapabilityBackend {
     Basic {
         /// User name.
         user: String,
-        /// What only they know.
+        /// The password of that user.
         password: Secret,
     },
     /// For [`CapabilityKind::Bearer`].
@@ -229,23 +229,23 @@ impl CapabilityBackend {
     }
 }
 
-/// Whether the vault is open at this moment. Asked at every use, so that a lock counts at once, whichever
-/// process locked.
+/// Whether the vault is open at this moment. A capability asks at every use, so that a lock takes effect at once,
+/// whichever process locked the vault.
 pub type CapabilityGate = Arc<dyn Fn() -> bool + Send + Sync>;
 
 struct CapabilitySlot {
     name: Box<str>,
     kind: CapabilityKind,
     power: ArcSwapOption<CapabilityBackend>,
-    /// Why there is nothing in it.
+    /// Why the slot is empty.
     vacant: ArcSwap<CapabilityError>,
     gate: CapabilityGate,
     /// Brings the slot up to date before each use.
     refresh: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// A capability and the only way to put something behind it. It is empty at first, as of a vault that is
-/// locked.
+/// Makes a capability, and the only object that can put a secret behind it. The capability is empty at first, as when
+/// the vault is locked.
 #[must_use]
 pub fn capability(
     name: &str,
@@ -263,18 +263,18 @@ pub fn capability(
     (Capability(Arc::clone(&slot)), CapabilityFiller(slot))
 }
 
-/// What makes a request the node's.
+/// The kinds that authenticate a request in its head.
 const HEADERS: [CapabilityKind; 3] = [
     CapabilityKind::ApiKey,
     CapabilityKind::Basic,
     CapabilityKind::Bearer,
 ];
 
-/// Fills and empties a capability: the assembly's end of it.
+/// Fills and empties a capability: the assembly has this end of it.
 pub struct CapabilityFiller(Arc<CapabilitySlot>);
 
 impl CapabilityFiller {
-    /// Puts something behind it. What is of another kind is not put there, and it is unusable.
+    /// Puts a secret behind the capability. A secret of another kind makes it unusable.
     pub fn fill(&self, power: CapabilityBackend) {
         if power.kind() == self.0.kind {
             self.0.power.store(Some(Arc::new(power)));
@@ -283,10 +283,10 @@ impl CapabilityFiller {
         }
     }
 
-    /// Takes away what is behind it, and says why. What acts at this moment ends first; then the bytes
-    /// are wiped.
+    /// Removes the secret and records the reason. A use that goes on at this moment ends first; then the bytes are
+    /// wiped.
     pub fn empty(&self, why: CapabilityError) {
-        // The reason first: an operation that finds no secret finds why.
+        // The reason is stored first: an operation that finds no secret finds the reason for that.
         self.0.vacant.store(Arc::new(why));
         self.0.power.store(None);
     }
@@ -297,10 +297,10 @@ impl CapabilityFiller {
         self.0.refresh.get_or_init(|| Box::new(refresh));
     }
 
-    /// Why it is empty; `None` while it is not.
+    /// The reason for which it is empty; `None` while it has a secret.
     #[must_use]
     pub fn vacancy(&self) -> Option<CapabilityError> {
-        // In the reverse order of `empty`: what is seen empty has its reason.
+        // The loads are in the reverse order of `empty`'s stores: a slot that is seen empty has its reason.
         let empty = self.0.power.load().is_none();
         empty.then(|| **self.0.vacant.load())
     }
@@ -312,30 +312,29 @@ impl fmt::Debug for CapabilityFiller {
     }
 }
 
-/// One thing that an operation may do. Clones are the same; none of them can be turned into what is
-/// behind it.
+/// One secret that an operation may use. Clones share it, and no method returns the secret itself.
 #[derive(Clone)]
 pub struct Capability(Arc<CapabilitySlot>);
 
 impl Capability {
-    /// What the configuration calls it.
+    /// Its name in the configuration.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// What it is for.
+    /// Its purpose.
     #[must_use]
     pub fn kind(&self) -> CapabilityKind {
         self.0.kind
     }
 
-    /// Gives `set` what makes a request the node's: where it goes, its name there (of headers in lower case), and the
-    /// value as it is, not escaped for its place. Clients of protocols call this when they write the request; the
-    /// operation that asked them for the request never sees what was set.
+    /// Passes `set` what authenticates a request as the node's: the part of the request, the name there (of headers
+    /// in lower case), and the value, which is not escaped. Clients of protocols call this when they write the
+    /// request; the operation that asked them for it never sees the value.
     ///
     /// # Errors
-    /// The kind is not `bearer`, `basic` or `api-key`, or there is nothing behind it.
+    /// The kind is not `bearer`, `basic` or `api-key`, or the capability is empty.
     pub fn authorize(
         &self,
         set: &mut dyn FnMut(SecretLocation, &str, &[u8]),
@@ -343,12 +342,12 @@ impl Capability {
         const HEADER: SecretLocation = SecretLocation::Header;
         self.with(&HEADERS, |power| match power {
             CapabilityBackend::Bearer(token) => {
-                // RFC 6750, section 2.1.
+                // RFC 6750 section 2.1.
                 set(HEADER, "authorization", &joined(b"Bearer ", token.expose()));
                 Some(Ok(()))
             }
             CapabilityBackend::Basic { user, password } => {
-                // RFC 7617, section 2.
+                // RFC 7617 section 2.
                 let user = joined(user.as_bytes(), b":");
                 let both = joined(&user, password.expose());
                 let both = Zeroizing::new(BASE64.encode(&both));
@@ -366,7 +365,7 @@ impl Capability {
     /// The public key of a signer.
     ///
     /// # Errors
-    /// It is no signer, or there is nothing behind it.
+    /// The kind is not `signer`, or the capability is empty.
     pub fn public(&self) -> Result<[u8; 32], CapabilityError> {
         self.with(&[CapabilityKind::Signer], |power| match power {
             CapabilityBackend::Signer(signer) => Some(Ok(signer.public())),
@@ -374,10 +373,10 @@ impl Capability {
         })
     }
 
-    /// Signs.
+    /// Signs `message`.
     ///
     /// # Errors
-    /// The same, and as [`CapabilitySigner::sign`].
+    /// As for [`public`](Self::public), and as for [`CapabilitySigner::sign`].
     pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], CapabilityError> {
         self.with(&[CapabilityKind::Signer], |power| match power {
             CapabilityBackend::Signer(signer) => Some(signer.sign(message)),
@@ -385,10 +384,10 @@ impl Capability {
         })
     }
 
-    /// Seals a record of the operation's own.
+    /// Seals a record of the operation.
     ///
     /// # Errors
-    /// It is no `aead`, there is nothing behind it, and as [`Aead::seal`].
+    /// The kind is not `aead`, the capability is empty, or as for [`Aead::seal`].
     pub fn seal(&self, name: &str, plain: &[u8]) -> Result<Vec<u8>, CapabilityError> {
         self.with(&[CapabilityKind::Aead], |power| match power {
             CapabilityBackend::Aead(aead) => Some(aead.seal(name, plain)),
@@ -396,10 +395,10 @@ impl Capability {
         })
     }
 
-    /// Opens one.
+    /// Opens a record of the operation.
     ///
     /// # Errors
-    /// The same, and as [`Aead::open`].
+    /// As for [`seal`](Self::seal), and as for [`Aead::open`].
     pub fn open(&self, name: &str, sealed: &[u8]) -> Result<Secret, CapabilityError> {
         self.with(&[CapabilityKind::Aead], |power| match power {
             CapabilityBackend::Aead(aead) => Some(aead.open(name, sealed)),
@@ -407,10 +406,10 @@ impl Capability {
         })
     }
 
-    /// Lends the bytes for the one use they are for.
+    /// Lends the bytes to `act` for one use.
     ///
     /// # Errors
-    /// The kind is not `bytes`, or there is nothing behind it.
+    /// The kind is not `bytes`, or the capability is empty.
     pub fn with_bytes<R>(&self, act: impl FnOnce(&[u8]) -> R) -> Result<R, CapabilityError> {
         self.with(&[CapabilityKind::Bytes], |power| match power {
             CapabilityBackend::Bytes(bytes) => Some(Ok(act(bytes.expose()))),
@@ -418,7 +417,7 @@ impl Capability {
         })
     }
 
-    /// `act` answers `None` for every kind but those that it is for.
+    /// Runs `act` on the secret if the capability has one of `kinds`. `act` returns `None` for every other kind.
     fn with<R>(
         &self,
         kinds: &[CapabilityKind],
@@ -436,9 +435,9 @@ impl Capability {
         let Some(power) = held.as_deref() else {
             return Err(**slot.vacant.load());
         };
-        // After the load: what was opened before a lock is not used after it.
+        // The gate is asked after the load: a secret that was loaded before a lock is not used after it.
         if !(slot.gate)() {
-            // Given back first: the bytes are wiped with the last that holds them.
+            // The reference is dropped first: the bytes are wiped when their last owner drops them.
             drop(held);
             slot.vacant.store(Arc::new(CapabilityError::Locked));
             slot.power.store(None);
@@ -454,12 +453,12 @@ impl fmt::Debug for Capability {
     }
 }
 
-/// What one handler or operation may do. Cannot be changed; clones share it.
+/// The capabilities of one handler or operation. They cannot be changed, and clones share them.
 #[derive(Clone, Default)]
 pub struct Capabilities(Arc<BTreeMap<Box<str>, Capability>>);
 
 impl Capabilities {
-    /// These. Of two of one name the later counts.
+    /// Makes the set. Of two capabilities with one name the later one stays.
     #[must_use]
     pub fn new(capabilities: impl IntoIterator<Item = Capability>) -> Self {
         let named = capabilities.into_iter();
@@ -467,20 +466,20 @@ impl Capabilities {
         Self(Arc::new(named.collect()))
     }
 
-    /// The one of this name.
+    /// The capability of this name.
     ///
     /// # Errors
-    /// [`CapabilityError::NotGranted`], also where there is no such thing on the node.
+    /// [`CapabilityError::NotGranted`], also where the node has no such capability.
     pub fn get(&self, name: &str) -> Result<&Capability, CapabilityError> {
         self.0.get(name).ok_or(CapabilityError::NotGranted)
     }
 
-    /// Every one, in the order of their names.
+    /// Every capability, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Capability> {
         self.0.values()
     }
 
-    /// Whether there are no capabilities in it.
+    /// Whether the set has no capability.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -494,8 +493,9 @@ impl fmt::Debug for Capabilities {
     }
 }
 
-/// One after the other, in memory that is wiped and never moved.
+/// Both parts, in memory that is wiped at the end.
 fn joined(first: &[u8], second: &[u8]) -> Zeroizing<Vec<u8>> {
+    // The capacity is exact: a vector that grew would leave a copy of the secret in freed memory.
     let mut both = Zeroizing::new(Vec::with_capacity(first.len() + second.len()));
     both.extend_from_slice(first);
     both.extend_from_slice(second);

@@ -10,7 +10,7 @@ use super::values::ConfigDiagnostic;
 /// Longest name of a driver, in bytes.
 const DRIVER_BYTES_MAX: usize = 32;
 
-/// Seconds that a request may take on the GPU, at most: ten minutes.
+/// Most seconds that a request may take on the GPU: ten minutes.
 const GPU_SECONDS_MAX: u32 = 600;
 
 /// `[runtime]`

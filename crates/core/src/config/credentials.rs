@@ -1,6 +1,6 @@
-//! `[[credentials]]` and `[[operations]]`: secrets of others that the node uses, and which operation may
-//! use which. A document holds sealed ones only; what is no name is not quoted, for it may be a secret in
-//! the wrong place.
+//! `[[credentials]]` and `[[operations]]`: secrets for other servers that the node uses, and which operation may use
+//! which. A document holds only sealed ones. A text that is no name is not quoted in a diagnostic, because it may be
+//! a secret in the wrong place.
 
 use data_encoding::BASE64;
 use schemars::JsonSchema;
@@ -16,9 +16,9 @@ use super::sections::each;
 use super::values::ConfigDiagnostic;
 use super::vault::KEY_VERSIONS;
 
-/// Most credentials: each is a record that is opened at a start.
+/// Most credentials: the node opens each record at a start.
 const CREDENTIALS_MAX: usize = 256;
-/// Most operations that are given something.
+/// Most operations with grants.
 const OPERATIONS_MAX: usize = 256;
 /// Most credentials of one operation.
 const GRANTED_MAX: usize = 32;
@@ -30,13 +30,13 @@ const HEADER_BYTES_MAX: usize = 64;
 const USER_BYTES_MAX: usize = 255;
 /// Longest name of an operation in bytes: four segments of 63.
 const OPERATION_BYTES_MAX: usize = 255;
-/// Highest number of a zone or a generation: the last hardened level of a path.
+/// Highest number of a zone or a generation: the last hardened level of a derivation path (BIP 32).
 const INDEX_MAX: u32 = (1 << 31) - 1;
 /// The only format of a record.
 const ALG: &str = "ALK1";
-/// Bytes of the tag, without which there is no record.
+/// Bytes of the authentication tag, which every record has.
 const TAG_BYTES: usize = 16;
-/// The one purpose whose keys are handed to operations, and what is in front of its numbers.
+/// The one purpose whose keys operations may use, as the prefix of its numbers.
 const DNS_ZONE: &str = "dns-zone-";
 
 /// `[[credentials]]`: something that operations may use without seeing it.
@@ -91,7 +91,7 @@ pub struct OperationConfig {
     pub capabilities: Vec<String>,
 }
 
-/// Entries that are free of mistakes.
+/// The entries without mistakes.
 pub(super) fn credentials(
     entries: &[ConfigValue<'_, '_>],
     notes: &mut ConfigDiagnostics<'_>,
@@ -103,7 +103,7 @@ pub(super) fn credentials(
     })
 }
 
-/// Entries that are free of mistakes. `known` are the names of credentials, right or wrong.
+/// The entries without mistakes. `known` are the names of all credentials, also of those with mistakes.
 pub(super) fn operations(
     entries: &[ConfigValue<'_, '_>],
     known: &[String],
@@ -116,7 +116,8 @@ pub(super) fn operations(
     })
 }
 
-/// The names of credentials, for who refers to them: a mistake elsewhere in an entry is no second one.
+/// The names of all credentials, for the sections that refer to them: a mistake in an entry is not reported a second
+/// time by those.
 pub(super) fn names(entries: &[ConfigValue<'_, '_>]) -> Vec<String> {
     let name = |entry: &ConfigValue<'_, '_>| entry.text_of("name").map(str::to_owned);
     entries.iter().filter_map(name).collect()
@@ -152,25 +153,27 @@ fn credential(
         let name = value.parsed(notes, credential_name)?;
         unique(name, seen, &value, notes)
     });
-    let place = kind.clone();
+    let kind_value = kind.clone();
     let kind = kind.and_then(|value| value.parsed(notes, capability_kind));
-    if let (Some(kind), Some(place)) = (kind, place) {
-        let places = [&header, &query, &cookie];
-        let mut placed = places.into_iter().flatten();
+    if let (Some(kind), Some(kind_value)) = (kind, kind_value) {
+        // A key that goes into two parts of a request would be logged in the less protected one as well.
+        let locations = [&header, &query, &cookie];
+        let mut given = locations.into_iter().flatten();
         let needed = [
-            (CapabilityKind::ApiKey, "header", placed.next().is_some()),
+            (CapabilityKind::ApiKey, "header", given.next().is_some()),
             (CapabilityKind::Basic, "user", user.is_some()),
         ];
-        if let Some(second) = placed.next().filter(|_| kind == CapabilityKind::ApiKey) {
+        if let Some(second) = given.next().filter(|_| kind == CapabilityKind::ApiKey) {
             let what = "a key goes into one place only";
             second.report(notes, what, "keep one of header, query and cookie");
         }
         for (of, key, there) in needed {
             if kind == of && !there {
                 let what = format!("the kind {kind} needs the key {key}");
-                place.report(notes, what, format!("add {key} = \"…\""));
+                kind_value.report(notes, what, format!("add {key} = \"…\""));
             }
         }
+        // A `signer` with a purpose derives its key, so that a sealed secret would never be used.
         let secret = kind != CapabilityKind::Aead && purpose.is_none();
         let fit = [
             (&record, secret),
@@ -180,8 +183,8 @@ fn credential(
             (&user, kind == CapabilityKind::Basic),
             (&purpose, kind == CapabilityKind::Signer),
         ];
-        for (value, fits) in fit {
-            if let Some(value) = value.as_ref().filter(|_| !fits) {
+        for (value, is_valid) in fit {
+            if let Some(value) = value.as_ref().filter(|_| !is_valid) {
                 let what = format!("the kind {kind} as it is here has no use for this key");
                 value.report(notes, what, "leave it out");
             }
@@ -255,7 +258,7 @@ fn unique(
     Some(name)
 }
 
-/// The JSON form of a sealed record, as a table.
+/// The JSON form of a sealed record, as a TOML table.
 fn sealed(value: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Option<EncryptedData> {
     let mut section = value.section(notes)?;
     let example = "… as 'alknet vault record add --print' prints it";
@@ -274,9 +277,9 @@ fn sealed(value: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Opt
     };
     let alg = alg.and_then(|value| value.parsed(notes, format));
     let key_version = key_version.and_then(|value| value.number(KEY_VERSIONS, notes));
-    let mut bytes = |value: Option<ConfigValue<'_, '_>>, fits: fn(usize) -> bool| {
+    let mut bytes = |value: Option<ConfigValue<'_, '_>>, is_valid: fn(usize) -> bool| {
         value?.parsed(notes, |text| match BASE64.decode(text.as_bytes()) {
-            Ok(bytes) if fits(bytes.len()) => Ok(bytes),
+            Ok(bytes) if is_valid(bytes.len()) => Ok(bytes),
             _ => Err(ConfigDiagnostic::new(
                 "this is no part of a record",
                 example,
@@ -306,7 +309,7 @@ fn credential_name(text: &str) -> Result<String, ConfigDiagnostic> {
     ))
 }
 
-/// Whether a credential may be called so: 1 to 32 of `a-z`, `0-9` and `-`, a letter first.
+/// Whether `text` is a valid name of a credential: 1 to 32 of `a-z`, `0-9` and `-`, a letter first.
 #[must_use]
 pub fn is_credential_name(text: &str) -> bool {
     is_plain(text, NAME_BYTES_MAX)
@@ -335,10 +338,10 @@ fn header_name(text: &str) -> Result<String, ConfigDiagnostic> {
     Err(ConfigDiagnostic::new("this is no name of a header", fix))
 }
 
-/// Of a parameter or a cookie: what stands in both as it is.
+/// The name of a parameter or a cookie, of characters that both allow without an escape.
 fn parameter_name(text: &str) -> Result<String, ConfigDiagnostic> {
-    // Unreserved in a URI (RFC 3986, section 2.3), and allowed in the name of a cookie (RFC 6265,
-    // section 4.1.1).
+    // These are unreserved in a URI (RFC 3986 section 2.3), and allowed in the name of a cookie (RFC 6265 section
+    // 4.1.1).
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-');
     if (1..=HEADER_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain) {
         return Ok(text.to_owned());
@@ -351,7 +354,7 @@ fn parameter_name(text: &str) -> Result<String, ConfigDiagnostic> {
 }
 
 fn user_name(text: &str) -> Result<String, ConfigDiagnostic> {
-    // The colon ends the user of `basic`: RFC 7617, section 2.
+    // The colon ends the user of Basic authentication (RFC 7617 section 2).
     let plain = |b: u8| b.is_ascii_graphic() && b != b':';
     if (1..=USER_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain) {
         return Ok(text.to_owned());
@@ -360,7 +363,7 @@ fn user_name(text: &str) -> Result<String, ConfigDiagnostic> {
     Err(ConfigDiagnostic::new("this is no user", fix))
 }
 
-/// Refuses the keys that are the node's own name somewhere, or that let people in.
+/// Refuses the keys that identify the node elsewhere or that admit users.
 fn signing_purpose(text: &str) -> Result<String, ConfigDiagnostic> {
     const NEVER: [&str; 6] = [
         "acme-account",
@@ -371,13 +374,14 @@ fn signing_purpose(text: &str) -> Result<String, ConfigDiagnostic> {
         "ssh-user-ca",
     ];
     let fix = "write dns-zone-ZONE-GENERATION, or leave the key out and bring a key from outside";
+    // These keys act for the node itself: an operation that holds one could act as the node.
     if NEVER.contains(&text) {
         let what = format!("the key {} is handed to no operation", quote(text));
         return Err(ConfigDiagnostic::new(what, fix.to_owned()));
     }
     let number = |text: &str| {
         let number: u32 = text.parse().ok()?;
-        // One spelling for each number: without leading zeros and sign.
+        // Each number has one spelling, without leading zeros and sign.
         (number <= INDEX_MAX && number.to_string() == text).then_some(number)
     };
     let numbers = text.strip_prefix(DNS_ZONE).and_then(|rest| {
@@ -400,8 +404,8 @@ fn operation_name(text: &str) -> Result<String, ConfigDiagnostic> {
         letter && segment.len() <= 63 && segment.bytes().all(plain)
     };
     let segments = text.split('/').count();
-    let fits = text.len() <= OPERATION_BYTES_MAX && (2..=4).contains(&segments);
-    if fits && text.split('/').all(is_segment) {
+    let is_valid = text.len() <= OPERATION_BYTES_MAX && (2..=4).contains(&segments);
+    if is_valid && text.split('/').all(is_segment) {
         return Ok(text.to_owned());
     }
     Err(ConfigDiagnostic::new(

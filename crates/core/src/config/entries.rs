@@ -1,4 +1,4 @@
-//! The people of a document, as the rest of the node knows them.
+//! The identities of a document, in the form that the rest of the node uses.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +14,7 @@ use crate::token::TokenHash;
 use super::{ApiKeyConfig, NodeConfig, PeerConfig, hub};
 
 impl NodeConfig {
-    /// The identities that the document knows. Keys and names that a correct document cannot hold
-    /// are left out.
+    /// The identities of the document. Keys and names that a correct document cannot hold are left out.
     #[must_use]
     pub fn entries(&self) -> IdentityEntries {
         let admin = |(n, key): (usize, &String)| Some((admin_id(n).ok()?, key.parse().ok()?));
@@ -58,7 +57,7 @@ impl NodeConfig {
     }
 }
 
-/// `admin`, `admin-2`, `admin-3`, in the order of `node.admin_keys`.
+/// The name of the n-th key of `node.admin_keys`: `admin`, `admin-2`, `admin-3`, ….
 pub(super) fn admin_id(n: usize) -> Result<PeerId, PeerIdError> {
     match n {
         0 => "admin".parse(),
@@ -114,7 +113,7 @@ fn resources(held: &BTreeMap<String, Vec<String>>) -> BTreeMap<Arc<str>, Vec<Arc
         .collect()
 }
 
-/// Seconds since 1970; what ended before then has ended.
+/// Seconds since 1970. A moment before 1970 becomes 0, which has ended as well.
 fn seconds(moment: Timestamp) -> u64 {
     u64::try_from(moment.as_second()).unwrap_or(0)
 }

@@ -1,26 +1,25 @@
-//! What can be wrong with a configuration document.
+//! The mistakes of a configuration document.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// One mistake in a configuration document: where it is, what is wrong, what to do. Displays as
-/// one line.
+/// One mistake in a configuration document: its place, what is wrong and what to do. It displays as one line.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{}; {fix}", self.summary())]
 pub struct ConfigError {
-    /// Key path, `peers[1].keys[0]`; empty where the document as a whole is meant.
+    /// Key path, `peers[1].keys[0]`; empty if the mistake concerns the document as a whole.
     pub path: String,
-    /// Line of the document, from 1; absent where no single line is to blame.
+    /// Line of the document, from 1; `None` if no single line has the mistake.
     pub line: Option<usize>,
     /// What is wrong.
     pub what: String,
-    /// What to do about it.
+    /// What the administrator can do about it.
     pub fix: String,
 }
 
 impl ConfigError {
-    /// Where it is and what is wrong, without the remedy, for those who show [`Self::fix`] apart.
+    /// The place and what is wrong, without the remedy, for callers that show [`Self::fix`] apart.
     #[must_use]
     pub fn summary(&self) -> String {
         format!("{}{}", ConfigErrorLocation(self), self.what)
@@ -44,9 +43,9 @@ impl fmt::Display for ConfigErrorLocation<'_> {
 /// Longest excerpt of a document quoted in a message, in characters.
 const QUOTE_CHARS_MAX: usize = 80;
 
-/// A value of the document as a message may show it: one line, of bounded length.
+/// A value of the document in the form in which a message may show it: one line, of bounded length.
 pub(super) fn quote(text: &str) -> String {
-    // Without control characters, which could do anything on the console that shows it.
+    // Control characters could change the state of the console that shows the message.
     let mut shown: String = text
         .chars()
         .take(QUOTE_CHARS_MAX)

@@ -178,7 +178,7 @@ impl Default for HttpMcp {
     }
 }
 
-/// `known` are the names of credentials, right or wrong.
+/// Reads `[http]`. `known` are the names of all credentials, also of those with mistakes.
 pub(super) fn section(
     mut section: ConfigTable<'_, '_>,
     known: &[String],
@@ -223,8 +223,8 @@ pub(super) fn section(
     let mcp = section.key("mcp").and_then(|value| value.section(notes));
     let imports = section.list("import", notes);
     section.finish(notes);
-    let told = decoy.as_ref();
-    let choice = told
+    let decoy_field = decoy.as_ref();
+    let choice = decoy_field
         .and_then(|value| value.parsed(notes, decoy_of))
         .unwrap_or_default();
     let redirect = redirect.and_then(|value| value.parsed(notes, address));
@@ -234,7 +234,7 @@ pub(super) fn section(
         Decoy::Site if site.is_none() => Some("http.site"),
         _ => None,
     };
-    if let (Some(value), Some(key)) = (told, missing) {
+    if let (Some(value), Some(key)) = (decoy_field, missing) {
         value.report(
             notes,
             format!("it needs {key}, which is missing"),
@@ -278,11 +278,11 @@ fn cors_of(
     stealth: bool,
     notes: &mut ConfigDiagnostics<'_>,
 ) -> HttpCors {
-    let told = section.list("origins", notes);
-    let origins = listed(&told, origin, notes);
+    let origin_values = section.list("origins", notes);
+    let origins = listed(&origin_values, origin, notes);
     section.finish(notes);
     // A browser asks without a token whether a page may send one (the Fetch standard, section 3.2.2).
-    if let (true, Some(value)) = (stealth, told.first()) {
+    if let (true, Some(value)) = (stealth, origin_values.first()) {
         let what = "a node that tells nothing answers no browser that asks whether a page may call";
         value.report(notes, what, "leave out http.stealth or http.cors.origins");
     }
@@ -359,9 +359,10 @@ fn address(text: &str) -> Result<String, ConfigDiagnostic> {
     let rest = ["https://", "http://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme));
-    let fits = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+    // The address goes into a header, which takes no control characters and no spaces.
+    let is_valid = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
         && text.bytes().all(|b| b.is_ascii_graphic());
-    fits.then(|| text.to_owned()).ok_or_else(|| {
+    is_valid.then(|| text.to_owned()).ok_or_else(|| {
         ConfigDiagnostic::new(
             format!("{} is no address", quote(text)),
             "write https://host/path".to_owned(),
@@ -374,13 +375,13 @@ fn origin(text: &str) -> Result<String, ConfigDiagnostic> {
     let rest = ["https://", "http://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme));
-    let fits = rest.is_some_and(|host| {
+    let is_valid = rest.is_some_and(|host| {
         !host.is_empty()
             && host
                 .bytes()
                 .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b':' | b'[' | b']'))
     });
-    fits.then(|| text.to_owned()).ok_or_else(|| {
+    is_valid.then(|| text.to_owned()).ok_or_else(|| {
         ConfigDiagnostic::new(
             format!("{} is no origin", quote(text)),
             "write https://host or https://host:port, in lower case and without a path".to_owned(),
@@ -388,13 +389,14 @@ fn origin(text: &str) -> Result<String, ConfigDiagnostic> {
     })
 }
 
-/// A path, or a stored site.
+/// An absolute path without `..`, or a stored site.
 fn folder(text: &str) -> Result<String, ConfigDiagnostic> {
     if let Some(checked) = stored::checked(text, StoredFileKind::Site) {
         return checked;
     }
-    let fits = text.starts_with('/') && !text.split('/').any(|part| part == "..");
-    fits.then(|| text.to_owned()).ok_or_else(|| {
+    // A `..` could lead out of the folder that the administrator meant.
+    let is_valid = text.starts_with('/') && !text.split('/').any(|part| part == "..");
+    is_valid.then(|| text.to_owned()).ok_or_else(|| {
         ConfigDiagnostic::new(
             format!("{} is no folder", quote(text)),
             "write its whole path, such as /data/www, or store:/site/NAME".to_owned(),
@@ -411,8 +413,8 @@ fn operation(text: &str) -> Result<String, ConfigDiagnostic> {
                 .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
     };
     let parts = name.split('/').count();
-    let fits = (2..=4).contains(&parts) && name.split('/').all(part);
-    fits.then(|| name.to_owned()).ok_or_else(|| {
+    let is_valid = (2..=4).contains(&parts) && name.split('/').all(part);
+    is_valid.then(|| name.to_owned()).ok_or_else(|| {
         ConfigDiagnostic::new(
             format!("{} is no operation", quote(text)),
             "write its name, such as node/info".to_owned(),
@@ -490,8 +492,8 @@ mcp = { tools = ["/node/info"] }
                 "http.cors.origins",
             ),
         ] {
-            let told = refused(&format!("[http]\n{line}\n"));
-            assert!(told.contains(word), "{line}: {told}");
+            let message = refused(&format!("[http]\n{line}\n"));
+            assert!(message.contains(word), "{line}: {message}");
         }
     }
 }

@@ -112,9 +112,10 @@ fn scopes() -> Vec<String> {
 }
 
 impl fmt::Debug for JoinConfig {
-    /// Without the join string, which is a secret.
+    /// Shows every field but the join string, which is a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinConfig")
+            // The join string holds a token, which must not reach a log.
             .field("code", &self.code.as_ref().map(|_| "…"))
             .field("address", &self.address)
             .field("key", &self.key)
@@ -124,12 +125,13 @@ impl fmt::Debug for JoinConfig {
     }
 }
 
-/// The hubs among the peers: each by its name, or as `hub`, `hub-2`, …. A hub whose key is not
-/// known is left out.
+/// The hubs as entries of peers, each under its own name or as `hub`, `hub-2`, …. A hub whose key the document does
+/// not have is left out.
 pub(super) fn entries<'a>(
     joins: &'a [JoinConfig],
     peers: &'a [PeerEntry],
 ) -> impl Iterator<Item = PeerEntry> + 'a {
+    // A generated name must not take the name of a peer or of another hub.
     let named = |id: &PeerId| {
         let mut joined = joins.iter().filter_map(|join| join.name.as_deref());
         peers.iter().any(|peer| peer.peer_id == *id) || joined.any(|name| name == id.as_str())
@@ -198,12 +200,13 @@ fn role(
     let scopes = section.list("scopes", notes);
     let labels = section.key("labels");
     section.finish(notes);
-    let place = name.clone();
+    let name_value = name.clone();
     let name = name.and_then(|value| value.parsed(notes, role_name));
-    if let (Some(name), Some(place)) = (&name, place) {
+    if let (Some(name), Some(name_value)) = (&name, name_value) {
+        // Invitations refer to a role by its name.
         if seen.contains(name) {
             let what = format!("the role {} is there already", quote(name));
-            place.report(notes, what, "keep one of the two");
+            name_value.report(notes, what, "keep one of the two");
         }
         seen.push(name.clone());
     }
@@ -231,7 +234,7 @@ fn labels_of(
     labels
 }
 
-/// Entries that are free of mistakes.
+/// The entries without mistakes.
 pub(super) fn joins(
     entries: &[ConfigValue<'_, '_>],
     holders: &mut IdentityClaims,
@@ -241,6 +244,7 @@ pub(super) fn joins(
     entries
         .iter()
         .filter_map(|entry| {
+            // A count that has not changed says that the entry has no mistake.
             let before = notes.count();
             let section = entry.section(notes)?;
             let one = join(entry, section, holders, notes);
@@ -262,6 +266,7 @@ fn join(
     let scopes = section.key("scopes");
     section.finish(notes);
     match (&code, &address, &key) {
+        // A join string holds an address and a key itself, which could differ from given ones.
         (Some(_), None, None) | (None, Some(_), Some(_)) => {}
         _ => entry.report(
             notes,
@@ -322,8 +327,8 @@ fn role_name(text: &str) -> Result<String, ConfigDiagnostic> {
 
 fn label(name: &str, value: &str) -> Result<(), ConfigDiagnostic> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    let fits = |text: &str| (1..=63).contains(&text.len()) && text.bytes().all(plain);
-    if fits(name) && fits(value) && !name.bytes().any(|b| b.is_ascii_uppercase()) {
+    let is_valid = |text: &str| (1..=63).contains(&text.len()) && text.bytes().all(plain);
+    if is_valid(name) && is_valid(value) && !name.bytes().any(|b| b.is_ascii_uppercase()) {
         return Ok(());
     }
     Err(ConfigDiagnostic::new(
@@ -332,14 +337,15 @@ fn label(name: &str, value: &str) -> Result<(), ConfigDiagnostic> {
     ))
 }
 
-/// Checks the form alone: the node checks the content when it joins. The error does not quote the
-/// join string, which is a secret.
+/// Checks only the form of a join string: the node checks its content when it joins. The diagnostic does not quote
+/// the join string, which is a secret.
 pub(super) fn join_code(text: &str) -> Result<String, ConfigDiagnostic> {
     let body = text.strip_prefix("alkjoin1_").unwrap_or_default();
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     if !body.is_empty() && text.len() <= CODE_CHARS_MAX && body.bytes().all(plain) {
         return Ok(text.to_owned());
     }
+    // The text is not quoted: a join string holds a token.
     Err(ConfigDiagnostic::new(
         "this is no join string".to_owned(),
         "copy it again, all of it, as 'alknet hub invite' prints it".to_owned(),

@@ -1,5 +1,5 @@
-//! `[[http.import]]`: operations of servers that speak something else. Where a server is, and which secret it
-//! gets, is said here and nowhere else: a description that comes from outside decides neither.
+//! `[[http.import]]`: operations of servers of other protocols. Only this section decides where a server is and which
+//! secret it gets: a description that comes from outside decides neither.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,9 +25,9 @@ const NAMESPACE_BYTES_MAX: usize = 32;
 const URL_BYTES_MAX: usize = 1024;
 /// Longest name of a document in bytes.
 const DOCUMENT_BYTES_MAX: usize = 255;
-/// What stands before a name below the folder of the configuration.
+/// Prefix of a document in the folder of the configuration.
 const CONFIG_FOLDER: &str = "cfg:/";
-/// Namespaces that are the node's own.
+/// Namespaces of the node's own operations.
 const RESERVED: [&str; 24] = [
     "audit",
     "blob",
@@ -146,13 +146,13 @@ pub struct ImportConfig {
 }
 
 impl ImportConfig {
-    /// The document's name below the folder of the configuration.
+    /// The path of the document in the folder of the configuration.
     #[must_use]
     pub fn document_path(&self) -> Option<&str> {
         self.document.as_deref()?.strip_prefix(CONFIG_FOLDER)
     }
 
-    /// Where the document is fetched from, if it is no file.
+    /// The URL from which the node fetches the document, if it is no file.
     #[must_use]
     pub fn document_url(&self) -> Option<&str> {
         let document = self.document.as_deref()?;
@@ -160,14 +160,14 @@ impl ImportConfig {
         (!is_file).then_some(document)
     }
 
-    /// The document, if the node stores it.
+    /// The name of the document, if the node stores it.
     #[must_use]
     pub fn stored_document(&self) -> Option<StoredFileName> {
         StoredFileName::referred_to(self.document.as_deref()?)
     }
 }
 
-/// Entries that are free of mistakes. `known` are the names of credentials, right or wrong.
+/// The entries without mistakes. `known` are the names of all credentials, also of those with mistakes.
 pub(super) fn imports(
     entries: &[ConfigValue<'_, '_>],
     known: &[String],
@@ -248,7 +248,7 @@ fn import(
     })
 }
 
-/// Where the server is. One key with two names: an MCP server has one address and nothing below it.
+/// The URL of the server. The key has two names, because an MCP server has one address and no path below it.
 fn address<'t, 'i>(
     section: &mut ConfigTable<'t, 'i>,
     kind: Option<ImportKind>,
@@ -273,6 +273,7 @@ fn namespace_among(
     notes: &mut ConfigDiagnostics<'_>,
 ) -> Option<String> {
     let name = value.parsed(notes, namespace_of)?;
+    // Operations of two servers would share a namespace, and their names could collide.
     if seen.contains(&name) {
         let what = format!("{} has an import already", quote(&name));
         value.report(notes, what, "choose another namespace for one of the two");
@@ -281,7 +282,7 @@ fn namespace_among(
     Some(name)
 }
 
-/// What of an entry has to go together.
+/// The fields of an entry that depend on each other.
 struct ImportFields<'t, 'i> {
     kind: Option<ImportKind>,
     document: Option<ConfigValue<'t, 'i>>,
@@ -293,7 +294,7 @@ struct ImportFields<'t, 'i> {
 }
 
 impl ImportFields<'_, '_> {
-    /// How requests say whose they are. A credential by itself is a token, which is what most servers
+    /// The authentication of requests. A credential without `auth` is a bearer token, which is what most servers
     /// take.
     fn auth(&self, notes: &mut ConfigDiagnostics<'_>) -> ImportAuth {
         let auth = self.auth.as_ref();
@@ -396,6 +397,7 @@ fn namespace_of(text: &str) -> Result<String, ConfigDiagnostic> {
             "use 1 to 32 of a-z, 0-9, '_' and '-', a letter first",
         );
     }
+    // The operations of a server must not look like the node's own.
     match RESERVED.contains(&text) {
         true => refuse(
             format!("the namespace {} is the node's own", quote(text)),
@@ -405,7 +407,7 @@ fn namespace_of(text: &str) -> Result<String, ConfigDiagnostic> {
     }
 }
 
-/// Scheme, host, port and path, without anything that could be a secret.
+/// A URL of scheme, host, port and path, without any part that could be a secret.
 fn url_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
     let (scheme, other, fix) = match plain {
         true => (
@@ -419,7 +421,7 @@ fn url_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
             "write https://host/path; a server without TLS needs plain = true",
         ),
     };
-    // Not quoted: there may be a password in it.
+    // The text is not quoted, because it may hold a password.
     let no_address = || refuse("this is no address of a server".to_owned(), fix);
     let Some(rest) = text.strip_prefix(scheme) else {
         return match text.starts_with(other) {
@@ -427,24 +429,25 @@ fn url_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
             false => no_address(),
         };
     };
-    let (place, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (host_and_port, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let graphic = path.bytes().all(|b| b.is_ascii_graphic());
-    // The query may hold a secret, a fragment is never sent, and no URI has the others (RFC 3986,
-    // section 2).
+    // The query may hold a secret, a fragment is never sent, and no URI has the other characters (RFC 3986 section
+    // 2).
     let odd = path.contains(['?', '#', '\\', '"', '<', '>', '{', '}', '|', '^', '`'])
         || path.split('/').any(|part| matches!(part, "." | ".."));
-    let host = place.parse::<PeerAddr>();
-    // `@` would be a user and a password, for which RFC 9110, section 4.2.4 leaves no place in an
-    // address.
-    let fits = host.is_ok_and(|place| place.pins.is_empty()) && !place.contains('@');
-    match fits && graphic && !odd && text.len() <= URL_BYTES_MAX {
+    let host = host_and_port.parse::<PeerAddr>();
+    // `@` would end a user and a password, which RFC 9110 section 4.2.4 allows in no address.
+    let is_valid =
+        host.is_ok_and(|address| address.pins.is_empty()) && !host_and_port.contains('@');
+    match is_valid && graphic && !odd && text.len() <= URL_BYTES_MAX {
         true => Ok(text.to_owned()),
         false => no_address(),
     }
 }
 
-/// A file below the folder of the configuration and nowhere else, or an address.
+/// A file in the folder of the configuration, or a URL.
 fn document_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
+    // The address of a document follows the rules for that of the server.
     if text.starts_with("https://") || text.starts_with("http://") {
         return url_of(text, plain);
     }
@@ -454,11 +457,11 @@ fn document_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
     let name = text.strip_prefix(CONFIG_FOLDER);
     let part = |part: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        // Neither `..` nor a hidden file.
+        // This excludes `..` and hidden files.
         !part.is_empty() && !part.starts_with('.') && part.bytes().all(plain)
     };
-    let fits = name.is_some_and(|name| name.split('/').all(part));
-    match fits && text.len() <= DOCUMENT_BYTES_MAX {
+    let is_valid = name.is_some_and(|name| name.split('/').all(part));
+    match is_valid && text.len() <= DOCUMENT_BYTES_MAX {
         true => Ok(text.to_owned()),
         false => refuse(
             format!("{} is no document", quote(text)),
@@ -468,17 +471,18 @@ fn document_of(text: &str, plain: bool) -> Result<String, ConfigDiagnostic> {
     }
 }
 
-/// A host, or every name below one.
+/// A host name, or `*.` and a name for all names below it.
 fn host_of(text: &str) -> Result<String, ConfigDiagnostic> {
     let (below, rest) = match text.strip_prefix("*.") {
         Some(rest) => (true, rest),
         None => (false, text),
     };
-    let place = rest.parse::<PeerAddr>();
-    let fits = place.is_ok_and(|place| {
-        place.pins.is_empty() && !(below && matches!(place.host, DialHost::Ip(_)))
+    let address = rest.parse::<PeerAddr>();
+    let is_valid = address.is_ok_and(|address| {
+        // No names lie below an address.
+        address.pins.is_empty() && !(below && matches!(address.host, DialHost::Ip(_)))
     });
-    match fits && !rest.contains('@') {
+    match is_valid && !rest.contains('@') {
         true => Ok(text.to_owned()),
         false => refuse(
             format!("{} is no host", quote(text)),
@@ -496,7 +500,7 @@ fn range_of(text: &str) -> Result<AddressRange, ConfigDiagnostic> {
 }
 
 fn scope_of(text: &str) -> Result<String, ConfigDiagnostic> {
-    // RFC 6749 section 3.3.
+    // The characters of a scope token (RFC 6749 section 3.3).
     let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\');
     match (1..=255).contains(&text.len()) && text.bytes().all(plain) {
         true => Ok(text.to_owned()),

@@ -10,7 +10,7 @@ use super::read::{ConfigDiagnostics, ConfigTable};
 use super::sections::each;
 use super::values::ConfigDiagnostic;
 
-/// Most relays; the node keeps a connection to one and measures all.
+/// Most relays: the node has a connection to one, and measures the latency of all.
 const RELAYS_MAX: usize = 8;
 
 /// `[iroh]`
@@ -42,6 +42,7 @@ pub(super) fn section(
     }
     section.finish(notes);
     let number = port.as_ref().and_then(|value| value.port(notes));
+    // Iroh needs a UDP socket of its own, and the one port has UDP of that number already.
     if let Some(value) = port.filter(|_| number == Some(listen_port)) {
         let what = format!("{listen_port} is the one port, listen.port");
         value.report(notes, what, "name another one, or leave the key out");
@@ -54,10 +55,10 @@ pub(super) fn section(
 }
 
 fn relay(text: &str) -> Result<String, ConfigDiagnostic> {
-    let place = text.strip_prefix("https://");
-    let place = place.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-    let place = place.and_then(|place| place.parse::<PeerAddr>().ok());
-    if place.is_some_and(|place| place.pins.is_empty()) {
+    let address = text.strip_prefix("https://");
+    let address = address.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    let address = address.and_then(|address| address.parse::<PeerAddr>().ok());
+    if address.is_some_and(|address| address.pins.is_empty()) {
         return Ok(text.to_owned());
     }
     Err(ConfigDiagnostic::new(

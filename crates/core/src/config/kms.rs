@@ -1,4 +1,4 @@
-//! `[vault.kms]`: which node of the owner keeps a share of the vault's key.
+//! `[vault.kms]`: the owner's node that keeps a share of the vault's key.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::dial::PeerAddr;
 use crate::identity::PeerKey;
 use crate::range::AddressRange;
 
-/// Most ranges of addresses from which a share may be asked for.
+/// Most ranges of addresses from which a share may be requested.
 pub const ADDRESS_RANGES_MAX: usize = 16;
 
 /// `[vault.kms]`
@@ -36,7 +36,7 @@ pub struct VaultKms {
 }
 
 impl fmt::Debug for VaultKms {
-    /// Without the join string, which is a secret.
+    /// Shows every field but the join string, which is a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VaultKms")
             .field("code", &self.code.as_ref().map(|_| "…"))
@@ -47,7 +47,7 @@ impl fmt::Debug for VaultKms {
     }
 }
 
-/// `None` where it says nothing that can be used.
+/// Reads `[vault.kms]`. `None` if the section has a mistake.
 pub(super) fn section(
     value: &ConfigValue<'_, '_>,
     notes: &mut ConfigDiagnostics<'_>,
@@ -73,19 +73,20 @@ pub(super) fn section(
     }
     let kms = VaultKms {
         code: code.and_then(|value| value.parsed(notes, join_code)),
-        node: node.and_then(|value| value.parsed(notes, keeper)),
+        node: node.and_then(|value| value.parsed(notes, share_node)),
         approve: approve.and_then(|value| value.bool(notes)).unwrap_or(false),
         from: from
             .iter()
             .filter_map(|value| value.parsed(notes, range))
             .collect(),
     };
+    // A share that the wrong node keeps cannot be undone, so that half a section counts as none.
     (notes.count() == before).then_some(kms)
 }
 
-/// The node that keeps the share. It is known by one key, so that there is no doubt which node the
-/// slot trusts.
-fn keeper(text: &str) -> Result<String, ConfigDiagnostic> {
+/// The node that keeps the share. It has exactly one pinned key, so that there is no doubt which node the slot
+/// trusts.
+fn share_node(text: &str) -> Result<String, ConfigDiagnostic> {
     let one = text.parse::<PeerAddr>();
     match one.as_ref().map(|at| at.pins.as_slice()) {
         Ok([PeerKey::Ed25519(_)]) => Ok(text.to_owned()),

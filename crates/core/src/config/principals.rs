@@ -1,5 +1,4 @@
-//! `[[peers]]` and `[[api_keys]]`: who may connect, and that no two entries share a name, a key or
-//! a token.
+//! `[[peers]]` and `[[api_keys]]`: the clients that may connect. No two entries share a name, a key or a token.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,7 +14,7 @@ use super::sections::each;
 use super::tuning::CONNECTIONS;
 use super::{ApiKeyConfig, PeerConfig, values};
 
-/// Entries that are free of mistakes.
+/// The entries without mistakes.
 pub(super) fn peers(
     entries: &[ConfigValue<'_, '_>],
     holders: &mut IdentityClaims,
@@ -26,7 +25,7 @@ pub(super) fn peers(
     })
 }
 
-/// Entries that are free of mistakes.
+/// The entries without mistakes.
 pub(super) fn api_keys(
     entries: &[ConfigValue<'_, '_>],
     holders: &mut IdentityClaims,
@@ -49,6 +48,7 @@ pub(super) fn correct<T>(
             continue;
         };
         let one = read(section, notes);
+        // An entry with a mistake is left out as a whole: the rest of it could mean something else.
         if notes.count() == before {
             all.extend(one);
         }
@@ -63,6 +63,7 @@ fn peer(
 ) -> Option<PeerConfig> {
     let id = section.required("peer_id", "\"a-name\"", notes);
     let tokens = section.key("tokens");
+    // A peer without tokens can prove itself only by a key.
     let keys = match tokens {
         Some(_) => section.key("keys"),
         None => section.required("keys", "[\"ed25519:…\"]", notes),
@@ -81,7 +82,7 @@ fn peer(
     let tokens_held = listed(tokens.as_ref(), notes, |value, notes| {
         holders.token(value, notes)
     });
-    // A list of wrong entries has its diagnostic already.
+    // A list whose entries are all invalid has its diagnostics already.
     let nothing = held.is_empty() && tokens_held.is_empty() && notes.count() == before;
     if let Some(value) = keys.or(tokens).filter(|_| nothing) {
         let what = "a peer needs a key or a token";
@@ -94,7 +95,7 @@ fn peer(
         resources: about.resources,
         addresses: each(&addresses, values::peer_address, notes),
         display_name: display_name.and_then(|value| value.parsed(notes, values::line)),
-        // A wrong value lets no peer in.
+        // An invalid value keeps the peer out.
         enabled: enabled.is_none_or(|value| value.bool(notes).unwrap_or(false)),
         expires: about.expires,
         max_connections: max_connections.and_then(|value| value.number(CONNECTIONS, notes)),
@@ -127,7 +128,7 @@ fn api_key(
     })
 }
 
-/// What peers and tokens have in common.
+/// The fields that peers and tokens share.
 struct GrantFields {
     scopes: Vec<String>,
     resources: BTreeMap<String, Vec<String>>,
@@ -165,7 +166,7 @@ fn held(
     all
 }
 
-/// Those elements of a list that `hold` takes.
+/// The elements of a list that `hold` accepts.
 fn listed(
     list: Option<&ConfigValue<'_, '_>>,
     notes: &mut ConfigDiagnostics<'_>,
@@ -175,7 +176,7 @@ fn listed(
     list.iter().filter_map(|one| hold(one, notes)).collect()
 }
 
-/// Who holds a key or a token, and which peer ids are taken: each belongs to one.
+/// The entry that holds each key, token and peer id: each belongs to one entry.
 #[derive(Default)]
 pub(super) struct IdentityClaims {
     keys: HashMap<PeerKey, String>,
@@ -190,6 +191,7 @@ impl IdentityClaims {
         notes: &mut ConfigDiagnostics<'_>,
     ) -> Option<String> {
         let key = value.parsed(notes, values::parse_peer_key)?;
+        // With two holders of one key the identity of a connection would be ambiguous.
         if let Some(first) = self.keys.get(&key) {
             let what = format!("this key is listed already, at {first}");
             value.report(notes, what, "a key belongs to one peer, and once");
@@ -230,6 +232,7 @@ impl IdentityClaims {
         notes: &mut ConfigDiagnostics<'_>,
     ) -> Option<String> {
         let id = value.parsed(notes, values::peer_id)?;
+        // Hubs that the node joins are peers as well, so that their names are in this table too.
         if let Some(first) = self.ids.get(&id) {
             let what = format!("{} is taken already, at {first}", quote(id.as_str()));
             value.report(notes, what, "put all keys of a peer into one entry");

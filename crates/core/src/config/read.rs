@@ -1,5 +1,5 @@
-//! Reads a TOML document with the place of every value, and goes on after a mistake, so that one
-//! look at the messages is enough to repair the whole document.
+//! Reads a TOML document with the line of every value, and goes on after a mistake, so that one reading of the
+//! messages is enough to repair the whole document.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -12,8 +12,7 @@ use super::{
     CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX, CONFIG_VERSION, ConfigError, NodeConfig, sections,
 };
 
-/// What a document says, and everything that is wrong with it. Values that are wrong are left at
-/// their defaults in `config`.
+/// The values of a document, and all its mistakes. An invalid value leaves its default in `config`.
 pub(super) struct ParsedConfig {
     pub(super) config: NodeConfig,
     pub(super) errors: Vec<ConfigError>,
@@ -39,17 +38,17 @@ pub(super) fn read(document: &[u8]) -> ParsedConfig {
              {CONFIG_VERSION}"
         );
         let fix = "update the node, or write the document for it (docs/configuration.md)";
-        // Alone: what breaks a rule of this version may break none of the newer one.
+        // This is the only message: a document of a newer version may break a rule of this one and none of its own.
         let mut notes = ConfigDiagnostics::new(text);
         notes.report("version", at, what, fix);
-        // The keys of a newer document may mean something else. They are read all the same: to leave them out would
-        // lock out its administrators for nothing.
+        // The keys of a newer document may mean something else. The node reads them all the same: leaving them out
+        // would lock out its administrators.
         return ParsedConfig {
             config: sections::node_config(table.get_ref(), &mut ConfigDiagnostics::new(text)),
             errors: notes.finish(),
         };
     }
-    // Half a document may say the opposite of the whole one, so nothing of it is taken.
+    // Half a document may say the opposite of the whole one, so the node takes nothing from it.
     let config = if syntax.is_empty() {
         sections::node_config(table.get_ref(), &mut notes)
     } else {
@@ -68,6 +67,7 @@ fn checked_text(document: &[u8]) -> Result<&str, ConfigError> {
         what,
         fix: fix.to_owned(),
     };
+    // The length is checked first, before the document costs the parser any work.
     if document.len() > CONFIG_BYTES_MAX {
         return Err(whole(
             None,
@@ -75,7 +75,7 @@ fn checked_text(document: &[u8]) -> Result<&str, ConfigError> {
             "shorten it",
         ));
     }
-    // The byte order mark of UTF-8 (RFC 3629, section 6), which some editors write.
+    // Some editors write the byte order mark of UTF-8 (RFC 3629 section 6).
     let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
     let text = std::str::from_utf8(document).map_err(|error| {
         whole(
@@ -85,6 +85,7 @@ fn checked_text(document: &[u8]) -> Result<&str, ConfigError> {
         )
     })?;
     let first = text.lines().next().unwrap_or_default();
+    // cloud-init takes the same medium, so that an administrator may have put its document there.
     if first.starts_with("#cloud-config") || first.starts_with("#!") {
         return Err(whole(
             Some(1),
@@ -103,7 +104,7 @@ fn line_of(document: &[u8], offset: usize) -> usize {
     1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
-/// Collects mistakes.
+/// Collects the mistakes of one document.
 pub(super) struct ConfigDiagnostics<'a> {
     text: &'a str,
     errors: Vec<(usize, ConfigError)>,
@@ -127,7 +128,7 @@ impl<'a> ConfigDiagnostics<'a> {
         what: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        // The last place is for how many more there are.
+        // The last row says how many more there are.
         if self.errors.len() >= CONFIG_ERRORS_MAX - 1 {
             self.beyond += 1;
             return;
@@ -141,7 +142,7 @@ impl<'a> ConfigDiagnostics<'a> {
         self.errors.push((at.start, error));
     }
 
-    /// How many mistakes were made so far, counted ones included.
+    /// The number of mistakes so far, including those that are only counted.
     pub(super) fn count(&self) -> usize {
         self.errors.len() + self.beyond
     }
@@ -153,7 +154,7 @@ impl<'a> ConfigDiagnostics<'a> {
     }
 
     fn finish(mut self) -> Vec<ConfigError> {
-        // Sections are read in another order than the document has them.
+        // Sections are read in another order than that of the document.
         self.errors.sort_by_key(|(offset, _)| *offset);
         let mut errors: Vec<_> = self.errors.into_iter().map(|(_, error)| error).collect();
         if self.beyond > 0 {
@@ -199,13 +200,13 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
         self.expect(found, "a string in quotes", notes)
     }
 
-    /// The text of a key of a table, if that is what they are; who reads the table says what is wrong.
+    /// The text at `key` if this value is a table that has it. The reader of the table reports what is wrong with it.
     pub(super) fn text_of(&self, key: &str) -> Option<&'t str> {
         let table = self.value.get_ref().as_table()?;
         table.get(key)?.get_ref().as_str()
     }
 
-    /// A string that `parse` accepts; its diagnostic is what is wrong and what to do.
+    /// A string that `parse` accepts. Its diagnostic says what is wrong and what to do.
     pub(super) fn parsed<T>(
         &self,
         notes: &mut ConfigDiagnostics<'_>,
@@ -223,6 +224,7 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
     pub(super) fn port(&self, notes: &mut ConfigDiagnostics<'_>) -> Option<u16> {
         let found = self.value.get_ref().as_integer();
         let number = self.expect(found, "a whole number", notes)?;
+        // TOML writes whole numbers in other bases as well.
         let port = i64::from_str_radix(number.as_str(), number.radix())
             .ok()
             .and_then(|number| u16::try_from(number).ok())
@@ -234,7 +236,7 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
         port
     }
 
-    /// A whole number within `range`.
+    /// A whole number in `range`.
     pub(super) fn number(
         &self,
         range: RangeInclusive<u32>,
@@ -258,7 +260,7 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
         value
     }
 
-    /// The values of a table whose keys are free, with their keys.
+    /// The values of a table with free keys, each with its key.
     pub(super) fn entries(&self, notes: &mut ConfigDiagnostics<'_>) -> Vec<(&'t str, Self)> {
         let Some(section) = self.section(notes) else {
             return Vec::new();
@@ -284,7 +286,7 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
         array.iter().enumerate().map(element).collect()
     }
 
-    /// A table, for reading its keys one by one.
+    /// A table whose keys the caller reads one by one.
     pub(super) fn section(&self, notes: &mut ConfigDiagnostics<'_>) -> Option<ConfigTable<'t, 'i>> {
         let table = self.value.get_ref().as_table();
         let table = self.expect(table, "a table", notes)?;
@@ -305,15 +307,15 @@ impl<'t, 'i> ConfigValue<'t, 'i> {
     }
 }
 
-/// One table of the document. Each key is asked for once; [`ConfigTable::finish`] refuses the rest.
+/// One table of the document. The reader takes each key once; [`ConfigTable::finish`] refuses the others.
 pub(super) struct ConfigTable<'t, 'i> {
     path: String,
     at: Range<usize>,
     table: &'t DeTable<'i>,
-    asked: Vec<&'static str>,
+    known_keys: Vec<&'static str>,
 }
 
-/// Least similarity (Jaro-Winkler) at which a known key is offered for an unknown one.
+/// Least similarity (Jaro-Winkler) at which a message suggests a known key for an unknown one.
 const SIMILAR_MIN: f64 = 0.75;
 
 impl<'t, 'i> ConfigTable<'t, 'i> {
@@ -322,19 +324,19 @@ impl<'t, 'i> ConfigTable<'t, 'i> {
             path: path.to_owned(),
             at,
             table,
-            asked: Vec::new(),
+            known_keys: Vec::new(),
         }
     }
 
     pub(super) fn key(&mut self, key: &'static str) -> Option<ConfigValue<'t, 'i>> {
-        self.asked.push(key);
+        self.known_keys.push(key);
         self.table.get(key).map(|value| ConfigValue {
             path: self.path_of(key),
             value,
         })
     }
 
-    /// A key that must be there.
+    /// A key that the table must have.
     pub(super) fn required(
         &mut self,
         key: &'static str,
@@ -354,7 +356,7 @@ impl<'t, 'i> ConfigTable<'t, 'i> {
         value
     }
 
-    /// The elements of an array; none where the key is absent.
+    /// The elements of an array; empty where the key is absent.
     pub(super) fn list(
         &mut self,
         key: &'static str,
@@ -365,11 +367,11 @@ impl<'t, 'i> ConfigTable<'t, 'i> {
             .unwrap_or_default()
     }
 
-    /// Refuses every key that the reader did not ask for.
+    /// Refuses every key that the reader did not take.
     pub(super) fn finish(self, notes: &mut ConfigDiagnostics<'_>) {
         for key in self.table.keys() {
             let name: &str = key.get_ref();
-            if !self.asked.contains(&name) {
+            if !self.known_keys.contains(&name) {
                 let what = format!("unknown key {}", quote(name));
                 notes.report(&self.path_of(name), key.span(), what, self.advice(name));
             }
@@ -377,22 +379,24 @@ impl<'t, 'i> ConfigTable<'t, 'i> {
     }
 
     fn advice(&self, name: &str) -> String {
-        // `Admin-Keys` is meant as `admin_keys`.
+        // `Admin-Keys` probably means `admin_keys`.
         let lower = name.to_lowercase().replace('-', "_");
         let likeness = |known: &str| strsim::jaro_winkler(known, &lower);
         let nearest = self
-            .asked
+            .known_keys
             .iter()
             .map(|known| (likeness(known), *known))
             .filter(|(likeness, _)| *likeness >= SIMILAR_MIN)
             .max_by(|a, b| a.0.total_cmp(&b.0));
         match nearest {
             Some((_, known)) => format!("did you mean '{known}'?"),
-            None => format!("known here: {}", self.asked.join(", ")),
+            None => format!("known here: {}", self.known_keys.join(", ")),
         }
     }
 
     fn path_of(&self, key: &str) -> String {
+        // The key is any text of the document: it must not fill the message, nor send control characters to a
+        // console.
         let key = if key.chars().count() > 64 || key.contains(char::is_control) {
             quote(key)
         } else {

@@ -1,5 +1,5 @@
-//! Public keys that age encrypts to, as a document spells them. Only read here: what encrypts is in
-//! `alknet-handover`.
+//! The public keys to which age encrypts, in the form of a document. This module only reads them; `alknet-handover`
+//! encrypts.
 
 use std::ops::RangeInclusive;
 
@@ -8,22 +8,22 @@ use data_encoding::BASE64;
 /// Least and most bits of an RSA key: age refuses shorter keys, and longer ones are not in use.
 const RSA_BITS: RangeInclusive<usize> = 2048..=4096;
 
-/// A public key of age's own, or one of SSH that age takes.
+/// A public key of age, or one of SSH that age accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgeKey {
     /// `age1…`: a point on Curve25519.
     X25519([u8; 32]),
-    /// `ssh-ed25519 …` (RFC 8709, 4).
+    /// `ssh-ed25519 …` (RFC 8709 section 4).
     SshEd25519 {
-        /// The key as SSH sends it, by which age tells keys apart.
+        /// The key in SSH's wire format, by which age tells keys apart.
         wire: Vec<u8>,
-        /// The compressed point, which may lie on no curve.
+        /// The compressed point. It may not lie on the curve.
         point: [u8; 32],
     },
-    /// `ssh-rsa …` (RFC 4253, 6.6): numbers are positive, big endian, with a zero where the first bit
-    /// would be a sign.
+    /// `ssh-rsa …` (RFC 4253 section 6.6). Numbers are positive, big endian, with a zero where the first bit would be
+    /// a sign.
     SshRsa {
-        /// As above.
+        /// The key in SSH's wire format.
         wire: Vec<u8>,
         /// The public exponent.
         exponent: Vec<u8>,
@@ -33,8 +33,8 @@ pub enum AgeKey {
 }
 
 impl AgeKey {
-    /// Reads `age1…` as age-keygen prints it, or the line of a `.pub` file, whose third word is a
-    /// comment. `None` is anything else.
+    /// Reads `age1…` as age-keygen prints it, or the line of a `.pub` file, whose third word is a comment. `None` for
+    /// any other text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         if text.contains(char::is_control) {
@@ -49,16 +49,17 @@ impl AgeKey {
     }
 }
 
-/// The second word of a public key's line.
+/// Reads the second word of a public key's line.
 fn ssh(kind: &str, text: &str) -> Option<AgeKey> {
     let wire = BASE64.decode(text.as_bytes()).ok()?;
     let mut fields = SshStringReader(&wire);
-    // RFC 4253, section 6.6: the key itself names its kind again.
+    // The key itself names its kind again (RFC 4253 section 6.6).
     if fields.next()? != kind.as_bytes() {
         return None;
     }
     let first = fields.next()?;
     let second = (kind == "ssh-rsa").then(|| fields.next());
+    // Bytes behind the last field belong to no key of this kind.
     if !fields.0.is_empty() {
         return None;
     }
@@ -67,11 +68,11 @@ fn ssh(kind: &str, text: &str) -> Option<AgeKey> {
         return Some(AgeKey::SshEd25519 { wire, point });
     };
     let (exponent, modulus) = (first.to_vec(), modulus?.to_vec());
-    // RFC 4251, section 5: a number whose first bit is set is negative.
+    // A number whose first bit is set is negative (RFC 4251 section 5).
     let is_positive = |number: &[u8]| number.first().is_some_and(|high| high & 0x80 == 0);
-    let fits =
+    let is_valid =
         is_positive(&exponent) && is_positive(&modulus) && RSA_BITS.contains(&bits(&modulus));
-    fits.then_some(AgeKey::SshRsa {
+    is_valid.then_some(AgeKey::SshRsa {
         wire,
         exponent,
         modulus,
@@ -84,12 +85,12 @@ fn bits(number: &[u8]) -> usize {
     (magnitude.len() * 8).saturating_sub(unused as usize)
 }
 
-/// Byte strings, each behind its length.
+/// Reads byte strings, each of which follows its length.
 struct SshStringReader<'a>(&'a [u8]);
 
 impl<'a> SshStringReader<'a> {
     fn next(&mut self) -> Option<&'a [u8]> {
-        // RFC 4251, section 5: four bytes of length, big endian.
+        // The length has four bytes, big endian (RFC 4251 section 5).
         let (length, rest) = self.0.split_first_chunk::<4>()?;
         let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
         let (field, rest) = rest.split_at_checked(length)?;
@@ -98,26 +99,26 @@ impl<'a> SshStringReader<'a> {
     }
 }
 
-/// 32 bytes in Bech32 (BIP 173) under `age`.
+/// Reads 32 bytes in Bech32 (BIP 173) with the prefix `age`.
 fn x25519(text: &str) -> Option<[u8; 32]> {
     const CHARACTERS: &[u8; 32] = b"qpzry9x8gf2tvdw0s3jn54khce6mua7l";
     const CHECKSUM: usize = 6;
-    /// The prefix, spread as the checksum wants it: high bits, 0, low bits.
+    /// The prefix as the checksum takes it: high bits, 0, low bits.
     const PREFIX: [u8; 7] = [3, 3, 3, 0, b'a' & 31, b'g' & 31, b'e' & 31];
-    let place = |b: u8| CHARACTERS.iter().position(|known| *known == b);
+    let symbol = |b: u8| CHARACTERS.iter().position(|known| *known == b);
     // BIP 173 allows upper case as well, which age uses for private keys alone.
     let data = text.strip_prefix("age1")?.bytes();
     let symbols: Vec<u8> = data
-        .map(|b| place(b).map(|it| it as u8))
+        .map(|b| symbol(b).map(|it| it as u8))
         .collect::<Option<_>>()?;
     let sum = PREFIX.iter().chain(&symbols).copied().fold(1, bech32_step);
-    // 1 is Bech32's constant; BIP 350 has another for Bech32m, which age does not use.
+    // Bech32's constant is 1. Bech32m has another one (BIP 350), which age does not use.
     if sum != 1 || symbols.len() != 256_usize.div_ceil(5) + CHECKSUM {
         return None;
     }
     let data = &symbols[..symbols.len() - CHECKSUM];
     let bit = |at: usize| data[at / 5] >> (4 - at % 5) & 1;
-    // 52 symbols are 260 bits; the last four have to be nothing.
+    // 52 symbols are 260 bits. The last four are padding and must be zero.
     if (256..260).any(|at| bit(at) == 1) {
         return None;
     }
@@ -135,8 +136,8 @@ fn bech32_step(sum: u32, symbol: u8) -> u32 {
         0x2a14_62b3,
     ];
     let next = (sum & 0x01ff_ffff) << 5 ^ u32::from(symbol);
-    let taken = (0..5).filter(|bit| sum >> 25 >> bit & 1 == 1);
-    taken.fold(next, |next, bit| next ^ GENERATORS[bit])
+    let set_bits = (0..5).filter(|bit| sum >> 25 >> bit & 1 == 1);
+    set_bits.fold(next, |next, bit| next ^ GENERATORS[bit])
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! A new document in the place of the old one while the node runs.
+//! Replaces the configuration while the node runs.
 //!
-//! A document is taken whole or not at all: the node parses it, checks it against itself and against the administrator
-//! who brings it, builds its tables, and then puts them in place at once. The answer names what cannot change while the
-//! node runs, so that the administrator does not take it for changed.
+//! The node takes a document as a whole or not at all: it parses it, checks it in itself and against the
+//! administrator who brings it, builds its tables, and then puts them in place at once. The response names what
+//! cannot change while the node runs, so that the administrator does not take it for changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -28,23 +28,23 @@ const SIMILAR_SCOPE_MIN: f64 = 0.85;
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DynamicConfig {
-    /// Its number: 1 is what the node started with.
+    /// The generation: 1 is the configuration with which the node started.
     pub generation: u64,
-    /// What it says. Of what cannot change while the node runs, this is what the next start uses.
+    /// The document. Values that cannot change while the node runs are those that the next start uses.
     pub config: NodeConfig,
-    /// Who brought it.
+    /// The source of the document.
     pub source: ConfigSource,
     /// Keys whose values wait for the next start.
     pub restart_required: Vec<&'static str>,
 }
 
-/// Who brings a document.
+/// The source of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigSource {
     /// The file changed.
     File,
-    /// An operation, called by the identity of this name.
+    /// An operation, whose caller has this name.
     Operation(String),
     /// The process received SIGHUP.
     Signal,
@@ -63,23 +63,23 @@ impl fmt::Display for ConfigSource {
     }
 }
 
-/// A document to put in force.
+/// A document that is to come into force.
 #[derive(Clone, Debug)]
 pub struct ConfigChange<'a> {
     /// The TOML document.
     pub document: &'a [u8],
-    /// Who brings it.
+    /// The source of the document.
     pub source: ConfigSource,
-    /// The generation it was made from; another one in force refuses it.
+    /// The generation from which the document was made. The node refuses it if another one is in force.
     pub generation: Option<u64>,
-    /// Say what would happen, and change nothing.
+    /// Whether the node only reports what would happen.
     pub dry_run: bool,
-    /// The administrator who brings it and must not lose the right to, with the key behind it.
+    /// The administrator who brings the document, with the key that it proved: it must not lose its own rights.
     pub admin: Option<(Arc<Identity>, Option<PeerKey>)>,
 }
 
 impl<'a> ConfigChange<'a> {
-    /// A document from a place that only the owner of the machine can write to.
+    /// A document from a source to which only the owner of the machine can write.
     #[must_use]
     pub const fn of_owner(document: &'a [u8], source: ConfigSource) -> Self {
         Self {
@@ -92,40 +92,40 @@ impl<'a> ConfigChange<'a> {
     }
 }
 
-/// What came of a document.
+/// The result of a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConfigApplyResult {
     /// The generation in force.
     pub generation: u64,
-    /// Nothing was changed, only tried.
+    /// Whether the node only reported what would happen.
     pub dry_run: bool,
-    /// Whether the document says anything new.
+    /// Whether the document differs from the one in force.
     pub changed: bool,
     /// Keys whose new values wait for the next start.
     pub restart_required: Vec<&'static str>,
-    /// What is allowed and probably not meant.
+    /// Entries that are allowed and probably mistakes.
     pub warnings: Vec<ConfigWarning>,
-    /// Who came, went, and is not what it was.
+    /// The identities that the document adds, changes and removes.
     pub peers: ChangedIds,
 }
 
-/// Identities by what became of them: peers, `admin…`, `key:…`.
+/// Names of identities by how they changed: peers, `admin…`, `key:…`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ChangedIds {
     /// New ones.
     pub added: Vec<String>,
-    /// Those whose entry says something else.
+    /// Those whose entry differs.
     pub changed: Vec<String>,
-    /// Those that are gone.
+    /// Those that have no entry any more.
     pub removed: Vec<String>,
 }
 
-/// Something in a document that is allowed and probably not meant. Displays as one line.
+/// An entry of a document that is allowed and probably a mistake. It displays as one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConfigWarning {
-    /// The name of the entry that it is about.
+    /// The name of the entry.
     pub id: String,
-    /// What looks wrong.
+    /// What looks wrong about it.
     pub what: String,
 }
 
@@ -135,21 +135,21 @@ impl fmt::Display for ConfigWarning {
     }
 }
 
-/// Why a document is not taken.
+/// Why the node refuses a document.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// Another change of the configuration came in between.
+    /// Another change of the configuration came first.
     #[error(
         "generation {actual} is in force, not {expected}: look at what changed, then apply to that"
     )]
     Conflict {
-        /// What the change was made from.
+        /// The generation from which the change was made.
         expected: u64,
-        /// What is in force.
+        /// The generation in force.
         actual: u64,
     },
-    /// Everything that is wrong with the document; never empty.
+    /// All mistakes of the document; never empty.
     #[error("the document has {} mistakes; the first: {}", .0.len(), first(.0))]
     Refused(Vec<ConfigError>),
 }
@@ -158,7 +158,7 @@ fn first(errors: &[ConfigError]) -> String {
     errors.first().map_or_else(String::new, ToString::to_string)
 }
 
-/// Puts options that win over the document into it.
+/// Overrides values of the document with options, such as those of the command line.
 type Overlay = dyn Fn(&mut NodeConfig) + Send + Sync;
 
 /// Says which scopes something on the node asks for at this moment.
@@ -168,17 +168,17 @@ type AskedScopes = dyn Fn() -> BTreeSet<String> + Send + Sync;
 pub struct ReloadHandle {
     current: ArcSwap<DynamicConfig>,
     identities: Arc<Identities>,
-    /// What the node started with: what cannot change is compared with it.
+    /// The configuration at the start, with which values that cannot change are compared.
     started: NodeConfig,
     overlay: Box<Overlay>,
     scopes: OnceLock<Box<AskedScopes>>,
     generation: watch::Sender<u64>,
-    /// The entries of the document in force. Locked while the next one is taken.
+    /// The entries of the document in force. The lock is held while the node takes the next document.
     entries: Mutex<IdentityEntries>,
 }
 
 impl ReloadHandle {
-    /// Starts with `config`, whose people `identities` knows.
+    /// Starts with `config`, whose entries `identities` already has.
     #[must_use]
     pub fn new(config: NodeConfig, identities: Arc<Identities>) -> Self {
         Self {
@@ -197,7 +197,7 @@ impl ReloadHandle {
         }
     }
 
-    /// Options that win over every document, as those of a command line do.
+    /// Sets options that override every document, as those of a command line do.
     #[must_use]
     pub fn with_overlay(
         mut self,
@@ -223,13 +223,16 @@ impl ReloadHandle {
         unasked_scopes(&asked(), id, granted)
     }
 
-    /// Takes a document, whole or not at all.
+    /// Puts a document in force, as a whole or not at all.
     ///
     /// # Errors
-    /// It has mistakes, shuts out the administrator who brings it, or was made from another generation.
+    /// The document has mistakes, shuts out the administrator who brings it, or was made from another generation.
     pub fn apply(&self, change: &ConfigChange<'_>) -> Result<ConfigApplyResult, ApplyError> {
+        // The lock is held to the end: two documents are never applied at the same time.
         let mut known = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.current.load_full();
+        // Two administrators may edit at the same time: the second one must see the change of the first before it
+        // overwrites it.
         if let Some(expected) = change.generation.filter(|it| *it != current.generation) {
             return Err(ApplyError::Conflict {
                 expected,
@@ -255,6 +258,7 @@ impl ReloadHandle {
             warnings: self.warnings(&entries),
             peers: changed_ids(&known, &entries),
         };
+        // A document that changes nothing gets no generation, so that watchers see only real changes.
         if applied.changed && !change.dry_run {
             applied.generation = next.generation;
             known.clone_from(&entries);
@@ -263,20 +267,20 @@ impl ReloadHandle {
         Ok(applied)
     }
 
-    /// What is in force.
+    /// The configuration in force.
     #[must_use]
     pub fn current(&self) -> Arc<DynamicConfig> {
         self.current.load_full()
     }
 
-    /// What the node runs with while `current` is in force: what cannot change before the next start is as it was at
-    /// this start.
+    /// The configuration with which the node runs while `current` is in force: values that cannot change before the
+    /// next start are those of this start.
     #[must_use]
     pub fn running(&self, current: &DynamicConfig) -> NodeConfig {
         current.config.clone().running_as(&self.started)
     }
 
-    /// Tells the number of each configuration that comes into force.
+    /// Receives the generation of each configuration that comes into force.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
@@ -284,13 +288,13 @@ impl ReloadHandle {
 
     fn put_in_place(&self, entries: IdentityEntries, next: DynamicConfig) {
         let generation = next.generation;
-        // In this order: who sees the new generation finds its rights and its document in place.
+        // The order matters: a watcher that sees the new generation finds its rights and its document in place.
         self.identities.replace_config(entries);
         self.current.store(Arc::new(next));
         self.generation.send_replace(generation);
     }
 
-    /// The administrator who brings the document has to be able to bring the next one.
+    /// Refuses a document after which the administrator who brings it could not bring the next one.
     fn check_lockout(
         &self,
         entries: &IdentityEntries,
@@ -305,7 +309,7 @@ impl ReloadHandle {
                 .identities
                 .preview(entries, &key)
                 .is_some_and(|would_be| would_be.scopes.allows(ADMIN)),
-            // A token that administers is in the store: no document takes it away.
+            // The token of an administrator is in the store, and no document removes it.
             None => !entries.holds(&identity.id),
         };
         if stays {
@@ -387,8 +391,8 @@ fn nearest_scope(asked: &BTreeSet<String>, scope: &str) -> Option<String> {
     nearest.map(|(_, known)| known)
 }
 
-/// Whether what asks for `known`, a scope or a family of scopes, finds something in `granted`, a scope
-/// or a pattern.
+/// Whether a grant of `granted`, a scope or a pattern, matches `known`, a scope or a family of scopes that an
+/// operation requires.
 #[must_use]
 pub fn is_granted_by(known: &str, granted: &str) -> bool {
     match (known.strip_suffix('*'), granted.strip_suffix('*')) {
@@ -407,7 +411,7 @@ impl fmt::Debug for ReloadHandle {
 }
 
 impl NodeConfig {
-    /// This document with everything that cannot change while a node runs taken from `running`.
+    /// This document, with every value that cannot change while a node runs taken from `running`.
     #[must_use]
     pub fn running_as(self, running: &Self) -> Self {
         let admin_keys = self.node.admin_keys;
@@ -452,7 +456,7 @@ impl NodeConfig {
     }
 }
 
-/// Keys that differ and count from the next start only.
+/// Keys that differ and take effect only at the next start.
 fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
     let (node, new) = (&running.node, &next.node);
     let keys = [
@@ -489,31 +493,39 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
     differ.map(|(key, _)| key).collect()
 }
 
-/// Administrators are numbered by their place, but one who is known keeps the name: connections are
-/// made in it, and the one before it in the list may go.
+/// Administrators are numbered in the order of the list, but a known one keeps its name: connections are made in that
+/// name, and the administrator before it in the list may go.
 fn keep_names(known: &[(PeerId, PeerKey)], listed: &[(PeerId, PeerKey)]) -> Vec<(PeerId, PeerKey)> {
-    let kept: Vec<_> = listed
+    let kept_names: Vec<_> = listed
         .iter()
         .map(|(_, key)| known.iter().find(|(_, held)| held == key))
         .collect();
-    let taken: BTreeSet<_> = kept.iter().flatten().map(|(id, _)| id.clone()).collect();
+    let taken_names: BTreeSet<_> = kept_names
+        .iter()
+        .flatten()
+        .map(|(id, _)| id.clone())
+        .collect();
     let mut free = (0..)
         .filter_map(|n| admin_id(n).ok())
-        .filter(|id| !taken.contains(id));
+        .filter(|id| !taken_names.contains(id));
     let name = |(kept, (_, key)): (Option<&(PeerId, PeerKey)>, &(PeerId, PeerKey))| {
         let id = kept.map(|(id, _)| id.clone()).or_else(|| free.next())?;
         Some((id, *key))
     };
-    kept.into_iter().zip(listed).filter_map(name).collect()
+    kept_names
+        .into_iter()
+        .zip(listed)
+        .filter_map(name)
+        .collect()
 }
 
 fn changed_ids(before: &IdentityEntries, after: &IdentityEntries) -> ChangedIds {
     let (before, after) = (by_id(before), by_id(after));
     let mut ids = ChangedIds::default();
-    for (id, said) in &after {
+    for (id, entry) in &after {
         match before.get(id) {
             None => ids.added.push(id.clone()),
-            Some(earlier) if earlier != said => ids.changed.push(id.clone()),
+            Some(earlier) if earlier != entry => ids.changed.push(id.clone()),
             Some(_) => {}
         }
     }
@@ -522,7 +534,7 @@ fn changed_ids(before: &IdentityEntries, after: &IdentityEntries) -> ChangedIds 
     ids
 }
 
-/// The entry of every identity, each as a source of its own, so that entries of every kind compare.
+/// One source with a single entry for each identity, so that entries of every kind can be compared.
 fn by_id(entries: &IdentityEntries) -> BTreeMap<String, IdentityEntries> {
     let admins = entries.admins.iter().map(|(id, key)| {
         let admins = vec![(id.clone(), *key)];

@@ -22,7 +22,7 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>
     let listen = listen.map_or_else(ListenConfig::default, |section| {
         listen_config(section, notes)
     });
-    // First: other sections refer to credentials by name.
+    // These are read first, because other sections refer to credentials by name.
     let entries = top.list("credentials", notes);
     let credentials = credentials::names(&entries);
     let mut config = NodeConfig {
@@ -93,7 +93,7 @@ pub(super) fn node_config(table: &DeTable<'_>, notes: &mut ConfigDiagnostics<'_>
     config
 }
 
-/// The version that the document says it has, if this program does not know it.
+/// The version of the document, if it is newer than this program.
 pub(super) fn newer(table: &DeTable<'_>) -> Option<(u64, std::ops::Range<usize>)> {
     let value = table.get("version")?;
     let number = value.get_ref().as_integer()?;
@@ -113,7 +113,7 @@ fn listen_config(
     if let Some(value) = section.key("addrs") {
         let before = notes.count();
         let addrs = each(&value.list(notes), values::address, notes);
-        // A list of wrong entries has its diagnostic already.
+        // A list whose entries are all invalid has its diagnostics already.
         if addrs.is_empty() && notes.count() == before {
             value.report(
                 notes,
@@ -121,6 +121,7 @@ fn listen_config(
                 "leave the key out to listen on every address",
             );
         }
+        // After a mistake the default addresses stay, so that an administrator can reach the node.
         if notes.count() == before {
             listen.addrs = addrs;
         }
@@ -158,7 +159,7 @@ fn node_section(
     node
 }
 
-/// Entries that are free of mistakes.
+/// The entries without mistakes.
 fn links(entries: &[ConfigValue<'_, '_>], notes: &mut ConfigDiagnostics<'_>) -> Vec<LinkConfig> {
     let mut seen: HashMap<String, String> = HashMap::new();
     let mut links = Vec::new();
@@ -273,7 +274,7 @@ fn static_rules(
     }
 }
 
-/// Every element that `parse` accepts.
+/// The elements that `parse` accepts.
 pub(super) fn each<T>(
     entries: &[ConfigValue<'_, '_>],
     parse: impl Fn(&str) -> Result<T, values::ConfigDiagnostic>,

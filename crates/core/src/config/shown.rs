@@ -1,9 +1,9 @@
-//! The configuration as an administrator reads it from a running node: every value, and no secret.
+//! The configuration in the form in which an administrator reads it from a running node: every value, and no secret.
 
 use super::{ApiKeyConfig, CredentialConfig, JoinConfig, NodeConfig, PeerConfig};
 
-/// What stands in the place of a secret. It is no join string and no hash, so that [`NodeConfig::parse`] refuses a
-/// document in which it still stands.
+/// Replaces each secret text. It is no join string and no hash, so that [`NodeConfig::parse`] refuses a document that
+/// still contains it.
 pub const WITHHELD: &str = "(withheld)";
 
 /// A configuration without its secrets.
@@ -26,7 +26,7 @@ impl ShownConfig {
 }
 
 impl NodeConfig {
-    /// This configuration without join strings, hashes of tokens and sealed secrets. A join string lets its holder in.
+    /// This configuration without join strings, hashes of tokens and sealed secrets. A join string admits its holder.
     /// Hashes and sealed secrets open nothing by themselves, and a reader has no use for them.
     #[must_use]
     pub fn without_secrets(&self) -> ShownConfig {
@@ -66,7 +66,7 @@ impl NodeConfig {
     }
 }
 
-/// Leaves the name of each token, which may stand in logs.
+/// Keeps the name of each token, which logs may show.
 fn withhold_peers(peers: &mut [PeerConfig], withheld: &mut Vec<String>) {
     for (n, peer) in peers.iter_mut().enumerate() {
         for (m, token) in peer.tokens.iter_mut().enumerate() {

@@ -1,7 +1,8 @@
-//! Files that a node stores itself, and that a document names by `store:/KIND/NAME`.
+//! Files that a node stores itself, and that a document names as `store:/KIND/NAME`.
 //!
-//! A sealed appliance has no file system that its administrator can edit. What its configuration names comes there by
-//! operations, under a kind and a name, and a document refers to it in each place where it may name a path.
+//! A sealed appliance has no file system that its administrator can edit. Operations store the files that its
+//! configuration names, each under a kind and a name, and a document refers to them in each place where it may name a
+//! path.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,9 +13,9 @@ use super::NodeConfig;
 use super::error::quote;
 use super::values::ConfigDiagnostic;
 
-/// What stands before the kind and the name in a document.
+/// Prefix of the kind and the name in a document.
 const PREFIX: &str = "store:/";
-/// Longest own name of a stored file, in bytes: it is part of a file name and of a line of a list.
+/// Longest name of a stored file, in bytes: it is part of a file name and of a line of a list.
 const NAME_BYTES_MAX: usize = 32;
 
 /// What a stored file is for.
@@ -69,7 +70,7 @@ pub struct StoredFileName {
 pub struct StoredFileNameError;
 
 impl StoredFileName {
-    /// What the file is for.
+    /// The purpose of the file.
     #[must_use]
     pub const fn kind(&self) -> StoredFileKind {
         self.kind
@@ -87,7 +88,7 @@ impl StoredFileName {
         value.strip_prefix(PREFIX)?.parse().ok()
     }
 
-    /// As a document names it.
+    /// The form in which a document names it.
     #[must_use]
     pub fn reference(&self) -> String {
         format!("{PREFIX}{self}")
@@ -108,10 +109,10 @@ impl FromStr for StoredFileName {
         let mut kinds = StoredFileKind::ALL.into_iter();
         let kind = kinds.find(|known| known.name() == kind);
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        let fits = (1..=NAME_BYTES_MAX).contains(&name.len())
+        let is_valid = (1..=NAME_BYTES_MAX).contains(&name.len())
             && name.bytes().all(plain)
             && !name.starts_with('-');
-        match (kind, fits) {
+        match (kind, is_valid) {
             (Some(kind), true) => Ok(Self {
                 kind,
                 name: name.to_owned(),
@@ -126,7 +127,7 @@ impl NodeConfig {
     #[must_use]
     pub fn stored_files(&self) -> Vec<(String, StoredFileName)> {
         let mut copy = self.clone();
-        // A stored certificate stands in the document once; its second value was filled in.
+        // A document has one value for a stored certificate; `key` was filled in from `chain`.
         let values = file_values(&mut copy).into_iter();
         let values = values.filter(|(key, _)| !key.ends_with("].key"));
         values
@@ -134,8 +135,8 @@ impl NodeConfig {
             .collect()
     }
 
-    /// Puts the path of each stored file in the place of its name, for the parts that open paths. Documents of imports
-    /// keep their names: their value may also be an address.
+    /// Replaces the name of each stored file by its path, for the parts that open paths. Documents of imports keep
+    /// their names, because their value may also be a URL.
     pub fn locate_stored_files(&mut self, path: impl Fn(&StoredFileName) -> String) {
         for (_, value) in file_values(self) {
             let name = StoredFileName::referred_to(value);
@@ -171,8 +172,8 @@ fn file_values(config: &mut NodeConfig) -> Vec<(String, &mut String)> {
     alone.chain(pairs).chain(documents).collect()
 }
 
-/// Checks a value that begins as the name of a stored file does, for a key that takes files of one kind; `None` for
-/// every other value.
+/// Checks a value with the prefix of stored files, for a key that takes files of one kind; `None` for every other
+/// value.
 pub(super) fn checked(
     text: &str,
     kind: StoredFileKind,
@@ -296,8 +297,8 @@ mod tests {
             ("[tls]\nfiles = [{ chain = \"/a.pem\" }]\n", "key"),
         ] {
             let errors = NodeConfig::parse(document.as_bytes()).expect_err(document);
-            let said = errors.iter().map(ToString::to_string).collect::<String>();
-            assert!(said.contains(words), "{document}: {said}");
+            let message = errors.iter().map(ToString::to_string).collect::<String>();
+            assert!(message.contains(words), "{document}: {message}");
         }
     }
 }

@@ -9,18 +9,18 @@ use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::stored::{self, StoredFileKind, StoredFileName};
 use super::values::{self, ConfigDiagnostic};
 
-/// Names in one certificate; authorities refuse many more.
+/// Most names in one certificate. Certificate authorities refuse many more.
 const DOMAINS_MAX: usize = 25;
 /// Certificates from files.
 const FILES_MAX: usize = 64;
-/// Longest path, as the kernel has it, in bytes.
+/// Longest path in bytes, which is the kernel's limit (`PATH_MAX` less the terminating zero).
 const PATH_BYTES_MAX: usize = 4095;
 /// Longest URL and mail address, in bytes.
 const URL_BYTES_MAX: usize = 1024;
 /// Longest name of a profile, in bytes.
 const PROFILE_BYTES_MAX: usize = 64;
 
-/// The authority used where none is named.
+/// The authority of a document that names no other.
 const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
 /// `[tls]`
@@ -85,7 +85,7 @@ impl Default for AcmeSection {
     }
 }
 
-/// A way of showing an authority that a name is ours.
+/// A way to prove to an authority that the node controls a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AcmeChallenge {
     /// A record in a zone that this node serves.
@@ -100,9 +100,10 @@ pub enum AcmeChallenge {
 }
 
 impl NodeConfig {
-    /// The names a certificate is to be ordered for; none where nothing asks for one.
+    /// The names of the certificate that the node orders; empty where the configuration has none.
     #[must_use]
     pub fn certificate_names(&self) -> Vec<String> {
+        // The node's domain is the short form for a certificate with one name.
         if self.tls.acme.domains.is_empty() {
             return self.node.domain.iter().cloned().collect();
         }
@@ -147,6 +148,7 @@ fn pair(entry: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> Optio
     let chain = section.required("chain", "\"/data/tls/chain.pem\"", notes);
     let chain = chain.and_then(|value| value.parsed(notes, chain_of));
     let stored = chain.as_deref().and_then(StoredFileName::referred_to);
+    // A stored certificate has its key with it.
     let key = match &stored {
         Some(_) => section.key("key"),
         None => section.required("key", "\"/data/tls/key.pem\"", notes),
@@ -210,6 +212,7 @@ fn domains(
             continue;
         };
         let by_dns = challenge.is_none_or(|kind| kind == AcmeChallenge::Dns01);
+        // Only a record in the zone shows control over every name below it.
         if name.starts_with("*.") && !by_dns {
             let fix = "set tls.acme.challenge = \"dns-01\", or leave it out";
             entry.report(notes, "a name with '*' can be shown by DNS only", fix);
@@ -253,6 +256,7 @@ fn root(text: &str) -> Result<String, ConfigDiagnostic> {
 
 fn path(text: &str) -> Result<String, ConfigDiagnostic> {
     let plain = !text.contains(char::is_control) && text.len() <= PATH_BYTES_MAX;
+    // A relative path would depend on the folder in which the node starts.
     if plain && text.starts_with('/') && !text.ends_with('/') {
         return Ok(text.to_owned());
     }
@@ -263,6 +267,7 @@ fn path(text: &str) -> Result<String, ConfigDiagnostic> {
 }
 
 fn directory_url(text: &str) -> Result<String, ConfigDiagnostic> {
+    // Without TLS an attacker on the way could replace the authority.
     let rest = text.strip_prefix("https://").unwrap_or_default();
     let graphic = text.bytes().all(|byte| byte.is_ascii_graphic());
     if graphic && text.len() <= URL_BYTES_MAX && rest.starts_with(|c: char| c != '/') {

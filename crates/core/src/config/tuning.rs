@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::read::{ConfigDiagnostics, ConfigValue};
 use super::values;
 
-/// Connections that can be asked for: no machine serves more.
+/// Range of connections that a document can set: no machine serves more.
 pub(super) const CONNECTIONS: RangeInclusive<u32> = 1..=4096;
-/// Handshakes of one network.
+/// Range of handshakes of one network.
 const HANDSHAKES: RangeInclusive<u32> = 1..=10_000;
-/// Failed logins of one network in a minute.
+/// Range of failed logins of one network in a minute.
 const FAILURES: RangeInclusive<u32> = 1..=1000;
 
-/// `[limits]`: what strangers and peers may cost. What is absent follows from the machine.
+/// `[limits]`: what unknown and known peers may cost. The value of an absent key follows from the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {

@@ -12,7 +12,7 @@ use crate::token::{KeyId, TokenHash};
 use super::error::quote;
 use super::{LinkMethod, LogLevel};
 
-/// Why a single value is refused.
+/// Why a single value is invalid.
 #[derive(Debug)]
 pub(super) struct ConfigDiagnostic {
     /// What is wrong with the value.
@@ -30,15 +30,15 @@ impl ConfigDiagnostic {
     }
 }
 
-/// Longest host name label (RFC 1035, 2.3.4), in bytes.
+/// Longest label of a host name (RFC 1035 section 2.3.4), in bytes.
 const LABEL_BYTES_MAX: usize = 63;
 /// Longest domain name in its text form, in bytes.
 const DOMAIN_BYTES_MAX: usize = 253;
 /// Longest interface name: `IFNAMSIZ` less the terminating zero.
 const LINK_NAME_BYTES_MAX: usize = 15;
-/// Longest text for people, in characters: what a console shows in one line.
+/// Longest text for people, in characters: as much as a console shows in one line.
 const LINE_CHARS_MAX: usize = 80;
-/// Longest scope in bytes; scopes name resources, which have short names.
+/// Longest scope in bytes. Scopes name resources, which have short names.
 const SCOPE_BYTES_MAX: usize = 255;
 
 pub(super) fn host_name(text: &str) -> Result<String, ConfigDiagnostic> {
@@ -52,6 +52,7 @@ pub(super) fn host_name(text: &str) -> Result<String, ConfigDiagnostic> {
 }
 
 pub(super) fn domain(text: &str) -> Result<String, ConfigDiagnostic> {
+    // A name of one label belongs to a local network, and no public authority certifies it.
     if is_domain(text) && text.contains('.') {
         return Ok(text.to_owned());
     }
@@ -93,7 +94,7 @@ pub(super) fn prefix(text: &str) -> Result<IpAddr, ConfigDiagnostic> {
     let (address, length) = text.split_once('/').ok_or_else(|| invalid(example))?;
     let address: IpAddr = address.parse().map_err(|_| invalid(example))?;
     let most = if address.is_ipv4() { 32 } else { 128 };
-    // `parse` would take a sign.
+    // `parse` would accept a sign.
     let plain = length.bytes().all(|b| b.is_ascii_digit());
     match length.parse::<u8>() {
         Ok(length) if plain && (1..=most).contains(&length) => {}
@@ -111,9 +112,9 @@ pub(super) fn link_match(text: &str) -> Result<String, ConfigDiagnostic> {
         return mac(text);
     }
     let printable = |b: u8| b.is_ascii_graphic() && b != b'/';
-    let fits = (1..=LINK_NAME_BYTES_MAX).contains(&text.len());
-    // As `dev_valid_name` in the kernel's net/core/dev.c.
-    if fits && text.bytes().all(printable) && text != "." && text != ".." {
+    let is_valid = (1..=LINK_NAME_BYTES_MAX).contains(&text.len());
+    // These are the rules of `dev_valid_name` in the kernel's net/core/dev.c.
+    if is_valid && text.bytes().all(printable) && text != "." && text != ".." {
         return Ok(text.to_owned());
     }
     Err(ConfigDiagnostic::new(
@@ -160,6 +161,7 @@ pub(super) fn peer_id(text: &str) -> Result<PeerId, ConfigDiagnostic> {
             "use 1 to 63 of a-z, 0-9, '.', '_' and '-', a letter or digit first".to_owned(),
         )
     })?;
+    // A peer with the name of an administrator's key would act in that administrator's name.
     if is_admin_id(text) {
         return Err(ConfigDiagnostic::new(
             format!(
@@ -173,7 +175,7 @@ pub(super) fn peer_id(text: &str) -> Result<PeerId, ConfigDiagnostic> {
 }
 
 pub(super) fn token_hash(text: &str) -> Result<TokenHash, ConfigDiagnostic> {
-    // Not quoted: a whole token may stand here by mistake.
+    // The text is not quoted: it may be a whole token by mistake.
     text.parse().map_err(|_| {
         ConfigDiagnostic::new(
             "this is no hash of a token".to_owned(),
@@ -184,7 +186,7 @@ pub(super) fn token_hash(text: &str) -> Result<TokenHash, ConfigDiagnostic> {
 }
 
 pub(super) fn key_id(text: &str) -> Result<KeyId, ConfigDiagnostic> {
-    // Not quoted: a whole token may stand here by mistake.
+    // The text is not quoted: it may be a whole token by mistake.
     text.parse().map_err(|_| {
         ConfigDiagnostic::new(
             "this is no name of a token".to_owned(),
@@ -226,10 +228,10 @@ pub(super) fn peer_address(text: &str) -> Result<String, ConfigDiagnostic> {
     }
 }
 
-/// Text for people: one line that says something.
+/// A text for people: one line that is not empty.
 pub(super) fn line(text: &str) -> Result<String, ConfigDiagnostic> {
-    let fits = (1..=LINE_CHARS_MAX).contains(&text.chars().count());
-    if fits && !text.contains(char::is_control) {
+    let is_valid = (1..=LINE_CHARS_MAX).contains(&text.chars().count());
+    if is_valid && !text.contains(char::is_control) {
         return Ok(text.to_owned());
     }
     Err(ConfigDiagnostic::new(
@@ -262,8 +264,9 @@ pub(super) fn log_level(text: &str) -> Result<LogLevel, ConfigDiagnostic> {
         })
 }
 
-/// A scope a peer may hold: segments joined by `:`, the last may be `*`.
+/// A scope that a peer may hold: segments joined by `:`, of which the last may be `*`.
 pub(super) fn scope(text: &str) -> Result<String, ConfigDiagnostic> {
+    // Only `node.admin_keys` makes administrators, so that one list names all of them.
     if is_admin_scope(text) {
         return Err(ConfigDiagnostic::new(
             format!("the scope {} belongs to administrators", quote(text)),
@@ -285,19 +288,20 @@ pub fn is_admin_scope(text: &str) -> bool {
     matches!(text, "*" | "admin" | "admin:*")
 }
 
-/// Whether this follows the grammar of scopes: segments joined by `:`, the last may be `*`, 255 bytes at
-/// most. `*` alone, which is everything, does not.
+/// Whether `text` follows the grammar of scopes: segments joined by `:`, of which the last may be `*`, 255 bytes at
+/// most. `*` alone, which stands for all scopes, does not.
 #[must_use]
 pub fn is_scope(text: &str) -> bool {
     let segment = |part: &str| {
         let plain = |c: char| !c.is_control() && !c.is_whitespace() && c != '*';
         !part.is_empty() && part.chars().all(plain)
     };
+    // `ScopeSet` supports a star at the end only.
     let head = text.strip_suffix(":*").unwrap_or(text);
     text.len() <= SCOPE_BYTES_MAX && head.split(':').all(segment)
 }
 
-/// Whether this is what the keys of `node.admin_keys` are called: `admin`, `admin-2`, ….
+/// Whether `text` is a name of a key in `node.admin_keys`: `admin`, `admin-2`, ….
 #[must_use]
 pub fn is_admin_id(text: &str) -> bool {
     let digits = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
@@ -313,8 +317,8 @@ fn is_label(text: &str) -> bool {
 }
 
 fn is_domain(text: &str) -> bool {
-    // The last label of a host name is not numeric, as the name would look like an address: RFC
-    // 1123, section 2.1.
+    // The last label of a host name is not numeric, because the name would look like an address (RFC 1123 section
+    // 2.1).
     let numeric = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
     text.len() <= DOMAIN_BYTES_MAX
         && text.split('.').all(is_label)

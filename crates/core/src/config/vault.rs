@@ -9,15 +9,15 @@ use super::read::{ConfigDiagnostics, ConfigTable, ConfigValue};
 use super::recipient::AgeKey;
 use super::values::ConfigDiagnostic;
 
-/// Highest number of a device: the last hardened level of a path.
+/// Highest number of a device: the last hardened level of a derivation path (BIP 32).
 const DEVICE_MAX: u32 = (1 << 31) - 1;
-/// Versions of the key that secrets are sealed with.
+/// Versions of the key with which the vault seals secrets.
 pub(super) const KEY_VERSIONS: std::ops::RangeInclusive<u32> = KEY_VERSION_MIN..=KEY_VERSION_MAX;
-/// Version 1 was of another design.
+/// Version 1 belongs to another design.
 const KEY_VERSION_MIN: u32 = 2;
-/// Versions are counted from 2 on the levels of a path.
+/// The levels of a path count versions from 2.
 const KEY_VERSION_MAX: u32 = DEVICE_MAX + 2;
-/// Most people the words are encrypted to: each is a line of the message that they read.
+/// Most recipients of the words: each adds a line to the message that they read.
 const RECIPIENTS_MAX: usize = 8;
 
 /// `[vault]`
@@ -100,7 +100,7 @@ pub enum VaultUnlock {
 }
 
 impl VaultUnlock {
-    /// Every one, in the order of their names.
+    /// Every way, in the order of their names.
     pub const ALL: [Self; 5] = [
         Self::Kms,
         Self::None,
@@ -109,7 +109,7 @@ impl VaultUnlock {
         Self::Tpm2,
     ];
 
-    /// As the document spells it, and `vault.alkv`.
+    /// The name in the document and in `vault.alkv`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -137,7 +137,7 @@ pub(super) fn section(
     let kms = section.key("kms");
     section.finish(notes);
     let number = |value: &Option<ConfigValue<'_, '_>>, notes: &mut ConfigDiagnostics<'_>| {
-        // An absent version counts as what it stands for, so that the other is compared with it.
+        // An absent version counts as its default, so that the other one is compared with it.
         let read = |value: &ConfigValue<'_, '_>| value.number(KEY_VERSIONS, notes);
         value.as_ref().map_or(Some(KEY_VERSION_MIN), read)
     };
@@ -174,7 +174,7 @@ pub(super) fn section(
     if let (true, Some(value)) = (config.tpm_pin, &tpm_pin)
         && !config.unlock.contains(&VaultUnlock::Tpm2)
     {
-        // A machine that turns out to have no TPM must not end up with less than was asked for.
+        // On a machine without a TPM the vault must not end up with less protection than the document asks for.
         let what = "a PIN is for a slot of type 'tpm2', and vault.unlock lists none";
         value.report(
             notes,
@@ -182,13 +182,13 @@ pub(super) fn section(
             "write unlock = [\"tpm2\"], or leave this key out",
         );
     }
-    let asked = config.unlock.contains(&VaultUnlock::Kms);
+    let uses_kms = config.unlock.contains(&VaultUnlock::Kms);
     match (&kms, &unlock) {
-        (None, Some(value)) if asked => {
+        (None, Some(value)) if uses_kms => {
             let what = "nothing says which node keeps the share of 'kms'";
             value.report(notes, what, "add [vault.kms] with code = \"alkjoin1_…\"");
         }
-        (Some(value), _) if !asked => {
+        (Some(value), _) if !uses_kms => {
             let what = "nothing asks that node for its share";
             value.report(
                 notes,
@@ -280,10 +280,11 @@ fn recipients(list: &ConfigValue<'_, '_>, notes: &mut ConfigDiagnostics<'_>) -> 
     recipients
 }
 
-/// A public key that age encrypts to. What is no key is not quoted: it may be a private one.
+/// A public key to which age encrypts. A text that is no key is not quoted: it may be a private key.
 fn recipient(text: &str) -> Result<String, ConfigDiagnostic> {
     let example = "write the public key, \"age1…\" as age-keygen prints it, or the line of a file \
                    like ~/.ssh/id_ed25519.pub";
+    // The text is not quoted: it is a secret.
     if text.starts_with("AGE-SECRET-KEY") || text.contains("PRIVATE KEY") {
         let what = "this is a private key, which must stay with its owner";
         return Err(ConfigDiagnostic::new(what.to_owned(), example.to_owned()));

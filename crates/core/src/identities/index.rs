@@ -1,4 +1,4 @@
-//! The table that answers: built once per change, read without a lock.
+//! The table of identities: built once per change, read without a lock.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ pub(super) struct IndexedIdentity {
     pub(super) identity: Arc<Identity>,
     pub(super) enabled: bool,
     pub(super) expires: Option<u64>,
-    /// Who made it, of a token that was made while the node ran.
+    /// The maker, of a token that was made while the node ran.
     pub(super) maker: Option<TokenIssuer>,
 }
 
-/// The maker of a token: the token ends with its maker.
+/// The maker of a token, with which the token ends.
 #[derive(Clone)]
 pub(super) enum TokenIssuer {
     Id(Box<str>),
     Key(PeerKey),
 }
 
-/// The day each token was last used on, in days since 1970; 0 for never. Outlives the table.
+/// The day of a token's last use, in days since 1970; 0 for never. It outlives the table.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LastUseDay(Arc<AtomicU32>);
 
@@ -36,7 +36,7 @@ impl LastUseDay {
         Self(Arc::new(AtomicU32::new(day)))
     }
 
-    /// One write a day; otherwise a read.
+    /// Records a use: one write a day, otherwise a read.
     pub(super) fn note(&self, day: u32) {
         if self.0.load(Ordering::Relaxed) != day {
             self.0.store(day, Ordering::Relaxed);
@@ -54,13 +54,13 @@ pub(super) struct IdentityIndex {
     by_key: HashMap<PeerKey, IndexedIdentity>,
     by_token: HashMap<KeyId, (TokenHash, IndexedIdentity, LastUseDay)>,
     by_id: HashMap<PeerId, IndexedIdentity>,
-    /// By id and by alias.
+    /// Peers by id and by alias.
     names: HashMap<Arc<str>, PeerId>,
     max_connections: HashMap<PeerId, u32>,
 }
 
 impl IdentityIndex {
-    /// Takes names, keys and tokens from the first source that has them.
+    /// Builds the table. Of several sources with one name, key or token the first wins.
     pub(super) fn new(
         sources: &[&IdentityEntries],
         generation: u64,
@@ -71,6 +71,7 @@ impl IdentityIndex {
             ..Self::default()
         };
         for (n, source) in sources.iter().enumerate() {
+            // Earlier sources win: the configuration comes before the store.
             let taken = |id: &PeerId| sources[..n].iter().any(|earlier| earlier.holds(id));
             for (id, key) in source.admins.iter().filter(|(id, _)| !taken(id)) {
                 index.admin(id, key, generation);
@@ -86,7 +87,7 @@ impl IdentityIndex {
         index
     }
 
-    /// Ids come first: no alias hides one.
+    /// Adds the names. Ids come first, so that no alias hides an id.
     fn name(&mut self, sources: &[&IdentityEntries]) {
         let peers = || sources.iter().flat_map(|source| &source.peers);
         let admins = sources.iter().flat_map(|source| &source.admins);
@@ -94,9 +95,10 @@ impl IdentityIndex {
             .map(|(id, _)| id)
             .chain(peers().map(|peer| &peer.peer_id));
         for id in ids {
+            // Ids first: an alias must not stand in for the id of another peer.
             self.names.insert(id.as_str().into(), id.clone());
         }
-        // The alias of a disabled peer is free.
+        // Another peer may take the alias of a disabled one.
         for peer in peers().filter(|peer| peer.enabled) {
             let alias = peer.display_name.as_deref();
             if let Some(alias) = alias.filter(|alias| alias.parse::<PeerId>().is_ok()) {
@@ -106,7 +108,7 @@ impl IdentityIndex {
         }
     }
 
-    /// Its number, which every identity in it carries.
+    /// Its generation, which every identity in it has.
     pub(super) fn generation(&self) -> u64 {
         self.generation
     }
@@ -119,15 +121,16 @@ impl IdentityIndex {
         self.by_key.get(key)
     }
 
-    /// Finds a token by its name and then compares it whole. A token of an unknown name is compared with a hash of
-    /// zeros, so that the time it takes does not say whether the name is known.
+    /// Finds a token by its name, and then compares it as a whole. A token of an unknown name is compared with a hash
+    /// of zeros, so that the time of the call does not reveal whether the name is known.
     pub(super) fn by_token(&self, token: &TokenHash) -> Option<(&IndexedIdentity, &LastUseDay)> {
         let found = self.by_token.get(&token.key_id);
-        let nobodys = TokenHash {
+        // A comparison runs for an unknown name as well: the time of the answer must not show which names exist.
+        let unknown = TokenHash {
             sha256: [0; 32],
             ..*token
         };
-        let known = found.map_or(&nobodys, |(known, ..)| known);
+        let known = found.map_or(&unknown, |(known, ..)| known);
         let same = known.matches(token);
         let (_, holder, day) = found.filter(|_| same)?;
         Some((holder, day))
@@ -137,7 +140,7 @@ impl IdentityIndex {
         self.by_id.get(id)
     }
 
-    /// The maker of this token, if known.
+    /// The maker of this token, if it is known.
     pub(super) fn maker(&self, maker: &TokenIssuer) -> Option<&IndexedIdentity> {
         match maker {
             TokenIssuer::Id(id) => self.by_id(id),
@@ -163,6 +166,7 @@ impl IdentityIndex {
             maker: None,
         };
         self.by_id.insert(id.clone(), holder.clone());
+        // The first entry with a key keeps it, and administrators come first.
         self.by_key.entry(*key).or_insert(holder);
     }
 
@@ -183,6 +187,7 @@ impl IdentityIndex {
         let by_key = holder(IdentityKind::Peer);
         self.by_id.insert(peer.peer_id.clone(), by_key.clone());
         for key in &peer.keys {
+            // A replaced key may end before the entry does.
             let holder = IndexedIdentity {
                 expires: earlier(peer.expires, peer.key_ends.get(key).copied()),
                 ..by_key.clone()
@@ -223,7 +228,7 @@ impl IdentityIndex {
     }
 }
 
-/// Which of two ends comes first, where nothing is no end.
+/// The earlier of two ends; `None` is no end.
 fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),

@@ -1,4 +1,4 @@
-//! The two places entries come from, and what may be written to the second.
+//! The two sources of entries, and the rules for changes of the second.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +11,7 @@ use super::IdentityEntries;
 use super::index::{IdentityIndex, LastUseDay};
 use super::store::{IdentityStoreError, StoreChange, StoredIdentities};
 
-/// What a change comes to: what has to be kept, and the answer to the caller.
+/// A planned change: what has to be stored, and the response to the caller.
 pub(super) type Plan<T> = Result<(Vec<StoreChange>, T), IdentityStoreError>;
 
 #[derive(Clone, Default)]
@@ -19,7 +19,7 @@ pub(super) struct IdentitySources {
     pub(super) config: IdentityEntries,
     pub(super) peers: BTreeMap<PeerId, PeerEntry>,
     pub(super) api_keys: BTreeMap<KeyId, ApiKey>,
-    /// When tokens were last used; shared with every table.
+    /// The days of use, which every table shares.
     pub(super) days: BTreeMap<KeyId, LastUseDay>,
 }
 
@@ -35,11 +35,12 @@ impl IdentitySources {
         self.days = used.collect();
     }
 
-    /// The table for what is known now.
+    /// The table for the present entries.
     pub(super) fn indexed(&mut self, generation: u64) -> IdentityIndex {
         let peers = self.all_peers().flat_map(|peer| &peer.token_hashes);
         let tokens = peers.chain(self.all_api_keys().map(|key| &key.token));
         let known: std::collections::BTreeSet<_> = tokens.map(|token| token.key_id).collect();
+        // Tokens that are gone must not fill the table.
         self.days.retain(|id, _| known.contains(id));
         for id in known {
             self.days.entry(id).or_default();
@@ -57,7 +58,7 @@ impl IdentitySources {
         IdentityIndex::new(&[&self.config, &stored], generation, day)
     }
 
-    /// Makes a change that was planned and kept.
+    /// Makes a change that was planned and stored.
     pub(super) fn make(&mut self, change: StoreChange) {
         match change {
             StoreChange::PutPeer(entry) => {
@@ -75,12 +76,14 @@ impl IdentitySources {
         }
     }
 
-    /// Puts a peer whose name, keys and tokens belong to no other entry.
+    /// Plans to put a peer whose name, keys and tokens belong to no other entry.
     pub(super) fn put(&self, entry: PeerEntry) -> Plan<()> {
+        // Entries of the configuration win, so that the change would have no effect.
         if self.config.holds(&entry.peer_id) {
             return Err(IdentityStoreError::ReadOnly(entry.peer_id));
         }
         for key in &entry.keys {
+            // With two holders of a key, the identity of its connections would be ambiguous.
             if let Some(holder) = self.holder_of_key(key).filter(|id| **id != entry.peer_id) {
                 return Err(IdentityStoreError::KeyTaken(*key, holder.clone()));
             }
@@ -97,14 +100,14 @@ impl IdentitySources {
         }
         let mut changes = Vec::new();
         if !entry.enabled {
-            // For good: a peer that is let in again later makes others.
+            // The tokens are removed for good: a peer that is enabled again makes new ones.
             changes = self.without_made_by(&entry.peer_id);
         }
         changes.push(StoreChange::PutPeer(entry));
         Ok((changes, ()))
     }
 
-    /// Takes back every token of the store that `maker` made, and those made by these.
+    /// The removal of every stored token that `maker` made, and of those made by these tokens.
     fn without_made_by(&self, maker: &PeerId) -> Vec<StoreChange> {
         let mut makers = vec![maker.clone()];
         let mut gone = Vec::new();
@@ -114,7 +117,7 @@ impl IdentitySources {
             });
             for key in made {
                 let id = key.token.key_id;
-                // Tokens that name each other as makers must not go round for ever.
+                // Tokens that name each other as makers must not make this loop endless.
                 if !gone.contains(&id) {
                     gone.push(id);
                     makers.push(key.id());
@@ -132,6 +135,7 @@ impl IdentitySources {
         if !self.peers.contains_key(&peer) {
             return Ok((Vec::new(), false));
         }
+        // Tokens that the peer made must not outlive it.
         let mut changes = self.without_made_by(&peer);
         changes.push(StoreChange::RemovePeer(peer));
         Ok((changes, true))
@@ -147,9 +151,11 @@ impl IdentitySources {
         if self.config.holds(&peer) {
             return self.rotated_by_hand(peer, old, new);
         }
+        // The old key ends at a moment, which an unset clock cannot give.
         let now_s = now_s.ok_or(IdentityStoreError::ClockUnset)?;
         let before = self.stored(peer)?;
         let (after, ends) = before.clone().rotated(old, new, now_s)?;
+        // A client repeats its request if the response was lost, and gets the same end again.
         if after == before {
             return Ok((Vec::new(), Some(ends)));
         }
@@ -157,7 +163,7 @@ impl IdentitySources {
         Ok((changes, Some(ends)))
     }
 
-    /// The configuration is written by people: whether they have listed the new key already.
+    /// People write the configuration: this checks whether they have listed the new key already.
     fn rotated_by_hand(&self, peer: PeerId, old: PeerKey, new: PeerKey) -> Plan<Option<u64>> {
         if old == new {
             return Err(RotationError::Same.into());
@@ -165,6 +171,7 @@ impl IdentitySources {
         let is_admin = |key: &PeerKey| self.config.admins.iter().any(|(_, held)| held == key);
         let entry = self.config.peers.iter().find(|it| it.peer_id == peer);
         let listed = entry.map_or_else(|| is_admin(&new), |entry| entry.keys.contains(&new));
+        // The administrator has changed the configuration already.
         if listed {
             return Ok((Vec::new(), None));
         }
@@ -180,7 +187,7 @@ impl IdentitySources {
         if self.all_peers().any(held) {
             return Err(IdentityStoreError::TokenTaken(key.token.key_id));
         }
-        // Removed while it made the token, which would be good again once the peer is let in again.
+        // The peer was disabled while it made the token, which would be valid again once the peer is enabled again.
         let maker = key.created_by.as_deref();
         let maker = maker.and_then(|id| self.peers.get(id));
         if let Some(gone) = maker.filter(|peer| !peer.enabled && key.created_by_key.is_none()) {
@@ -198,9 +205,10 @@ impl IdentitySources {
         Ok((changes, true))
     }
 
-    /// Takes back a token, of a peer or of a program.
+    /// Plans to revoke a token of a peer or of a program.
     pub(super) fn revoke_token(&self, id: KeyId) -> Plan<bool> {
         let config = &self.config;
+        // Only a new document can remove a token of the configuration.
         if let Some(key) = config.api_keys.iter().find(|key| key.token.key_id == id) {
             return Err(IdentityStoreError::ReadOnly(key.id()));
         }
@@ -216,7 +224,7 @@ impl IdentitySources {
         Ok((vec![StoreChange::PutPeer(after)], true))
     }
 
-    /// Tokens of the store that were used on another day than it says, as it is to say it.
+    /// The stored tokens whose day of use differs from the entry, each with the new day.
     pub(super) fn used(&self) -> Vec<StoreChange> {
         let newer = self.api_keys.iter().filter_map(|(id, key)| {
             let used_day = self.days.get(id)?.get();
@@ -231,12 +239,12 @@ impl IdentitySources {
         newer.collect()
     }
 
-    /// What of the store `config` hides, with the name of the entry.
+    /// The entries of the store that `config` hides, with the name of each.
     pub(super) fn hidden_by(&self, config: &IdentityEntries) -> Vec<(PeerId, String)> {
         let admins = config.admins.iter().map(|(id, key)| (key, id));
         let keys = config.peers.iter();
         let keys = keys.flat_map(|peer| peer.keys.iter().map(move |key| (key, &peer.peer_id)));
-        // In this order: of two with one key the last stays in the map, and an administrator wins.
+        // The order matters: of two with one key the last stays in the map, so that an administrator wins.
         let holders: HashMap<_, _> = keys.chain(admins).collect();
         let names = self
             .peers

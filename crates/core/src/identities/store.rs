@@ -1,4 +1,4 @@
-//! What is written while the node runs: who may write it, what a change is, and why one is refused.
+//! Changes of identities while the node runs: the interfaces, the changes, and the reasons for a refusal.
 
 use thiserror::Error;
 
@@ -8,8 +8,8 @@ use crate::identity::{IdentityProvider, PeerId, PeerKey};
 use crate::rotation::RotationError;
 use crate::token::KeyId;
 
-/// The write side: peers and tokens that are made while the node runs. Entries of the
-/// configuration are no business of it: they are read-only and win.
+/// The write side: peers and tokens that are made while the node runs. It does not change entries of the
+/// configuration, which are read-only and win.
 pub trait IdentityStore: IdentityProvider {
     /// Adds a peer, or replaces the one of the same name.
     fn put(&self, entry: PeerEntry) -> BoxFuture<'_, Result<(), IdentityStoreError>>;
@@ -21,12 +21,12 @@ pub trait IdentityStore: IdentityProvider {
         patch: PeerPatch,
     ) -> BoxFuture<'_, Result<(), IdentityStoreError>>;
 
-    /// Forgets a peer; whether there was one.
+    /// Removes a peer. Returns whether there was one.
     fn remove(&self, peer: PeerId) -> BoxFuture<'_, Result<bool, IdentityStoreError>>;
 
-    /// Gives a peer a new key in the place of an old one, which stays valid beside it until the
-    /// time returned, in seconds since 1970. Nothing is returned, and nothing changed, for a peer
-    /// of the configuration whose entry lists the new key already.
+    /// Replaces an old key of a peer by a new one. The old key stays valid until the returned time, in seconds since
+    /// 1970. For a peer of the configuration whose entry lists the new key already, nothing changes and the result is
+    /// `None`.
     ///
     /// The caller has checked that the peer holds both keys.
     fn rotate(
@@ -39,20 +39,20 @@ pub trait IdentityStore: IdentityProvider {
     /// Adds the token of a program, or replaces the one of the same name.
     fn put_api_key(&self, key: ApiKey) -> BoxFuture<'_, Result<(), IdentityStoreError>>;
 
-    /// Forgets the token of a program; whether there was one.
+    /// Removes the token of a program. Returns whether there was one.
     fn remove_api_key(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, IdentityStoreError>>;
 
-    /// Takes back a token, of a program or of a peer; whether there was one.
+    /// Revokes a token of a program or of a peer. Returns whether there was one.
     fn revoke_token(&self, key_id: KeyId) -> BoxFuture<'_, Result<bool, IdentityStoreError>>;
 
-    /// Keeps on which day tokens were last used. Worth calling now and then, and at the end.
+    /// Stores the days of the tokens' last uses. Callers call it now and then, and at the end.
     fn keep_uses(&self) -> BoxFuture<'_, Result<(), IdentityStoreError>>;
 
     /// Every peer of the store, by name.
     fn list(&self) -> BoxFuture<'_, Result<Vec<PeerEntry>, IdentityStoreError>>;
 }
 
-/// Everything a store holds.
+/// All entries of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredIdentities {
     /// Entries of peers.
@@ -61,26 +61,26 @@ pub struct StoredIdentities {
     pub api_keys: Vec<ApiKey>,
 }
 
-/// One change of what a store holds.
+/// One change of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreChange {
     /// Adds or replaces a peer.
     PutPeer(PeerEntry),
-    /// Forgets a peer.
+    /// Removes a peer.
     RemovePeer(PeerId),
     /// Adds or replaces the token of a program.
     PutApiKey(ApiKey),
-    /// Forgets the token of a program.
+    /// Removes the token of a program.
     RemoveApiKey(KeyId),
 }
 
-/// Keeps changes beyond the end of the program.
+/// Stores changes beyond the end of the program.
 pub trait IdentityPersistence: Send + Sync + 'static {
-    /// Keeps all of these changes or none. Once it returns without an error a power cut does not
-    /// undo them. May block; called by one thread at a time.
+    /// Stores all of these changes or none. Once it returns without an error, a power cut does not undo them. It may
+    /// block; one thread at a time calls it.
     ///
     /// # Errors
-    /// They are not kept.
+    /// The changes are not stored.
     fn keep(&self, changes: &[StoreChange]) -> Result<(), IdentityStoreError>;
 }
 
@@ -88,7 +88,7 @@ pub trait IdentityPersistence: Send + Sync + 'static {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdentityStoreError {
-    /// Ends cannot be told without the time.
+    /// Without the time the end of a key is unknown.
     #[error("the clock of the node is not set yet: try again once it is")]
     ClockUnset,
     /// Another entry holds the key.
@@ -103,10 +103,10 @@ pub enum IdentityStoreError {
     /// Another entry holds the token.
     #[error("a token of the name {0} exists already: make a new one")]
     TokenTaken(KeyId),
-    /// The change cannot be kept.
+    /// The change cannot be stored.
     #[error("the change cannot be kept, and was not made: {0}")]
     Unavailable(String),
-    /// There is no such peer.
+    /// The store has no such peer.
     #[error("there is no peer '{0}'")]
     Unknown(PeerId),
 }

@@ -115,7 +115,7 @@ fn a_token_stands_for_its_peer_or_for_itself() {
 }
 
 #[test]
-fn a_token_ends_with_who_made_it() {
+fn a_token_ends_with_its_maker() {
     let maker = |name: &str, keys: &[u8]| PeerEntry {
         scopes: ["fs:read:*", "metrics:*"].into_iter().collect(),
         ..peer(name, keys)
@@ -199,13 +199,13 @@ fn an_end_counts_once_the_clock_is_sane() {
 #[test]
 fn an_identity_has_the_number_of_the_table_it_is_from() {
     let (all, _) = identities_with(vec![peer("edge", &[1])]);
-    let kept = all.by_key(&key(1)).expect("known");
-    assert_eq!(all.table(), Some(kept.generation));
+    let identity = all.by_key(&key(1)).expect("known");
+    assert_eq!(all.table(), Some(identity.generation));
     all.replace_config(IdentityEntries {
         peers: vec![peer("edge", &[1]), peer("other", &[2])],
         ..IdentityEntries::default()
     });
-    assert_ne!(all.table(), Some(kept.generation));
+    assert_ne!(all.table(), Some(identity.generation));
     for known in [1, 2] {
         let now = all.by_key(&key(known)).expect("known");
         assert_eq!(all.table(), Some(now.generation), "{known}");
@@ -233,16 +233,19 @@ fn a_change_is_announced_with_its_generation() {
 #[test]
 fn rotation_is_one_name_with_two_keys_and_then_one() {
     let (all, _) = identities_with(Vec::new());
-    let who = |n| all.by_key(&key(n)).map(|found| found.id.to_string());
+    let holder_of = |n| all.by_key(&key(n)).map(|found| found.id.to_string());
     now(all.put(peer("edge", &[1]))).expect("a new peer");
     let keys = |keys: &[u8]| PeerPatch {
         keys: Some(keys.iter().copied().map(key).collect()),
         ..PeerPatch::default()
     };
     now(all.patch(id("edge"), keys(&[1, 2]))).expect("a peer");
-    assert_eq!((who(1), who(2)), (Some("edge".into()), Some("edge".into())));
+    assert_eq!(
+        (holder_of(1), holder_of(2)),
+        (Some("edge".into()), Some("edge".into()))
+    );
     now(all.patch(id("edge"), keys(&[2]))).expect("a peer");
-    assert_eq!((who(1), who(2)), (None, Some("edge".into())));
+    assert_eq!((holder_of(1), holder_of(2)), (None, Some("edge".into())));
 }
 
 #[test]
@@ -286,11 +289,11 @@ fn a_token_has_one_holder() {
     let mut other = peer("other", &[2]);
     other.token_hashes.clone_from(&holder.token_hashes);
     let (all, _) = identities_with(vec![holder]);
-    let taken = Err(IdentityStoreError::TokenTaken(
+    let refusal = Err(IdentityStoreError::TokenTaken(
         token.hash().expect("a token").key_id,
     ));
-    assert_eq!(now(all.put(other)), taken);
-    assert_eq!(now(all.put_api_key(api_key(&token))), taken);
+    assert_eq!(now(all.put(other)), refusal);
+    assert_eq!(now(all.put_api_key(api_key(&token))), refusal);
 }
 
 #[test]
@@ -336,7 +339,7 @@ fn peers_are_found_by_id_and_by_alias() {
 fn a_replaced_key_ends_by_the_clock_alone() {
     let (all, clock) = identities_with(vec![peer("fixed", &[7, 8])]);
     let set = |now: u64| clock.0.store(now, Ordering::Relaxed);
-    let who = |n| all.by_key(&key(n)).map(|found| found.id.to_string());
+    let holder_of = |n| all.by_key(&key(n)).map(|found| found.id.to_string());
     let edge = Some("edge".to_owned());
     now(all.put(peer("edge", &[1]))).expect("a new peer");
     let rotate = |name, old, new| now(all.rotate(id(name), key(old), key(new)));
@@ -348,12 +351,12 @@ fn a_replaced_key_ends_by_the_clock_alone() {
     assert_eq!(rotate("edge", 1, 2), Ok(Some(ends)), "asked again");
     assert_eq!(all.generation(), generation, "and nothing changed");
     set(ends - 1);
-    assert_eq!((who(1), who(2)), (edge.clone(), edge.clone()));
+    assert_eq!((holder_of(1), holder_of(2)), (edge.clone(), edge.clone()));
     set(ends);
-    assert_eq!((who(1), who(2)), (None, edge));
+    assert_eq!((holder_of(1), holder_of(2)), (None, edge));
 
-    let taken = IdentityStoreError::KeyTaken(key(7), id("fixed"));
-    assert_eq!(rotate("edge", 2, 7), Err(taken));
+    let refusal = IdentityStoreError::KeyTaken(key(7), id("fixed"));
+    assert_eq!(rotate("edge", 2, 7), Err(refusal));
     assert_eq!(
         rotate("nobody", 2, 3),
         Err(IdentityStoreError::Unknown(id("nobody")))
@@ -440,11 +443,11 @@ fn a_peer_is_found_by_its_name_while_it_is_admitted() {
     let tool = api_key(&token).id();
     assert!(
         all.by_id(&id("admin"))
-            .is_some_and(|who| who.scopes.allows("x"))
+            .is_some_and(|identity| identity.scopes.allows("x"))
     );
     assert!(all.by_id(&id("edge")).is_some() && all.by_id(&id("nobody")).is_none());
     clock.0.store(99, Ordering::Relaxed);
-    assert!(all.by_id(&tool).is_some_and(|who| who.id == tool));
+    assert!(all.by_id(&tool).is_some_and(|identity| identity.id == tool));
     clock.0.store(100, Ordering::Relaxed);
     assert!(all.by_id(&tool).is_none(), "it has ended");
 }
@@ -521,9 +524,9 @@ async fn the_day_of_the_last_use_is_stored_and_changes_no_right() {
         all.keep_uses().await.expect("room");
     }
     assert_eq!(all.generation(), generation);
-    let kept = paper.0.lock().expect("whole").clone();
-    let Some(StoreChange::PutApiKey(last)) = kept.last() else {
-        panic!("{kept:?}");
+    let stored_changes = paper.0.lock().expect("whole").clone();
+    let Some(StoreChange::PutApiKey(last)) = stored_changes.last() else {
+        panic!("{stored_changes:?}");
     };
-    assert_eq!((last.used_day, kept.len()), (Some(20_000), 2));
+    assert_eq!((last.used_day, stored_changes.len()), (Some(20_000), 2));
 }

@@ -1,4 +1,5 @@
-//! QUIC: who starts a handshake. Quinn's endpoint on the one port and iroh's beside it share this.
+//! QUIC: admits first packets and starts handshakes. Quinn's endpoint on the one port and iroh's beside it share
+//! this.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -23,48 +24,48 @@ use crate::windows::ReceiveWindow;
 
 /// First packets waiting for the accept loop.
 const INCOMING_MAX: usize = 1024;
-/// Bytes kept for one of them, and for all.
+/// Bytes of early packets that quinn buffers for one connection before the node accepts it, and for all of them.
 const INCOMING_BYTES: u64 = 32 << 10;
 const INCOMING_BYTES_TOTAL: u64 = 8 << 20;
 
-/// Where first packets arrive.
+/// The socket on which first packets arrive.
 pub(crate) trait Listener: Send + Sync + 'static {
-    /// What arrives.
+    /// The first packet of a client.
     type Incoming: QuicIncoming;
 
-    /// The next one; `None` once the endpoint is closed.
+    /// The next first packet; `None` once the endpoint is closed.
     fn next(&self) -> impl Future<Output = Option<Self::Incoming>> + Send;
 }
 
 /// A client's first packet, before the node answers it.
 pub(crate) trait QuicIncoming: Send + 'static {
-    /// What the connection will travel on.
+    /// The carriage of the connection that follows.
     const CARRIAGE: Carriage;
 
-    /// The address it is charged to.
+    /// The address that pays for the handshake.
     fn source(&self) -> IpAddr;
 
-    /// What is known of that address.
+    /// Whether the client has proved that it is at that address.
     fn address(&self) -> AddressValidation;
 
-    /// Answers nothing.
+    /// Drops the packet and answers nothing.
     fn ignore(self);
 
-    /// Answers that there is no room.
+    /// Refuses the connection: the node has no room for it.
     fn refuse(self);
 
-    /// Asks for proof of the address; whether that could be asked.
+    /// Asks the client to prove its address with a Retry packet. Returns false if the library could not send one.
     fn retry(self) -> bool;
 
-    /// Goes through with the handshake. Resolves at its end, never with early data before it. The library owns `window`
-    /// for as long as it has anything of the connection, however the handshake ends.
+    /// Runs the handshake. The future resolves at its end, and never with early data before it. The library owns
+    /// `window` for as long as it has anything of the connection, however the handshake ends.
     fn finish(
         self,
         window: Arc<ReceiveWindow>,
     ) -> impl Future<Output = io::Result<AcceptedConnection>> + Send;
 }
 
-/// Decides about everything that arrives. Once the node drains, everything is refused.
+/// Decides about each first packet. Once the node drains, it refuses all of them.
 pub(crate) async fn accept_loop(
     shared: Arc<EndpointShared>,
     listener: impl Listener,
@@ -73,8 +74,8 @@ pub(crate) async fn accept_loop(
     let mut stop = shared.stop.subscribe();
     loop {
         tokio::select! {
-            // A flood keeps the last branch ready at all times: probes come before it, or the health check would
-            // report a busy loop as dead.
+            // A flood keeps the last branch ready at all times. Probes come before it: otherwise the health check
+            // would report a busy loop as dead.
             biased;
             () = stopped(&mut stop) => break,
             Some(answer) = probes.recv() => drop(answer.send(())),
@@ -84,8 +85,8 @@ pub(crate) async fn accept_loop(
             },
         }
     }
-    // Refused (CONNECTION_REFUSED, RFC 9000 section 20.1), a client fails at once; without an answer it would wait for
-    // its own time limit.
+    // A client that is refused (CONNECTION_REFUSED, RFC 9000 section 20.1) fails at once. A client that gets no
+    // answer would wait for its own time limit.
     while let Some(incoming) = listener.next().await {
         incoming.refuse();
     }
@@ -119,6 +120,7 @@ fn admit<I: QuicIncoming>(shared: &Arc<EndpointShared>, incoming: I) {
                 shared.meters.hit(limit);
             }
             shared.totals.handshakes_retried.add();
+            // The library refuses a second Retry to one client (RFC 9000 section 17.2.5): its packet is dropped.
             if !incoming.retry() {
                 shared.totals.handshakes_ignored.add();
             }
@@ -128,13 +130,14 @@ fn admit<I: QuicIncoming>(shared: &Arc<EndpointShared>, incoming: I) {
 
 async fn connection(guard: Handshake, incoming: impl QuicIncoming, paid: bool) {
     let shared = Arc::clone(guard.shared());
-    // Counts however this ends, also where the task is ended for a newer handshake.
-    let unplaced = ConnectionReservation::new(&shared, incoming.source(), paid);
-    let arrived = bounded(&shared, incoming.finish(unplaced.window())).await;
-    // From here on nothing may end this task for a newer handshake.
+    // The reservation counts the connection however this ends, also where the node ends the task for a newer
+    // handshake.
+    let reservation = ConnectionReservation::new(&shared, incoming.source(), paid);
+    let arrived = bounded(&shared, incoming.finish(reservation.window())).await;
+    // From here on the node does not end this task for a newer handshake.
     drop(guard);
     if let Some(arrived) = arrived {
-        serve(shared, arrived, Some(unplaced), paid).await;
+        serve(shared, arrived, Some(reservation), paid).await;
     }
 }
 
@@ -182,12 +185,14 @@ impl QuicIncoming for QuinnIncoming {
     const CARRIAGE: Carriage = Carriage::Quic;
 
     fn source(&self) -> IpAddr {
-        // An IPv4 client counts for its own /24: as a mapped address (RFC 4291 section 2.5.5.2) it would be in one
+        // An IPv4 client counts for its own /24. As a mapped address (RFC 4291 section 2.5.5.2) it would share one
         // network with all of IPv4.
         self.incoming.remote_address().ip().to_canonical()
     }
 
     fn address(&self) -> AddressValidation {
+        // A client has proved its address with a Retry token or with a token of an earlier connection (RFC 9000
+        // section 8.1).
         if self.incoming.remote_address_validated() {
             AddressValidation::Proven
         } else {
@@ -207,7 +212,8 @@ impl QuicIncoming for QuinnIncoming {
         self.incoming.retry().is_ok()
     }
 
-    /// What is over before the handshake goes on is not kept in its future, which lasts as long as the connection.
+    /// Drops what only the handshake needs before it returns the future, because that lasts as long as the
+    /// connection.
     fn finish(
         self,
         window: Arc<ReceiveWindow>,
@@ -217,8 +223,8 @@ impl QuicIncoming for QuinnIncoming {
             bound,
             config,
         } = self;
-        // The address that the handshake proves. The connection's own changes with the first packet behind it that comes from
-        // elsewhere, before that path is validated (RFC 9000, 9.3), and that may be before this task goes on.
+        // This is the address that the handshake proves. The connection's own address changes with the first packet
+        // from elsewhere, before that path is validated (RFC 9000 section 9.3), and perhaps before this task goes on.
         let remote = canonical(incoming.remote_address());
         let connecting = incoming.accept_with(config.with_window(window));
         async move {
@@ -245,7 +251,7 @@ fn arrived(
         .peer_identity()
         .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
     let local = bound.map(|bound| {
-        // A socket of every address does not know which of them the client dialled; the packet does.
+        // A socket of every address does not know which of them the client dialled. The packet does.
         let ip = connection.local_ip().unwrap_or_else(|| bound.ip());
         SocketAddr::new(ip.to_canonical(), bound.port())
     });
@@ -266,19 +272,19 @@ fn arrived(
     }
 }
 
-/// How quinn serves the one port.
+/// The configuration with which quinn serves the one port.
 pub(crate) struct QuinnConfig {
     server: quinn::ServerConfig,
     chooser: Arc<HelloChooser>,
 }
 
 impl QuinnConfig {
-    /// For the endpoint.
+    /// The configuration of the endpoint.
     pub(crate) fn server(&self) -> quinn::ServerConfig {
         self.server.clone()
     }
 
-    /// For one connection, which owns this window.
+    /// The configuration of one connection, which owns `window`.
     fn with_window(&self, window: Arc<ReceiveWindow>) -> Arc<quinn::ServerConfig> {
         let mut server = self.server();
         server.crypto = self.chooser.with_window(window);
@@ -292,7 +298,7 @@ pub(crate) fn server_config(
 ) -> Result<QuinnConfig, EndpointError> {
     let chooser = HelloChooser::new(tls).map_err(|error| EndpointError::Quic(error.to_string()))?;
     let chooser = Arc::new(chooser);
-    // Derived from the node key, address proofs survive a restart.
+    // The key is derived from the node key: a client's proof of its address stays valid over a restart.
     let token_key = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &*key.derive("quic address token"));
     let mut server = quinn::ServerConfig::new(Arc::clone(&chooser) as _, Arc::new(token_key));
     server
@@ -304,13 +310,15 @@ pub(crate) fn server_config(
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(INCOMING_BYTES_TOTAL)
+        // A client may change its address, as a phone does between networks (RFC 9000 section 9).
         .migration(true);
     Ok(QuinnConfig { server, chooser })
 }
 
-/// What does not depend on who dials.
+/// The settings of the endpoint that do not depend on the client.
 pub(crate) fn endpoint_config(key: &NodeKey) -> EndpointConfig {
-    // Derived from the node key, a restarted node can still end its predecessor's connections.
+    // The key is derived from the node key: a restarted node can still end the connections of its predecessor by a
+    // stateless reset (RFC 9000 section 10.3).
     let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &*key.derive("quic stateless reset"));
     EndpointConfig::new(Arc::new(reset_key))
 }

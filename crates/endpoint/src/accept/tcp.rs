@@ -1,4 +1,4 @@
-//! TLS on TCP: who starts a handshake, and which of them give way to newer ones.
+//! TLS on TCP: admits clients, starts handshakes, and ends some of them for newer ones.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,10 +20,10 @@ use crate::serve::{AcceptedConnection, EndpointShared, serve};
 use crate::sockets;
 use crate::tcp::{self, Socket, TcpSource};
 
-/// Pause of the TCP accept loop when the process is out of descriptors.
+/// Pause of the TCP accept loop when the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a TCP client without ALPN is taken to speak.
+/// The protocol that the node assumes of a TCP client without ALPN.
 const ALPN_OF_OLD_CLIENTS: &[u8] = b"http/1.1";
 
 /// What the TCP accept loop and its handshakes share.
@@ -50,7 +50,7 @@ pub(crate) async fn accept_loop(
     let mut stop = side.shared.stop.subscribe();
     loop {
         tokio::select! {
-            // As over QUIC: a flood keeps the last branch ready, and probes must be answered all the same.
+            // As over QUIC, a flood keeps the last branch ready, and the loop must still answer probes.
             biased;
             () = stopped(&mut stop) => return,
             Some(answer) = probes.recv() => drop(answer.send(())),
@@ -62,8 +62,8 @@ pub(crate) async fn accept_loop(
     }
 }
 
-/// Out of descriptors or memory, accepting again at once would spin; anything else concerns the
-/// one connection that was lost.
+/// Pauses the loop when the process is out of descriptors or memory: accepting again at once would spin (accept(2)).
+/// Any other error concerns only the one connection that was lost.
 async fn pause(error: &io::Error) {
     const ENOMEM: i32 = 12;
     const ENFILE: i32 = 23;
@@ -80,6 +80,7 @@ async fn pause(error: &io::Error) {
 
 fn admit(side: &Arc<TcpSide>, stream: TcpStream, remote: SocketAddr) {
     let shared = &side.shared;
+    // The lock of admission is held for the decision alone: the handshake itself runs in a task of its own.
     let decision = shared.admission().tcp(remote.ip());
     let (ticket, evict) = match decision {
         admission::TcpDecision::Accept { ticket, evict } => (ticket, evict),
@@ -96,30 +97,31 @@ fn admit(side: &Arc<TcpSide>, stream: TcpStream, remote: SocketAddr) {
 
 async fn connection(side: Arc<TcpSide>, guard: Handshake, stream: TcpStream, remote: SocketAddr) {
     let shared = Arc::clone(guard.shared());
-    // By itself, so that what it needs is not kept as long as the connection lasts.
+    // The handshake has a box of its own: its memory is freed at its end, and not with the connection.
     let handshake = Box::pin(handshake(&side, stream, remote.ip()));
     let connection = bounded(&shared, handshake).await;
-    // From here on nothing may end this task for a newer handshake.
+    // From here on the node does not end this task for a newer handshake.
     drop(guard);
     if let Some(arrived) = connection
         .flatten()
         .map(|tls| arrived(&shared, tls, remote))
     {
-        // Paid: `handshake` has charged it behind the ClientHello.
+        // It is paid: `handshake` has charged it after the ClientHello.
         serve(shared, arrived, None, true).await;
     }
 }
 
-/// `None` when the handshake was all the client wanted.
+/// Finishes the TLS handshake. Returns `None` where the client wanted nothing else, as a certificate authority does.
 async fn handshake(
     side: &TcpSide,
     stream: TcpStream,
     from: IpAddr,
 ) -> io::Result<Option<tokio_rustls::server::TlsStream<Socket>>> {
+    // The options are set before the handshake: its flights are small packets, which Nagle's algorithm would delay.
     sockets::tune(&stream)?;
     let mut start = LazyConfigAcceptor::new(Acceptor::default(), Socket::new(stream)).await?;
-    // Only now: before the ClientHello the node makes no signature, and a client that says nothing costs a place
-    // alone.
+    // The node charges only now: before the ClientHello it makes no signature, and a silent client costs one
+    // connection slot alone.
     let allowed = side
         .shared
         .admission()
@@ -132,13 +134,16 @@ async fn handshake(
     let config = match side.tls.tcp(&start.client_hello()) {
         Ok(config) => config,
         Err(unknown) => {
+            // No certificate is for this name (RFC 6066 section 3): the alert tells the client so, where a bare close
+            // would not.
             tcp::alert(&mut start.io, ALERT_UNRECOGNIZED_NAME).await?;
             return Err(io::Error::other(unknown));
         }
     };
     let mut tls = start.into_stream(config).await?;
     if tls.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
-        // A certificate authority has seen what it wanted to see (RFC 8737 section 3).
+        // A certificate authority has seen the certificate that it asked for (RFC 8737 section 3), and sends nothing
+        // further.
         tls.shutdown().await?;
         return Ok(None);
     }

@@ -1,4 +1,4 @@
-//! Handshakes under way, and which of them ends for a newer one.
+//! Handshakes under way, and the choice of the one that ends for a newer one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -7,18 +7,18 @@ use alknet_core::SitePrefix;
 
 use super::{HandshakeId, HandshakePayer};
 
-/// Handshakes under way that the address of a known peer has for itself; further ones count for its network.
+/// Handshakes under way that the address of a known peer has for itself. Further ones count for its network.
 pub(super) const OWN_MAX: usize = 4;
 
-/// Those of one kind, oldest first.
+/// The handshakes of one kind, oldest first, each with its payer.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes(BTreeMap<HandshakeId, HandshakePayer>);
 
 impl Handshakes {
-    /// Adds one. Returns the one that ends for it: the oldest of the same network where that has `each`,
-    /// or, where there are `all`, the oldest of the network that has the most. So a client whose network
-    /// has few is not ended for those of a network that has many, and the first few clients at an address at which a
-    /// known peer was seen are not ended for those of any number of networks.
+    /// Adds a handshake. Returns the one that the node ends for it: the oldest of the same payer where that has
+    /// `each`, or, where there are `all`, the oldest of the network that has the most. So a client whose network has
+    /// few handshakes does not lose its own to those of a network that has many, and the first few clients at an
+    /// address at which a known peer was seen lose theirs to no number of networks.
     pub(super) fn enter(
         &mut self,
         ticket: HandshakeId,
@@ -26,6 +26,7 @@ impl Handshakes {
         each: u32,
         all: u32,
     ) -> Option<HandshakeId> {
+        // A network that has its share pays for itself, whatever room the others leave.
         let evict = if self.by_payer(from).count() >= each as usize {
             self.by_payer(from).next()
         } else if self.0.len() >= all as usize {
@@ -41,7 +42,7 @@ impl Handshakes {
     }
 
     /// Whether another handshake from the address of a known peer counts for the address alone. All such addresses
-    /// have half of the `all` places: else those of a few peers would leave nothing for the rest.
+    /// together have half of the `all` slots: otherwise those of a few peers would leave nothing for the rest.
     pub(super) fn has_room_for(&self, address: IpAddr, all: u32) -> bool {
         let own = self.by_payer(HandshakePayer::Address(address)).count();
         let payers = self.0.values();
@@ -49,7 +50,7 @@ impl Handshakes {
         own < OWN_MAX && addresses.count() < all as usize / 2
     }
 
-    /// Whether it was there.
+    /// Removes a handshake. Returns whether it was in this table.
     pub(super) fn leave(&mut self, ticket: HandshakeId) -> bool {
         self.0.remove(&ticket).is_some()
     }
@@ -59,8 +60,8 @@ impl Handshakes {
         same.map(|(ticket, _)| *ticket)
     }
 
-    /// The network that has the most, in the site that has the most; of those that have as many the one with the
-    /// oldest. An address of a known peer only where there is nothing else.
+    /// The payer that loses a handshake: the network that has the most, in the site that has the most, and among
+    /// equals the one with the oldest handshake. An address of a known peer is chosen only where no network has one.
     fn most(&self) -> Option<HandshakePayer> {
         let mut counts: HashMap<HandshakePayer, u32> = HashMap::new();
         let mut sites: HashMap<Option<SitePrefix>, u32> = HashMap::new();
@@ -68,7 +69,7 @@ impl Handshakes {
             *counts.entry(*from).or_default() += 1;
             *sites.entry(from.site()).or_default() += 1;
         }
-        // The last maximum is taken: the oldest comes last.
+        // `max_by_key` takes the last of equal elements: in reverse order that is the oldest.
         self.0
             .values()
             .rev()

@@ -1,4 +1,4 @@
-//! Addresses at which known peers were seen.
+//! Addresses at which the node saw known peers.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,28 +8,30 @@ use alknet_core::{PeerId, PeerKey};
 
 use super::{RateLimit, TokenBucket};
 
-/// Addresses remembered of one peer; one more takes the place of the one unseen for longest. A peer of the least
-/// rights can have its key seen at any number of addresses, and each has rights that other addresses do not have.
+/// Addresses that the node remembers of one peer. One more replaces the one not seen for longest. A peer of the least
+/// rights can have its key seen at any number of addresses, and a remembered address has rights that others do not
+/// have.
 pub(super) const ADDRESSES_MAX: usize = 4;
-/// Peers of which addresses are remembered; one more takes the place of the one unseen for longest.
+/// Peers of which the node remembers addresses. One more replaces the peer not seen for longest.
 pub(super) const PEERS_MAX: usize = 1024;
 
 #[derive(Debug)]
 struct KnownPeerAddresses {
-    /// By which the peer was recognised.
+    /// The key by which the node recognised the peer.
     key: PeerKey,
-    /// The last one it was seen at comes last.
+    /// Oldest first: the address at which the node saw the peer last comes last.
     at: Vec<IpAddr>,
     last: Instant,
-    /// Handshakes that it has for nothing, wherever it makes them; full until it is looked at.
+    /// Handshakes that the peer has for free, from any address; `None`, which counts as full, until the first is
+    /// taken.
     free: Option<TokenBucket>,
 }
 
-/// What is remembered. Several peers may share an address.
+/// All remembered addresses. Several peers may share one.
 #[derive(Debug, Default)]
 pub(super) struct KnownAddresses {
     peers: HashMap<PeerId, KnownPeerAddresses>,
-    /// How many peers were seen at each.
+    /// The number of peers seen at each address.
     addresses: HashMap<IpAddr, u32>,
 }
 
@@ -38,7 +40,7 @@ impl KnownAddresses {
         self.addresses.contains_key(&address)
     }
 
-    /// `peer` proved `key` at `from`.
+    /// Remembers that `peer` proved `key` at `from`.
     pub(super) fn see(&mut self, peer: &PeerId, key: PeerKey, from: IpAddr, now: Instant) {
         if !self.peers.contains_key(peer) && self.peers.len() >= PEERS_MAX {
             let oldest = self.peers.iter().min_by_key(|(_, seen)| seen.last);
@@ -56,6 +58,7 @@ impl KnownAddresses {
                 free: None,
             });
         (seen.key, seen.last) = (key, now);
+        // An address that is known moves to the end of the list, and its count stays.
         if let Some(known) = seen.at.iter().position(|at| *at == from) {
             seen.at.remove(known);
             return seen.at.push(from);
@@ -68,8 +71,8 @@ impl KnownAddresses {
         }
     }
 
-    /// Takes one of the handshakes that `peer` has for nothing, of which it earns back as many as `rate` says; false
-    /// where it has had them. The first one of a peer that is not remembered is not counted.
+    /// Takes one of the free handshakes of `peer`, which earns them back at `rate`; false once it has used them up.
+    /// The first handshake of a peer that is not remembered is not counted.
     pub(super) fn takes_free(&mut self, peer: &PeerId, rate: RateLimit, now: Instant) -> bool {
         let Some(seen) = self.peers.get_mut(peer) else {
             return true;
@@ -81,7 +84,7 @@ impl KnownAddresses {
         free.take()
     }
 
-    /// The peer is let in no more.
+    /// Forgets a peer that the node no longer lets in.
     pub(super) fn forget(&mut self, peer: &PeerId) {
         for address in self.peers.remove(peer).into_iter().flat_map(|seen| seen.at) {
             super::decrement(&mut self.addresses, &address);

@@ -101,8 +101,8 @@ fn a_network_that_used_up_its_rate_proves_its_address_and_is_refused() {
         QuicDecision::Refuse(AdmissionLimit::HandshakeRate)
     );
     let later = now + Duration::from_secs(1);
-    let asked = admission.quic(Carriage::Quic, v4(2), AddressValidation::Unproven, later);
-    assert!(matches!(asked, QuicDecision::Accept { .. }));
+    let decision = admission.quic(Carriage::Quic, v4(2), AddressValidation::Unproven, later);
+    assert!(matches!(decision, QuicDecision::Accept { .. }));
 }
 
 /// Each is given up at once, by the client or by a forger in its name.
@@ -110,16 +110,16 @@ fn a_network_that_used_up_its_rate_proves_its_address_and_is_refused() {
 fn handshakes_without_proof_have_a_rate_of_all() {
     let (mut admission, limits, now) = admission();
     let begin = |admission: &mut Admission, n, now| {
-        let asked = admission.quic(
+        let decision = admission.quic(
             Carriage::Quic,
             elsewhere(n),
             AddressValidation::Unproven,
             now,
         );
-        if let QuicDecision::Accept { ticket, .. } = asked {
+        if let QuicDecision::Accept { ticket, .. } = decision {
             admission.finish(ticket);
         }
-        asked
+        decision
     };
     for n in 0..limits.unvalidated_handshakes_per_second_max {
         assert!(matches!(
@@ -159,7 +159,7 @@ fn finished_handshakes_make_room() {
 }
 
 #[test]
-fn the_newest_silent_tcp_connection_takes_the_oldest_place() {
+fn the_newest_silent_tcp_connection_takes_the_oldest_slot() {
     let (mut admission, limits, _) = admission();
     let mut first = None;
     for _ in 0..limits.tcp_handshakes_per_address_max {
@@ -192,7 +192,7 @@ fn silent_tcp_connections_from_everywhere_are_bounded() {
 
 /// Thousands of networks, each with one that stalls.
 #[test]
-fn an_address_of_a_known_peer_keeps_its_place_among_silent_ones() {
+fn an_address_of_a_known_peer_keeps_its_slot_among_silent_ones() {
     let (mut admission, limits, now) = admission();
     admission.remember(&peer("edge"), key(1), v4(1), now);
     let TcpDecision::Accept { ticket: known, .. } = admission.tcp(v4(1)) else {
@@ -275,7 +275,7 @@ fn addresses_of_one_network_count_as_one() {
 
 /// By one token of the least scope, and by many.
 #[test]
-fn tokens_take_no_more_than_half_of_the_places() {
+fn tokens_take_no_more_than_half_of_the_slots() {
     let limits = EndpointLimits {
         connections_max: 16,
         per_address_max: 4,
@@ -301,7 +301,7 @@ fn tokens_take_no_more_than_half_of_the_places() {
 }
 
 #[test]
-fn a_share_of_the_places_is_for_known_peers() {
+fn a_share_of_the_slots_is_for_known_peers() {
     let limits = EndpointLimits {
         connections_max: 8,
         per_peer_max: 1,
@@ -441,8 +441,11 @@ fn a_known_peer_has_many_handshakes_and_not_any_number() {
         more += 1;
         assert!(more < 10 * limits.handshake_burst, "without end");
     }
-    let asked = admission.quic(Carriage::Quic, v4(1), AddressValidation::Proven, now);
-    assert_eq!(asked, QuicDecision::Refuse(AdmissionLimit::HandshakeRate));
+    let decision = admission.quic(Carriage::Quic, v4(1), AddressValidation::Proven, now);
+    assert_eq!(
+        decision,
+        QuicDecision::Refuse(AdmissionLimit::HandshakeRate)
+    );
     // Nor from elsewhere, but for what every peer has there: the network once, and then its address.
     let elsewhere_too = (0..2 * limits.handshake_burst).filter(|_| {
         handshake(
@@ -556,9 +559,9 @@ fn a_site_counts_for_a_few_of_its_networks() {
         |admission: &mut Admission, site, n| admission.charge(Carriage::Quic, v6(site, n), now);
     assert!((0..burst).all(|n| charge(&mut admission, 1, n)));
     assert!(!charge(&mut admission, 1, 255));
-    let asked = admission.quic(Carriage::Quic, v6(1, 255), AddressValidation::Unproven, now);
+    let decision = admission.quic(Carriage::Quic, v6(1, 255), AddressValidation::Unproven, now);
     assert_eq!(
-        asked,
+        decision,
         QuicDecision::Retry(Some(AdmissionLimit::HandshakeRate))
     );
     assert!(charge(&mut admission, 2, 0));
@@ -567,7 +570,7 @@ fn a_site_counts_for_a_few_of_its_networks() {
 }
 
 #[test]
-fn who_guesses_is_shut_out_with_its_network() {
+fn a_guessing_client_is_shut_out_with_its_network() {
     let (mut admission, limits, now) = admission();
     for _ in 1..limits.failures_per_minute_max {
         assert_eq!(admission.fail(v4(1), now), None);
@@ -664,7 +667,7 @@ fn ended_connections_of_many_networks_keep_their_own_sites_out() {
     assert_eq!(comes(v6(1, 200)), Err(CapacityScope::Closing));
     assert_eq!(comes(v6(2, 200)), Ok(()));
     for site in 3.. {
-        if admission.closing_of_unknown() == limits.strangers_max() {
+        if admission.closing_of_unknown() == limits.unknown_peers_max() {
             break;
         }
         admission.keep(owner(site, 0), v6(site, 0));
@@ -715,18 +718,18 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     };
     let limit = AdmissionLimit::ConnectionsPerAddress;
     refused(&mut admission, from, most);
-    let asked = ask(&mut admission, from, AddressValidation::Unproven);
-    assert_eq!(asked, QuicDecision::Retry(Some(limit)));
-    let asked = ask(&mut admission, from, AddressValidation::Proven);
-    assert_eq!(asked, QuicDecision::Refuse(limit));
+    let decision = ask(&mut admission, from, AddressValidation::Unproven);
+    assert_eq!(decision, QuicDecision::Retry(Some(limit)));
+    let decision = ask(&mut admission, from, AddressValidation::Proven);
+    assert_eq!(decision, QuicDecision::Refuse(limit));
     // Others, and the address of a known peer beside it, are not, however many there are.
     refused(&mut admission, from, 4 * most);
     for other in [elsewhere(7), known] {
         for address in [AddressValidation::Unproven, AddressValidation::Proven] {
-            let asked = ask(&mut admission, other, address);
+            let decision = ask(&mut admission, other, address);
             assert!(
-                matches!(asked, QuicDecision::Accept { .. }),
-                "{other}: {asked:?}"
+                matches!(decision, QuicDecision::Accept { .. }),
+                "{other}: {decision:?}"
             );
         }
     }
@@ -734,11 +737,14 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     refused(&mut admission, known, most - 1);
     assert!(!admission.is_kept_out(known));
     let kept = admission.keep(network.clone(), known);
-    let asked = ask(&mut admission, known, AddressValidation::Proven);
-    assert_eq!(asked, QuicDecision::Refuse(limit));
+    let decision = ask(&mut admission, known, AddressValidation::Proven);
+    assert_eq!(decision, QuicDecision::Refuse(limit));
     admission.let_go(&kept);
-    let asked = ask(&mut admission, known, AddressValidation::Proven);
-    assert!(matches!(asked, QuicDecision::Accept { .. }), "{asked:?}");
+    let decision = ask(&mut admission, known, AddressValidation::Proven);
+    assert!(
+        matches!(decision, QuicDecision::Accept { .. }),
+        "{decision:?}"
+    );
 }
 
 /// A known peer behind a relay, or beside others, has too many: other known peers get in all the same.

@@ -1,4 +1,4 @@
-//! One dial: carriages, forms of key and addresses, each with a head start over the next.
+//! One dial over all carriages, forms of key and addresses, each with a head start over the next.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,32 +21,32 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::failure::{heavier, timed_out};
-use super::{DIAL_TIMEOUT, EndpointDialer, place};
+use super::{DIAL_TIMEOUT, EndpointDialer, remote_host};
 use crate::error::EndpointDialError;
 use crate::quic;
 use crate::sockets;
 use crate::tcp::{Socket, TcpSource};
 
-/// Head start of QUIC.
+/// Head start of QUIC over TCP.
 const TCP_DELAY: Duration = Duration::from_millis(400);
 
-/// What QUIC still gets once TCP has failed: a refused TCP port makes a UDP answer unlikely, and
-/// UDP itself never says no.
+/// Time that QUIC still has once TCP has failed. After a refused TCP port a UDP answer is unlikely, and UDP itself
+/// reports no refusal.
 const QUIC_GRACE: Duration = Duration::from_secs(3);
 
 /// Head start of each address of a name over the next (RFC 8305 section 5).
 const ADDRESS_DELAY: Duration = Duration::from_millis(250);
 
-/// The protocol that servers without ALPN speak.
+/// The protocol that the node assumes of servers without ALPN.
 const HTTP_1: &[u8] = b"http/1.1";
 
-/// One dial: everything its parallel tries share.
+/// One dial: what its parallel attempts share.
 pub(crate) struct DialAttempt<'a> {
     pub(super) dialer: &'a EndpointDialer,
     pub(crate) target: &'a Target,
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) remote: TlsRemote,
-    /// What we show, unless it is nothing.
+    /// The key that the node shows, if it shows one.
     pub(crate) key: Option<&'a NodeKey>,
     pub(crate) alpn: &'a [u8],
 }
@@ -66,9 +66,10 @@ impl DialAttempt<'_> {
         tokio::select! {
             biased;
             result = &mut quic => match result {
+                // The server proved another identity: a second carriage would meet the same server.
                 Err(error) if error.is_wrong_server() => Err(error),
                 Err(first) => {
-                    // `notify_one` keeps its permit until the TCP side waits for it; `notify_waiters` would not.
+                    // `notify_one` stores a permit until the TCP side waits for it. `notify_waiters` would not.
                     quic_failed.notify_one();
                     tcp.await.map_err(|second| heavier(first, second))
                 }
@@ -85,14 +86,14 @@ impl DialAttempt<'_> {
         }
     }
 
-    /// Every form of key on one carriage: a server that knows no raw keys gets certificates.
+    /// Tries every form of key on one carriage: a server that knows no raw public keys (RFC 7250) gets certificates.
     pub(super) async fn over(
         &self,
         carriage: Carriage,
     ) -> Result<DialedConnection, EndpointDialError> {
         let mut configs = self
             .remote
-            .attempts(place(self.target), self.alpn)
+            .attempts(remote_host(self.target), self.alpn)
             .into_iter()
             .peekable();
         loop {
@@ -100,14 +101,15 @@ impl DialAttempt<'_> {
                 return Err(self.tls_error("there is no way to know the server"));
             };
             match self.addresses(carriage, config).await {
-                // Only a failed TLS handshake may be due to the form of the key: every other failure would come again.
+                // Only a failed TLS handshake may be due to the form of the key. Every other failure would come
+                // again.
                 Err(EndpointDialError::Tls { .. }) if configs.peek().is_some() => {}
                 result => return result,
             }
         }
     }
 
-    /// Every address, each with a head start over the next.
+    /// Tries every address, each with a head start over the next.
     async fn addresses(
         &self,
         carriage: Carriage,
@@ -122,7 +124,7 @@ impl DialAttempt<'_> {
                 running.push(self.one(carriage, *address, Arc::clone(&config)));
             }
             let more = rest.len() > 0;
-            // A failure comes around before the delay is over, and the next address begins at once.
+            // A failed attempt ends the select before the delay is over, and the next address begins at once.
             tokio::select! {
                 result = running.next() => match result {
                     Some(Ok(connection)) => return Ok(connection),
@@ -156,6 +158,7 @@ impl DialAttempt<'_> {
     ) -> Result<DialedConnection, EndpointDialError> {
         let tls = QuicClientConfig::try_from(config).map_err(|e| self.tls_error(&e.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        // The dialler chose this server, which gets the budget of a known peer from the start.
         let budget = StreamBudget::AUTHENTICATED;
         let window_bytes = budget.connection_window_bytes;
         config.transport_config(quic::transport(budget, window_bytes, true));
@@ -165,8 +168,8 @@ impl DialAttempt<'_> {
             .connect_with(config, address, &self.server_name().to_str())
             .map_err(|error| self.unreachable(io::Error::other(error)))?;
         let connection = connecting.await.map_err(|error| self.quic_error(error))?;
-        // ALPN needs no look here as over TCP: QUIC fails a handshake that agrees on no protocol (RFC 9001 section
-        // 8.1).
+        // The code need not compare ALPN as over TCP: QUIC fails a handshake that agrees on no protocol (RFC 9001
+        // section 8.1).
         let chain = connection
             .peer_identity()
             .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
@@ -195,8 +198,8 @@ impl DialAttempt<'_> {
         let keys = self.check(session.peer_certificates().unwrap_or_default())?;
         match session.alpn_protocol() {
             Some(protocol) if protocol == self.alpn => {}
-            // A server that does not know the extension says nothing (RFC 7301 section 3.1), and what
-            // such a server speaks is HTTP as it was before.
+            // A server that does not know the extension leaves it out (RFC 7301 section 3.1), and such a server
+            // speaks HTTP/1.1.
             None if self.alpn == HTTP_1 => {}
             _ => return Err(self.no_protocol()),
         }
@@ -224,11 +227,11 @@ impl DialAttempt<'_> {
     }
 
     fn server_name(&self) -> ServerName<'static> {
-        self.remote.server_name(place(self.target))
+        self.remote.server_name(remote_host(self.target))
     }
 
-    /// Keys are compared again: a resumed session was verified when it began, not now. Returns the
-    /// names of the key that was proved to a pin.
+    /// Compares the server's key with the pins again: a resumed session was verified when it began, and not now.
+    /// Returns the names of the key that the server proved to a pin.
     pub(crate) fn check(
         &self,
         chain: &[CertificateDer<'_>],
@@ -237,7 +240,7 @@ impl DialAttempt<'_> {
             CheckError::Pin(mismatch) => mismatch.into(),
             CheckError::NoKey => self.no_key(),
         })?;
-        // An authority vouched for the name; which key the server has was not asked.
+        // A certificate authority vouched for the name. The client did not ask which key the server has.
         if matches!(self.remote, TlsRemote::Public(_)) {
             return Ok(Vec::new());
         }

@@ -1,4 +1,4 @@
-//! What a failed dial attempt means to the caller.
+//! Translates a failed dial attempt into the error that the caller gets.
 
 use std::io;
 use std::time::Duration;
@@ -37,7 +37,7 @@ impl DialAttempt<'_> {
         self.handshake_error(code, &reason, &error.to_string())
     }
 
-    /// Sorts a failed QUIC handshake by the code it ended with, sent or received.
+    /// Translates the code with which a QUIC handshake ended, whichever side sent it.
     pub(crate) fn handshake_error(
         &self,
         code: u64,
@@ -71,13 +71,13 @@ impl DialAttempt<'_> {
         }
     }
 
-    /// Sorts a failed handshake by the alert it ended with, sent or received.
+    /// Translates the alert with which a handshake ended, whichever side sent it.
     fn alert_error(&self, alert: AlertDescription, reason: &str) -> EndpointDialError {
         use AlertDescription as A;
         if alert == A::NoApplicationProtocol {
             return self.no_protocol();
         }
-        // The library reduces what the verifier found to an alert. The verifier has noted which key it saw.
+        // The library reduces the verifier's error to an alert, so the verifier has noted the key that it saw.
         if let Some(mismatch) = self.remote.take_mismatch() {
             return mismatch.into();
         }
@@ -88,7 +88,7 @@ impl DialAttempt<'_> {
                 | A::CertificateExpired
                 | A::CertificateRevoked
                 | A::CertificateUnknown
-                // A signature in the chain, or the server's own, does not verify.
+                // A signature in the chain does not verify, or the server's own.
                 | A::DecryptError
                 | A::UnknownCA
                 | A::UnsupportedCertificate,
@@ -136,13 +136,13 @@ pub(crate) fn timed_out(target: &Target, after: Duration) -> EndpointDialError {
     }
 }
 
-/// The TLS alert within a QUIC code.
+/// The TLS alert in a QUIC error code.
 pub(crate) fn alert_of(code: u64) -> Option<AlertDescription> {
     let alert = code.checked_sub(QUIC_ALERT_BASE)?;
     Some(u8::try_from(alert).ok()?.into())
 }
 
-/// Of two failures the one that says more.
+/// The one of two failures that says more about the server.
 pub(crate) fn heavier(first: EndpointDialError, second: EndpointDialError) -> EndpointDialError {
     if first.weight() >= second.weight() {
         first

@@ -1,4 +1,4 @@
-//! Iroh's first packets, for the accept loop that QUIC has.
+//! Iroh's first packets, as the accept loop of QUIC takes them.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -16,17 +16,17 @@ use crate::admission::AddressValidation;
 use crate::serve::AcceptedConnection;
 use crate::windows::ReceiveWindow;
 
-/// The prefix that is routed nowhere (RFC 6666): no client has an address of it.
+/// The discard-only prefix 100::/64 (RFC 6666), which is routed nowhere: no client has an address in it.
 const RELAYED: u16 = 0x100;
 
-/// Where iroh's first packets arrive.
+/// The endpoint on which iroh's first packets arrive.
 pub(crate) struct IrohListener {
     endpoint: Endpoint,
     config: ServerConfigBuilder,
 }
 
 impl IrohListener {
-    /// `alpns` are those of the endpoint.
+    /// `alpns` are the protocols of the endpoint.
     pub(crate) fn new(endpoint: Endpoint, alpns: Vec<Vec<u8>>) -> Self {
         let config = endpoint.create_server_config_builder(alpns);
         Self { endpoint, config }
@@ -48,8 +48,9 @@ pub(crate) struct IrohIncoming {
     config: ServerConfigBuilder,
 }
 
-/// Owns the window of one connection as the clock of its configuration, which the library drops with the last it has of
-/// the connection. The library does not say when that is, and takes nothing else that is a connection's own.
+/// Owns the window of one connection in the role of the clock of its configuration. The library drops the clock
+/// together with the last that it has of the connection. It does not report that moment, and its configuration takes
+/// nothing else that belongs to one connection.
 struct WindowClock {
     _window: Arc<ReceiveWindow>,
 }
@@ -67,10 +68,9 @@ impl QuicIncoming for IrohIncoming {
         charged(&self.incoming.remote_addr())
     }
 
-    /// A handshake that fails with its first packet is answered with the alert. One that fails later
-    /// is not, as long as the address is unproven: then iroh's QUIC keeps the end to itself, and the
-    /// client would wait for it until its time is up. With post-quantum key exchange the ClientHello
-    /// takes two packets.
+    /// The library answers a handshake that fails with its first packet with an alert. Where one fails later and the
+    /// address is unproven, iroh's QUIC does not send the end, and the client would wait for it until its time is up.
+    /// With post-quantum key exchange the ClientHello takes two packets.
     fn address(&self) -> AddressValidation {
         if self.incoming.remote_addr_validated() {
             AddressValidation::Proven
@@ -101,8 +101,8 @@ impl QuicIncoming for IrohIncoming {
         let config = self.config.set_time_source(Arc::new(clock)).build();
         let accepting = self.incoming.accept_with(Arc::new(config));
         let accepting = accepting.map_err(io::Error::other)?;
-        // Iroh lets clients send early data, which can be replayed. The node waits for the whole handshake, which an
-        // attacker who replays one cannot finish.
+        // Iroh lets clients send early data, which an attacker can replay (RFC 8446 section 8). The node waits for
+        // the whole handshake, which a replaying attacker cannot finish.
         let connection = accepting.await.map_err(handshake_error)?;
         let credit = Some(credit(&connection, window));
         Ok(AcceptedConnection {
@@ -125,13 +125,13 @@ impl QuicIncoming for IrohIncoming {
     }
 }
 
-/// Whether the first packet has the whole ClientHello: the library reads protocols in no other.
+/// Whether the first packet holds the whole ClientHello: the library reads the protocols in no other packet.
 fn has_whole_hello(incoming: &iroh::endpoint::Incoming) -> bool {
     let initial = incoming.decrypt();
     initial.is_some_and(|initial| initial.alpns().is_some())
 }
 
-/// Keeps the error that an alert is read from.
+/// Keeps the library's own error, from which the metrics read the alert.
 fn handshake_error(error: ConnectingError) -> io::Error {
     match error {
         ConnectingError::ConnectionError { source, .. } => io::Error::other(source),
@@ -139,21 +139,21 @@ fn handshake_error(error: ConnectingError) -> io::Error {
     }
 }
 
-/// The address that pays for a handshake: for a client behind a relay one made from its key, and not the relay's, which
-/// other clients use as well.
+/// The address that pays for a handshake. For a client behind a relay it is made from the client's key, and is not
+/// the relay's, which other clients use as well.
 fn charged(from: &IncomingAddr) -> IpAddr {
     match from {
         IncomingAddr::Ip(address) => address.ip().to_canonical(),
         IncomingAddr::Relay { endpoint_id, .. } => relayed(endpoint_id.as_bytes()),
-        // The library's enum may grow: a transport that it adds has no address to charge, and is one client
-        // altogether.
+        // The library's enum may grow. A transport that it adds has no address to charge, and all its clients count
+        // as one.
         _ => relayed(&[0; 32]),
     }
 }
 
-/// The address that stands for who comes through a relay, whose own is not known. All of them are one network: a key
-/// costs nothing. Where a known peer's key was seen it does not pay for the others of that network, whose clients
-/// would use up its rate. The relay has had every key proved to it.
+/// The address that stands for a client behind a relay, whose own address the node does not know. All of them are in
+/// one network, because a key costs nothing. Where the node saw a known peer's key, that address does not pay for the
+/// others of the network, whose clients would use up its rate. The relay has had every client prove its key.
 fn relayed(key: &[u8; 32]) -> IpAddr {
     let mut octets = [0; 16];
     let (network, host) = octets.split_at_mut(8);
@@ -162,7 +162,7 @@ fn relayed(key: &[u8; 32]) -> IpAddr {
     Ipv6Addr::from(octets).into()
 }
 
-/// The address of a client that does not come through a relay.
+/// The address of a client that comes directly; `None` for a client behind a relay.
 fn direct(incoming: &iroh::endpoint::Incoming) -> Option<SocketAddr> {
     match incoming.remote_addr() {
         IncomingAddr::Ip(address) => {
@@ -197,7 +197,7 @@ mod tests {
 
     /// Were the relay charged, all clients behind it would share one rate with the client that knocks there most.
     #[test]
-    fn who_comes_through_a_relay_is_charged_and_not_the_relay() {
+    fn a_client_behind_a_relay_is_charged_and_not_the_relay() {
         let through = |relay: &str, key: u8| {
             charged(&IncomingAddr::Relay {
                 url: relay.parse().expect("a URL"),

@@ -11,7 +11,7 @@ async fn write_chunks(stream: &mut Sending, chunks: &mut [Bytes]) -> Result<usiz
     let mut rest = &mut *chunks;
     let bytes = stream.write_many_chunks(&mut rest).await?;
     let taken = all - rest.len();
-    // Those written whole are only skipped by the library.
+    // The library only skips the chunks that it has written whole.
     chunks[..taken].fill(Bytes::new());
     Ok(bytes)
 }
@@ -20,7 +20,7 @@ async fn read_chunk(stream: &mut Receiving, max: usize) -> Result<Option<Bytes>,
     stream.read_chunk(max).await
 }
 
-/// It is fixed for the life of a connection.
+/// Does nothing: the library fixes the size for the life of a connection.
 fn set_send_window(_connection: &Connection, _bytes: u32) {}
 
 fn rtt(connection: &Connection) -> Option<Duration> {

@@ -1,4 +1,4 @@
-//! Reaching an iroh endpoint by its key, at addresses that are known.
+//! Dials an iroh endpoint by its key, at known addresses.
 
 use alknet_core::{Carriage, DialedConnection, PeerKey};
 use alknet_tls::NodeKey;
@@ -13,23 +13,23 @@ use super::carriage::{QuicSource, close_reason};
 use crate::dial::{DIAL_TIMEOUT, DialAttempt, alert_of, timed_out};
 use crate::error::EndpointDialError;
 
-/// The endpoints that dial, each opened with the first dial that needs it.
+/// The endpoints that dial. Each is opened with the first dial that needs it.
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints {
-    /// Shows our key.
-    ours: Mutex<Option<Endpoint>>,
-    /// Shows a key made for it: iroh has no clients without one.
-    nobodys: Mutex<Option<Endpoint>>,
+    /// Shows the node's key.
+    with_key: Mutex<Option<Endpoint>>,
+    /// Shows a key generated for it: iroh has no clients without a key.
+    with_generated_key: Mutex<Option<Endpoint>>,
 }
 
 impl Endpoints {
     async fn get(&self, key: Option<&NodeKey>) -> Result<Endpoint, EndpointDialError> {
         let slot = if key.is_some() {
-            &self.ours
+            &self.with_key
         } else {
-            &self.nobodys
+            &self.with_generated_key
         };
-        // Held across the bind: two first dials at once open one endpoint.
+        // The lock is held during the bind: two first dials at the same time open one endpoint.
         let mut slot = slot.lock().await;
         if let Some(endpoint) = &*slot {
             return Ok(endpoint.clone());
@@ -46,9 +46,9 @@ impl Endpoints {
         Ok(slot.insert(endpoint).clone())
     }
 
-    /// Closes every connection and waits until their peers know, or are taken to be gone.
+    /// Closes every connection, and waits until the peers have answered or count as gone.
     pub(crate) async fn close(&self) {
-        for slot in [&self.ours, &self.nobodys] {
+        for slot in [&self.with_key, &self.with_generated_key] {
             let endpoint = slot.lock().await.take();
             if let Some(endpoint) = endpoint {
                 endpoint.close().await;
@@ -58,7 +58,7 @@ impl Endpoints {
 }
 
 impl DialAttempt<'_> {
-    /// Each key that the server may prove, until it does.
+    /// Tries each key that the server may prove, until it proves one.
     pub(crate) async fn iroh(
         &self,
         endpoints: &Endpoints,
@@ -73,7 +73,7 @@ impl DialAttempt<'_> {
         let endpoint = endpoints.get(self.key).await?;
         for key in keys {
             match self.iroh_key(&endpoint, key).await {
-                // Any other failure would meet the next key as well.
+                // Any other failure would come with the next key as well.
                 Err(error @ EndpointDialError::OtherKey { .. }) => failure = error,
                 result => return result,
             }
@@ -94,12 +94,12 @@ impl DialAttempt<'_> {
             .connect(address, self.alpn)
             .await
             .map_err(|error| self.iroh_error(error, key))?;
-        // The entry may have changed since the dial began.
+        // The configured entry may have changed since the dial began.
         let shown = connection.remote_id();
         let spki = PeerKey::ed25519_spki(shown.as_bytes()).to_vec();
         let keys = self.check(&[CertificateDer::from(spki)])?;
         let source = Box::new(QuicSource::new(connection, None));
-        // Iroh moves a connection among paths: the first address dialled stands for all of them.
+        // Iroh moves a connection among paths, so the first dialled address stands for all of them.
         let connection = self.connection(source, Carriage::Iroh, self.addresses[0], None);
         Ok(DialedConnection { connection, keys })
     }
@@ -118,7 +118,7 @@ impl DialAttempt<'_> {
             other => return self.tls_error(&format!("{other:#}")),
         };
         match &error {
-            // It comes from our own check of the key, which does not say what it found instead.
+            // This alert comes from this client's own check of the key, which does not say which key it saw.
             ConnectionError::TransportError(failure)
                 if alert_of(failure.code.into()) == Some(AlertDescription::UnknownCA) =>
             {

@@ -1,8 +1,8 @@
-//! Core's carriage over a QUIC library. There are two in the binary, quinn and the one inside iroh,
-//! that are shaped alike and share no type; this is written once for both.
+//! Core's carriage over a QUIC library. The binary has two, quinn and the one inside iroh, which are shaped alike and
+//! share no type. This macro makes the carriage for both.
 
-/// Makes `QuicSource`, the carriage over the library at this path. Where the libraries differ, the module
-/// it stands in says how: `read_chunk`, `rtt`, `set_send_window` and `write_chunks`.
+/// Makes `QuicSource`, the carriage over the library at this path. Where the libraries differ, the module that calls
+/// the macro has a function each: `read_chunk`, `rtt`, `set_send_window` and `write_chunks`.
 macro_rules! quic_carriage {
     ($library:ident $(:: $module:ident)*) => {
         use std::io;
@@ -28,7 +28,7 @@ macro_rules! quic_carriage {
         /// A connection of this library.
         pub(crate) struct QuicSource {
             connection: Connection,
-            /// Where its window is one of those that are counted; else it is what its budget says.
+            /// Present where the node counts the window; otherwise the window is as large as the budget says.
             credit: Option<Arc<WindowCredit>>,
         }
 
@@ -57,7 +57,7 @@ macro_rules! quic_carriage {
             }
         }
 
-        /// The window of a connection that counts.
+        /// The credit of a connection whose window counts.
         pub(crate) fn credit(connection: &Connection, window: Arc<ReceiveWindow>) -> Arc<WindowCredit> {
             WindowCredit::new(window, Box::new(connection.clone()))
         }
@@ -115,6 +115,8 @@ macro_rules! quic_carriage {
                 let connection = &self.connection;
                 connection.set_max_concurrent_bi_streams(budget.bidi_streams.into());
                 connection.set_max_concurrent_uni_streams(budget.uni_streams.into());
+                // Where the window counts, the credit decides how much of the budget it gets, because all windows
+                // share one total.
                 match &self.credit {
                     Some(credit) => credit.allow(budget.connection_window_bytes),
                     None => connection.set_receive_window(budget.connection_window_bytes.into()),
@@ -173,19 +175,19 @@ macro_rules! quic_carriage {
             }
         }
 
-        /// What a stream's `stopped` resolves to.
+        /// The result of a stream's `stopped`.
         type Stopped = Result<Option<VarInt>, StoppedError>;
 
         struct QuicSendHalf {
             stream: Sending,
-            /// Kept between polls, because a dropped one forgets who waits for it.
+            /// Kept between polls, because the future forgets its waker when it is dropped.
             stopped: Option<Pin<Box<dyn Future<Output = Stopped> + std::marker::Send>>>,
         }
 
         impl QuicSendHalf {
-            /// What was written, or that the peer stopped reading meanwhile. A write waits for room only: where a
-            /// stream has all that its own window allows, and others took what the connection's had left, the library
-            /// (quinn-proto 0.11.19) wakes no writer of a stream that the peer stopped.
+            /// Returns what was written, or that the peer stopped reading meanwhile. A pending write waits for room
+            /// only: where a stream has used its own window, and other streams took the rest of the connection's, the
+            /// library (quinn-proto 0.11.19) wakes no writer of a stream that the peer stopped.
             fn or_stopped<T>(
                 &mut self,
                 cx: &mut Context<'_>,
@@ -210,7 +212,7 @@ macro_rules! quic_carriage {
                 if chunks.iter().all(Bytes::is_empty) {
                     return Poll::Ready(Ok(0));
                 }
-                // The future holds no state of its own: what it waits for is kept in the stream.
+                // The future holds no state of its own: the stream has all that it waits for.
                 let written = std::pin::pin!(write_chunks(&mut self.stream, chunks)).poll(cx);
                 self.or_stopped(cx, written.map_err(write_error))
             }
@@ -222,12 +224,12 @@ macro_rules! quic_carriage {
             }
 
             fn reset(&mut self, code: StreamCode) {
-                // An error says that the stream is over already, which is what was wanted.
+                // An error says that the stream has ended already, which is the purpose of the reset.
                 let _ = self.stream.reset(code.code().into());
             }
 
             fn set_priority(&mut self, priority: i32) {
-                // A stream that is over has no place in the order any more.
+                // A stream that has ended has no priority any more.
                 let _ = self.stream.set_priority(priority);
             }
 
@@ -257,7 +259,7 @@ macro_rules! quic_carriage {
             }
 
             fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                // Nothing to do: the library sends what was written as soon as congestion control lets it.
+                // There is nothing to do: the library sends what was written as soon as congestion control lets it.
                 Poll::Ready(Ok(()))
             }
 
@@ -285,7 +287,7 @@ macro_rules! quic_carriage {
                 cx: &mut Context<'_>,
                 max: usize,
             ) -> Poll<Result<Option<Bytes>, StreamError>> {
-                // As above: the future is stateless, so each poll may make a new one.
+                // As for writes, the future is stateless, so each poll may make a new one.
                 let read = {
                     let read = std::pin::pin!(read_chunk(&mut self.stream, max));
                     ready!(read.poll(cx)).map_err(read_error)
@@ -297,7 +299,7 @@ macro_rules! quic_carriage {
             }
 
             fn stop(&mut self, code: StreamCode) {
-                // An error says that the stream is over, and there is nothing to stop.
+                // An error says that the stream has ended, and there is nothing to stop.
                 let _ = self.stream.stop(code.code().into());
             }
         }

@@ -1,10 +1,11 @@
-//! A socket that hands datagrams over one by one, and apart from other packets the last one in a datagram.
+//! A socket that hands over datagrams one by one, and the last packet of a datagram apart from those before it.
 //!
-//! The kernel joins datagrams that follow each other from one sender, up to 64 KiB of them. The library keeps what was
-//! joined for as long as any byte of it waits to be read, and counts the one datagram that this byte came in: a peer
-//! that sends little else than what is read at once, or thrown away, would have it keep some forty times what it counts.
-//! Of a datagram with several packets (RFC 9000 section 12.2) it counts the one that has the byte, and keeps all: those
-//! before it may be any bytes, which it throws away. Behind the handshake that is the last one, whose header is short.
+//! The kernel joins datagrams that follow each other from one sender, up to 64 KiB of them. The library keeps the
+//! joined bytes for as long as any of them waits to be read, and counts only the one datagram of that byte. An
+//! attacker that sends few bytes which stay unread, among many that the node reads or throws away at once, would have
+//! it keep some forty times what it counts. Of a datagram with several packets (RFC 9000 section 12.2) the library
+//! counts the one that has the byte, and keeps all: those before it may be any bytes, which it throws away. After the
+//! handshake the one that counts is the last, whose header is short.
 
 use std::array;
 use std::fmt;
@@ -17,40 +18,40 @@ use std::task::{Context, Poll, ready};
 use quinn::udp::{BATCH_SIZE, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, EndpointConfig, UdpPoller};
 
-/// First bit of a long header (RFC 9000 section 17.2), which says how long its packet is.
+/// First bit of a long header (RFC 9000 section 17.2), which has the length of its packet.
 const LONG_HEADER: u8 = 0x80;
-/// Bytes of a version, behind the first byte.
+/// Bytes of the version after the first byte.
 const VERSION_BYTES: usize = 4;
-/// QUIC version 1, and the drafts of it that the library speaks as well.
+/// QUIC version 1, and its drafts that the library speaks as well.
 const VERSION: u32 = 1;
 const DRAFTS: std::ops::RangeInclusive<u32> = 0xff00_001d..=0xff00_0022;
-/// Types of long headers, in the two bits behind the first two of version 1.
+/// Bits of a long header's first byte that hold the type of the packet in version 1.
 const TYPE_BITS: u8 = 0x30;
 const INITIAL: u8 = 0x00;
 const RETRY: u8 = 0x30;
 
-/// The socket.
+/// The socket, and the batch of datagrams that it received last.
 pub(crate) struct DatagramSplitter {
     socket: Arc<dyn AsyncUdpSocket>,
     received: Mutex<ReceiveBatch>,
 }
 
-/// What the kernel handed over, in as many places as it fills at once.
+/// The datagrams that the kernel handed over, in as many buffers as it fills at once.
 struct ReceiveBatch {
     bytes: Box<[u8]>,
-    /// Bytes of the longest datagram that is taken, as the library tells peers.
+    /// Bytes of the longest datagram that the library accepts, as it announces to peers.
     longest: usize,
     metas: [RecvMeta; BATCH_SIZE],
-    /// Places that are filled.
+    /// Number of buffers that are filled.
     filled: usize,
-    /// The place, and the byte of it, at which the next datagram begins.
+    /// The buffer, and the byte in it, at which the next datagram begins.
     next: (usize, usize),
 }
 
 impl DatagramSplitter {
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, config: &EndpointConfig) -> Arc<Self> {
         let longest = config.get_max_udp_payload_size();
-        // UDP's length field has 16 bits (RFC 768): no datagram is longer, whatever the library tells peers.
+        // UDP's length field has 16 bits (RFC 768), so that no datagram is longer, whatever the library announces.
         let longest = usize::try_from(longest).unwrap_or(usize::MAX).min(64 << 10);
         let received = ReceiveBatch::new(longest, socket.max_receive_segments());
         Arc::new(Self {
@@ -61,7 +62,7 @@ impl DatagramSplitter {
 }
 
 impl ReceiveBatch {
-    /// With so many of the longest datagrams in each place.
+    /// Makes buffers for `segments` of the longest datagrams each.
     fn new(longest: usize, segments: usize) -> Self {
         Self {
             bytes: vec![0; longest * segments * BATCH_SIZE].into(),
@@ -74,33 +75,33 @@ impl ReceiveBatch {
 
     fn fill(&mut self, cx: &mut Context<'_>, socket: &dyn AsyncUdpSocket) -> Poll<io::Result<()>> {
         let joined = self.bytes.len() / BATCH_SIZE;
-        let mut places = self.bytes.chunks_mut(joined).map(IoSliceMut::new);
-        let mut places: [_; BATCH_SIZE] =
-            array::from_fn(|_| places.next().expect("the bytes have as many places"));
-        self.filled = ready!(socket.poll_recv(cx, &mut places, &mut self.metas))?;
+        let mut buffers = self.bytes.chunks_mut(joined).map(IoSliceMut::new);
+        let mut buffers: [_; BATCH_SIZE] =
+            array::from_fn(|_| buffers.next().expect("the bytes have as many buffers"));
+        self.filled = ready!(socket.poll_recv(cx, &mut buffers, &mut self.metas))?;
         self.next = (0, 0);
         Poll::Ready(Ok(()))
     }
 
-    /// Copies as many datagrams as there are, and as there is room for; returns how many. One that is longer than any
-    /// may be, or than its buffer, is lost, as it is where the kernel fills that.
+    /// Copies as many datagrams as there are, and as `bufs` has room for. Returns how many. A datagram that is longer
+    /// than any may be, or than its buffer, is dropped, as the kernel would drop it.
     fn give(&mut self, bufs: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> usize {
         let joined = self.bytes.len() / BATCH_SIZE;
         let mut given = 0;
         while given < bufs.len().min(metas.len()) && self.next.0 < self.filled {
-            let (place, begin) = self.next;
-            let whole = self.metas[place];
-            // An empty datagram comes with a stride of zero, by which nothing can be divided.
+            let (buffer, begin) = self.next;
+            let whole = self.metas[buffer];
+            // An empty datagram has a stride of zero, by which the code must not divide.
             let stride = whole.stride.max(1);
-            // The datagram that this byte lies in may have been given in part.
+            // A part of the datagram with this byte may have been handed over already.
             let own = begin / stride * stride;
             let end = (own + stride).min(whole.len);
-            let rest = &self.bytes[place * joined..][begin..end];
+            let rest = &self.bytes[buffer * joined..][begin..end];
             let len = last_packet(rest).unwrap_or(rest.len());
             let next = begin + len;
             self.next = match next >= whole.len {
-                true => (place + 1, 0),
-                false => (place, next),
+                true => (buffer + 1, 0),
+                false => (buffer, next),
             };
             let datagram = &rest[..len];
             if end - own <= self.longest
@@ -119,8 +120,9 @@ impl ReceiveBatch {
     }
 }
 
-/// Where the last packet of a datagram begins, if its header is short and others stand before it. Zeros are none: some
-/// clients make their first datagram as long as it has to be (RFC 9000 section 14.1) by zeros behind its packet.
+/// The byte at which the last packet of a datagram begins, if its header is short and other packets stand before it.
+/// Zeros are no packet: some clients fill their first datagram up with them to the length that it must have (RFC 9000
+/// section 14.1).
 fn last_packet(datagram: &[u8]) -> Option<usize> {
     let mut begin = 0;
     loop {
@@ -133,18 +135,19 @@ fn last_packet(datagram: &[u8]) -> Option<usize> {
     }
 }
 
-/// Bytes of the packet with a long header that these bytes begin with, as the header says. Of versions that the library
-/// does not speak nothing is known, and it keeps nothing.
+/// Length of the packet with a long header at the start of `bytes`, as the header says. `None` for versions that the
+/// library does not speak: it keeps nothing of their packets.
 fn long_packet(bytes: &[u8]) -> Option<usize> {
     let kind = bytes.first()? & TYPE_BITS;
     let version = bytes.get(1..=VERSION_BYTES)?;
     let version = u32::from_be_bytes(version.try_into().ok()?);
-    // A Retry does not say how long it is: nothing follows. Nor does what negotiates versions.
+    // Neither a Retry nor a Version Negotiation packet has a length, because no packet follows them (RFC 9000 section
+    // 17.2).
     if kind == RETRY || !(version == VERSION || DRAFTS.contains(&version)) {
         return None;
     }
     let mut at = 1 + VERSION_BYTES;
-    // The ids of destination and source.
+    // The connection ids of destination and source.
     for _ in 0..2 {
         at += 1 + usize::from(*bytes.get(at)?);
     }
@@ -152,12 +155,12 @@ fn long_packet(bytes: &[u8]) -> Option<usize> {
         let token = variable(bytes, &mut at)?;
         at = at.checked_add(token)?;
     }
-    // A header may claim more bytes than there are: then nothing is split, and the library throws the datagram away.
+    // A header may claim more bytes than there are. Then nothing is split, and the library throws the datagram away.
     let payload = variable(bytes, &mut at)?;
     at.checked_add(payload).filter(|len| *len <= bytes.len())
 }
 
-/// The number of variable length (RFC 9000 section 16) at this byte, which is moved behind it.
+/// The variable-length integer (RFC 9000 section 16) at `at`, which moves behind it.
 fn variable(bytes: &[u8], at: &mut usize) -> Option<usize> {
     let first = *bytes.get(*at)?;
     let len = 1 << (first >> 6);
@@ -241,15 +244,15 @@ mod tests {
 
     #[test]
     fn what_was_joined_is_given_one_by_one() {
-        let of = |places: &[(&[u8], usize)]| {
+        let of = |buffers: &[(&[u8], usize)]| {
             let mut received = ReceiveBatch::new(8, 2);
-            for (at, (bytes, stride)) in places.iter().enumerate() {
+            for (at, (bytes, stride)) in buffers.iter().enumerate() {
                 received.bytes[at * 16..][..bytes.len()].copy_from_slice(bytes);
                 let meta = &mut received.metas[at];
                 (meta.len, meta.stride) = (bytes.len(), *stride);
                 meta.addr.set_port(7);
             }
-            received.filled = places.len();
+            received.filled = buffers.len();
             received
         };
         let mut received = of(&[(b"abcabcab", 3), (b"", 0), (b"hello", 5), (b"xy", 1)]);

@@ -1,8 +1,7 @@
 //! The socket under TLS.
 //!
-//! The TLS library hands over a list of records even where there is one, and takes the call of the kernel that is
-//! for lists. That costs a quarter of a microsecond more than the one for a single piece, which nearly every
-//! answer is.
+//! The TLS library hands over a list of records even where there is only one, and uses the system call for lists.
+//! That costs a quarter of a microsecond more than the call for a single piece, which nearly every response is.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A TCP socket that sends what is one piece as one.
+/// A TCP socket that sends a single piece with the system call for one.
 #[derive(Debug)]
 pub(crate) struct Socket(TcpStream);
 
@@ -91,9 +90,9 @@ mod tests {
             assert_eq!(socket.write_vectored(&parts).await?, all);
         }
         socket.shutdown().await?;
-        let mut told = String::new();
-        to.read_to_string(&mut told).await?;
-        assert_eq!(told, "onetwothree");
+        let mut received = String::new();
+        to.read_to_string(&mut received).await?;
+        assert_eq!(received, "onetwothree");
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Whose windows have how many bytes, and how many more they may have.
+//! The totals of all windows, and how many more bytes each owner may have.
 
 use std::collections::HashMap;
 use std::iter;
@@ -7,49 +7,49 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use alknet_core::limits::leaves_room;
 use alknet_core::{NetworkPrefix, PeerId, SitePrefix};
 
-/// Which part of all bytes the windows of one peer may have: a half.
+/// One peer's windows may have this part of all bytes: a half.
 const SHARE: usize = 2;
-/// Which part of them those of all unknown peers may have: a quarter.
-const STRANGERS: usize = 4;
-/// Which part of the unknown peers' those of one network may have: a quarter.
-const STRANGERS_SHARE: usize = 4;
-/// Which part of the unknown peers' those of one site may have: a half.
+/// All unknown peers' windows may have this part of all bytes: a quarter.
+const UNKNOWN_PEERS_SHARE: usize = 4;
+/// One network's unknown peers may have this part of the unknown peers' bytes: a quarter.
+const NETWORK_SHARE: usize = 4;
+/// One site's unknown peers may have this part of the unknown peers' bytes: a half.
 const SITE_SHARE: usize = 2;
-/// Which part of all bytes, and of what one peer may have, windows may have before anything is read: a half. Many
-/// connections that say nothing leave room for one that needs a large window.
+/// Windows may have this part of all bytes, and of one peer's, before anything is read: a half. Many silent
+/// connections leave room for one that needs a large window.
 const START_SHARE: usize = 2;
-/// Bytes below which nothing is granted: each grant is a frame to the peer.
+/// Smallest grant in bytes: each grant costs a frame to the peer.
 const STEP_BYTES: usize = 16 << 10;
 
-/// The bytes of all windows, beside those with which each begins.
+/// The bytes of all windows, beyond those with which each begins.
 #[derive(Debug)]
 pub(crate) struct ReceiveWindows {
     most: usize,
-    taken: Mutex<WindowTotals>,
+    used: Mutex<WindowTotals>,
 }
 
 #[derive(Debug, Default)]
 struct WindowTotals {
     all: usize,
-    strangers: usize,
+    unknown_peers: usize,
     each: HashMap<WindowOwner, usize>,
     sites: HashMap<SitePrefix, usize>,
 }
 
-/// Whose windows count together.
+/// The owner of windows that count together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum WindowOwner {
     Peer(PeerId),
-    /// Unknown peers.
+    /// The unknown peers of a network.
     Network(NetworkPrefix),
 }
 
-/// What a window grows for.
+/// The reason for which a window grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WindowDemand {
-    /// Its peer is read as fast as it may send.
+    /// The node reads as fast as the peer may send.
     Read,
-    /// Its peer is known.
+    /// The peer is known.
     Start,
 }
 
@@ -57,28 +57,30 @@ impl ReceiveWindows {
     pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
-            taken: Mutex::default(),
+            used: Mutex::default(),
         }
     }
 
-    /// Takes `bytes`, or a half, a quarter and so on, what there is room for; returns how many.
+    /// Grants `bytes`, or a half, a quarter and so on, as much as there is room for. Returns how many.
     pub(super) fn grant(&self, owner: &WindowOwner, bytes: usize, need: WindowDemand) -> usize {
-        let mut taken = self.lock();
+        let mut used = self.lock();
+        // A smaller grant is better than none: the window may still double later.
         let halves = iter::successors(Some(bytes), |bytes| Some(bytes / 2));
         let mut sizes = halves.take_while(|bytes| *bytes >= STEP_BYTES);
-        let granted = sizes.find(|bytes| self.has_room(&taken, owner, *bytes, need));
+        let granted = sizes.find(|bytes| self.has_room(&used, owner, *bytes, need));
         let granted = granted.unwrap_or(0);
-        taken.add(owner, granted);
+        used.add(owner, granted);
         granted
     }
 
-    /// Counts for `new` what counted for `old`; false where `new` has no room for that.
+    /// Moves the count of `bytes` from `old` to `new`. Returns false, and leaves the count, where `new` has no room
+    /// for them.
     pub(super) fn hand_over(&self, old: &WindowOwner, new: &WindowOwner, bytes: usize) -> bool {
-        let mut taken = self.lock();
-        // Taken off first: bytes that only change their owner have room in the total.
-        taken.take(old, bytes);
-        let has_room = bytes == 0 || self.has_room(&taken, new, bytes, WindowDemand::Read);
-        taken.add(if has_room { new } else { old }, bytes);
+        let mut used = self.lock();
+        // The bytes are taken off first: bytes that only change their owner have room in the total.
+        used.take(old, bytes);
+        let has_room = bytes == 0 || self.has_room(&used, new, bytes, WindowDemand::Read);
+        used.add(if has_room { new } else { old }, bytes);
         has_room
     }
 
@@ -88,21 +90,21 @@ impl ReceiveWindows {
 
     fn has_room(
         &self,
-        taken: &WindowTotals,
+        used: &WindowTotals,
         owner: &WindowOwner,
         bytes: usize,
         need: WindowDemand,
     ) -> bool {
-        let (own, all) = (taken.owner_bytes(owner) + bytes, taken.all + bytes);
+        let (own, all) = (used.owner_bytes(owner) + bytes, used.all + bytes);
         let each = match owner {
             WindowOwner::Peer(_) => self.most / SHARE,
             WindowOwner::Network(network) => {
-                let strangers = self.most / STRANGERS;
-                let site = taken.of_site(*network) + bytes;
-                if taken.strangers + bytes > strangers || site > strangers / SITE_SHARE {
+                let unknown_peers = self.most / UNKNOWN_PEERS_SHARE;
+                let site = used.of_site(*network) + bytes;
+                if used.unknown_peers + bytes > unknown_peers || site > unknown_peers / SITE_SHARE {
                     return false;
                 }
-                strangers / STRANGERS_SHARE
+                unknown_peers / NETWORK_SHARE
             }
         };
         match need {
@@ -112,14 +114,14 @@ impl ReceiveWindows {
     }
 
     fn lock(&self) -> MutexGuard<'_, WindowTotals> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All bytes, and of how many owners.
+    /// All bytes, and the number of owners.
     #[cfg(test)]
-    pub(super) fn taken(&self) -> (usize, usize) {
-        let taken = self.lock();
-        (taken.all, taken.each.len() + taken.sites.len())
+    pub(super) fn used(&self) -> (usize, usize) {
+        let used = self.lock();
+        (used.all, used.each.len() + used.sites.len())
     }
 }
 
@@ -140,7 +142,7 @@ impl WindowTotals {
         self.all += bytes;
         *self.each.entry(owner.clone()).or_default() += bytes;
         if let WindowOwner::Network(network) = owner {
-            self.strangers += bytes;
+            self.unknown_peers += bytes;
             *self.sites.entry(network.site()).or_default() += bytes;
         }
     }
@@ -152,7 +154,7 @@ impl WindowTotals {
         self.all -= bytes;
         subtract(&mut self.each, owner, bytes);
         if let WindowOwner::Network(network) = owner {
-            self.strangers -= bytes;
+            self.unknown_peers -= bytes;
             subtract(&mut self.sites, &network.site(), bytes);
         }
     }

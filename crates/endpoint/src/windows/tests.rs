@@ -24,7 +24,7 @@ fn windows(memory: u64) -> Arc<ReceiveWindows> {
 /// A connection from here, and the size of the window that its peer last heard.
 struct WindowTestConnection {
     window: ReceiveWindow,
-    told: Cell<usize>,
+    announced: Cell<usize>,
     now: Cell<Instant>,
 }
 
@@ -34,7 +34,7 @@ impl WindowTestConnection {
         window.begin(windows, from, now);
         Self {
             window,
-            told: Cell::new(FIRST),
+            announced: Cell::new(FIRST),
             now: Cell::new(now),
         }
     }
@@ -49,7 +49,7 @@ impl WindowTestConnection {
     fn set(&self) -> impl Fn(u32) {
         move |bytes| {
             let bytes = bytes as usize;
-            let before = self.told.replace(bytes);
+            let before = self.announced.replace(bytes);
             assert!(before < bytes, "a window shrinks: {before} {bytes}");
         }
     }
@@ -70,7 +70,7 @@ impl WindowTestConnection {
             let now = self.now.get() + time / PIECES as u32;
             self.now.set(now);
             if self.window.is_due(bytes / PIECES) {
-                self.window.look(now, LONG, self.set());
+                self.window.check(now, LONG, self.set());
             }
         }
     }
@@ -78,9 +78,9 @@ impl WindowTestConnection {
     /// Whole windows are read, each in a round trip, until none grows any more.
     fn grows(&self) -> usize {
         for _ in 0..16 {
-            self.reads(self.told.get(), LONG.expect("a time"));
+            self.reads(self.announced.get(), LONG.expect("a time"));
         }
-        self.told.get()
+        self.announced.get()
     }
 }
 
@@ -88,12 +88,12 @@ impl WindowTestConnection {
 fn a_window_grows_with_what_is_read_and_no_further_than_it_may() {
     let windows = windows(512);
     let ada = WindowTestConnection::for_peer(&windows, "ada");
-    assert_eq!(ada.told.get(), START);
+    assert_eq!(ada.announced.get(), START);
     // One window in two seconds, and then one in a round trip and a half.
     ada.reads(4 * START, Duration::from_secs(8));
-    assert_eq!(ada.told.get(), START);
+    assert_eq!(ada.announced.get(), START);
     ada.reads(START, Duration::from_millis(150));
-    assert_eq!(ada.told.get(), 2 * START);
+    assert_eq!(ada.announced.get(), 2 * START);
     let most = StreamBudget::CALL.connection_window_bytes as usize;
     assert_eq!(ada.grows(), most);
     // A second one, and others beside it.
@@ -108,12 +108,12 @@ fn a_window_grows_with_what_is_read_and_no_further_than_it_may() {
     // A browser, which shows a token later.
     let http = WindowTestConnection::from(&windows, Ipv4Addr::LOCALHOST.into());
     http.reads(64 * MIB, Duration::from_secs(1));
-    assert_eq!(http.told.get(), 4 * FIRST);
+    assert_eq!(http.announced.get(), 4 * FIRST);
     http.allow(StreamBudget::AUTHENTICATED);
     http.identify("bob");
-    assert_eq!(http.told.get(), START);
+    assert_eq!(http.announced.get(), START);
     drop((ada, http));
-    assert_eq!(windows.taken(), (0, 0));
+    assert_eq!(windows.used(), (0, 0));
 }
 
 /// A token of the least scope, with as many connections as it may have. Each was read from fast, and is not any more.
@@ -128,20 +128,28 @@ fn one_peer_has_half_and_two_leave_others_room() {
         });
         all.collect::<Vec<_>>()
     };
-    let told = |all: &[WindowTestConnection]| all.iter().map(|one| one.told.get()).sum::<usize>();
+    let announced =
+        |all: &[WindowTestConnection]| all.iter().map(|one| one.announced.get()).sum::<usize>();
     let eve = of("eve", 64);
-    assert!(told(&eve) <= 32 * MIB + 64 * FIRST, "{}", told(&eve));
+    assert!(
+        announced(&eve) <= 32 * MIB + 64 * FIRST,
+        "{}",
+        announced(&eve)
+    );
     let mallory = of("mallory", 64);
-    let both = told(&eve) + told(&mallory);
+    let both = announced(&eve) + announced(&mallory);
     // Of the last quarter a thirty-second each at most.
     assert!(both <= 49 * MIB + 128 * FIRST, "{both}");
     let many: Vec<_> = (0..100).map(|n| of(&format!("many-{n}"), 1)).collect();
     let ada = of("ada", 1);
-    assert!(ada[0].told.get() > FIRST, "one that has little finds room");
+    assert!(
+        ada[0].announced.get() > FIRST,
+        "one that has little finds room"
+    );
     drop(eve);
-    assert_eq!(of("ada", 1)[0].told.get(), 16 * MIB);
+    assert_eq!(of("ada", 1)[0].announced.get(), 16 * MIB);
     drop((mallory, many, ada));
-    assert_eq!(windows.taken(), (0, 0));
+    assert_eq!(windows.used(), (0, 0));
 }
 
 /// Workers of a hub, which say something now and then.
@@ -152,10 +160,10 @@ fn connections_that_say_nothing_leave_room_for_one_that_needs_a_large_window() {
         let idle: Vec<_> = (0..1000)
             .map(|n| WindowTestConnection::for_peer(&windows, &format!("worker-{}", n / 4)))
             .collect();
-        let all = windows.taken().0;
+        let all = windows.used().0;
         assert!(all <= windows_of(memory) / 2, "{all}");
         let ada = WindowTestConnection::for_peer(&windows, "ada");
-        assert!(ada.grows() >= 8 * MIB, "{memory}: {}", ada.told.get());
+        assert!(ada.grows() >= 8 * MIB, "{memory}: {}", ada.announced.get());
         drop(idle);
         assert_eq!(ada.grows(), 16 * MIB);
     }
@@ -186,7 +194,10 @@ fn unknown_peers_have_a_quarter_one_network_and_one_site_a_part_of_it() {
             one
         });
         let all: Vec<_> = all.collect();
-        let extra = all.iter().map(|one| one.told.get() - FIRST).sum::<usize>();
+        let extra = all
+            .iter()
+            .map(|one| one.announced.get() - FIRST)
+            .sum::<usize>();
         (extra, all)
     };
     let v4 = |n: u8| -> IpAddr { Ipv4Addr::new(198, 51, n, 1).into() };
@@ -202,13 +213,13 @@ fn unknown_peers_have_a_quarter_one_network_and_one_site_a_part_of_it() {
         16 * MIB
     );
     // What they have goes with them once they are known.
-    assert!(all.iter().any(|one| one.told.get() > FIRST));
+    assert!(all.iter().any(|one| one.announced.get() > FIRST));
     for one in &all {
         one.identify("eve");
     }
-    assert_eq!(windows.taken().0, one + site + rest);
+    assert_eq!(windows.used().0, one + site + rest);
     drop((held, held_too, all));
-    assert_eq!(windows.taken(), (0, 0));
+    assert_eq!(windows.used(), (0, 0));
 }
 
 /// The bounds are those of docs/endpoint.md.
@@ -233,12 +244,12 @@ fn a_window_counts_until_its_last_holder_drops_it() {
     let session: Arc<ReceiveWindow> = Arc::default();
     let credit = WindowCredit::new(Arc::clone(&session), Box::new(NullWindowControl));
     credit.allow(1 << 24);
-    assert_eq!(windows.taken(), (0, 0), "it has not begun");
+    assert_eq!(windows.used(), (0, 0), "it has not begun");
     credit.begin(&windows, Ipv4Addr::LOCALHOST.into());
     credit.identify(&peer("ada"));
     credit.allow(1 << 24);
     drop(credit);
-    assert_eq!(windows.taken(), (START - FIRST, 1));
+    assert_eq!(windows.used(), (START - FIRST, 1));
     drop(session);
-    assert_eq!(windows.taken(), (0, 0));
+    assert_eq!(windows.used(), (0, 0));
 }

@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 use crate::authority::{EndpointTestCa, shown};
 use crate::support::{CARRIAGES, ECHO, EndpointTestNode, HTTP, ask, hung};
 
-/// The way to the authority, as the node has it.
+/// The node's way to the authority.
 #[derive(Clone)]
 struct AcmeTestTransport(HttpClient);
 
@@ -59,7 +59,7 @@ impl AcmeTransport for AcmeTestTransport {
     }
 }
 
-/// A program of the tests, ended with them.
+/// A program of the tests, which ends with them.
 struct AcmeTestProcess(Child);
 
 impl AcmeTestProcess {
@@ -131,7 +131,7 @@ impl Ca {
                 .args(["-dnsserver", &format!("127.0.0.1:{dns}")])
                 .env("PEBBLE_VA_NOSLEEP", "1")
                 .env("PEBBLE_AUTHZREUSE", "0")
-                // The library gives up after three refused nonces, which would be our failure.
+                // The library gives up after three refused nonces, which would be a failure of this side.
                 .env("PEBBLE_WFE_NONCEREJECT", "0"),
             &dir.path().join("pebble.log"),
         );
@@ -153,7 +153,7 @@ impl Ca {
 
     async fn answers(&self, port: u16) {
         let connect = async {
-            // Nothing announces it: it is looked for again and again.
+            // No event announces it: the test polls.
             while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -167,7 +167,7 @@ impl Ca {
         format!("{}\n{}", read("pebble.log"), read("names.log"))
     }
 
-    /// Reaches the authority by a file of who vouches for it, as `tls.acme.ca_file` names one.
+    /// Reaches the authority by a CA file, as `tls.acme.ca_file` names one.
     fn client(&self) -> AcmeTestTransport {
         let file = self.dir.path().join("vouching.pem");
         std::fs::write(&file, &self.web.pem).expect("write");
@@ -175,7 +175,7 @@ impl Ca {
         AcmeTestTransport::by(EndpointDialer::with_roots(None, roots))
     }
 
-    /// Trusts what this authority signs.
+    /// Trusts the certificates that this authority signs.
     async fn trusting(&self) -> ClientConfig {
         let request = http::Request::get(format!("https://localhost:{}/roots/0", self.management))
             .body(Bytes::new())
@@ -206,7 +206,7 @@ impl Ca {
     }
 }
 
-/// A node with what its certificate needs.
+/// A node with the parts that its certificate needs.
 struct AcmeTestNode {
     node: EndpointTestNode,
     tls: ServerTlsOptions,
@@ -270,7 +270,7 @@ impl AcmeTestNode {
     }
 }
 
-/// The name server's own way of taking records.
+/// The name server's own interface for records.
 struct DnsTestServer(u16);
 
 impl DnsTestServer {
@@ -341,7 +341,7 @@ async fn the_same_key_is_the_same_account_with_nothing_on_the_disk() {
     let log = ca.log();
     assert_eq!(log.matches("accounts in memory").count(), 1, "{log}");
 
-    // Without its key nothing is ordered, and it is said why.
+    // Without its key the node orders nothing, and reports why.
     let served = AcmeTestNode::start();
     let options = ca.options(served.state.path(), &["edge.example"], ChallengeKind::Dns01);
     let parts = AcmeParts {
@@ -350,9 +350,9 @@ async fn the_same_key_is_the_same_account_with_nothing_on_the_disk() {
     };
     let mut problems = served.problems.watch();
     let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
-    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
-    let told = told.expect("a problem").expect("alive")[0].clone();
-    assert!(told.text.contains("the vault is locked"), "{told}");
+    let problem = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
+    let problem = problem.expect("a problem").expect("alive")[0].clone();
+    assert!(problem.text.contains("the vault is locked"), "{problem}");
     running.abort();
 }
 
@@ -364,7 +364,7 @@ impl DerivedKeySeal {
         LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &self.0).expect("32 bytes"))
     }
 
-    /// One for all is enough for a test.
+    /// One nonce for all keys is enough for a test.
     fn nonce() -> Nonce {
         Nonce::assume_unique_for_key([0; 12])
     }
@@ -402,7 +402,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     below.collect()
 }
 
-/// How many orders the node remembers, and that no key is beside them for every user to read.
+/// The number of orders that the node remembers. It checks that no key lies beside them for every user to read.
 fn orders_of(state: &Path) -> usize {
     let files = files(state);
     for path in &files {
@@ -418,8 +418,8 @@ fn orders_of(state: &Path) -> usize {
     orders.as_array().expect("times").len()
 }
 
-/// The key that a node with a vault keeps on its disk is useless to a thief of the disk, and all
-/// that the node needs after a start.
+/// The key that a node with a vault keeps on its disk is useless to a thief of the disk, and all that the node needs
+/// after a start.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sealed_key_is_served_again_without_an_order() {
     let account = rcgen::KeyPair::generate().expect("a key").serialize_der();
@@ -450,7 +450,7 @@ async fn a_sealed_key_is_served_again_without_an_order() {
     let acme = with_vault(&again);
     let shown = again.shows(Carriage::Tcp, "edge.example", &client).await;
     assert_eq!(shown, first);
-    // Only who asks for another one gets it: were one ordered at the start, these would be three.
+    // Only a restart that changes the request gets another certificate: an order at the start would make three.
     let mut changes = again.tls.certificates.watch();
     acme.handle().renew();
     let running = tokio::spawn(acme.run());
@@ -463,8 +463,7 @@ async fn a_sealed_key_is_served_again_without_an_order() {
     assert_eq!(again.problems.list(), []);
 }
 
-/// Over the node's own port; renewed while fifty connections live and new ones keep coming; kept
-/// over a restart.
+/// Over the node's own port; renewed while fifty connections live and new ones keep coming; kept over a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_our_port_and_renewed_under_load() {
     let served = AcmeTestNode::start();
@@ -502,7 +501,7 @@ async fn over_our_port_and_renewed_under_load() {
     let begun = Instant::now();
     loop {
         served.shows(Carriage::Tcp, "edge.example", &client).await;
-        // The pause stays below the limit on new handshakes of one network, which is not tested here.
+        // The pause stays below the limit on new handshakes of one network, which this test does not cover.
         let pause = Duration::from_millis(200);
         if tokio::time::timeout(pause, changes.changed()).await.is_ok() {
             break;
@@ -586,25 +585,27 @@ async fn over_dns_with_a_wildcard() {
     }
 }
 
-/// The authority refuses the order: the node goes on serving the certificate before, and reports
-/// the reason.
+/// The authority refuses the order: the node goes on serving the certificate before, and reports the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_keeps_the_old_certificate() {
     let served = AcmeTestNode::start();
     let old = EndpointTestCa::new();
     let certificates = &served.tls.certificates;
     certificates.put(CertificateSource::Acme, old.pair(&["lost.example"]));
-    // Nothing of ours listens where the authority looks.
+    // No server of the test listens where the authority connects.
     let ca = Ca::start(1).await;
     let mut problems = served.problems.watch();
     served.run(&ca, &["lost.example"], ChallengeKind::TlsAlpn01);
-    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
-    let told = told
+    let problem = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
+    let problem = problem
         .unwrap_or_else(|_| panic!("{}", ca.log()))
         .expect("alive")[0]
         .clone();
-    assert_eq!((told.code, &*told.subject), (ACME_FAILED, "lost.example"));
-    assert!(told.text.contains("lost.example"), "{told}");
+    assert_eq!(
+        (problem.code, &*problem.subject),
+        (ACME_FAILED, "lost.example")
+    );
+    assert!(problem.text.contains("lost.example"), "{problem}");
     let client = old.client(HTTP);
     served.shows(Carriage::Tcp, "lost.example", &client).await;
 }
@@ -622,9 +623,12 @@ async fn an_authority_of_ones_own_is_reached_by_its_file() {
         ..served.parts(&ca)
     };
     let running = tokio::spawn(Acme::new(options, parts).expect("good options").run());
-    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
-    let told = told.expect("told").expect("alive")[0].clone();
-    assert_eq!((told.code, &*told.subject), (ACME_FAILED, "own.example"));
+    let problem = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
+    let problem = problem.expect("told").expect("alive")[0].clone();
+    assert_eq!(
+        (problem.code, &*problem.subject),
+        (ACME_FAILED, "own.example")
+    );
     running.abort();
     assert!(running.await.is_err());
 
@@ -648,9 +652,9 @@ async fn nothing_is_ordered_by_a_wrong_clock() {
     options.clock_floor = u64::MAX;
     let acme = Acme::new(options, served.parts(&ca)).expect("good options");
     let running = tokio::spawn(acme.run());
-    let told = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
-    let told = told.expect("told").expect("alive")[0].clone();
-    assert_eq!(told.code, CLOCK_INSANE);
+    let problem = tokio::time::timeout(hung(), problems.wait_for(|list| !list.is_empty())).await;
+    let problem = problem.expect("told").expect("alive")[0].clone();
+    assert_eq!(problem.code, CLOCK_INSANE);
     assert!(!served.state.path().join("acme/account.json").exists());
     running.abort();
 }

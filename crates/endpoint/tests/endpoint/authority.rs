@@ -57,14 +57,14 @@ impl EndpointTestCa {
         CertificatePair::from_pem(chain.as_bytes(), key.as_bytes()).expect("a pair")
     }
 
-    /// The same as a server shows it, and the key's name.
+    /// The pair in the form that a server shows, and the key's name.
     pub(crate) fn certified(&self, names: &[&str]) -> (Arc<CertifiedKey>, PeerKey) {
         let key = KeyPair::generate().expect("a key");
         let name = PeerKey::from_spki(&key.subject_public_key_info());
         (self.certify(names, &key, |_| {}), name)
     }
 
-    /// The same for a given key, in a certificate that `edit` changes before it is signed.
+    /// The same for a given key, in a certificate that `edit` changes before the authority signs it.
     pub(crate) fn certify(
         &self,
         names: &[&str],
@@ -97,7 +97,7 @@ pub(crate) fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> A
     Arc::new(CertifiedKey::new(chain, private.expect("a key")))
 }
 
-/// An Ed25519 key in a self-signed certificate whose names and dates are of no use.
+/// An Ed25519 key in a self-signed certificate with meaningless names and dates.
 pub(crate) fn wrapped(seed: [u8; 32]) -> (Arc<CertifiedKey>, PeerKey) {
     let key = KeyPair::try_from(&crate::matrix::pkcs8(seed)).expect("a key");
     let mut params = CertificateParams::new(vec!["unknown.invalid".to_owned()]).expect("a name");
@@ -126,9 +126,8 @@ impl rustls::server::ResolvesServerCert for FixedCertResolver {
     }
 }
 
-/// A server that does not belong to this project: it shows one key in one form, and repeats what it
-/// is sent after the name of the key its client proved. It listens on loopback alone: it takes
-/// every certificate.
+/// A server that does not belong to this project: it shows one key in one form, and repeats the client's bytes after
+/// the name of the key that the client proved. It listens on loopback alone: it takes every certificate.
 pub(crate) struct ForeignServer {
     pub(crate) tcp: u16,
     pub(crate) quic: u16,
@@ -136,7 +135,7 @@ pub(crate) struct ForeignServer {
 }
 
 impl ForeignServer {
-    /// `raw` servers take no client keys; the others ask for any certificate.
+    /// `raw` servers take no client keys; the others request any certificate.
     pub(crate) async fn start(key: Arc<CertifiedKey>, raw: bool) -> Self {
         let builder = ServerConfig::builder_with_provider(alknet_tls::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -152,7 +151,7 @@ impl ForeignServer {
         let tcp = tcp.expect("a port");
         let tcp_port = tcp.local_addr().expect("an address").port();
         tokio::spawn(serve_tcp(tcp, Arc::clone(&config)));
-        // "localhost" may be that, too, where there is IPv6.
+        // "localhost" may resolve to that address, too, where there is IPv6.
         if let Ok(tcp) = TcpListener::bind((Ipv6Addr::LOCALHOST, tcp_port)).await {
             tokio::spawn(serve_tcp(tcp, Arc::clone(&config)));
         }
@@ -221,7 +220,7 @@ async fn serve_quic(endpoint: quinn::Endpoint) {
     }
 }
 
-/// Asks for a certificate and takes any, as a foreign server might.
+/// Requests a certificate and takes any, as a foreign server might.
 #[derive(Debug)]
 struct AnyCertificate;
 
@@ -268,7 +267,7 @@ impl rustls::server::danger::ClientCertVerifier for AnyCertificate {
     }
 }
 
-/// Finishes a handshake with `name` and gives back the first certificate shown.
+/// Finishes a handshake with `name` and returns the first certificate shown.
 pub(crate) async fn shown(
     carriage: Carriage,
     port: u16,
@@ -314,7 +313,7 @@ async fn a_server_of_others_listens_on_loopback_alone() {
         // A kernel without IPv6 has no such list.
         let text = std::fs::read_to_string(format!("/proc/self/net/{list}")).unwrap_or_default();
         let of_port = format!(":{port:04X}");
-        // Others may connect from that port of another address.
+        // Other processes may connect from that port of another address.
         let listens = |socket: &[&str]| !list.starts_with("tcp") || socket.get(3) == Some(&LISTEN);
         let sockets = text
             .lines()
@@ -323,7 +322,7 @@ async fn a_server_of_others_listens_on_loopback_alone() {
             .filter(|socket| listens(socket))
             .filter_map(|socket| socket.get(1)?.strip_suffix(of_port.as_str()));
         for local in locals {
-            // An address of 127.0.0.0/8, the way it lies in memory, may be another test's.
+            // An address of 127.0.0.0/8, in its form in memory, may be another test's.
             let is_loopback = match local.len() {
                 8 => local.ends_with("7F"),
                 _ => local == "00000000000000000000000001000000",

@@ -1,4 +1,4 @@
-//! What a peer may cost before and after it is known.
+//! The cost that a peer may cause before and after the node knows it.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,25 +16,25 @@ use tokio::sync::watch;
 
 const ALPN: &[u8] = b"alknet/hoard";
 
-/// Streams an attacker tries to open, and bytes it sends on each.
+/// Streams that an attacker tries to open, and bytes that it sends on each.
 const STREAMS: usize = 1000;
 const BYTES: usize = 64 << 10;
 
-/// Bytes of the window of a connection of which nothing is read: an unknown peer's, and a known one's.
+/// Bytes of the window of a connection that the node does not read: an unknown peer's, and a known one's.
 const UNKNOWN_WINDOW: u64 = 64 << 10;
 const KNOWN_WINDOW: u64 = 2 << 20;
 
 static PIECE: [u8; 1024] = [7; 1024];
 
-/// How long anything may take before the test calls it hung.
+/// How long any step may take before the test calls it hung.
 fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
 
-/// How long no byte is taken before the server is believed to take none.
+/// How long the server takes no byte before the test concludes that it takes none.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// What that may cost, both ends of it together.
+/// The limit of the memory for both ends together.
 const GROWTH_MAX: u64 = 4 << 20;
 
 /// Takes every stream and reads none.
@@ -95,7 +95,7 @@ fn resident() -> u64 {
         * 1024
 }
 
-/// A client that keeps next to nothing itself.
+/// A client that holds next to nothing itself.
 async fn connect(port: u16, server: PeerKey, key: NodeKey) -> quinn::Connection {
     let tls = ClientTls::new(ClientTlsOptions {
         key: Some(key),
@@ -121,8 +121,8 @@ async fn connect(port: u16, server: PeerKey, key: NodeKey) -> quinn::Connection 
         .expect("a connection")
 }
 
-/// Opens streams and fills them until `expected` bytes are out and a while longer; returns the
-/// bytes that the server took, and the tasks that are held.
+/// Opens streams and fills them until `expected` bytes are out and a while longer; returns the bytes that the server
+/// took, and the tasks that hold the streams.
 async fn fill(
     connection: &quinn::Connection,
     expected: u64,
@@ -152,8 +152,8 @@ async fn fill(
         .await
         .is_ok();
     assert!(enough, "only {} bytes of {expected}", *progress.borrow());
-    // Nothing tells that the server takes no more: what it takes beyond its limits comes while bytes
-    // still come, or soon after.
+    // No event shows that the server takes no more: bytes beyond its limits would come while bytes still come, or
+    // soon after.
     while tokio::time::timeout(deadline(QUIET), sent.changed())
         .await
         .is_ok()
@@ -184,7 +184,7 @@ async fn measure() {
     let server =
         EndpointServer::bind(options, &key, registry, Arc::new(peers)).expect("a free port");
 
-    // One connection first, so that what is made once is made.
+    // One connection first, so that one-time allocations come before the measurement.
     let warm = connect(
         server.port(),
         key.public(),
@@ -193,10 +193,10 @@ async fn measure() {
     .await;
     warm.close(0u32.into(), b"");
     let before = resident();
-    let stranger = NodeKey::generate().expect("a key");
-    let stranger = connect(server.port(), key.public(), stranger).await;
+    let unknown_peer = NodeKey::generate().expect("a key");
+    let unknown_peer = connect(server.port(), key.public(), unknown_peer).await;
     let budget = StreamBudget::UNAUTHENTICATED;
-    let (taken, held) = fill(&stranger, UNKNOWN_WINDOW).await;
+    let (taken, held) = fill(&unknown_peer, UNKNOWN_WINDOW).await;
     assert_eq!(taken, UNKNOWN_WINDOW);
     let streams = opened.load(Ordering::Relaxed);
     assert!(
@@ -205,7 +205,7 @@ async fn measure() {
     );
     let grown = resident().saturating_sub(before);
     assert!(grown < GROWTH_MAX, "{grown} bytes for one stranger");
-    stranger.close(0u32.into(), b"");
+    unknown_peer.close(0u32.into(), b"");
     held.into_iter().for_each(|task| task.abort());
 
     let friend = connect(server.port(), key.public(), friend).await;
@@ -216,7 +216,7 @@ async fn measure() {
     assert_eq!(taken, KNOWN_WINDOW);
     let least = (KNOWN_WINDOW / BYTES as u64) as usize;
     let accepted = async {
-        // Nothing announces it: it is looked for again and again.
+        // No event announces it: the test polls.
         while opened.load(Ordering::Relaxed) < least {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -1,4 +1,4 @@
-//! Connections that ended, and that the library for QUIC keeps for a while with all that came on them.
+//! Ended connections, which the library for QUIC keeps for a while with all bytes that came on them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,19 +21,19 @@ use crate::support::{ECHO, EndpointTestNode, ask, hung, quinn_connection, until}
 /// Connections that the unknown peers of one network may have.
 const MOST: usize = 3;
 
-/// How long everything takes on the way at rest, in each direction: the library keeps what ended for some ten times that,
-/// in which others have to ask.
+/// The delay of every packet on the way at rest, in each direction: the library keeps an ended connection for some
+/// ten times that, in which others have to connect.
 const SLOW: Duration = Duration::from_millis(80);
 
 /// Connections that the node has and does not serve before every client has to prove its address, as docs/endpoint.md
 /// has it.
 const UNSERVED: usize = 128;
 
-/// An address of another network than that of the other clients: one known peer comes from it.
+/// An address of another network than that of the other clients: one known peer connects from it.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 
-/// TLS of a client that says of its acknowledgements that they may take as long as the protocol allows: what ended is
-/// kept for three times as long.
+/// TLS of a client that announces the longest delay of acknowledgements that the protocol allows: the library keeps
+/// its ended connections for three times as long.
 struct LongDelay(Arc<QuicClientConfig>);
 
 impl crypto::ClientConfig for LongDelay {
@@ -54,7 +54,7 @@ impl crypto::ClientConfig for LongDelay {
     }
 }
 
-/// Such a client.
+/// A client with that delay.
 struct LongDelayClient {
     endpoint: quinn::Endpoint,
     config: quinn::ClientConfig,
@@ -63,7 +63,7 @@ struct LongDelayClient {
 }
 
 impl LongDelayClient {
-    /// It believes that the node has this key.
+    /// It expects this key of the node.
     fn new(node: &EndpointTestNode, key: Option<NodeKey>, believed: PeerKey) -> Self {
         let tls = ClientTls::new(ClientTlsOptions {
             key,
@@ -99,7 +99,7 @@ fn few() -> EndpointTestNode {
     })
 }
 
-/// A known peer gets in over QUIC from another network, at which the node has not seen it.
+/// Checks that a known peer gets in over QUIC from another network, at which the node has not seen it.
 async fn serves_a_friend_from_elsewhere(node: &EndpointTestNode) {
     let key = NodeKey::generate().expect("a key");
     node.peers.add(key.public(), "friend");
@@ -174,7 +174,7 @@ async fn what_the_library_keeps_of_ended_connections_counts_for_whose_they_were(
         connection.close(CloseCode::Normal, "");
     }
     until(|| node.server.closing() == MOST).await;
-    // Over a way that is not slow, as another client of that network.
+    // Over a fast way, as another client of that network.
     assert!(!is_served(&node, &EndpointDialer::new(None), Carriage::Quic).await);
     assert!(is_served(&node, &friend, Carriage::Quic).await);
     until(|| node.server.closing() == 0).await;
@@ -182,14 +182,14 @@ async fn what_the_library_keeps_of_ended_connections_counts_for_whose_they_were(
     assert!(again, "they are let in again");
 }
 
-/// The client ends each handshake itself, as a forger does in the name of others, and leaves the library a state for some
-/// 50 seconds.
+/// The client ends each handshake itself, as a forger does with foreign addresses, and leaves the library a state for
+/// some 50 seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_that_fail_leave_a_bounded_number_of_connections() {
-    /// Handshakes that are begun.
+    /// The number of begun handshakes.
     const DIALS: usize = 250;
-    /// Those that may be kept: of unproven addresses, and of the network once it has to prove its addresses. A few may be
-    /// under way beside them.
+    /// The number that the library may keep: of unproven addresses, and of the network once it has to prove its
+    /// addresses. A few may be in progress beside them.
     const KEPT: usize = UNSERVED + 2 * MOST + 16;
     let node = few();
     let another = NodeKey::generate().expect("a key").public();
@@ -206,10 +206,10 @@ async fn handshakes_that_fail_leave_a_bounded_number_of_connections() {
     serves_a_friend_from_elsewhere(&node).await;
 }
 
-/// The network has its places, and the client goes on to finish handshakes.
+/// The network has used its connection slots, and the client goes on to finish handshakes.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_refused_count_and_are_refused_before_their_handshake() {
-    /// Fewer than the burst of handshakes that a network has.
+    /// Fewer than a network's burst of handshakes.
     const DIALS: usize = 30;
     let node = few();
     let client = LongDelayClient::new(&node, None, node.key.public());
@@ -246,7 +246,7 @@ async fn what_quic_keeps_of_a_peer_refuses_it_over_quic_only() {
         until(|| node.server.connections().is_empty()).await;
     }
     let friend = EndpointDialer::new(Some(key));
-    // The last one may be about to be counted.
+    // The endpoint may be about to count the last one.
     let refused = async { while is_served(&node, &friend, Carriage::Quic).await {} };
     let refused = tokio::time::timeout(hung(), refused).await;
     refused.expect("it has too many that are kept");

@@ -1,4 +1,4 @@
-//! The dialer as protocols see it: core's trait, with nothing but an expectation to go by.
+//! The dialer in the view of protocols: core's trait, with nothing but an expectation.
 
 use alknet_core::{
     Carriage, Connection, DialErrorKind, DialHost, DialRequest, Dialer as _, PeerAddr,
@@ -57,7 +57,7 @@ async fn a_key_is_shown_only_when_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_cannot_prove_it_is_an_impostor() {
+async fn a_server_that_cannot_prove_its_key_is_an_impostor() {
     let node = EndpointTestNode::start();
     let other = NodeKey::generate().expect("a key").public();
     let dialer = EndpointDialer::new(None);
@@ -93,7 +93,7 @@ async fn who_cannot_prove_it_is_an_impostor() {
 }
 
 proptest! {
-    /// Core reads names without a TLS library; what it takes, the library must be able to ask for.
+    /// Core reads names without a TLS library; the library must accept every name that core accepts.
     #[test]
     fn names_that_parse_can_be_dialled(text in "[a-z0-9_.-]{1,30}") {
         if let Ok(PeerAddr { host: DialHost::Name(name), .. }) = text.parse() {

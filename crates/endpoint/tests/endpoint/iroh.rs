@@ -1,4 +1,4 @@
-//! The iroh endpoint beside the one port, reached with iroh itself and with our own dialler.
+//! The iroh endpoint beside the one port, reached with iroh itself and with this project's dialler.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -19,11 +19,11 @@ use crate::support::{
     ECHO, EndpointTestNode, KNOWN, PANIC, TCP_ONLY, WHOAMI, ask, code, hung, stream, until,
 };
 
-/// In so many turns of a runtime with one thread each of its tasks passes on what it has, and the next one after it: a
-/// packet of iroh's goes from its connection to the task of the remote, and from there to the socket.
+/// The number of turns of a runtime with one thread in which each of its tasks passes on its packets: a packet of
+/// iroh's goes from its connection to the task of the remote, and from there to the socket.
 const TURNS: usize = 16;
 
-/// What QUIC makes of the TLS alert `no_application_protocol` (RFC 9001 section 8.1).
+/// QUIC's code for the TLS alert `no_application_protocol` (RFC 9001 section 8.1).
 const NO_APPLICATION_PROTOCOL: u64 = 0x178;
 
 struct IrohNode {
@@ -73,7 +73,7 @@ pub(crate) fn on_loopback() -> IrohOptions {
     }
 }
 
-/// Where a node is, as iroh writes it.
+/// The address of a node, in iroh's form.
 pub(crate) fn address(key: &NodeKey, address: SocketAddr) -> EndpointAddr {
     EndpointAddr::new(id(key)).with_ip_addr(address)
 }
@@ -85,14 +85,14 @@ fn id(key: &NodeKey) -> EndpointId {
     EndpointId::from_bytes(&bytes).expect("a key")
 }
 
-/// A client as iroh makes it, without relays.
+/// A client made by iroh itself, without relays.
 pub(crate) async fn stock(key: &NodeKey) -> Endpoint {
     let builder = Endpoint::builder(presets::Minimal);
     let client = builder.secret_key(SecretKey::from_bytes(key.seed()));
     client.bind().await.expect("a socket")
 }
 
-/// Sends `text` on a stream and reads everything that comes back.
+/// Sends `text` on a stream and reads the whole answer.
 async fn ask_stock(connection: &Connection, text: &[u8]) -> String {
     let (mut send, mut recv) = connection.open_bi().await.expect("open");
     send.write_all(text).await.expect("write");
@@ -148,13 +148,13 @@ async fn one_key_is_one_peer_on_every_carriage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_is_turned_away_where_a_known_key_is_needed() {
+async fn an_unknown_peer_is_turned_away_where_a_known_key_is_needed() {
     let node = IrohNode::start().await;
-    let stranger = stock(&NodeKey::generate().expect("a key")).await;
-    let connection = stranger.connect(node.address(), KNOWN).await;
+    let unknown_peer = stock(&NodeKey::generate().expect("a key")).await;
+    let connection = unknown_peer.connect(node.address(), KNOWN).await;
     assert_eq!(code_stock(&connection.expect("connect")).await, 1);
     assert_eq!(node.node.server.counters().policy_refusals, 1);
-    stranger.close().await;
+    unknown_peer.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +170,7 @@ async fn only_the_key_that_was_dialled_answers() {
         matches!(refused, Err(EndpointDialError::OtherKey { expected, .. }) if expected == other),
         "{refused:?}"
     );
-    // Of two keys, as while a node changes its own, the one it has.
+    // Of two keys, as while a node changes its own, the one that it has.
     let both = wrong.with_pins([node.node.key.public()]);
     let connection = dial(&both).await.expect("one of two");
     assert_eq!(ask(&connection, b"x").await.expect("echo"), "x");
@@ -189,7 +189,7 @@ async fn only_the_key_that_was_dialled_answers() {
     dialer.close().await;
 }
 
-/// Also what is offered on TCP only. The client need not wait for the end of its patience.
+/// The same for a protocol that is offered on TCP only. The client need not wait for its timeout.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_with_an_unserved_alpn_gets_an_alert() {
     let node = IrohNode::start().await;
@@ -207,8 +207,8 @@ async fn a_client_with_an_unserved_alpn_gets_an_alert() {
     assert_eq!(node.node.server.counters().connections_iroh, 0);
 }
 
-/// A client whose ClientHello takes two packets and one whose ClientHello takes one: the second
-/// is answered at once.
+/// A client whose ClientHello takes two packets and one whose ClientHello takes one: the node answers the second at
+/// once.
 #[tokio::test(flavor = "multi_thread")]
 async fn iroh_gets_an_alert_for_an_unserved_alpn() {
     let node = IrohNode::start().await;
@@ -313,7 +313,7 @@ async fn a_removed_peer_loses_its_connection_and_a_ticket_does_not_bring_it_back
     assert_eq!(code_stock(&live).await, 1);
     assert_eq!(ask_stock(&stays, b"stay").await, "stay");
     until(|| node.node.server.counters().revoked == 1).await;
-    // The session it has a ticket for names its key again, which is looked up again.
+    // The session of its ticket names its key again, and the node looks the key up again.
     let again = client.connect(node.address(), KNOWN).await;
     assert_eq!(code_stock(&again.expect("connect")).await, 1);
     client.close().await;
@@ -325,7 +325,7 @@ fn beside<T>(other: &Runtime, work: impl FnOnce() -> T) -> T {
     let (done, over) = oneshot::channel::<()>();
     std::thread::scope(move |scope| {
         scope.spawn(move || {
-            // It ends in an error: nothing is ever sent.
+            // It ends in an error: no task ever sends.
             let _ = other.block_on(over);
         });
         let result = work();
@@ -334,8 +334,8 @@ fn beside<T>(other: &Runtime, work: impl FnOnce() -> T) -> T {
     })
 }
 
-/// An attacker that sends early data may repeat what another client sent. Each side has a runtime of its own, which
-/// stands still until the test wants it to go on: the node has all of the early data, and not the client's last flight.
+/// An attacker that sends early data may repeat the bytes of another client. Each side has a runtime of its own,
+/// which stops until the test lets it go on: the node has all of the early data, and not the client's last flight.
 #[test]
 fn early_data_waits_for_the_end_of_the_handshake() {
     let [here, there] = [(); 2].map(|()| {
@@ -346,7 +346,7 @@ fn early_data_waits_for_the_end_of_the_handshake() {
     let key = NodeKey::generate().expect("a key");
     node.node.peers.add(key.public(), "friend");
     let first = async {
-        // Its ClientHello takes one packet, and the node answers that with all it has to say.
+        // Its ClientHello takes one packet, and the node answers that with its whole flight.
         let builder = Endpoint::builder(presets::Minimal).crypto_provider(classic());
         let client = builder.secret_key(SecretKey::from_bytes(key.seed()));
         let client = client.bind().await.expect("a socket");
@@ -377,7 +377,7 @@ fn early_data_waits_for_the_end_of_the_handshake() {
         }
         (early, recv)
     });
-    // Less than a handshake has, however busy the machine is.
+    // Less time than a handshake has, however busy the machine is.
     there.block_on(async { tokio::time::sleep(Duration::from_millis(200)).await });
     let held = node.node.server.counters();
     assert_eq!(held.handshakes_ok, before.handshakes_ok, "it was let in");
@@ -452,7 +452,7 @@ async fn a_peer_has_one_limit_over_all_carriages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_not_proven_its_address_is_asked_to() {
+async fn a_client_with_an_unproven_address_is_asked_for_proof() {
     let limits = EndpointLimits {
         unvalidated_handshakes_max: 0,
         ..EndpointLimits::default()

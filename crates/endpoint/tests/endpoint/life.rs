@@ -104,11 +104,11 @@ async fn exported_secrets_depend_on_their_label() {
     }
 }
 
-/// How soon connections of a peer that was removed end, as docs/endpoint.md has it.
+/// How soon connections of a removed peer end, as docs/endpoint.md has it.
 const REMOVED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Answers to the other peer that may come before: some tens of milliseconds on a machine at rest, and as many more on
-/// a busy one as everything takes there.
+/// Answers to the other peer that may come before: some tens of milliseconds on a machine at rest, and proportionally
+/// more on a busy one.
 const ANSWERED_BEFORE: usize = 300;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,8 +130,7 @@ async fn a_removed_peer_loses_its_live_connections() {
     assert_eq!(ask(&other, b"in").await.expect("echo"), "in");
     let began = Instant::now();
     node.peers.remove(&key);
-    // It is the change that ends them, and nothing that comes around later: the other peer is answered a few times at
-    // the most before.
+    // The change itself ends them, and no later task: the other peer gets a few answers at the most before.
     let mut answered = 0;
     loop {
         tokio::select! {
@@ -182,7 +181,7 @@ async fn a_drain_cuts_what_does_not_end_and_takes_nothing_new() {
     );
 }
 
-/// It waits for others, who are served to their end.
+/// The drain waits for other clients, which the node serves to their end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_draining_server_accepts_no_connection() {
     let node = EndpointTestNode::start();

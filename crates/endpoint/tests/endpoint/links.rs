@@ -1,5 +1,5 @@
-//! Links as they are far out: datagrams that get lost or overtake each other, bytes that arrive in
-//! odd pieces. What happens to which of them is chosen by a seed and not by the clock.
+//! Links as they are far out: datagrams that get lost or overtake each other, bytes that arrive in odd pieces. A
+//! seed, and not the clock, chooses the fate of each.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,9 +13,9 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-/// Of so many datagrams...
+/// Of so many datagrams …
 const OF: u64 = 100;
-/// ... so many get lost,
+/// … so many get lost,
 const LOST: u64 = 3;
 /// and so many more are overtaken,
 const OVERTAKEN: u64 = 10;
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 const PIECE_MAX: u64 = 397;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Largest datagram there can be.
+/// The largest possible datagram.
 const DATAGRAM_MAX: usize = 65_535;
 
 /// Choices that are the same whenever the seed is.
@@ -45,7 +45,7 @@ impl LinkRng {
     }
 }
 
-/// What a link did to datagrams.
+/// The counts of a link's losses and delays.
 #[derive(Debug, Default)]
 pub(crate) struct LinkTally {
     pub(crate) passed: AtomicUsize,
@@ -60,7 +60,7 @@ pub(crate) struct LossyUdpLink {
 }
 
 impl LossyUdpLink {
-    /// Each client's datagrams have a fate of their own, by `seed` and by how many came before it.
+    /// Each client's datagrams have a fate of their own, by `seed` and by the number of earlier ones.
     pub(crate) async fn to(port: u16, seed: u64) -> Self {
         let front = Arc::new(loopback().await);
         let tally = Arc::new(LinkTally::default());
@@ -75,7 +75,7 @@ async fn loopback() -> UdpSocket {
     socket.expect("a free port")
 }
 
-/// Takes what clients send, and makes a way to the port for each of them.
+/// Takes the clients' datagrams, and makes a way to the port for each client.
 async fn clients(front: Arc<UdpSocket>, port: u16, seed: u64, tally: Arc<LinkTally>) {
     let mut ways: HashMap<SocketAddr, mpsc::UnboundedSender<Vec<u8>>> = HashMap::new();
     let mut datagram = vec![0; DATAGRAM_MAX];
@@ -98,12 +98,12 @@ async fn clients(front: Arc<UdpSocket>, port: u16, seed: u64, tally: Arc<LinkTal
                 none.insert(direction(to, DatagramSink::Node(back), &tally))
             }
         };
-        // The way lasts as long as its sender, which is here.
+        // The way lasts as long as its sender, which this map holds.
         let _ = way.send(datagram[..bytes].to_vec());
     }
 }
 
-/// A direction of a way: what is sent comes out, or does not.
+/// A direction of a way: a datagram comes out, or does not.
 fn direction(
     fate: LinkRng,
     out: DatagramSink,
@@ -114,7 +114,7 @@ fn direction(
     sender
 }
 
-/// Takes what the node sends to one client.
+/// Takes the node's datagrams to one client.
 async fn answers(back: Arc<UdpSocket>, here: mpsc::UnboundedSender<Vec<u8>>) {
     let mut datagram = vec![0; DATAGRAM_MAX];
     loop {
@@ -127,7 +127,7 @@ async fn answers(back: Arc<UdpSocket>, here: mpsc::UnboundedSender<Vec<u8>>) {
     }
 }
 
-/// Where datagrams come out.
+/// The exit of a way.
 enum DatagramSink {
     Client(Arc<UdpSocket>, SocketAddr),
     Node(Arc<UdpSocket>),
@@ -162,7 +162,7 @@ async fn carry(
         let datagram = match timeout(patience, entering.recv()).await {
             Ok(Some(datagram)) => datagram,
             Ok(None) => return,
-            // Nothing comes that could overtake them.
+            // No datagram comes that could overtake them.
             Err(_) => {
                 for DelayedDatagram(datagram, _) in held.drain(..) {
                     tally.passed.fetch_add(1, Ordering::Relaxed);
@@ -195,8 +195,8 @@ async fn carry(
     }
 }
 
-/// A way to a TCP port on which bytes arrive in odd pieces, with pauses; returns its port. What is
-/// lost below TCP is sent again by TCP, so that nothing else is seen of a bad link.
+/// A way to a TCP port on which bytes arrive in odd pieces, with pauses; returns its port. TCP sends lost bytes again
+/// itself, so that a bad link has no other effect.
 pub(crate) async fn tcp_to(port: u16, seed: u64) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
     let listener = listener.expect("a free port");

@@ -1,4 +1,4 @@
-//! Every kind of TLS client on both carriages of one port, built from the TLS library itself.
+//! Every kind of TLS client on both carriages of one port, made with the TLS library itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ const SEED: [u8; 32] = [42; 32];
 pub(crate) struct PinnedKeyVerifier {
     pub(crate) key: PeerKey,
     pub(crate) raw: bool,
-    /// How often it was asked: not at all when a session is resumed.
+    /// How often the library called it: not at all in a resumed session.
     pub(crate) full: Arc<AtomicUsize>,
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn config(
     showing(provider, pinned, shown, alpn)
 }
 
-/// A client that shows a key, raw where `shown` says so, and takes the server that `pinned` does.
+/// A client that shows a key, raw where `shown` says so, and accepts the server that `pinned` accepts.
 pub(crate) fn showing(
     provider: Arc<CryptoProvider>,
     pinned: PinnedKeyVerifier,
@@ -221,7 +221,7 @@ pub(crate) fn classic() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// One kind of client, and what a node that knows its key answers it.
+/// One kind of client, and the answer of a node that knows its key.
 struct ClientCase {
     name: String,
     config: Arc<ClientConfig>,
@@ -231,7 +231,7 @@ struct ClientCase {
 /// The largest datagram of a client that knows nothing of the way (RFC 9000 section 14.1).
 const DATAGRAM_BYTES: usize = 1200;
 
-/// How long the ClientHello is, without QUIC's own parameters.
+/// The length of the ClientHello, without QUIC's own parameters.
 fn hello_bytes(config: &Arc<ClientConfig>) -> usize {
     let name = "test.invalid".try_into().expect("a name");
     let version = rustls::quic::Version::V1;
@@ -280,13 +280,13 @@ async fn every_kind_of_client_is_served_on_one_port() {
     }
 }
 
-/// The same where datagrams get lost and overtake each other, and where TCP's bytes arrive in odd
-/// pieces. All of them at once, and several times, since chance does not lose the same twice.
+/// The same where datagrams get lost and overtake each other, and where TCP's bytes arrive in odd pieces. All clients
+/// run at once, and several times, since chance does not lose the same datagram twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_client_is_served_over_a_bad_link() {
     const ROUNDS: usize = 5;
     let node = EndpointTestNode::with_limits(EndpointLimits {
-        // A client whose packets get lost twice in a row is late, and not refused for it.
+        // A client whose packets get lost twice in a row is late, and must not be refused for it.
         handshake_timeout: hung(),
         // All clients come from one address, and most of them with one key.
         handshake_burst: 1000,
@@ -349,7 +349,7 @@ async fn large_data_crosses_a_bad_link() {
     dialer.close().await;
 }
 
-/// What comes back of `text`, which is more than anything on the way holds.
+/// The echo of `text`, which is more than every buffer on the way holds.
 async fn echoed(connection: &Connection, text: &str) -> String {
     let (mut send, mut recv) = stream(connection).await;
     let write = async {

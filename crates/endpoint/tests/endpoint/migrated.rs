@@ -20,9 +20,9 @@ fn is_of_handshake(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0x80 != 0)
 }
 
-/// Passes on what goes between a client and the node. The client's last datagrams of the handshake wait until it sends the
-/// first one behind them, which goes from the claimed address at once: the node has all of them before it looks at any.
-/// `answered` counts what the node sends to the claimed address.
+/// Forwards between a client and the node. The client's last datagrams of the handshake wait until it sends the first
+/// later one, which goes from the claimed address at once: the node has all of them before it processes any.
+/// `answered` counts the node's datagrams to the claimed address.
 async fn claims_another_address(
     client: UdpSocket,
     node: SocketAddr,
@@ -69,8 +69,8 @@ async fn claims_another_address(
     }
 }
 
-/// An address decides which network pays for the handshake and gives the connection its place, and whether a share that is
-/// bound to addresses is released.
+/// An address decides which network pays for the handshake and for the connection slot, and whether a share bound to
+/// addresses is released.
 #[tokio::test]
 async fn an_address_that_no_handshake_has_proven_is_not_the_client_s() {
     let node = EndpointTestNode::start();

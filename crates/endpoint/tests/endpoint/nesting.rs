@@ -1,4 +1,4 @@
-//! What a handler carries inside its connection is served like a connection of its own.
+//! The endpoint serves a connection that a handler carries inside its own like any other.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use tokio::time::timeout;
 
 use crate::support::{EndpointTestIdentities, FnHandler, ask, hung, until};
 
-/// They carry: the first line of a stream names the protocol of the rest.
+/// These handlers carry: the first line of a stream names the protocol of the rest.
 const CARRIERS: [&[u8]; 4] = [
     b"alknet/carrier",
     b"alknet/carrier-2",
     b"alknet/carrier-3",
     b"alknet/carrier-4",
 ];
-/// Says who is served.
+/// Reports the served peer.
 const WHO: &[u8] = b"alknet/who";
 /// The same for known keys only, and never by itself.
 const INSIDE: &[u8] = b"alknet/inside";
@@ -98,7 +98,7 @@ async fn carry(
     }
 }
 
-/// Says who the peer is, and what this lies in.
+/// Reports the peer, and the connection that carries this one.
 async fn inner(connection: Connection, auth: AuthContext) -> Result<(), HandlerError> {
     assert_ne!(connection.alpn(), PANIC, "as asked");
     let (mut send, _recv) = connection.accept_bi().await.expect("a stream");
@@ -207,7 +207,7 @@ async fn a_nested_connection_has_the_identity_of_its_carrier() {
     let site = NestingTestNode::start();
     let key = NodeKey::generate().expect("a key");
     site.peers.add(key.public(), "edge");
-    let (edge, stranger) = (
+    let (edge, unknown_peer) = (
         EndpointDialer::new(Some(key.clone())),
         EndpointDialer::new(None),
     );
@@ -216,7 +216,7 @@ async fn a_nested_connection_has_the_identity_of_its_carrier() {
         answer.as_deref(),
         Ok("edge edge from 127.0.0.1 in alknet/carrier")
     );
-    let answer = site.inside(&stranger, &[WHO]).await;
+    let answer = site.inside(&unknown_peer, &[WHO]).await;
     assert_eq!(
         answer.as_deref(),
         Ok("unknown unknown from 127.0.0.1 in alknet/carrier")
@@ -224,7 +224,7 @@ async fn a_nested_connection_has_the_identity_of_its_carrier() {
     // For known keys only, and only inside: no handshake offers it.
     let answer = site.inside(&edge, &[INSIDE]).await;
     assert!(answer.is_ok(), "{answer:?}");
-    let answer = site.inside(&stranger, &[INSIDE]).await;
+    let answer = site.inside(&unknown_peer, &[INSIDE]).await;
     assert_eq!(answer, Err(DispatchError::UnknownKey));
     let direct = site.dial(&edge, INSIDE).await.expect_err("not offered");
     assert!(

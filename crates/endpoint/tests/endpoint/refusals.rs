@@ -1,4 +1,4 @@
-//! What does not get in, and what is said about it.
+//! Refused clients, and the errors about them.
 
 use std::time::Duration;
 
@@ -96,8 +96,8 @@ async fn a_name_without_a_pin_needs_a_public_certificate() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_keys_and_no_key_are_closed_with_code_1() {
     let node = EndpointTestNode::start();
-    let stranger = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));
-    for dialer in [stranger, EndpointDialer::new(None)] {
+    let unknown_peer = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));
+    for dialer in [unknown_peer, EndpointDialer::new(None)] {
         let connection = dialer
             .dial_over(Carriage::Quic, &node.target(), KNOWN)
             .await
@@ -132,8 +132,8 @@ async fn a_panicking_handler_ends_its_connection_only() {
     assert_eq!(ask(&echo, b"still here").await.expect("echo"), "still here");
 }
 
-/// Five hundred connections from the caller's own address that never finish their handshake, some
-/// silent and some in the middle of a ClientHello.
+/// Five hundred connections from the caller's own address that never finish their handshake, some silent and some in
+/// the middle of a ClientHello.
 #[tokio::test(flavor = "multi_thread")]
 async fn unfinished_handshakes_disturb_no_other_client() {
     let node = EndpointTestNode::with_limits(EndpointLimits {
@@ -180,7 +180,7 @@ async fn garbage_is_answered_with_an_alert() {
         .await
         .expect("write");
     let mut answer = Vec::new();
-    // A reset may overtake the end; what counts is the alert record before it.
+    // A reset may overtake the end; the alert record before it decides the test.
     let _ = tcp.read_to_end(&mut answer).await;
     assert_eq!(answer.first(), Some(&21));
 }
@@ -193,7 +193,7 @@ async fn a_crowd_proves_its_addresses() {
         ..EndpointLimits::default()
     });
     works(&node, &EndpointDialer::new(None), Carriage::Quic).await;
-    // A client that hears nothing for a second sends its first packet again.
+    // A client that gets no answer for a second sends its first packet again.
     assert!(node.server.counters().handshakes_retried >= 1);
 }
 
@@ -207,7 +207,7 @@ async fn quic_handshakes_are_charged_without_retry() {
         ..EndpointLimits::default()
     });
     let (friend, _) = node.peer("friend");
-    // From here on the address has a rate of its own, as one at which a known peer was seen.
+    // From here on the address has a rate of its own, as one at which the node has seen a known peer.
     works(&node, &friend, Carriage::Quic).await;
     let unknown = EndpointDialer::new(None);
     let serves = async |dials: u32| {
@@ -223,13 +223,13 @@ async fn quic_handshakes_are_charged_without_retry() {
         served
     };
     assert_eq!(serves(BURST - 1).await, BURST - 1);
-    // A known peer pays nothing, and leaves no credit that others could use: the bucket is all but empty, so that
-    // credit would show.
+    // A known peer pays nothing, and leaves no credit that other clients could use: the bucket is all but empty, so
+    // that credit would show.
     for _ in 0..2 * BURST {
         works(&node, &friend, Carriage::Quic).await;
     }
     let served = serves(2 * BURST).await;
-    // A slow machine earns some back meanwhile.
+    // A slow machine earns some credit back meanwhile.
     assert!(served < BURST / 2, "{served} beyond the rate");
 }
 
@@ -243,7 +243,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
     });
     let (friend, _) = node.peer("friend");
     for carriage in CARRIAGES {
-        // Ten times what a network has, and more than that for a start.
+        // Ten times a network's rate, and more than that for a start.
         let mut served = 0;
         let until = tokio::time::Instant::now() + hung();
         while let Ok(connection) = friend.dial_over(carriage, &node.target(), ECHO).await {
@@ -255,7 +255,7 @@ async fn handshakes_of_a_known_peer_have_a_rate() {
         }
         assert!(node.server.counters().handshakes_refused > 0);
         println!("figure {carriage}: {served} handshakes");
-        // It is a rate: who waits is let in again.
+        // It is a rate: a client that waits gets in again.
         let again = async || match friend.dial_over(carriage, &node.target(), ECHO).await {
             Ok(connection) => ask(&connection, b"x").await.is_ok_and(|said| said == "x"),
             Err(_) => false,

@@ -1,4 +1,4 @@
-//! What ends where memory runs short, and who is let in meanwhile.
+//! Which connections end where memory runs short, and which clients get in meanwhile.
 
 use std::time::Duration;
 
@@ -55,8 +55,8 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
     let all = 2 * UNKNOWN;
     until(|| node.server.connections().len() == all + 1).await;
 
-    // A quarter each time, and no known one as long as there are others. While memory is short none of them comes in, and a
-    // known peer does.
+    // A quarter each time, and no known peer while there are others. While memory is short none of them gets in, and
+    // a known peer does.
     let mut ended = 0;
     for carriage in CARRIAGES {
         assert!(is_served(&node, &friend, carriage).await, "{carriage}");
@@ -80,13 +80,13 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
     until(|| node.server.connections().len() == 1).await;
     assert_eq!(node.server.counters().relieved, all as u64);
 
-    // Known ones end where that is said only.
+    // Known peers end only at the last level.
     assert_eq!(node.server.relieve(4, ReliefScope::Unknown), 0);
     assert_eq!(ask(&known, b"3").await.expect("echo"), "3");
     assert_eq!(node.server.relieve(4, ReliefScope::UnknownFirst), 1);
     assert_eq!(code(&known).await, Some(2));
 
-    // And then others are let in again.
+    // Then other clients get in again.
     let again = async {
         while !is_served(&node, &unknown_peer, Carriage::Quic).await {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -123,7 +123,7 @@ async fn a_known_peer_does_not_hide_behind_unknown_ones_at_the_last() {
     assert_eq!(node.server.relieve(2, ReliefScope::All), all / 4 + 1);
     until(|| (of(false), of(true)) == (all / 4, KNOWN - 2)).await;
 
-    // Before the last they are behind unknown peers.
+    // Before the last level, known peers come after unknown ones.
     let first = ReliefScope::UnknownFirst;
     assert_eq!(node.server.relieve(2, first), all / 8);
     until(|| (of(false), of(true)) == (all / 8, KNOWN - 2)).await;

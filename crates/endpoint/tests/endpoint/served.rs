@@ -1,4 +1,4 @@
-//! Which certificate is served to which client, and what happens when it is replaced.
+//! Which certificate the node serves to which client, and what happens when it is replaced.
 
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -65,7 +65,7 @@ async fn a_name_gets_its_certificate_and_others_the_nodes_own() {
             );
             shown(carriage, port, name, pinned).await.expect(name);
         }
-        // A raw key knows no names.
+        // A raw key has no names.
         let (dialer, _) = node.peer("friend");
         dialer
             .dial_over(carriage, &node.target(), ECHO)
@@ -75,7 +75,7 @@ async fn a_name_gets_its_certificate_and_others_the_nodes_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strict_names_refuse_strangers_with_the_right_alert() {
+async fn strict_names_refuse_unknown_names_with_the_right_alert() {
     let authority = EndpointTestCa::new();
     let certificates = Arc::new(CertificateStore::default());
     certificates.put(
@@ -185,7 +185,7 @@ async fn tickets_are_two_and_stay_where_they_were_made() {
         *store.early_data.lock().expect("no test panics here"),
         [0, 0]
     );
-    // The node asks no client for a key here, so a session that knows one must not come along.
+    // The node requests no key from a client here, so a session with a known key must not come along.
     let (answer, resumed) = over_tcp(port, Arc::clone(&web)).await.expect("answer");
     assert_eq!((answer.as_str(), resumed), ("no key unknown\n", false));
     // A ticket from the web's configuration, in turn, leads to no session without a key.
@@ -195,7 +195,7 @@ async fn tickets_are_two_and_stay_where_they_were_made() {
     assert!(!resumed, "the newest ticket is the other configuration's");
     let (_, resumed) = over_tcp(port, Arc::clone(&web)).await.expect("answer");
     assert!(resumed, "tickets do work where they were made");
-    // On QUIC the tickets of TCP are as strange.
+    // On QUIC the tickets of TCP are as useless.
     let answer = whoami(Carriage::Quic, port, &web).await.expect("answer");
     assert_eq!(answer, "no key unknown\n");
 }
@@ -213,13 +213,13 @@ async fn the_more_specific_protocol_is_chosen() {
     );
     client.alpn_protocols.push(WHOAMI.to_vec());
     for carriage in CARRIAGES {
-        // 'h2' would not ask for the key.
+        // 'h2' would not request the key.
         let answer = whoami(carriage, node.server.port(), &Arc::new(client.clone())).await;
         assert!(answer.expect("an answer").starts_with("ed25519:"));
     }
 }
 
-/// What browsers see without a configured certificate, over a restart.
+/// The certificate that browsers see without a configured one, over a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_browsers_certificate_keeps_its_key_and_is_private() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -269,8 +269,8 @@ fn write(path: &Path, text: &str) {
     fs::rename(&temporary, path).expect("rename");
 }
 
-/// Fifty connections live through a change of the files; who comes after it sees the new
-/// certificate, and who comes while a bad one lies there sees the old.
+/// Fifty connections live through a change of the files. A client that connects after it sees the new certificate,
+/// and one that connects while a bad file lies there sees the old.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_are_swapped_under_live_connections() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -1,4 +1,4 @@
-//! A peer stops reading a stream of ours while a write to it waits for room.
+//! A peer stops reading a stream of the node while a write to it waits for room.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use crate::support::{EndpointTestIdentities, FnHandler, hung, quinn_connection};
 
 const ALPN: &[u8] = b"alknet/full";
 
-/// What the client lets the node send on a stream, and on the connection: one stream and a half.
+/// The bytes that the client allows on a stream, and on the connection: one stream and a half.
 const STREAM_BYTES: u32 = 64 << 10;
 const CONNECTION_BYTES: u32 = 96 << 10;
 
-/// With which the client stops reading.
+/// The code with which the client stops reading.
 const CODE: u32 = 7;
 
 /// Each of three streams has a write that waits: the first one for room of its own, the others for the connection's.
-/// What the first one gives up is taken by the others before its writer has its turn.
+/// The others take the room that the first one gives up before its writer has its turn.
 #[tokio::test]
 async fn a_write_ends_that_waits_on_a_stopped_stream_of_a_full_connection() {
     let (ended, mut ends) = mpsc::unbounded_channel::<(usize, Result<(), StreamError>)>();
@@ -73,7 +73,7 @@ async fn a_write_ends_that_waits_on_a_stopped_stream_of_a_full_connection() {
         .receive_window(CONNECTION_BYTES.into());
     let connection = quinn_connection(&endpoint, address, (&friend, &key), ALPN, transport);
     let connection = timeout(hung(), connection).await.expect("no hang");
-    // Whatever is first: one stream is full.
+    // Whichever comes first: one stream is full.
     let mut streams = Vec::new();
     for _ in 0..2 {
         let stream = timeout(hung(), connection.accept_bi()).await;
@@ -89,7 +89,7 @@ async fn a_write_ends_that_waits_on_a_stopped_stream_of_a_full_connection() {
     );
 }
 
-/// Waits until nothing more comes.
+/// Waits until no more bytes come.
 async fn until_full(connection: &quinn::Connection) {
     while connection.stats().frame_rx.data_blocked == 0 {
         tokio::task::yield_now().await;

@@ -23,7 +23,7 @@ pub(crate) const ECHO: &[u8] = b"alknet/echo";
 pub(crate) const KNOWN: &[u8] = b"alknet/known";
 /// ALPN of a handler that panics.
 pub(crate) const PANIC: &[u8] = b"alknet/panic";
-/// Is offered on TCP only.
+/// Offered on TCP only.
 pub(crate) const TCP_ONLY: &[u8] = b"alknet/tcp-only";
 /// Answers the first bytes of each stream with the client's key and peer id.
 pub(crate) const WHOAMI: &[u8] = b"alknet/whoami";
@@ -32,7 +32,7 @@ pub(crate) const HTTP: &[u8] = b"h2";
 /// The same for clients of HTTP/3.
 pub(crate) const HTTP3: &[u8] = b"h3";
 
-/// How long anything may take before a test calls it hung.
+/// How long any step may take before a test calls it hung.
 pub(crate) fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
@@ -142,7 +142,7 @@ async fn echo(connection: Connection, _auth: AuthContext) -> Result<(), HandlerE
     Ok(())
 }
 
-/// Not even a future comes of it.
+/// The handler panics before it returns a future.
 fn panics(_connection: Connection, _auth: AuthContext) -> Ready<Result<(), HandlerError>> {
     panic!("as asked")
 }
@@ -251,7 +251,7 @@ pub(crate) async fn stream(connection: &Connection) -> (SendStream, RecvStream) 
     }
 }
 
-/// Sends `text` on a stream and reads everything that comes back.
+/// Sends `text` on a stream and reads the whole answer.
 pub(crate) async fn ask(connection: &Connection, text: &[u8]) -> std::io::Result<String> {
     let (mut send, mut recv) = stream(connection).await;
     send.write_all(text).await?;
@@ -261,10 +261,10 @@ pub(crate) async fn ask(connection: &Connection, text: &[u8]) -> std::io::Result
     Ok(answer)
 }
 
-/// Waits until it is so. A client may know how its handshake ended before the node has counted it.
+/// Waits until the condition holds. A client may know how its handshake ended before the node has counted it.
 pub(crate) async fn until(is_so: impl Fn() -> bool) {
     let waiting = async {
-        // Nothing announces it: it is looked for again and again.
+        // No event announces it: the test polls.
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

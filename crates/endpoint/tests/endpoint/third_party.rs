@@ -15,8 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::support::{EndpointTestNode, hung};
 
-/// Runs `command` with `input`, leaving its input open until it has answered, and gives back all
-/// it printed.
+/// Runs `command` with `input`, leaving its input open until it has answered, and returns all its output.
 async fn run(mut command: Command, input: &'static [u8]) -> String {
     let program = command.get_program().to_string_lossy().into_owned();
     let work = tokio::task::spawn_blocking(move || {
@@ -29,7 +28,7 @@ async fn run(mut command: Command, input: &'static [u8]) -> String {
         let mut stdin = child.stdin.take().expect("a pipe");
         stdin.write_all(input).expect("the program reads");
         stdin.flush().expect("the program reads");
-        // Held until the program ends by itself, which it does when the node closes.
+        // Open until the program ends by itself, which it does when the node closes.
         let output = child.wait_with_output().expect("an exit");
         drop(stdin);
         let out = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -165,8 +164,8 @@ async fn gnutls_with_a_certificate_is_a_peer() {
     }
 }
 
-/// Curl checks the pin during the handshake; after it the test protocol, which is no HTTP, ends
-/// the transfer in its own way.
+/// Curl checks the pin during the handshake; after it the test protocol, which is not HTTP, ends the transfer in its
+/// own way.
 #[tokio::test(flavor = "multi_thread")]
 async fn curl_pins_the_node_key() {
     const PIN_MISMATCH: i32 = 90;
@@ -200,8 +199,8 @@ async fn curl_pins_the_node_key() {
     }
 }
 
-/// It speaks HTTP/3 only, which the node here answers in its own way: what counts is the handshake.
-/// It ends when the connection has been silent for a while.
+/// It speaks HTTP/3 only, which the node here answers in its own way: the handshake decides the test. It ends when
+/// the connection has been silent for a while.
 #[tokio::test(flavor = "multi_thread")]
 async fn ngtcp2_shakes_hands_over_quic() {
     let node = EndpointTestNode::start();
@@ -219,7 +218,7 @@ async fn ngtcp2_shakes_hands_over_quic() {
     }
 }
 
-/// What browsers offer.
+/// The algorithms that browsers offer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_ed25519_gets_p256() {
     let node = EndpointTestNode::start();
@@ -258,7 +257,7 @@ with socket.create_connection(('127.0.0.1', int(sys.argv[1]))) as tcp:
     assert!(output.contains(hex), "{output}");
 }
 
-/// The same key from a file, so that a person's key and a node's are one format.
+/// The same key from a file, so that a person's key and a node's have one format.
 #[test]
 fn openssl_and_we_agree_on_a_seed() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -1,5 +1,5 @@
-//! What unread answers cost, on all streams of a connection together. Alone in its process, so that the memory measured
-//! is its own.
+//! The cost of unread answers, on all streams of a connection together. The test runs alone in its process, so that
+//! the memory measured is its own.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -23,16 +23,16 @@ use tokio::sync::watch;
 const REQUESTS: usize = 1000;
 const ANSWER_BYTES: usize = 500 << 10;
 
-/// What that may cost for a known peer, and for an unknown one.
+/// The limit of memory for a known peer, and for an unknown one.
 const KNOWN_MAX: u64 = 16 << 20;
-/// The client is in this process, and the C library's allocator keeps what was freed: together up to 3 MiB. What the
-/// node alone takes is measured in `tests/tests/node/unread.rs`; without the limit it is 4 MiB more.
+/// The client is in this process, and the C library's allocator keeps freed memory: together up to 3 MiB.
+/// `tests/tests/node/unread.rs` measures the node alone; without the limit it takes 4 MiB more.
 const UNKNOWN_MAX: u64 = 4 << 20;
 
-/// How long nothing happens before the node is believed to do nothing more.
+/// How long nothing happens before the test concludes that the node does no more.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// How long anything may take before the test calls it hung.
+/// How long any step may take before the test calls it hung.
 fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
@@ -40,7 +40,7 @@ fn hung() -> Duration {
 /// How many requests arrived at their operation.
 struct ArrivalCounter(watch::Sender<usize>);
 
-/// Answers at once, and answers once as many wait as may.
+/// An operation that answers at once, and one that answers once the limit of calls wait.
 fn operations(begun: &Arc<ArrivalCounter>) -> Registry {
     let answer = || Ok(json!("x".repeat(ANSWER_BYTES)));
     let at_once = Arc::clone(begun);
@@ -53,7 +53,7 @@ fn operations(begun: &Arc<ArrivalCounter>) -> Registry {
         late.0.send_modify(|n| *n += 1);
         let mut begun = late.0.subscribe();
         async move {
-            // All of those that are begun answer together.
+            // All begun calls answer together.
             while tokio::time::timeout(deadline(QUIET), begun.changed())
                 .await
                 .is_ok()
@@ -114,8 +114,8 @@ async fn connect(port: u16, server: PeerKey, key: NodeKey) -> quinn::Connection 
         .expect("a connection")
 }
 
-/// Asks on as many streams as the node lets open, reads nothing, and waits until no more is begun; with the most
-/// that this process had meanwhile.
+/// Sends requests on as many streams as the node allows, reads nothing, and waits until the node begins no more;
+/// returns the most memory that this process had meanwhile.
 async fn ask(
     connection: &quinn::Connection,
     operation: &str,
@@ -140,8 +140,8 @@ async fn ask(
     let streams: Vec<_> = streams.collect();
     let first = tokio::time::timeout(hung(), seen.changed()).await;
     assert!(first.is_ok(), "nothing is begun");
-    // Nothing tells that no more is begun. On a busy machine the node ends streams whose answers the client does not
-    // read, and begins others in their place, sooner than these four times are over.
+    // No event shows that the node begins no more. On a busy machine the node ends streams whose answers the client
+    // does not read, and begins others in their stead, sooner than these four times are over.
     let mut most = resident();
     let end = tokio::time::Instant::now() + deadline(QUIET) * 16;
     while tokio::time::Instant::now() < end
@@ -154,7 +154,7 @@ async fn ask(
     (streams, most.max(resident()))
 }
 
-// Each in a process of its own: what the allocator keeps of one would hide what the other takes.
+// Each in a process of its own: memory that the allocator keeps from one would hide the use of the other.
 
 #[test]
 fn unread_answers_are_bounded_for_the_whole_connection() {
@@ -193,7 +193,7 @@ async fn measure(big: &str) {
     let server = EndpointServer::bind(options, &key, registry, peers).expect("a free port");
     let connect = |who: NodeKey| connect(server.port(), key.public(), who);
 
-    // Small answers first: what streams cost at both ends is not what is measured.
+    // Small answers first: the cost of streams at both ends is not part of the measurement.
     for operation in ["small/at-once", big] {
         for (who, known, most) in [
             (NodeKey::generate().expect("a key"), false, UNKNOWN_MAX),

@@ -1,4 +1,4 @@
-//! What peers can send that is not read, over a path as long as it takes to need it.
+//! Unread bytes that peers can send, over a path so long that they need large windows.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,18 +25,18 @@ const ALPN: &[u8] = b"alknet/lake";
 
 const MIB: u64 = 1 << 20;
 
-/// How long what the node says is on its way, in which a slow machine sends as much as one that is at rest.
+/// The delay of the node's packets, in which a slow machine sends as much as one at rest.
 fn late() -> Duration {
     deadline(Duration::from_millis(400)).min(Duration::from_secs(2))
 }
 
-/// How long nothing happens before the node is believed to take, or to have, no more.
+/// How long nothing happens before the test concludes that the node takes, or has, no more.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// Streams that a client fills on each connection: together they may have more than a window lets come.
+/// Streams that a client fills on each connection: together they may have more than a window allows.
 const STREAMS: usize = 24;
 
-/// While `reading` is true, reads every stream, or the first one of each connection only. Keeps the rest waiting.
+/// While `reading` is true, reads every stream, or the first one of each connection only. Leaves the rest unread.
 #[derive(Clone)]
 struct PausableReader {
     first_only: bool,
@@ -75,7 +75,7 @@ impl PausableReader {
         self.read.load(Ordering::SeqCst)
     }
 
-    /// Waits until nothing more is read.
+    /// Waits until no more bytes are read.
     async fn is_empty(&self) {
         let mut before = u64::MAX;
         while before != self.read() {
@@ -85,7 +85,7 @@ impl PausableReader {
     }
 }
 
-/// The way from a client to the node, on which the node is heard late.
+/// The way from a client to the node, on which the node's packets arrive late.
 struct LongPath {
     address: SocketAddr,
     cut: Arc<AtomicBool>,
@@ -141,7 +141,7 @@ impl LongPath {
     }
 }
 
-/// A node with a lake, and one peer that it knows.
+/// A node with such a reader, and one peer that it knows.
 struct WindowTestNode {
     server: EndpointServer,
     key: NodeKey,
@@ -193,8 +193,8 @@ impl WindowTestNode {
         }
     }
 
-    /// So many connections of a peer that send as much as they may while that is read, until this much was, and then
-    /// while nothing is; how much waits to be read then.
+    /// Makes so many connections of a peer that send as much as they may, first while the node reads until it has
+    /// `read` bytes, and then while it reads nothing; returns how many bytes wait then.
     async fn waits(&self, key: &NodeKey, connections: usize, read: u64) -> u64 {
         let path = LongPath::to(self.server.port()).await;
         let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into());
@@ -214,7 +214,7 @@ impl WindowTestNode {
             assert!(Instant::now() < until, "{} of {read}", self.lake.read());
         }
         self.lake.reading.send_replace(false);
-        // What the node said before arrives late, and so is sent late, perhaps a second time.
+        // The node's earlier packets arrive late, and so the client sends late, perhaps a second time.
         let mut before = u64::MAX;
         while before != sent.load(Ordering::SeqCst) {
             before = sent.load(Ordering::SeqCst);
@@ -235,7 +235,7 @@ impl WindowTestNode {
     ) -> quinn::Connection {
         let mut transport = quinn::TransportConfig::default();
         let mut congestion = CubicConfig::default();
-        // What a transfer has after a while.
+        // The state of a transfer after a while.
         congestion.initial_window(MIB);
         transport
             .send_window(32 * MIB)
@@ -256,7 +256,8 @@ async fn pour(connection: quinn::Connection, sent: Arc<AtomicU64>) {
     }
 }
 
-/// As much as before windows were counted: 16 MiB, less what is announced only once it is worth it.
+/// As much as before windows were counted: 16 MiB, less the last credit, which the node announces only once it is
+/// worth a frame.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_connection_on_a_long_path_has_its_whole_window() {
     let shore = WindowTestNode::new(64 * MIB, false);
@@ -264,12 +265,12 @@ async fn one_connection_on_a_long_path_has_its_whole_window() {
     println!("figure window of one connection: {} KiB", waits >> 10);
     assert!((14 * MIB..=16 * MIB).contains(&waits), "{waits}");
     // The node does not know this key.
-    let stranger = NodeKey::generate().expect("a key");
-    let waits = shore.waits(&stranger, 1, MIB).await;
+    let unknown_peer = NodeKey::generate().expect("a key");
+    let waits = shore.waits(&unknown_peer, 1, MIB).await;
     assert!((128 << 10..=256 << 10).contains(&waits), "{waits}");
 }
 
-/// As many as a peer may have, each of which was read from fast.
+/// As many connections as a peer may have, each of which the node read fast.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_of_one_peer_have_half_of_all_windows() {
     const CONNECTIONS: usize = 16;
@@ -290,7 +291,7 @@ fn little_that_waits_keeps_little_of_what_it_came_with() {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn measure() {
     const CONNECTIONS: usize = 16;
-    /// Of each connection of an unknown peer, beside the one that is read.
+    /// For each connection of an unknown peer, beside the one that is read.
     const WAITING: usize = 15;
     /// The library copies them together where there are more: 32 KiB of packets.
     const PIECES: usize = 22;
@@ -303,7 +304,7 @@ async fn measure() {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, shore.server.port()));
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into());
     let endpoint = endpoint.expect("a socket");
-    let stranger = NodeKey::generate().expect("a key");
+    let unknown_peer = NodeKey::generate().expect("a key");
     let send = async |connection: &quinn::Connection, pieces: usize| {
         let (mut much, _) = connection.open_bi().await.expect("a stream");
         much.write_all(&MUCH).await.expect("it is read");
@@ -319,11 +320,11 @@ async fn measure() {
         }
         (much, waiting)
     };
-    // What is made once is made with this one.
-    let warm = shore.connect(&endpoint, address, &stranger).await;
+    // This connection causes the one-time allocations.
+    let warm = shore.connect(&endpoint, address, &unknown_peer).await;
     let streams = send(&warm, 2).await;
     let before = resident();
-    let connecting = (0..CONNECTIONS).map(|_| shore.connect(&endpoint, address, &stranger));
+    let connecting = (0..CONNECTIONS).map(|_| shore.connect(&endpoint, address, &unknown_peer));
     let connections = join_all(connecting).await;
     let held = join_all(
         connections

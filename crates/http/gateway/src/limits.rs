@@ -5,8 +5,8 @@ use std::time::Duration;
 /// Bytes of requests and answers that are under way at once, and which part of them one caller may have: as many as
 /// requests over `alknet/call` have for their own.
 pub use alknet_call::limits::{
-    BYTES_LEAST, BYTES_PER_NODE, BYTES_PER_NODE_MIN, BYTES_SHARE, BYTES_STRANGERS,
-    BYTES_STRANGERS_SHARE, MEMORY_PART,
+    BYTES_LEAST, BYTES_PER_NODE, BYTES_PER_NODE_MIN, BYTES_SHARE, BYTES_UNKNOWN_PEERS,
+    BYTES_UNKNOWN_PEERS_SHARE, MEMORY_PART,
 };
 
 /// Bytes of a request's body on `/call`, `/batch` and `/subscribe`.

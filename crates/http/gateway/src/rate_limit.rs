@@ -69,12 +69,12 @@ impl Quota {
 
     /// The same with so many bytes under way, and the shares of them.
     fn with_bytes(self, bytes: usize) -> Self {
-        let stranger_bytes = bytes / limits::BYTES_STRANGERS;
+        let stranger_bytes = bytes / limits::BYTES_UNKNOWN_PEERS;
         Self {
             bytes,
             bytes_each: bytes / limits::BYTES_SHARE,
             stranger_bytes,
-            stranger_bytes_each: stranger_bytes / limits::BYTES_STRANGERS_SHARE,
+            stranger_bytes_each: stranger_bytes / limits::BYTES_UNKNOWN_PEERS_SHARE,
             ..self
         }
     }

@@ -1,4 +1,4 @@
-//! The account at the authority: derived from a key that is kept elsewhere, or made and kept on the disk.
+//! The account at the authority: of a key that the caller derives, or of one that is generated and stored on disk.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::transport::InstantAcmeTransport;
 use super::{AccountKey, Acme, AcmeError};
 
 impl Acme {
-    /// The account at the configured authority, made with the first order.
+    /// The account at the configured authority, which the first order creates.
     pub(super) async fn account(&mut self) -> Result<Account, AcmeError> {
         if let Some(account) = &self.account {
             return Ok(account.clone());
@@ -23,8 +23,7 @@ impl Acme {
         Ok(account)
     }
 
-    /// The account of a key that is kept elsewhere; the authority says which that is, or makes one
-    /// (RFC 8555 section 7.3.1).
+    /// The account of a derived key. The authority returns the existing one, or creates one (RFC 8555 section 7.3.1).
     async fn derived_account(&self, key: &dyn AccountKey) -> Result<Account, AcmeError> {
         let pkcs8 = key.pkcs8().map_err(AcmeError::AccountKey)?;
         let der = PrivatePkcs8KeyDer::from(pkcs8.to_vec());
@@ -35,7 +34,7 @@ impl Acme {
             .create_from_key((key, der.into()), directory)
             .await?;
         let contact = self.contact();
-        // An empty list would take away those that the account has (RFC 8555 section 7.3.2).
+        // An empty list would remove the contacts of the account (RFC 8555 section 7.3.2).
         if !contact.is_empty() {
             account.update_contacts(&contact).await?;
         }
@@ -43,17 +42,18 @@ impl Acme {
         Ok(account)
     }
 
-    /// The account whose key is on the disk.
+    /// The account whose key is on disk.
     async fn own_account(&self) -> Result<Account, AcmeError> {
         let stored = self.disk.account()?;
         let directory = &self.options.directory;
-        // An account is one authority's: where the configuration names another directory, the kept one means nothing.
+        // An account belongs to one authority: the stored one is of no use if the configuration names another
+        // directory.
         if let Some(stored) = stored.filter(|stored| stored.directory == *directory) {
             return Ok(self.builder().from_credentials(stored.credentials).await?);
         }
         let new = NewAccount {
             contact: &self.contact(),
-            // An authority with terms makes no account without this (RFC 8555 section 7.3).
+            // An authority with terms of service creates no account without this (RFC 8555 section 7.3).
             terms_of_service_agreed: true,
             only_return_existing: false,
         };

@@ -140,10 +140,10 @@ impl AcmeBackoffTest {
     }
 
     /// What was asked for at this path or below it, in seconds since the beginning.
-    fn heard(&self, path: &str) -> Vec<u64> {
-        let mut heard = self.authority.heard(path);
-        heard.iter_mut().for_each(|at| *at -= NOW);
-        heard
+    fn requests(&self, path: &str) -> Vec<u64> {
+        let mut requests = self.authority.requests(path);
+        requests.iter_mut().for_each(|at| *at -= NOW);
+        requests
     }
 
     fn shown(&self) -> CertificateDer<'static> {
@@ -180,16 +180,16 @@ async fn an_authority_that_is_away_for_an_hour_gives_as_soon_as_it_is_asked_agai
     scene.authority.is(FakeCaBehavior::Away);
     let (_handle, running) = scene.start();
     scene.until(HOUR_S).await;
-    let asked = [0, 60, 180, 420, 900, 1_860];
-    assert_eq!(scene.heard("/"), asked, "the pause doubles");
+    let expected = [0, 60, 180, 420, 900, 1_860];
+    assert_eq!(scene.requests("/"), expected, "the pause doubles");
     scene.goes_on("no server answers there");
 
     scene.authority.is(FakeCaBehavior::Gives);
     scene.until(3_779).await;
-    assert_eq!(scene.heard("/"), asked);
+    assert_eq!(scene.requests("/"), expected);
     scene.goes_on("no server answers there");
     scene.until(3_781).await;
-    assert_eq!(scene.heard(DIRECTORY)[asked.len()], 3_780);
+    assert_eq!(scene.requests(DIRECTORY)[expected.len()], 3_780);
     scene.is_served_again();
     running.abort();
 }
@@ -201,8 +201,8 @@ async fn an_authority_that_is_away_for_a_month_is_asked_once_a_day() {
     scene.authority.is(FakeCaBehavior::Away);
     let (_handle, running) = scene.start();
     scene.until(30 * DAY_S).await;
-    let asked = scene.heard("/");
-    let pauses: Vec<u64> = asked.windows(2).map(|two| two[1] - two[0]).collect();
+    let expected = scene.requests("/");
+    let pauses: Vec<u64> = expected.windows(2).map(|two| two[1] - two[0]).collect();
     assert_eq!(pauses[..4], [60, 120, 240, 480]);
     let doubles = |two: &[u64]| two[1] == (2 * two[0]).min(BACK_OFF_MAX_S);
     assert!(pauses.windows(2).all(doubles), "{pauses:?}");
@@ -221,7 +221,7 @@ async fn no_name_is_ordered_more_than_five_times_a_day() {
         scene.until(life * HOUR_S).await;
         running.abort();
     }
-    let orders = scene.heard(ORDER);
+    let orders = scene.requests(ORDER);
     assert_eq!(orders[..5], [0, 60, 180, 420, 900]);
     for first in &orders {
         let day = *first..first + DAY_S;
@@ -257,14 +257,14 @@ async fn an_authority_is_not_asked_before_its_retry_after() {
         let (handle, running) = scene.start();
         handle.renew();
         scene.until(ALONE_S - 1).await;
-        assert!(scene.heard("/").iter().all(|at| *at == 0), "{what}");
-        assert_eq!(scene.heard(at).len(), 1, "{what}");
+        assert!(scene.requests("/").iter().all(|at| *at == 0), "{what}");
+        assert_eq!(scene.requests(at).len(), 1, "{what}");
         scene.goes_on(word);
         scene.goes_on("left alone for 7200 s");
 
         scene.authority.is(FakeCaBehavior::Gives);
         scene.until(ALONE_S + 1).await;
-        let again = scene.heard("/").into_iter().find(|at| *at > 0);
+        let again = scene.requests("/").into_iter().find(|at| *at > 0);
         assert_eq!(again, Some(ALONE_S), "{what}");
         scene.is_served_again();
         running.abort();
@@ -276,7 +276,7 @@ async fn too_many_orders_pause_for_an_hour_without_retry_after() {
     let scene = AcmeBackoffTest::refusing(ORDER, 403, None, LIMITED);
     let (_handle, running) = scene.start();
     scene.until(2 * RATE_LIMITED_S - 1).await;
-    assert_eq!(scene.heard(ORDER), [0, RATE_LIMITED_S]);
+    assert_eq!(scene.requests(ORDER), [0, RATE_LIMITED_S]);
     scene.goes_on("too many orders");
     running.abort();
 }
@@ -286,7 +286,7 @@ async fn an_authority_that_is_overwhelmed_and_says_no_more_gets_the_usual_pause(
     let scene = AcmeBackoffTest::refusing(ORDER, 503, None, "<html>");
     let (_handle, running) = scene.start();
     scene.until(100).await;
-    assert_eq!(scene.heard(ORDER), [0, 60]);
+    assert_eq!(scene.requests(ORDER), [0, 60]);
     scene.goes_on("it answers 503");
     scene.authority.is(FakeCaBehavior::Gives);
     scene.until(181).await;
@@ -301,18 +301,18 @@ async fn renewal_windows_are_not_asked_before_retry_after() {
     let scene = AcmeBackoffTest::refusing(WINDOW, 429, Some("7200"), LIMITED);
     let (_handle, running) = scene.start();
     scene.until(7_000).await;
-    let given = scene.shown();
+    let served = scene.shown();
     scene.is_served_again();
-    let first = scene.heard(WINDOW);
+    let first = scene.requests(WINDOW);
     assert_eq!(first.len(), 1, "{first:?}");
     scene.until(first[0] + 7_199).await;
-    assert_eq!(scene.heard(WINDOW), first);
+    assert_eq!(scene.requests(WINDOW), first);
     // It is asked again within the longest sleep, and refuses again.
     scene
         .until(first[0] + 7_200 + 2 * SLEEP_MAX.as_secs())
         .await;
-    assert_eq!(scene.heard(WINDOW).len(), 2);
-    assert_eq!(scene.heard("/finalize").len(), 1);
-    assert_eq!((scene.shown(), scene.problem()), (given, None));
+    assert_eq!(scene.requests(WINDOW).len(), 2);
+    assert_eq!(scene.requests("/finalize").len(), 1);
+    assert_eq!((scene.shown(), scene.problem()), (served, None));
     running.abort();
 }

@@ -1,4 +1,4 @@
-//! How a certificate authority is shown that a name is this node's.
+//! How the node proves to a certificate authority that it controls a name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +11,10 @@ use rustls::sign::CertifiedKey;
 
 use crate::error::TlsError;
 
-/// A way of showing it (RFC 8555 section 8, RFC 8737).
+/// A kind of proof (RFC 8555 section 8, RFC 8737).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChallengeKind {
-    /// A TXT record below `_acme-challenge`. The only one for names with `*`.
+    /// A TXT record below `_acme-challenge`. The only kind for names with `*`.
     Dns01,
     /// A document on port 80.
     Http01,
@@ -22,28 +22,28 @@ pub enum ChallengeKind {
     TlsAlpn01,
 }
 
-/// Publishes records in zones this node answers for. Implemented by the DNS part.
+/// Publishes records in zones that this node serves. The DNS part implements it.
 pub trait DnsChallenge: Send + Sync + 'static {
-    /// Whether `name` is in a zone that the world asks this node about.
+    /// Whether `name` is in a zone for which the public DNS delegates to this node.
     fn covers(&self, name: &str) -> bool;
 
-    /// Adds the TXT record `value` at `name`, `_acme-challenge.<domain>`, beside any other there;
-    /// resolves once every server of the zone answers with it.
+    /// Adds the TXT record `value` at `name`, `_acme-challenge.<domain>`, beside any other one. Resolves once every
+    /// server of the zone answers with it.
     fn publish<'a>(&'a self, name: &'a str, value: &'a str) -> BoxFuture<'a, Result<(), BoxError>>;
 
-    /// Takes the record away again.
+    /// Removes the record.
     fn withdraw<'a>(&'a self, name: &'a str, value: &'a str)
     -> BoxFuture<'a, Result<(), BoxError>>;
 }
 
-/// Answers `GET http://<name>/.well-known/acme-challenge/<token>`. The HTTP part mounts it on port
-/// 80, as `text/plain`, for whatever host name is asked.
+/// Answers `GET http://<name>/.well-known/acme-challenge/<token>`. The HTTP part mounts it on port 80 for every host
+/// name, as `text/plain`.
 pub trait HttpChallengeResponder: Send + Sync + 'static {
-    /// The body for `token`, or `None`: then the answer is 404.
+    /// The body for `token`, or `None` for a 404.
     fn answer(&self, token: &str) -> Option<String>;
 }
 
-/// The HTTP answers awaited now.
+/// The HTTP responses for which an authority is expected.
 #[derive(Debug, Default)]
 pub struct HttpChallenges(Mutex<HashMap<String, String>>);
 
@@ -51,6 +51,7 @@ impl HttpChallenges {
     pub(crate) fn put(self: &Arc<Self>, token: &str, answer: &str) -> PendingChallenge {
         self.lock().insert(token.to_owned(), answer.to_owned());
         let (all, token) = (Arc::clone(self), token.to_owned());
+        // The response is removed when the guard is dropped, also if the order is cancelled.
         PendingChallenge::new(move || drop(all.lock().remove(&token)))
     }
 
@@ -65,7 +66,7 @@ impl HttpChallengeResponder for HttpChallenges {
     }
 }
 
-/// The certificates shown to an authority that checks names over this port.
+/// The certificates for authorities that check names over this port.
 #[derive(Debug, Default)]
 pub struct AlpnChallenges(Mutex<HashMap<String, Arc<CertifiedKey>>>);
 
@@ -76,7 +77,7 @@ impl AlpnChallenges {
         !self.lock().is_empty()
     }
 
-    /// Shows the certificate that answers for `domain` until the guard is dropped.
+    /// Serves the certificate that proves `domain` until the guard is dropped.
     pub(crate) fn put(
         self: &Arc<Self>,
         domain: &str,
@@ -97,12 +98,13 @@ impl AlpnChallenges {
 
 impl ResolvesServerCert for AlpnChallenges {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // Names are compared without case (RFC 4343).
         let name = hello.server_name()?.to_ascii_lowercase();
         self.lock().get(&name).cloned()
     }
 }
 
-/// An answer that is given until this is dropped.
+/// A challenge response, which dropping this ends.
 pub(crate) struct PendingChallenge(Option<Box<dyn FnOnce() + Send>>);
 
 impl PendingChallenge {
@@ -119,14 +121,14 @@ impl Drop for PendingChallenge {
     }
 }
 
-/// Self-signed, for one name, with the digest of the key authorization in a critical extension
-/// (RFC 8737 section 3).
+/// A self-signed certificate for one name, with the digest of the key authorization in a critical extension (RFC 8737
+/// section 3).
 fn challenge_certificate(domain: &str, digest: &[u8; 32]) -> Result<CertifiedKey, TlsError> {
     let mut params = CertificateParams::new(vec![domain.to_owned()])?;
     params
         .custom_extensions
         .push(CustomExtension::new_acme_identifier(digest));
-    // P-256: the authority's TLS client need not know Ed25519.
+    // The key is P-256, because the authority's TLS client need not know Ed25519.
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let certificate = params.self_signed(&pair)?.der().clone();
     let private = PrivateKeyDer::Pkcs8(pair.serialize_der().into());

@@ -1,15 +1,15 @@
-//! Time, as this machine tells it or as a test does.
+//! The time, of this machine or of a test.
 
 use std::time::{Duration, SystemTime};
 
 use alknet_core::BoxFuture;
 
-/// What time it is, and how it passes.
+/// The current time, and sleeping.
 pub(super) trait AcmeClock: Send + Sync + 'static {
     /// Seconds of Unix time.
     fn now(&self) -> u64;
 
-    /// Resolves when so much time has passed.
+    /// Resolves after `time`.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
 }
 
@@ -20,7 +20,7 @@ impl AcmeClock for AcmeSystemClock {
     fn now(&self) -> u64 {
         SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
-            // A clock before 1970 is before every floor, and the planner does not believe it.
+            // A clock before 1970 gives 0, which is before every floor, so that the planner counts it as wrong.
             .map_or(0, |since| since.as_secs())
     }
 

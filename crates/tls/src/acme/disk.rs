@@ -1,4 +1,4 @@
-//! What is kept of an account and its certificate.
+//! The files of an account and its certificate.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -18,23 +18,22 @@ use crate::error::TlsError;
 use crate::pair::CertificatePair;
 use crate::secret_file;
 
-/// Chain and key, where there is no seal.
+/// File of chain and key, if the node has no seal.
 const BOTH: &str = "certificate.pem";
-/// The chain, where there is one.
+/// File of the chain, if the node has a seal.
 const CHAIN: &str = "chain.pem";
-/// How the files of sealed keys begin and end; between is which chain they belong to.
+/// Prefix and suffix of the files of sealed keys. The hash of the chain is between them.
 const KEY: (&str, &str) = ("key-", ".sealed");
 /// Bytes of a chain's hash in the name of its key.
 const KEY_NAME_BYTES: usize = 8;
 
-/// `<state>/acme`: `account.json`, `orders.json`, and a folder named after the certificate's first
-/// name. Everything is mode 0600 in folders of mode 0700.
+/// The folder `<state>/acme`: `account.json`, `orders.json`, and a folder named after the certificate's first name.
+/// All files have mode 0600, all folders mode 0700.
 ///
-/// Without a seal, chain and key are one file, so that no power cut can part them. With one they are
-/// two, and the name of the key's file is of the chain's hash: a chain says which key is its own. The
-/// new key is on the disk, beside the old one, before the new chain replaces the old chain, and the old
-/// key is removed after that. So at every moment the chain that is there has its key, and a power cut
-/// leaves at most a key that no chain asks for, which goes with the next start.
+/// Without a seal, chain and key are one file, so that no power cut can part them. With one they are two, and the
+/// name of the key's file has the hash of the chain: hence a chain names its own key. The new key is on disk, beside
+/// the old one, before the new chain replaces the old chain, and the old key is removed after that. So the chain on
+/// disk has its key at every moment, and a power cut leaves at most a key of no chain, which the next start removes.
 pub(crate) struct AcmeStorage {
     root: PathBuf,
     folder: PathBuf,
@@ -42,11 +41,11 @@ pub(crate) struct AcmeStorage {
     seal: Option<Arc<dyn KeySeal>>,
 }
 
-/// A key in the form it is kept in.
+/// A key in its form on disk.
 pub(crate) enum StoredCertificateKey {
     /// Key in PEM, unsealed.
     Plain(Zeroizing<String>),
-    /// What the seal made of that.
+    /// The sealed key.
     Sealed(Vec<u8>),
 }
 
@@ -55,18 +54,19 @@ pub(crate) enum StoredCertificateKey {
 pub(crate) struct StoredAccount {
     /// The authority's directory.
     pub(crate) directory: String,
-    /// What the account is and its key.
+    /// The account's id and key.
     pub(crate) credentials: instant_acme::AccountCredentials,
 }
 
 impl AcmeStorage {
-    /// Below `state_dir`, for a certificate whose first name is `name`.
+    /// Opens the folder in `state_dir` for a certificate whose first name is `name`.
     pub(crate) fn open(
         state_dir: &Path,
         name: &str,
         seal: Option<Arc<dyn KeySeal>>,
     ) -> Result<Self, TlsError> {
         let root = state_dir.join("acme");
+        // A shell would expand `*` in the name of a folder.
         let folder = root.join(name.replace('*', "_"));
         private_dir(&folder).map_err(|source| TlsError::KeyWrite {
             path: folder.clone(),
@@ -88,10 +88,11 @@ impl AcmeStorage {
         self.write_json("account.json", account)
     }
 
-    /// The history of orders; one that cannot be read is replaced by an empty one.
+    /// The history of orders. A history that cannot be read counts as empty.
     pub(crate) fn history<T: DeserializeOwned + Default>(&self) -> T {
         match self.read_json("orders.json") {
             Ok(history) => history.unwrap_or_default(),
+            // Without its history the node still serves, and only the limits and pauses of orders begin again.
             Err(error) => {
                 tracing::warn!("the history of certificate orders starts empty: {error}");
                 T::default()
@@ -103,7 +104,7 @@ impl AcmeStorage {
         self.write_json("orders.json", history)
     }
 
-    /// The certificate last kept.
+    /// The certificate that was stored last.
     pub(crate) fn certificate(&self) -> Result<Option<CertificatePair>, AcmeError> {
         let (chain_at, both_at) = (self.folder.join(CHAIN), self.folder.join(BOTH));
         let chain = secret_file::read(&chain_at)?;
@@ -129,7 +130,7 @@ impl AcmeStorage {
             .map_err(|source| AcmeError::KeyOpen { path, source })
     }
 
-    /// The form in which [`AcmeStorage::keep_certificate`] will keep the key with this PEM.
+    /// The form in which [`AcmeStorage::keep_certificate`] stores the key with this PEM.
     pub(crate) fn seal(&self, key: &str) -> Result<StoredCertificateKey, AcmeError> {
         match &self.seal {
             None => Ok(StoredCertificateKey::Plain(Zeroizing::new(key.to_owned()))),
@@ -148,8 +149,8 @@ impl AcmeStorage {
         let (chain_at, both_at) = (self.folder.join(CHAIN), self.folder.join(BOTH));
         match key {
             StoredCertificateKey::Plain(key) => {
-                // Where there are both, the sealed one counts. The plain one is newer, and this node has no seal to
-                // open the other with.
+                // If both forms are on disk, the sealed one is read. The plain one is newer here, and this node has
+                // no seal that opens the other.
                 remove(&chain_at)?;
                 let pem = Zeroizing::new(format!("{}\n{}", chain.trim_end(), key.as_str()));
                 secret_file::write(&both_at, pem.as_bytes())?;
@@ -157,16 +158,18 @@ impl AcmeStorage {
             }
             StoredCertificateKey::Sealed(key) => {
                 let key_at = self.key_of(chain.as_bytes());
+                // The key comes before its chain: after a crash between the two, the old chain still has its own key.
                 secret_file::write(&key_at, key)?;
                 secret_file::write(&chain_at, chain.as_bytes())?;
+                // Older keys are removed last, because a failure before leaves a readable pair.
                 self.sweep(&[&chain_at, &key_at]);
             }
         }
         Ok(())
     }
 
-    /// Where there is a seal, leaves no key without it: seals those of a node that had none, and finishes
-    /// what a power cut left half done. For after [`AcmeStorage::certificate`] found nothing wrong.
+    /// If the node has a seal, seals every key on disk: those of a node that had none, and those that a power cut
+    /// left half done. To be called after [`AcmeStorage::certificate`] found no error.
     pub(crate) fn seal_kept(&self) -> Result<(), AcmeError> {
         if self.seal.is_none() {
             return Ok(());
@@ -175,7 +178,7 @@ impl AcmeStorage {
         self.others()?.iter().try_for_each(Self::seal_own)
     }
 
-    /// Certificates of names that were the first before the configuration was changed.
+    /// The storage of certificates whose first name was another one before the configuration changed.
     fn others(&self) -> Result<Vec<Self>, TlsError> {
         let fail = |source| TlsError::KeyRead {
             path: self.root.clone(),
@@ -185,6 +188,7 @@ impl AcmeStorage {
         for entry in fs::read_dir(&self.root).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let folder = entry.path();
+            // The files of the account lie beside the folders.
             if folder == self.folder || !folder.is_dir() {
                 continue;
             }
@@ -202,10 +206,11 @@ impl AcmeStorage {
         Ok(others)
     }
 
-    /// The same for this certificate alone.
+    /// Seals the key of this certificate alone.
     fn seal_own(&self) -> Result<(), AcmeError> {
         let (chain_at, both_at) = (self.folder.join(CHAIN), self.folder.join(BOTH));
         if let Some(chain) = secret_file::read(&chain_at)? {
+            // A crash may have come after the sealed form was written and before the plain one was removed.
             self.sweep(&[&chain_at, &self.key_of(&chain)]);
             return Ok(());
         }
@@ -214,22 +219,23 @@ impl AcmeStorage {
         };
         let (chain, key) =
             parts(&pem).ok_or_else(|| damaged(&both_at, "it does not end with a key"))?;
-        // Nothing is removed that was not found good in the form it is written in.
+        // The old form is removed only after the new one was read back as valid.
         pair(&both_at, chain.as_bytes(), key.as_bytes())?;
         self.keep_certificate(chain, &self.seal(key)?)?;
         tracing::info!("sealed the key that was in {}", both_at.display());
         Ok(())
     }
 
-    /// Where the sealed key of this chain is.
+    /// The path of the sealed key of this chain.
     fn key_of(&self, chain: &[u8]) -> PathBuf {
         let (begin, end) = KEY;
+        // The name binds a key to its chain, so that a chain never meets the key of another.
         let hash = HEXLOWER.encode(&Sha256::digest(chain)[..KEY_NAME_BYTES]);
         self.folder.join(format!("{begin}{hash}{end}"))
     }
 
-    /// Removes every other form of the certificate, and what a power cut left of writing one: a key in
-    /// the clear may be among it. The certificate is kept whether or not this works.
+    /// Removes every other form of the certificate, and partial files that a power cut left, which may hold a key in
+    /// the clear. The certificate is stored whether or not this works.
     fn sweep(&self, keep: &[&Path]) {
         if let Err(error) = self.try_sweep(keep) {
             let folder = self.folder.display();
@@ -242,14 +248,16 @@ impl AcmeStorage {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            // What is not whole yet begins with a dot.
+            // The name of a partial file begins with a dot.
             let name = name.strip_prefix('.').unwrap_or(&name);
             let ours = [BOTH, CHAIN, KEY.0].iter().any(|own| name.starts_with(own));
             let path = entry.path();
+            // The folder may hold files of the operator.
             if ours && !keep.contains(&path.as_path()) {
                 fs::remove_file(&path)?;
             }
         }
+        // Removals are durable only once the folder is synced (fsync(2)).
         alknet_durable::sync_folder(&self.folder)
     }
 
@@ -286,7 +294,7 @@ fn damaged(path: &Path, reason: &str) -> TlsError {
     }
 }
 
-/// Chain and key of a file with both, where the key is the last.
+/// Chain and key of a file that ends with the key.
 fn parts(pem: &[u8]) -> Option<(&str, &str)> {
     let pem = str::from_utf8(pem).ok()?;
     let label = pem.find("PRIVATE KEY-----")?;

@@ -1,4 +1,4 @@
-//! Why there is no certificate.
+//! The reasons for which the node has no certificate.
 
 use std::path::PathBuf;
 
@@ -9,17 +9,17 @@ use super::keys::SealError;
 use crate::error::TlsError;
 use crate::pair::PairError;
 
-/// Why an order gave no certificate, or none could be begun.
+/// Why an order failed, or could not begin.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AcmeError {
-    /// The key of the account is not to be had now.
+    /// The key of the account is not available now.
     #[error("cannot use the account at the authority: {0}")]
     AccountKey(#[source] BoxError),
-    /// The DNS part did not publish the record.
+    /// The DNS part could not publish the record.
     #[error("cannot publish the record the authority looks for: {0}")]
     Dns(BoxError),
-    /// The key of the certificate that was kept does not open.
+    /// The stored key of the certificate does not open.
     #[error("cannot open {path}: {source}")]
     KeyOpen {
         /// The file.
@@ -27,37 +27,37 @@ pub enum AcmeError {
         /// Error that caused this one.
         source: SealError,
     },
-    /// A key cannot be sealed, and is not written without.
+    /// A key could not be sealed, and is not stored in the clear.
     #[error("cannot seal the key of the certificate: {0}")]
     KeySeal(#[source] SealError),
-    /// The names cannot stand in one certificate.
+    /// A certificate cannot hold these names.
     #[error("{0}")]
     Names(String),
-    /// Nothing the authority offers can be answered.
+    /// The node can answer no challenge that the authority offers.
     #[error(
         "no way to show the authority that {0} is ours; a name with '*' needs DNS, and any way \
          that tls.acme.challenge names must be there"
     )]
     NoWay(String),
-    /// The certificate that came cannot be used.
+    /// The issued certificate cannot be used.
     #[error("the authority sent a certificate that cannot be used: {0}")]
     Pair(#[from] PairError),
-    /// The authority could not be talked to.
+    /// The authority could not be reached, or broke the protocol.
     #[error("{0}")]
     Protocol(String),
-    /// The authority is not convinced.
+    /// The authority refused the order.
     #[error("the authority refuses: {0}")]
     Refused(String),
     /// The authority took too long.
     #[error("the authority did not finish within {0} s")]
     TimedOut(u64),
-    /// Keys or files of our own.
+    /// An error of the node's own keys or files.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
 impl AcmeError {
-    /// Whether all that is missing is what opens and seals keys, so that it may do later.
+    /// Whether only the seal is locked, so that a later attempt may succeed.
     pub(super) fn is_locked(&self) -> bool {
         matches!(
             self,

@@ -71,11 +71,11 @@ pub(super) struct FakeCa {
 }
 
 struct FakeCaState {
-    mood: FakeCaBehavior,
+    behavior: FakeCaBehavior,
     /// What was asked for, and when.
-    heard: Vec<(u64, String)>,
+    requests: Vec<(u64, String)>,
     /// The certificate of the last order, once it is made.
-    given: Option<String>,
+    issued: Option<String>,
 }
 
 impl FakeCa {
@@ -90,9 +90,9 @@ impl FakeCa {
         let key = KeyPair::generate().expect("a key");
         let pem = params.self_signed(&key).expect("signed").pem();
         let state = FakeCaState {
-            mood: FakeCaBehavior::Gives,
-            heard: Vec::new(),
-            given: None,
+            behavior: FakeCaBehavior::Gives,
+            requests: Vec::new(),
+            issued: None,
         };
         Arc::new(Self {
             pem,
@@ -102,16 +102,16 @@ impl FakeCa {
         })
     }
 
-    pub(super) fn is(&self, mood: FakeCaBehavior) {
-        self.lock().mood = mood;
+    pub(super) fn is(&self, behavior: FakeCaBehavior) {
+        self.lock().behavior = behavior;
     }
 
     /// When something at this path or below it was asked for.
-    pub(super) fn heard(&self, path: &str) -> Vec<u64> {
+    pub(super) fn requests(&self, path: &str) -> Vec<u64> {
         let state = self.lock();
-        let heard = state.heard.iter();
-        let heard = heard.filter(|(_, asked)| asked.starts_with(path));
-        heard.map(|(at, _)| *at).collect()
+        let requests = state.requests.iter();
+        let requests = requests.filter(|(_, requested)| requested.starts_with(path));
+        requests.map(|(at, _)| *at).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, FakeCaState> {
@@ -121,8 +121,8 @@ impl FakeCa {
     fn answer(&self, request: &Request<Bytes>) -> Result<Response<Bytes>, BoxError> {
         let path = request.uri().path();
         let mut state = self.lock();
-        state.heard.push((self.clock.now(), path.to_owned()));
-        match state.mood.clone() {
+        state.requests.push((self.clock.now(), path.to_owned()));
+        match state.behavior.clone() {
             FakeCaBehavior::Away => Err("no server answers there".into()),
             FakeCaBehavior::Refuses {
                 at,
@@ -153,17 +153,17 @@ impl FakeCa {
             "/nonce" => (200, String::new()),
             ACCOUNT => (201, json!({ "status": "valid" }).to_string()),
             ORDER => {
-                state.given = None;
+                state.issued = None;
                 (201, order("ready"))
             }
-            "/order/1" if state.given.is_some() => (200, order("valid")),
+            "/order/1" if state.issued.is_some() => (200, order("valid")),
             "/order/1" => (200, order("ready")),
             "/name" => (200, authorization().to_string()),
             "/finalize" => {
-                state.given = Some(self.certificate(body)?);
+                state.issued = Some(self.certificate(body)?);
                 (200, order("valid"))
             }
-            "/certificate" => (200, state.given.clone().ok_or("it does not exist")?),
+            "/certificate" => (200, state.issued.clone().ok_or("it does not exist")?),
             _ => (404, String::new()),
         };
         let answer = Response::builder()

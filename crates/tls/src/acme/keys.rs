@@ -1,41 +1,42 @@
-//! Keys that the caller has: the account's, and what seals those of certificates. This crate knows nothing of a vault.
+//! Interfaces for keys of the caller: the account's key, and the seal for keys of certificates. This crate knows no
+//! vault.
 
 use alknet_core::BoxError;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// A key of an account that is kept elsewhere.
+/// A key of an account that the caller has.
 pub trait AccountKey: Send + Sync + 'static {
-    /// The key, P-256, as PKCS #8 (RFC 5958), which goes to the library that signs with it.
+    /// The key, P-256, as PKCS #8 (RFC 5958). The library that signs with it gets it.
     ///
     /// # Errors
-    /// It cannot be had now; it is asked for again with the next order.
+    /// The key is not available now. The next order asks again.
     fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, BoxError>;
 }
 
-/// Seals the keys of certificates, so that what lies on the disk is of no use without it.
+/// Seals the keys of certificates, so that a stolen disk does not reveal them.
 pub trait KeySeal: Send + Sync + 'static {
-    /// Seals `key`, of the certificate whose first name is `name`.
+    /// Seals `key` of the certificate whose first name is `name`.
     ///
     /// # Errors
-    /// It cannot be sealed, or not now.
+    /// The key cannot be sealed, or cannot be sealed now.
     fn seal(&self, name: &str, key: &[u8]) -> Result<Vec<u8>, SealError>;
 
-    /// Opens what [`KeySeal::seal`] made for the same name; for another it does not open.
+    /// Opens a record that [`KeySeal::seal`] made for the same name. Under another name it does not open.
     ///
     /// # Errors
-    /// It was sealed by another, or was changed, or cannot be opened now.
+    /// Another seal made the record, it was changed, or it cannot be opened now.
     fn open(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError>;
 }
 
-/// Why a key was not sealed, or not opened.
+/// Why a key was not sealed or opened.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SealError {
-    /// Not now: it is tried again.
+    /// The seal is locked; a later attempt may succeed.
     #[error("{0}")]
     Locked(#[source] BoxError),
-    /// Not this one, however often it is tried.
+    /// The record or key is refused, however often the caller tries.
     #[error("{0}")]
     Refused(#[source] BoxError),
 }

@@ -1,4 +1,4 @@
-//! One order, from asking to the certificate in hand (RFC 8555 section 7.4).
+//! One order, from the request to the issued certificate (RFC 8555 section 7.4).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,35 +18,36 @@ use super::error::AcmeError;
 use crate::error::TlsError;
 use crate::pair::CertificatePair;
 
-/// Patience with an authority that checks names or signs.
+/// Polling of an authority that checks names or signs.
 const PATIENCE: RetryPolicy = RetryPolicy::new()
     .initial_delay(Duration::from_millis(250))
     .backoff(1.5)
     .timeout(Duration::from_secs(120));
 
-/// Longest time for showing that the names are ours.
+/// Longest time for the proof of all names.
 const PROVE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// The ways this node can answer.
+/// The challenges that this node can answer.
 #[derive(Clone, Default)]
 pub(super) struct ChallengeResponders {
     pub(super) alpn: Arc<AlpnChallenges>,
     pub(super) http: Option<Arc<HttpChallenges>>,
     pub(super) dns: Option<Arc<dyn DnsChallenge>>,
-    /// The only way the operator allows.
+    /// The only challenge that the administrator allows.
     pub(super) only: Option<ChallengeKind>,
 }
 
 impl ChallengeResponders {
-    /// The ways that can work for `domain`, best first.
+    /// The challenges that can work for `domain`, the best first.
     pub(super) fn ways(&self, domain: &str, wildcard: bool) -> Vec<ChallengeKind> {
         let dns = self.dns.as_ref();
         let mut ways = Vec::new();
-        // A way the operator named is tried even where the zone does not look like ours.
+        // A challenge that the administrator named is tried even where the zone does not look like the node's.
         let named = self.only == Some(ChallengeKind::Dns01);
         if dns.is_some_and(|dns| named || dns.covers(domain)) {
             ways.push(ChallengeKind::Dns01);
         }
+        // Authorities accept only DNS as proof of a wildcard.
         if !wildcard {
             ways.push(ChallengeKind::TlsAlpn01);
             if self.http.is_some() {
@@ -58,7 +59,7 @@ impl ChallengeResponders {
     }
 }
 
-/// A fresh key, and the request for a certificate of it.
+/// A new key, and the signing request for its certificate.
 pub(super) struct CsrKeyPair {
     /// The key, as PKCS #8.
     pub(super) pem: Zeroizing<String>,
@@ -66,11 +67,11 @@ pub(super) struct CsrKeyPair {
 }
 
 impl CsrKeyPair {
-    /// For a certificate with `names`.
+    /// Makes both for a certificate with `names`.
     pub(super) fn make(names: &[String]) -> Result<Self, TlsError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::new(names)?;
-        // The library's default is a common name of its own; authorities take the names from subjectAltName.
+        // The library's default has a common name of its own. Authorities take the names from subjectAltName.
         params.distinguished_name = DistinguishedName::new();
         let request = params.serialize_request(&key)?;
         Ok(Self {
@@ -80,71 +81,72 @@ impl CsrKeyPair {
     }
 }
 
-/// What is wanted.
+/// The parameters of an order.
 pub(super) struct CertificateOrder<'a> {
     pub(super) names: &'a [String],
     pub(super) fresh: &'a CsrKeyPair,
     pub(super) profile: Option<&'a str>,
     pub(super) replaces: Option<CertificateIdentifier<'a>>,
-    /// Failures before: each try begins with the next way.
+    /// Failures before this order: each attempt begins with the next challenge.
     pub(super) attempt: u32,
 }
 
-/// A certificate as it came.
+/// An issued certificate.
 pub(super) struct Issued {
     pub(super) chain: String,
     pub(super) pair: CertificatePair,
 }
 
-/// Orders a certificate. `now` tells the time at which it must be valid.
+/// Orders a certificate. `now` returns the time at which it must be valid.
 pub(super) async fn order(
     account: &Account,
-    wanted: CertificateOrder<'_>,
+    parameters: CertificateOrder<'_>,
     answers: &ChallengeResponders,
     now: impl Fn() -> u64,
 ) -> Result<Issued, AcmeError> {
-    let identifiers: Vec<Identifier> = wanted
+    let identifiers: Vec<Identifier> = parameters
         .names
         .iter()
         .map(|name| Identifier::Dns(name.clone()))
         .collect();
     let mut request = NewOrder::new(&identifiers);
-    if let Some(profile) = wanted.profile {
+    if let Some(profile) = parameters.profile {
         request = request.profile(profile);
     }
-    if let Some(replaces) = wanted.replaces {
+    if let Some(replaces) = parameters.replaces {
         request = request.replaces(replaces);
     }
     let mut order = account.new_order(&request).await?;
-    let mut given = ChallengeAnswers::default();
+    let mut responses = ChallengeAnswers::default();
     let proven = timeout(
         PROVE_TIMEOUT,
-        prove(&mut order, answers, wanted.attempt, &mut given),
+        prove(&mut order, answers, parameters.attempt, &mut responses),
     )
     .await;
-    // Before the result is looked at: the answers come down whatever became of the order.
-    given.take_back(answers).await;
+    // The responses are withdrawn before the result is examined, whatever the result is.
+    responses.take_back(answers).await;
     proven.unwrap_or(Err(AcmeError::TimedOut(PROVE_TIMEOUT.as_secs())))?;
-    let issued = collect(&mut order, wanted.fresh).await?;
-    issued.pair.validate(wanted.names, now())?;
+    let issued = collect(&mut order, parameters.fresh).await?;
+    // The node checks the certificate as a client would: one that clients refuse must not replace a working one.
+    issued.pair.validate(parameters.names, now())?;
     Ok(issued)
 }
 
-/// Answers every challenge and waits until the authority has seen them.
+/// Answers every challenge and waits until the authority has checked them.
 async fn prove(
     order: &mut Order,
     answers: &ChallengeResponders,
     attempt: u32,
-    given: &mut ChallengeAnswers,
+    responses: &mut ChallengeAnswers,
 ) -> Result<(), AcmeError> {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let authorization = authorization?;
         match authorization.status {
-            // The authority still counts an earlier proof.
+            // The authority still accepts an earlier proof.
             AuthorizationStatus::Valid => {}
             AuthorizationStatus::Pending => {
-                answer(authorization, answers, attempt, given).await?;
+                answer(authorization, answers, attempt, responses).await?;
             }
             _ => return Err(refusal(&authorization)),
         }
@@ -152,13 +154,13 @@ async fn prove(
     match order.poll_ready(&PATIENCE).await {
         Ok(OrderStatus::Ready) => Ok(()),
         Ok(_) => Err(reason(order, None).await),
-        // The order says that something is wrong, the authorization says what.
+        // The order says that it failed, and the authorization says why.
         Err(instant_acme::Error::Api(problem)) => Err(reason(order, Some(problem)).await),
         Err(error) => Err(error.into()),
     }
 }
 
-/// What the authority says about the name it refuses.
+/// The error that the authority reports about a name.
 async fn reason(order: &mut Order, problem: Option<Problem>) -> AcmeError {
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
@@ -174,19 +176,19 @@ async fn reason(order: &mut Order, problem: Option<Problem>) -> AcmeError {
 }
 
 fn refusal(authorization: &AuthorizationHandle<'_>) -> AcmeError {
-    let said = authorization
+    let detail = authorization
         .challenges
         .iter()
         .find_map(|challenge| challenge.error.as_ref()?.detail.clone());
-    let said = said.unwrap_or_else(|| format!("it is {:?}", authorization.status));
-    AcmeError::Refused(format!("{}: {said}", authorization.identifier()))
+    let detail = detail.unwrap_or_else(|| format!("it is {:?}", authorization.status));
+    AcmeError::Refused(format!("{}: {detail}", authorization.identifier()))
 }
 
 async fn answer(
     mut authorization: AuthorizationHandle<'_>,
     answers: &ChallengeResponders,
     attempt: u32,
-    given: &mut ChallengeAnswers,
+    responses: &mut ChallengeAnswers,
 ) -> Result<(), AcmeError> {
     let wildcard = authorization.identifier().wildcard;
     let domain = match authorization.identifier().identifier {
@@ -202,12 +204,12 @@ async fn answer(
     if ways.is_empty() {
         return Err(AcmeError::NoWay(authorization.identifier().to_string()));
     }
-    // A way that failed spoils the whole order, so the next order tries the next way.
+    // A failed challenge spoils the whole order, so the next order tries the next one.
     let kind = ways[attempt as usize % ways.len()];
     let mut challenge = authorization
         .challenge(wire(kind))
         .ok_or_else(|| AcmeError::NoWay(domain.clone()))?;
-    given.give(kind, &domain, &challenge, answers).await?;
+    responses.give(kind, &domain, &challenge, answers).await?;
     tracing::info!("showing by {kind:?} that {domain} is ours");
     Ok(challenge.set_ready().await?)
 }
@@ -220,7 +222,7 @@ fn wire(kind: ChallengeKind) -> ChallengeType {
     }
 }
 
-/// The answers of one order that are out.
+/// The challenge responses of one order.
 #[derive(Default)]
 struct ChallengeAnswers {
     pending: Vec<PendingChallenge>,
@@ -252,7 +254,7 @@ impl ChallengeAnswers {
                 let dns = answers.dns.as_ref().ok_or_else(none)?;
                 let name = format!("_acme-challenge.{domain}");
                 let value = proof.dns_value();
-                // Noted first: what fails after the record is out is taken back as well.
+                // The record is noted first: if publishing fails halfway, it is withdrawn as well.
                 self.records.push((name.clone(), value.clone()));
                 dns.publish(&name, &value).await.map_err(AcmeError::Dns)?;
             }
@@ -270,7 +272,7 @@ impl ChallengeAnswers {
     }
 }
 
-/// The certificate for the fresh key.
+/// Collects the certificate of the fresh key.
 async fn collect(order: &mut Order, fresh: &CsrKeyPair) -> Result<Issued, AcmeError> {
     order.finalize_csr(&fresh.request).await?;
     let chain = order.poll_certificate(&PATIENCE).await?;

@@ -1,11 +1,11 @@
-//! When to order a certificate. Knows no clock, no network and no disk: the caller passes the time,
-//! and keeps what is remembered.
+//! Decides when to order a certificate. No clock, no network and no disk: the caller passes the time and stores the
+//! history.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Orders for one name in one day; authorities count too, and lock out who asks too often.
+/// Most orders for one name in a day. Authorities count as well, and block clients with too many.
 pub const ORDERS_PER_DAY_MAX: usize = 5;
 
 /// First pause after a failed order; each further failure doubles it.
@@ -16,17 +16,17 @@ pub const BACK_OFF_MAX_S: u64 = DAY_S;
 
 const DAY_S: u64 = 86_400;
 
-/// What happened so far. Kept on disk, so that a restart does not forget to wait.
+/// The history of orders. It is stored on disk, so that a restart keeps the pauses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct AcmeHistory {
-    /// When orders were begun, by name; the last day of them.
+    /// Times at which orders began in the last day, by name.
     orders: BTreeMap<String, Vec<u64>>,
     /// Failures since the last success.
     failures: u32,
-    /// When the last failure was.
+    /// Time of the last failure.
     failed_at: Option<u64>,
-    /// When the authority last said that it is to be left alone, and for how many seconds.
+    /// Time at which the authority last asked for a pause, and its seconds.
     left_alone: Option<(u64, u64)>,
 }
 
@@ -37,18 +37,18 @@ pub(crate) struct UnixTimeSpan {
     pub(crate) to: u64,
 }
 
-/// What to do next.
+/// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AcmeStep {
-    /// The clock cannot be right, and so no certificate could be checked.
+    /// The clock cannot be right, so that the node could check no certificate.
     ClockInsane,
     /// Order now.
     Order,
-    /// Nothing before this time.
+    /// Do nothing before this time.
     Wait { until: u64 },
 }
 
-/// Decides about one certificate.
+/// Plans the orders of one certificate.
 #[derive(Clone, Debug)]
 pub(crate) struct Planner {
     names: Vec<String>,
@@ -56,16 +56,16 @@ pub(crate) struct Planner {
     history: AcmeHistory,
     held: Option<UnixTimeSpan>,
     window: Option<UnixTimeSpan>,
-    /// 0 to 1,000,000: where in its span a renewal falls. Drawn again for each certificate, so that
-    /// the nodes of the world do not all come at once.
+    /// The point of a renewal in its span, 0 to 1,000,000. It is drawn for each certificate, so that the renewals of
+    /// many nodes are spread.
     jitter_ppm: u64,
-    asked: bool,
+    renewal_requested: bool,
 }
 
 const PPM: u64 = 1_000_000;
 
 impl Planner {
-    /// For a certificate with `names`; before `clock_floor` no clock is believed.
+    /// A planner for a certificate with `names`. A clock before `clock_floor` counts as wrong.
     pub(crate) fn new(names: Vec<String>, clock_floor: u64, history: AcmeHistory) -> Self {
         Self {
             names,
@@ -74,29 +74,30 @@ impl Planner {
             held: None,
             window: None,
             jitter_ppm: 0,
-            asked: false,
+            renewal_requested: false,
         }
     }
 
-    /// A certificate for all names is there, valid for `validity`; `random` is any number.
+    /// The node has a certificate for all names, valid for `validity`. `random` is any number.
     pub(crate) fn hold(&mut self, validity: UnixTimeSpan, random: u64) {
         self.held = Some(validity);
         self.window = None;
         self.jitter_ppm = random % (PPM + 1);
     }
 
-    /// When the authority would like it to be renewed (RFC 9773).
+    /// Sets the window in which the authority wants a renewal (RFC 9773).
     pub(crate) fn suggest(&mut self, window: Option<UnixTimeSpan>) {
         self.window = window;
     }
 
-    /// The operator wants a new one now; pauses and limits hold all the same.
+    /// The administrator requests a new certificate now. Pauses and limits hold all the same.
     pub(crate) fn ask(&mut self) {
-        self.asked = true;
+        self.renewal_requested = true;
     }
 
-    /// What to do at `now`.
+    /// The next step at `now`.
     pub(crate) fn next(&mut self, now: u64) -> AcmeStep {
+        // By a clock that is far behind, an expired certificate would seem to be valid.
         if now < self.clock_floor {
             return AcmeStep::ClockInsane;
         }
@@ -112,7 +113,7 @@ impl Planner {
         }
     }
 
-    /// An order begins: the authority is asked for one.
+    /// Records an order that begins.
     pub(crate) fn began(&mut self, now: u64) {
         self.history.settle(now);
         for name in &self.names {
@@ -124,28 +125,29 @@ impl Planner {
         }
     }
 
-    /// The order failed.
+    /// Records that the order failed.
     pub(crate) fn failed(&mut self, now: u64) {
         self.history.failures = self.history.failures.saturating_add(1);
         self.history.failed_at = Some(now);
     }
 
-    /// The authority says that it is not to be asked for so many seconds.
+    /// Records that the authority asked for a pause of `seconds`.
     pub(crate) fn leave_alone(&mut self, now: u64, seconds: u64) {
         self.history.left_alone = Some((now, seconds));
     }
 
-    /// Whether the authority is not to be asked anything now: it said so, or failed a moment ago.
+    /// Whether no request may go to the authority now, because it asked for a pause or failed a moment ago.
     pub(crate) fn is_paused(&self, now: u64) -> bool {
         self.history.pause_end() > now
     }
 
-    /// The order gave a certificate valid for `validity`.
+    /// Records that the order gave a certificate valid for `validity`.
     pub(crate) fn succeeded(&mut self, validity: UnixTimeSpan, random: u64) {
         self.history.failures = 0;
         self.history.failed_at = None;
+        // An order that succeeded shows that the authority accepts orders again.
         self.history.left_alone = None;
-        self.asked = false;
+        self.renewal_requested = false;
         self.hold(validity, random);
     }
 
@@ -154,22 +156,24 @@ impl Planner {
         self.history.failures
     }
 
-    /// Whether the authority has said when it would like a renewal.
+    /// Whether the authority gave a renewal window.
     pub(crate) fn has_window(&self) -> bool {
         self.window.is_some()
     }
 
-    /// What to keep.
+    /// The history to store.
     pub(crate) fn history(&self) -> &AcmeHistory {
         &self.history
     }
 
-    /// When the certificate is to be renewed, were nothing in the way.
+    /// Time of the next renewal, if no pause or limit is in the way.
     fn due(&self) -> u64 {
         let Some(held) = self.held else { return 0 };
-        if self.asked {
+        // The operator's request brings the renewal forward. The limits of the authority still hold.
+        if self.renewal_requested {
             return 0;
         }
+        // Without a window of the authority the usual span applies.
         let span = self.window.unwrap_or_else(|| usual(held));
         let length = u128::from(span.to.saturating_sub(span.from));
         let offset = length * u128::from(self.jitter_ppm) / u128::from(PPM);
@@ -178,7 +182,7 @@ impl Planner {
     }
 }
 
-/// Two thirds of the lifetime, give or take a tenth of it.
+/// Two thirds of the lifetime, plus or minus a tenth of it.
 fn usual(held: UnixTimeSpan) -> UnixTimeSpan {
     let life = held.to.saturating_sub(held.from);
     let (middle, spread) = (life / 3 * 2, life / 10);
@@ -189,8 +193,7 @@ fn usual(held: UnixTimeSpan) -> UnixTimeSpan {
 }
 
 impl AcmeHistory {
-    /// Forgets what is over a day old. What seems to be yet to come was written by a wrong clock,
-    /// and counts as now.
+    /// Removes entries over a day old. Entries in the future come from a wrong clock, and count as now.
     fn settle(&mut self, now: u64) {
         for times in self.orders.values_mut() {
             times.retain(|time| *time > now || now - *time < DAY_S);
@@ -207,14 +210,16 @@ impl AcmeHistory {
         let alone = self.left_alone;
         let alone = alone.map_or(0, |(at, seconds)| at.saturating_add(seconds));
         match self.failed_at {
+            // The authority's own pause may be longer than the node's.
             Some(at) if self.failures > 0 => alone.max(at.saturating_add(back_off(self.failures))),
             _ => alone,
         }
     }
 
-    /// When the name that was ordered most often may be ordered again.
+    /// Time at which the name with the most orders may be ordered again.
     fn limit_end(&self, names: &[String]) -> u64 {
         let end = |times: &Vec<u64>| {
+            // The limit ends when the oldest of the last `ORDERS_PER_DAY_MAX` orders is a day old.
             let first = times.len().checked_sub(ORDERS_PER_DAY_MAX)?;
             Some(times[first].saturating_add(DAY_S))
         };
@@ -226,9 +231,9 @@ impl AcmeHistory {
     }
 }
 
-/// The pause after so many failures.
+/// The pause after this number of failures.
 fn back_off(failures: u32) -> u64 {
-    // The bound keeps the shift within its type; the longest pause is reached long before.
+    // The bound keeps the shift within its type. The longest pause is reached long before.
     let doublings = failures.saturating_sub(1).min(u64::BITS - 1);
     BACK_OFF_MIN_S
         .saturating_mul(1 << doublings)

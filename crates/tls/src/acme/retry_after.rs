@@ -1,5 +1,5 @@
-//! When an authority wants to be asked again. The protocol's library passes on what is wrong, and drops the
-//! header that says until when.
+//! Reads the pause that an authority asks for. The protocol's library passes on the error, and drops the header that
+//! has the time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,39 +7,39 @@ use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
-/// Pause after an authority said that it was asked too often, and not until when.
+/// Pause after an authority reports too many requests and names no time.
 pub const RATE_LIMITED_S: u64 = 3_600;
 
-/// Longest pause that an authority is granted: one that asks for more may be wrong, and the certificate
-/// ends meanwhile.
+/// Longest pause that the node grants. An authority that asks for more may be wrong, and the certificate ends
+/// meanwhile.
 pub const RETRY_AFTER_MAX_S: u64 = 7 * 86_400;
 
-/// It was asked too often (RFC 8555 section 6.7).
+/// The error type for too many requests (RFC 8555 section 6.7).
 const RATE_LIMITED: &str = "urn:ietf:params:acme:error:rateLimited";
 
-/// Characters of an authority's own words that are shown.
+/// Most characters of an authority's error text that the node shows.
 const WORDS_MAX: usize = 500;
 
-/// When to come again, in seconds or in Unix time.
+/// The earliest time of the next request, in seconds from now or as Unix time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RetryTime {
     In(u64),
     At(u64),
 }
 
-/// What the last refusals said.
+/// The pause of the last refusal.
 #[derive(Debug, Default)]
 pub(super) struct RetryAfter(Mutex<Option<RetryTime>>);
 
 impl RetryAfter {
-    /// Notes what an answer says about the next request.
-    pub(super) fn hear(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) {
-        if let Some(again) = again(status, headers, body) {
-            *self.lock() = Some(again);
+    /// Records what a response says about the next request.
+    pub(super) fn record(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) {
+        if let Some(retry_time) = retry_time(status, headers, body) {
+            *self.lock() = Some(retry_time);
         }
     }
 
-    /// How many seconds from `now` on nothing is to be asked, where that was said since the last time.
+    /// Seconds from `now` for which no request may be sent, if a response asked for that since the last call.
     pub(super) fn take(&self, now: u64) -> Option<u64> {
         let seconds = match self.lock().take()? {
             RetryTime::In(seconds) => seconds,
@@ -53,24 +53,24 @@ impl RetryAfter {
     }
 }
 
-/// Whether the request was not done.
+/// Whether the authority refused the request.
 pub(super) fn is_refusal(status: StatusCode) -> bool {
     status.is_client_error() || status.is_server_error()
 }
 
-/// A refusal in words.
-pub(super) fn said(status: StatusCode, body: &[u8]) -> String {
+/// A refusal as text.
+pub(super) fn refusal_text(status: StatusCode, body: &[u8]) -> String {
     let problem = problem(body);
     let words = ["detail", "type"].map(|name| problem[name].as_str().unwrap_or_default());
-    let mut told = format!("it answers {status}");
+    let mut text = format!("it answers {status}");
     for words in words.iter().filter(|words| !words.is_empty()) {
-        told.push_str(": ");
-        told.extend(words.chars().take(WORDS_MAX));
+        text.push_str(": ");
+        text.extend(words.chars().take(WORDS_MAX));
     }
-    told
+    text
 }
 
-/// What is wrong, as the protocol says it (RFC 9457); nothing where it is said in another way.
+/// The problem document (RFC 9457) of a refusal; null if the body is not one.
 pub(super) fn problem(body: &[u8]) -> Value {
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     if value.is_object() {
@@ -80,7 +80,7 @@ pub(super) fn problem(body: &[u8]) -> Value {
     }
 }
 
-fn again(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<RetryTime> {
+fn retry_time(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<RetryTime> {
     if !is_refusal(status) {
         return None;
     }
@@ -95,10 +95,10 @@ fn again(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<RetryTi
 fn header(headers: &HeaderMap) -> Option<RetryTime> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a u64 has are a long time as well, and `take` bounds it.
+        // A number with more digits than a u64 has is a long time as well, and `take` bounds it.
         return Some(RetryTime::In(text.parse().unwrap_or(u64::MAX)));
     }
-    // HTTP's date (RFC 9110 section 5.6.7) is a form of the mail format's; a wrong name of the day changes nothing.
+    // HTTP's date (RFC 9110 section 5.6.7) is a form of the mail format's. A wrong day of the week does not matter.
     let date = jiff::fmt::rfc2822::DateTimeParser::new()
         .relaxed_weekday(true)
         .parse_timestamp(text)
@@ -116,16 +116,16 @@ mod tests {
 
     /// The pause at the time 1,000,000,000 after such an answer.
     fn pause(status: u16, header: Option<&str>, body: &str) -> Option<u64> {
-        let told = RetryAfter::default();
+        let retry_after = RetryAfter::default();
         let status = StatusCode::from_u16(status).expect("a status");
         let mut headers = HeaderMap::new();
         if let Some(header) = header {
             let value = HeaderValue::from_str(header).expect("a header");
             headers.insert(RETRY_AFTER, value);
         }
-        told.hear(status, &headers, body.as_bytes());
-        let seconds = told.take(1_000_000_000);
-        assert_eq!(told.take(1_000_000_000), None, "it is said once");
+        retry_after.record(status, &headers, body.as_bytes());
+        let seconds = retry_after.take(1_000_000_000);
+        assert_eq!(retry_after.take(1_000_000_000), None, "it is said once");
         seconds
     }
 
@@ -174,13 +174,13 @@ mod tests {
 
     #[test]
     fn a_refusal_quotes_the_authority() {
-        let limited = said(StatusCode::TOO_MANY_REQUESTS, LIMITED.as_bytes());
+        let limited = refusal_text(StatusCode::TOO_MANY_REQUESTS, LIMITED.as_bytes());
         let expected = "it answers 429 Too Many Requests: slow: \
                         urn:ietf:params:acme:error:rateLimited";
         assert_eq!(limited, expected);
-        let away = said(StatusCode::SERVICE_UNAVAILABLE, b"<html>");
+        let away = refusal_text(StatusCode::SERVICE_UNAVAILABLE, b"<html>");
         assert_eq!(away, "it answers 503 Service Unavailable");
         let long = format!(r#"{{"detail":"{}"}}"#, "x".repeat(100_000));
-        assert!(said(StatusCode::BAD_GATEWAY, long.as_bytes()).len() < 600);
+        assert!(refusal_text(StatusCode::BAD_GATEWAY, long.as_bytes()).len() < 600);
     }
 }

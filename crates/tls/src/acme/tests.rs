@@ -27,8 +27,8 @@ impl AcmeTransport for UnreachableCa {
 }
 
 /// The warnings of this thread with `part` in them, since the last look.
-fn warned(heard: &LogCapture, part: &str) -> Vec<String> {
-    let warnings = heard.take(|line| line.level == Level::WARN);
+fn warned(log: &LogCapture, part: &str) -> Vec<String> {
+    let warnings = log.take(|line| line.level == Level::WARN);
     let text = |line: CapturedLine| {
         line.fields
             .into_iter()
@@ -60,12 +60,12 @@ impl AcmeTestState {
 
     /// Where a certificate is kept already, so that no order is due.
     fn with_certificate(seal: Option<Arc<dyn KeySeal>>) -> Self {
-        let place = Self::new();
-        let disk = AcmeStorage::open(place.state.path(), NAME, seal).expect("a folder");
+        let state = Self::new();
+        let disk = AcmeStorage::open(state.state.path(), NAME, seal).expect("a folder");
         let (chain, key) = PairTestCa::new("ca").issue(&[NAME]);
         let key = disk.seal(&key).expect("open");
         disk.keep_certificate(&chain, &key).expect("kept");
-        place
+        state
     }
 
     fn start(&self, seal: &Arc<FakeSeal>) -> Acme {
@@ -94,7 +94,7 @@ impl AcmeTestState {
         self.store.pair(CertificateSource::Acme).is_some()
     }
 
-    fn asked(&self) -> usize {
+    fn requests(&self) -> usize {
         self.authority.0.load(Ordering::Relaxed)
     }
 }
@@ -137,37 +137,37 @@ fn names_are_checked_before_the_authority_is_asked() {
 #[test]
 fn a_sealed_certificate_is_served_again_and_not_ordered() {
     let seal = seal(1);
-    let place = AcmeTestState::with_certificate(Some(Arc::clone(&seal) as _));
-    let mut acme = place.start(&seal);
-    assert!(place.is_served() && !acme.locked);
+    let state = AcmeTestState::with_certificate(Some(Arc::clone(&seal) as _));
+    let mut acme = state.start(&seal);
+    assert!(state.is_served() && !acme.locked);
     assert!(matches!(acme.plan.next(NOW), AcmeStep::Wait { .. }));
-    assert_eq!(place.problems.list(), []);
+    assert_eq!(state.problems.list(), []);
 }
 
 /// The vault has other words. Orders are as rare as always, over a restart too.
 #[tokio::test]
 async fn a_key_that_does_not_open_is_said_once_and_another_ordered() {
-    let place = AcmeTestState::with_certificate(Some(seal(1)));
-    let heard = LogCapture::listen();
+    let state = AcmeTestState::with_certificate(Some(seal(1)));
+    let log = LogCapture::listen();
     let other = seal(2);
-    let mut acme = place.start(&other);
-    assert!(!place.is_served() && !acme.locked);
+    let mut acme = state.start(&other);
+    assert!(!state.is_served() && !acme.locked);
     assert_eq!(acme.plan.next(NOW), AcmeStep::Order);
     acme.order().await;
-    assert!(place.asked() > 0);
+    assert!(state.requests() > 0);
     assert!(matches!(acme.plan.next(acme.now()), AcmeStep::Wait { .. }));
-    let folder = place.folder().display().to_string();
-    let said = warned(&heard, &folder);
-    assert_eq!(said.len(), 1, "{said:?}");
+    let folder = state.folder().display().to_string();
+    let warnings = warned(&log, &folder);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
     for part in [
         "a new certificate is ordered",
         ".sealed",
         "cannot be decrypted",
     ] {
-        assert!(said[0].contains(part), "{said:?}");
+        assert!(warnings[0].contains(part), "{warnings:?}");
     }
     drop(acme);
-    let mut again = place.start(&other);
+    let mut again = state.start(&other);
     assert!(matches!(
         again.plan.next(again.now()),
         AcmeStep::Wait { .. }
@@ -177,44 +177,44 @@ async fn a_key_that_does_not_open_is_said_once_and_another_ordered() {
 #[test]
 fn a_locked_key_is_waited_for() {
     let seal = seal(1);
-    let place = AcmeTestState::with_certificate(Some(Arc::clone(&seal) as _));
-    let heard = LogCapture::listen();
+    let state = AcmeTestState::with_certificate(Some(Arc::clone(&seal) as _));
+    let log = LogCapture::listen();
     seal.lock(true);
-    let mut acme = place.start(&seal);
+    let mut acme = state.start(&seal);
     for _ in 0..3 {
-        assert!(acme.locked && !place.is_served());
-        let problems = place.problems.list();
+        assert!(acme.locked && !state.is_served());
+        let problems = state.problems.list();
         assert_eq!(problems.len(), 1, "{problems:?}");
         for part in [".sealed", "the vault is locked", "nothing is ordered"] {
             assert!(problems[0].text.contains(part), "{problems:?}");
         }
         acme.serve_kept();
     }
-    assert_eq!(warned(&heard, "the vault is locked").len(), 1);
+    assert_eq!(warned(&log, "the vault is locked").len(), 1);
     seal.lock(false);
     acme.serve_kept();
-    assert!(!acme.locked && place.is_served());
-    assert_eq!(place.problems.list(), []);
+    assert!(!acme.locked && state.is_served());
+    assert_eq!(state.problems.list(), []);
     assert!(matches!(acme.plan.next(NOW), AcmeStep::Wait { .. }));
-    assert_eq!(place.asked(), 0);
+    assert_eq!(state.requests(), 0);
 }
 
 #[tokio::test]
 async fn nothing_is_ordered_whose_key_cannot_be_sealed() {
-    let place = AcmeTestState::new();
+    let state = AcmeTestState::new();
     let seal = seal(1);
-    let mut acme = place.start(&seal);
+    let mut acme = state.start(&seal);
     seal.lock(true);
-    let mut problems = place.problems.watch();
+    let mut problems = state.problems.watch();
     tokio::select! {
         biased;
         () = acme.order() => panic!("it waits"),
-        told = problems.wait_for(|list| !list.is_empty()) => assert!(told.is_ok()),
+        changed = problems.wait_for(|list| !list.is_empty()) => assert!(changed.is_ok()),
     }
-    let text = place.problems.list()[0].text.clone();
+    let text = state.problems.list()[0].text.clone();
     assert!(text.contains("the vault is locked"), "{text}");
     // It was no order, so that it does not count as one.
-    assert_eq!(place.asked(), 0);
+    assert_eq!(state.requests(), 0);
     assert_eq!(acme.plan.history(), &AcmeHistory::default());
     assert_eq!(acme.disk.history::<AcmeHistory>(), AcmeHistory::default());
     assert_eq!(acme.plan.next(acme.now()), AcmeStep::Order);
@@ -222,19 +222,19 @@ async fn nothing_is_ordered_whose_key_cannot_be_sealed() {
 
 #[test]
 fn a_key_in_the_clear_is_served_at_once_and_sealed_once_it_can_be() {
-    let place = AcmeTestState::with_certificate(None);
-    let folder = place.folder();
+    let state = AcmeTestState::with_certificate(None);
+    let folder = state.folder();
     let seal = seal(1);
     seal.lock(true);
-    let mut acme = place.start(&seal);
-    assert!(place.is_served() && acme.locked);
+    let mut acme = state.start(&seal);
+    assert!(state.is_served() && acme.locked);
     assert!(is_there(&folder, "certificate.pem"));
     seal.lock(false);
     acme.serve_kept();
     assert!(!acme.locked);
-    assert_eq!(place.problems.list(), []);
+    assert_eq!(state.problems.list(), []);
     assert!(is_there(&folder, "chain.pem") && !is_there(&folder, "certificate.pem"));
     assert!(matches!(acme.plan.next(NOW), AcmeStep::Wait { .. }));
-    drop(place.start(&seal));
-    assert!(place.is_served());
+    drop(state.start(&seal));
+    assert!(state.is_served());
 }

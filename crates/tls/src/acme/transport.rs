@@ -1,4 +1,4 @@
-//! The HTTP client that the assembly gives us: this crate brings none of its own.
+//! The HTTP client that the assembly provides. This crate has none of its own.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -12,10 +12,10 @@ use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
 
 use super::retry_after::{self, RetryAfter};
 
-/// Sends one HTTPS request and returns the whole answer.
+/// Sends one HTTPS request and returns the whole response.
 ///
-/// The server must be verified against the authorities the node trusts; a body over 1 MiB may be
-/// refused. Redirects are not to be followed.
+/// The implementation verifies the server against the authorities that the node trusts, may refuse a body over 1 MiB,
+/// and follows no redirects.
 pub trait AcmeTransport: Send + Sync + 'static {
     /// Sends `request`, whose URI is absolute.
     fn send(
@@ -24,10 +24,10 @@ pub trait AcmeTransport: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Response<Bytes>, BoxError>>;
 }
 
-/// The transport as the protocol's library wants it.
+/// The transport with the interface of the protocol's library.
 pub(super) struct InstantAcmeTransport {
     pub(super) transport: Arc<dyn AcmeTransport>,
-    /// What refusals say that the library does not pass on.
+    /// Gets the pauses of refusals, which the library does not pass on.
     pub(super) retry_after: Arc<RetryAfter>,
 }
 
@@ -42,8 +42,8 @@ impl HttpClient for InstantAcmeTransport {
         let retry_after = Arc::clone(&self.retry_after);
         Box::pin(async move {
             let (parts, mut body) = request.into_parts();
-            // The library takes every answer to these for what it asked for, and to others every refusal
-            // for a problem document.
+            // The library takes every response to these requests for a success, and every refusal of the others for a
+            // problem document.
             let plain = parts.method != Method::POST;
             let mut whole = Vec::new();
             while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
@@ -55,11 +55,11 @@ impl HttpClient for InstantAcmeTransport {
                 .await
                 .map_err(instant_acme::Error::Other)?;
             let (parts, body) = answer.into_parts();
-            retry_after.hear(parts.status, &parts.headers, &body);
+            retry_after.record(parts.status, &parts.headers, &body);
             let refused = retry_after::is_refusal(parts.status);
             if refused && (plain || retry_after::problem(&body).is_null()) {
-                let said = retry_after::said(parts.status, &body);
-                return Err(instant_acme::Error::Other(said.into()));
+                let refusal_text = retry_after::refusal_text(parts.status, &body);
+                return Err(instant_acme::Error::Other(refusal_text.into()));
             }
             Ok(BytesResponse {
                 parts,

@@ -1,4 +1,4 @@
-//! Sizes that have names, over a whole value.
+//! Named sizes, over a whole value.
 
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ pub(super) fn bind(node: &LayoutNode, value: &Value, dims: &mut Dims) -> Result<
 }
 
 fn walk(node: &LayoutNode, value: &Value, path: &str, dims: &mut Dims) -> Result<(), Violation> {
-    // Most parts have no tensor in them, and cost nothing then.
+    // Most parts have no tensor, and cost nothing then.
     if !node.symbols {
         return Ok(());
     }

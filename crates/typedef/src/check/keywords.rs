@@ -30,7 +30,7 @@ fn make<'a>(
     value: &Value,
     mode: LayoutMode,
 ) -> KeywordResult<'a> {
-    // The pass over the schema read the same before, so that nothing is left to complain of.
+    // The pass over the schema read the same before, so no error is left to report.
     let refuse = |error: crate::TypedefError| ValidationError::custom(error.to_string());
     let notes = annotations::read(kind, value, "").map_err(refuse)?;
     let leaf = model::leaf(kind, parent, &notes, mode, "").map_err(refuse)?;
@@ -56,19 +56,19 @@ fn test(kind: FieldKind, notes: KeywordAnnotations, parent: &Map<String, Value>)
     }
 }
 
-/// What one keyword asks.
+/// The test of one keyword.
 enum KeywordTest {
     Array,
     Leaf(LeafType),
-    /// The rest of a record or a union is said in other keywords.
+    /// Other keywords hold the rest of a record or a union.
     Object,
-    /// With these members.
+    /// The object has to have these members.
     Struct(Vec<String>),
     Tensor(TensorType),
 }
 
 impl KeywordTest {
-    /// The one answer, for both questions the library asks.
+    /// The one answer to both questions of the library.
     fn test(&self, value: &Value) -> Fit<()> {
         match self {
             Self::Array if value.is_array() => Ok(()),
@@ -83,7 +83,7 @@ impl KeywordTest {
                     None => Ok(()),
                 }
             }
-            // By itself: names of sizes are compared over the whole value afterwards.
+            // By itself: `dims` compares names of sizes over the whole value afterwards.
             Self::Tensor(tensor) => tensor.check_json(value, &mut Dims::new()),
         }
     }

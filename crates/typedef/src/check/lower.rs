@@ -1,4 +1,4 @@
-//! The schema that the library reads: ours, and what unions and records mean in its words.
+//! The schema that the library reads: this crate's, with unions and records in the library's keywords.
 
 use serde_json::{Map, Value, json};
 
@@ -6,10 +6,10 @@ use crate::kind::FieldKind;
 use crate::pointer::{fragment, join, of_reference};
 use crate::schema::{Result, annotations, subschemas};
 
-/// Where the whole schema lies in the lowered one.
+/// The path of the whole schema in the lowered one.
 pub(super) const ROOT: &str = "/$defs/schema";
 
-/// A schema of what `ptr` of `schema` describes.
+/// A schema of the part at `ptr` of `schema`.
 pub(super) fn lower(schema: &Value, ptr: &str) -> Result<Value> {
     let mut schema = schema.clone();
     one(&mut schema, "")?;
@@ -23,13 +23,13 @@ fn one(schema: &mut Value, ptr: &str) -> Result<()> {
     let Value::Object(keywords) = schema else {
         return Ok(());
     };
-    // Said once, at the root of what is made here.
+    // The root of the lowered schema has it once.
     keywords.shift_remove("$schema");
     if let Some(Value::String(reference)) = keywords.get_mut("$ref") {
         let target = of_reference(reference).unwrap_or_default();
         *reference = fragment(&[ROOT, &target].concat());
     }
-    // First: what is added below is lowered already.
+    // First: the keywords added below are lowered already.
     subschemas::each(keywords, ptr, &mut |value, at| one(value, at))?;
     if let Some(value) = keywords.get(FieldKind::Union.keyword()) {
         let meaning = union(value, &join(ptr, FieldKind::Union.keyword()))?;
@@ -47,11 +47,11 @@ fn one(schema: &mut Value, ptr: &str) -> Result<()> {
     Ok(())
 }
 
-/// Adds what must hold too.
+/// Adds further conditions.
 fn also(keywords: &mut Map<String, Value>, more: Vec<Value>) {
     match keywords.get_mut("allOf") {
         Some(Value::Array(all)) => all.extend(more),
-        // Of another kind, it is refused by the library.
+        // A value of another kind is an error that the library reports.
         Some(_) => {}
         None => {
             keywords.insert("allOf".to_owned(), more.into());
@@ -95,7 +95,7 @@ fn union(value: &Value, at: &str) -> Result<Vec<Value>> {
             "required": [field],
             "properties": { field.as_str(): { "const": name } },
         });
-        // And not `oneOf`: only the variant that is named says what is wrong.
+        // Not `oneOf`: only the named variant then reports its violations.
         json!({ "if": named, "then": schema })
     }));
     Ok(all)

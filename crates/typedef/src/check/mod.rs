@@ -1,4 +1,4 @@
-//! JSON values against a schema.
+//! Checks of JSON values against a schema.
 
 mod dims;
 mod keywords;
@@ -17,7 +17,7 @@ use crate::tensor::Dims;
 #[derive(Debug)]
 pub(crate) struct TypedefValidator {
     validator: Validator,
-    /// Whether sizes have names, so that tensors have to be looked at together.
+    /// Whether sizes have names, so that tensors have to be checked together.
     symbols: bool,
 }
 
@@ -31,12 +31,11 @@ impl TypedefValidator {
         let lowered = lower::lower(schema.normalized(), ptr)?;
         let options = jsonschema::options()
             .with_draft(Draft::Draft202012)
-            // Nothing is fetched because a caller's schema names it.
+            // The library fetches nothing that a caller's schema names.
             .offline()
             // A caller may write the pattern: this engine takes time by the length of the text.
             .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX))
-            // JSON Schema Validation, section 7.2.1: `format` says something of a value and asserts
-            // nothing.
+            // JSON Schema Validation, section 7.2.1: `format` describes a value and asserts nothing.
             .should_validate_formats(false);
         let validator = keywords::with_all(options, mode).build(&lowered);
         Ok(Self {
@@ -50,16 +49,17 @@ impl TypedefValidator {
             && (!self.symbols || dims::bind(root, value, &mut Dims::new()).is_ok())
     }
 
-    /// Fails with what is wrong with `value`. The sizes it gives to names go to `dims`, which stay
-    /// as they were where it fails.
+    /// Fails with the violations of `value`. Its named sizes go to `dims`, which stays as it was where the check
+    /// fails.
     pub(crate) fn check(&self, root: &LayoutNode, value: &Value, dims: &mut Dims) -> Result<()> {
-        // First without words, which is faster: most values are valid.
+        // First without messages, which is faster: most values are valid.
         if !self.validator.is_valid(value) {
             let errors = self.validator.iter_errors(value).take(VIOLATIONS_MAX);
             return Err(TypedefError::Validation(
                 errors.map(|e| violation(&e)).collect(),
             ));
         }
+        // Sizes without names need no comparison between tensors.
         if !self.symbols {
             return Ok(());
         }
@@ -79,7 +79,7 @@ fn violation(error: &jsonschema::ValidationError<'_>) -> Violation {
     }
 }
 
-/// What the library says of a schema, at the place in the schema as it was given.
+/// The library's error about a schema, at the path in the schema as the caller gave it.
 fn wrong_schema(error: &jsonschema::ValidationError<'_>) -> TypedefError {
     let at = error.instance_path().as_str();
     let ptr = at.strip_prefix(lower::ROOT).unwrap_or(at);

@@ -10,7 +10,7 @@ fn engine(schema: &Value, mode: LayoutMode) -> LayoutEngine {
     compile(schema, mode, &SchemaLimits::default()).expect("a layout")
 }
 
-/// Everything of `good` is valid and nothing of `bad`, by both questions.
+/// Every value of `good` is valid and none of `bad`, by both questions.
 #[track_caller]
 fn judged(schema: &Value, good: &[Value], bad: &[Value]) {
     let engine = engine(schema, LayoutMode::Packed);
@@ -293,7 +293,7 @@ fn names_of_sizes_agree_over_a_file() {
 }
 
 #[test]
-fn what_the_library_refuses_is_named_by_its_place() {
+fn a_refusal_of_the_library_is_named_by_its_path() {
     for (schema, at) in [
         (json!({ "TypeDef:Int8": true, "type": "float32" }), "/type"),
         (

@@ -12,7 +12,7 @@ use crate::schema::Result;
 use crate::schema::annotations::BytesEncoding;
 use crate::value::RecordValue;
 
-/// What `value` means. The content of `indirect` fields goes behind what `region` holds.
+/// The value that `value` means. The content of `indirect` fields is appended to `region`.
 pub(crate) fn from_json(
     root: &LayoutNode,
     value: &Value,
@@ -26,6 +26,7 @@ pub(crate) fn from_json(
     };
     let read = from.node(root, value, None);
     if read.is_err() {
+        // A failed read must leave no content in the region.
         region.truncate(start);
     }
     read
@@ -108,7 +109,7 @@ impl JsonDecoder<'_> {
             let value = self.node(node, value, None);
             values.push((name.clone(), value.map_err(|error| error.under(name))?));
         }
-        // Names are there once each, so a larger object has one that the struct has not.
+        // Names occur once each, so a larger object has one that the struct lacks.
         if object.len() > members.len() + usize::from(tag.is_some()) {
             return Err(decode_error("it has a member that the layout has not"));
         }

@@ -24,7 +24,7 @@ pub(crate) fn to_json(
     node(root, value, outside, &trail)
 }
 
-/// The way from the root, made into a path only where one is needed.
+/// The way from the root, made into a path only for an error or a tensor.
 struct PathTrail<'t> {
     above: Option<&'t Self>,
     part: PathSegment<'t>,
@@ -121,18 +121,18 @@ fn node(
     }
 }
 
-/// A leaf, fetched from the other region where it lies there.
+/// A leaf, with its content from the other region where it lies there.
 fn text(leaf: &LeafType, value: &RecordValue, outside: &ExternalData<'_>) -> Fit<Value> {
     let RecordValue::Indirect { off, len } = value else {
         return leaf.to_json(value);
     };
     leaf.check_bytes(*len)?;
-    // Both numbers are of the record, which a caller may have written.
-    let place = |off: u64, len: u64| {
+    // Both numbers come from the record, which a caller may have written.
+    let bytes_at = |off: u64, len: u64| {
         let [start, end] = [Some(off), off.checked_add(len)].map(|at| usize::try_from(at?).ok());
         outside.region.get(start?..end?)
     };
-    let content = place(*off, *len).ok_or_else(|| {
+    let content = bytes_at(*off, *len).ok_or_else(|| {
         let size = outside.region.len();
         format!("{len} bytes from {off} do not lie within the region of {size} bytes")
     })?;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 pub(crate) use self::decode::from_json;
 pub(crate) use self::encode::to_json;
 
-/// What a record refers to and does not hold.
+/// The data that a record refers to and does not contain.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExternalData<'o> {
     /// The bytes that `indirect` fields point into.

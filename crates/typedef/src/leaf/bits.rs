@@ -1,4 +1,4 @@
-//! Leaves as bytes of a known number.
+//! Leaves as a fixed number of bytes.
 
 use half::{bf16, f16};
 
@@ -15,12 +15,12 @@ impl LeafType {
             return Ok(());
         }
         match self.encoding {
-            BytesEncoding::Indirect => self.put_place(value, big, out),
+            BytesEncoding::Indirect => self.put_location(value, big, out),
             _ => self.put_fixed(value, big, out),
         }
     }
 
-    /// Reads what lies in exactly [`fixed_bytes`](Self::fixed_bytes) bytes.
+    /// Reads the value in exactly [`fixed_bytes`](Self::fixed_bytes) bytes.
     pub(crate) fn take(&self, bytes: &[u8], big: bool) -> Fit<RecordValue> {
         if self.kind.scalar_bytes().is_some() {
             return self.of_bits(take_bits(bytes, big));
@@ -29,6 +29,7 @@ impl LeafType {
             BytesEncoding::Indirect => {
                 let (off, len) = bytes.split_at(bytes.len() / 2);
                 let [off, len] = [off, len].map(|half| take_bits(half, big));
+                // The reader checks the offset only when it has the other region.
                 self.check_bytes(len)?;
                 Ok(RecordValue::Indirect { off, len })
             }
@@ -36,10 +37,11 @@ impl LeafType {
         }
     }
 
-    fn put_place(&self, value: &RecordValue, big: bool, out: &mut [u8]) -> Fit<()> {
+    fn put_location(&self, value: &RecordValue, big: bool, out: &mut [u8]) -> Fit<()> {
         let RecordValue::Indirect { off, len } = value else {
             return Err(self.other(value));
         };
+        // A place that breaks the bound would be refused on reading.
         self.check_bytes(*len)?;
         let (first, second) = out.split_at_mut(out.len() / 2);
         put_bits(*off, big, first);
@@ -72,6 +74,7 @@ impl LeafType {
 
     fn of_bits(&self, bits: u64) -> Fit<RecordValue> {
         Ok(match self.kind {
+            // Equal values are equal bytes: a truth value has two forms.
             FieldKind::Boolean if bits > 1 => {
                 return Err(format!("{bits:#04x} is neither 0 nor 1"));
             }
@@ -95,7 +98,7 @@ impl LeafType {
         })
     }
 
-    /// That there is a member of this number.
+    /// The member of this number, if there is one.
     pub(crate) fn member(&self, index: u32) -> Fit<&serde_json::Value> {
         let members = self.members.len();
         let member = self.members.get(index as usize);
@@ -113,7 +116,7 @@ impl LeafType {
         ))
     }
 
-    /// That the number is finite once it is of the kind.
+    /// Checks that the number is finite after rounding to the kind.
     pub(crate) fn check_float(&self, value: f64) -> Fit<()> {
         // A number that is finite here may be infinite in a smaller kind.
         if self.nonfinite || rounded(self.kind, value).is_finite() {
@@ -152,7 +155,7 @@ fn float(kind: FieldKind, bits: u64) -> f64 {
     }
 }
 
-/// The nearest number that the kind has.
+/// The nearest number of the kind.
 pub(crate) fn rounded(kind: FieldKind, value: f64) -> f64 {
     float(kind, float_bits(kind, value))
 }

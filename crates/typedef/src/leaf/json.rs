@@ -8,10 +8,10 @@ use super::{Fit, LeafType};
 use crate::kind::FieldKind;
 use crate::value::RecordValue;
 
-/// Up to here, and down to its negative, every reader of JSON has whole numbers exactly.
+/// The largest number up to which, and down to its negative, every reader of JSON reads whole numbers exactly.
 const EXACT_MAX: i128 = 1 << 53;
 
-/// How JSON writes what its numbers cannot be.
+/// How JSON writes floats that its numbers cannot express.
 const NONFINITE: [(&str, f64); 3] = [
     ("NaN", f64::NAN),
     ("Infinity", f64::INFINITY),
@@ -19,7 +19,7 @@ const NONFINITE: [(&str, f64); 3] = [
 ];
 
 impl LeafType {
-    /// What a JSON value means for this field. The one place that decides what is valid.
+    /// The value that a JSON value means for this field. This function alone decides what is valid.
     pub(crate) fn of_json(&self, value: &Value) -> Fit<RecordValue> {
         match self.kind {
             FieldKind::Boolean => {
@@ -29,7 +29,7 @@ impl LeafType {
             FieldKind::Enum => {
                 let index = self.members.iter().position(|member| same(member, value));
                 let index = index.ok_or("it is no member of the enum")?;
-                // The pass over the schema allows far fewer.
+                // The pass over the schema allows far fewer members.
                 Ok(RecordValue::Enum(index as u32))
             }
             kind if kind.is_float() => self.float_of_json(value),
@@ -40,11 +40,12 @@ impl LeafType {
 
     fn integer_of_json(&self, value: &Value) -> Fit<RecordValue> {
         let integer = match value {
+            // Many readers of JSON hold numbers as floats, which are exact up to 2^53 only.
             Value::String(text) if self.is_wide() => wide(text)?,
             _ => integer(value).ok_or("it is no whole number")?,
         };
         self.check_integer(integer)?;
-        // Both were checked just now.
+        // The check above bounds both casts.
         Ok(match self.kind {
             FieldKind::Int8 | FieldKind::Int16 | FieldKind::Int32 | FieldKind::Int64 => {
                 RecordValue::Int(integer as i64)
@@ -75,8 +76,7 @@ impl LeafType {
     fn text_of_json(&self, value: &Value) -> Fit<RecordValue> {
         let text = value.as_str().ok_or("it is no text")?;
         let value = if self.kind == FieldKind::Bytes {
-            // One text for the same bytes: no padding, and the bits left over are zero (RFC 4648,
-            // section 3.5).
+            // One text for the same bytes: no padding, and the spare bits are zero (RFC 4648, section 3.5).
             let bytes = BASE64URL_NOPAD.decode(text.as_bytes());
             RecordValue::Bytes(bytes.map_err(|_| "it is no base64url without padding")?)
         } else {
@@ -86,13 +86,13 @@ impl LeafType {
         Ok(value)
     }
 
-    /// The JSON that means this value, which is what [`of_json`](Self::of_json) takes.
+    /// The JSON that means this value, in the form that [`of_json`](Self::of_json) takes.
     pub(crate) fn to_json(&self, value: &RecordValue) -> Fit<Value> {
         Ok(match value {
             RecordValue::Bool(value) => (*value).into(),
             RecordValue::Bytes(bytes) => BASE64URL_NOPAD.encode(bytes).into(),
             RecordValue::Enum(index) => self.member(*index)?.clone(),
-            // JSON has no number for what is not finite: RFC 8259, section 6.
+            // JSON has no number for values that are not finite: RFC 8259, section 6.
             RecordValue::Float(value) => match Number::from_f64(*value) {
                 Some(number) => number.into(),
                 None if value.is_nan() => "NaN".into(),
@@ -117,7 +117,7 @@ fn exact(value: i128) -> bool {
     (-EXACT_MAX..=EXACT_MAX).contains(&value)
 }
 
-/// The whole number that JSON says; `1.0` is one, as JSON Schema has it.
+/// The whole number in a JSON value; `1.0` is one, as in JSON Schema.
 fn integer(value: &Value) -> Option<i128> {
     let Value::Number(number) = value else {
         return None;
@@ -129,11 +129,11 @@ fn integer(value: &Value) -> Option<i128> {
         return Some(value.into());
     }
     let value = number.as_f64()?;
-    // What is larger than an `i128` becomes its bound, which no kind holds.
+    // A number beyond an `i128` becomes its bound, which no kind holds.
     (value.fract() == 0.0).then_some(value as i128)
 }
 
-/// A whole number as text: only where JSON numbers end, and in one way only.
+/// A whole number as text: only beyond the exact JSON numbers, and in one spelling only.
 fn wide(text: &str) -> Fit<i128> {
     let value: Option<i128> = text.parse().ok();
     let value = value.filter(|value| value.to_string() == text);
@@ -144,7 +144,7 @@ fn wide(text: &str) -> Fit<i128> {
     Ok(value)
 }
 
-/// Equal as JSON Schema has it: 1 and 1.0 are one number.
+/// Equal as in JSON Schema: 1 and 1.0 are one number.
 pub(crate) fn same(one: &Value, other: &Value) -> bool {
     one == other || integer(one).is_some_and(|number| integer(other) == Some(number))
 }

@@ -20,19 +20,19 @@ pub(crate) struct LeafType {
     pub(crate) kind: FieldKind,
     /// Whether a float may be infinite or not a number.
     pub(crate) nonfinite: bool,
-    /// Of text and bytes.
+    /// The encoding of text and bytes.
     pub(crate) encoding: BytesEncoding,
-    /// Bytes that text and bytes may have.
+    /// The most bytes of text and bytes.
     pub(crate) max: Option<u32>,
-    /// Of an `Enum`.
+    /// The members of an `Enum`.
     pub(crate) members: Arc<[Value]>,
 }
 
-/// What does not fit, in words.
+/// The fault of a value, in words.
 pub(crate) type Fit<T> = Result<T, String>;
 
 impl LeafType {
-    /// Bytes it has wherever it stands; none where that depends on the value.
+    /// Its bytes, wherever it occurs; `None` where that depends on the value.
     pub(crate) fn fixed_bytes(&self) -> Option<u64> {
         if let Some(bytes) = self.kind.scalar_bytes() {
             return Some(bytes.into());

@@ -7,12 +7,12 @@ use crate::kind::FieldKind;
 use crate::schema::annotations::BytesEncoding;
 use crate::value::RecordValue;
 
-/// Bytes of a length: of what is length-prefixed, and of `Bytes` in reserved space, where the last
-/// bytes may be zero and still count.
+/// Bytes of a length: of length-prefixed content, and of `Bytes` in reserved space, where the last bytes may be zero
+/// and still count.
 pub(crate) const PREFIX_BYTES: usize = 4;
 
 impl LeafType {
-    /// The bytes of `value`, checked in every way that does not need to know where they go.
+    /// The bytes of `value`, checked in every way that does not need their destination.
     pub(crate) fn content<'v>(&self, value: &'v RecordValue) -> Fit<&'v [u8]> {
         let content = match (self.kind, value) {
             (FieldKind::Bytes, RecordValue::Bytes(bytes)) => bytes.as_slice(),
@@ -68,7 +68,7 @@ impl LeafType {
         let (prefix, space) = bytes.split_at(PREFIX_BYTES);
         let len = take_bits(prefix, big);
         self.check_bytes(len)?;
-        // Checked just now to be within the space.
+        // The check above keeps it within the space.
         let (content, rest) = space.split_at(len as usize);
         // Equal values are equal bytes: only zero may follow.
         if rest.iter().any(|byte| *byte != 0) {
@@ -77,7 +77,7 @@ impl LeafType {
         self.of_content(content)
     }
 
-    /// That there are no more bytes than are allowed.
+    /// Checks that there are no more bytes than the limit.
     pub(crate) fn check_bytes(&self, len: u64) -> Fit<()> {
         let most = match (self.max, self.encoding) {
             (Some(max), _) => max.into(),
@@ -90,7 +90,7 @@ impl LeafType {
         Ok(())
     }
 
-    /// In reserved space, the end of text is its last byte that is not zero.
+    /// In reserved space, text ends at its last byte that is not zero.
     fn check_end(&self, content: &[u8]) -> Fit<()> {
         let ends = self.encoding == BytesEncoding::Fixed && self.kind != FieldKind::Bytes;
         if ends && content.last() == Some(&0) {

@@ -1,7 +1,7 @@
 //! Dates with times, as RFC 3339 (section 5.6) writes them.
 
-/// Whether `text` is one. Seconds may be 60 where a leap second can be: in the last minute of a
-/// month in UTC (section 5.7). `T` and `Z` may be small, and a space is no `T`.
+/// Whether `text` is a date with a time. Seconds may be 60 where a leap second can be: in the last minute of a month
+/// in UTC (section 5.7). `T` and `Z` may be lower case, and a space does not replace `T`.
 pub(super) fn is_timestamp(text: &str) -> bool {
     parse(text.as_bytes()).is_some()
 }
@@ -27,14 +27,14 @@ fn parse(text: &[u8]) -> Option<()> {
         time[3],
         time[6],
     ];
-    let fits = separators == *b"--T::"
+    let is_valid = separators == *b"--T::"
         && (1..=12).contains(&month)
         && (1..=days(year, month)).contains(&day)
         && hour <= 23
         && minute <= 59
         && second <= 60;
     let offset = minutes_east(fraction(text)?)?;
-    let last = fits && (second < 60 || is_leap(year, month, day, hour * 60 + minute - offset));
+    let last = is_valid && (second < 60 || is_leap(year, month, day, hour * 60 + minute - offset));
     last.then_some(())
 }
 
@@ -46,7 +46,7 @@ fn number(digits: &[u8]) -> Option<i32> {
     })
 }
 
-/// What follows `.` and at least one digit, or everything where there is no point.
+/// The text after `.` and at least one digit, or all of it where there is no point.
 fn fraction(text: &[u8]) -> Option<&[u8]> {
     let Some(rest) = text.strip_prefix(b".") else {
         return Some(text);
@@ -64,9 +64,9 @@ fn minutes_east(zone: &[u8]) -> Option<i32> {
     };
     let minutes = number(&zone[zone.len() - 2..])?;
     let hours = number(hours).filter(|_| hours.len() == 2)?;
-    let fits = hours <= 23 && minutes <= 59;
+    let is_valid = hours <= 23 && minutes <= 59;
     let east = hours * 60 + minutes;
-    fits.then_some(if *sign == b'-' { -east } else { east })
+    is_valid.then_some(if *sign == b'-' { -east } else { east })
 }
 
 fn days(year: i32, month: i32) -> i32 {

@@ -19,20 +19,20 @@ use crate::tensor::TensorType;
 
 /// The layout of the schema at `ptr`.
 pub(crate) fn build(schema: &Schema, ptr: &str, mode: LayoutMode) -> Result<Arc<LayoutNode>> {
-    // Without this, what follows might not come to an end.
+    // Without this check, the recursion below might not end.
     schema.start(ptr)?;
     let mut builder = LayoutBuilder {
         schema,
         mode,
         left: schema.limits().expanded,
     };
-    let place = LayoutContext {
+    let context = LayoutContext {
         ptr,
         path: "",
         big: false,
         tagged_by: None,
     };
-    builder.node(&place)
+    builder.node(&context)
 }
 
 pub(super) struct LayoutBuilder<'s> {
@@ -41,19 +41,19 @@ pub(super) struct LayoutBuilder<'s> {
     left: u64,
 }
 
-/// What is to be built.
+/// The part to build.
 pub(super) struct LayoutContext<'p> {
-    /// In the schema.
+    /// Its path in the schema.
     pub(super) ptr: &'p str,
-    /// In the layout.
+    /// Its path in the layout.
     pub(super) path: &'p str,
     /// Byte order of the parent.
     pub(super) big: bool,
-    /// The property that names the variant, where this is one: it takes no room.
+    /// The property that names the variant, where this is one: it has no bytes.
     pub(super) tagged_by: Option<&'p str>,
 }
 
-/// The schema that says what a place is, after its references.
+/// The schema that describes a part, after its references.
 pub(super) struct ResolvedSchema<'s> {
     pub(super) keywords: &'s Map<String, Value>,
     pub(super) notes: KeywordAnnotations,
@@ -64,10 +64,10 @@ pub(super) struct ResolvedSchema<'s> {
 }
 
 impl<'s> LayoutBuilder<'s> {
-    pub(super) fn node(&mut self, place: &LayoutContext<'_>) -> Result<Arc<LayoutNode>> {
-        self.count(place)?;
-        let found = self.find(place)?;
-        let mut shape = self.shape(place, &found)?;
+    pub(super) fn node(&mut self, context: &LayoutContext<'_>) -> Result<Arc<LayoutNode>> {
+        self.count(context)?;
+        let found = self.find(context)?;
+        let mut shape = self.shape(context, &found)?;
         let extent = match self.mode {
             LayoutMode::Aligned => aligned(&mut shape, found.align),
             LayoutMode::Packed => Ok(LayoutExtent::NONE),
@@ -75,18 +75,19 @@ impl<'s> LayoutBuilder<'s> {
         Ok(Arc::new(LayoutNode {
             big: found.big,
             symbols: shape.has_symbols(),
-            extent: extent.map_err(|why| TypedefError::layout(place.path, why))?,
+            extent: extent.map_err(|why| TypedefError::layout(context.path, why))?,
             shape,
         }))
     }
 
-    fn count(&mut self, place: &LayoutContext<'_>) -> Result<()> {
+    fn count(&mut self, context: &LayoutContext<'_>) -> Result<()> {
         let Some(left) = self.left.checked_sub(1) else {
             let max = self.schema.limits().expanded;
             return Err(TypedefError::limit("parts of a layout", max));
         };
         self.left = left;
-        if place.path.len() as u64 > PATH_BYTES_MAX {
+        // References can nest the same schema: paths grow beyond those of the schema itself.
+        if context.path.len() as u64 > PATH_BYTES_MAX {
             return Err(TypedefError::limit(
                 "bytes of the path of a field",
                 PATH_BYTES_MAX,
@@ -95,16 +96,19 @@ impl<'s> LayoutBuilder<'s> {
         Ok(())
     }
 
-    /// Follows references, and gathers what is said on the way.
-    fn find(&self, place: &LayoutContext<'_>) -> Result<ResolvedSchema<'s>> {
+    /// Follows references, and collects the annotations on the way.
+    fn find(&self, context: &LayoutContext<'_>) -> Result<ResolvedSchema<'s>> {
         let schema = self.schema;
-        let mut ptr = place.ptr.to_owned();
-        let (mut align, mut big) = (1, place.big);
+        let mut ptr = context.ptr.to_owned();
+        let (mut align, mut big) = (1, context.big);
         loop {
             let Value::Object(keywords) = schema.at(&ptr) else {
-                return Err(TypedefError::layout(place.path, "its schema names no kind"));
+                return Err(TypedefError::layout(
+                    context.path,
+                    "its schema names no kind",
+                ));
             };
-            let mut said = |one: Option<u32>, other: Option<bool>| {
+            let mut apply = |one: Option<u32>, other: Option<bool>| {
                 align = align.max(one.unwrap_or(1));
                 big = other.unwrap_or(big);
             };
@@ -112,18 +116,19 @@ impl<'s> LayoutBuilder<'s> {
                 let read = |name: &str| keywords.get(name).map(|value| (value, join(&ptr, name)));
                 let one = read("align").map(|(value, at)| annotations::align(value, &at));
                 let other = read("endian").map(|(value, at)| annotations::big_endian(value, &at));
-                said(one.transpose()?, other.transpose()?);
-                // The pass over the schema took it.
+                apply(one.transpose()?, other.transpose()?);
+                // The pass over the schema accepted it.
                 ptr = of_reference(reference).unwrap_or_default();
                 continue;
             }
             let Some(kind) = kind_of(keywords, &ptr)? else {
                 let why = format!("its schema at #{ptr} names no kind");
-                return Err(TypedefError::layout(place.path, why));
+                return Err(TypedefError::layout(context.path, why));
             };
             let at = join(&ptr, kind.keyword());
             let notes = annotations::read(kind, &keywords[kind.keyword()], &at)?;
-            said(notes.align, notes.big_endian);
+            apply(notes.align, notes.big_endian);
+            // Programs map aligned records directly, in the byte order of the machine.
             if big && self.mode == LayoutMode::Aligned {
                 let why = "\"endian\":\"big\" is for packed mode only";
                 return Err(TypedefError::schema(&at, why));
@@ -141,7 +146,7 @@ impl<'s> LayoutBuilder<'s> {
 
     fn shape(
         &mut self,
-        place: &LayoutContext<'_>,
+        context: &LayoutContext<'_>,
         found: &ResolvedSchema<'_>,
     ) -> Result<NodeShape> {
         let leaf = leaf(
@@ -155,10 +160,10 @@ impl<'s> LayoutBuilder<'s> {
             return Ok(NodeShape::Leaf(leaf));
         }
         match found.kind {
-            FieldKind::Array => self.array(place, found).map(NodeShape::Array),
-            FieldKind::Record => self.record(place, found).map(NodeShape::Record),
-            FieldKind::Struct => self.members(place, found).map(NodeShape::Struct),
-            FieldKind::Union => self.union(place, found).map(NodeShape::Union),
+            FieldKind::Array => self.array(context, found).map(NodeShape::Array),
+            FieldKind::Record => self.record(context, found).map(NodeShape::Record),
+            FieldKind::Struct => self.members(context, found).map(NodeShape::Struct),
+            FieldKind::Union => self.union(context, found).map(NodeShape::Union),
             _ => Ok(NodeShape::Tensor(TensorType {
                 dtype: found.notes.dtype.clone(),
                 shape: found.notes.shape.clone(),
@@ -168,11 +173,11 @@ impl<'s> LayoutBuilder<'s> {
 
     fn array(
         &mut self,
-        place: &LayoutContext<'_>,
+        context: &LayoutContext<'_>,
         found: &ResolvedSchema<'_>,
     ) -> Result<ArrayLayout> {
         if !found.keywords.contains_key("items") {
-            return Err(TypedefError::layout(place.path, "an Array needs items"));
+            return Err(TypedefError::layout(context.path, "an Array needs items"));
         }
         let bound = |name: &str| found.keywords.get(name).and_then(Value::as_u64);
         let (min, max) = (bound("minItems").unwrap_or(0), bound("maxItems"));
@@ -182,7 +187,7 @@ impl<'s> LayoutBuilder<'s> {
         };
         let item = self.node(&LayoutContext {
             ptr: &join(&found.ptr, "items"),
-            path: &join(place.path, "*"),
+            path: &join(context.path, "*"),
             big: found.big,
             tagged_by: None,
         })?;
@@ -195,21 +200,21 @@ impl<'s> LayoutBuilder<'s> {
 
     fn record(
         &mut self,
-        place: &LayoutContext<'_>,
+        context: &LayoutContext<'_>,
         found: &ResolvedSchema<'_>,
     ) -> Result<Arc<LayoutNode>> {
         if self.mode == LayoutMode::Aligned {
             let why = "a Record has no fixed size; it is for packed mode only";
-            return Err(TypedefError::layout(place.path, why));
+            return Err(TypedefError::layout(context.path, why));
         }
         let ptr = value_of_record(found).ok_or_else(|| {
             let why = "a Record needs one schema for its values: in values, additionalProperties \
                        or a single pattern of patternProperties";
-            TypedefError::layout(place.path, why)
+            TypedefError::layout(context.path, why)
         })?;
         self.node(&LayoutContext {
             ptr: &ptr,
-            path: &join(place.path, "*"),
+            path: &join(context.path, "*"),
             big: found.big,
             tagged_by: None,
         })
@@ -217,13 +222,13 @@ impl<'s> LayoutBuilder<'s> {
 
     fn members(
         &mut self,
-        place: &LayoutContext<'_>,
+        context: &LayoutContext<'_>,
         found: &ResolvedSchema<'_>,
     ) -> Result<Vec<StructMember>> {
-        let order = self.order(place, found)?;
+        let order = self.order(context, found)?;
         let mut members = Vec::with_capacity(order.len());
         for name in order {
-            let path = join(place.path, &name);
+            let path = join(context.path, &name);
             let node = self.node(&LayoutContext {
                 ptr: &join(&join(&found.ptr, "properties"), &name),
                 path: &path,
@@ -236,8 +241,12 @@ impl<'s> LayoutBuilder<'s> {
     }
 
     /// The names of the fields, in the order of their bytes.
-    fn order(&self, place: &LayoutContext<'_>, found: &ResolvedSchema<'_>) -> Result<Vec<String>> {
-        let wrong = |why: String| TypedefError::layout(place.path, why);
+    fn order(
+        &self,
+        context: &LayoutContext<'_>,
+        found: &ResolvedSchema<'_>,
+    ) -> Result<Vec<String>> {
+        let invalid = |why: String| TypedefError::layout(context.path, why);
         let none = Map::new();
         let properties = match found.keywords.get("properties") {
             None => &none,
@@ -245,7 +254,7 @@ impl<'s> LayoutBuilder<'s> {
                 .as_object()
                 .ok_or_else(|| TypedefError::schema(&found.ptr, "properties is an object"))?,
         };
-        let is_tag = |name: &String| place.tagged_by == Some(name);
+        let is_tag = |name: &String| context.tagged_by == Some(name);
         let order: Vec<String> = match (&found.notes.fields, self.mode) {
             (Some(fields), _) => fields.clone(),
             (None, LayoutMode::Packed) => properties
@@ -256,21 +265,22 @@ impl<'s> LayoutBuilder<'s> {
             (None, LayoutMode::Aligned) => {
                 let why = "a Struct needs the order of its fields, {\"fields\":[…]}: the order of \
                            members in JSON is not kept by everyone";
-                return Err(wrong(why.to_owned()));
+                return Err(invalid(why.to_owned()));
             }
         };
         let named: HashSet<&String> = order.iter().collect();
         if let Some(name) = order.iter().find(|name| !properties.contains_key(*name)) {
-            return Err(wrong(format!("the field '{name}' is not in properties")));
+            return Err(invalid(format!("the field '{name}' is not in properties")));
         }
+        // The tag says the same, and the two could differ.
         if let Some(name) = order.iter().find(|name| is_tag(name)) {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "'{name}' names the variant; it cannot be a field too"
             )));
         }
         let mut properties = properties.keys();
         if let Some(name) = properties.find(|name| !named.contains(*name) && !is_tag(name)) {
-            return Err(wrong(format!("the property '{name}' is not in fields")));
+            return Err(invalid(format!("the property '{name}' is not in fields")));
         }
         let required = found.keywords.get("required").and_then(Value::as_array);
         let optional = required.and_then(|required| {
@@ -279,7 +289,7 @@ impl<'s> LayoutBuilder<'s> {
         });
         if let Some(name) = optional {
             let why = format!("the field '{name}' is not in required: bytes cannot leave it out");
-            return Err(wrong(why));
+            return Err(invalid(why));
         }
         Ok(order)
     }
@@ -319,6 +329,7 @@ fn aligned(shape: &mut NodeShape, align: u32) -> std::result::Result<LayoutExten
         NodeShape::Record(_) | NodeShape::Tensor(_) => LayoutExtent::NONE,
     };
     let has_parts = matches!(shape, NodeShape::Struct(_) | NodeShape::Union(_));
+    // Below it, a program could not read the field in place.
     if align > 1 && align < natural.align {
         return Err(format!(
             "an alignment of {align} is below the natural {}, and may only be above it",

@@ -4,7 +4,7 @@ use super::{ArrayCount, ArrayLayout, StructMember, UnionLayout};
 use crate::leaf::LeafType;
 use crate::limits::RECORD_BYTES_MAX;
 
-/// How much room a part takes.
+/// The room that a part takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LayoutExtent {
     /// In bytes.
@@ -17,16 +17,16 @@ pub(crate) struct LayoutExtent {
 type Sized<T> = Result<T, String>;
 
 impl LayoutExtent {
-    /// Of what takes no room.
+    /// The extent of a part without bytes.
     pub(crate) const NONE: Self = Self { size: 0, align: 1 };
 
-    /// From one such part to the next.
+    /// The distance from one such part to the next.
     pub(crate) fn stride(self) -> Sized<u64> {
         round_up(self.size, self.align)
     }
 
-    /// With an alignment of at least `align`. What is made of parts grows to a multiple of it; a
-    /// number stays as large as it is.
+    /// The same with an alignment of at least `align`. A part with parts of its own grows to a multiple of it; a
+    /// number keeps its size.
     pub(crate) fn raised(self, align: u32, has_parts: bool) -> Sized<Self> {
         let align = self.align.max(align);
         let size = if has_parts {
@@ -73,7 +73,7 @@ pub(super) fn of_union(union: &mut UnionLayout) -> Sized<LayoutExtent> {
     let off = round_up(tag as u64, align)?;
     let size = sum(off, size)?;
     union.off = off;
-    // A tag has at most four bytes.
+    // A tag has at most four bytes, so the cast is exact.
     LayoutExtent {
         size,
         align: align.max(tag as u32),

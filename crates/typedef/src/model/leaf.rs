@@ -11,7 +11,7 @@ use crate::leaf::LeafType;
 use crate::pointer::join;
 use crate::schema::annotations::{BytesEncoding, KeywordAnnotations};
 
-/// The leaf that `keywords` at `ptr` describe; none where `kind` has parts or no bytes.
+/// The leaf that `keywords` at `ptr` describe; `None` where `kind` has parts or no bytes.
 pub(crate) fn leaf(
     kind: FieldKind,
     keywords: &Map<String, Value>,
@@ -30,7 +30,7 @@ pub(crate) fn leaf(
             return Err(TypedefError::schema(&join(ptr, kind.keyword()), why));
         }
         (Some(encoding), _, _) => encoding,
-        // With a bound its room is reserved, so that what follows has a known place.
+        // With a bound, the room is reserved, so that the next field has a fixed offset.
         (None, Some(_), LayoutMode::Aligned) => BytesEncoding::Fixed,
         _ => BytesEncoding::Prefixed,
     };
@@ -48,21 +48,22 @@ pub(crate) fn leaf(
     }))
 }
 
-/// What an `Enum` counts: text and whole numbers, each once.
+/// The members of an `Enum`: text and whole numbers, each once.
 fn members(keywords: &Map<String, Value>, ptr: &str) -> Result<Vec<Value>, TypedefError> {
-    let wrong = |why: &str| TypedefError::schema(&join(ptr, "enum"), why);
+    let invalid = |why: &str| TypedefError::schema(&join(ptr, "enum"), why);
     let members = keywords.get("enum").and_then(Value::as_array);
     let members = members.filter(|members| !members.is_empty());
-    let members = members.ok_or_else(|| wrong("an Enum needs the list of its members in enum"))?;
+    let members =
+        members.ok_or_else(|| invalid("an Enum needs the list of its members in enum"))?;
     let mut seen = HashSet::with_capacity(members.len());
     for member in members {
         let plain = member.is_string() || member.is_i64() || member.is_u64();
         if !plain {
-            return Err(wrong("the members of an Enum are text or whole numbers"));
+            return Err(invalid("the members of an Enum are text or whole numbers"));
         }
-        // As JSON text: `1` and `"1"` are two members.
+        // Compared as JSON text: `1` and `"1"` are two members.
         if !seen.insert(member.to_string()) {
-            return Err(wrong("a member stands here twice"));
+            return Err(invalid("a member stands here twice"));
         }
     }
     Ok(members.clone())

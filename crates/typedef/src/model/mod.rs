@@ -1,4 +1,4 @@
-//! A layout: what a schema says of bytes, with every reference followed.
+//! A layout: how a schema stores values in bytes, with every reference followed.
 
 mod build;
 mod extent;
@@ -17,7 +17,7 @@ use crate::tensor::TensorType;
 /// How values lie in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayoutMode {
-    /// Every field at an offset known from the schema, as C lays out a `struct`.
+    /// Every field at an offset that follows from the schema, as C lays out a `struct`.
     Aligned,
     /// One after the other without a gap, read from the beginning.
     Packed,
@@ -28,14 +28,14 @@ pub enum LayoutMode {
 pub(crate) struct LayoutNode {
     /// Most significant byte first; in packed mode only.
     pub(crate) big: bool,
-    /// Whether a size has a name somewhere in it.
+    /// Whether it contains a named size.
     pub(crate) symbols: bool,
-    /// Nothing in packed mode.
+    /// Empty in packed mode.
     pub(crate) extent: LayoutExtent,
     pub(crate) shape: NodeShape,
 }
 
-/// What it is made of.
+/// The structure of a part.
 #[derive(Clone, Debug)]
 pub(crate) enum NodeShape {
     Array(ArrayLayout),
@@ -50,12 +50,12 @@ pub(crate) enum NodeShape {
 #[derive(Clone, Debug)]
 pub(crate) struct ArrayLayout {
     pub(crate) item: Arc<LayoutNode>,
-    /// From one item to the next.
+    /// The distance from one item to the next.
     pub(crate) stride: u64,
     pub(crate) count: ArrayCount,
 }
 
-/// How many items.
+/// The number of items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ArrayCount {
     /// At least and at most; packed mode only.
@@ -71,20 +71,20 @@ pub(crate) struct StructMember {
     pub(crate) node: Arc<LayoutNode>,
 }
 
-/// A tag, and what it stands for.
+/// A tag, and the variant of that tag.
 #[derive(Clone, Debug)]
 pub(crate) struct UnionLayout {
-    /// The member of the JSON object that names the variant; none where the object has only the
-    /// variant as a member.
+    /// The member of the JSON object that names the variant; `None` where the object has only the variant as a
+    /// member.
     pub(crate) field: Option<String>,
-    /// The integer that the tag is.
+    /// The integer type of the tag.
     pub(crate) tag: FieldKind,
-    /// Where the variant begins.
+    /// The offset of the variant.
     pub(crate) off: u64,
     pub(crate) variants: Vec<UnionVariant>,
 }
 
-/// One of them.
+/// One variant.
 #[derive(Clone, Debug)]
 pub(crate) struct UnionVariant {
     pub(crate) name: String,
@@ -124,7 +124,7 @@ impl UnionLayout {
         self.variants.iter().find(|variant| variant.name == name)
     }
 
-    /// The variant that a tag in bytes stands for.
+    /// The variant of a tag in bytes.
     pub(crate) fn tagged(&self, tag: u64) -> Result<&UnionVariant, String> {
         let found = self
             .variants

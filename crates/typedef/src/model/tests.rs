@@ -176,12 +176,12 @@ fn alignment_is_raised_and_never_lowered() {
     ];
     lies(&with(32), &rows, 64, 64);
     refused(&with(2), LayoutMode::Aligned, "/b", "below the natural 4");
-    // Without gaps there is nothing to align.
+    // Without gaps, alignment has no effect.
     compile(&with(2), LayoutMode::Packed, &SchemaLimits::default()).expect("packed");
 }
 
 #[test]
-fn what_has_no_place_of_its_own_is_refused() {
+fn a_part_without_an_offset_of_its_own_is_refused() {
     let field = |schema: Value| json!({ "TypeDef:Struct": { "fields": ["a"] }, "properties": { "a": schema } });
     for (schema, word) in [
         (json!({ "type": "integer" }), "names no kind"),
@@ -320,7 +320,7 @@ fn many_items_with_parts_are_too_many_entries() {
         let error = compile(&of(items), LayoutMode::Aligned, &limits).expect_err("too many");
         assert!(matches!(error, TypedefError::Limit(_)), "{error}");
     }
-    // One entry however many: the items are numbers.
+    // One entry, however many items: the items are numbers.
     let numbers = json!({ "TypeDef:Array": true, "minItems": 1_u64 << 40, "maxItems": 1_u64 << 40,
                           "items": { "TypeDef:Float64": true } });
     let engine = compile(&numbers, LayoutMode::Aligned, &limits).expect("a layout");

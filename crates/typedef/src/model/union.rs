@@ -12,18 +12,18 @@ use crate::schema::Result;
 impl LayoutBuilder<'_> {
     pub(super) fn union(
         &mut self,
-        place: &LayoutContext<'_>,
+        context: &LayoutContext<'_>,
         found: &ResolvedSchema<'_>,
     ) -> Result<UnionLayout> {
-        let wrong = |why: &str| TypedefError::layout(place.path, why);
+        let invalid = |why: &str| TypedefError::layout(context.path, why);
         let Some(discriminator) = &found.notes.discriminator else {
-            return Err(wrong("a Union needs a discriminator"));
+            return Err(invalid("a Union needs a discriminator"));
         };
         let mapping = found.keywords[FieldKind::Union.keyword()].get("mapping");
         let mapping = mapping
             .and_then(Value::as_object)
             .filter(|mapping| !mapping.is_empty());
-        let mapping = mapping.ok_or_else(|| wrong("a Union needs a mapping with a variant"))?;
+        let mapping = mapping.ok_or_else(|| invalid("a Union needs a mapping with a variant"))?;
         let field = discriminator.field.clone();
         let (tag, names) = match field {
             None => (
@@ -35,14 +35,14 @@ impl LayoutBuilder<'_> {
                 (discriminator.tag.unwrap_or(FieldKind::Uint32), names)
             }
         };
-        let names = names.map_err(|why| wrong(&why))?;
+        let names = names.map_err(|why| invalid(&why))?;
         let (_, most) = tag.integers().unwrap_or_default();
         if let Some((name, _)) = names.iter().find(|(_, tag)| i128::from(*tag) > most) {
-            return Err(wrong(&format!("the tag of '{name}' does not fit {tag}")));
+            return Err(invalid(&format!("the tag of '{name}' does not fit {tag}")));
         }
         let mut variants = Vec::with_capacity(names.len());
         for (name, tag) in names {
-            let path = join(place.path, &name);
+            let path = join(context.path, &name);
             let ptr = [FieldKind::Union.keyword(), "mapping", &name];
             let ptr = ptr
                 .iter()
@@ -67,7 +67,7 @@ impl LayoutBuilder<'_> {
         })
     }
 
-    /// Names and their places in `order`.
+    /// Names and their indices in `order`.
     fn ordered(
         &self,
         mapping: &Map<String, Value>,
@@ -84,10 +84,11 @@ impl LayoutBuilder<'_> {
                 );
             }
         };
-        // Each stands in the order once, so that equal numbers and no other name mean all of them.
+        // Each variant occurs in the order once, so equal counts and no unknown name mean all of them.
         if let Some(name) = order.iter().find(|name| !mapping.contains_key(*name)) {
             return Err(format!("'{name}' is in the order, and not in the mapping"));
         }
+        // A variant without an index would have no tag.
         if order.len() != mapping.len() {
             return Err("the order does not name every variant".to_owned());
         }
@@ -99,7 +100,7 @@ impl LayoutBuilder<'_> {
 fn numbers(mapping: &Map<String, Value>) -> std::result::Result<Vec<(String, u32)>, String> {
     let number = |name: &String| {
         let tag: Option<u32> = name.parse().ok();
-        // One spelling for each tag: `01` is no tag.
+        // One spelling for each tag: `01` is not a tag.
         let tag = tag.filter(|tag| tag.to_string() == *name);
         let tag = tag.ok_or_else(|| format!("'{name}' is no tag: a number in decimal digits is"));
         tag.map(|tag| (name.clone(), tag))

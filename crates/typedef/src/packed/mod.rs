@@ -1,4 +1,4 @@
-//! Values one after the other without a gap, for wires.
+//! Values one after the other without a gap, for the wire.
 //!
 //! | what | bytes |
 //! |---|---|
@@ -36,17 +36,17 @@ impl PackedCodec {
         Self { root, limits }
     }
 
-    /// Reads one value from the beginning of `bytes`, and says how many bytes it has.
+    /// Reads one value from the beginning of `bytes`, and returns how many bytes it has.
     ///
     /// # Errors
-    /// The bytes end too early or break the schema ([`TypedefError::Access`] with the field), or
-    /// the value is larger than the limits ([`TypedefError::Limit`]). Nothing is allocated for a
-    /// length before the bytes it promises are seen to be there.
+    /// The bytes end too early or break the schema ([`TypedefError::Access`] with the field), or the value is larger
+    /// than the limits ([`TypedefError::Limit`]). The reader allocates nothing for a length before it has seen that
+    /// the bytes are there.
     pub fn read_first(&self, bytes: &[u8]) -> Result<(RecordValue, usize)> {
         read::read(&self.root, bytes, &self.limits)
     }
 
-    /// Reads a value that is all of `bytes`.
+    /// Reads a value that takes up all of `bytes`.
     ///
     /// # Errors
     /// As [`read_first`](Self::read_first), and where bytes are left.
@@ -59,10 +59,10 @@ impl PackedCodec {
         Ok(value)
     }
 
-    /// Writes a value behind what `out` holds.
+    /// Appends a value to `out`.
     ///
     /// # Errors
-    /// The value breaks the schema or the limits. `out` is then as it was.
+    /// The value breaks the schema or the limits. `out` then stays as it was.
     pub fn write(&self, value: &RecordValue, out: &mut Vec<u8>) -> Result<()> {
         let start = out.len();
         let written = write::write(&self.root, value, out, &self.limits);

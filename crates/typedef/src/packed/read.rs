@@ -16,7 +16,7 @@ pub(super) fn read(
     bytes: &[u8],
     limits: &SchemaLimits,
 ) -> Result<(RecordValue, usize)> {
-    // What lies beyond the budget is not there.
+    // The reader ignores bytes beyond the budget.
     let most = usize::try_from(limits.packed_bytes).unwrap_or(usize::MAX);
     let mut reader = PackedReader {
         bytes: &bytes[..bytes.len().min(most)],
@@ -52,7 +52,7 @@ impl<'b> PackedReader<'b> {
             NodeShape::Array(list) => self.array(list, node.big),
             NodeShape::Record(value) => self.record(value, node.big),
             NodeShape::Struct(members) => {
-                // The schema bounds it, unlike the count of an array.
+                // The schema bounds the capacity, unlike the count of an array.
                 let mut values = Vec::with_capacity(members.len());
                 for member in members {
                     let value = self.node(&member.node);
@@ -79,7 +79,7 @@ impl<'b> PackedReader<'b> {
             leaf.take(self.take(len)?, big)
         } else {
             let len = self.length(big)?;
-            // Before the bytes are asked for: the better message.
+            // Before taking the bytes: this error is the more useful one.
             leaf.check_bytes(len)
                 .map_err(|why| TypedefError::access("", why))?;
             leaf.of_content(self.take(len)?)
@@ -92,9 +92,9 @@ impl<'b> PackedReader<'b> {
             ArrayCount::Fixed(count) => count,
             ArrayCount::Between(..) => self.length(big)?,
         };
-        // A count that does not fit a `usize` breaks the budget before it matters.
+        // A count beyond a `usize` exceeds the budget before it matters.
         counted(list.count, usize::try_from(count).unwrap_or(usize::MAX))?;
-        // Grows as items come: the count alone must not cost memory.
+        // The list grows as items come: the count alone must not cost memory.
         let mut items = Vec::new();
         for i in 0..count {
             let item = self.node(&list.item);
@@ -111,6 +111,7 @@ impl<'b> PackedReader<'b> {
             let len = self.length(big)?;
             let name = std::str::from_utf8(self.take(len)?);
             let name = name.map_err(|_| TypedefError::access("", "a name is no UTF-8"))?;
+            // Other readers would keep one of the two values silently.
             if !names.insert(name) {
                 return Err(TypedefError::access("", format!("'{name}' stands twice")));
             }
@@ -128,6 +129,7 @@ impl<'b> PackedReader<'b> {
     fn take(&mut self, len: u64) -> Result<&'b [u8]> {
         let left = self.bytes.len() - self.used;
         if len > left as u64 {
+            // The value may be complete, but is longer than the limit.
             if self.more {
                 let max = self.limits.packed_bytes;
                 return Err(TypedefError::limit("bytes of a packed value", max));
@@ -135,7 +137,7 @@ impl<'b> PackedReader<'b> {
             let why = format!("{len} bytes are missing, and {left} are left");
             return Err(TypedefError::access("", why));
         }
-        // At most `left`.
+        // At most `left`, so the cast is exact.
         let end = self.used + len as usize;
         let taken = &self.bytes[self.used..end];
         self.used = end;

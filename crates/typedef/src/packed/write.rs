@@ -95,18 +95,19 @@ impl PackedWriter<'_> {
     }
 
     fn leaf(&mut self, leaf: &LeafType, big: bool, value: &RecordValue) -> Result<()> {
-        let wrong = |why: String| TypedefError::access("", why);
+        let invalid = |why: String| TypedefError::access("", why);
         if let Some(len) = leaf.fixed_bytes() {
             let room = self.room(len)?;
-            return leaf.put(value, big, room).map_err(wrong);
+            return leaf.put(value, big, room).map_err(invalid);
         }
-        let content = leaf.content(value).map_err(wrong)?;
+        let content = leaf.content(value).map_err(invalid)?;
         self.length(content.len(), big)?;
         self.bytes(content)
     }
 
     fn length(&mut self, len: usize, big: bool) -> Result<()> {
         let len = u32::try_from(len).map_err(|_| {
+            // A longer content has no form in which a reader would find its end.
             TypedefError::access("", format!("a length of {len} does not fit 32 bits"))
         })?;
         self.bits(len.into(), PREFIX_BYTES, big)
@@ -127,10 +128,11 @@ impl PackedWriter<'_> {
         let before = self.out.len();
         let used = (before - self.start) as u64;
         let max = self.limits.packed_bytes;
+        // A reader with the same limits would refuse the value.
         if len > max.saturating_sub(used) {
             return Err(TypedefError::limit("bytes of a packed value", max));
         }
-        // Within the limit, which is memory that may be used.
+        // Within the limit, which is memory that the caller allows.
         self.out.resize(before + len as usize, 0);
         Ok(&mut self.out[before..])
     }

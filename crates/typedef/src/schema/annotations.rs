@@ -1,4 +1,4 @@
-//! What stands behind a keyword: `true`, or an object of annotations.
+//! The value of a keyword: `true`, or an object of annotations.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use crate::limits::ALIGN_MAX;
 use crate::pointer::join;
 use crate::tensor::{Dim, is_dtype};
 
-/// Annotations that may also stand beside the keyword. They are moved behind it.
+/// Annotations that may also stand beside the keyword. The pass moves them into its value.
 const BESIDE: [&str; 8] = [
     "align",
     "discriminator",
@@ -21,28 +21,28 @@ const BESIDE: [&str; 8] = [
     "values",
 ];
 
-/// How text and bytes are kept.
+/// How text and bytes are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BytesEncoding {
     /// Reserved space, the rest of it zero.
     Fixed,
-    /// Place and length in another region.
+    /// Offset and length in another region.
     Indirect,
     /// Length, then bytes.
     Prefixed,
 }
 
-/// How a union says which of its variants it holds.
+/// How a union names the variant that it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Discriminator {
-    /// The member of the JSON object that names the variant; none where the object has one member,
-    /// named by the variant's number.
+    /// The member of the JSON object that names the variant; `None` where the object has one member, named by the
+    /// variant's number.
     pub(crate) field: Option<String>,
-    /// The integer that it is in binary; none where nothing is said.
+    /// Its integer type in binary; `None` where the schema names no type.
     pub(crate) tag: Option<FieldKind>,
 }
 
-/// What one keyword says.
+/// The annotations of one keyword.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeywordAnnotations {
     pub(crate) align: Option<u32>,
@@ -56,7 +56,7 @@ pub(crate) struct KeywordAnnotations {
     pub(crate) shape: Option<Vec<Dim>>,
 }
 
-/// Which annotations `kind` has, beside `align` and `endian` that all have.
+/// The annotations of `kind`, beside `align` and `endian`, which all kinds have.
 fn own(kind: FieldKind) -> &'static [&'static str] {
     match kind {
         FieldKind::BFloat16 | FieldKind::Float16 | FieldKind::Float32 | FieldKind::Float64 => {
@@ -75,7 +75,7 @@ fn has(kind: FieldKind, name: &str) -> bool {
     matches!(name, "align" | "endian") || own(kind).contains(&name)
 }
 
-/// Moves annotations that stand beside the keyword of `kind` behind it.
+/// Moves annotations beside the keyword of `kind` into the keyword's value.
 pub(super) fn gather(schema: &mut Map<String, Value>, kind: FieldKind, ptr: &str) -> Result<()> {
     for name in BESIDE.into_iter().filter(|name| has(kind, name)) {
         let Some(beside) = schema.shift_remove(name) else {
@@ -86,6 +86,7 @@ pub(super) fn gather(schema: &mut Map<String, Value>, kind: FieldKind, ptr: &str
             Some(value @ Value::Bool(true)) => {
                 *value = Value::Object(Map::from_iter([(name.to_owned(), beside)]));
             }
+            // Both forms mean the same; a contradiction between them is an error.
             Some(Value::Object(notes)) if !notes.contains_key(name) => {
                 notes.insert(name.to_owned(), beside);
             }
@@ -93,14 +94,14 @@ pub(super) fn gather(schema: &mut Map<String, Value>, kind: FieldKind, ptr: &str
                 let why = format!("it stands in {} already; say it once", kind.keyword());
                 return Err(TypedefError::schema(&at(), why));
             }
-            // Said of the keyword itself when its annotations are read.
+            // `read` reports a wrong value of the keyword itself.
             _ => {}
         }
     }
     Ok(())
 }
 
-/// Reads what stands behind the keyword of `kind`; `ptr` is the pointer to it.
+/// Reads the value of the keyword of `kind`; `ptr` is the pointer to it.
 pub(crate) fn read(kind: FieldKind, value: &Value, ptr: &str) -> Result<KeywordAnnotations> {
     let mut notes = KeywordAnnotations::default();
     let object = match value {
@@ -110,7 +111,7 @@ pub(crate) fn read(kind: FieldKind, value: &Value, ptr: &str) -> Result<KeywordA
     };
     for (name, value) in object {
         let at = join(ptr, name);
-        // Passed over, a misspelt annotation would give another layout.
+        // Ignored, a misspelt annotation would give another layout.
         if !has(kind, name) {
             let known = own(kind).join(", ");
             let known =
@@ -118,17 +119,17 @@ pub(crate) fn read(kind: FieldKind, value: &Value, ptr: &str) -> Result<KeywordA
             let why = format!("{kind} has no annotation of this name, only {known}");
             return Err(TypedefError::schema(&at, why));
         }
-        let wrong = |why: &str| TypedefError::schema(&at, why);
+        let invalid = |why: &str| TypedefError::schema(&at, why);
         match name.as_str() {
             "align" => notes.align = Some(align(value, &at)?),
             "endian" => notes.big_endian = Some(big_endian(value, &at)?),
             "nonfinite" => {
-                let says = value.as_bool();
-                notes.nonfinite = says.ok_or_else(|| wrong("this is true or false"))?;
+                let flag = value.as_bool();
+                notes.nonfinite = flag.ok_or_else(|| invalid("this is true or false"))?;
             }
             "encoding" => {
                 notes.encoding = Some(encoding(value).ok_or_else(|| {
-                    wrong("an encoding is \"length-prefixed\", \"fixed\" or \"indirect\"")
+                    invalid("an encoding is \"length-prefixed\", \"fixed\" or \"indirect\"")
                 })?)
             }
             "fields" => notes.fields = Some(names(value, &at)?),
@@ -136,14 +137,15 @@ pub(crate) fn read(kind: FieldKind, value: &Value, ptr: &str) -> Result<KeywordA
             "discriminator" => notes.discriminator = Some(discriminator(value, &at)?),
             "dtype" => {
                 let known = value.as_str().filter(|name| is_dtype(name));
-                let known = known.ok_or_else(|| wrong("no dtype of safetensors has this name"))?;
+                let known =
+                    known.ok_or_else(|| invalid("no dtype of safetensors has this name"))?;
                 notes.dtype = Some(known.to_owned());
             }
             "shape" => notes.shape = Some(shape(value, &at)?),
             "mapping" if !value.is_object() => {
-                return Err(wrong("a mapping is an object of schemas"));
+                return Err(invalid("a mapping is an object of schemas"));
             }
-            // Schemas, which are read where schemas are.
+            // Schemas, which the pass reads as such.
             _ => {}
         }
     }
@@ -180,18 +182,18 @@ fn encoding(value: &Value) -> Option<BytesEncoding> {
 
 /// Names, each once.
 fn names(value: &Value, ptr: &str) -> Result<Vec<String>> {
-    let wrong = |why: String| TypedefError::schema(ptr, why);
+    let invalid = |why: String| TypedefError::schema(ptr, why);
     let items = value
         .as_array()
-        .ok_or_else(|| wrong("this is a list of names".to_owned()))?;
+        .ok_or_else(|| invalid("this is a list of names".to_owned()))?;
     let mut seen = std::collections::HashSet::with_capacity(items.len());
     let mut names = Vec::with_capacity(items.len());
     for item in items {
         let name = item
             .as_str()
-            .ok_or_else(|| wrong("this is a list of names".to_owned()))?;
+            .ok_or_else(|| invalid("this is a list of names".to_owned()))?;
         if !seen.insert(name) {
-            return Err(wrong(format!("'{name}' stands here twice")));
+            return Err(invalid(format!("'{name}' stands here twice")));
         }
         names.push(name.to_owned());
     }
@@ -199,34 +201,37 @@ fn names(value: &Value, ptr: &str) -> Result<Vec<String>> {
 }
 
 fn discriminator(value: &Value, ptr: &str) -> Result<Discriminator> {
-    let wrong = |why: &str| TypedefError::schema(ptr, why);
-    let says = value.as_object().ok_or_else(|| {
-        wrong("a discriminator is an object with kind, and with type, name or offset")
+    let invalid = |why: &str| TypedefError::schema(ptr, why);
+    let members = value.as_object().ok_or_else(|| {
+        invalid("a discriminator is an object with kind, and with type, name or offset")
     })?;
-    for name in says.keys() {
+    for name in members.keys() {
         if !matches!(name.as_str(), "kind" | "name" | "offset" | "type") {
             let why = "a discriminator has kind, type, name and offset, and nothing else";
             return Err(TypedefError::schema(&join(ptr, name), why));
         }
     }
-    if says
+    if members
         .get("offset")
         .is_some_and(|offset| offset.as_u64() != Some(0))
     {
-        return Err(wrong("the tag stands first: offset is 0"));
+        return Err(invalid("the tag stands first: offset is 0"));
     }
-    let field = match (says.get("kind").and_then(Value::as_str), says.get("name")) {
+    let field = match (
+        members.get("kind").and_then(Value::as_str),
+        members.get("name"),
+    ) {
         (Some("byte"), None) => None,
         (Some("field"), Some(Value::String(name))) => Some(name.clone()),
-        (Some("byte"), Some(_)) => return Err(wrong("kind \"byte\" has no name")),
-        (Some("field"), _) => return Err(wrong("kind \"field\" needs the name of the field")),
+        (Some("byte"), Some(_)) => return Err(invalid("kind \"byte\" has no name")),
+        (Some("field"), _) => return Err(invalid("kind \"field\" needs the name of the field")),
         _ => {
-            return Err(wrong(
+            return Err(invalid(
                 "the kind of a discriminator is \"byte\" or \"field\"",
             ));
         }
     };
-    let tag = says.get("type").map(|name| {
+    let tag = members.get("type").map(|name| {
         let name = name.as_str().unwrap_or_default();
         let keyword = [PREFIX, name.strip_prefix(PREFIX).unwrap_or(name)].concat();
         let kind = FieldKind::of_keyword(&keyword);
@@ -236,7 +241,7 @@ fn discriminator(value: &Value, ptr: &str) -> Result<Discriminator> {
                 FieldKind::Uint8 | FieldKind::Uint16 | FieldKind::Uint32
             )
         });
-        kind.ok_or_else(|| wrong("the type of a discriminator is Uint8, Uint16 or Uint32"))
+        kind.ok_or_else(|| invalid("the type of a discriminator is Uint8, Uint16 or Uint32"))
     });
     Ok(Discriminator {
         field,
@@ -245,12 +250,12 @@ fn discriminator(value: &Value, ptr: &str) -> Result<Discriminator> {
 }
 
 fn shape(value: &Value, ptr: &str) -> Result<Vec<Dim>> {
-    let wrong = || TypedefError::schema(ptr, "a shape is a list of sizes and of names of sizes");
-    let items = value.as_array().ok_or_else(wrong)?;
+    let invalid = || TypedefError::schema(ptr, "a shape is a list of sizes and of names of sizes");
+    let items = value.as_array().ok_or_else(invalid)?;
     let dim = |item: &Value| match item {
         Value::String(name) if !name.is_empty() => Ok(Dim::Symbol(name.clone())),
-        Value::Number(size) => size.as_u64().map(Dim::Size).ok_or_else(wrong),
-        _ => Err(wrong()),
+        Value::Number(size) => size.as_u64().map(Dim::Size).ok_or_else(invalid),
+        _ => Err(invalid()),
     };
     items.iter().map(dim).collect()
 }

@@ -1,4 +1,4 @@
-//! How large a schema is, before anything looks into it.
+//! Measures a schema before any recursion into it.
 
 use serde_json::Value;
 
@@ -6,20 +6,20 @@ use super::Result;
 use crate::error::TypedefError;
 use crate::limits::{PATH_BYTES_MAX, SchemaLimits};
 
-/// Refuses a schema that is too deep, too large, or has places with too long a name.
+/// Refuses a schema that is too deep, too large, or has paths that are too long.
 pub(super) fn measure(schema: &Value, limits: &SchemaLimits) -> Result<()> {
     let mut measure = SchemaMeasure {
         limits,
         nodes: 0,
         text: 0,
     };
-    // No recursion: how deep it goes is what is asked here.
+    // No recursion: the depth is not known yet.
     let mut open = vec![(schema, 1, 0)];
     while let Some((value, depth, path)) = open.pop() {
         measure.take(value, depth)?;
         match value {
             Value::Array(items) => {
-                // A slash and at most five digits: there are not more items than nodes.
+                // A slash and at most five digits: there are no more items than nodes.
                 let path = longer(path, 6)?;
                 measure.count(items.len())?;
                 open.extend(items.iter().map(|item| (item, depth + 1, path)));
@@ -56,7 +56,7 @@ impl SchemaMeasure<'_> {
         }
     }
 
-    /// Counted before they are looked at, so that what is open is bounded too.
+    /// Counted before the walk adds them, so that the open list is bounded too.
     fn count(&mut self, children: usize) -> Result<()> {
         self.nodes = self.nodes.saturating_add(children as u64);
         if self.nodes >= self.limits.nodes {

@@ -1,8 +1,7 @@
 //! The pass over a schema that comes before everything else.
 //!
-//! It refuses what this crate does not know instead of passing over it, and writes what may be
-//! written in several ways in one: references as JSON pointers, annotations behind their keyword.
-//! What comes out goes in again unchanged.
+//! It refuses unknown parts instead of ignoring them, and writes alternatives in one form: references as JSON
+//! pointers, annotations in the value of their keyword. Its output passes unchanged.
 
 pub(crate) mod annotations;
 mod graph;
@@ -24,7 +23,7 @@ pub(crate) type Result<T> = std::result::Result<T, TypedefError>;
 /// The only vocabulary.
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
-/// Keywords that make a schema mean another thing in another place, and why they are refused.
+/// Keywords that give a schema another meaning in another context, and why the pass refuses them.
 const REFUSED: [(&str, &str); 9] = [
     ("$anchor", "name the schema in $defs instead"),
     ("$dynamicAnchor", "what it names depends on who asks"),
@@ -55,10 +54,10 @@ impl Schema {
     /// Checks a schema, and writes it in the one form.
     ///
     /// # Errors
-    /// The schema is larger than `limits`, or says what this crate does not know:
-    /// [`TypedefError::Schema`] with the place.
+    /// The schema is larger than `limits`, or has a part that this crate does not know: [`TypedefError::Schema`] with
+    /// the path.
     pub fn new(schema: &Value, limits: &SchemaLimits) -> Result<Self> {
-        // First: what follows goes through the schema by recursion.
+        // First: the pass goes through the schema by recursion.
         measure::measure(schema, limits)?;
         let mut root = schema.clone();
         let mut pass = SchemaPass {
@@ -66,7 +65,7 @@ impl Schema {
             patterns: 0,
         };
         pass.schema(&mut root, "")?;
-        // Only now: a reference may name what comes after it.
+        // Only now: a reference may name a later schema.
         pass.graph.check_references()?;
         Ok(Self {
             root,
@@ -81,13 +80,13 @@ impl Schema {
         &self.root
     }
 
-    /// The limits it was taken under.
+    /// The limits it was read under.
     #[must_use]
     pub fn limits(&self) -> &SchemaLimits {
         &self.limits
     }
 
-    /// The pointer that `definition` says: `#/$defs/X`, `#`, or a bare `X` for `#/$defs/X`.
+    /// The pointer in `definition`: `#/$defs/X`, `#`, or a bare `X` for `#/$defs/X`.
     pub(crate) fn pointer(&self, definition: &str) -> Result<String> {
         let reference = local(definition);
         let found = of_reference(&reference).filter(|ptr| self.graph.contains(ptr));
@@ -96,18 +95,18 @@ impl Schema {
         })
     }
 
-    /// The schema at a pointer, after a check that it has an end.
+    /// Checks that the schema at a pointer is finite.
     pub(crate) fn start(&self, ptr: &str) -> Result<()> {
         self.graph.check_expanded(ptr, &self.limits)
     }
 
     pub(crate) fn at(&self, ptr: &str) -> &Value {
-        // Every pointer in the graph was made by walking this very value.
+        // Walking this very value made every pointer in the graph.
         self.root.pointer(ptr).unwrap_or(&Value::Null)
     }
 }
 
-/// What a `$ref` says, where a bare name stands for the definition of that name.
+/// The text of a `$ref`, where a bare name stands for the definition of that name.
 fn local(reference: &str) -> String {
     let bare = !reference.is_empty() && !reference.contains(['#', '/', ':']);
     if bare {
@@ -145,7 +144,7 @@ impl SchemaPass {
         self.count_patterns(keywords)?;
         subschemas::each(keywords, ptr, &mut |value, at| {
             let below = self.schema(value, at)?;
-            // A definition applies only where it is named.
+            // A definition applies only where a reference names it.
             let within = at.strip_prefix(ptr).unwrap_or(at);
             if !within.starts_with("/$defs/") && !within.starts_with("/definitions/") {
                 self.graph.link(number, below);
@@ -177,7 +176,7 @@ fn known_keywords(keywords: &Map<String, Value>, ptr: &str) -> Result<()> {
                 format!("{keyword} is not taken: {why}"),
             ));
         }
-        // In any case: such a keyword is misspelt, and would otherwise be passed over.
+        // In any letter case: such a keyword is misspelt, and other readers would ignore it.
         let ours = keyword
             .get(..PREFIX.len())
             .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX));
@@ -195,7 +194,7 @@ fn known_keywords(keywords: &Map<String, Value>, ptr: &str) -> Result<()> {
     Ok(())
 }
 
-/// A plain `$id` is how TypeBox remembers a name: it would only move what references start from.
+/// A plain `$id` is how TypeBox remembers a name: it would only move the base of references.
 fn identity(keywords: &mut Map<String, Value>, ptr: &str) -> Result<()> {
     if let Some(draft) = keywords.get("$schema")
         && draft
@@ -215,22 +214,23 @@ fn identity(keywords: &mut Map<String, Value>, ptr: &str) -> Result<()> {
         }
         Some(_) => return Err(TypedefError::schema(&at(), "this is text")),
     }
+    // References within the document are pointers, which do not depend on it.
     keywords.shift_remove("$id");
     Ok(())
 }
 
-/// Writes `$ref` as a pointer, and says which.
+/// Writes `$ref` as a pointer, and returns the pointer.
 fn reference(keywords: &mut Map<String, Value>, ptr: &str) -> Result<Option<String>> {
     let Some(value) = keywords.get_mut("$ref") else {
         return Ok(None);
     };
-    let wrong = |why: &str| TypedefError::schema(&join(ptr, "$ref"), why);
+    let invalid = |why: &str| TypedefError::schema(&join(ptr, "$ref"), why);
     let Value::String(text) = value else {
-        return Err(wrong("this is text"));
+        return Err(invalid("this is text"));
     };
     let reference = local(text);
     let target = of_reference(&reference).ok_or_else(|| {
-        wrong("only schemas of this document are named, as #/$defs/NAME or as NAME")
+        invalid("only schemas of this document are named, as #/$defs/NAME or as NAME")
     })?;
     *text = reference;
     for (name, check) in [("align", beside_align as Beside), ("endian", beside_endian)] {
@@ -251,7 +251,7 @@ fn beside_endian(value: &Value, at: &str) -> Result<()> {
     annotations::big_endian(value, at).map(|_| ())
 }
 
-/// Checks what this crate's keywords say.
+/// Checks the values of this crate's keywords.
 fn kinds(keywords: &mut Map<String, Value>, ptr: &str) -> Result<()> {
     let kind = kind_of(keywords, ptr)?;
     if let Some(max) = keywords.get(MAX_BYTES) {
@@ -266,6 +266,7 @@ fn kinds(keywords: &mut Map<String, Value>, ptr: &str) -> Result<()> {
         }
     }
     let Some(kind) = kind else { return Ok(()) };
+    // The reference may name another kind, and bytes have one.
     if keywords.contains_key("$ref") {
         let why = format!("{} and $ref both say what it is", kind.keyword());
         return Err(TypedefError::schema(ptr, why));

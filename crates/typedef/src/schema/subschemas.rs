@@ -1,4 +1,4 @@
-//! Where schemas lie within a schema.
+//! Finds the schemas within a schema.
 
 use serde_json::{Map, Value};
 
@@ -35,10 +35,10 @@ const NAMED: [&str; 6] = [
     "properties",
 ];
 
-/// Ours: not keywords of JSON Schema, but annotations behind one of this crate's.
+/// This crate's: not keywords of JSON Schema, but annotations in the value of one of its own.
 const BEHIND: [&str; 2] = ["mapping", "values"];
 
-/// Calls `each` with every schema that lies directly in this one, and the pointer to it.
+/// Calls `each` with every direct subschema, and the pointer to it.
 pub(crate) fn each(
     schema: &mut Map<String, Value>,
     ptr: &str,

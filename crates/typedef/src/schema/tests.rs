@@ -35,7 +35,7 @@ fn limited(schema: &Value, word: &str, limit: u64) {
 }
 
 #[test]
-fn what_is_not_known_is_refused_by_name_and_place() {
+fn an_unknown_part_is_refused_by_name_and_path() {
     let here = |keyword: &str, value: Value| json!({ "properties": { "a": { keyword: value } } });
     for (keyword, value, word) in [
         ("TypeDef:Int128", json!(true), "TypeDef:Int128"),
@@ -238,7 +238,7 @@ fn each_limit_holds_at_its_edge() {
     let nested = |depth: u64| (1..depth).fold(json!({}), |inner, _| json!({ "not": inner }));
     assert!(pass(&nested(DEPTH_MAX)).is_ok());
     limited(&nested(DEPTH_MAX + 1), "within each other", DEPTH_MAX);
-    // The root, the list, and what is in it.
+    // The root, the list, and its items.
     let wide = |nodes: u64| json!({ "enum": vec![0; nodes as usize - 2] });
     assert!(pass(&wide(NODES_MAX)).is_ok());
     limited(&wide(NODES_MAX + 1), "values", NODES_MAX);

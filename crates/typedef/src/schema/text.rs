@@ -1,4 +1,4 @@
-//! A schema from its text, with nothing in it that a reader could understand in two ways.
+//! A schema from its text, refusing every text that two readers could understand in two ways.
 
 use std::fmt;
 
@@ -9,12 +9,13 @@ use super::Result;
 use crate::error::{TypedefError, short};
 use crate::limits::SchemaLimits;
 
-/// Reads the text of a schema. A member that stands twice in an object is refused, where other
-/// readers keep the last one silently.
+/// Reads the text of a schema. It refuses a member that occurs twice in an object, where other readers keep the last
+/// one silently.
 ///
 /// # Errors
-/// The text is too long, is no JSON, or names a member twice.
+/// The text is too long, is not JSON, or names a member twice.
 pub fn parse(text: &[u8], limits: &SchemaLimits) -> Result<Value> {
+    // Before parsing, which would allocate memory for all of it.
     if text.len() as u64 > limits.schema_bytes {
         let max = limits.schema_bytes;
         return Err(TypedefError::limit("bytes of a schema", max));

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::plan::{PlanRng, PlanStyle, SchemaPlan};
 
-/// Things that are wrong in most places.
+/// Values that are invalid in most fields.
 fn strange(dice: &mut PlanRng) -> Value {
     let things = [
         json!(null),
@@ -35,7 +35,7 @@ fn strange(dice: &mut PlanRng) -> Value {
     dice.one(&things).clone()
 }
 
-/// Changes one place, or takes one member away.
+/// Changes one value, or removes one member.
 fn damage(value: &mut Value, dice: &mut PlanRng) {
     match value {
         Value::Array(items) if !items.is_empty() && dice.below(4) > 0 => match dice.below(5) {
@@ -80,7 +80,7 @@ proptest! {
                 damage(&mut bad, &mut dice);
                 let valid = engine.is_valid(&bad);
                 prop_assert_eq!(engine.validate(&bad).is_ok(), valid, "{}", bad);
-                // Nothing was added that the layout has no place for, so bytes say the same.
+                // The value has no member beyond the layout, so bytes give the same answer.
                 let bytes = engine.from_json(&bad, &mut Vec::new());
                 if valid {
                     prop_assert!(bytes.is_ok() || has_more(&bad, &good), "{bad}: {bytes:?}");
@@ -110,7 +110,7 @@ proptest! {
     }
 }
 
-/// Whether a member is in `one` that is not in `other` at the same place: JSON Schema lets it pass.
+/// Whether `one` has a member that `other` lacks at the same path: JSON Schema lets it pass.
 fn has_more(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Object(one), other) => one

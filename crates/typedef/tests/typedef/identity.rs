@@ -1,4 +1,4 @@
-//! A random schema, laid out, written and read: what comes out is what went in.
+//! A random schema, laid out, written and read: the values come out unchanged.
 
 use alknet_typedef::{
     ExternalData, FieldKind, LayoutEngine, LayoutMode, RecordValue, Schema, SchemaLimits, compile,
@@ -45,7 +45,7 @@ fn fields(path: &str, value: &RecordValue, found: &mut Vec<(String, RecordValue)
             let items = items.iter().enumerate();
             items.for_each(|(i, item)| fields(&part(&i.to_string()), item, found));
         }
-        // Its tag is written with the whole.
+        // The whole union writes its tag.
         RecordValue::Union(..) => found.push((path.to_owned(), value.clone())),
         other => found.push((path.to_owned(), other.clone())),
     }
@@ -64,7 +64,7 @@ proptest! {
         let mut region = Vec::new();
         let value = plan.value(&mut dice, &mut region);
 
-        // Whole, over bytes that are not zero.
+        // The whole record, over bytes that are not zero.
         let mut record = vec![0xa5; stride + 3];
         engine.write(&mut record, "", &value).expect("it fits");
         prop_assert_eq!(&engine.read(&record, "").expect("it is whole"), &value);
@@ -73,7 +73,7 @@ proptest! {
         engine.verify(&record, &outside, &mut Default::default()).expect("it is valid");
         through_json(&engine, &value, &region);
 
-        // Field after field, each to its own place.
+        // Field after field, each at its own offset.
         let mut parts = vec![0; stride];
         let mut all = Vec::new();
         fields("", &value, &mut all);
@@ -119,7 +119,7 @@ proptest! {
             if let Ok(value) = engine.read(&noise, "") {
                 let mut again = noise.clone();
                 engine.write(&mut again, "", &value).expect("what was read can be written");
-                // Gaps aside, and what NaN's spare bits say.
+                // Gaps and the spare bits of NaN may differ.
                 prop_assert_eq!(&engine.read(&again, "").expect("written just now"), &value);
             }
             if mode == LayoutMode::Packed

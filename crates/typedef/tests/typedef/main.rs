@@ -1,4 +1,4 @@
-//! What holds for every schema, held against random ones, against compilers and against TypeBox.
+//! Properties of every schema, checked with random ones, with compilers and with TypeBox.
 
 mod agree;
 mod identity;

@@ -1,7 +1,7 @@
-//! Offsets beside those of two compilers: `rustc` with `#[repr(C)]`, and `cc`.
+//! Offsets compared with those of two compilers: `rustc` with `#[repr(C)]`, and `cc`.
 //!
-//! Random layouts become types of both languages. Each program prints where every field lies, and
-//! must print what the layout engine says.
+//! Random layouts become types of both languages. Each program prints the offset of every field, and the output must
+//! equal that of the layout engine.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::plan::{PlanRng, PlanStyle, SchemaPlan};
 /// Layouts in one program.
 const LAYOUTS: u64 = 80;
 
-/// What a language is asked in.
+/// The source text in one language.
 struct NativeSource {
     c: String,
     rust: String,
@@ -24,16 +24,16 @@ struct NativeSource {
     types: usize,
 }
 
-/// A type, and how each language names it where a value of it stands.
+/// A type, and its name in each language.
 #[derive(Clone)]
 struct NativeTypeName {
     c: String,
     rust: String,
-    /// What stands behind a member's name in C.
+    /// The text after a member's name in C.
     c_suffix: String,
 }
 
-/// Where a part lies: what both languages add up, and the path.
+/// The offset of a part: the sum in both languages, and the path.
 #[derive(Clone)]
 struct PartOffset {
     path: String,
@@ -68,7 +68,7 @@ impl NativeSource {
         format!("T{}", self.types)
     }
 
-    /// Declares what `plan` is made of.
+    /// Declares the types of `plan`'s parts.
     fn declare(&mut self, plan: &SchemaPlan) -> NativeTypeName {
         match plan {
             SchemaPlan::Scalar(kind) => scalar(*kind),
@@ -142,7 +142,7 @@ impl NativeSource {
         }
     }
 
-    /// Prints where `plan` and all in it lies.
+    /// Prints the offset of `plan` and of all its parts.
     fn print(&mut self, plan: &SchemaPlan, of: &NativeTypeName, spot: &PartOffset) {
         let PartOffset { path, c, rust } = spot;
         writeln!(
@@ -157,8 +157,7 @@ impl NativeSource {
         .expect("a string grows");
         match plan {
             SchemaPlan::Struct { fields, .. } => {
-                // Declares the same types once more, with equal layouts: only their names are
-                // needed.
+                // Declares the same types once more, with equal layouts, for their names.
                 for (name, plan) in fields {
                     let inner = self.declare(plan);
                     self.print(
@@ -216,7 +215,7 @@ fn scalar(kind: FieldKind) -> NativeTypeName {
         FieldKind::Uint64 => ("uint64_t", "u64"),
         FieldKind::Float32 => ("float", "f32"),
         FieldKind::Float64 => ("double", "f64"),
-        // Neither language has all the halves; they are as large as this.
+        // Neither language has all the half floats; this type has their size.
         _ => ("uint16_t", "u16"),
     };
     NativeTypeName {
@@ -226,7 +225,7 @@ fn scalar(kind: FieldKind) -> NativeTypeName {
     }
 }
 
-/// What the layout engine says, in the words of the programs.
+/// The offsets of the layout engine, in the form of the programs' output.
 fn expected(plan: &SchemaPlan) -> String {
     let schema = plan.schema();
     let engine = compile(&schema, LayoutMode::Aligned, &SchemaLimits::default()).expect("a layout");

@@ -1,4 +1,4 @@
-//! The page for those who write schemas says what is.
+//! The page for authors of schemas is correct.
 
 use std::fmt::Write as _;
 

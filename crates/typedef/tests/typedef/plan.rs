@@ -27,7 +27,7 @@ impl PlanRng {
     }
 }
 
-/// A schema in the making.
+/// A random schema, before it has its JSON form.
 #[derive(Clone, Debug)]
 pub(crate) enum SchemaPlan {
     Scalar(FieldKind),
@@ -48,17 +48,17 @@ pub(crate) enum SchemaPlan {
     },
     Array {
         item: Box<Self>,
-        /// None where it varies.
+        /// `None` where it varies.
         count: Option<u64>,
     },
     Record(Box<Self>),
 }
 
-/// What kinds of parts there may be.
+/// The kinds of parts that a plan may have.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlanStyle {
     pub(crate) mode: LayoutMode,
-    /// Only what C and Rust have too.
+    /// Only kinds that C and Rust have, too.
     pub(crate) native: bool,
 }
 
@@ -110,7 +110,7 @@ impl SchemaPlan {
         let fields = (0..count).map(|i| (name(i), Self::random(dice, style, depth - 1)));
         let fields: Vec<_> = fields.collect();
         let align = match dice.below(4) {
-            // More than anything within it has.
+            // More than the alignment of every part in it.
             0 if style.mode == LayoutMode::Aligned => 8 << depth,
             _ => 1,
         };
@@ -155,7 +155,7 @@ impl SchemaPlan {
         }
     }
 
-    /// The same as a schema.
+    /// The plan as a schema.
     pub(crate) fn schema(&self) -> Value {
         match self {
             Self::Scalar(kind) => json!({ kind.keyword(): true }),
@@ -215,7 +215,7 @@ impl SchemaPlan {
         }
     }
 
-    /// A random value of it. With `region`, content that lies elsewhere is put there.
+    /// A random value of the plan. Content of another region is appended to `region`.
     pub(crate) fn value(&self, dice: &mut PlanRng, region: &mut Vec<u8>) -> RecordValue {
         match self {
             Self::Scalar(kind) => scalar(*kind, dice),
@@ -249,7 +249,7 @@ impl SchemaPlan {
 
 fn scalar(kind: FieldKind, dice: &mut PlanRng) -> RecordValue {
     let bits = dice.bits();
-    // Small ones too: the edges are what breaks.
+    // Small numbers as well: errors show at the edges.
     let bits = if dice.below(3) == 0 { bits >> 60 } else { bits };
     match kind {
         FieldKind::Boolean => RecordValue::Bool(bits & 1 == 1),
@@ -289,7 +289,7 @@ fn text(
             let mut text: String = (0..len)
                 .map(|_| *dice.one(&['a', '\0', 'é', '"']))
                 .collect();
-            // Where space is reserved, an end of zeros would be taken for its rest.
+            // In reserved space, trailing zeros would count as its rest.
             text = text.trim_end_matches('\0').to_owned();
             RecordValue::Text(text)
         }

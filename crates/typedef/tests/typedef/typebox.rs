@@ -1,4 +1,4 @@
-//! Schemas that TypeBox makes, and what it says of random values: the same as we do.
+//! Schemas that TypeBox makes, and its verdicts on random values: the same as this crate's.
 //!
 //! The package (npm `@sinclair/typebox`) is fetched by `cargo xtask test`, which names its folder in
 //! `ALKNET_TEST_TYPEBOX`; `crates/tasks/sources.toml` pins it. Node comes with the set-up.
@@ -14,7 +14,7 @@ use serde_json::Value;
 /// Random values of a kind.
 const VALUES: usize = 1000;
 
-/// What the script is to be random by: the same in every run, so that a failure comes back.
+/// The seed of the script: the same in every run, so that a failure comes back.
 const SEED: &str = "20261121";
 
 #[derive(Deserialize)]

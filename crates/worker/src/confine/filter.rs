@@ -1,11 +1,11 @@
-//! The system calls that are left to a worker.
+//! The system calls that a worker may make.
 //!
-//! Three outcomes. What is on the list happens. What no honest worker ever asks for (to trace, to
-//! mount, to load a module, to execute) ends the process at once with SIGSYS: a worker that asks
-//! for it has been taken over, and the host shall know. Everything else answers `EPERM`: libraries
-//! probe for files and settings that they can do without, and a worker that died of a probe would
-//! put the operation into quarantine. `clone3` answers `ENOSYS`, because its flags lie in memory
-//! where no filter can see them; the C library then uses `clone`, whose flags can be compared.
+//! A call has one of three outcomes. A call on the list is made. A call that no honest worker makes (tracing,
+//! mounting, loading a module, executing) ends the process at once with SIGSYS: an attacker has taken over a worker
+//! that makes it, and the host must know. Every other call fails with `EPERM`: libraries probe for files and settings
+//! that they can do without, and a worker that died of a probe would put the operation into quarantine. `clone3`
+//! fails with `ENOSYS`, because its flags are in memory, which no filter can read; the C library then uses `clone`,
+//! whose flags can be compared.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use seccompiler::{
 
 use crate::Rights;
 
-/// Always allowed: memory, waiting, clocks, the descriptors a worker has.
+/// Calls that every role may make: memory, waiting, clocks, and the worker's own descriptors.
 const COMMON: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_getres,
@@ -71,21 +71,21 @@ const COMMON: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// The older forms, which x86-64 has besides.
+/// The older forms of these, which only x86-64 has.
 #[cfg(target_arch = "x86_64")]
 const COMMON_OLD: &[i64] = &[libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
 const COMMON_OLD: &[i64] = &[];
 
-/// What a new thread does first. Also where none can be started: one of the warm-up's may not have
-/// come that far when the filter is put on it, and the C library ends a process that it refuses.
+/// Calls that a new thread makes first. Roles without threads may make them as well: a thread of the warm-up may not
+/// have come so far when the filter takes effect, and the C library ends a process in which they fail.
 const THREADS: &[i64] = &[
     libc::SYS_rseq,
     libc::SYS_set_robust_list,
     libc::SYS_set_tid_address,
 ];
 
-/// To work on files below the root, where there is one with something in it.
+/// Calls on files below the root, for a root with bound folders.
 const FILES: &[i64] = &[
     libc::SYS_copy_file_range,
     libc::SYS_faccessat,
@@ -126,7 +126,7 @@ const FILES_OLD: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const FILES_OLD: &[i64] = &[];
 
-/// What ends a worker.
+/// Calls that end a worker.
 const NEVER: &[i64] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -167,7 +167,7 @@ const NEVER: &[i64] = &[
     libc::SYS_userfaultfd,
 ];
 
-/// Flags with which the C library starts a thread: everything shared, nothing new.
+/// Flags with which the C library starts a thread: all resources are shared, and none is new.
 const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -178,7 +178,7 @@ const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID;
 
-/// What of `fcntl` is left: nothing that makes the kernel send signals.
+/// Commands of `fcntl` that are left: none that makes the kernel send signals.
 const FCNTL: &[i32] = &[
     libc::F_ADD_SEALS,
     libc::F_DUPFD_CLOEXEC,
@@ -189,12 +189,12 @@ const FCNTL: &[i32] = &[
     libc::F_SETFL,
 ];
 
-/// Codes of the filter machine's instructions: load a word, jump if equal, return.
+/// Codes of instructions of the filter machine (bpf(2)): load a word, jump if equal, return.
 const LOAD_WORD: u16 = 0x20;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
 
-/// The filter could not be made or put in place.
+/// The filter could not be made or installed.
 #[derive(Debug)]
 pub(crate) struct FilterError(String);
 
@@ -210,23 +210,22 @@ impl<E: std::error::Error> From<E> for FilterError {
     }
 }
 
-/// Puts the filter on every thread of the process, for good.
+/// Installs the filter on every thread of the process, for good.
 pub(crate) fn install(rights: Rights) -> Result<(), FilterError> {
     let program = program(rights, std::process::id())?;
     Ok(apply_filter_all_threads(&program)?)
 }
 
-/// The whole program: first what has an answer of its own whatever its arguments, then the list.
+/// The whole program: first the calls with an outcome of their own, whatever their arguments, then the list.
 fn program(rights: Rights, pid: u32) -> Result<BpfProgram, FilterError> {
     let mut program = vec![sock_filter {
         code: LOAD_WORD,
         jt: 0,
         jf: 0,
-        // The number of the call is the first word of what a filter sees.
+        // The first word that a filter sees is the number of the call.
         k: 0,
     }];
-    // A filter sees numbers and no memory: Documentation/userspace-api/seccomp_filter.rst of the
-    // kernel.
+    // A filter sees numbers and no memory (Documentation/userspace-api/seccomp_filter.rst of the kernel).
     answer(&mut program, libc::SYS_clone3, errno(libc::ENOSYS));
     for call in NEVER {
         answer(&mut program, *call, SeccompAction::KillProcess);
@@ -238,7 +237,7 @@ fn program(rights: Rights, pid: u32) -> Result<BpfProgram, FilterError> {
         std::env::consts::ARCH.try_into()?,
     )?
     .try_into()?;
-    // Jumps are relative, and the list begins by loading what it looks at.
+    // Jumps are relative, and the list begins by loading the words that it compares.
     program.extend(list);
     Ok(program)
 }
@@ -247,7 +246,7 @@ const fn errno(number: i32) -> SeccompAction {
     SeccompAction::Errno(number.unsigned_abs())
 }
 
-/// "If it is this call, return that", as two instructions.
+/// The two instructions "if it is this call, return that".
 fn answer(program: &mut BpfProgram, call: i64, action: SeccompAction) {
     let k = u32::try_from(call).unwrap_or(u32::MAX);
     program.push(sock_filter {
@@ -275,6 +274,7 @@ fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Fi
         allow(FILES_OLD);
     }
     if rights.exec_memory {
+        // Generated code needs pages that become executable.
         allow(&[libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_fallocate]);
     } else {
         let not_executable = || {
@@ -284,16 +284,17 @@ fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Fi
         rules.insert(libc::SYS_mmap, vec![not_executable()?]);
         rules.insert(libc::SYS_mprotect, vec![not_executable()?]);
     }
+    // Without this right `clone` is on no list, and fails with EPERM.
     if rights.threads {
         let flags = u64::from(THREAD_FLAGS.unsigned_abs());
         rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::Eq, flags)?]);
     }
-    // To itself only: without a process namespace a number could be another process's.
+    // A thread may signal only its own process: without a process namespace a number could be another process's.
     rules.insert(
         libc::SYS_tgkill,
         vec![when(0, SeccompCmpOp::Eq, u64::from(pid))?],
     );
-    // Asking only, and about itself.
+    // The worker may only read limits, and only its own.
     let ask = SeccompRule::new(vec![equal(0, 0)?, equal(2, 0)?])?;
     rules.insert(libc::SYS_prlimit64, vec![ask]);
     let fcntl = FCNTL.iter().map(|command| {
@@ -301,7 +302,7 @@ fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Fi
         when(1, SeccompCmpOp::Eq, command)
     });
     rules.insert(libc::SYS_fcntl, fcntl.collect::<Result<_, _>>()?);
-    // How the standard library makes a descriptor not wait.
+    // The standard library makes a descriptor non-blocking by this call.
     rules.insert(
         libc::SYS_ioctl,
         vec![when(1, SeccompCmpOp::Eq, libc::FIONBIO)?],
@@ -309,7 +310,7 @@ fn rules(rights: Rights, pid: u32) -> Result<BTreeMap<i64, Vec<SeccompRule>>, Fi
     Ok(rules)
 }
 
-/// Allowed when this holds of the lower half of one argument: flags and commands are 32 bits wide.
+/// A rule that allows the call if this holds for the lower half of one argument: flags and commands have 32 bits.
 fn when(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, FilterError> {
     let one = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value)?;
     Ok(SeccompRule::new(vec![one])?)

@@ -1,4 +1,4 @@
-//! Rights that a worker gives up for good.
+//! The rights that a worker gives up for good.
 
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use rustix::thread::{
 
 use crate::{Gap, Wall};
 
-/// Bits of a set of capabilities.
+/// Number of bits in a set of capabilities.
 const CAPABILITY_BITS: u32 = u64::BITS;
 const NONE: CapabilitySets = CapabilitySets {
     effective: CapabilitySet::empty(),
@@ -22,10 +22,10 @@ const NONE: CapabilitySets = CapabilitySets {
     inheritable: CapabilitySet::empty(),
 };
 
-/// Drops everything. What counts is what is left, not which step succeeded: an ordinary user may not
-/// drop what it does not have.
+/// Drops all rights. The report follows from what is left and not from the success of each step: an ordinary user may
+/// not drop what it does not have.
 pub(crate) fn drop_all(become_user: Option<u32>, gaps: &mut Vec<Gap>) {
-    // While there is the right to: another user has it no more.
+    // This comes first: after the change of users the process has no right to it any more.
     drop_bounding_set();
     if let Some(id) = become_user
         && let Err(errno) = become_other(id)
@@ -45,25 +45,26 @@ pub(crate) fn drop_all(become_user: Option<u32>, gaps: &mut Vec<Gap>) {
     }) {
         gaps.push(Gap::new(Wall::NoNewPrivileges, errno));
     }
-    // The kernel refuses neither of these: both values are ones it knows, and no right is needed.
-    // Neither other workers of the same user nor a core file may look into its memory.
+    // The kernel refuses neither of these: it knows both values, and they need no right. Neither other workers of the
+    // same user nor a core file may expose the memory (prctl(2), PR_SET_DUMPABLE).
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    // Changing users has cleared it.
+    // The change of users has cleared this signal (prctl(2), PR_SET_PDEATHSIG).
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
 }
 
-/// Where there is no user namespace: only a process that is root itself is asked to do this.
+/// Changes the user where there is no user namespace. Only a process that is root itself has to do this.
 fn become_other(id: u32) -> Result<(), Errno> {
     if !getuid().is_root() {
         return Err(Errno::PERM);
     }
     let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    // The groups go first, while the process has the right to change them.
     set_thread_groups(&[])?;
     set_thread_res_gid(group, group, group)?;
     set_thread_res_uid(user, user, user)
 }
 
-/// Up to the first that the kernel does not know, or to none for who may not.
+/// Drops the bits up to the first one that the kernel does not know, or none if the process lacks the right.
 fn drop_bounding_set() {
     for bit in 0..CAPABILITY_BITS {
         let one = CapabilitySet::from_bits_retain(1 << bit);
@@ -74,9 +75,9 @@ fn drop_bounding_set() {
 }
 
 fn drop_capabilities() {
-    // Each may be refused where there is nothing to drop; the caller looks at what is left.
+    // Each call may fail where there is nothing to drop. The caller reads what is left.
     let _ = clear_ambient_capability_set();
-    // Being root inside a user namespace brings none back.
+    // With these bits root inside a user namespace regains no capability (capabilities(7)).
     let locked = CapabilitiesSecureBits::NO_ROOT
         | CapabilitiesSecureBits::NO_ROOT_LOCKED
         | CapabilitiesSecureBits::NO_SETUID_FIXUP

@@ -1,4 +1,4 @@
-//! A root directory of the worker's own, with nothing in it but what the host bound there.
+//! The root directory of a worker, which holds only the folders that the host bound there.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -14,9 +14,9 @@ use rustix::process::{chdir, chroot, fchdir, pivot_root};
 
 use crate::Bind;
 
-/// Room of the root itself: for the names of what is bound, and nothing else.
+/// Size of the root: for the names of bound folders only.
 const SETTINGS: &[(&str, &str)] = &[("size", "64k"), ("nr_inodes", "64"), ("mode", "0555")];
-/// No programs, devices or set-user-ID files, anywhere in a worker's root.
+/// Flags of every mount in a worker's root: no programs, devices or set-user-ID files.
 const LOCKED: MountFlags = MountFlags::NOSUID
     .union(MountFlags::NODEV)
     .union(MountFlags::NOEXEC);
@@ -38,9 +38,9 @@ fn at(step: &'static str) -> impl Fn(Errno) -> RootError {
     move |errno| RootError { step, errno }
 }
 
-/// Makes the root and moves into it. Until the last step succeeds the old root is still the root.
+/// Makes the root and enters it. Until the last step succeeds the old root stays in force.
 pub(crate) fn empty(binds: &[Bind]) -> Result<(), RootError> {
-    // What is mounted from here on is visible to the worker only.
+    // Mounts from here on are visible to the worker only.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(at("part from the mounts outside"))?;
     let filesystem =
@@ -59,8 +59,8 @@ pub(crate) fn empty(binds: &[Bind]) -> Result<(), RootError> {
         attributes,
     )
     .map_err(at("mount the file system"))?;
-    // On top of the root: no folder has to exist for it, not even in an empty chroot. Paths that
-    // begin at the root go on meaning the old one until the pivot.
+    // The mount goes on top of the root: no folder has to exist for it, not even in an empty chroot. Absolute paths
+    // mean the old root until the pivot.
     let from_here = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(root.as_fd(), "", CWD, "/", from_here).map_err(at("place the root"))?;
     fchdir(root.as_fd()).map_err(at("enter the root"))?;
@@ -72,21 +72,22 @@ pub(crate) fn empty(binds: &[Bind]) -> Result<(), RootError> {
         .map_err(at("make the root read-only"))
 }
 
-/// Below the current folder, which is the new root.
+/// Binds a folder below the current one, which is the new root.
 fn bind(bind: &Bind) -> Result<(), RootError> {
     let target = bind.name.as_str();
     mkdir(target, Mode::from_raw_mode(0o555)).map_err(at("make a folder in the root"))?;
     mount_bind(bind.source.as_str(), target).map_err(at("bind a folder"))?;
-    // What the mount was locked to outside must be said again, or the kernel refuses.
-    let mut flags = MountFlags::BIND | LOCKED | kept(target)?;
+    // The flags that locked the mount outside must be given again, or the kernel refuses the remount
+    // (mount_namespaces(7)).
+    let mut flags = MountFlags::BIND | LOCKED | inherited_flags(target)?;
     if !bind.writable {
         flags |= MountFlags::RDONLY;
     }
     mount_remount(target, flags, "").map_err(at("lock a bound folder"))
 }
 
-/// Times of access, and read-only, as the folder's mount has them.
-fn kept(target: &str) -> Result<MountFlags, RootError> {
+/// The flags for access times and read-only of the folder's mount.
+fn inherited_flags(target: &str) -> Result<MountFlags, RootError> {
     let has = statvfs(target)
         .map_err(at("look at a bound folder"))?
         .f_flag;
@@ -96,22 +97,22 @@ fn kept(target: &str) -> Result<MountFlags, RootError> {
         (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
         (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
     ];
-    let kept = pairs
+    let inherited_flags = pairs
         .into_iter()
         .filter(|(has_it, _)| has.contains(*has_it));
-    Ok(kept.fold(MountFlags::empty(), |flags, (_, flag)| flags | flag))
+    Ok(inherited_flags.fold(MountFlags::empty(), |flags, (_, flag)| flags | flag))
 }
 
 /// Makes the current folder the root.
 fn change_root() -> Result<(), RootError> {
-    // The same folder twice, as in pivot_root(2): the old root lies on the new one until it is
+    // Both arguments are the same folder, as in pivot_root(2): the old root is on top of the new one until it is
     // unmounted.
     match pivot_root(".", ".") {
         Ok(()) => {
             unmount(".", UnmountFlags::DETACH).map_err(at("let go of the old root"))?;
         }
-        // The kernel's own first file system (an initramfs) cannot be unmounted. It stays below,
-        // where no path leads: the worker keeps no descriptor of it and no right to change roots.
+        // The kernel's own first file system (an initramfs) cannot be unmounted. It stays below, where no path leads:
+        // the worker has no descriptor of it and no right to change roots.
         Err(Errno::INVAL) => chroot(".").map_err(at("change the root"))?,
         Err(errno) => return Err(at("pivot to the root")(errno)),
     }

@@ -17,24 +17,26 @@ const OTHER_LENGTH: WorkerFrameError =
 pub enum FrameBlob {
     /// In the frame.
     Inline(CborBody),
-    /// In the descriptor at this place among the frame's.
+    /// In the descriptor with this index among the frame's.
     Sealed {
-        /// Which one, counted from 0.
+        /// Index of the descriptor, from 0.
         at: usize,
-        /// How many bytes it holds.
+        /// Number of bytes that it holds.
         len: u64,
     },
 }
 
 impl FrameBlob {
-    /// Small bytes inline; others go into a sealed descriptor that is added to `fds`.
+    /// Packs small bytes inline, and larger ones into a sealed descriptor that it adds to `fds`.
     ///
     /// # Errors
-    /// If there are too many bytes or descriptors, or the kernel refuses the memory.
+    /// There are too many bytes or descriptors, or the kernel refuses the memory.
     pub fn pack(bytes: Vec<u8>, fds: &mut Vec<OwnedFd>) -> Result<Self, WorkerFrameError> {
+        // A memfd costs several system calls and a descriptor: a small value is copied instead.
         if bytes.len() <= INLINE_BYTES_MAX {
             return Ok(Self::Inline(CborBody::from_cbor(bytes)));
         }
+        // The kernel sends a bounded number of descriptors with one message (unix(7)).
         if fds.len() >= FRAME_FDS_MAX {
             return Err(WorkerFrameError::TooManyDescriptors);
         }
@@ -44,7 +46,7 @@ impl FrameBlob {
         Ok(Self::Sealed { at, len })
     }
 
-    /// How many bytes there are, as the message says.
+    /// Number of bytes, as the message says.
     #[must_use]
     pub fn len(&self) -> u64 {
         match self {
@@ -53,13 +55,13 @@ impl FrameBlob {
         }
     }
 
-    /// Whether there are none.
+    /// Whether the number of bytes is zero.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes of it that lie in the frame.
+    /// Number of its bytes in the frame.
     pub(crate) fn inline_len(&self) -> usize {
         match self {
             Self::Inline(body) => body.as_bytes().len(),
@@ -67,27 +69,28 @@ impl FrameBlob {
         }
     }
 
-    /// The sealed memory among `fds`, where that is where the bytes are.
+    /// The sealed memory among `fds`, if the bytes are there.
     ///
     /// # Errors
-    /// If the descriptor is missing, no sealed memory, or of another length than is said.
+    /// The descriptor is missing, no sealed memory, or of another length than the message says.
     pub fn sealed(&self, fds: &[OwnedFd]) -> Result<Option<SealedMemfd>, WorkerFrameError> {
         let Some((fd, len)) = self.descriptor(fds)? else {
             return Ok(None);
         };
         let sealed = SealedMemfd::check(fd.try_clone()?)?;
+        // Limits were checked against the length that the message gives.
         if sealed.len() != len {
             return Err(OTHER_LENGTH);
         }
         Ok(Some(sealed))
     }
 
-    /// What the host handed over, mapped, where that is where the bytes are. Only for workers: the host takes back
-    /// [`RevocableMemfd`](super::RevocableMemfd) memory once the request that it was for is answered, and the map may not be read
-    /// after that.
+    /// Maps the descriptor that the host handed over, if the bytes are there. Only for workers: the host takes
+    /// [`RevocableMemfd`](super::RevocableMemfd) memory back once it has the response to the request, and the map
+    /// must not be read after that.
     ///
     /// # Errors
-    /// If the descriptor is missing, no file, or of another length than is said.
+    /// The descriptor is missing, no file, or of another length than the message says.
     pub fn mapped(&self, fds: &[OwnedFd]) -> Result<Option<SealedMapping>, WorkerFrameError> {
         let Some((fd, len)) = self.descriptor(fds)? else {
             return Ok(None);
@@ -99,7 +102,7 @@ impl FrameBlob {
         Ok(Some(mapped))
     }
 
-    /// The descriptor that it names, and how many bytes that is said to hold.
+    /// The descriptor that the blob names, and the number of bytes that it should hold.
     fn descriptor<'a>(
         &self,
         fds: &'a [OwnedFd],
@@ -107,17 +110,17 @@ impl FrameBlob {
         let Self::Sealed { at, len } = self else {
             return Ok(None);
         };
-        // `at` is the peer's.
+        // The peer chose `at`.
         let (named, came) = (at.saturating_add(1), fds.len());
         let fd = fds.get(*at);
         let fd = fd.ok_or(WorkerFrameError::Descriptors { named, came })?;
         Ok(Some((fd, *len)))
     }
 
-    /// The bytes, copied: for the node, which maps nothing that others made.
+    /// A copy of the bytes: for the node, which maps no memory that others made.
     ///
     /// # Errors
-    /// As [`Self::sealed`], or if there are more than `max` bytes.
+    /// As for [`Self::sealed`], or there are more than `max` bytes.
     pub fn read(self, fds: &[OwnedFd], max: u64) -> Result<Vec<u8>, WorkerFrameError> {
         match self.sealed(fds)? {
             Some(sealed) => sealed.read(max),

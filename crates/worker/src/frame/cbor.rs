@@ -34,12 +34,12 @@ pub(crate) fn read<T: DeserializeOwned>(
     Ok(value)
 }
 
-/// The library quotes what it did not expect, which is the peer's to choose.
+/// Shortens an error text: the library quotes unexpected input, which the peer chose.
 fn shorten(text: &str) -> String {
     text.chars().take(160).collect()
 }
 
-/// A value that this crate carries unread: CBOR in a byte string. What it means is the role's.
+/// A value that this crate passes on unread: CBOR in a byte string. The role defines its meaning.
 ///
 /// ```
 /// use alknet_worker::CborBody;
@@ -53,16 +53,16 @@ fn shorten(text: &str) -> String {
 pub struct CborBody(Vec<u8>);
 
 impl CborBody {
-    /// Bytes that are CBOR already.
+    /// Wraps bytes that are CBOR already.
     #[must_use]
     pub const fn from_cbor(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 
-    /// Writes `value`.
+    /// Encodes `value`.
     ///
     /// # Errors
-    /// If it has no form in CBOR.
+    /// The value has no form in CBOR.
     pub fn encode<T: Serialize>(value: &T) -> Result<Self, WorkerFrameError> {
         let mut bytes = Vec::new();
         write(value, &mut bytes)?;
@@ -72,7 +72,7 @@ impl CborBody {
     /// Reads the value, at most [`BODY_NESTING_MAX`] levels of it.
     ///
     /// # Errors
-    /// If the bytes are not exactly one value of the expected shape.
+    /// The bytes are not exactly one value of the expected shape.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, WorkerFrameError> {
         read(&self.0, BODY_NESTING_MAX)
     }
@@ -90,7 +90,7 @@ impl CborBody {
     }
 }
 
-/// What a body holds may be a secret, and is long.
+/// Shows only the length: a body may hold a secret, and is long.
 impl fmt::Debug for CborBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CborBody({} bytes)", self.0.len())
@@ -137,7 +137,7 @@ impl<'de> Deserialize<'de> for Bytes32 {
     }
 }
 
-/// Takes a byte string, and refuses an array of numbers.
+/// Accepts a byte string, and refuses an array of numbers.
 struct ByteStringVisitor;
 
 impl<'de> Visitor<'de> for ByteStringVisitor {

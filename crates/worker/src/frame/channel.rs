@@ -1,4 +1,4 @@
-//! Reading and writing frames on a Unix stream socket.
+//! Reads and writes frames on a Unix stream socket.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,25 +14,25 @@ use super::Decoder;
 use crate::WorkerFrameError;
 use crate::limits::FRAME_FDS_MAX;
 
-/// What one reading brought.
+/// The result of one read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ChannelRead {
     /// The peer has closed its end.
     End,
-    /// This many bytes are in the decoder now.
+    /// The decoder has this many more bytes.
     Some(usize),
-    /// Nothing is there yet.
+    /// The socket has no bytes at present.
     Wait,
 }
 
-/// Reads once, without waiting, into `decoder`. `scratch` bounds how much.
+/// Reads once without waiting, at most the length of `scratch`, into `decoder`.
 pub(crate) fn read(
     socket: impl AsFd,
     decoder: &mut Decoder,
     scratch: &mut [u8],
 ) -> Result<ChannelRead, WorkerFrameError> {
-    // Room for one more than a frame may have, to distinguish a peer that sends too many from one
-    // at the limit.
+    // The buffer has room for one descriptor more than a frame may have, to distinguish a peer that sends too many
+    // from one at the limit.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FRAME_FDS_MAX + 1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -41,7 +41,7 @@ pub(crate) fn read(
         match recvmsg(socket.as_fd(), &mut iov, &mut control, flags) {
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return Ok(ChannelRead::Wait),
-            // The peer closed with bytes of ours unread: an end all the same.
+            // The peer closed while it had bytes of this side unread: this is an end as well.
             Err(Errno::CONNRESET) => return Ok(ChannelRead::End),
             other => break other.map_err(io::Error::from)?,
         }
@@ -52,6 +52,7 @@ pub(crate) fn read(
             fds.extend(some);
         }
     }
+    // The kernel drops descriptors that do not fit into the buffer, and says so by this flag (recvmsg(2)).
     if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > FRAME_FDS_MAX {
         return Err(WorkerFrameError::TooManyDescriptors);
     }
@@ -75,7 +76,7 @@ pub(crate) fn send(
     if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
         return Err(io::Error::other("more descriptors than a frame may have"));
     }
-    // A peer that is gone is an error, and no SIGPIPE.
+    // A peer that has gone gives an error and no SIGPIPE.
     let mut flags = SendFlags::NOSIGNAL;
     if !wait {
         flags |= SendFlags::DONTWAIT;
@@ -88,7 +89,7 @@ pub(crate) fn send(
     }
 }
 
-/// Sends all of a frame, however long that takes.
+/// Sends a whole frame, and waits as long as that takes.
 pub(crate) fn send_all(socket: impl AsFd, frame: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
     let mut sent = send(socket.as_fd(), frame, fds, true)?;
     while sent < frame.len() {

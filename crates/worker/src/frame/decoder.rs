@@ -1,4 +1,4 @@
-//! Frames out of whatever pieces the socket gives, and into bytes.
+//! Decodes frames from any pieces that the socket gives, and encodes them.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -13,10 +13,10 @@ use crate::limits::{ENVELOPE_NESTING_MAX, FRAME_BYTES_MAX, FRAME_FDS_MAX};
 /// Bytes of the length before each frame.
 const LENGTH_BYTES: usize = 4;
 
-/// What a frame holds: the message, and how many descriptors came with it.
+/// The content of a frame: the message, and the number of its descriptors.
 #[derive(Serialize, Deserialize)]
 struct FrameEnvelope<M> {
-    /// Left out when there are none.
+    /// Absent if it is zero.
     #[serde(default, skip_serializing_if = "is_zero")]
     fds: usize,
     m: M,
@@ -27,10 +27,10 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-/// A frame with `message`, which `fds` descriptors go with.
+/// Encodes a frame with `message`, with which `fds` descriptors travel.
 ///
 /// # Errors
-/// If it would be longer than a frame may be, or have more descriptors.
+/// The frame would be longer than a frame may be, or have more descriptors.
 pub fn encode<M: Serialize>(message: &M, fds: usize) -> Result<Vec<u8>, WorkerFrameError> {
     if fds > FRAME_FDS_MAX {
         return Err(WorkerFrameError::TooManyDescriptors);
@@ -46,46 +46,47 @@ pub fn encode<M: Serialize>(message: &M, fds: usize) -> Result<Vec<u8>, WorkerFr
     Ok(frame)
 }
 
-/// Collects what comes and gives out what is whole.
+/// Collects bytes and returns whole messages.
 ///
-/// Descriptors arrive in the order in which their frames were sent, but the kernel may hand over the
-/// bytes of several frames with the descriptors of the last: each frame therefore says how many it
-/// has, and takes them from the front.
+/// Descriptors arrive in the order of their frames, but the kernel may hand over the bytes of several frames with the
+/// descriptors of the last one. Hence each frame says how many it has, and takes them from the front.
 #[derive(Debug, Default)]
 pub struct Decoder {
     bytes: Vec<u8>,
-    /// What of `bytes` has been given out.
+    /// The part of `bytes` that was decoded.
     read: usize,
     fds: VecDeque<OwnedFd>,
 }
 
 impl Decoder {
-    /// Takes what came in one reading.
+    /// Adds the bytes and descriptors of one read.
     ///
     /// # Errors
-    /// If more descriptors wait than two frames could have: no honest peer is that far ahead, since
-    /// one reading ends at the first frame that has some.
+    /// More descriptors wait than two frames could have. No honest peer is that far ahead, because one read ends at
+    /// the first frame that has some.
     pub fn push(
         &mut self,
         bytes: &[u8],
         fds: impl IntoIterator<Item = OwnedFd>,
     ) -> Result<(), WorkerFrameError> {
+        // Decoded bytes are removed once per read, and not after each frame.
         if self.read > 0 {
             self.bytes.drain(..self.read);
             self.read = 0;
         }
         self.bytes.extend_from_slice(bytes);
         self.fds.extend(fds);
+        // A peer could send descriptors that no frame names, and use up those of this process.
         if self.fds.len() > 2 * FRAME_FDS_MAX {
             return Err(WorkerFrameError::TooManyDescriptors);
         }
         Ok(())
     }
 
-    /// The next whole message with its descriptors, if there is one.
+    /// The next whole message with its descriptors, if the decoder has one.
     ///
     /// # Errors
-    /// If what came is no message. The channel is of no use after that.
+    /// The bytes are no message. The channel cannot be used after that.
     #[allow(clippy::should_implement_trait)] // not an iterator: the kind of message is the caller's
     pub fn next<M: DeserializeOwned>(
         &mut self,
@@ -95,9 +96,11 @@ impl Decoder {
             return self.between(waiting.is_empty());
         };
         let length = u32::from_le_bytes(*length) as usize;
+        // Every message has content, and empty frames would cost the reader time without end.
         if length == 0 {
             return Err(WorkerFrameError::Empty);
         }
+        // The length is checked before the body arrives: the buffer must not grow to a length that a peer chose.
         if length > FRAME_BYTES_MAX {
             return Err(WorkerFrameError::TooLong(length));
         }
@@ -116,8 +119,8 @@ impl Decoder {
         Ok(Some((m, self.fds.drain(..fds).collect())))
     }
 
-    /// No whole frame is there. Descriptors belong to the first byte of a frame: with no frame
-    /// begun, those that wait belong to none.
+    /// Checks the state between frames. Descriptors belong to the first byte of a frame: if no frame has begun, those
+    /// that wait belong to none.
     fn between<M>(&self, nothing_begun: bool) -> Result<Option<M>, WorkerFrameError> {
         if nothing_begun && !self.fds.is_empty() {
             let came = self.fds.len();
@@ -126,10 +129,10 @@ impl Decoder {
         Ok(None)
     }
 
-    /// The peer closed the channel.
+    /// Checks that the peer may close the channel here.
     ///
     /// # Errors
-    /// If that was inside a frame.
+    /// The channel ended inside a frame.
     pub fn end(&self) -> Result<(), WorkerFrameError> {
         if self.bytes.len() > self.read {
             return Err(WorkerFrameError::Cut);
@@ -181,8 +184,8 @@ mod tests {
     #[test]
     fn a_frame_is_as_long_as_it_may_be_and_no_longer() {
         let overhead = encode(&tell(0, 1 << 19), 0).expect("a frame").len() - (1 << 19);
-        let fits = FRAME_BYTES_MAX + LENGTH_BYTES - overhead;
-        let frame = encode(&tell(0, fits), 0).expect("exactly the limit");
+        let longest = FRAME_BYTES_MAX + LENGTH_BYTES - overhead;
+        let frame = encode(&tell(0, longest), 0).expect("exactly the limit");
         let mut decoder = Decoder::default();
         decoder.push(&frame, []).expect("no descriptors");
         assert!(
@@ -191,7 +194,7 @@ mod tests {
                 .expect("whole")
                 .is_some()
         );
-        let over = encode(&tell(0, fits + 1), 0);
+        let over = encode(&tell(0, longest + 1), 0);
         assert!(matches!(over, Err(WorkerFrameError::TooLong(_))));
         let mut decoder = Decoder::default();
         let length = u32::try_from(FRAME_BYTES_MAX + 1).expect("small");

@@ -1,4 +1,4 @@
-//! Memory that the host hands a worker for one request, and takes back.
+//! Memory that the host lends a worker for one request, and takes back.
 
 use std::fs::File;
 use std::io;
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-/// It can be cut, which is how it is taken back, and once it is cut it does not grow again.
+/// The seals. The memory can be truncated, by which the host takes it back, and cannot grow again.
 const SEALS: SealFlags = SealFlags::SEAL
     .union(SealFlags::GROW)
     .union(SealFlags::WRITE);
@@ -14,11 +14,11 @@ const SEALS: SealFlags = SealFlags::SEAL
 const FLAGS: MemfdFlags = MemfdFlags::CLOEXEC.union(MemfdFlags::ALLOW_SEALING);
 
 /// A memfd that can be neither written nor grown. Dropping it frees its pages, whatever descriptors and maps of it a
-/// worker keeps: those show an empty file then, and reading through such a map ends the worker by SIGBUS. A worker that
-/// was taken over so holds no memory of the host's beyond the request that the memory was for.
+/// worker keeps: those show an empty file then, and a read through such a map ends the worker by SIGBUS. So a worker
+/// that an attacker took over holds no memory of the host beyond the request for which it was lent.
 ///
-/// Only for workers, which map it by [`FrameBlob::mapped`](super::FrameBlob::mapped). The host reads [`SealedMemfd`](super::SealedMemfd)
-/// memory, which its peer cannot cut.
+/// Only for workers, which map it by [`FrameBlob::mapped`](super::FrameBlob::mapped). The host reads
+/// [`SealedMemfd`](super::SealedMemfd) memory, which its peer cannot truncate.
 #[derive(Debug)]
 pub struct RevocableMemfd {
     file: File,
@@ -26,10 +26,10 @@ pub struct RevocableMemfd {
 }
 
 impl RevocableMemfd {
-    /// Memory as `write` fills it.
+    /// Makes memory that `write` fills.
     ///
     /// # Errors
-    /// Those of `write`; and if the kernel refuses the memory.
+    /// `write` failed, or the kernel refuses the memory.
     pub fn written(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
         let mut file = File::from(memfd_create(c"alknet", FLAGS)?);
         write(&mut file)?;
@@ -38,13 +38,13 @@ impl RevocableMemfd {
         Ok(Self { file, len })
     }
 
-    /// How many bytes there are.
+    /// Number of bytes.
     #[must_use]
     pub const fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the number of bytes is zero.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
@@ -53,7 +53,7 @@ impl RevocableMemfd {
     /// A descriptor for a worker.
     ///
     /// # Errors
-    /// If the host has no descriptor left.
+    /// The host has no descriptor left.
     pub fn hand_over(&self) -> io::Result<OwnedFd> {
         self.file.as_fd().try_clone_to_owned()
     }
@@ -87,33 +87,33 @@ mod tests {
     #[test]
     fn what_a_worker_keeps_of_it_holds_no_memory() {
         let memory = memory();
-        let kept = File::from(memory.hand_over().expect("a descriptor"));
+        let copy = File::from(memory.hand_over().expect("a descriptor"));
         let mapped = SealedMapping::of_file(memory.hand_over().expect("a descriptor"));
         let mapped = mapped.expect("mapped");
         assert!(mapped.iter().all(|byte| *byte == 7));
         let pages = |file: &File| file.metadata().expect("a file").blocks() * 512;
-        assert!(pages(&kept) >= BYTES as u64);
+        assert!(pages(&copy) >= BYTES as u64);
 
         drop(memory);
-        assert_eq!(pages(&kept), 0);
-        assert_eq!(kept.metadata().expect("a file").len(), 0);
+        assert_eq!(pages(&copy), 0);
+        assert_eq!(copy.metadata().expect("a file").len(), 0);
         // Nor does it ever have memory again.
-        assert!(kept.set_len(BYTES as u64).is_err());
+        assert!(copy.set_len(BYTES as u64).is_err());
         for flags in [FallocateFlags::empty(), FallocateFlags::KEEP_SIZE] {
-            assert!(fallocate(&kept, flags, 0, BYTES as u64).is_err());
+            assert!(fallocate(&copy, flags, 0, BYTES as u64).is_err());
         }
-        assert!((&kept).write_all(b"x").is_err());
-        assert_eq!(pages(&kept), 0);
+        assert!((&copy).write_all(b"x").is_err());
+        assert_eq!(pages(&copy), 0);
         drop(mapped);
     }
 
     #[test]
     fn a_worker_changes_nothing_in_it() {
         let memory = memory();
-        let kept = File::from(memory.hand_over().expect("a descriptor"));
-        assert!((&kept).write_all(b"x").is_err());
-        assert!(kept.set_len(BYTES as u64 + 1).is_err());
-        assert!(fcntl_add_seals(&kept, SealFlags::SHRINK).is_err());
+        let copy = File::from(memory.hand_over().expect("a descriptor"));
+        assert!((&copy).write_all(b"x").is_err());
+        assert!(copy.set_len(BYTES as u64 + 1).is_err());
+        assert!(fcntl_add_seals(&copy, SealFlags::SHRINK).is_err());
     }
 
     #[test]

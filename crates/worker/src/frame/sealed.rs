@@ -1,4 +1,4 @@
-//! Memory that cannot be changed any more: how large values travel.
+//! Memory that can no longer change, in which large values travel.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,11 +19,11 @@ const SEALS: SealFlags = SealFlags::SEAL
 
 const FLAGS: MemfdFlags = MemfdFlags::CLOEXEC.union(MemfdFlags::ALLOW_SEALING);
 
-/// `TMPFS_MAGIC` of the kernel: what an ordinary memfd lies on. One of huge pages lies elsewhere, and
-/// reading from its map may fail with a signal however it is sealed.
+/// `TMPFS_MAGIC` of the kernel: the file system of an ordinary memfd. One of huge pages is on another, and a read
+/// from its map may fail with a signal whatever its seals are.
 const TMPFS: u64 = 0x0102_1994;
 
-/// A memfd that can be neither written nor cut nor grown, nor unsealed.
+/// A memfd that can be neither written nor truncated nor grown nor unsealed (fcntl(2), F_ADD_SEALS).
 #[derive(Debug)]
 pub struct SealedMemfd {
     file: File,
@@ -34,7 +34,7 @@ impl SealedMemfd {
     /// Copies `bytes` into new sealed memory.
     ///
     /// # Errors
-    /// If there are too many, or the kernel refuses the memory.
+    /// There are too many bytes, or the kernel refuses the memory.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WorkerFrameError> {
         let len = bytes.len() as u64;
         if len > SEALED_BYTES_MAX {
@@ -45,12 +45,12 @@ impl SealedMemfd {
         Self::seal(file)
     }
 
-    /// Sealed memory as `write` fills it, which can be executed.
+    /// Makes sealed memory that `write` fills, and that can be executed.
     ///
     /// # Errors
-    /// Those of `write`; and if there is too much, or the kernel refuses the memory.
+    /// `write` failed, there are too many bytes, or the kernel refuses the memory.
     pub fn program(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
-        // Older kernels do not know the flag, and let every memfd be executed.
+        // Older kernels do not know the flag, and allow every memfd to be executed.
         let memory = memfd_create(c"alknet", FLAGS | MemfdFlags::EXEC)
             .or_else(|_| memfd_create(c"alknet", FLAGS))?;
         let mut memory = File::from(memory);
@@ -58,20 +58,21 @@ impl SealedMemfd {
         Self::seal(memory).map_err(io::Error::other)
     }
 
-    /// Seals what was written to `file`, which is a memfd that allows it and has no writable mapping.
+    /// Seals the content of `file`, a memfd that allows it and has no writable mapping.
     ///
     /// # Errors
-    /// If the kernel refuses, or there are too many bytes.
+    /// The kernel refuses, or there are too many bytes.
     pub fn seal(file: File) -> Result<Self, WorkerFrameError> {
         fcntl_add_seals(&file, SEALS).map_err(io::Error::from)?;
         Self::check(file.into())
     }
 
-    /// Takes a descriptor that a peer sent.
+    /// Checks and takes a descriptor that a peer sent.
     ///
     /// # Errors
-    /// If it is anything but sealed memory of at most [`SEALED_BYTES_MAX`].
+    /// It is not sealed memory of at most [`SEALED_BYTES_MAX`].
     pub fn check(fd: OwnedFd) -> Result<Self, WorkerFrameError> {
+        // The seals are read before the length: afterwards the peer can change neither.
         let seals = fcntl_get_seals(&fd).map_err(|_| WorkerFrameError::NotSealed("no memfd"))?;
         if !seals.contains(SEALS) {
             return Err(WorkerFrameError::NotSealed("it could still change"));
@@ -89,13 +90,13 @@ impl SealedMemfd {
         Ok(Self { file, len })
     }
 
-    /// How many bytes there are.
+    /// Number of bytes.
     #[must_use]
     pub const fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the number of bytes is zero.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
@@ -104,7 +105,7 @@ impl SealedMemfd {
     /// A copy of the bytes.
     ///
     /// # Errors
-    /// If there are more than `max`, or the kernel cannot bring the pages back.
+    /// There are more than `max` bytes, or the kernel cannot read the pages back.
     pub fn read(&self, max: u64) -> Result<Vec<u8>, WorkerFrameError> {
         if self.len > max {
             return Err(WorkerFrameError::TooMuch(self.len));
@@ -127,20 +128,20 @@ impl From<SealedMemfd> for OwnedFd {
     }
 }
 
-/// What the host passed, mapped to be read.
+/// A read-only map of a descriptor that the host passed.
 #[derive(Debug)]
 pub struct SealedMapping(DescriptorMapping);
 
 impl SealedMapping {
-    /// Maps a file that the host passed, to be read. Only for workers, and only of files that the
-    /// host does not change while the map is read: one that is cut short meanwhile ends the process by a signal,
-    /// which is what workers are for. So does a machine that runs out of memory while a page is brought in.
+    /// Maps a file that the host passed. Only for workers, and only for files that the host does not change while the
+    /// map is read: truncating the file meanwhile ends the process by a signal, which a worker may suffer. So does a
+    /// machine that has no memory left for a page.
     ///
     /// # Errors
-    /// If it is no ordinary file, or the kernel refuses the map.
+    /// It is no regular file, or the kernel refuses the map.
     pub fn of_file(fd: OwnedFd) -> Result<Self, WorkerFrameError> {
         let file = File::from(fd);
-        // Not by the standard library: it asks in a way that the walls do not let through.
+        // The standard library uses another system call for this, which the filter refuses.
         let about = rustix::fs::fstat(&file).map_err(io::Error::from)?;
         if !FileType::from_raw_mode(about.st_mode).is_file() {
             return Err(WorkerFrameError::NotSealed("no file"));

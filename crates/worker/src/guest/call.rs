@@ -1,4 +1,4 @@
-//! A call of the host's while it runs in the worker.
+//! A call of the host while it runs in the worker.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::lock;
 use crate::sys::ThreadClock;
 
-/// One call; clones are the same. What an interrupt handler looks at.
+/// One call, which an interrupt handler polls. Clones share it.
 #[derive(Clone, Debug)]
 pub struct GuestCall(Arc<GuestCallState>);
 
@@ -19,7 +19,7 @@ struct GuestCallState {
     mem: AtomicU64,
     /// Processor time of the threads that have left the call.
     spent_us: AtomicU64,
-    /// The thread that is in it, and what its clock showed when it came.
+    /// The thread that works for the call, and the value of its clock when it began.
     here: Mutex<Option<(ThreadClock, u64)>>,
 }
 
@@ -36,33 +36,33 @@ impl GuestCall {
         }))
     }
 
-    /// The session it belongs to.
+    /// The session of the call.
     #[must_use]
     pub fn sid(&self) -> u64 {
         self.0.sid
     }
 
-    /// Its number.
+    /// The number of the call.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.0.id
     }
 
-    /// Whether it is to end now.
+    /// Whether the call has to end now.
     #[must_use]
     pub fn is_aborted(&self) -> bool {
-        // Relaxed: nothing else is read by this flag.
+        // Relaxed ordering is enough, because the flag publishes no other memory.
         self.0.aborted.load(Ordering::Relaxed)
     }
 
-    /// Tells the heartbeats how far it is: fuel so far, and bytes it has now.
+    /// Reports the progress that heartbeats carry: fuel so far, and bytes in use.
     pub fn progress(&self, ticks: u64, mem: u64) {
         self.0.ticks.store(ticks, Ordering::Relaxed);
         self.0.mem.store(mem, Ordering::Relaxed);
     }
 
-    /// From now on the calling thread's processor time is the call's, until what this returns is
-    /// dropped. One thread at a time; a call may come back on another.
+    /// From now on the calling thread's processor time counts for the call, until the returned guard is dropped. One
+    /// thread at a time; the call may go on in another one later.
     #[must_use]
     pub fn on_this_thread(&self) -> ThreadCallGuard {
         let clock = ThreadClock::of_this_thread();
@@ -70,7 +70,7 @@ impl GuestCall {
         ThreadCallGuard(self.clone())
     }
 
-    /// Its processor time so far, microseconds.
+    /// Processor time of the call so far, in microseconds.
     #[must_use]
     pub fn cpu_us(&self) -> u64 {
         let now = match *lock(&self.0.here) {
@@ -93,7 +93,7 @@ impl GuestCall {
     }
 }
 
-/// A thread is in a call.
+/// Marks that a thread works for a call.
 #[derive(Debug)]
 pub struct ThreadCallGuard(GuestCall);
 

@@ -1,5 +1,5 @@
-//! The control thread: reads the socket whatever the others do, so that an abort arrives in the
-//! middle of a native loop, and tells the host that running calls are alive.
+//! The control thread: reads the socket whatever the other threads do, so that an abort arrives in the middle of a
+//! native loop, and sends the host heartbeats of running calls.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use crate::frame::channel::{self, ChannelRead};
 use crate::limits::{GUEST_QUEUE_BYTES_MAX, READ_TURN_BYTES};
 use crate::{Decoder, FromWorkerMessage, ToWorkerMessage, WorkerFrameError, sys};
 
-/// What a worker ends with when its host is gone, and when the host's messages are none.
+/// Exit statuses of a worker: its host has gone; its host's messages are invalid.
 const HOST_GONE: i32 = 0;
 const HOST_WRONG: i32 = 76;
 
@@ -25,9 +25,9 @@ const HOST_WRONG: i32 = 76;
 pub struct GuestInput {
     /// The message.
     pub message: ToWorkerMessage,
-    /// The descriptors that came with it.
+    /// The descriptors of the message.
     pub fds: Vec<OwnedFd>,
-    /// The call that it begins. Until that is finished the host hears that it is alive.
+    /// The call that the message begins. Until it is finished the host gets heartbeats.
     pub call: Option<GuestCall>,
 }
 
@@ -58,9 +58,10 @@ impl GuestQueue {
         Some(incoming)
     }
 
-    /// Returns whether there was room.
+    /// Adds a message. Returns false if the queue is full.
     fn push(&self, bytes: usize, incoming: GuestInput) -> bool {
         let mut waiting = lock(&self.waiting);
+        // The control thread must not wait for room, because it has to read aborts.
         if waiting.1 + bytes > GUEST_QUEUE_BYTES_MAX {
             return false;
         }
@@ -72,7 +73,7 @@ impl GuestQueue {
     }
 }
 
-/// Runs until the host is gone; then so is the process.
+/// Runs until the host has gone, which ends the process.
 pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
     let mut scratch = vec![0; READ_TURN_BYTES];
     let mut beat_at = Instant::now();
@@ -81,13 +82,15 @@ pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
             Ok(true) => {}
             Ok(false) => sys::end_now(HOST_GONE),
             Err(why) => {
-                // The host keeps what a worker writes last. Where it cannot be written the status is all.
+                // The host keeps the end of a worker's output. If it cannot be written, the exit status is all that
+                // the host gets.
                 let _ = writeln!(io::stderr(), "what the host sends cannot be taken: {why}");
                 sys::end_now(HOST_WRONG)
             }
         }
         let calls: Vec<GuestCall> = lock(&guest.0.calls).values().cloned().collect();
         if calls.is_empty() {
+            // Without a call there is no heartbeat to send: the thread sleeps until the host writes.
             wait(guest, None);
             beat_at = Instant::now();
             continue;
@@ -106,12 +109,12 @@ pub(super) fn run(guest: &Guest, mut decoder: Decoder) {
     }
 }
 
-/// Reads until nothing is there. Returns whether the host lives.
+/// Reads until the socket is empty. Returns whether the host lives.
 fn take_all(guest: &Guest, decoder: &mut Decoder, scratch: &mut [u8]) -> Result<bool, String> {
     loop {
-        let told = |error: WorkerFrameError| error.to_string();
-        let read = channel::read(&guest.0.host, decoder, scratch).map_err(told)?;
-        while let Some((message, fds)) = decoder.next().map_err(told)? {
+        let text = |error: WorkerFrameError| error.to_string();
+        let read = channel::read(&guest.0.host, decoder, scratch).map_err(text)?;
+        while let Some((message, fds)) = decoder.next().map_err(text)? {
             take(guest, message, fds)?;
         }
         match read {
@@ -142,7 +145,7 @@ fn take(guest: &Guest, message: ToWorkerMessage, fds: Vec<OwnedFd>) -> Result<()
     Ok(())
 }
 
-/// About how much memory a message takes.
+/// Bytes of memory that a message takes, roughly.
 fn weight(message: &ToWorkerMessage) -> usize {
     let blob = |blob: &crate::FrameBlob| match blob {
         crate::FrameBlob::Inline(body) => body.as_bytes().len(),
@@ -167,7 +170,7 @@ fn beat(guest: &Guest, call: &GuestCall) {
         cpu_us: call.cpu_us(),
         mem: call.mem(),
     };
-    // A host that is gone is noticed by reading.
+    // A host that has gone is noticed by the next read.
     let _ = guest.send(&heartbeat, Vec::new());
 }
 
@@ -176,7 +179,7 @@ fn wait(guest: &Guest, at_most: Option<std::time::Duration>) {
     let mut fds = [PollFd::new(&guest.0.host, PollFlags::IN)];
     match poll(&mut fds, at_most.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
-        // Without the socket there is no host.
+        // Without the socket the worker has no host.
         Err(_) => sys::end_now(HOST_GONE),
     }
 }

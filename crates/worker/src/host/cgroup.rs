@@ -11,31 +11,31 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use super::{DelegatedCgroup, RoleConfig};
 use crate::{Gap, Wall};
 
-/// Length of the period that `cpu.max` counts in, microseconds.
+/// Length of the period of `cpu.max`, in microseconds.
 const PERIOD_US: u64 = 100_000;
-/// How often, and after what pause, a group is removed whose last process is not quite gone.
+/// Number of attempts, and the pause between them, to remove a group whose last process has not quite gone.
 const REMOVALS_MAX: usize = 50;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(2);
 
-/// The group of one worker. Made before it, removed after it.
+/// The cgroup of one worker. It is made before the worker and removed after it.
 #[derive(Debug)]
 pub(super) struct WorkerCgroup {
     path: PathBuf,
     folder: OwnedFd,
-    /// `cgroup.kill`, open, so that a kill needs no path.
+    /// `cgroup.kill`, opened early, so that a kill needs no path.
     kill: Option<OwnedFd>,
 }
 
 impl WorkerCgroup {
-    /// Makes the group and sets its limits. What the kernel does not offer becomes a gap.
+    /// Makes the group and sets its limits. A limit that the kernel does not offer becomes a gap.
     pub(super) fn make(
         parent: &DelegatedCgroup,
         name: &str,
         role: &RoleConfig,
         gaps: &mut Vec<Gap>,
     ) -> io::Result<Self> {
-        // Where the controllers are on already, or the host may not switch them on, the files below
-        // say so.
+        // An error here means that the controllers are on already, or that the host may not switch them on: the
+        // writes below show which.
         let control = parent.path.join("cgroup.subtree_control");
         for controller in ["+memory", "+cpu", "+pids"] {
             let _ = fs::write(&control, controller);
@@ -45,6 +45,7 @@ impl WorkerCgroup {
         match Self::limit(&path, role, gaps) {
             Ok((folder, kill)) => Ok(Self { path, folder, kill }),
             Err(error) => {
+                // A group without its limits must not stay behind.
                 let _ = fs::remove_dir(&path);
                 Err(error)
             }
@@ -74,7 +75,7 @@ impl WorkerCgroup {
                 gaps.push(Gap::new(wall, format!("{file}: {error}")));
             }
         }
-        // A kernel without swap has no such file; the other is as good as its being there.
+        // A kernel without swap has no such file, which is as good as the limit.
         let _ = fs::write(path.join("memory.swap.max"), "0");
         let _ = fs::write(path.join("memory.oom.group"), "1");
         let folder = openat(
@@ -84,12 +85,12 @@ impl WorkerCgroup {
             Mode::empty(),
         )?;
         let write = OFlags::WRONLY | OFlags::CLOEXEC;
-        // Since Linux 5.14; without it the worker is killed by its pidfd alone.
+        // The file exists since Linux 5.14. Without it the worker is killed by its pidfd alone.
         let kill = openat(&folder, "cgroup.kill", write, Mode::empty()).ok();
         Ok((folder, kill))
     }
 
-    /// Lets what is in it hold so many bytes.
+    /// Sets the limit of its memory.
     pub(super) fn set_memory(&self, bytes: u64) -> io::Result<()> {
         fs::write(self.path.join("memory.max"), bytes.to_string())
     }
@@ -98,17 +99,17 @@ impl WorkerCgroup {
         self.folder.as_fd()
     }
 
-    /// Kills everything in it.
+    /// Kills all its processes.
     pub(super) fn kill(&self) {
         if let Some(kill) = &self.kill {
-            // What is in it is being killed by its pidfd as well.
+            // An error is ignored, because the worker is being killed by its pidfd as well.
             let _ = rustix::io::write(kill, b"1");
         }
     }
 
-    /// Whether the kernel killed something in it for want of memory.
+    /// Whether the kernel killed one of its processes for want of memory.
     pub(super) fn ran_out_of_memory(&self) -> bool {
-        // Where the file cannot be read, memory is not held to be the cause.
+        // If the file cannot be read, memory does not count as the cause.
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         let kills = events
             .lines()
@@ -116,7 +117,7 @@ impl WorkerCgroup {
         kills.is_some_and(|count| count != "0")
     }
 
-    /// Removes the group of a worker that has been collected. For a thread that may wait.
+    /// Removes the group of a worker that was collected. For a thread that may wait.
     pub(super) fn remove(self) {
         for _ in 0..REMOVALS_MAX {
             match fs::remove_dir(&self.path) {
@@ -136,7 +137,7 @@ impl WorkerCgroup {
     }
 }
 
-/// The gaps where there is no group at all.
+/// The gaps of a worker without a cgroup.
 pub(super) fn none(why: &str) -> [Gap; 3] {
     [Wall::CgroupCpu, Wall::CgroupMemory, Wall::CgroupPids].map(|wall| Gap::new(wall, why))
 }

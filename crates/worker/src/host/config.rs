@@ -1,4 +1,4 @@
-//! What a host says about its workers.
+//! The host's configuration of its workers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::limits::{
 };
 use crate::{Bind, ConfinementLevel, SealedMemfd, WorkerRole};
 
-/// Heap 64 MiB, external bytes 256 MiB, and 64 MiB for the rest.
+/// Bytes of one worker: 64 MiB of heap, 256 MiB of external bytes, and 64 MiB for the rest.
 const MEMORY_BYTES: u64 = 384 << 20;
 /// A tenth of the default weight of a cgroup, and so of the node's.
 const CPU_WEIGHT: u32 = 10;
@@ -19,34 +19,34 @@ const PIDS: u32 = 64;
 /// Processor time of one worker in its whole life: many sessions at their hard cap.
 const CPU_SECONDS: u64 = 3600;
 
-/// Everything about workers.
+/// The configuration of all workers.
 #[derive(Debug)]
 pub struct WorkersConfig {
-    /// What is executed.
+    /// The executable of workers.
     pub executable: Executable,
-    /// Roles that execute something else.
+    /// Executables of roles that have another one.
     pub programs: Vec<(WorkerRole, Executable)>,
-    /// The roles that may be asked for.
+    /// The roles that sessions may have.
     pub roles: Vec<RoleConfig>,
-    /// A cgroup of the host's own, below which workers get theirs.
+    /// A cgroup of the host, below which workers get theirs.
     pub cgroup: Option<DelegatedCgroup>,
-    /// A worker whose walls are lower gets no work.
+    /// The least level: a worker with fewer walls gets no work.
     pub minimum: ConfinementLevel,
-    /// Workers at once, of all roles. One tenant gets a quarter of them.
+    /// Most workers at once, of all roles. One tenant gets a quarter of them.
     pub workers_max: usize,
-    /// Memory of all workers together, bytes, and so the most of one: a share of the machine's unless said.
+    /// Bytes of all workers together, and so the most of one. The default is a share of the machine's memory.
     pub memory_bytes: u64,
-    /// How often a worker shows that a running call is alive.
+    /// Time between heartbeats of a running call.
     pub heartbeat: Duration,
-    /// How long it may fail to.
+    /// Time for which heartbeats may fail to come.
     pub silence: Duration,
-    /// How long it has to answer an abort before it is killed.
+    /// Time that a worker has to answer an abort before the host kills it.
     pub abort_grace: Duration,
 }
 
 impl WorkersConfig {
-    /// Workers of every role from the running executable itself; one of role js is kept warm once
-    /// there was one.
+    /// Workers of every role run the present executable. One of role js is kept warm after the first session of that
+    /// role.
     #[must_use]
     pub fn this_executable() -> Self {
         Self {
@@ -67,17 +67,18 @@ impl WorkersConfig {
         self.roles.iter().find(|config| config.role == role)
     }
 
-    /// Workers of one tenant at once, of all roles together.
+    /// Most workers of one tenant at once, of all roles together.
     pub(super) fn workers_of_tenant_max(&self) -> usize {
         (self.workers_max / TENANT_WORKERS_PART).max(1)
     }
 
-    /// Of these, those that others may take by calling what is the tenant's.
+    /// The part of these that other callers may take by calling the tenant's operations.
     pub(super) fn workers_lent_max(&self) -> usize {
         self.workers_of_tenant_max() / 2
     }
 
-    /// What a worker of `role` may hold whose sessions were granted so many bytes, if any was.
+    /// Bytes that a worker of `role` may hold whose sessions were granted `granted` bytes; 0 means that none was
+    /// granted any.
     pub(super) fn memory_of(&self, role: WorkerRole, granted: u64) -> u64 {
         let usual = self.role(role).map_or(u64::MAX, |role| role.memory_bytes);
         let own = match granted {
@@ -88,25 +89,27 @@ impl WorkersConfig {
     }
 }
 
-/// What the machine has for workers. Where the kernel does not say, they are bounded by their roles and by
-/// what they are granted.
+/// The machine's memory for workers. If the kernel does not tell it, workers are bounded by their roles and by what
+/// they are granted.
 fn machine_share() -> u64 {
-    let told = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = told.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = total.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kib.map_or(u64::MAX, |kib| (kib << 10) / 100 * MEMORY_PERCENT)
 }
 
-/// Where the worker's program comes from.
+/// The source of the worker's program.
 #[derive(Debug)]
 pub enum Executable {
-    /// A copy of the running executable in sealed memory: for where the file can be replaced while
-    /// the node runs. Takes its size in memory.
+    /// A copy of the running executable in sealed memory, for files that can be replaced while the node runs. It
+    /// takes its size in memory.
     Copied,
     /// This file.
     File(PathBuf),
-    /// What this makes when the first worker is wanted. It is forgotten when the last has ended, so that its memory is
-    /// held only while a worker runs it, and then made again.
+    /// The program that this makes for the first worker. It is dropped when the last one has ended, so that its
+    /// memory is used only while a worker runs it, and is made again later.
     Made(ProgramMaker),
     /// This memory.
     Memory(SealedMemfd),
@@ -114,11 +117,11 @@ pub enum Executable {
     This,
 }
 
-/// Makes a program in sealed memory, on the thread that starts workers: [`SealedMemfd::program`] does.
+/// Makes a program in sealed memory on the thread that starts workers; [`SealedMemfd::program`] does it.
 pub struct ProgramMaker(Box<dyn FnMut() -> io::Result<SealedMemfd> + Send>);
 
 impl ProgramMaker {
-    /// Calls `make` each time the program is wanted.
+    /// Calls `make` each time the program is needed.
     #[must_use]
     pub fn new(make: impl FnMut() -> io::Result<SealedMemfd> + Send + 'static) -> Self {
         Self(Box::new(make))
@@ -135,8 +138,8 @@ impl fmt::Debug for ProgramMaker {
     }
 }
 
-/// A cgroup (version 2) that the host may make others in. The host's own process must be in a
-/// different child of its parent, since a group with limits holds no process directly.
+/// A cgroup (version 2) in which the host may make others. The host's own process must be in a different child of its
+/// parent, because a group with limits holds no process itself (cgroups(7), "no internal processes").
 #[derive(Clone, Debug)]
 pub struct DelegatedCgroup {
     /// Its folder.
@@ -148,27 +151,27 @@ pub struct DelegatedCgroup {
 pub struct RoleConfig {
     /// Role that the worker has for life.
     pub role: WorkerRole,
-    /// Workers without a tenant that are kept ready, from the first session of the role on: a host
-    /// that never opens one holds none.
+    /// Workers without a tenant that are kept ready, from the first session of the role on: a host that never opens
+    /// one keeps none.
     pub min_idle: usize,
-    /// Memory of one worker whose sessions were granted none of their own, bytes.
+    /// Bytes of one worker whose sessions were granted no memory of their own.
     pub memory_bytes: u64,
-    /// Processor time of one worker in its whole life, seconds.
+    /// Processor time of one worker in its whole life, in seconds.
     pub cpu_seconds: u64,
-    /// At most so much of one processor, in hundredths; `None` is no limit.
+    /// Most of one processor, in hundredths; `None` is no limit.
     pub cpu_percent: Option<u32>,
-    /// Share of the processors when they are contended; 100 is what others have.
+    /// Weight of the processors when they are contended; other groups have 100.
     pub cpu_weight: u32,
-    /// Threads of one worker.
+    /// Most threads of one worker.
     pub pids: u32,
-    /// The whole environment; nothing of the host's goes on.
+    /// The whole environment. The host's own is not inherited.
     pub environment: Vec<(String, String)>,
-    /// Folders that every worker of the role sees.
+    /// Folders that every worker of the role has.
     pub binds: Vec<Bind>,
 }
 
 impl RoleConfig {
-    /// The defaults: one warm worker for scripts, none of others.
+    /// The defaults: one warm worker for scripts, and none of other roles.
     #[must_use]
     pub fn new(role: WorkerRole) -> Self {
         Self {
@@ -185,7 +188,7 @@ impl RoleConfig {
     }
 }
 
-/// What is asked of the pool.
+/// A request for a session of the pool.
 #[derive(Clone, Debug)]
 pub struct WorkerLease {
     pub(super) role: WorkerRole,
@@ -197,7 +200,7 @@ pub struct WorkerLease {
 }
 
 impl WorkerLease {
-    /// A session in a worker of `role` that no other tenant is or ever was in.
+    /// A session in a worker of `role`, in which no other tenant ever was.
     #[must_use]
     pub fn new(role: WorkerRole, tenant: impl Into<String>) -> Self {
         Self {
@@ -210,30 +213,29 @@ impl WorkerLease {
         }
     }
 
-    /// Others than the tenant have its code run, as often as they like: such sessions have workers of their own, half
-    /// of those that the tenant may have, so that the tenant keeps the other half.
+    /// Marks a session in which other callers have the tenant's code run, as often as they like. Such sessions have
+    /// workers of their own, half of those that the tenant may have, so that the tenant keeps the other half.
     #[must_use]
     pub const fn lent(mut self) -> Self {
         self.lent = true;
         self
     }
 
-    /// The session was granted so many bytes: its worker may hold as much for it, as far as the machine has
-    /// it.
+    /// Grants the session `bytes`: its worker may hold as much for it, as far as the machine has it.
     #[must_use]
     pub const fn granted(mut self, bytes: u64) -> Self {
         self.memory = bytes;
         self
     }
 
-    /// Shares its worker with no session, not even of the same tenant.
+    /// The session shares its worker with no other one, not even of the same tenant.
     #[must_use]
     pub const fn alone(mut self) -> Self {
         self.alone = true;
         self
     }
 
-    /// Sees this folder, in a worker started for this session.
+    /// Adds a folder, which needs a worker started for this session.
     #[must_use]
     pub fn with(mut self, bind: Bind) -> Self {
         self.binds.push(bind);
@@ -242,16 +244,16 @@ impl WorkerLease {
     }
 }
 
-/// What one call may take.
+/// The limits of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallLimits {
-    /// By the clock on the wall, waiting included.
+    /// Wall-clock time, with waiting.
     pub wall: Duration,
-    /// Of processor time.
+    /// Processor time.
     pub cpu: Option<Duration>,
-    /// Of time on the GPU: in role gpu the call counts from its start, in role js+gpu from when the worker
-    /// says that it is busy; in both, what it says that it is not busy does not count. It may lie about
-    /// that up to the wall time.
+    /// GPU time. In role gpu the call counts from its start, in role js+gpu from when the worker reports that the GPU
+    /// is busy. In both, time that it reports as not busy does not count. It may lie about that up to the wall-clock
+    /// time.
     pub gpu: Option<Duration>,
 }
 
@@ -271,8 +273,8 @@ mod tests {
 
     #[test]
     fn all_workers_have_three_quarters_of_the_machine() {
-        let told = std::fs::read_to_string("/proc/meminfo").expect("a kernel");
-        let total = told.lines().find(|line| line.starts_with("MemTotal:"));
+        let meminfo = std::fs::read_to_string("/proc/meminfo").expect("a kernel");
+        let total = meminfo.lines().find(|line| line.starts_with("MemTotal:"));
         let digits: String = total.expect("a size").matches(char::is_numeric).collect();
         let bytes = digits.parse::<u64>().expect("KiB") * 1024;
         let share = WorkersConfig::this_executable().memory_bytes;

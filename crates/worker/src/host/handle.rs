@@ -1,5 +1,5 @@
-//! What the rest of the node holds: the workers, a session, a running call. None of it blocks; the
-//! supervisor's thread does the work, and answers whatever the async executor is doing.
+//! The handles of the node: the workers, a session, a running call. None of their methods blocks: the supervisor's
+//! thread does the work, and answers whatever the async executor is doing.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -66,7 +66,7 @@ pub(super) enum SupervisorCommand {
     Tell {
         sid: u64,
         frame: EncodedFrame,
-        /// The worker's call or subscription that ends with this.
+        /// The call or subscription of the worker that ends with this message.
         ends: Option<u64>,
     },
 }
@@ -84,7 +84,7 @@ pub(super) struct OpenedSession {
     pub(super) sid: u64,
     pub(super) pid: i32,
     pub(super) inbox: mpsc::Receiver<(FromWorkerMessage, Vec<OwnedFd>)>,
-    /// Bytes that wait in it.
+    /// Bytes that wait in the inbox.
     pub(super) unread: Arc<AtomicUsize>,
     pub(super) waiting: Arc<AtomicUsize>,
     pub(super) sandbox: Sandbox,
@@ -94,7 +94,7 @@ pub(super) struct OpenedSession {
 type Message = (FromWorkerMessage, Vec<OwnedFd>);
 
 impl OpenedSession {
-    /// Bytes that were read make room for others.
+    /// Counts the bytes of a message that was read, so that others have room.
     fn took(&self, next: Option<Message>) -> Option<Message> {
         if let Some((message, _)) = &next {
             self.unread.fetch_sub(message.bytes(), Ordering::Relaxed);
@@ -103,19 +103,18 @@ impl OpenedSession {
     }
 }
 
-/// All workers of a node. Clones are the same; when the last one and the last session are gone, so
-/// are the workers.
+/// All workers of a node. Clones share them. When the last clone and the last session are dropped, the workers end.
 #[derive(Clone, Debug)]
 pub struct Workers(Arc<WorkersInner>);
 
 #[derive(Debug)]
 struct WorkersInner {
-    line: SupervisorHandle,
+    supervisor: SupervisorHandle,
     calls: AtomicU64,
-    counted: Arc<Mutex<StatsCounter>>,
+    stats: Arc<Mutex<StatsCounter>>,
 }
 
-/// The way to the supervisor.
+/// The handle by which commands reach the supervisor.
 #[derive(Clone, Debug)]
 pub(super) struct SupervisorHandle {
     commands: std_mpsc::Sender<SupervisorCommand>,
@@ -123,22 +122,21 @@ pub(super) struct SupervisorHandle {
 }
 
 impl SupervisorHandle {
-    /// Returns whether the supervisor is there.
+    /// Sends a command. Returns false if the supervisor has ended.
     pub(super) fn send(&self, command: SupervisorCommand) -> bool {
-        // Before the wake: the supervisor that wakes finds the command.
+        // The command is queued before the wake, so that the supervisor finds it.
         let sent = self.commands.send(command).is_ok();
-        // The counter is far from full, and a supervisor that is gone needs no waking.
+        // The counter is far from full, and a supervisor that has ended needs no wake.
         let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
         sent
     }
 }
 
 impl Workers {
-    /// Starts the supervisor. The first worker is started when a session is opened.
+    /// Starts the supervisor. The first worker is started when the first session is opened.
     ///
     /// # Errors
-    /// If the executable cannot be opened, a folder's name is not valid, or the kernel refuses a thread or a
-    /// descriptor.
+    /// The executable cannot be opened, a folder's name is not valid, or the kernel refuses a thread or a descriptor.
     pub fn start(config: WorkersConfig) -> Result<Self, WorkerError> {
         for role in &config.roles {
             supervisor::check_binds(role.role, &role.binds)?;
@@ -147,39 +145,43 @@ impl Workers {
         let (commands, queue) = std_mpsc::channel();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(eventfd(0, flags).map_err(setup)?);
-        let line = SupervisorHandle { commands, wake };
-        let counted = Arc::new(Mutex::default());
+        let handle = SupervisorHandle { commands, wake };
+        let stats = Arc::new(Mutex::default());
         let heartbeat = u64::try_from(config.heartbeat.as_millis()).unwrap_or(u64::MAX);
         let mut config = config;
         let executable = std::mem::replace(&mut config.executable, super::Executable::This);
         let programs = std::mem::take(&mut config.programs);
         let cgroup = config.cgroup.clone();
         let spawner = Spawner::new(executable, programs, cgroup, heartbeat)?;
-        let (jobs, asked) = std_mpsc::channel();
-        let told = line.clone();
+        let (jobs, jobs_received) = std_mpsc::channel();
+        let starter = handle.clone();
         thread("worker-spawner", move || {
-            spawner.run(&asked, |worker, born| {
-                told.send(SupervisorCommand::Started { worker, born });
+            spawner.run(&jobs_received, |worker, born| {
+                starter.send(SupervisorCommand::Started { worker, born });
             });
         })?;
-        let wake = line.wake.clone();
-        let supervisor = WorkerSupervisor::new(config, queue, wake, jobs, Arc::clone(&counted))?;
+        let wake = handle.wake.clone();
+        let supervisor = WorkerSupervisor::new(config, queue, wake, jobs, Arc::clone(&stats))?;
         thread("worker-supervisor", move || supervisor.run())?;
         let calls = AtomicU64::new(0);
         Ok(Self(Arc::new(WorkersInner {
-            line,
+            supervisor: handle,
             calls,
-            counted,
+            stats,
         })))
     }
 
-    /// A session in a worker, warm where there is one.
+    /// Opens a session in a worker, in a warm one if there is one.
     ///
     /// # Errors
-    /// If there is no worker to be had: see [`WorkerError`].
+    /// No worker is available: see [`WorkerError`].
     pub async fn open(&self, lease: WorkerLease) -> Result<WorkerSession, WorkerError> {
         let (reply, answer) = oneshot::channel();
-        if !self.0.line.send(SupervisorCommand::Open { lease, reply }) {
+        if !self
+            .0
+            .supervisor
+            .send(SupervisorCommand::Open { lease, reply })
+        {
             return Err(WorkerError::Stopped);
         }
         let opened = answer.await.map_err(|_| WorkerError::Stopped)??;
@@ -189,42 +191,42 @@ impl Workers {
         })
     }
 
-    /// What was counted until now.
+    /// The present numbers.
     #[must_use]
     pub fn stats(&self) -> WorkerStats {
-        let counted = self.0.counted.lock();
-        counted.unwrap_or_else(PoisonError::into_inner).snapshot()
+        let stats = self.0.stats.lock();
+        stats.unwrap_or_else(PoisonError::into_inner).snapshot()
     }
 
-    /// Lets an operation out of quarantine. Returns whether it was in.
+    /// Releases an operation from quarantine. Returns whether it was in quarantine.
     pub async fn release(&self, operation: Bytes32) -> bool {
         let (reply, answer) = oneshot::channel();
         self.0
-            .line
+            .supervisor
             .send(SupervisorCommand::Release { operation, reply });
         answer.await.unwrap_or(false)
     }
 
-    /// The machine has too little memory left: ends the largest workers of the tenant whose workers hold most of it
-    /// together, until those hold no more than the next tenant's, or than `least` bytes. The second time within a minute
-    /// that tenant gets none for a minute. Returns how many ended.
+    /// Called when the machine has too little memory left. Ends the largest workers of the tenant whose workers hold
+    /// most of it together, until those hold no more than the next tenant's, or than `least` bytes. At the second
+    /// time within a minute that tenant gets no worker for a minute. Returns how many ended.
     pub async fn relieve(&self, least: u64) -> usize {
         let (reply, answer) = oneshot::channel();
         self.0
-            .line
+            .supervisor
             .send(SupervisorCommand::Relieve { least, reply });
         answer.await.unwrap_or(0)
     }
 
-    /// Ends every worker, and waits until they are gone. Calls end with `shutdown`.
+    /// Ends every worker, and waits until they have ended. Calls end with `shutdown`.
     pub async fn shutdown(&self) {
         let (done, gone) = oneshot::channel();
         if self
             .0
-            .line
+            .supervisor
             .send(SupervisorCommand::Shutdown { done: Some(done) })
         {
-            // An error means that the supervisor has ended already, which is what is wanted.
+            // An error means that the supervisor has ended already, which is the goal.
             let _ = gone.await;
         }
     }
@@ -232,7 +234,8 @@ impl Workers {
 
 impl Drop for WorkersInner {
     fn drop(&mut self) {
-        self.line.send(SupervisorCommand::Shutdown { done: None });
+        self.supervisor
+            .send(SupervisorCommand::Shutdown { done: None });
     }
 }
 
@@ -244,26 +247,26 @@ pub struct WorkerSession {
 }
 
 impl WorkerSession {
-    /// Its number, which every message of it has.
+    /// Its number, which all its messages have.
     #[must_use]
     pub const fn sid(&self) -> u64 {
         self.opened.sid
     }
 
-    /// Number of the worker's process, as the host sees it.
+    /// Process id of the worker, in the host's process namespace.
     #[must_use]
     pub const fn pid(&self) -> i32 {
         self.opened.pid
     }
 
-    /// The walls of its worker.
+    /// The confinement of its worker.
     #[must_use]
     pub const fn sandbox(&self) -> &Sandbox {
         &self.opened.sandbox
     }
 
-    /// Calls the worker. The call runs from now on, also if the caller does not wait for it; dropping it gives it up. A
-    /// crash is held against `operation`, where one is named.
+    /// Calls the worker. The call runs from now on, also if the caller does not wait for it; dropping the returned
+    /// future gives it up. A crash counts against `operation`, if one is named.
     pub fn call(
         &self,
         request: WorkerRequest,
@@ -276,8 +279,8 @@ impl WorkerSession {
         })
     }
 
-    /// Lets a service dispose of itself, at most [`DRAIN_MAX`]; its answer is what it hands to its
-    /// successor. The session is of no use after that.
+    /// Lets a service dispose of itself, within [`DRAIN_MAX`]. The result is what it hands to its successor. The
+    /// session cannot be used after that.
     #[must_use]
     pub fn drain(&self) -> WorkerCall {
         let id = self.workers.0.calls.fetch_add(1, Ordering::Relaxed) + 1;
@@ -291,18 +294,18 @@ impl WorkerSession {
         self.begin(id, limits, None, true, |_| Ok(close))
     }
 
-    /// Tells the worker something that is not answered.
+    /// Sends the worker a message that it does not answer.
     ///
     /// # Errors
-    /// If it makes no frame, or the worker does not read.
-    pub fn tell(&self, told: SessionNotice, fds: Vec<OwnedFd>) -> Result<(), WorkerCallError> {
-        let (message, ends) = told.message(self.sid());
+    /// The message makes no valid frame, or the worker does not read.
+    pub fn tell(&self, notice: SessionNotice, fds: Vec<OwnedFd>) -> Result<(), WorkerCallError> {
+        let (message, ends) = notice.message(self.sid());
         let frame = self.frame(&message, fds)?;
         let sid = self.sid();
         if !self
             .workers
             .0
-            .line
+            .supervisor
             .send(SupervisorCommand::Tell { sid, frame, ends })
         {
             return Err(WorkerCallError::SessionClosed);
@@ -310,22 +313,25 @@ impl WorkerSession {
         Ok(())
     }
 
-    /// What the worker says next in this session; `None` once the worker is gone.
+    /// The next message of the worker in this session; `None` once the worker has ended.
     pub async fn next(&mut self) -> Option<(FromWorkerMessage, Vec<OwnedFd>)> {
         let next = self.opened.inbox.recv().await;
         self.opened.took(next)
     }
 
-    /// What the worker has said already.
+    /// A message that the worker has sent already.
     pub fn try_next(&mut self) -> Option<(FromWorkerMessage, Vec<OwnedFd>)> {
         let next = self.opened.inbox.try_recv().ok();
         self.opened.took(next)
     }
 
-    /// Kills the worker, and with it every session in it.
+    /// Kills the worker, with every session in it.
     pub fn kill(&self) {
         let sid = self.sid();
-        self.workers.0.line.send(SupervisorCommand::Kill { sid });
+        self.workers
+            .0
+            .supervisor
+            .send(SupervisorCommand::Kill { sid });
     }
 
     fn begin(
@@ -342,7 +348,7 @@ impl WorkerSession {
         let frame = message(&mut fds).and_then(|message| self.frame(&message, fds));
         match frame {
             Err(error) => {
-                // The receiver is right here.
+                // The receiver exists, so that this does not fail.
                 let _ = reply.send(Err(error));
             }
             Ok(frame) => {
@@ -355,11 +361,11 @@ impl WorkerSession {
                     farewell,
                     reply,
                 };
-                self.workers.0.line.send(command);
+                self.workers.0.supervisor.send(command);
             }
         }
         WorkerCall {
-            line: self.workers.0.line.clone(),
+            supervisor: self.workers.0.supervisor.clone(),
             sid,
             id,
             answer: Some(answer),
@@ -385,14 +391,17 @@ impl WorkerSession {
 impl Drop for WorkerSession {
     fn drop(&mut self) {
         let sid = self.sid();
-        self.workers.0.line.send(SupervisorCommand::Close { sid });
+        self.workers
+            .0
+            .supervisor
+            .send(SupervisorCommand::Close { sid });
     }
 }
 
-/// A call that runs. Resolves to the worker's answer, or to why the worker gave no answer.
+/// A running call. It resolves to the worker's result, or to the reason for its absence.
 #[derive(Debug)]
 pub struct WorkerCall {
-    line: SupervisorHandle,
+    supervisor: SupervisorHandle,
     sid: u64,
     id: u64,
     answer: Option<oneshot::Receiver<Result<WorkerAnswer, WorkerCallError>>>,
@@ -405,17 +414,17 @@ impl WorkerCall {
         self.id
     }
 
-    /// Tells the worker to stop it. The call then ends within the grace of an abort, with an answer
-    /// or without.
+    /// Asks the worker to stop the call, which then ends within the grace period of an abort, with or without a
+    /// result.
     pub fn abort(&self) {
         let (sid, id) = (self.sid, self.id);
-        self.line.send(SupervisorCommand::Abort { sid, id });
+        self.supervisor.send(SupervisorCommand::Abort { sid, id });
     }
 
-    /// Waits for the answer, outside of any async executor.
+    /// Blocks until the result, outside of any async executor.
     ///
     /// # Errors
-    /// As the future.
+    /// As for the future.
     pub fn wait(mut self) -> Result<WorkerAnswer, WorkerCallError> {
         let answer = self.answer.take();
         let answer = answer.and_then(|answer| answer.blocking_recv().ok());
@@ -440,7 +449,7 @@ impl Future for WorkerCall {
 
 impl Drop for WorkerCall {
     fn drop(&mut self) {
-        // Where the answer is there already, nothing runs that could be aborted.
+        // If the result is there already, nothing runs that could be aborted.
         if self
             .answer
             .as_mut()
@@ -451,18 +460,18 @@ impl Drop for WorkerCall {
     }
 }
 
-/// What a worker answered.
+/// The result of a call.
 #[derive(Debug)]
 pub struct WorkerAnswer {
-    /// The answer itself. It may be a fault of the operation's own.
+    /// The result itself. It may be a fault of the operation.
     pub reply: WorkerReply,
-    /// The descriptors that came with it.
+    /// The descriptors of the result.
     pub fds: Vec<OwnedFd>,
-    /// What it took, by the worker's own account.
+    /// The cost of the call, by the worker's own account.
     pub stats: CallStats,
 }
 
-/// What a session is asked to do.
+/// A request to a session.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum WorkerRequest {
@@ -482,7 +491,7 @@ pub enum WorkerRequest {
         /// Its input, CBOR.
         input: Vec<u8>,
     },
-    /// Something in the role's own language.
+    /// A request in the role's own protocol.
     Role {
         /// The content, as CBOR.
         body: CborBody,
@@ -490,7 +499,7 @@ pub enum WorkerRequest {
 }
 
 impl WorkerRequest {
-    /// Something in the role's own language, CBOR.
+    /// A request in the role's own protocol, as CBOR.
     #[must_use]
     pub const fn role(cbor: Vec<u8>) -> Self {
         Self::Role {
@@ -527,7 +536,7 @@ impl WorkerRequest {
     }
 }
 
-/// Names only: sources and inputs are long, and may be secret.
+/// Shows names only: sources and inputs are long, and may be secret.
 impl fmt::Debug for WorkerRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -538,43 +547,43 @@ impl fmt::Debug for WorkerRequest {
     }
 }
 
-/// A message of the host's to a session.
+/// A message of the host to a session.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SessionNotice {
-    /// A part of a subscription of its.
+    /// A part of a subscription of the session.
     Event {
         /// The subscription.
         id: u64,
         /// The part.
         event: WorkerEvent,
     },
-    /// How it begins: before anything else.
+    /// The beginning of the session, before any other message.
     Open {
-        /// What it may reach, in the role's own terms.
+        /// Its capabilities, in the role's own terms.
         caps: CborBody,
         /// Its limits, in the role's own terms.
         limits: CborBody,
         /// The bundle it runs.
         bundle_hash: Option<Bytes32>,
-        /// Where its randomness comes from.
+        /// The seed of its randomness.
         seed: Option<Bytes32>,
-        /// What its clock shows, in the role's own terms.
+        /// Its clock, in the role's own terms.
         clock: CborBody,
     },
-    /// The answer to a call of its.
+    /// The response to a call of the session.
     Reply {
         /// The call.
         id: u64,
         /// The answer.
         reply: WorkerReply,
     },
-    /// Something in the role's own language.
+    /// A message in the role's own protocol.
     Role(CborBody),
 }
 
 impl SessionNotice {
-    /// The message, and the worker's call or subscription that ends with it.
+    /// The message, and the call or subscription of the worker that ends with it.
     fn message(self, sid: u64) -> (ToWorkerMessage, Option<u64>) {
         match self {
             Self::Event { id, event } => {

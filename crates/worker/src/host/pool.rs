@@ -1,7 +1,7 @@
-//! Which worker gets which session. No clock, no process: times come in, answers go out.
+//! Chooses the worker of each session. No clock, no process: it gets times and returns choices.
 //!
-//! A worker that has had a tenant is never given to another: what a hostile session left behind in it
-//! stays with its tenant. It waits a while for the tenant's next session and then ends.
+//! A worker that has had a tenant is never given to another one: what a hostile session left in it stays with its
+//! tenant. It waits a while for the tenant's next session and then ends.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::WorkerLease;
 use crate::WorkerRole;
 use crate::limits::{LINGER, SESSIONS_MAX, SESSIONS_SERVED_MAX};
 
-/// Every worker that is started or running.
+/// Every worker that is starting or running.
 #[derive(Debug, Default)]
 pub(super) struct WorkerPool {
     slots: BTreeMap<u64, PoolSlot>,
@@ -21,11 +21,11 @@ struct PoolSlot {
     role: WorkerRole,
     phase: WorkerPhase,
     tenant: Option<String>,
-    /// One session and no other: because that is what was asked for.
+    /// Whether it has one session and no other, because the lease asked for that.
     alone: bool,
-    /// It runs what is the tenant's for others.
+    /// Whether it runs the tenant's code for other callers.
     lent: bool,
-    /// Started for one lease, with its folders.
+    /// Whether it was started for one lease, with its folders.
     reserved: bool,
     sessions: u32,
     served: u32,
@@ -36,25 +36,25 @@ struct PoolSlot {
 enum WorkerPhase {
     Starting,
     Ready,
-    /// It gets no session any more.
+    /// Gets no further session.
     Leaving,
 }
 
-/// The tenant whose workers hold most together, and these with the bytes that each holds.
+/// The tenant whose workers hold most memory together, and these workers with their bytes.
 pub(super) struct HeaviestTenant<'a> {
     pub(super) tenant: Option<&'a str>,
     pub(super) workers: Vec<(u64, u64)>,
 }
 
 impl HeaviestTenant<'_> {
-    /// What they hold together.
+    /// Sum of their bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.workers.iter().map(|(_, bytes)| bytes).sum()
     }
 }
 
 impl WorkerPool {
-    /// A new worker is being started; `reserved` for a lease that brings folders.
+    /// Adds a worker that is starting; `reserved` for a lease with folders.
     pub(super) fn add(&mut self, role: WorkerRole, reserved: bool) -> u64 {
         self.next += 1;
         let slot = PoolSlot {
@@ -80,23 +80,23 @@ impl WorkerPool {
         }
     }
 
-    /// Puts a session of `lease` into the worker where it fits best, if there is one.
+    /// Puts a session of `lease` into the worker that fits best, if there is one.
     pub(super) fn place(&mut self, lease: &WorkerLease) -> Option<u64> {
-        let fits = |slot: &PoolSlot| slot.takes(lease);
-        // One that the tenant has already, or else a new one.
-        let found = self.slots.iter().filter(|(_, slot)| fits(slot));
+        let is_suitable = |slot: &PoolSlot| slot.takes(lease);
+        // A worker that the tenant has already is preferred to a new one.
+        let found = self.slots.iter().filter(|(_, slot)| is_suitable(slot));
         let worker = *found.min_by_key(|(_, slot)| slot.tenant.is_none())?.0;
         self.bind(worker, lease).then_some(worker)
     }
 
-    /// The same, of the workers that the tenant has already.
+    /// As [`place`](Self::place), among the workers that the tenant has already.
     pub(super) fn place_with_own(&mut self, lease: &WorkerLease) -> Option<u64> {
-        let fits = |slot: &PoolSlot| slot.tenant.is_some() && slot.takes(lease);
-        let (&worker, _) = self.slots.iter().find(|(_, slot)| fits(slot))?;
+        let is_suitable = |slot: &PoolSlot| slot.tenant.is_some() && slot.takes(lease);
+        let (&worker, _) = self.slots.iter().find(|(_, slot)| is_suitable(slot))?;
         self.bind(worker, lease).then_some(worker)
     }
 
-    /// Puts a session of `lease` into this worker. Returns whether the worker is ready.
+    /// Puts a session of `lease` into this worker. Returns false if the worker is not ready.
     pub(super) fn bind(&mut self, worker: u64, lease: &WorkerLease) -> bool {
         let Some(slot) = self.slots.get_mut(&worker) else {
             return false;
@@ -112,7 +112,7 @@ impl WorkerPool {
         true
     }
 
-    /// A session has left its worker.
+    /// Removes a session from its worker.
     pub(super) fn release(&mut self, worker: u64, now: u64) {
         if let Some(slot) = self.slots.get_mut(&worker) {
             slot.sessions = slot.sessions.saturating_sub(1);
@@ -120,37 +120,37 @@ impl WorkerPool {
         }
     }
 
-    /// The worker gets no session any more.
+    /// Gives the worker no further session.
     pub(super) fn leave(&mut self, worker: u64) {
         if let Some(slot) = self.slots.get_mut(&worker) {
             slot.phase = WorkerPhase::Leaving;
         }
     }
 
-    /// The worker is gone.
+    /// Removes a worker that has ended.
     pub(super) fn remove(&mut self, worker: u64) {
         self.slots.remove(&worker);
     }
 
-    /// Whether there is a worker of the role, whatever it does.
+    /// Whether a worker of the role exists, in whatever phase.
     pub(super) fn has(&self, role: WorkerRole) -> bool {
         self.slots.values().any(|slot| slot.role == role)
     }
 
-    /// A worker that waits for nothing any more.
+    /// A worker whose wait for a session is over.
     pub(super) fn expired(&self, now: u64) -> Option<u64> {
         let done = |slot: &PoolSlot| slot.idle_until().is_some_and(|until| now >= until);
         let found = self.slots.iter().find(|(_, slot)| done(slot));
         found.map(|(worker, _)| *worker)
     }
 
-    /// When [`Self::expired`] has an answer next.
+    /// The next time at which [`Self::expired`] may have a result.
     pub(super) fn deadline(&self) -> Option<u64> {
         self.slots.values().filter_map(PoolSlot::idle_until).min()
     }
 
-    /// A worker without a session that could make room for another: the one that has waited longest for its tenant,
-    /// or one that is ready and that no tenant wanted, such as a warm one of another role.
+    /// A worker without a session that can make room for another one: the one that has waited longest for its tenant,
+    /// or a ready one that no tenant took, such as a warm one of another role.
     pub(super) fn evictable(&self) -> Option<u64> {
         let unwanted = |slot: &PoolSlot| {
             slot.phase == WorkerPhase::Ready && slot.tenant.is_none() && !slot.reserved
@@ -160,12 +160,12 @@ impl WorkerPool {
             .or_else(|| unwanted().map(|(worker, _)| *worker))
     }
 
-    /// A worker without a session that could make room for another of the same tenant.
+    /// A worker without a session that can make room for another one of the same tenant.
     pub(super) fn evictable_of(&self, tenant: &str) -> Option<u64> {
         self.idle_longest(|slot| slot.tenant.as_deref() == Some(tenant))
     }
 
-    /// The same, for what others have run by the tenant's code.
+    /// The same among the workers that run the tenant's code for other callers.
     pub(super) fn evictable_lent_by(&self, tenant: &str) -> Option<u64> {
         self.idle_longest(|slot| slot.lent && slot.tenant.as_deref() == Some(tenant))
     }
@@ -177,7 +177,7 @@ impl WorkerPool {
             .map(|(worker, _)| *worker)
     }
 
-    /// Workers that the tenant has, of all roles.
+    /// Number of workers that the tenant has, of all roles.
     pub(super) fn of_tenant(&self, tenant: &str) -> usize {
         let own = |slot: &&PoolSlot| {
             slot.phase != WorkerPhase::Leaving && slot.tenant.as_deref() == Some(tenant)
@@ -185,7 +185,7 @@ impl WorkerPool {
         self.slots.values().filter(own).count()
     }
 
-    /// Of these, those in which others have the tenant's code run.
+    /// The part of these that run the tenant's code for other callers.
     pub(super) fn lent_by(&self, tenant: &str) -> usize {
         let own = |slot: &&PoolSlot| {
             slot.lent
@@ -195,16 +195,16 @@ impl WorkerPool {
         self.slots.values().filter(own).count()
     }
 
-    /// The largest worker of the tenant whose workers hold most together, by the bytes that each holds. Not the
-    /// largest of all: a tenant with many small ones would have that of another end for it.
+    /// The largest worker, by its bytes, of the tenant whose workers hold most together. It is not the largest of
+    /// all: otherwise a tenant with many small workers could end that of another.
     pub(super) fn largest_of_heaviest(&self, held: &[(u64, u64)]) -> Option<u64> {
         let heaviest = self.heaviest(held)?;
         let largest = heaviest.workers.into_iter().max_by_key(|(_, bytes)| *bytes);
         largest.map(|(worker, _)| worker)
     }
 
-    /// The tenant whose workers hold most together, and these with the bytes that each holds. Workers that no tenant
-    /// had yet count as one tenant's.
+    /// The tenant whose workers hold most together, and these workers with their bytes. Workers without a tenant
+    /// count as those of one tenant.
     pub(super) fn heaviest(&self, held: &[(u64, u64)]) -> Option<HeaviestTenant<'_>> {
         let tenant = |worker: u64| self.slots.get(&worker)?.tenant.as_deref();
         let mut together: BTreeMap<Option<&str>, u64> = BTreeMap::new();
@@ -220,7 +220,7 @@ impl WorkerPool {
         })
     }
 
-    /// Workers of the role that any tenant could have, now or when they are ready.
+    /// Number of workers of the role that any tenant may get, now or once they are ready.
     pub(super) fn free(&self, role: WorkerRole) -> usize {
         let free = |slot: &&PoolSlot| {
             slot.role == role
@@ -231,7 +231,7 @@ impl WorkerPool {
         self.slots.values().filter(free).count()
     }
 
-    /// Workers that are not on their way out.
+    /// Number of workers that are not leaving.
     pub(super) fn len(&self) -> usize {
         let staying = |slot: &&PoolSlot| slot.phase != WorkerPhase::Leaving;
         self.slots.values().filter(staying).count()
@@ -252,11 +252,12 @@ impl PoolSlot {
             && self.served < SESSIONS_SERVED_MAX
     }
 
-    /// Until when it waits for a session, once it has none.
+    /// The time until which it waits for a session, once it has none.
     fn idle_until(&self) -> Option<u64> {
         if self.phase != WorkerPhase::Ready || self.served == 0 || self.sessions > 0 {
             return None;
         }
+        // Such a worker takes no further session, so that it need not wait for one.
         if self.alone || self.served >= SESSIONS_SERVED_MAX {
             return Some(self.idle_since);
         }
@@ -349,7 +350,7 @@ mod tests {
 
     /// Four of one tenant, each a little smaller than the only one of another.
     #[test]
-    fn who_holds_most_together_loses_a_worker_and_not_who_has_the_largest() {
+    fn the_largest_holder_loses_a_worker_and_not_the_holder_of_the_largest() {
         let mut pool = pool(5);
         let many: Vec<u64> = (0..4)
             .filter_map(|_| pool.place(&lease("many").alone()))

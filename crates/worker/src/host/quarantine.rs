@@ -1,14 +1,14 @@
-//! Operations that crash their workers again and again.
+//! Operations that crash their workers repeatedly.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::Bytes32;
 use crate::limits::{CRASH_BOOK_MAX, CRASH_WINDOW, CRASHES_MAX};
 
-/// Who crashed when. Times are microseconds of one clock.
+/// The times of crashes by operation, in microseconds of one clock.
 ///
-/// A crash is held against an operation only when it ran alone in its worker: a tenant could else
-/// bring an operation of all tenants into quarantine by crashing beside it.
+/// A crash counts against an operation only if it ran alone in its worker: otherwise a tenant could put an operation
+/// of all tenants into quarantine by crashing beside it.
 #[derive(Debug, Default)]
 pub(super) struct OperationCrashes {
     crashes: HashMap<Bytes32, VecDeque<u64>>,
@@ -16,7 +16,7 @@ pub(super) struct OperationCrashes {
 }
 
 impl OperationCrashes {
-    /// `operation` crashed its worker. Returns whether it is in quarantine since just now.
+    /// Records that `operation` crashed its worker. Returns whether this puts it into quarantine.
     pub(super) fn crashed(&mut self, operation: Bytes32, now: u64) -> bool {
         if self.quarantined.contains(&operation) {
             return false;
@@ -33,8 +33,8 @@ impl OperationCrashes {
         }
         self.crashes.remove(&operation);
         if self.quarantined.len() >= CRASH_BOOK_MAX {
-            // An attacker makes operations in order to crash them. Forgetting one lets it crash
-            // again; remembering all would take the node's memory.
+            // An attacker makes operations in order to crash them. Forgetting one lets it crash again, and
+            // remembering all would take the node's memory.
             let any = self.quarantined.iter().next().copied();
             any.map(|any| self.quarantined.remove(&any));
         }
@@ -45,7 +45,7 @@ impl OperationCrashes {
         self.quarantined.contains(operation)
     }
 
-    /// A person let it out. Returns whether it was in.
+    /// Releases an operation at an administrator's request. Returns whether it was in quarantine.
     pub(super) fn release(&mut self, operation: &Bytes32) -> bool {
         self.quarantined.remove(operation)
     }

@@ -1,5 +1,5 @@
-//! The thread that starts workers. It lives as long as the supervisor: workers are killed by the
-//! kernel when the thread that started them ends.
+//! The thread that starts workers. It lives as long as the supervisor: the kernel kills workers when the thread that
+//! started them ends (prctl(2), PR_SET_PDEATHSIG).
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -23,15 +23,15 @@ use crate::setup::{Namespaces, Setup, VERSION};
 use crate::sys::{Launch, LaunchedProcess, ProcessIdentity};
 use crate::{Gap, SealedMemfd, Wall, WorkerError, WorkerRole, encode};
 
-/// Name under which workers run.
+/// Name of worker processes.
 const PROCESS_NAME: &str = "alknet";
-/// Id of the user and the group that a worker has where its host is root: `nobody`, on every system.
+/// Id of the user and the group of workers whose host is root: `nobody`, on every system.
 const NOBODY: u32 = 65_534;
 
-/// What the thread is asked for.
+/// A job of the thread.
 #[derive(Debug)]
 pub(super) enum SpawnJob {
-    /// No worker of the role is left.
+    /// The last worker of the role has ended.
     Forget(WorkerRole),
     Remove(WorkerCgroup),
     Start {
@@ -40,7 +40,7 @@ pub(super) enum SpawnJob {
     },
 }
 
-/// A worker that has executed; its walls are not up yet.
+/// A worker that has executed and has not yet put up its walls.
 #[derive(Debug)]
 pub(super) struct SpawnedWorker {
     pub(super) process: LaunchedProcess,
@@ -58,16 +58,16 @@ pub(super) struct Spawner {
     null: OwnedFd,
     cgroup: Option<DelegatedCgroup>,
     heartbeat_ms: u64,
-    /// What this kernel and this user allow, found out at the first start.
-    found: Option<SpawnTrial>,
+    /// What this kernel and this user allow, found at the first start.
+    trial_result: Option<SpawnTrial>,
 }
 
-/// What a trial came to.
+/// The result of the trials.
 #[derive(Clone, Debug, Default)]
 struct SpawnTrial {
     namespaces: Namespaces,
-    /// Whether a worker of root's can be the user `nobody` outside its namespace.
-    unknown_peer: bool,
+    /// Whether a worker of root can be the user `nobody` outside its namespace.
+    unprivileged: bool,
     gaps: Vec<Gap>,
 }
 
@@ -89,7 +89,7 @@ impl Spawner {
                 .into(),
             cgroup,
             heartbeat_ms,
-            found: None,
+            trial_result: None,
         })
     }
 
@@ -97,13 +97,13 @@ impl Spawner {
     pub(super) fn run(
         mut self,
         jobs: &Receiver<SpawnJob>,
-        told: impl Fn(u64, Result<SpawnedWorker, String>),
+        report: impl Fn(u64, Result<SpawnedWorker, String>),
     ) {
         while let Ok(job) = jobs.recv() {
             match job {
                 SpawnJob::Forget(role) => self.program(role).forget(),
                 SpawnJob::Remove(leaf) => leaf.remove(),
-                SpawnJob::Start { worker, role } => told(worker, self.start(worker, &role)),
+                SpawnJob::Start { worker, role } => report(worker, self.start(worker, &role)),
             }
         }
     }
@@ -118,13 +118,13 @@ impl Spawner {
         let program = program.map_err(|error| say("its program", &error))?;
         let SpawnTrial {
             namespaces,
-            unknown_peer,
+            unprivileged,
             mut gaps,
-        } = self.found();
+        } = self.trial_result();
         // Root's workers are the user `nobody`, unless they need folders that only root can read.
-        let unknown_peer = unknown_peer && role.binds.is_empty();
-        let identity = identity(unknown_peer && namespaces.user);
-        let become_user = (unknown_peer && !namespaces.user).then_some(NOBODY);
+        let unprivileged = unprivileged && role.binds.is_empty();
+        let identity = identity(unprivileged && namespaces.user);
+        let become_user = (unprivileged && !namespaces.user).then_some(NOBODY);
         if identity == ProcessIdentity::Own && become_user.is_none() && geteuid().is_root() {
             let why = "it runs as root, whose folders it needs";
             gaps.push(Gap::new(Wall::UnprivilegedUser, why));
@@ -166,7 +166,7 @@ impl Spawner {
         if let Err(error) = &started
             && let Some(refused) = leaf.take()
         {
-            // A group that takes no process in must not keep every worker from starting.
+            // A group that accepts no process must not keep every worker from starting.
             let none = cgroup::none(&format!("not into the group: {error}"));
             refused.remove();
             started = attempt(None);
@@ -205,18 +205,18 @@ impl Spawner {
         }
     }
 
-    fn found(&mut self) -> SpawnTrial {
-        if let Some(known) = &self.found {
+    fn trial_result(&mut self) -> SpawnTrial {
+        if let Some(known) = &self.trial_result {
             return known.clone();
         }
-        let found = self.find_out();
-        self.found = Some(found.clone());
-        found
+        let trial_result = self.run_trials();
+        self.trial_result = Some(trial_result.clone());
+        trial_result
     }
 
-    /// Tries, from the most to the least: a user namespace brings the right to the others; without one only root has
-    /// it. In the user namespace of a container, root may not be able to map the user `nobody`.
-    fn find_out(&self) -> SpawnTrial {
+    /// Tries from the most to the least: a user namespace brings the right to the other ones, and without it only
+    /// root has that. In the user namespace of a container, root may not be able to map the user `nobody`.
+    fn run_trials(&self) -> SpawnTrial {
         let has = |name: &str| Path::new("/proc/self/ns").join(name).exists();
         let all = Namespaces {
             ipc: has("ipc"),
@@ -228,15 +228,15 @@ impl Spawner {
         let without_user = Namespaces { user: false, ..all };
         let root = geteuid().is_root();
         let mut why = None;
-        let mut found = SpawnTrial::default();
-        for (namespaces, unknown_peer) in [(all, root), (all, false), (without_user, root)] {
-            match self.trial(namespaces, identity(unknown_peer && namespaces.user)) {
+        let mut trial_result = SpawnTrial::default();
+        for (namespaces, unprivileged) in [(all, root), (all, false), (without_user, root)] {
+            match self.trial(namespaces, identity(unprivileged && namespaces.user)) {
                 Ok(()) => {
-                    found.namespaces = namespaces;
-                    found.unknown_peer = unknown_peer;
+                    trial_result.namespaces = namespaces;
+                    trial_result.unprivileged = unprivileged;
                     break;
                 }
-                // The first says most: it is about what was wanted.
+                // The first error says most, because it is about the full set.
                 Err(error) => why = why.or(Some(error)),
             }
         }
@@ -247,7 +247,7 @@ impl Spawner {
             net,
             pid,
             user,
-        } = found.namespaces;
+        } = trial_result.namespaces;
         let walls = [
             (ipc, Wall::IpcNamespace),
             (mount, Wall::MountNamespace),
@@ -256,10 +256,10 @@ impl Spawner {
             (user, Wall::UserNamespace),
         ];
         let missing = walls.into_iter().filter(|(stands, _)| !stands);
-        found.gaps = missing.map(|(_, wall)| Gap::new(wall, &why)).collect();
-        // Without a user namespace a worker of root's can still become the user `nobody` by itself.
-        found.unknown_peer |= root && !user;
-        found
+        trial_result.gaps = missing.map(|(_, wall)| Gap::new(wall, &why)).collect();
+        // Without a user namespace a worker of root can still become the user `nobody` by itself.
+        trial_result.unprivileged |= root && !user;
+        trial_result
     }
 
     fn trial(&self, namespaces: Namespaces, identity: ProcessIdentity) -> Result<(), String> {
@@ -281,14 +281,14 @@ impl Spawner {
     }
 }
 
-const fn identity(unknown_peer: bool) -> ProcessIdentity {
-    if unknown_peer {
+const fn identity(unprivileged: bool) -> ProcessIdentity {
+    if unprivileged {
         return ProcessIdentity::Other(NOBODY);
     }
     ProcessIdentity::Own
 }
 
-/// Nothing of the host's own goes on.
+/// The environment of a worker, without any variable of the host.
 fn environment(role: &RoleConfig) -> Result<Vec<CString>, String> {
     let named = role.environment.iter().map(|(name, value)| {
         CString::new(format!("{name}={value}")).map_err(|_| format!("{name} holds a null"))
@@ -296,7 +296,7 @@ fn environment(role: &RoleConfig) -> Result<Vec<CString>, String> {
     named.collect()
 }
 
-/// Limits of the process itself, which hold with or without a cgroup.
+/// Resource limits of the process, which hold with or without a cgroup.
 fn limits(role: &RoleConfig) -> Vec<(Resource, Rlimit)> {
     let both = |value: u64| Rlimit {
         current: Some(value),
@@ -313,12 +313,12 @@ fn limits(role: &RoleConfig) -> Vec<(Resource, Rlimit)> {
     ]
 }
 
-/// Our own words hold no null.
+/// A C string of the crate's own texts, none of which holds a null.
 fn plain(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }
 
-/// A program, and whether it is there.
+/// A program, and whether it is in memory.
 #[derive(Debug)]
 enum WorkerProgram {
     Made {
@@ -356,7 +356,7 @@ impl WorkerProgram {
         }
     }
 
-    /// Lets go of what can be made again.
+    /// Drops a program that can be made again.
     fn forget(&mut self) {
         if let Self::Made { made, .. } = self {
             *made = None;

@@ -1,4 +1,4 @@
-//! What was counted, for `runtime/stats`.
+//! The counters of `runtime/stats`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -6,43 +6,43 @@ use std::time::Duration;
 use crate::limits::{DEATH_WITHIN, DEATHS_KEPT};
 use crate::{Sandbox, WorkerEndReason, WorkerRole};
 
-/// The numbers of one moment.
+/// The numbers at one moment.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct WorkerStats {
     /// Workers that run, by role.
     pub workers: BTreeMap<WorkerRole, u64>,
-    /// Workers that were started.
+    /// Workers started so far.
     pub started: u64,
     /// Workers that ended, by reason.
     pub ended: BTreeMap<WorkerEndReason, u64>,
     /// Sessions that are open.
     pub sessions: u64,
-    /// Bytes of log that were dropped because there were too many.
+    /// Bytes of log that were dropped because a session logged too much.
     pub log_dropped: u64,
     /// Operations in quarantine.
     pub quarantined: u64,
-    /// From a limit to the end of the worker that did not stop at it, at the middle and at the 99th
-    /// percentile of the last thousand.
+    /// Time from a limit to the end of a worker that did not stop at it: the median and the 99th percentile of the
+    /// last thousand.
     pub death: Option<(Duration, Duration)>,
     /// All of these ends.
     pub deaths: OverrunStats,
-    /// The walls of the last worker of each role that got ready.
+    /// The confinement of the last worker of each role that became ready.
     pub sandbox: BTreeMap<WorkerRole, Sandbox>,
 }
 
 /// Ends of workers that did not stop at a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OverrunStats {
-    /// How many.
+    /// Their number.
     pub count: u64,
-    /// Those that took more than [`DEATH_WITHIN`] after the limit, until their memory was gone.
+    /// Those that took more than [`DEATH_WITHIN`] after the limit, until their memory was free.
     pub late: u64,
     /// The longest.
     pub longest: Duration,
 }
 
-/// The numbers, and what they are made of.
+/// The numbers, and the values from which they are computed.
 #[derive(Debug, Default)]
 pub(super) struct StatsCounter {
     pub(super) now: WorkerStats,
@@ -62,7 +62,7 @@ impl StatsCounter {
         self.now.started += 1;
     }
 
-    /// A worker ended this long after the limit, microseconds.
+    /// Records that a worker ended this many microseconds after its limit.
     pub(super) fn died(&mut self, after_us: u64) {
         if self.deaths.len() == DEATHS_KEPT {
             self.deaths.pop_front();
@@ -96,30 +96,30 @@ mod tests {
 
     #[test]
     fn percentiles_are_of_the_last_deaths() {
-        let mut counted = StatsCounter::default();
-        assert_eq!(counted.snapshot().death, None);
+        let mut counter = StatsCounter::default();
+        assert_eq!(counter.snapshot().death, None);
         for _ in 0..DEATHS_KEPT {
-            counted.died(1_000_000);
+            counter.died(1_000_000);
         }
         for us in 0..DEATHS_KEPT as u64 {
-            counted.died(us);
+            counter.died(us);
         }
-        let (middle, most) = counted.snapshot().death.expect("deaths");
+        let (middle, most) = counter.snapshot().death.expect("deaths");
         assert_eq!(middle, Duration::from_micros(512));
         assert_eq!(most, Duration::from_micros(1013));
-        let all = counted.snapshot().deaths;
-        let kept = DEATHS_KEPT as u64;
-        assert_eq!((all.count, all.late), (2 * kept, kept));
+        let all = counter.snapshot().deaths;
+        let remembered = DEATHS_KEPT as u64;
+        assert_eq!((all.count, all.late), (2 * remembered, remembered));
         assert_eq!(all.longest, Duration::from_secs(1));
     }
 
     #[test]
     fn workers_come_and_go() {
-        let mut counted = StatsCounter::default();
-        counted.started(WorkerRole::Js);
-        counted.started(WorkerRole::Js);
-        counted.ended(WorkerRole::Js, WorkerEndReason::Crash);
-        let stats = counted.snapshot();
+        let mut counter = StatsCounter::default();
+        counter.started(WorkerRole::Js);
+        counter.started(WorkerRole::Js);
+        counter.ended(WorkerRole::Js, WorkerEndReason::Crash);
+        let stats = counter.snapshot();
         assert_eq!(stats.workers[&WorkerRole::Js], 1);
         assert_eq!(
             (stats.started, stats.ended[&WorkerEndReason::Crash]),

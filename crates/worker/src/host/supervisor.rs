@@ -1,8 +1,8 @@
-//! The thread that owns every worker: reads what they say, keeps their time, ends them.
+//! The thread that owns every worker: it reads their messages, keeps their limits and ends them.
 //!
-//! It is an OS thread with its own timers, because a busy executor would be late, and a late limit does not hold. It
-//! never waits for a worker: sockets and pipes are read as far as they are filled, frames wait in queues with bounds,
-//! and starting and cleaning up is the spawner's.
+//! It is an OS thread with its own timers: a busy executor would run it late, and a limit that is late does not hold.
+//! It never waits for a worker: it reads sockets and pipes as far as they are filled, queues frames within bounds,
+//! and leaves starting and cleaning up to the spawner.
 
 mod ending;
 mod incoming;
@@ -38,23 +38,23 @@ use crate::{
 
 pub(super) use opening::check_binds;
 
-/// Events taken in one go.
+/// Most events of one wait.
 const EVENTS: usize = 64;
-/// What an event is about: a worker's number times the kinds, plus the kind.
+/// The token of an event: a worker's number times the number of kinds, plus the kind.
 const KINDS: u64 = 4;
 const SOCKET: u64 = 0;
 const PROCESS: u64 = 1;
 const OUTPUT: u64 = 2;
 const WAKE: u64 = u64::MAX;
-/// How long the last workers are waited for when everything ends.
+/// Time for which a shutdown waits for the last workers.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A tenant whose workers ended for the machine's memory.
 #[derive(Clone, Copy, Debug)]
 struct RecentRelief {
-    /// When that is forgotten.
+    /// The time at which this is forgotten.
     until: u64,
-    /// It was so twice before it was forgotten: until then it gets no worker.
+    /// Whether it happened twice before it was forgotten: until then the tenant gets no worker.
     again: bool,
 }
 
@@ -65,13 +65,13 @@ pub(super) struct WorkerSupervisor {
     commands: Receiver<SupervisorCommand>,
     wake: Arc<OwnedFd>,
     jobs: Sender<SpawnJob>,
-    counted: Arc<Mutex<StatsCounter>>,
+    stats: Arc<Mutex<StatsCounter>>,
     epoll: OwnedFd,
     began: Instant,
     pool: WorkerPool,
-    /// Workers that the spawner is starting, and whether they see folders.
+    /// Workers that the spawner is starting, and whether they have folders.
     starting: HashMap<u64, (WorkerRole, bool)>,
-    /// Roles that callers have asked for: only of these are workers kept ready.
+    /// Roles that sessions have had: only of these are workers kept ready.
     used: HashSet<WorkerRole>,
     workers: BTreeMap<u64, WorkerProcess>,
     sandboxes: HashMap<u64, Sandbox>,
@@ -81,23 +81,23 @@ pub(super) struct WorkerSupervisor {
     pauses: HashMap<WorkerRole, StartBackoff>,
     /// Tenants whose workers ended for the machine's memory a moment ago.
     relieved: HashMap<String, RecentRelief>,
-    book: OperationCrashes,
-    /// Set once everything is to end.
+    crashes: OperationCrashes,
+    /// Set once the supervisor shuts down.
     ending: Option<WorkerEnding>,
 }
 
-/// A session that is open.
+/// An open session.
 #[derive(Debug)]
 struct OpenSession {
     worker: u64,
-    /// Bytes that it was granted.
+    /// Bytes that were granted to it.
     granted: u64,
     inbox: mpsc::Sender<(FromWorkerMessage, Vec<OwnedFd>)>,
-    /// Bytes that wait in it.
+    /// Bytes that wait in the inbox.
     unread: Arc<AtomicUsize>,
-    /// Calls and subscriptions of the worker's that the host has not ended.
+    /// Calls and subscriptions of the worker that the host has not ended.
     calls_out: HashSet<u64>,
-    /// Bytes that may still be logged, and when that was worked out.
+    /// Bytes that it may still log, and the time at which they were computed.
     log: (u64, u64),
 }
 
@@ -105,17 +105,17 @@ struct OpenSession {
 #[derive(Debug)]
 struct LeaseWaiter {
     lease: WorkerLease,
-    /// The worker that is started for it, where it must be one of its own.
+    /// The worker that is started for it, if it needs one of its own.
     worker: Option<u64>,
     reply: oneshot::Sender<Result<OpenedSession, WorkerError>>,
 }
 
-/// How long no worker of a role is started, after one that did not.
+/// The pause after a failed start, in which no worker of the role is started.
 #[derive(Debug)]
 struct StartBackoff {
     until: u64,
     next: Duration,
-    /// The walls, where it is they that are not good enough.
+    /// The confinement, if it was below the minimum.
     sandbox: Option<Sandbox>,
 }
 
@@ -131,7 +131,7 @@ impl WorkerSupervisor {
         commands: Receiver<SupervisorCommand>,
         wake: Arc<OwnedFd>,
         jobs: Sender<SpawnJob>,
-        counted: Arc<Mutex<StatsCounter>>,
+        stats: Arc<Mutex<StatsCounter>>,
     ) -> Result<Self, WorkerError> {
         let setup = |error: Errno| WorkerError::Supervisor(error.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(setup)?;
@@ -142,7 +142,7 @@ impl WorkerSupervisor {
             commands,
             wake,
             jobs,
-            counted,
+            stats,
             epoll,
             began: Instant::now(),
             pool: WorkerPool::default(),
@@ -155,17 +155,17 @@ impl WorkerSupervisor {
             waiting: Vec::new(),
             pauses: HashMap::new(),
             relieved: HashMap::new(),
-            book: OperationCrashes::default(),
+            crashes: OperationCrashes::default(),
             ending: None,
         })
     }
 
-    /// Runs until the last handle is gone or everything was shut down.
+    /// Runs until the last handle is dropped or the shutdown is done.
     pub(super) fn run(mut self) {
         let mut scratch = vec![0; READ_TURN_BYTES];
         self.fill();
         loop {
-            // What has been said counts before what is late: a heartbeat may lie unread.
+            // Messages are read before limits are checked: a heartbeat may wait unread.
             for (worker, kind) in self.events() {
                 self.event(worker, kind, &mut scratch);
             }
@@ -185,7 +185,7 @@ impl WorkerSupervisor {
     }
 
     fn count(&self) -> MutexGuard<'_, StatsCounter> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until something happens or is due.
@@ -194,14 +194,14 @@ impl WorkerSupervisor {
         let left = left.map(Duration::from_micros);
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         let mut space = [MaybeUninit::uninit(); EVENTS];
-        // An error is a signal that came in between, or nothing that waiting would change.
+        // An error is a signal that interrupted the wait, or one that waiting would not change.
         let Ok((events, _)) = epoll::wait(&self.epoll, &mut space[..], left.as_ref()) else {
             return Vec::new();
         };
         let tokens: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
         if tokens.contains(&WAKE) {
             let mut counter = [0; 8];
-            // Emptied or empty: either way it is quiet now.
+            // The counter may be empty already. In both cases it is quiet now.
             let _ = rustix::io::read(&*self.wake, &mut counter);
         }
         let of_workers = tokens.into_iter().filter(|token| *token != WAKE);
@@ -219,7 +219,7 @@ impl WorkerSupervisor {
                     return;
                 };
                 if !it.listen(scratch) {
-                    // Its output is closed, and says so until it is taken away.
+                    // A closed pipe stays readable until it is removed from the set.
                     let _ = epoll::delete(&self.epoll, it.output());
                 }
             }
@@ -252,8 +252,8 @@ impl WorkerSupervisor {
             }
             SupervisorCommand::Open { lease, reply } => self.open(lease, reply),
             SupervisorCommand::Release { operation, reply } => {
-                let was_in = self.book.release(&operation);
-                self.count().now.quarantined = self.book.len() as u64;
+                let was_in = self.crashes.release(&operation);
+                self.count().now.quarantined = self.crashes.len() as u64;
                 let _ = reply.send(was_in);
             }
             SupervisorCommand::Relieve { least, reply } => {
@@ -278,7 +278,8 @@ impl WorkerSupervisor {
     ) -> Result<(), (WorkerCallError, ReplyTo)> {
         let now = self.now();
         let silence = u64::try_from(self.config.silence.as_micros()).unwrap_or(u64::MAX);
-        if operation.is_some_and(|operation| self.book.is_quarantined(&operation)) {
+        // The check comes first: a quarantined operation must not reach any worker.
+        if operation.is_some_and(|operation| self.crashes.is_quarantined(&operation)) {
             return Err((WorkerCallError::Quarantined, reply));
         }
         let open = self.sessions.get(&sid);
@@ -288,6 +289,7 @@ impl WorkerSupervisor {
         else {
             return Err((WorkerCallError::SessionClosed, reply));
         };
+        // Each call costs a check at every turn of this thread.
         if worker.calls.len() >= CALLS_IN_MAX {
             return Err((WorkerCallError::Busy, reply));
         }
@@ -357,25 +359,27 @@ impl WorkerSupervisor {
         self.serve();
     }
 
-    /// Sends what the worker's socket takes; the rest when it is empty again.
+    /// Sends as much as the worker's socket takes, and the rest when it is writable again.
     fn flush(&mut self, number: u64) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
+        // A dying worker reads nothing.
         if matches!(worker.state, WorkerState::Dying(..)) {
             return;
         }
-        // A socket that is closed is noticed by reading.
+        // A closed socket is noticed by the next read.
         let waits = worker.flush().unwrap_or(false);
         let mut flags = epoll::EventFlags::IN;
         if waits {
+            // A socket is almost always writable, so that the event is requested only while frames wait.
             flags |= epoll::EventFlags::OUT;
         }
         let data = epoll::EventData::new_u64(number * KINDS + SOCKET);
         let _ = epoll::modify(&self.epoll, worker.socket(), data, flags);
     }
 
-    /// Everything whose time has come.
+    /// Does everything that is due.
     fn keep_time(&mut self) {
         let now = self.now();
         let numbers: Vec<u64> = self.workers.keys().copied().collect();
@@ -385,6 +389,7 @@ impl WorkerSupervisor {
         while let Some(worker) = self.pool.expired(now) {
             self.end(worker, WorkerEndReason::Idle, "");
         }
+        // A worker that starts now would have to end at once.
         if self.ending.is_none() {
             self.fill();
         }
@@ -395,6 +400,7 @@ impl WorkerSupervisor {
             return;
         };
         match worker.state {
+            // A worker that hangs at its start would keep its slot for ever.
             WorkerState::Starting { by } if now >= by => {
                 let words = worker.last_words();
                 self.end(
@@ -404,7 +410,8 @@ impl WorkerSupervisor {
                 );
             }
             WorkerState::Leaving { by } if now >= by => {
-                // One that the kernel kills closes its channel early in its end, and may have much memory to free.
+                // A worker that the kernel kills closes its channel early in its end, and may have much memory to
+                // free.
                 if worker.ran_out_of_memory() {
                     self.end(
                         number,
@@ -443,26 +450,28 @@ impl WorkerSupervisor {
                 if let Some((id, cause)) = killed {
                     self.kill_for(number, id, cause);
                 } else {
-                    self.look_at_memory(number, now);
+                    self.check_memory(number, now);
                 }
             }
             _ => {}
         }
     }
 
-    /// Where no cgroup does it, or not for all that counts.
-    fn look_at_memory(&mut self, number: u64, now: u64) {
+    /// Checks the memory of a worker, for workers without a cgroup and for memory that a cgroup does not count.
+    fn check_memory(&mut self, number: u64, now: u64) {
         let every = u64::try_from(MEMORY_LOOK_EVERY.as_micros()).unwrap_or(u64::MAX);
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
-        if worker.calls.is_empty() || now < worker.memory_looked_at.saturating_add(every) {
+        // A check reads /proc: it is made now and then, and only while a call runs.
+        if worker.calls.is_empty() || now < worker.memory_checked_at.saturating_add(every) {
             return;
         }
-        worker.memory_looked_at = now;
+        worker.memory_checked_at = now;
         let Some(bytes) = worker.private_bytes() else {
             return;
         };
+        // The sum over all workers uses the value of each one's last check.
         worker.held = bytes;
         let most = worker.memory_max();
         if bytes > most {
@@ -470,14 +479,15 @@ impl WorkerSupervisor {
             self.end(number, WorkerEndReason::Memory, &why);
             return;
         }
-        self.look_at_all_memory();
+        self.check_all_memory();
     }
 
-    /// Where all workers hold more than the machine has for them, ends the largest of the tenant that holds most.
-    fn look_at_all_memory(&mut self) {
+    /// If all workers hold more than the machine has for them, ends the largest one of the tenant that holds most.
+    fn check_all_memory(&mut self) {
         let held = self.held();
         let all: u64 = held.iter().map(|(_, bytes)| bytes).sum();
         let most = self.config.memory_bytes;
+        // Each worker may be within its own limit while all of them together are not.
         if all <= most {
             return;
         }
@@ -489,7 +499,7 @@ impl WorkerSupervisor {
         self.end(number, WorkerEndReason::Memory, &why);
     }
 
-    /// Living workers, and the bytes that each was last seen to hold.
+    /// Living workers, and the bytes that each held at the last check.
     fn held(&self) -> Vec<(u64, u64)> {
         let living = self.workers.iter();
         let living = living.filter(|(_, worker)| !matches!(worker.state, WorkerState::Dying(..)));
@@ -498,11 +508,11 @@ impl WorkerSupervisor {
             .collect()
     }
 
-    /// Where the workers of the tenant that holds most hold more than `least`, ends the largest of them until they hold no
-    /// more than that, or than those of the next tenant. Where it is the same tenant's turn again so soon, it gets none
-    /// for a while. Returns how many there were.
+    /// If the workers of the tenant that holds most hold more than `least`, ends the largest of them until they hold
+    /// no more than that, or than those of the next tenant. A tenant to which this happens again so soon gets no
+    /// worker for a while. Returns how many ended.
     fn relieve(&mut self, least: u64) -> usize {
-        // Workers without a call are not looked at otherwise, and hold what their sessions left.
+        // Workers without a call are not checked otherwise, and hold what their sessions left.
         for worker in self.workers.values_mut() {
             worker.held = worker.private_bytes().unwrap_or(0);
         }
@@ -518,7 +528,9 @@ impl WorkerSupervisor {
         let others = held.iter().copied().filter(|one| !its.contains(one));
         let others: Vec<_> = others.collect();
         let next = self.pool.heaviest(&others);
+        // The tenant comes down to what the next one holds, and no further: from there on it is not the heaviest.
         let most = next.map_or(0, |next| next.bytes()).max(least);
+        // The largest one first: then the fewest sessions end.
         its.sort_by_key(|(_, bytes)| Reverse(*bytes));
         let (mut left, mut ended) = (bytes, 0);
         for (number, bytes) in its {
@@ -526,7 +538,7 @@ impl WorkerSupervisor {
                 break;
             }
             let why = format!("{bytes} of the {left} bytes of its tenant's when memory ran short");
-            // No fault of what runs in it: it is within its limit.
+            // This is no fault of the code that runs in it: it is within its limit.
             self.end(number, WorkerEndReason::Relieved, &why);
             left -= bytes;
             ended += 1;
@@ -547,6 +559,7 @@ impl WorkerSupervisor {
         let pause = u64::try_from(RELIEF_PAUSE.as_micros()).unwrap_or(u64::MAX);
         let until = now.saturating_add(pause);
         self.relieved.retain(|_, relieved| relieved.until > now);
+        // A tenant that fills the memory for the second time within the pause would do so once more.
         let again = self.relieved.contains_key(&tenant);
         if again {
             let waiting = std::mem::take(&mut self.waiting).into_iter();
@@ -564,7 +577,7 @@ impl WorkerSupervisor {
         self.relieved.insert(tenant, RecentRelief { until, again });
     }
 
-    /// When something is due next.
+    /// The next time at which something is due.
     fn deadline(&self) -> Option<u64> {
         let of_workers = self
             .workers
@@ -576,7 +589,7 @@ impl WorkerSupervisor {
                     .values()
                     .map(|call| call.watch.deadline())
                     .min(),
-                // Its pidfd says when it is gone.
+                // Its pidfd reports when it has ended.
                 WorkerState::Dying(..) => None,
             });
         let pauses = self.pauses.values().map(|pause| pause.until);
@@ -593,6 +606,7 @@ impl WorkerSupervisor {
         let by = self
             .now()
             .saturating_add(u64::try_from(GOODBYE.as_micros()).unwrap_or(0));
+        // A second request does not put off the end that the first one began.
         let ending = self.ending.get_or_insert_with(|| WorkerEnding {
             by,
             tell: Vec::new(),
@@ -607,13 +621,14 @@ impl WorkerSupervisor {
         }
     }
 
-    /// Whether everything has ended. What the spawner still starts ends with its thread.
+    /// Whether all workers have ended. A worker that the spawner still starts ends with its thread.
     fn is_over(&mut self) -> bool {
         let now = self.now();
         let Some(ending) = &mut self.ending else {
             return false;
         };
         let gone = self.workers.is_empty() && self.starting.is_empty();
+        // Workers have a bounded time to end, and the node must stop after it in any case.
         if !gone && now < ending.by {
             return false;
         }
@@ -623,7 +638,7 @@ impl WorkerSupervisor {
         true
     }
 
-    /// Adds a worker's descriptors to what is waited for.
+    /// Adds a worker's descriptors to the epoll set.
     fn listen_to(&self, number: u64, worker: &WorkerProcess) -> Result<(), Errno> {
         let data = |kind| epoll::EventData::new_u64(number * KINDS + kind);
         let readable = epoll::EventFlags::IN;

@@ -1,5 +1,5 @@
-//! When the host asks a worker to stop a running call, and when it kills the worker. Times are microseconds of one
-//! clock.
+//! Decides when the host asks a worker to stop a running call, and when it kills the worker. Times are microseconds
+//! of one clock.
 
 use std::cell::OnceCell;
 
@@ -7,17 +7,17 @@ use super::CallLimits;
 use crate::LimitCause;
 use crate::limits::{ABORT_GRACE, CPU_STEP_MIN, SILENCE_BURNT, SILENCE_LOOK, SILENCE_LOOKS};
 
-/// A worker has threads beside the call's own: one part in so many of its processor time, and so many
-/// microseconds, may be theirs before its account of the call is doubted.
+/// A worker has threads beside the call's own. This part of its processor time, and this many microseconds, may be
+/// theirs before the host doubts its account of the call.
 const OTHER_THREADS_SHARE: u64 = 8;
 const OTHER_THREADS_US: u64 = 20_000;
 
-/// What to do about a call.
+/// The order for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WatchOrder {
-    /// Tell the worker to stop it.
+    /// Ask the worker to stop it.
     Abort,
-    /// Kill the worker: it did not, for this.
+    /// Kill the worker, which did not stop, for this limit.
     Kill(LimitCause),
 }
 
@@ -30,11 +30,11 @@ pub(super) struct CallWatch {
     silence: u64,
     grace: u64,
     silent_at: u64,
-    /// What the process's clock showed when the worker was last found silent.
+    /// The clock of the process at the last check of a silent worker.
     silent_since: Option<u64>,
-    /// Looks one after the other in which it did not wait for a processor.
-    silent_looks: u32,
-    /// What it burnt in all looks, of one processor.
+    /// Checks in a row in which it did not wait for a processor.
+    silent_checks: u32,
+    /// Processor time that it used in all checks.
     silent_burnt: u64,
     ending: Option<LimitEnding>,
 }
@@ -51,11 +51,11 @@ struct LimitEnding {
 struct CpuBudget {
     budget: u64,
     used: u64,
-    /// What the clock of the whole process showed when `used` was taken.
+    /// The clock of the whole process when `used` was read.
     process: u64,
-    /// What the process burnt while this was its only call.
+    /// Processor time of the process while this was its only call.
     alone: u64,
-    /// When the budget could be used up at the earliest.
+    /// The earliest time at which the budget could be used up.
     at: u64,
 }
 
@@ -67,8 +67,8 @@ struct GpuBudget {
 }
 
 impl CallWatch {
-    /// A call that is sent now. `process` is what the clock of the worker's process shows, `busy`
-    /// whether the GPU counts from the start.
+    /// Watches a call that is sent now. `process` is the clock of the worker's process, `busy` whether GPU time
+    /// counts from the start.
     pub(super) fn new(
         now: u64,
         limits: CallLimits,
@@ -97,46 +97,48 @@ impl CallWatch {
             grace: u64::try_from(ABORT_GRACE.as_micros()).unwrap_or(u64::MAX),
             silent_at: now.saturating_add(silence),
             silent_since: None,
-            silent_looks: 0,
+            silent_checks: 0,
             silent_burnt: 0,
             ending: None,
         }
     }
 
-    /// The same, with another time to answer an abort.
+    /// Sets another time for the answer to an abort.
     pub(super) const fn with_grace(mut self, grace: u64) -> Self {
         self.grace = grace;
         self
     }
 
-    /// The same, for the farewell of a service.
+    /// Marks the call as the drain of a service.
     pub(super) const fn draining(mut self) -> Self {
         self.wall.1 = LimitCause::Drain;
         self
     }
 
-    /// A heartbeat came. `claimed` is the worker's own account of the call, which is not believed
-    /// where it is the worker's only call and the process's clock tells another story.
+    /// Records a heartbeat. `claimed` is the worker's own account of the call. It is not believed if this is the
+    /// worker's only call and the process's clock disagrees.
     pub(super) fn beat(&mut self, now: u64, claimed: u64, process: u64, only: bool) {
         self.silent_at = now.saturating_add(self.silence);
         self.silent_since = None;
-        self.silent_looks = 0;
+        self.silent_checks = 0;
         self.silent_burnt = 0;
         let Some(cpu) = &mut self.cpu else {
             return;
         };
         let burnt = process.saturating_sub(cpu.process);
         let most = cpu.used.saturating_add(burnt);
+        // With several calls in one process, the kernel's clock does not show which of them used it.
         if only {
             cpu.alone = cpu.alone.saturating_add(burnt);
         }
         let least = (cpu.alone - cpu.alone / OTHER_THREADS_SHARE).saturating_sub(OTHER_THREADS_US);
+        // The worker may lie in both directions, and the kernel's clock bounds what it claims.
         cpu.used = claimed.max(least).clamp(cpu.used, most);
         cpu.process = process;
         cpu.arm(now);
     }
 
-    /// The GPU works for this call from now on, or no longer.
+    /// Records that the GPU works for this call from now on, or no longer.
     pub(super) fn gpu(&mut self, now: u64, busy: bool) {
         let Some(gpu) = &mut self.gpu else {
             return;
@@ -151,7 +153,7 @@ impl CallWatch {
         }
     }
 
-    /// The caller gave up.
+    /// Records that the caller gave up.
     pub(super) const fn give_up(&mut self, now: u64) {
         if self.ending.is_none() {
             self.ending = Some(LimitEnding {
@@ -162,8 +164,8 @@ impl CallWatch {
         }
     }
 
-    /// What to do now; to be asked until there is nothing. `process` reads the clock of the worker's
-    /// process, and `can_run` whether a thread of it could run if it got a processor.
+    /// The next order; the caller asks until it is `None`. `process` reads the clock of the worker's process, and
+    /// `can_run` whether one of its threads could run if it got a processor.
     pub(super) fn order(
         &mut self,
         now: u64,
@@ -181,12 +183,13 @@ impl CallWatch {
         let ending = self.ending.as_mut()?;
         let Some(kill_at) = ending.kill_at else {
             ending.kill_at = Some(now.saturating_add(self.grace));
+            // The worker first gets the chance to end the call by itself, which keeps its other sessions.
             return Some(WatchOrder::Abort);
         };
         (now >= kill_at).then_some(WatchOrder::Kill(ending.cause))
     }
 
-    /// When to ask [`Self::order`] next, if nothing else happens.
+    /// The time at which to call [`Self::order`] next, if no event comes before.
     pub(super) fn deadline(&self) -> u64 {
         if let Some(ending) = &self.ending {
             return ending.kill_at.unwrap_or(0);
@@ -205,7 +208,7 @@ impl CallWatch {
         self.ending.map(|ending| (ending.cause, ending.reached_at))
     }
 
-    /// The first limit that is behind us.
+    /// The first limit that has passed.
     fn reached(
         &mut self,
         now: u64,
@@ -229,13 +232,14 @@ impl CallWatch {
             reached.push((cpu.at, LimitCause::Cpu));
         }
         let behind = reached.into_iter().filter(|(at, _)| *at <= now);
+        // Several limits may have passed before this thread ran: the earliest one ended the call.
         behind.min_by_key(|(at, _)| *at)
     }
 
-    /// When the worker fell silent for too long, if it did. One that a busy machine keeps from running is
-    /// not silent: it is looked at several times, in which it has to use a processor without a sign of
-    /// life, or not to want one. One that gets a small share of a processor waits in most looks: there it is
-    /// the sum of what it used that tells.
+    /// The time at which the worker was silent for too long, if it was. A worker that a busy machine keeps from
+    /// running is not silent: the host checks it several times, in which it has to use a processor without a
+    /// heartbeat, or not to want one. A worker that gets a small share of a processor waits in most checks: there the
+    /// sum of what it used decides.
     fn silent(
         &mut self,
         now: u64,
@@ -245,35 +249,35 @@ impl CallWatch {
         if now < self.silent_at {
             return None;
         }
-        let look = u64::try_from(SILENCE_LOOK.as_micros()).unwrap_or(u64::MAX);
-        // Only a process that is gone has no clock.
+        let check = u64::try_from(SILENCE_LOOK.as_micros()).unwrap_or(u64::MAX);
+        // Only a process that has ended has no clock.
         let Some(used) = process() else {
             return Some(self.silent_at);
         };
         if let Some(before) = self.silent_since {
             let ran = used.saturating_sub(before);
-            let waits = ran < look / 2 && can_run();
-            self.silent_looks = if waits { 0 } else { self.silent_looks + 1 };
-            self.silent_burnt = self.silent_burnt.saturating_add(ran.min(look));
+            let waits = ran < check / 2 && can_run();
+            self.silent_checks = if waits { 0 } else { self.silent_checks + 1 };
+            self.silent_burnt = self.silent_burnt.saturating_add(ran.min(check));
         }
         let burnt_most = self.silence.saturating_mul(u64::from(SILENCE_BURNT));
-        if self.silent_looks >= SILENCE_LOOKS || self.silent_burnt >= burnt_most {
+        if self.silent_checks >= SILENCE_LOOKS || self.silent_burnt >= burnt_most {
             return Some(self.silent_at);
         }
         self.silent_since = Some(used);
-        self.silent_at = now.saturating_add(look);
+        self.silent_at = now.saturating_add(check);
         None
     }
 }
 
-/// What `read` says the first time that it is asked for, and the same from then on.
+/// Calls `read` once, and returns the same value from then on.
 pub(super) fn once<T: Copy>(read: impl Fn() -> T) -> impl Fn() -> T {
-    let said = OnceCell::new();
-    move || *said.get_or_init(&read)
+    let value = OnceCell::new();
+    move || *value.get_or_init(&read)
 }
 
 impl CpuBudget {
-    /// One thread burns a second a second at most.
+    /// Sets the earliest time at which the budget can be used up: one thread uses a second in a second at most.
     fn arm(&mut self, now: u64) {
         let step = u64::try_from(CPU_STEP_MIN.as_micros()).unwrap_or(u64::MAX);
         let left = self.budget.saturating_sub(self.used);
@@ -283,14 +287,15 @@ impl CpuBudget {
         };
     }
 
-    /// Since the last heartbeat the call has burnt no more than the whole process: where even that
-    /// is not enough, it is not yet time.
+    /// Whether the budget is used up. Since the last heartbeat the call has used no more than the whole process: if
+    /// even that is not enough, the check is put off.
     fn is_used_up(&mut self, now: u64, process: Option<u64>) -> bool {
         let Some(process) = process else {
             return true;
         };
         let burnt = process.saturating_sub(self.process);
         let most = self.used.saturating_add(burnt);
+        // The time since the last sign of life counts in full, as the worker has not said otherwise.
         if most >= self.budget {
             return true;
         }

@@ -1,4 +1,4 @@
-//! One worker, as the supervisor sees it: its channel, its calls, its end.
+//! One worker, as the supervisor manages it: its channel, its calls, its end.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -22,33 +22,33 @@ use crate::{
     WorkerFrameError, WorkerLoss, WorkerRole, encode,
 };
 
-/// What the answer to a call goes through.
+/// The channel for the result of a call.
 pub(super) type ReplyTo = oneshot::Sender<Result<WorkerAnswer, WorkerCallError>>;
 
 /// A worker that has executed.
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
     pub(super) role: WorkerRole,
-    /// Whether it sees folders of the host's.
+    /// Whether it has folders of the host.
     pub(super) binds: bool,
     pub(super) state: WorkerState,
-    /// Whether it has been ready: before, its end is a start that failed.
+    /// Whether it has been ready: before that, its end is a failed start.
     pub(super) was_ready: bool,
     pub(super) gaps: Vec<Gap>,
     /// Calls that run in it, by number.
     pub(super) calls: BTreeMap<u64, RunningWorkerCall>,
     /// Sessions in it.
     pub(super) sessions: Vec<u64>,
-    /// Bytes that wait to be sent; the sessions' owners look at it before they send more.
+    /// Bytes that wait to be sent. The sessions' owners read this before they send more.
     pub(super) waiting: Arc<AtomicUsize>,
-    pub(super) memory_looked_at: u64,
+    pub(super) memory_checked_at: u64,
     /// Bytes that its sessions were granted.
     pub(super) granted: u64,
-    /// Bytes that it may hold. It never falls: what was freed inside is not given back at once.
+    /// Bytes that it may hold. The number never falls, because a worker does not give freed memory back at once.
     memory_max: u64,
-    /// Bytes that it was last seen to hold.
+    /// Bytes that it held at the last check.
     pub(super) held: u64,
-    /// When the limit was reached for which it is dying.
+    /// The time of the limit for which it was killed.
     pub(super) limit_at: Option<u64>,
     process: LaunchedProcess,
     leaf: Option<WorkerCgroup>,
@@ -60,19 +60,19 @@ pub(super) struct WorkerProcess {
     ended: bool,
 }
 
-/// Where a worker is in its life.
+/// The phases of a worker's life.
 #[derive(Debug)]
 pub(super) enum WorkerState {
-    /// Not ready; given up at this time.
+    /// Not ready; the host gives up at this time.
     Starting {
         by: u64,
     },
     Ready,
-    /// It closed its socket; killed at this time if it has not ended.
+    /// It closed its socket; the host kills it at this time if it has not ended.
     Leaving {
         by: u64,
     },
-    /// Killed; its end is only waited for.
+    /// Killed; the host waits for its end.
     Dying(WorkerEndReason, String),
 }
 
@@ -92,7 +92,7 @@ struct OutgoingFrame {
     sent: usize,
 }
 
-/// How a process ended.
+/// The way in which a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WorkerExit {
     Signal(i32),
@@ -116,7 +116,7 @@ impl WorkerProcess {
             calls: BTreeMap::new(),
             sessions: Vec::new(),
             waiting: Arc::default(),
-            memory_looked_at: 0,
+            memory_checked_at: 0,
             granted: 0,
             memory_max,
             held: 0,
@@ -136,7 +136,7 @@ impl WorkerProcess {
         self.memory_max
     }
 
-    /// Lets it hold as much, if that is more than before.
+    /// Raises its memory limit to `bytes`, if that is more than before.
     pub(super) fn allow_memory(&mut self, bytes: u64) {
         if bytes <= self.memory_max {
             return;
@@ -163,17 +163,17 @@ impl WorkerProcess {
         &self.output
     }
 
-    /// Processor time of all its threads, microseconds.
+    /// Processor time of all its threads, in microseconds.
     pub(super) fn cpu_us(&self) -> Option<u64> {
         process_cpu_us(self.process.pid)
     }
 
-    /// Memory that is its alone, bytes: mapped files and shared memory are counted by its cgroup
-    /// only, since others may have them too.
+    /// Bytes of memory that belong to it alone. Only its cgroup counts mapped files and shared memory, which others
+    /// may have as well.
     pub(super) fn private_bytes(&self) -> Option<u64> {
         let path = format!("/proc/{}/statm", self.process.pid);
         let text = std::fs::read_to_string(path).ok()?;
-        // proc_pid_statm(5): the size, then what is resident, then what of that is shared.
+        // proc_pid_statm(5): the size, then the resident pages, then how many of these are shared.
         let mut pages = text.split(' ').skip(1).map(str::parse::<u64>);
         let resident = pages.next()?.ok()?;
         let shared = pages.next()?.ok()?;
@@ -181,23 +181,23 @@ impl WorkerProcess {
         Some(resident.saturating_sub(shared).saturating_mul(page))
     }
 
-    /// Queues a frame of the host's own. An abort goes before everything that has not begun to be
-    /// sent.
+    /// Queues a frame of the host itself. An abort goes before all frames that have not begun to be sent.
     pub(super) fn tell(&mut self, message: &ToWorkerMessage, urgent: bool) {
-        // Our own messages without a body are far below any limit.
+        // The host's own messages without a body are far below any limit.
         if let Ok(frame) = encode(message, 0) {
             self.waiting.fetch_add(frame.len(), Ordering::Relaxed);
             self.queue(frame, Vec::new(), urgent);
         }
     }
 
-    /// Queues a frame that is counted in `waiting` already.
+    /// Queues a frame that `waiting` counts already.
     pub(super) fn queue(&mut self, frame: Vec<u8>, fds: Vec<OwnedFd>, urgent: bool) {
         let outgoing = OutgoingFrame {
             frame,
             fds,
             sent: 0,
         };
+        // No frame may interrupt one that is half sent.
         let begun = self.out.front().is_some_and(|first| first.sent > 0);
         match (urgent, begun) {
             (false, _) => self.out.push_back(outgoing),
@@ -206,7 +206,7 @@ impl WorkerProcess {
         }
     }
 
-    /// Sends what the socket takes. Returns whether something still waits.
+    /// Sends as much as the socket takes. Returns whether bytes still wait.
     pub(super) fn flush(&mut self) -> io::Result<bool> {
         while let Some(first) = self.out.front_mut() {
             let fds: &[OwnedFd] = if first.sent == 0 { &first.fds } else { &[] };
@@ -244,7 +244,7 @@ impl WorkerProcess {
         self.ended && self.decoder.end().is_ok()
     }
 
-    /// Keeps the last of what it writes to its output. Returns whether more may come.
+    /// Keeps the end of its output. Returns whether more may come.
     pub(super) fn listen(&mut self, scratch: &mut [u8]) -> bool {
         match rustix::io::read(&self.output, &mut *scratch) {
             Ok(0) => false,
@@ -259,13 +259,13 @@ impl WorkerProcess {
         }
     }
 
-    /// What it wrote last, in one line.
+    /// The end of its output, in one line.
     pub(super) fn last_words(&self) -> String {
         let text = String::from_utf8_lossy(&self.last_words);
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// No instruction of it runs after this.
+    /// Kills the worker: none of its instructions runs after this.
     pub(super) fn kill(&self) {
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
@@ -274,7 +274,7 @@ impl WorkerProcess {
         }
     }
 
-    /// How it ended, once it has. To be asked once.
+    /// The way in which it ended, once it has. To be called until it returns a value, and not again.
     pub(super) fn collect(&self) -> Option<WorkerExit> {
         let id = WaitId::PidFd(self.process.pidfd.as_fd());
         match waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
@@ -283,13 +283,12 @@ impl WorkerProcess {
                 None => WorkerExit::Status(status.exit_status().unwrap_or_default()),
             }),
             Ok(None) => None,
-            // Another part of the host's process collected it: it has ended, and how is not known
-            // here.
+            // Another part of the host's process collected it: it has ended, and the way is not known here.
             Err(_) => Some(WorkerExit::Signal(Signal::KILL.as_raw())),
         }
     }
 
-    /// What its end means.
+    /// Determines the reason of its end.
     pub(super) fn judge(&self, exit: WorkerExit) -> WorkerLoss {
         let signal = match exit {
             WorkerExit::Signal(signal) => Some(signal),
@@ -323,7 +322,7 @@ impl WorkerProcess {
             .is_some_and(WorkerCgroup::ran_out_of_memory)
     }
 
-    /// Its cgroup, to be removed.
+    /// Takes its cgroup, to remove it.
     pub(super) fn take_leaf(&mut self) -> Option<WorkerCgroup> {
         self.leaf.take()
     }

@@ -2,24 +2,23 @@
 
 use rustix::thread::gettid;
 
-/// The kernel's code for "scheduler time" in a clock's number, and for "of one thread".
+/// The kernel's codes for "scheduler time" and for "of one thread" in the number of a clock.
 const SCHEDULER: i32 = 2;
 const ONE_THREAD: i32 = 4;
 
-/// Processor time that process `pid` has used, all threads together, microseconds. `None` once it is
-/// gone.
+/// Processor time of all threads of process `pid`, in microseconds. `None` once it has ended.
 pub(crate) fn process_cpu_us(pid: i32) -> Option<u64> {
-    // As `make_process_cpuclock` in the kernel's include/linux/posix-timers.h.
+    // The number is that of `make_process_cpuclock` in the kernel's include/linux/posix-timers.h.
     read(!pid << 3 | SCHEDULER)
 }
 
-/// Whether a thread of process `pid` runs, or would if it got a processor: it waits for nothing else.
+/// Whether a thread of process `pid` runs, or waits for nothing but a processor.
 pub(crate) fn can_run(pid: i32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
     let mut threads = threads.into_iter().flatten().flatten();
     threads.any(|thread| {
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        // The name before it may hold anything, parentheses too.
+        // The name before the state may hold any characters, also parentheses (proc_pid_stat(5)).
         let state = stat
             .rsplit_once(") ")
             .map(|(_, rest)| rest.starts_with('R'));
@@ -32,14 +31,14 @@ pub(crate) fn can_run(pid: i32) -> bool {
 pub(crate) struct ThreadClock(i32);
 
 impl ThreadClock {
-    /// Of the calling thread; may be read by any other.
+    /// The clock of the calling thread, which any thread may read.
     pub(crate) fn of_this_thread() -> Self {
         let tid = gettid().as_raw_nonzero().get();
-        // As `make_thread_cpuclock` in the kernel's include/linux/posix-timers.h.
+        // The number is that of `make_thread_cpuclock` in the kernel's include/linux/posix-timers.h.
         Self(!tid << 3 | SCHEDULER | ONE_THREAD)
     }
 
-    /// Microseconds; zero once the thread is gone.
+    /// Its time in microseconds; zero once the thread has ended.
     pub(crate) fn us(self) -> u64 {
         read(self.0).unwrap_or(0)
     }

@@ -1,10 +1,9 @@
-//! Starting a process: one `clone3` with every namespace, a few system calls, `execveat`.
+//! Starts a process: one `clone3` with every namespace, a few system calls, `execveat`.
 //!
-//! Between the two the child is a copy of a process with many threads, of which only one was copied:
-//! any lock may be held for ever. [`child`] therefore makes system calls only, on what was prepared
-//! before: no allocation, no lock, no library function that could take one. It does not return, so
-//! that no destructor runs either. What needs more than that is done after the exec, by the worker
-//! itself, before it reads anything foreign.
+//! Between the two the child is a copy of a process with many threads, of which only one was copied: any lock may be
+//! held for ever (fork(2)). Hence [`child`] makes system calls only, on data that was prepared before: no allocation,
+//! no lock, no library function that could take one. It does not return, so that no destructor runs either. The
+//! worker does everything else after the exec, before it reads any foreign input.
 
 use std::ffi::{CString, c_char};
 use std::io::{self, Read as _, Write as _};
@@ -23,14 +22,14 @@ use crate::setup::{HOST_FD, Namespaces};
 /// `CLONE_CLEAR_SIGHAND` and `CLONE_INTO_CGROUP`, which do not fit the type of libc's constants.
 const CLEAR_SIGNAL_HANDLERS: u64 = 0x1_0000_0000;
 const INTO_CGROUP: u64 = 0x2_0000_0000;
-/// Lowest number of a descriptor that is prepared: above those that are placed.
+/// Lowest number of a prepared descriptor: above those that the child places.
 const PREPARED_FD_MIN: RawFd = 10;
-/// Exit status of a child that could not execute. The parent reads the pipe instead, which says more.
+/// Exit status of a child that could not execute. The parent reads the pipe instead, which has the error.
 const NOT_STARTED: i32 = 127;
 
-/// What is to be started, all of it made before the clone.
+/// The parameters of a start, all of them prepared before the clone.
 pub(crate) struct Launch<'a> {
-    /// None: a trial that ends where it would execute.
+    /// `None` for a trial, which ends where it would execute.
     pub(crate) executable: Option<BorrowedFd<'a>>,
     pub(crate) arguments: &'a [CString],
     pub(crate) environment: &'a [CString],
@@ -41,19 +40,19 @@ pub(crate) struct Launch<'a> {
     /// Becomes descriptor 3.
     pub(crate) host: BorrowedFd<'a>,
     pub(crate) limits: &'a [(Resource, Rlimit)],
-    /// Whether its memory may be in huge pages, of which a small part takes the whole.
+    /// Whether its memory may be in huge pages, of which a small used part takes the whole.
     pub(crate) huge_pages: bool,
     pub(crate) namespaces: Namespaces,
     pub(crate) identity: ProcessIdentity,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
 }
 
-/// Who the process is, outside.
+/// The user of the process outside its namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProcessIdentity {
-    /// Who its parent is.
+    /// The user of its parent.
     Own,
-    /// This user and group, who is root inside its user namespace. Needs a privileged parent.
+    /// This user and group, which are root inside the user namespace. Needs a privileged parent.
     Other(u32),
 }
 
@@ -64,7 +63,7 @@ pub(crate) struct LaunchedProcess {
     pub(crate) pidfd: OwnedFd,
 }
 
-/// Where a start failed.
+/// The step at which a start failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum LaunchStage {
@@ -92,8 +91,7 @@ impl LaunchError {
 }
 
 impl Launch<'_> {
-    /// Starts it and waits until it has executed. The calling thread is the one whose end the child
-    /// does not survive.
+    /// Starts the process and waits until it has executed. The child ends with the calling thread.
     pub(crate) fn start(&self) -> Result<LaunchedProcess, LaunchError> {
         let prepare = LaunchError::at(LaunchStage::Prepare);
         let high = |fd: BorrowedFd<'_>| {
@@ -104,11 +102,11 @@ impl Launch<'_> {
         let executable = self.executable.map(high).transpose()?;
         let (low_go_read, go_write) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare(error.into()))?;
-        let (told_read, low_told_write) =
+        let (report_read, low_report_write) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare(error.into()))?;
-        let (go_read, told_write) = (high(low_go_read.as_fd())?, high(low_told_write.as_fd())?);
-        // Ends of the child's that stay open here would keep its own end from being seen.
-        drop((low_go_read, low_told_write));
+        let (go_read, report_write) = (high(low_go_read.as_fd())?, high(low_report_write.as_fd())?);
+        // With an end of the child's pipe open here, the parent would not see the child's end.
+        drop((low_go_read, low_report_write));
         let arguments = pointers(self.arguments);
         let environment = pointers(self.environment);
         let prepared = PreparedLaunch {
@@ -121,17 +119,17 @@ impl Launch<'_> {
             identity: self.identity,
             namespaces: self.namespaces,
             go: go_read.as_fd(),
-            told: told_write.as_fd(),
+            report: report_write.as_fd(),
             parent_go: go_write.as_fd(),
         };
         let child = self.clone_process(&prepared)?;
-        // The child's ends must not be held here, or its end would not be seen.
-        drop((go_read, told_write));
+        // With an end of the child's pipe open here, the parent would not see the child's end.
+        drop((go_read, report_write));
         let outcome = self
             .map_users(child.pid)
             .and_then(|()| fs::File::from(go_write).write_all(&[1]))
             .map_err(LaunchError::at(LaunchStage::Identity))
-            .and_then(|()| child_result(told_read));
+            .and_then(|()| child_result(report_read));
         if let Err(error) = outcome {
             end(&child);
             return Err(error);
@@ -181,7 +179,7 @@ impl Launch<'_> {
         let (user, group) = match self.identity {
             ProcessIdentity::Other(id) => (id, id),
             ProcessIdentity::Own => {
-                // Without privileges a group is mapped only by who can no longer drop one.
+                // An unprivileged process may map a group only after it has denied setgroups (user_namespaces(7)).
                 fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
                 let user = rustix::process::geteuid().as_raw();
                 (user, rustix::process::getegid().as_raw())
@@ -193,7 +191,7 @@ impl Launch<'_> {
 }
 
 fn flags(namespaces: Namespaces) -> u64 {
-    // No handler of the host's may run in the copy of its process.
+    // No signal handler of the host may run in the copy of its process.
     let mut flags = CLEAR_SIGNAL_HANDLERS | libc::CLONE_PIDFD as u64;
     for (wanted, flag) in [
         (namespaces.ipc, libc::CLONE_NEWIPC),
@@ -209,13 +207,13 @@ fn flags(namespaces: Namespaces) -> u64 {
     flags
 }
 
-/// The strings as execve wants them: addresses, and a null at the end.
+/// The strings in the form of execve(2): addresses, and a null at the end.
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     let addresses = strings.iter().map(|string| string.as_ptr());
     addresses.chain([ptr::null()]).collect()
 }
 
-/// What the child said: nothing, when it executed and the pipe closed by itself.
+/// Reads the child's report, which is empty if the child executed and the kernel closed the pipe.
 fn child_result(pipe: OwnedFd) -> Result<(), LaunchError> {
     let mut bytes = Vec::new();
     fs::File::from(pipe)
@@ -235,7 +233,7 @@ fn child_result(pipe: OwnedFd) -> Result<(), LaunchError> {
     Err(LaunchError::at(stage)(io::Error::from_raw_os_error(errno)))
 }
 
-/// Kills and collects a child that is of no use.
+/// Kills and collects a child that is not needed.
 fn end(child: &LaunchedProcess) {
     // It may have ended by itself.
     let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
@@ -243,7 +241,7 @@ fn end(child: &LaunchedProcess) {
     let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
 }
 
-/// What the child uses.
+/// The data of the child.
 struct PreparedLaunch<'a> {
     executable: Option<BorrowedFd<'a>>,
     arguments: &'a [*const c_char],
@@ -254,20 +252,20 @@ struct PreparedLaunch<'a> {
     identity: ProcessIdentity,
     namespaces: Namespaces,
     go: BorrowedFd<'a>,
-    told: BorrowedFd<'a>,
+    report: BorrowedFd<'a>,
     parent_go: BorrowedFd<'a>,
 }
 
-/// The child, until it is another program. System calls only; see the head of this file.
+/// Runs the child until it is another program. It makes system calls only; see the head of this file.
 fn child(prepared: &PreparedLaunch<'_>) -> ! {
     let Err((stage, errno)) = prepared.run() else {
-        // A trial that came through.
+        // A trial that succeeded ends here.
         super::end_now(0);
     };
     let number = errno.raw_os_error().to_ne_bytes();
     let message = [stage as u8, number[0], number[1], number[2], number[3]];
-    // A parent that is gone needs to know nothing.
-    let _ = rustix::io::write(prepared.told, &message);
+    // A parent that has gone needs no report.
+    let _ = rustix::io::write(prepared.report, &message);
     super::end_now(NOT_STARTED)
 }
 
@@ -281,7 +279,7 @@ impl PreparedLaunch<'_> {
         for (resource, limit) in self.limits {
             setrlimit(*resource, *limit).map_err(|e| (LaunchStage::Limits, e))?;
         }
-        // Said either way: what starts workers may do without them itself.
+        // The setting is made in both cases: the program that starts workers may itself run without huge pages.
         disable_transparent_huge_pages(!self.huge_pages).map_err(|e| (LaunchStage::Limits, e))?;
         let Some(executable) = self.executable else {
             return Ok(());
@@ -302,7 +300,7 @@ impl PreparedLaunch<'_> {
         Err((LaunchStage::Execute, last_errno()))
     }
 
-    /// Until the parent has said who is who. A parent that ends never says it.
+    /// Waits until the parent has mapped the users. If the parent ends, the pipe closes.
     fn wait_for_users(&self) -> Result<(), (LaunchStage, Errno)> {
         // The copy of the parent's own end would keep the pipe open for ever.
         // SAFETY: close takes a number; the child does not use this copy of the descriptor.
@@ -328,7 +326,7 @@ impl PreparedLaunch<'_> {
                 return Err(last_errno());
             }
         }
-        // After the user: changing it clears the signal.
+        // This comes after the user: changing it clears the signal (prctl(2), PR_SET_PDEATHSIG).
         set_parent_process_death_signal(Some(Signal::KILL))?;
         setsid()?;
         chdir(c"/")
@@ -352,12 +350,12 @@ impl PreparedLaunch<'_> {
     }
 }
 
-/// What the C library's wrapper has just stored.
+/// The error number that the C library's wrapper has just stored.
 fn last_errno() -> Errno {
     // SAFETY: the address is the calling thread's own.
     let errno = unsafe { *libc::__errno_location() };
     Errno::from_raw_os_error(errno)
 }
 
-/// The numbers of the stages are what `told` reads.
+/// `child_result` reads these numbers of the stages.
 const _: () = assert!(LaunchStage::Clone as u8 == 1 && LaunchStage::Execute as u8 == 5);

@@ -1,4 +1,4 @@
-//! Read-only maps of files that stay as they are for as long as they are read.
+//! Read-only maps of files that do not change while they are read.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// Pages of a descriptor.
+/// The pages of a descriptor.
 #[derive(Debug)]
 pub(crate) struct DescriptorMapping {
     start: NonNull<u8>,
@@ -23,7 +23,7 @@ impl DescriptorMapping {
     /// Maps the first `bytes` of a file, which its sender does not change.
     pub(crate) fn of_file(file: &File, bytes: usize) -> io::Result<Self> {
         if bytes == 0 {
-            // The kernel maps no nothing.
+            // The kernel makes no map of zero bytes (mmap(2)).
             let start = NonNull::dangling();
             return Ok(Self { start, bytes });
         }

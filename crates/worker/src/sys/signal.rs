@@ -1,13 +1,13 @@
-//! Signals in the worker, and its sudden end.
+//! Signals in the worker, and its immediate end.
 
 use std::io;
 use std::mem::MaybeUninit;
 
-/// Status with which a worker ends that aborts: what a shell shows for SIGABRT. In a process
-/// namespace of its own a worker is process 1, whose own SIGABRT the kernel ignores.
+/// Exit status of a worker that aborts, as a shell shows SIGABRT. In a process namespace of its own a worker is
+/// process 1, whose own SIGABRT the kernel ignores (pid_namespaces(7)).
 pub(crate) const ABORTED_STATUS: i32 = 128 + libc::SIGABRT;
 
-/// Lets every signal through again: the mask is inherited across the start.
+/// Unblocks all signals, because the mask is inherited across the start.
 pub(crate) fn unblock_all() -> io::Result<()> {
     let mut none = MaybeUninit::uninit();
     // SAFETY: sigemptyset fills what it is given; the mask is then ours to read.
@@ -40,7 +40,7 @@ extern "C" fn on_abort(_: libc::c_int) {
     end_now(ABORTED_STATUS)
 }
 
-/// Ends the process without another instruction in user space: no destructor, no handler.
+/// Ends the process without another instruction in user space: no destructor and no handler runs.
 pub(crate) fn end_now(status: i32) -> ! {
     // SAFETY: _exit takes a number and does not return.
     unsafe { libc::_exit(status) }

@@ -1,25 +1,24 @@
-//! What a probe is asked to do, and what it says about it: the language between the tests and the
-//! hostile worker.
+//! The acts of a probe and its reports: the language between the tests and the hostile worker.
 
 use alknet_worker::CborBody;
 use serde::{Deserialize, Serialize};
 
-/// One thing to do.
+/// One act.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum ProbeAct {
     /// SIGABRT by way of the C library.
     Abort,
     /// Touches this many bytes of new memory and keeps them.
     Allocate(u64),
-    /// Waits this many milliseconds in which it says that the GPU does nothing for the call.
+    /// Waits this many milliseconds and reports that the GPU does nothing for the call in them.
     Compile(u64),
-    /// Calls the host and answers with what it said.
+    /// Calls the host and answers with the host's reply.
     Ask(String),
-    /// SIGBUS: reads a map behind the end of its memory.
+    /// SIGBUS: reads a map beyond the end of its memory.
     Bus,
-    /// Closes the channel and lives on.
+    /// Closes the channel and stays alive.
     CloseChannel,
-    /// Gives back what it gets.
+    /// Returns its input.
     Echo(CborBody),
     /// Ends with this status.
     Exit(i32),
@@ -29,7 +28,7 @@ pub(crate) enum ProbeAct {
     Garbage(Vec<u8>),
     /// What it found before its last wall closed.
     Inside,
-    /// How many descriptors it kept of those that the host handed it, and how many bytes of memory those hold.
+    /// The number of the host's descriptors that it kept, and the bytes of memory behind them.
     Kept,
     /// Logs this many lines of this many bytes.
     Log(u64, usize),
@@ -41,23 +40,23 @@ pub(crate) enum ProbeAct {
     Read(String),
     /// Answers a call that the host did not make.
     ResultUnasked,
-    /// SIGSEGV: writes where nothing is.
+    /// SIGSEGV: writes to an address without memory.
     Segv,
-    /// Touches this many bytes of new memory that could be shared, and keeps them; tells the error number.
+    /// Touches this many bytes of new shareable memory, and keeps them; reports the error number.
     Share(u64),
     /// Stops the control thread, so that no heartbeat comes.
     Silence,
     /// Waits in one system call.
     Sleep(u64),
-    /// Works; ends early when told to, if it obeys.
+    /// Works; ends early on request, if it obeys.
     Spin { obeys: bool },
     /// Sends this many messages of this many bytes at once.
     Tell(u64, usize),
-    /// Starts up to this many threads that stay, and tells how many there are.
+    /// Starts up to this many threads that stay, and reports how many there are.
     Threads(u64),
-    /// Tries a system call and tells the error number; zero means that it worked.
+    /// Tries a system call and reports the error number; zero means that it worked.
     Try(ProbeSyscall),
-    /// Sends a value this large back, in sealed memory where that is due.
+    /// Sends a value of this size back, in sealed memory where the size requires it.
     Value(usize),
     /// Writes a file.
     Write(String),
@@ -85,7 +84,7 @@ pub(crate) enum ProbeSyscall {
     Unshare,
 }
 
-/// What came of it.
+/// The outcome of an act.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum ProbeReply {
     Errno(i32),
@@ -93,7 +92,7 @@ pub(crate) enum ProbeReply {
     Text(String),
 }
 
-/// What a worker finds around itself.
+/// A worker's report of its surroundings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ProbeView {
     pub(crate) arguments: Vec<String>,

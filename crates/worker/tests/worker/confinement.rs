@@ -1,4 +1,4 @@
-//! The walls, tried from inside and looked at from outside.
+//! The walls, tried from inside and inspected from outside.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -133,7 +133,7 @@ fn from_outside_the_walls_are_seen_to_stand() {
     for namespace in namespaces {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).ok();
         let (theirs, ours) = (of(&pid.to_string()), of("self"));
-        // Who may not look sees nothing, which is a wall as well.
+        // A process that may not inspect sees nothing, which is a wall as well.
         assert!(theirs.is_none() || theirs != ours, "{namespace}");
     }
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it lives");
@@ -223,7 +223,7 @@ fn bound_folders_are_all_there_is_and_read_only_unless_said() {
     }
     let written = fs::read_to_string(folder.path().join("quarantine/file")).expect("there");
     assert_eq!(written, "by the worker");
-    // What holds foreign source gets no folder at all.
+    // A worker with foreign source gets no folder at all.
     let refused =
         block_on(workers.open(WorkerLease::new(WorkerRole::Js, "a").with(bind("objects", false))));
     assert!(
@@ -251,7 +251,7 @@ fn walls_that_are_too_low_are_refused() {
     assert!(error.to_string().contains("partial"), "{error}");
 }
 
-/// A worker does not outlive its host, however that ends.
+/// A worker does not outlive its host, however the host ends.
 #[test]
 fn a_host_that_is_killed_takes_its_workers_along() {
     let mut host = Command::new(probe())
@@ -290,12 +290,12 @@ fn report(command: &mut Command) -> (String, String) {
 }
 
 const GROUPS: &str = "CgroupCpu,CgroupMemory,CgroupPids";
-/// What an ordinary user goes without where there are no user namespaces.
+/// The walls that an ordinary user lacks without user namespaces.
 const NEEDS_USER_NAMESPACES: &str =
     "EmptyRoot,IpcNamespace,MountNamespace,NetNamespace,PidNamespace,UserNamespace";
 
-/// Whether this machine has user namespaces for us: there are none in a `chroot`, and where an
-/// administrator switched them off. Other walls stand then, and the tests look at those.
+/// Whether this process can use user namespaces: it cannot in a `chroot`, and where an administrator switched them
+/// off. Other walls stand then, and the tests check those.
 fn user_namespaces() -> bool {
     let mut tried = Command::new("unshare");
     let tried = tried.args(["--user", "true"]).stderr(Stdio::null());
@@ -327,8 +327,8 @@ fn an_ordinary_user_gets_the_same_walls() {
     assert_eq!((&*level, &*gaps), ("partial", &*gone));
 }
 
-/// Where user namespaces are switched off: root makes the others itself, every other user goes without
-/// and says so.
+/// Where user namespaces are switched off: root makes the others itself; every other user lacks them and reports
+/// that.
 #[test]
 fn without_user_namespaces_the_level_says_what_is_missing() {
     let off = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
@@ -373,7 +373,7 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
-/// Where a group can be made, workers are in one of their own, which dies with them.
+/// Where the host can make a group, workers are in one of their own, which ends with them.
 #[test]
 fn a_cgroup_of_its_own_is_made_and_removed() {
     let Some(parent) = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]

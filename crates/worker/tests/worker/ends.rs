@@ -1,4 +1,4 @@
-//! Workers that end by themselves, or say what is no message.
+//! Workers that end by themselves, or send bytes that are not a message.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -62,8 +62,8 @@ fn crashes_end_one_worker_and_say_how() {
 fn a_panic_s_last_words_are_kept() {
     let workers = workers();
     let session = open(&workers, WorkerRole::Js, "a");
-    // The thread of the call is gone, the worker is not: the call ends at its limit, and the next
-    // finds another thread.
+    // The thread of the call is gone, the worker is not: the call ends at its limit, and the next one finds another
+    // thread.
     let call = session.call(
         request(&ProbeAct::Panic),
         limits(Duration::from_secs(2)),
@@ -100,7 +100,7 @@ fn what_is_no_message_ends_the_worker() {
     ] {
         let session = open(&workers, WorkerRole::Js, "hostile");
         let pid = session.pid();
-        // Kept busy, so that there is a call to be lost whichever comes first.
+        // Kept busy, so that there is a call to lose whichever comes first.
         let busy = session.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None);
         let _dropping_would_abort = session.call(request(&act), limits(long()), None);
         let loss = lost(busy.wait());
@@ -130,7 +130,7 @@ fn memory_over_the_limit_ends_the_worker() {
     assert_eq!(loss.reason, WorkerEndReason::Memory, "{loss} {grown:?}");
 }
 
-/// A worker may hold what its sessions were granted, and all workers what the machine has for them.
+/// A worker may hold the grants of its sessions, and all workers the machine's share for them.
 #[test]
 fn memory_follows_what_was_granted_and_what_there_is() {
     let mut config = config();
@@ -142,11 +142,11 @@ fn memory_follows_what_was_granted_and_what_there_is() {
     let workers = Workers::start(config).expect("a supervisor");
     let lease = |tenant: &str| WorkerLease::new(WorkerRole::Js, tenant).granted(128 << 20);
     let first = block_on(workers.open(lease("a"))).expect("a session");
-    // More than the role has for a worker, less than the session was granted.
+    // More than the role has for a worker, less than the session's grant.
     assert!(ask(&first, &ProbeAct::Allocate(110 << 20)).is_ok());
     let looked_at = session_looks(&first);
     assert!(looked_at, "it lives on");
-    // Both together are more than there is: who holds most is ended.
+    // Both together are more than the share: the host ends the largest holder.
     let second = block_on(workers.open(lease("b").granted(512 << 20))).expect("a session");
     assert!(ask(&second, &ProbeAct::Allocate(100 << 20)).is_ok());
     let grown = second.call(request(&ProbeAct::Allocate(60 << 20)), limits(long()), None);
@@ -160,7 +160,7 @@ fn memory_follows_what_was_granted_and_what_there_is() {
     );
 }
 
-/// A tenant with several workers, each smaller than the one of another tenant, makes it too much.
+/// A tenant with several workers, each smaller than the one of another tenant, exceeds the share.
 #[test]
 fn the_largest_tenant_ends_only_its_own_workers() {
     let mut config = config();
@@ -187,7 +187,7 @@ fn the_largest_tenant_ends_only_its_own_workers() {
     );
 }
 
-/// A tenant keeps memory in workers, each within its limit and all within theirs, of which the machine has too little
+/// A tenant holds memory in workers, each within its limit and all within theirs, while the machine has too little
 /// left.
 #[test]
 fn who_holds_most_where_memory_is_short_loses_workers_and_gets_none_the_second_time() {
@@ -213,7 +213,7 @@ fn who_holds_most_where_memory_is_short_loses_workers_and_gets_none_the_second_t
         .iter()
         .map(|session| session.call(request(&ProbeAct::Sleep(600_000)), limits(long()), None));
     let mut calls: Vec<_> = calls.collect();
-    // One of the two is enough: the other one alone holds less than the node.
+    // Ending one of the two is enough: the other one alone holds less than the node.
     assert_eq!(block_on(workers.relieve(LEAST)), 1);
     let is_gone = |session: &WorkerSession| stat(session.pid()).is_none();
     until("it is gone", || many.iter().any(is_gone));
@@ -222,18 +222,18 @@ fn who_holds_most_where_memory_is_short_loses_workers_and_gets_none_the_second_t
     assert_eq!(loss.reason, WorkerEndReason::Relieved, "{loss}");
     assert!(many.iter().any(|session| !is_gone(session)));
     assert_eq!(block_on(workers.relieve(LEAST)), 0);
-    // It fills another one at once.
+    // The tenant fills another one at once.
     let _again = holding("many", 48 << 20);
     assert_eq!(block_on(workers.relieve(LEAST)), 1);
     let refused = alone("many");
     assert!(matches!(refused, Err(WorkerError::Relieved)), "{refused:?}");
-    // A tenant that holds less is left alone, and gets more.
+    // The host leaves a tenant that holds less alone, and gives it more.
     assert_eq!(block_on(workers.relieve(LEAST)), 0);
     let another = alone("one").expect("a session");
     assert!(answers(&one) && answers(&another));
 }
 
-/// Whether a worker answers after a call during which its memory was looked at.
+/// Whether a worker answers after a call during which the host checked its memory.
 fn session_looks(session: &WorkerSession) -> bool {
     ask(session, &ProbeAct::Sleep(300)).is_ok() && ask(session, &ProbeAct::Inside).is_ok()
 }
@@ -314,7 +314,7 @@ fn a_worker_calls_its_host_and_logs_within_bounds() {
     );
 }
 
-/// A worker that was taken over answers, and gives back neither a descriptor nor a map of what it was handed.
+/// A worker that the attacker took over answers, and returns neither a descriptor nor a map that the host handed it.
 #[test]
 fn memory_that_a_worker_was_handed_is_taken_back_whatever_it_keeps() {
     const BYTES: usize = 8 << 20;

@@ -1,4 +1,4 @@
-//! What every test has: workers whose program is the probe, and a look at them from outside.
+//! Shared code of the tests: workers whose program is the probe, and their inspection from outside.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use alknet_worker::{
 
 use crate::act::{ProbeAct, ProbeReply};
 
-/// How long anything may take, on a machine at rest, that has no limit of its own here.
+/// How long a step without a limit of its own may take, on a machine at rest.
 const LONG: Duration = Duration::from_secs(60);
 
 pub(crate) fn long() -> Duration {
@@ -22,7 +22,7 @@ pub(crate) fn probe() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_alknet-worker-probe"))
 }
 
-/// Patient workers: a loaded machine must not be taken for a silent worker.
+/// Patient workers: a loaded machine must not make a worker look silent.
 pub(crate) fn config() -> WorkersConfig {
     let mut config = WorkersConfig::this_executable();
     config.executable = Executable::File(probe());
@@ -56,7 +56,7 @@ pub(crate) fn request(act: &ProbeAct) -> WorkerRequest {
     WorkerRequest::role(CborBody::encode(act).expect("CBOR").into_bytes())
 }
 
-/// Asks and waits.
+/// Sends a request and waits.
 pub(crate) fn ask(
     session: &WorkerSession,
     act: &ProbeAct,
@@ -64,7 +64,7 @@ pub(crate) fn ask(
     session.call(request(act), limits(long()), None).wait()
 }
 
-/// Asks in the name of an operation.
+/// Sends a request in the name of an operation.
 pub(crate) fn ask_as(
     session: &WorkerSession,
     act: &ProbeAct,
@@ -94,7 +94,7 @@ pub(crate) fn errno(session: &WorkerSession, act: &ProbeAct) -> i32 {
     }
 }
 
-/// Whether the worker behind the session still does what it is asked.
+/// Whether the worker behind the session still obeys.
 pub(crate) fn answers(session: &WorkerSession) -> bool {
     let body = CborBody::encode(&"hello").expect("CBOR");
     let answer = ask(session, &ProbeAct::Echo(body.clone()));
@@ -132,7 +132,7 @@ pub(crate) fn is_dead(pid: i32) -> bool {
     })
 }
 
-/// Waits for something that other threads are about to do.
+/// Waits for a step that other threads are about to take.
 #[track_caller]
 pub(crate) fn until(what: &str, holds: impl FnMut() -> bool) {
     eventually(what, LONG, holds);

@@ -1,5 +1,5 @@
-//! Limits of calls. What is asserted is who ended and why, and that nothing ended before its limit; how long after
-//! it is printed, and held against the promise in a campaign.
+//! Limits of calls. The tests assert which process ended and why, and that none ended before its limit. They print
+//! how long after the limit it ended, and compare that with the promise in a campaign.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ fn ended(outcome: Result<alknet_worker::WorkerAnswer, WorkerCallError>) -> (Limi
     }
 }
 
-/// What does not answer is killed from outside while another tenant keeps answering.
+/// The host kills a worker that does not answer, while another tenant keeps answering.
 #[test]
 fn native_loops_and_sleeps_are_killed_at_their_limit() {
     let workers = workers();
@@ -42,10 +42,11 @@ fn native_loops_and_sleeps_are_killed_at_their_limit() {
         let dead = began.elapsed();
         assert!(answers(&other));
         println!("limit 300 ms, answered after {answered:?}, dead after {dead:?}: {act:?}");
-        // It has its time, and the grace to answer an abort.
+        // The call has its time, and the grace to answer an abort.
         assert!(answered >= MS_300 + ABORT_GRACE, "{answered:?}: {act:?}");
         let late = dead.saturating_sub(MS_300);
-        // Beside the end itself this has the way of the call to its worker and the pauses between looks at the process.
+        // Apart from the end itself this includes the way of the call to its worker and the pauses between checks of
+        // the process.
         took(
             "a worker that does not stop is dead after its limit",
             2 * DEATH_WITHIN,
@@ -59,7 +60,7 @@ fn native_loops_and_sleeps_are_killed_at_their_limit() {
     println!("limit to death, p50 and p99: {death:?}");
     let deaths = workers.stats().deaths;
     assert_eq!(deaths.count, 2, "{deaths:?}");
-    // What is counted is the time from the limit on, and not from the start of the call.
+    // The time counts from the limit on, and not from the start of the call.
     assert!(deaths.longest >= ABORT_GRACE, "{deaths:?}");
     took(
         "the longest of these ends, as the node counts it",
@@ -85,7 +86,7 @@ fn a_call_that_obeys_ends_and_its_worker_lives_on() {
 }
 
 #[test]
-fn processor_time_runs_out_for_who_works_and_not_for_who_waits() {
+fn processor_time_runs_out_for_a_worker_that_works_and_not_for_one_that_waits() {
     let workers = workers();
     let session = open(&workers, WorkerRole::Js, "a");
     let budget = CallLimits {
@@ -119,7 +120,7 @@ fn a_gpu_worker_is_killed_at_its_gpu_time() {
     assert_eq!(ended(Err(error)), (LimitCause::Gpu, true));
 }
 
-/// Compiling what the node brings along does not count as time on the GPU: the caller did not ask for it.
+/// Compiling the node's own code does not count as time on the GPU: the caller did not request it.
 #[test]
 fn what_is_no_work_of_the_gpu_is_no_time_on_it() {
     let workers = workers();
@@ -134,7 +135,7 @@ fn what_is_no_work_of_the_gpu_is_no_time_on_it() {
         let longer = u64::try_from(5 * most.as_millis()).expect("short");
         let call = session.call(request(&ProbeAct::Compile(longer)), budget, None);
         call.wait().expect("an answer");
-        // And what the GPU does after that counts.
+        // The GPU's later work counts.
         if role == WorkerRole::Gpu {
             let call = session.call(request(&ProbeAct::Sleep(600_000)), budget, None);
             assert_eq!(ended(call.wait()), (LimitCause::Gpu, true));
@@ -145,7 +146,7 @@ fn what_is_no_work_of_the_gpu_is_no_time_on_it() {
 #[test]
 fn a_worker_without_heartbeats_is_lost() {
     let mut config = crate::host::config();
-    // Enough for the worker to answer until it is asked to be silent.
+    // Enough time for the worker to answer until it is to be silent.
     config.silence = if is_campaign() {
         HEARTBEAT_SILENCE_MAX
     } else {

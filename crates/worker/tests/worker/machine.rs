@@ -12,7 +12,7 @@ use crate::host::probe;
 
 /// Names the folder of the built image, which has the kernel.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
-/// Everything takes some seconds.
+/// The limit of the whole test, which takes some seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The kernel under test.

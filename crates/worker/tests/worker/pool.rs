@@ -1,4 +1,4 @@
-//! Who shares a worker, who does not, and when workers come and go.
+//! Which calls share a worker, which do not, and when workers come and go.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ fn there_are_no_more_workers_than_may_be() {
     assert!(answers(&b) && answers(&c));
 }
 
-/// A tenant asks for as many workers as there are, one after the other and at once, in every role.
+/// A tenant requests as many workers as there are, one after the other and at once, in every role.
 #[test]
 fn one_tenant_leaves_workers_to_the_others() {
     let mut config = config();
@@ -109,13 +109,14 @@ fn one_tenant_leaves_workers_to_the_others() {
         open(&workers, WorkerRole::Gpu, "third"),
     ];
     assert!(others.iter().all(answers));
-    // What it does not use any more makes room for it.
+    // Workers that it does not use any more make room for it.
     drop(second);
     let of_gpu = block_on(alone(WorkerRole::Gpu)).expect("a session");
     assert!(answers(&first) && answers(&of_gpu));
 }
 
-/// Others call what is the tenant's, without end: what they have run, and how it ends, is beside the tenant's own.
+/// Other tenants call the tenant's operations, without end: these runs, and their ends, do not count with the
+/// tenant's own.
 #[test]
 fn what_others_have_run_leaves_the_tenant_half_of_its_workers() {
     let mut config = config();
@@ -149,7 +150,8 @@ fn what_others_have_run_leaves_the_tenant_half_of_its_workers() {
     assert_ne!(shared(WorkerLease::new(WorkerRole::Js, "other")), called);
 }
 
-/// Sessions that share their workers are no more than these hold; who asks at once is not refused for it.
+/// Sessions that share their workers are no more than these hold; a tenant that opens several at once is not refused
+/// for it.
 #[test]
 fn sessions_at_once_share_the_workers_of_their_tenant() {
     let mut config = config();

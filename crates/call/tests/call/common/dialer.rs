@@ -16,7 +16,7 @@ pub struct TestDialer {
     pub node: Arc<CallTestNode>,
     pub carriage: Carriage,
     pub who: Option<Arc<Identity>>,
-    /// Dials that fail before one works.
+    /// The number of dials that fail before one works.
     pub failing: AtomicUsize,
     pub dials: AtomicUsize,
     accepted: std::sync::Mutex<Option<Connection>>,
@@ -39,7 +39,7 @@ impl TestDialer {
         CallClient::without_operations().with_dialer(Arc::clone(self) as _)
     }
 
-    /// Some address: this dialer reaches one node only.
+    /// An arbitrary address: this dialer reaches one node only.
     pub fn addr() -> PeerAddr {
         format!("{SERVER_KEY}@node.test")
             .parse()
@@ -51,7 +51,7 @@ impl TestDialer {
         ReconnectingClient::start(self.client(), Self::addr(), credentials, on_connect)
     }
 
-    /// The node ends the connection.
+    /// Makes the node end the connection.
     pub fn hang_up(&self, code: CloseCode) {
         let accepted = self.accepted.lock().expect("no panics here").take();
         accepted.expect("a connection").close(code, "");
@@ -84,8 +84,7 @@ impl Dialer for TestDialer {
             })
         };
         Box::pin(async {
-            // A dial over a network yields, too: a caller that dials without a pause must not keep the
-            // thread.
+            // A dial over a network yields, too: a caller that dials without a pause must not keep the thread.
             tokio::task::yield_now().await;
             result
         })

@@ -1,6 +1,6 @@
-//! A connection with many streams on which answers are late: what the accepting side writes on a
-//! stream that the other one opened is under way until it is delivered, and thrown away when a side
-//! closes the connection, as QUIC does.
+//! A connection with many streams on which answers are late. The bytes that the accepting side writes on a stream of
+//! the other side stay on the way until the test delivers them, and are lost when a side closes the connection, as in
+//! QUIC.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::io::AsyncWrite;
 use tokio::sync::{mpsc, watch};
 
-/// Two connected ends, and what is between them. The first one dialled and is heard at once.
+/// Two connected ends, and the wire between them. The first end dialled, and its bytes arrive at once.
 pub fn held_pair() -> (Connection, Connection, HeldWire) {
     let (dialled, accepted) = memory_pair(ALPN);
     let wire = HeldWire {
@@ -39,7 +39,7 @@ pub struct HeldWire {
 }
 
 impl HeldWire {
-    /// Delivers what is under way, and at once whatever comes later.
+    /// Delivers the bytes on the way, and later ones at once.
     pub fn deliver(&self) {
         self.open.send_replace(true);
     }
@@ -107,7 +107,7 @@ enum HeldItem {
     Reset(StreamCode),
 }
 
-/// Whether the other side has the end of the stream, and who wants to know.
+/// Whether the other side has the end of the stream, and the task to wake.
 #[derive(Default)]
 struct StreamEndState {
     end: bool,

@@ -1,4 +1,4 @@
-//! Who is known, and by what.
+//! The known identities and their proofs.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,8 +18,8 @@ pub fn identity(id: &str, scopes: &[&str]) -> Arc<Identity> {
 /// The key of the node that [`TestDialer`] reaches.
 pub const SERVER_KEY: PeerKey = PeerKey::Ed25519([7; 32]);
 
-/// Knows the tokens `good`, which may administrate, and `guest`, which may nothing, until they are
-/// revoked; and by its key the node that is dialled.
+/// Knows the tokens `good`, which may administrate, and `guest`, which may nothing, until they are revoked. Knows the
+/// dialled node by its key.
 #[derive(Default)]
 pub struct TokenIdentities {
     changed: watch::Sender<u64>,
@@ -64,7 +64,7 @@ impl IdentityProvider for TokenIdentities {
     }
 }
 
-/// Knows `user`, by any token and any key. The rights of `user` may change, and no watcher hears of it: a watcher
+/// Knows `user`, by any token and any key. The rights of `user` may change without a notice to watchers: a watcher
 /// that waits for a notice goes on with the old rights.
 pub struct SilentIdentities {
     changed: watch::Sender<u64>,
@@ -79,7 +79,7 @@ impl SilentIdentities {
         })
     }
 
-    /// Changes its scopes, or forgets it.
+    /// Changes the user's scopes, or forgets the user.
     pub fn set(&self, scopes: Option<&[&'static str]>) {
         let mut now = self.now.lock().expect("no panics here");
         *now = (now.0 + 1, scopes.map(<[_]>::to_vec));

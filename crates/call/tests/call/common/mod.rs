@@ -1,5 +1,5 @@
-//! What the test programs of this crate share: a node with operations of every kind, both
-//! carriages, and peers by hand.
+//! Shared code of this crate's test programs: a node with operations of every kind, both carriages, and peers by
+//! hand.
 #![allow(
     dead_code,
     unreachable_pub,

@@ -35,21 +35,21 @@ impl CallTestNode {
         Self::with(limits, PeerTimeouts::default())
     }
 
-    /// Waits for a peer no longer than a moment.
+    /// A node that waits for a peer no longer than a moment.
     pub fn impatient() -> Self {
         let moment = deadline(Duration::from_millis(30));
         let patience = PeerTimeouts {
             partial_frame: moment,
             blocked_stream: moment,
             // Later than the end of a stream that has half a frame.
-            stranger_idle: 4 * moment,
+            unknown_idle: 4 * moment,
             goodbye: moment,
             ..PeerTimeouts::default()
         };
         Self::with(PeerLimits::AUTHENTICATED, patience)
     }
 
-    /// Closes no connection before the peer has what was said on it.
+    /// A node that closes no connection before the peer has the last events on it.
     pub fn patient() -> Self {
         let patience = PeerTimeouts {
             goodbye: deadline(Duration::from_secs(60)),
@@ -76,7 +76,7 @@ impl CallTestNode {
         }
     }
 
-    /// Serves whatever a test made.
+    /// Serves a dispatcher that the test made.
     pub fn with_dispatcher(dispatcher: Dispatcher, probe: Arc<OperationProbe>) -> Self {
         let dispatcher = Arc::new(dispatcher);
         Self {
@@ -87,7 +87,7 @@ impl CallTestNode {
         }
     }
 
-    /// Connects to `hub`, known there as `who`, and knows it as `hub`.
+    /// Connects to `hub`, which knows this node as `who`; this node knows the hub as `hub`.
     pub fn join(&self, hub: &Self, carriage: Carriage, who: Arc<Identity>) -> CallConnection {
         let (dialled, _) = hub.serve(carriage, Some(who));
         let known = dialled.set_identity(identity("hub", &["*"]));
@@ -108,7 +108,7 @@ impl CallTestNode {
         (dialled, served)
     }
 
-    /// The same, with the end that was served.
+    /// The same, returning the served end as well.
     pub(super) fn accept(
         &self,
         carriage: Carriage,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{OperationProbe, ProbeGuard};
 
-/// So many tries `test/flaky` needs that it asks to be left alone for an hour.
+/// The number of tries of `test/flaky` after which it asks for a pause of an hour.
 pub const NOT_SOON: usize = 99;
 const HOUR_MS: u64 = 3_600_000;
 
@@ -170,7 +170,7 @@ pub fn registry(probe: &Arc<OperationProbe>) -> Registry {
     builder.build().expect("every rule is kept")
 }
 
-/// Operations that fail for a while, run once, or go on where they were.
+/// Operations that fail for a while, run once, or resume.
 fn repeatable(probe: &Arc<OperationProbe>) -> Vec<Registration> {
     let other = OperationSpec::query("test/other", "For tests.").with_scope("other");
     let other = Registration::new(other, HandlerKind::once(|_, _| async { Ok(Value::Null) }));

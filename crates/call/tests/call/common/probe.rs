@@ -1,4 +1,4 @@
-//! What a node's operations did, told to the test that waits for it.
+//! Records what a node's operations did, for a test that waits for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +40,7 @@ impl OperationProbe {
     }
 }
 
-/// Tells the probe when a handler is dropped.
+/// Notifies the probe when a handler is dropped.
 pub struct ProbeGuard(pub Arc<OperationProbe>);
 
 impl ProbeGuard {
@@ -56,8 +56,8 @@ impl Drop for ProbeGuard {
     }
 }
 
-/// How long anything may take: less than the deadline that a call has by itself on a machine of any speed, whose end
-/// would pass for an abort.
+/// A limit for every wait: shorter than a call's own deadline on a machine of any speed, since the end of that
+/// deadline would pass for an abort.
 const SOON: Duration = Duration::from_secs(20);
 const SOON_MAX: Duration = Duration::from_secs(CALL_TIMEOUT_DEFAULT.as_secs() - 5);
 

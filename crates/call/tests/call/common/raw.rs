@@ -1,4 +1,4 @@
-//! Peers that speak the wire form by hand: one that asks, and one that answers.
+//! Peers that speak the wire form by hand: one that sends requests, and one that answers.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl RawPeer {
         Self::on(connection, send, recv)
     }
 
-    /// On a stream that is open already.
+    /// A peer on a stream that is open already.
     pub fn on(connection: Connection, send: SendStream, recv: RecvStream) -> Self {
         Self {
             connection,
@@ -78,8 +78,9 @@ impl RawPeer {
     }
 }
 
-/// Answers every request on a connection with what `answer` says, an error where that has a `code`.
-/// `services/watch` yields what `changes` holds, save `null`, and ends after an error, or after an event with `ends`.
+/// Answers every request on a connection with the value of `answer`, or an error where that has a `code`.
+/// `services/watch` yields the values of `changes`, save `null`, and ends after an error, or after an event with
+/// `ends`.
 pub fn answer_by_hand(
     connection: Connection,
     answer: fn(&str, &Value) -> Value,
@@ -88,7 +89,7 @@ pub fn answer_by_hand(
     answer_by_hand_until(connection, answer, changes, Arc::default());
 }
 
-/// The same until the test notifies `enough`: streams that are opened later are never read.
+/// The same until the test notifies `enough`: the peer never reads streams that open later.
 pub fn answer_by_hand_until(
     connection: Connection,
     answer: fn(&str, &Value) -> Value,
@@ -131,7 +132,7 @@ async fn answer_stream(
                 return tell(&mut send, &event.id, &mut changes).await;
             }
             let output = answer(operation, &payload["input"]);
-            // A peer that does not answer.
+            // This peer does not answer.
             if output.is_null() {
                 continue;
             }

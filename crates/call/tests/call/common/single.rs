@@ -1,5 +1,5 @@
-//! A connection with one stream, as TLS over TCP has it: closing it says no more than the end of
-//! the stream does, and only a stream that is cut off looks different.
+//! A connection with one stream, as over TLS and TCP: closing it means no more than the end of the stream does, and
+//! only a stream that is cut off looks different.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::watch;
 
-/// Bytes under way in each direction.
+/// Bytes on the way in each direction.
 pub const SINGLE_BUFFER_BYTES: usize = 64 << 10;
 
 /// Two ends of one byte stream. The first one dialled.
@@ -77,8 +77,7 @@ impl SingleStreamShared {
         self.io.lock().expect("no panics here")
     }
 
-    /// Ends the connection, unless it has ended. The other side reads what is under way, and then
-    /// the end.
+    /// Ends the connection, unless it has ended. The other side reads the bytes on the way, and then the end.
     fn end(&self, reason: CloseReason) {
         drop(self.lock().stream.take());
         self.ended.send_if_modified(|ended| {
@@ -88,7 +87,7 @@ impl SingleStreamShared {
         });
     }
 
-    /// One direction ended; with both the connection is over.
+    /// Ends one direction; with both the connection is over.
     fn half_ended(&self, which: impl FnOnce(&mut SingleStreamIo)) {
         let over = {
             let mut io = self.lock();
@@ -209,7 +208,7 @@ impl AsyncWrite for SingleSendHalf {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Nothing is left to end where the connection is closed.
+        // A closed connection has no direction left to end.
         let _ = ready!(self.0.with(|stream| stream.poll_shutdown(cx)));
         self.0.half_ended(|io| io.write_ended = true);
         Poll::Ready(Ok(()))
@@ -238,7 +237,7 @@ impl SendHalf for SingleSendHalf {
     }
 
     fn reset(&mut self, _code: StreamCode) {
-        // Where the connection is closed, its end was said already.
+        // A closed connection has announced its end already.
         if self.0.lock().stream.is_some() {
             self.0.cut.store(true, Ordering::SeqCst);
         }

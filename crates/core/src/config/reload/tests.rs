@@ -54,7 +54,7 @@ fn a_document_comes_into_force_whole() {
 
 #[test]
 fn a_family_of_scopes_is_asked_for_by_all_that_begin_so() {
-    let fits = |known, granted| is_granted_by(known, granted);
+    let grants = |known, granted| is_granted_by(known, granted);
     for granted in [
         "tensor:read:a",
         "tensor:read:a/*",
@@ -62,13 +62,13 @@ fn a_family_of_scopes_is_asked_for_by_all_that_begin_so() {
         "tensor:*",
         "*",
     ] {
-        assert!(fits("tensor:read:*", granted), "{granted}");
+        assert!(grants("tensor:read:*", granted), "{granted}");
     }
     for granted in ["tensor:write:a", "tensor:reads", "fs:*", "fs:read"] {
-        assert!(!fits("tensor:read:*", granted), "{granted}");
+        assert!(!grants("tensor:read:*", granted), "{granted}");
     }
-    assert!(fits("fs:read", "fs:*") && fits("fs:read", "fs:read"));
-    assert!(!fits("fs:read", "fs:readonly"));
+    assert!(grants("fs:read", "fs:*") && grants("fs:read", "fs:read"));
+    assert!(!grants("fs:read", "fs:readonly"));
 }
 
 #[test]
@@ -192,10 +192,10 @@ fn unused_scopes_give_a_warning() {
     ));
     let warnings = applied.expect("correct").warnings;
     assert_eq!(warnings.len(), 1);
-    let said = warnings[0].to_string();
+    let message = warnings[0].to_string();
     assert!(
-        said.contains("edge") && said.contains("'fs:reed'"),
-        "{said}"
+        message.contains("edge") && message.contains("'fs:reed'"),
+        "{message}"
     );
 }
 

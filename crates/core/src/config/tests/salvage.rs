@@ -17,7 +17,7 @@ fn salvage_keeps_administrators_and_grants_no_other_peer_anything() {
 }
 
 #[test]
-fn salvage_leaves_out_what_is_wrong_itself() {
+fn salvage_leaves_out_the_faulty_entry_itself() {
     let good = format!("ed25519:{}", "11".repeat(32));
     let document = format!(
         "[listen]\nport = 0\n[node]\nname = \"Bad\"\nadmin_keys = [\"nonsense\", \"{good}\"]\n\

@@ -1,5 +1,5 @@
-//! The server that this node dials × what proves it × what carries it: the specification, row by
-//! row, and every cell of it against a real server. Clients that dial this node are in `roles`.
+//! The server that this node dials × its proof × its carriage: the specification, row by row, and every cell of it
+//! against a real server. Clients that dial this node are in `roles`.
 
 mod servers;
 
@@ -17,16 +17,16 @@ use crate::authority::{EndpointTestCa, ForeignServer};
 use crate::roles::role_matrix::{RoleMatrix, TransportColumn};
 use crate::support::{CARRIAGES, ECHO, EndpointTestNode, ask};
 
-/// What becomes of a dial.
+/// The outcome of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DialOutcome {
     /// The connection stands.
     Reached,
-    /// No certificate we trust for that name.
+    /// No certificate for that name that the client trusts.
     Untrusted,
     /// Another key than the pinned one.
     Mismatch,
-    /// Nothing to know it by.
+    /// Nothing to identify it by.
     Unknown,
     /// The handshake failed in another way.
     Broken,
@@ -72,8 +72,8 @@ struct RemoteCase {
 }
 
 impl RemoteCase {
-    /// What must become of the dial over `column`. Iroh knows servers by `ed25519:` keys only, and
-    /// only those that show them raw.
+    /// The required outcome of the dial over `column`. Iroh knows servers by `ed25519:` keys only, and only those
+    /// that show them raw.
     fn over(&self, column: TransportColumn) -> DialOutcome {
         if column != TransportColumn::Iroh {
             return self.end;
@@ -113,8 +113,7 @@ const KEY: &str = "key in the address";
 const NAME: &str = "public name";
 const ADDRESS: &str = "address";
 
-/// The table of docs/certificates.md, each of its rows with servers that fit and servers that do
-/// not.
+/// The table of docs/certificates.md, each of its rows with servers that match and servers that do not.
 fn rows(cast: &RemoteTestKeys) -> Vec<RemoteCase> {
     use DialOutcome::{Broken, Mismatch, Reached, Unknown, Untrusted};
     use PresentedKey::{
@@ -373,7 +372,7 @@ fn known(keys: &[PeerKey]) -> KnownPeer {
     }
 }
 
-/// An entry without a key fits no server, and is not mistaken for a public one.
+/// An entry without a key matches no server, and is not mistaken for a public one.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_without_keys_is_not_dialled() {
     let node = EndpointTestNode::start();
@@ -388,7 +387,8 @@ async fn an_entry_without_keys_is_not_dialled() {
     }
 }
 
-/// Peers are shown our key in the form they take; public servers are not, unless that was asked for.
+/// The dialler shows peers its key in the form that they take; it shows public servers none, unless the configuration
+/// asks for that.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_shown_our_key() {
     let authority = EndpointTestCa::new();

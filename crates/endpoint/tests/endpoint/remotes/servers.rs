@@ -1,4 +1,4 @@
-//! Servers for the rows: who shows which key, in which form.
+//! Servers for the rows: which server shows which key, in which form.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -14,40 +14,40 @@ use crate::authority::{EndpointTestCa, ForeignServer, raw, wrapped};
 use crate::roles::role_matrix::TransportColumn;
 use crate::support::ECHO;
 
-/// Of the peer's Ed25519 key.
+/// The seed of the peer's Ed25519 key.
 pub(super) const SEED: [u8; 32] = [11; 32];
 
-/// What the server shows.
+/// The key that the server shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PresentedKey {
     /// The peer's Ed25519 key.
     Raw,
-    /// The same in a self-signed certificate that ran out in 1991.
+    /// The same in a self-signed certificate that ended in 1991.
     Wrapped,
     /// The peer's public key, without the private one.
     StolenRaw,
     StolenWrapped,
-    /// A certificate of an authority we trust.
+    /// A certificate of an authority that the client trusts.
     Public,
-    /// The same key, in one that ran out, has not begun, or is for another name.
+    /// The same key, in a certificate that has ended, has not begun, or is for another name.
     Expired,
     NotYetValid,
     OtherName,
-    /// One of an authority that the client does not trust.
+    /// A certificate of an authority that the client does not trust.
     OtherAuthority,
 }
 
-/// The servers' keys, and what they are called.
+/// The servers' keys, and their names.
 pub(super) struct RemoteTestKeys {
     pub(super) authority: EndpointTestCa,
-    stranger: EndpointTestCa,
+    untrusted: EndpointTestCa,
     pub(super) ec: KeyPair,
     pub(super) other_ec: KeyPair,
-    /// One certificate throughout: the same made again would have another hash.
+    /// One certificate throughout: a second one of the same content would have another hash.
     public: Arc<CertifiedKey>,
 }
 
-/// The name and the address under which servers are dialled.
+/// The name and the address under which the tests dial servers.
 const NAMES: [&str; 2] = ["localhost", "127.0.0.1"];
 
 impl RemoteTestKeys {
@@ -56,7 +56,7 @@ impl RemoteTestKeys {
         Self {
             public: authority.certify(&NAMES, &ec, |_| {}),
             authority,
-            stranger: EndpointTestCa::new(),
+            untrusted: EndpointTestCa::new(),
             ec,
             other_ec: KeyPair::generate().expect("a key"),
         }
@@ -84,7 +84,7 @@ impl RemoteTestKeys {
             PresentedKey::NotYetValid => (public(&NAMES, 3000, 3001), false),
             PresentedKey::OtherName => (public(&["edge.example"], 2000, 3000), false),
             PresentedKey::OtherAuthority => {
-                (self.stranger.certify(&NAMES, &self.other_ec, |_| {}), false)
+                (self.untrusted.certify(&NAMES, &self.other_ec, |_| {}), false)
             }
         };
         RemoteServerSpec { key, raw }
@@ -104,15 +104,15 @@ impl RemoteServerSpec {
     }
 }
 
-/// A server that runs.
+/// A running server.
 pub(super) enum RemoteTestServer {
     Foreign(ForeignServer),
     Iroh(Endpoint),
 }
 
 impl RemoteTestServer {
-    /// Over iroh, iroh itself where it can be: it shows raw keys that it holds, and nothing else. The
-    /// others speak plain QUIC, which looks the same to who dials until the handshake fails.
+    /// Over iroh, iroh itself where possible: it shows raw keys that it holds, and nothing else. The others speak
+    /// plain QUIC, which looks the same to a dialler until the handshake fails.
     pub(super) async fn start(
         cast: &RemoteTestKeys,
         shown: PresentedKey,
@@ -133,7 +133,7 @@ impl RemoteTestServer {
     }
 }
 
-/// Has the peer's key, and keeps every connection until its client closes it.
+/// Holds the peer's key, and keeps every connection until its client closes it.
 async fn iroh_server() -> Endpoint {
     let builder = Endpoint::builder(presets::Minimal)
         .secret_key(SecretKey::from_bytes(&SEED))

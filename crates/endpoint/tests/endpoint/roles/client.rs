@@ -1,4 +1,4 @@
-//! Clients, made from the TLS library itself and from iroh's, and what they hear.
+//! Clients, made with the TLS library itself and with iroh's, and the answers that they get.
 
 use std::io;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use super::scene::{KEYED, the_token};
 use super::{ObservedOutcome, Sends};
 use crate::support::hung;
 
-/// The operation that is called.
+/// The called operation.
 const WHOAMI: &str = "/demo/whoami";
 
-/// What a client visits.
+/// The protocol that a client visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Visit {
     Call,
@@ -38,7 +38,7 @@ impl Visit {
     }
 }
 
-/// What carries a client's connections, and where to.
+/// The carriage of a client's connections, and its destination.
 pub(super) enum ClientTransport {
     /// Iroh itself, which keeps its tickets with the endpoint.
     Iroh(iroh::Endpoint, EndpointAddr),
@@ -62,7 +62,7 @@ impl RoleTestClient {
         }
     }
 
-    /// Connects. The ticket of an earlier connection is used, if there is one.
+    /// Connects, with the ticket of an earlier connection if there is one.
     pub(super) async fn open(&self) -> io::Result<RoleTestConnection> {
         let name = "node.test.invalid";
         let wire = match &self.carrier {
@@ -93,8 +93,8 @@ impl RoleTestClient {
         })
     }
 
-    /// No verifier of ours is asked there; that a session was resumed shows in its early data, which
-    /// the node's library takes with a ticket and never without.
+    /// No verifier of the test runs there; early data shows that a session was resumed, which the node's library
+    /// takes with a ticket and never without.
     async fn over_iroh(
         &self,
         endpoint: &iroh::Endpoint,
@@ -114,7 +114,7 @@ impl RoleTestClient {
         Ok(connection)
     }
 
-    /// Handshakes in which the server showed its key, which a resumed one does not.
+    /// The number of handshakes in which the server showed its key; a resumed one does not.
     pub(super) fn full_handshakes(&self) -> usize {
         self.full.load(Ordering::SeqCst)
     }
@@ -145,11 +145,11 @@ enum ClientWire {
 }
 
 impl RoleTestConnection {
-    /// Asks the node who we are.
+    /// Asks the node for the client's identity.
     pub(super) async fn ask(&mut self, sends: Sends) -> ObservedOutcome {
         match timeout(hung(), self.answer(sends)).await {
             Ok(Ok(got)) => got,
-            // An error is not always told to the one who reads: the connection knows why.
+            // A reader does not always get an error: the connection knows the reason.
             Ok(Err(error)) => self.ended_by(Some(error)).await,
             Err(_) => ObservedOutcome::Other("no answer".to_owned()),
         }

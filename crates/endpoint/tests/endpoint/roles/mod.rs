@@ -1,5 +1,5 @@
-//! The client that dials this node × what proves it × what carries it: the specification, row by
-//! row, and every cell of it against a real port. Servers that this node dials are in `remotes`.
+//! The client that dials this node × its proof × its carriage: the specification, row by row, and every cell of it
+//! against a real port. Servers that this node dials are in `remotes`.
 
 mod client;
 pub(crate) mod role_matrix;
@@ -13,7 +13,7 @@ use role_matrix::{RoleMatrix, TransportColumn};
 use rows::{RoleCase, rows};
 use scene::RoleTestNode;
 
-/// What a client shows in the handshake.
+/// The proof that a client shows in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shows {
     Nothing,
@@ -21,7 +21,7 @@ enum Shows {
     Raw,
     /// The key that follows it in a rotation, raw.
     NextRaw,
-    /// Another peer's public key without the private one: signed with another.
+    /// Another peer's public key without the private one: signed with another key.
     StolenRaw,
     /// Its Ed25519 key in a self-signed certificate with this flaw.
     Wrapped(CertificateFlaw),
@@ -34,10 +34,10 @@ enum Shows {
     /// The same key in another certificate.
     EcRenewed,
     /// Another P-256 key, certified by an authority for the name of a peer.
-    EcStranger,
+    EcOther,
 }
 
-/// What is wrong with a certificate, beside that it is a client's.
+/// The fault of a certificate, apart from being a client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CertificateFlaw {
     None,
@@ -59,7 +59,7 @@ enum KnownKeyForm {
     Certificate,
 }
 
-/// What this node knows: the peer `edge`, and a program's token.
+/// The entry in this node: the peer `edge`, and a program's token.
 #[derive(Clone, Copy, Debug)]
 struct RolePeerEntry {
     keys: &'static [KnownKeyForm],
@@ -77,7 +77,7 @@ enum TokenCase {
     Peers,
 }
 
-/// What a client sends once it is connected.
+/// The token that a client sends once it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sends {
     Nothing,
@@ -85,7 +85,7 @@ enum Sends {
     Token,
     /// The token, once for the whole connection.
     Session,
-    /// Something that is no token.
+    /// A text that is not a token.
     Nonsense,
 }
 
@@ -99,20 +99,18 @@ enum EntryChange {
     Away(RolePeerEntry),
 }
 
-/// What must come of it.
+/// The required outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ExpectedOutcome {
     /// It acts as this identity.
     As(&'static str),
-    /// It is served as an unknown peer: an operation that needs an identity answers
-    /// `UNAUTHENTICATED`.
+    /// The node serves it as an unknown peer: an operation that needs an identity answers `UNAUTHENTICATED`.
     Nobody,
     /// The node ends the connection: code 1, which TLS cannot carry.
     Closed,
-    /// The handshake fails; no handler hears of it.
+    /// The handshake fails, and no handler gets the connection.
     Refused,
-    /// Clients of this carriage cannot show such a thing. The handshake of a client that is made by
-    /// hand fails.
+    /// Clients of this carriage cannot show such a proof. The handshake of a client made by hand fails.
     Impossible,
 }
 
@@ -131,7 +129,7 @@ impl ExpectedOutcome {
     }
 }
 
-/// What came of it.
+/// The observed outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ObservedOutcome {
     As(String),
@@ -177,7 +175,7 @@ async fn who_dials_us() {
     sheet.check();
 }
 
-/// One cell, on a node of its own: a client that fails too often is shut out.
+/// One cell, on a node of its own: the node shuts out a client that fails too often.
 async fn cell(
     row: &RoleCase,
     visit: Visit,
@@ -197,7 +195,7 @@ async fn cell(
     }
 }
 
-/// What comes of a connection, as its client sees it.
+/// The outcome of a connection, in its client's view.
 async fn talk(
     row: &RoleCase,
     scene: &RoleTestNode,
@@ -213,7 +211,7 @@ async fn talk(
         _ if first == ObservedOutcome::Refused => first,
         EntryChange::Live(after) => {
             scene.change(after);
-            // Asking at once could overtake the end.
+            // A request at once could overtake the end.
             match expected {
                 ExpectedOutcome::Closed => line.ended().await,
                 _ => line.ask(row.sends).await,

@@ -1,12 +1,12 @@
-//! A table of what must happen: a row per proof, a column per carriage.
+//! A table of required outcomes: a row per proof, a column per carriage.
 
 use std::fmt::Display;
 use std::path::Path;
 
 use alknet_core::Carriage;
 
-/// What carries a cell. Another carriage is another variant, another name, and another arm where
-/// the connections are made.
+/// The carriage of a cell. Another carriage needs another variant, another name, and another arm where the
+/// connections are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TransportColumn {
     Quic,
@@ -34,7 +34,7 @@ impl TransportColumn {
     }
 }
 
-/// The table, and what differed from it.
+/// The table, and the cells that differed from it.
 pub(crate) struct RoleMatrix {
     text: String,
     wrong: Vec<String>,
@@ -49,12 +49,12 @@ impl RoleMatrix {
         }
     }
 
-    /// A row begins with what it is about.
+    /// A row begins with its subject.
     pub(crate) fn row(&mut self, role: &str, proof: &str) {
         self.text += &format!("| {role} | {proof} |");
     }
 
-    /// A cell: what must happen, and what did.
+    /// A cell: the required and the observed outcome.
     pub(crate) fn cell(&mut self, expected: &impl Display, got: &impl Display) {
         let (expected, got) = (expected.to_string(), got.to_string());
         let shown = if expected == got {
@@ -71,7 +71,7 @@ impl RoleMatrix {
         self.text.push('\n');
     }
 
-    /// Every cell was as it must be, and the documentation has this very table.
+    /// Checks that every cell was as required, and that the documentation has this very table.
     pub(crate) fn check(&self) {
         let Self { text, wrong } = self;
         assert!(wrong.is_empty(), "{text}\n{wrong:#?}");

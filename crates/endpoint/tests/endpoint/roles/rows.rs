@@ -1,4 +1,4 @@
-//! The rows: who shows what to a node that knows what, and what must come of it.
+//! The rows: which proof a client shows to a node with which entry, and the required outcome.
 
 use super::role_matrix::TransportColumn;
 use super::{
@@ -6,7 +6,7 @@ use super::{
     TokenCase,
 };
 
-/// One role and what proves it.
+/// One role and its proof.
 pub(super) struct RoleCase {
     pub(super) role: &'static str,
     pub(super) proof: &'static str,
@@ -14,15 +14,15 @@ pub(super) struct RoleCase {
     pub(super) entry: RolePeerEntry,
     pub(super) sends: Sends,
     pub(super) change: EntryChange,
-    /// Over `alknet/call`, which lets every client in and asks each request who it is.
+    /// Over `alknet/call`, which lets every client in and checks the identity of each request.
     pub(super) call: ExpectedOutcome,
     /// Over a protocol that takes known keys only.
     pub(super) keyed: ExpectedOutcome,
 }
 
 impl RoleCase {
-    /// What must come of it over `column`, where it comes to `outcome` elsewhere. A client of iroh has a raw key and
-    /// shows it, always. An attacker with a stolen key needs no client of iroh's.
+    /// The required outcome over `column`, where it is `outcome` elsewhere. A client of iroh always has a raw key and
+    /// shows it. An attacker with a stolen key needs no client of iroh's.
     pub(super) fn over(
         &self,
         column: TransportColumn,
@@ -38,7 +38,7 @@ impl RoleCase {
 
 const PEER: &str = "peer";
 const PROGRAM: &str = "program";
-const STRANGER: &str = "stranger";
+const UNKNOWN_ROLE: &str = "stranger";
 /// Name of a peer, of a program's token.
 const EDGE: ExpectedOutcome = ExpectedOutcome::As("edge");
 const TOOL: ExpectedOutcome = ExpectedOutcome::As("key:tool0001");
@@ -134,7 +134,7 @@ pub(super) fn rows() -> Vec<RoleCase> {
     use ExpectedOutcome::{Closed, Nobody, Refused};
     use KnownKeyForm::{Certificate, Next, Own, Spki};
     use Shows::{
-        Ec, EcRenewed, EcStranger, NextRaw, NextWrapped, Raw, StolenRaw, StolenWrapped, Wrapped,
+        Ec, EcRenewed, EcOther, NextRaw, NextWrapped, Raw, StolenRaw, StolenWrapped, Wrapped,
     };
     let none = knows(&[]);
     let own = knows(&[Own]);
@@ -204,9 +204,9 @@ pub(super) fn rows() -> Vec<RoleCase> {
             disabled(own),
         ),
         key(PEER, "raw key, entry expired", Raw, expired(own), Nobody),
-        key(STRANGER, "unknown raw key", Raw, none, Nobody),
+        key(UNKNOWN_ROLE, "unknown raw key", Raw, none, Nobody),
         key(
-            STRANGER,
+            UNKNOWN_ROLE,
             "raw key of a peer, without the private key",
             StolenRaw,
             own,
@@ -306,14 +306,14 @@ pub(super) fn rows() -> Vec<RoleCase> {
             Nobody,
         ),
         key(
-            STRANGER,
+            UNKNOWN_ROLE,
             "X.509 of an authority for a peer's name",
-            EcStranger,
+            EcOther,
             knows(&[Spki]),
             Nobody,
         ),
         key(
-            STRANGER,
+            UNKNOWN_ROLE,
             "X.509 of a peer, without the private key",
             StolenWrapped,
             own,
@@ -378,7 +378,7 @@ pub(super) fn rows() -> Vec<RoleCase> {
             },
             none,
         ),
-        // A token replaces what the key says, and a bad one is not forgiven for a good key.
+        // A token replaces the identity of the key, and a good key does not excuse a bad token.
         RoleCase {
             role: PEER,
             shows: Raw,
@@ -436,7 +436,7 @@ pub(super) fn rows() -> Vec<RoleCase> {
             },
             none,
         ),
-        // Nothing.
-        key(STRANGER, "nothing", Shows::Nothing, own, Nobody),
+        // No proof.
+        key(UNKNOWN_ROLE, "nothing", Shows::Nothing, own, Nobody),
     ]
 }

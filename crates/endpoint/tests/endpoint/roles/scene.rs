@@ -1,4 +1,4 @@
-//! A node that knows what a row says, and what its clients show.
+//! A node with the entry of a row, and the proofs of its clients.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, LazyLock};
@@ -37,10 +37,10 @@ const NOBODYS: [u8; 32] = [23; 32];
 /// The time of day of every node here.
 const NOW_S: u64 = 2_000_000_000;
 
-/// Is for known keys only.
+/// A protocol for known keys only.
 pub(super) const KEYED: &[u8] = b"alknet/keyed";
 
-/// The scope that the operation wants, which every known peer has here.
+/// The scope that the operation requires, which every known peer has here.
 const SCOPE: &str = "demo";
 
 struct Stopped;
@@ -55,7 +55,7 @@ impl Clock for Stopped {
 struct Keyring {
     ec: Arc<CertifiedKey>,
     ec_renewed: Arc<CertifiedKey>,
-    ec_stranger: Arc<CertifiedKey>,
+    ec_other: Arc<CertifiedKey>,
     authority: EndpointTestCa,
     spki: PeerKey,
     token: AuthToken,
@@ -73,7 +73,7 @@ static KEYRING: LazyLock<Keyring> = LazyLock::new(|| {
     Keyring {
         ec: authority.certify(&names, &key, |_| {}),
         ec_renewed: authority.certify(&names, &key, |_| {}),
-        ec_stranger: authority.certified(&names).0,
+        ec_other: authority.certified(&names).0,
         spki: PeerKey::from_spki(&key.subject_public_key_info()),
         authority,
         token: AuthToken::new(format!("alk_tool0001_{}", "A".repeat(43))),
@@ -115,7 +115,7 @@ fn wrapped(seed: [u8; 32], flaw: CertificateFlaw) -> Arc<CertifiedKey> {
     certified(vec![made.der().clone()], &key)
 }
 
-/// What a client shows, and whether that is a raw key.
+/// The key that a client shows, and whether it is raw.
 fn shown(shows: Shows) -> Option<(Arc<CertifiedKey>, bool)> {
     let x509 = |key| Some((key, false));
     match shows {
@@ -132,7 +132,7 @@ fn shown(shows: Shows) -> Option<(Arc<CertifiedKey>, bool)> {
         }
         Shows::Ec => x509(Arc::clone(&KEYRING.ec)),
         Shows::EcRenewed => x509(Arc::clone(&KEYRING.ec_renewed)),
-        Shows::EcStranger => x509(Arc::clone(&KEYRING.ec_stranger)),
+        Shows::EcOther => x509(Arc::clone(&KEYRING.ec_other)),
     }
 }
 
@@ -230,7 +230,7 @@ impl RoleTestNode {
         }
     }
 
-    /// Puts another entry in place, as a changed configuration does.
+    /// Replaces the entry, as a changed configuration does.
     pub(super) fn change(&self, entry: RolePeerEntry) {
         self.identities.replace_config(entries(entry));
         self.server.sweep();
@@ -243,7 +243,7 @@ impl RoleTestNode {
         column: TransportColumn,
     ) -> RoleTestClient {
         let shown = shown(shows);
-        // Iroh serves raw keys only, also to clients that show something else.
+        // Iroh serves raw keys only, also to clients that show another proof.
         let raw = column == TransportColumn::Iroh || shown.as_ref().is_none_or(|(_, raw)| *raw);
         let full = Arc::new(AtomicUsize::new(0));
         let pinned = matrix::PinnedKeyVerifier {
@@ -259,7 +259,7 @@ impl RoleTestNode {
                 let node = iroh::address(&self.key, self.server.iroh_addresses()[0]);
                 ClientTransport::Iroh(endpoint, node)
             }
-            // Made by hand: iroh has no clients that show such a thing.
+            // Made by hand: iroh has no clients that show such a proof.
             (TransportColumn::Iroh, None) => {
                 let port = self.server.iroh_addresses()[0].port();
                 ClientTransport::Quic(port, Arc::new(config))
@@ -272,7 +272,7 @@ impl RoleTestNode {
         RoleTestClient::new(carrier, visit, full)
     }
 
-    /// The outcome of a failed handshake: no handler of the node may have heard of it.
+    /// The outcome of a failed handshake: no handler of the node may have got the connection.
     pub(super) async fn refused(&self) -> ObservedOutcome {
         let counts = || {
             let counters = self.server.counters();
@@ -282,7 +282,7 @@ impl RoleTestNode {
         };
         // The client may know before the node has counted it.
         let counted = async {
-            // Nothing announces it: it is looked for again and again.
+            // No event announces it: the test polls.
             while counts() == (0, 0) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }

@@ -168,7 +168,7 @@ async fn a_socket_unauthenticated_for_too_long_is_closed() {
     let tokens = OneToken::new(None);
     let patience = PeerTimeouts {
         guest_login: moment,
-        stranger_connection: 2 * moment,
+        unknown_connection: 2 * moment,
         ..PeerTimeouts::default()
     };
     let mut client = WsTestClient::start_with(&tokens, None, patience, WsTimeouts::default());

@@ -68,8 +68,8 @@ impl AcmeStorageTest {
 }
 
 fn keep(disk: &AcmeStorage, (chain, key): &(String, String)) {
-    let kept = disk.seal(key).expect("open");
-    disk.keep_certificate(chain, &kept).expect("kept");
+    let sealed_form = disk.seal(key).expect("open");
+    disk.keep_certificate(chain, &sealed_form).expect("kept");
 }
 
 /// The certificate that is there.
@@ -90,8 +90,8 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn a_certificate_survives_and_is_private() {
-    let place = AcmeStorageTest::new();
-    let disk = place.plain();
+    let storage = AcmeStorageTest::new();
+    let disk = storage.plain();
     assert!(disk.certificate().expect("readable").is_none());
     assert!(disk.account().expect("readable").is_none());
     assert_eq!(disk.history::<AcmeHistory>(), AcmeHistory::default());
@@ -99,164 +99,164 @@ fn a_certificate_survives_and_is_private() {
     keep(&disk, &issued);
     let pair = disk.certificate().expect("readable").expect("there");
     assert_eq!(pair.names(), [NAME]);
-    assert!(place.shows(&issued.1), "or nothing here is shown");
-    let path = place.at("certificate.pem");
+    assert!(storage.shows(&issued.1), "or nothing here is shown");
+    let path = storage.at("certificate.pem");
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().expect("a folder")), 0o700);
     disk.seal_kept().expect("nothing to do");
-    assert_eq!(place.files(), std::slice::from_ref(&path));
+    assert_eq!(storage.files(), std::slice::from_ref(&path));
     disk.keep_history(&AcmeHistory::default()).expect("kept");
     fs::write(&path, "-----BEGIN").expect("write");
     assert!(matches!(
         disk.certificate(),
         Err(AcmeError::Tls(TlsError::State { .. }))
     ));
-    fs::write(place.dir.path().join("acme/orders.json"), "{").expect("write");
+    fs::write(storage.dir.path().join("acme/orders.json"), "{").expect("write");
     assert_eq!(disk.history::<AcmeHistory>(), AcmeHistory::default());
 }
 
 #[test]
 fn a_sealed_key_comes_back_and_lies_nowhere_in_the_clear() {
-    let place = AcmeStorageTest::new();
+    let storage = AcmeStorageTest::new();
     let ca = PairTestCa::new("ca");
     let all = [ca.issue(&[NAME]), ca.issue(&[NAME])];
     for issued in &all {
-        let disk = place.sealed();
+        let disk = storage.sealed();
         keep(&disk, issued);
         disk.seal_kept().expect("nothing to do");
-        assert_eq!(chain_of(&place.sealed()), chain_in(issued));
-        assert!(all.iter().all(|(_, key)| !place.shows(key)));
+        assert_eq!(chain_of(&storage.sealed()), chain_in(issued));
+        assert!(all.iter().all(|(_, key)| !storage.shows(key)));
         // The key before is gone.
-        let files = place.files();
+        let files = storage.files();
         assert_eq!(files.len(), 2, "{files:?}");
         assert!(files.iter().all(|file| mode(file) == 0o600));
-        assert_eq!(files[0], place.at("chain.pem"));
+        assert_eq!(files[0], storage.at("chain.pem"));
     }
 }
 
 /// At each step of writing a new certificate.
 #[test]
 fn a_power_cut_leaves_the_old_certificate_or_the_new_one() {
-    let place = AcmeStorageTest::new();
+    let storage = AcmeStorageTest::new();
     let ca = PairTestCa::new("ca");
     let (old, new) = (ca.issue(&[NAME]), ca.issue(&[NAME]));
-    let disk = place.sealed();
+    let disk = storage.sealed();
     keep(&disk, &old);
     let StoredCertificateKey::Sealed(key) = disk.seal(&new.1).expect("open") else {
         panic!("there is a seal");
     };
     // While the new key is written.
-    let half = place.at(".key-0.sealed.new");
+    let half = storage.at(".key-0.sealed.new");
     fs::write(&half, "half").expect("write");
-    assert_eq!(chain_of(&place.sealed()), chain_in(&old));
+    assert_eq!(chain_of(&storage.sealed()), chain_in(&old));
     // Between the new key and its chain.
     let key_at = disk.key_of(new.0.as_bytes());
     secret_file::write(&key_at, &key).expect("written");
-    assert_eq!(chain_of(&place.sealed()), chain_in(&old));
-    place.sealed().seal_kept().expect("swept");
-    let files = place.files();
+    assert_eq!(chain_of(&storage.sealed()), chain_in(&old));
+    storage.sealed().seal_kept().expect("swept");
+    let files = storage.files();
     assert!(!files.contains(&half) && !files.contains(&key_at));
-    assert_eq!(chain_of(&place.sealed()), chain_in(&old));
+    assert_eq!(chain_of(&storage.sealed()), chain_in(&old));
     // Between the chain and the end of the old key.
     secret_file::write(&key_at, &key).expect("written");
-    secret_file::write(&place.at("chain.pem"), new.0.as_bytes()).expect("written");
-    assert_eq!(chain_of(&place.sealed()), chain_in(&new));
-    place.sealed().seal_kept().expect("swept");
-    assert_eq!(place.files(), [place.at("chain.pem"), key_at]);
+    secret_file::write(&storage.at("chain.pem"), new.0.as_bytes()).expect("written");
+    assert_eq!(chain_of(&storage.sealed()), chain_in(&new));
+    storage.sealed().seal_kept().expect("swept");
+    assert_eq!(storage.files(), [storage.at("chain.pem"), key_at]);
 }
 
 #[test]
 fn a_key_in_the_clear_is_sealed_when_there_is_a_seal() {
-    let place = AcmeStorageTest::new();
+    let storage = AcmeStorageTest::new();
     let issued = PairTestCa::new("ca").issue(&[NAME]);
-    keep(&place.plain(), &issued);
+    keep(&storage.plain(), &issued);
     // One as it is called now, and one of an older program.
-    let left = [".certificate.pem.new", "certificate.pem.7.tmp"].map(|name| place.at(name));
+    let left = [".certificate.pem.new", "certificate.pem.7.tmp"].map(|name| storage.at(name));
     for file in &left {
         fs::write(file, &issued.1).expect("write");
     }
-    let disk = place.sealed();
+    let disk = storage.sealed();
     assert_eq!(chain_of(&disk), chain_in(&issued));
     // Not now: it stays, and is served.
-    place.seal.lock(true);
+    storage.seal.lock(true);
     let locked = disk.seal_kept().expect_err("locked");
     assert!(locked.is_locked(), "{locked}");
     assert_eq!(chain_of(&disk), chain_in(&issued));
-    place.seal.lock(false);
+    storage.seal.lock(false);
     disk.seal_kept().expect("sealed");
-    assert!(!place.shows(&issued.1), "{:?}", place.files());
-    assert!(!place.at("certificate.pem").exists() && !left.iter().any(|it| it.exists()));
-    assert_eq!(chain_of(&place.sealed()), chain_in(&issued));
+    assert!(!storage.shows(&issued.1), "{:?}", storage.files());
+    assert!(!storage.at("certificate.pem").exists() && !left.iter().any(|it| it.exists()));
+    assert_eq!(chain_of(&storage.sealed()), chain_in(&issued));
     // The power was cut before the file went.
-    fs::write(place.at("certificate.pem"), issued.0.clone() + &issued.1).expect("write");
-    place.sealed().seal_kept().expect("swept");
-    assert!(!place.shows(&issued.1), "{:?}", place.files());
-    assert_eq!(chain_of(&place.sealed()), chain_in(&issued));
+    fs::write(storage.at("certificate.pem"), issued.0.clone() + &issued.1).expect("write");
+    storage.sealed().seal_kept().expect("swept");
+    assert!(!storage.shows(&issued.1), "{:?}", storage.files());
+    assert_eq!(chain_of(&storage.sealed()), chain_in(&issued));
 }
 
 /// The names in the configuration were put into another order meanwhile.
 #[test]
 fn a_key_of_another_first_name_is_sealed_too() {
-    let place = AcmeStorageTest::new();
+    let storage = AcmeStorageTest::new();
     let issued = PairTestCa::new("ca").issue(&[NAME, "b.example"]);
-    keep(&place.plain(), &issued);
-    let seal = Arc::clone(&place.seal);
-    let other = AcmeStorage::open(place.dir.path(), "b.example", Some(seal)).expect("a folder");
+    keep(&storage.plain(), &issued);
+    let seal = Arc::clone(&storage.seal);
+    let other = AcmeStorage::open(storage.dir.path(), "b.example", Some(seal)).expect("a folder");
     assert!(other.certificate().expect("readable").is_none());
     other.seal_kept().expect("sealed");
-    assert!(!place.shows(&issued.1), "{:?}", place.files());
-    assert_eq!(chain_of(&place.sealed()), chain_in(&issued));
+    assert!(!storage.shows(&issued.1), "{:?}", storage.files());
+    assert_eq!(chain_of(&storage.sealed()), chain_in(&issued));
 }
 
 #[test]
 fn each_unreadable_file_has_its_own_error_with_its_name() {
-    let place = AcmeStorageTest::new();
+    let storage = AcmeStorageTest::new();
     let issued = PairTestCa::new("ca").issue(&[NAME]);
-    keep(&place.sealed(), &issued);
-    let key_at = place.sealed().key_of(issued.0.as_bytes());
+    keep(&storage.sealed(), &issued);
+    let key_at = storage.sealed().key_of(issued.0.as_bytes());
     let named = key_at.display().to_string();
     let refused = |disk: &AcmeStorage| {
         let error = disk.certificate().expect_err("refused");
         assert!(error.to_string().contains(&named), "{error}");
         error
     };
-    place.seal.lock(true);
-    assert!(refused(&place.sealed()).is_locked());
-    place.seal.lock(false);
-    let other = refused(&place.sealed_by(Arc::new(FakeSeal::new(2))));
+    storage.seal.lock(true);
+    assert!(refused(&storage.sealed()).is_locked());
+    storage.seal.lock(false);
+    let other = refused(&storage.sealed_by(Arc::new(FakeSeal::new(2))));
     assert!(!other.is_locked(), "{other}");
     let mut sealed = fs::read(&key_at).expect("readable");
     sealed[9] ^= 1;
     secret_file::write(&key_at, &sealed).expect("written");
     assert!(matches!(
-        refused(&place.sealed()),
+        refused(&storage.sealed()),
         AcmeError::KeyOpen {
             source: SealError::Refused(_),
             ..
         }
     ));
     fs::remove_file(&key_at).expect("it was there");
-    assert!(!refused(&place.sealed()).is_locked());
+    assert!(!refused(&storage.sealed()).is_locked());
 }
 
 /// The same disk with its vault, without it, and with it again.
 #[test]
 fn a_node_without_the_seal_says_so_and_starts_empty() {
-    let place = AcmeStorageTest::new();
+    let storage = AcmeStorageTest::new();
     let ca = PairTestCa::new("ca");
     let (first, second) = (ca.issue(&[NAME]), ca.issue(&[NAME]));
-    keep(&place.sealed(), &first);
-    let error = place.plain().certificate().expect_err("sealed");
+    keep(&storage.sealed(), &first);
+    let error = storage.plain().certificate().expect_err("sealed");
     let text = error.to_string();
     assert!(
         text.contains("chain.pem") && text.contains("no vault"),
         "{text}"
     );
-    keep(&place.plain(), &second);
-    assert_eq!(place.files(), [place.at("certificate.pem")]);
-    let disk = place.sealed();
+    keep(&storage.plain(), &second);
+    assert_eq!(storage.files(), [storage.at("certificate.pem")]);
+    let disk = storage.sealed();
     assert_eq!(chain_of(&disk), chain_in(&second));
     disk.seal_kept().expect("sealed");
-    assert_eq!(chain_of(&place.sealed()), chain_in(&second));
-    assert!(!place.shows(&second.1));
+    assert_eq!(chain_of(&storage.sealed()), chain_in(&second));
+    assert!(!storage.shows(&second.1));
 }

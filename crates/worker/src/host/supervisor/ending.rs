@@ -1,4 +1,4 @@
-//! Ends of workers: by us, by themselves, by the kernel.
+//! Ends of workers: by the host, by themselves, by the kernel.
 
 use rustix::event::epoll;
 
@@ -10,7 +10,7 @@ use crate::host::worker::WorkerState;
 use crate::{LimitCause, WorkerCallError, WorkerEndReason, WorkerLoss};
 
 impl WorkerSupervisor {
-    /// Kills a worker whose call did not stop when its limit was reached.
+    /// Kills a worker whose call did not stop at its limit.
     pub(super) fn kill_for(&mut self, number: u64, id: u64, cause: LimitCause) {
         let worker = self.workers.get_mut(&number);
         if let Some(worker) = worker
@@ -21,7 +21,7 @@ impl WorkerSupervisor {
         self.end(number, cause.into(), "");
     }
 
-    /// Kills a worker and answers for it, at once.
+    /// Kills a worker, and answers its calls at once.
     pub(super) fn end(&mut self, number: u64, reason: WorkerEndReason, detail: &str) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
@@ -29,7 +29,7 @@ impl WorkerSupervisor {
         if matches!(worker.state, WorkerState::Dying(..)) {
             return;
         }
-        // First: once its callers have their answer, nothing of it runs any more.
+        // The kill comes first: once its callers have their answers, no code of it runs any more.
         worker.kill();
         let starting = !worker.was_ready;
         worker.state = WorkerState::Dying(reason, detail.to_owned());
@@ -46,6 +46,7 @@ impl WorkerSupervisor {
             detail: detail.to_owned(),
         };
         self.answer_all(number, &loss);
+        // These two ends do not say that the next start would fail.
         if starting
             && !matches!(
                 reason,
@@ -56,10 +57,10 @@ impl WorkerSupervisor {
         }
     }
 
-    /// Its socket is not listened to any more.
+    /// Stops listening to its socket.
     pub(super) fn silence(&self, number: u64) {
         if let Some(worker) = self.workers.get(&number) {
-            // It may be gone from there already.
+            // The socket may have been removed already.
             let _ = epoll::delete(&self.epoll, worker.socket());
         }
     }
@@ -73,12 +74,13 @@ impl WorkerSupervisor {
         };
         let calls = std::mem::take(&mut worker.calls);
         let sessions = std::mem::take(&mut worker.sessions);
+        // With several calls the host does not know which of them crashed the worker.
         let alone = calls.len() == 1;
         for running in calls.into_values() {
             if let Some(operation) = running.operation
                 && alone
                 && loss.reason.is_crash()
-                && self.book.crashed(operation, now)
+                && self.crashes.crashed(operation, now)
             {
                 tracing::warn!(?operation, "an operation is in quarantine");
             }
@@ -95,12 +97,12 @@ impl WorkerSupervisor {
         for sid in sessions {
             self.sessions.remove(&sid);
         }
-        let mut counted = self.count();
-        counted.now.sessions = self.sessions.len() as u64;
-        counted.now.quarantined = self.book.len() as u64;
+        let mut stats = self.count();
+        stats.now.sessions = self.sessions.len() as u64;
+        stats.now.quarantined = self.crashes.len() as u64;
     }
 
-    /// The process has ended. What it said before still counts.
+    /// Handles the end of a process. Messages that it sent before still count.
     pub(super) fn process_ended(&mut self, number: u64, scratch: &mut [u8]) {
         loop {
             let Some(worker) = self.workers.get_mut(&number) else {
@@ -123,12 +125,12 @@ impl WorkerSupervisor {
         let Some(exit) = worker.collect() else {
             return;
         };
-        // Before it is judged: what it wrote last is a part of the loss.
+        // The output is read before the end is judged, because its last lines are a part of the loss.
         worker.listen(scratch);
         let loss = worker.judge(exit);
         let (role, pid, limit_at) = (worker.role, worker.pid(), worker.limit_at);
         let by_us = matches!(worker.state, WorkerState::Dying(..));
-        // Callers that wait for a worker that we ended have their answer already.
+        // Callers that wait for a worker that the host ended have their answer already.
         let starting = !worker.was_ready && !by_us;
         let leaf = worker.take_leaf();
         if !by_us {
@@ -149,10 +151,10 @@ impl WorkerSupervisor {
         }
         let now = self.now();
         {
-            let mut counted = self.count();
-            counted.ended(role, loss.reason);
+            let mut stats = self.count();
+            stats.ended(role, loss.reason);
             if let Some(at) = limit_at {
-                counted.died(now.saturating_sub(at));
+                stats.died(now.saturating_sub(at));
             }
         }
         if starting {

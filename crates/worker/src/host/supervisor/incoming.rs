@@ -1,4 +1,4 @@
-//! What workers say. None of it is believed beyond what it can do to themselves.
+//! The messages of workers. The host believes none of them beyond what a worker can do to itself.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -10,13 +10,13 @@ use crate::host::worker::WorkerState;
 use crate::limits::{CALLS_OUT_MAX, LEAVING_MAX, LOG_BYTES_PER_S, MESSAGES_WAITING_BYTES_MAX};
 use crate::{CallStats, FromWorkerMessage, WorkerCallError, WorkerEndReason, WorkerReply};
 
-/// A worker did what it must not.
+/// A worker broke the protocol or a limit.
 pub(super) struct WorkerViolation(pub(super) WorkerEndReason, pub(super) String);
 
 impl WorkerSupervisor {
-    /// A worker's socket is readable, writable or closed.
+    /// Handles a worker's socket that is readable, writable or closed.
     pub(super) fn read(&mut self, number: u64, scratch: &mut [u8]) {
-        // The event may be that the socket takes bytes again.
+        // The event may be that the socket is writable again.
         self.flush(number);
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
@@ -33,7 +33,7 @@ impl WorkerSupervisor {
             self.end(number, WorkerEndReason::Protocol, &why);
             return;
         }
-        // Before the end of the channel: what the worker said until then still counts.
+        // Messages are taken before the end of the channel: what the worker sent until then still counts.
         if let Err(WorkerViolation(reason, why)) = self.take_messages(number) {
             self.end(number, reason, &why);
             return;
@@ -43,7 +43,7 @@ impl WorkerSupervisor {
         }
     }
 
-    /// Messages that are whole.
+    /// Takes all whole messages.
     pub(super) fn take_messages(&mut self, number: u64) -> Result<(), WorkerViolation> {
         loop {
             let Some(worker) = self.workers.get_mut(&number) else {
@@ -59,15 +59,15 @@ impl WorkerSupervisor {
         }
     }
 
-    /// The socket was closed: either the process ends, which its pidfd will say, or it lives on
-    /// without a way to be reached.
+    /// Handles a closed socket: either the process ends, which its pidfd will report, or it lives on and cannot be
+    /// reached.
     fn leave(&mut self, number: u64) {
         let now = self.now();
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
         };
         let grace = u64::try_from(LEAVING_MAX.as_micros()).unwrap_or(u64::MAX);
-        // Starting workers may still say why on their output, and then end.
+        // A starting worker may still write the reason to its output, and then end.
         worker.state = WorkerState::Leaving {
             by: now.saturating_add(grace),
         };
@@ -118,7 +118,7 @@ impl WorkerSupervisor {
         };
         let process = worker.cpu_us().unwrap_or(0);
         let only = worker.calls.len() == 1;
-        // One for a call that has just ended was under way already.
+        // The heartbeat of a call that has just ended was under way already.
         if let Some(running) = worker.calls.get_mut(&id) {
             running.watch.beat(now, cpu_us, process, only);
         }
@@ -134,7 +134,7 @@ impl WorkerSupervisor {
         }
     }
 
-    /// A call has ended. One that had reached its limit ends with that, whatever it came to since.
+    /// Ends a call. A call that had reached its limit ends with that limit, whatever its result is.
     fn result(
         &mut self,
         number: u64,
@@ -159,7 +159,7 @@ impl WorkerSupervisor {
         Ok(())
     }
 
-    /// Something for the owner of a session.
+    /// Forwards a message to the owner of a session.
     fn forward(
         &mut self,
         number: u64,
@@ -170,8 +170,8 @@ impl WorkerSupervisor {
         let open = message
             .session()
             .and_then(|sid| self.sessions.get_mut(&sid));
-        // The session may have been closed after the worker spoke. A worker has no business with
-        // another's session.
+        // The session may have been closed after the worker sent the message. A message for another worker's session
+        // is ignored.
         let Some(open) = open.filter(|open| open.worker == number) else {
             return Ok(());
         };
@@ -200,7 +200,7 @@ impl WorkerSupervisor {
             return Err(WorkerViolation(WorkerEndReason::Flood, why));
         }
         match open.inbox.try_send((message, fds)) {
-            // The session's owner has gone; the session is about to be closed.
+            // The session's owner has gone, and the session is about to be closed.
             Ok(()) | Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => Ok(()),
             Err(tokio::sync::mpsc::error::TrySendError::Full(_)) => {
                 let why = "more messages than its host can read".to_owned();
@@ -214,7 +214,7 @@ fn protocol_violation(why: &str) -> WorkerViolation {
     WorkerViolation(WorkerEndReason::Protocol, why.to_owned())
 }
 
-/// A bucket that fills up in a second.
+/// A token bucket that fills up in a second.
 fn may_log((left, at): &mut (u64, u64), bytes: u64, now: u64) -> bool {
     let since = now.saturating_sub(*at);
     let more = since.saturating_mul(LOG_BYTES_PER_S) / 1_000_000;

@@ -1,4 +1,4 @@
-//! Sessions into workers, and workers for sessions.
+//! Puts sessions into workers, and starts workers for sessions.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::limits::{
 use crate::setup::ConfinementReport;
 use crate::{Bind, Sandbox, WorkerEndReason, WorkerError, WorkerRole};
 
-/// Folders that a role may have, under names that are names.
+/// Checks that a role may have these folders, and that their names are plain and unique.
 pub(in crate::host) fn check_binds(role: WorkerRole, binds: &[Bind]) -> Result<(), WorkerError> {
     if !binds.is_empty() && !role.may_have_binds() {
         return Err(WorkerError::BindsRefused(role));
@@ -28,6 +28,7 @@ pub(in crate::host) fn check_binds(role: WorkerRole, binds: &[Bind]) -> Result<(
     let mut names = HashSet::new();
     for bind in binds {
         bind.check()?;
+        // Each name is a folder in the sandbox, and the second would cover the first.
         if !names.insert(&bind.name) {
             return Err(WorkerError::BindName(bind.name.clone()));
         }
@@ -64,9 +65,11 @@ impl WorkerSupervisor {
             return Err(WorkerError::Stopped);
         }
         let relieved = self.relieved.get(&lease.tenant);
+        // Without the pause the tenant's new sessions would fill the memory that the relief freed.
         if relieved.is_some_and(|relieved| relieved.again && relieved.until > self.now()) {
             return Err(WorkerError::Relieved);
         }
+        // The operator decides which roles a node runs.
         let Some(config) = self.config.role(role) else {
             return Err(WorkerError::NotConfigured(role));
         };
@@ -74,14 +77,16 @@ impl WorkerSupervisor {
         config.binds.extend(lease.binds.iter().cloned());
         check_binds(role, &config.binds)?;
         self.used.insert(role);
-        // Before the share is looked at: a worker that the tenant has takes nothing more of it.
+        // This comes before the share: a worker that the tenant has already takes no more of it.
         if let Some(worker) = self.pool.place_with_own(lease) {
             return Ok(WorkerChoice::Now(worker));
         }
+        // A tenant that asked for many workers could otherwise keep all of them.
         self.keep_to_share(lease)?;
         if let Some(worker) = self.pool.place(lease) {
             return Ok(WorkerChoice::Now(worker));
         }
+        // A role whose workers fail at their start would otherwise start a process for each request.
         if self.paused(role) {
             let sandbox = self
                 .pauses
@@ -95,7 +100,7 @@ impl WorkerSupervisor {
             return Err(WorkerError::Start { role, why });
         }
         let reserved = !lease.binds.is_empty();
-        // One that is on its way to no other session will do.
+        // A starting worker that no other session waits for will do.
         if !reserved && self.pool.free(role) >= self.wanted(role, Some(lease)) {
             return Ok(WorkerChoice::Later(None));
         }
@@ -104,8 +109,8 @@ impl WorkerSupervisor {
         Ok(WorkerChoice::Later(reserved.then_some(worker)))
     }
 
-    /// Refuses another worker to a tenant that has its share of them, or will have once those that its sessions wait
-    /// for are there. First its workers without a session make room.
+    /// Refuses another worker to a tenant that has its share, or will have it once the workers are ready for which
+    /// its sessions wait. Its workers without a session make room first.
     fn keep_to_share(&mut self, lease: &WorkerLease) -> Result<(), WorkerError> {
         let tenant = &lease.tenant;
         let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
@@ -123,8 +128,8 @@ impl WorkerSupervisor {
         })
     }
 
-    /// Ends workers without a session until there is room for those that are `wanted` among so many. `of` tells how
-    /// many there are, and which of them is without one.
+    /// Ends workers without a session until `wanted` more fit into `most`. `of` returns how many there are, and one
+    /// without a session.
     fn keep_to(
         &mut self,
         wanted: usize,
@@ -144,9 +149,10 @@ impl WorkerSupervisor {
         }
     }
 
-    /// Ends a worker without a session, where there are as many as may be.
+    /// Ends a worker without a session if the limit of workers is reached.
     fn make_room(&mut self) -> Result<(), WorkerError> {
         while self.pool.len() >= self.config.workers_max {
+            // Only a worker without a session may end for another tenant's request.
             let Some(idle) = self.pool.evictable() else {
                 return Err(WorkerError::Overloaded);
             };
@@ -166,7 +172,7 @@ impl WorkerSupervisor {
         worker
     }
 
-    /// Workers of the role that those who wait for any of them will take, and `also`.
+    /// Number of workers of the role that the waiting leases, and `also`, will take.
     fn wanted(&self, role: WorkerRole, also: Option<&WorkerLease>) -> usize {
         let waiting = self.waiting.iter();
         let waiting = waiting.filter(|waiting| waiting.worker.is_none());
@@ -181,16 +187,16 @@ impl WorkerSupervisor {
             .is_some_and(|pause| pause.until > now)
     }
 
-    /// Keeps as many workers ready, or on their way, as are to be.
+    /// Starts as many workers as are to be ready or starting.
     pub(super) fn fill(&mut self) {
         for at in 0..self.config.roles.len() {
             let config = &self.config.roles[at];
-            let kept = if self.used.contains(&config.role) {
+            let idle = if self.used.contains(&config.role) {
                 config.min_idle
             } else {
                 0
             };
-            let wanted = kept + self.wanted(config.role, None);
+            let wanted = idle + self.wanted(config.role, None);
             let missing = wanted.saturating_sub(self.pool.free(config.role));
             let config = config.clone();
             if missing == 0 || self.paused(config.role) || self.ending.is_some() {
@@ -215,9 +221,9 @@ impl WorkerSupervisor {
                 let memory = self.config.memory_of(role, 0);
                 let worker = WorkerProcess::new(born, role, binds, by, memory);
                 self.count().started(role);
-                let heard = self.listen_to(number, &worker);
+                let registered = self.listen_to(number, &worker);
                 self.workers.insert(number, worker);
-                if let Err(errno) = heard {
+                if let Err(errno) = registered {
                     self.end(number, WorkerEndReason::Start, &errno.to_string());
                 } else if self.ending.is_some() {
                     self.end(number, WorkerEndReason::Shutdown, "");
@@ -231,7 +237,7 @@ impl WorkerSupervisor {
         }
     }
 
-    /// The walls of a worker stand.
+    /// Handles a worker whose walls stand.
     pub(super) fn ready(&mut self, number: u64, confined: ConfinementReport) {
         let Some(worker) = self.workers.get_mut(&number) else {
             return;
@@ -241,6 +247,7 @@ impl WorkerSupervisor {
         gaps.extend(confined.gaps);
         let sandbox = Sandbox::from_gaps(gaps, role.rights(worker.binds));
         let known = self.count().now.sandbox.insert(role, sandbox.clone());
+        // The log gets one line per role and change, and not one per worker.
         if known.as_ref() != Some(&sandbox) {
             tracing::info!(%role, level = %sandbox.level, gaps = ?sandbox.gaps, "worker sandbox");
         }
@@ -253,12 +260,13 @@ impl WorkerSupervisor {
             return;
         }
         self.sandboxes.insert(number, sandbox);
+        // A worker of the role has started: the next failure begins with the shortest pause.
         self.pauses.remove(&role);
         self.pool.ready(number);
         self.serve();
     }
 
-    /// The walls are not what is required. They will not be at the next try either.
+    /// Handles a worker with fewer walls than required. The next one would have no more.
     fn too_low(&mut self, number: u64, role: WorkerRole, sandbox: Sandbox) {
         let until = self.now().saturating_add(us(START_PAUSE_MAX));
         let minimum = self.config.minimum;
@@ -275,7 +283,7 @@ impl WorkerSupervisor {
         self.end(number, WorkerEndReason::Start, "its walls are too low");
     }
 
-    /// Gives workers to those who wait.
+    /// Gives workers to the callers that wait.
     pub(super) fn serve(&mut self) {
         let mut at = 0;
         while at < self.waiting.len() {
@@ -289,12 +297,13 @@ impl WorkerSupervisor {
                     let waiting = self.waiting.remove(at);
                     self.hand_over(worker, waiting.lease.memory, waiting.reply);
                 }
+                // A later request of another tenant may fit where this one does not.
                 None => at += 1,
             }
         }
     }
 
-    /// Opens a session in a worker that the pool has given it.
+    /// Opens a session in a worker that the pool has chosen.
     fn hand_over(
         &mut self,
         number: u64,
@@ -342,7 +351,8 @@ impl WorkerSupervisor {
         }
     }
 
-    /// A worker is gone, or never came. With the last of its role goes a program that can be made.
+    /// Forgets a worker that has ended, or never started. With the last one of its role the spawner drops a program
+    /// that can be made again.
     pub(super) fn forget(&mut self, number: u64, role: WorkerRole) {
         self.pool.remove(number);
         if !self.pool.has(role) {
@@ -351,13 +361,14 @@ impl WorkerSupervisor {
         }
     }
 
-    /// A worker did not get as far as being ready.
+    /// Handles a worker that did not become ready.
     pub(super) fn start_failed(&mut self, number: u64, role: WorkerRole, why: &str) {
         let pause = self
             .pauses
             .get(&role)
             .map_or(START_PAUSE_MIN, |pause| pause.next);
         let until = self.now().saturating_add(us(pause));
+        // Each failure doubles the pause: a broken role must not keep the spawner busy.
         let next = (pause * 2).min(START_PAUSE_MAX);
         let pause = StartBackoff {
             until,
@@ -376,6 +387,7 @@ impl WorkerSupervisor {
         let (mine, others) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|waiting| match waiting.worker {
+                // A request with folders waits for the one worker that has them bound.
                 Some(own) => own == number,
                 None => waiting.lease.role == role,
             });
@@ -387,12 +399,12 @@ impl WorkerSupervisor {
     }
 }
 
-/// Fresh workers that these sessions take: those of one tenant share theirs, unless they want to be alone.
+/// Number of new workers that these sessions take: those of one tenant share theirs, unless they want to be alone.
 fn workers_for<'a>(leases: impl Iterator<Item = &'a WorkerLease>) -> usize {
     let mut alone = 0;
     let mut together: HashMap<(WorkerRole, &str, bool), usize> = HashMap::new();
     for lease in leases {
-        // No other session sees the folders that are bound for this one.
+        // No other session may see the folders that are bound for this one.
         if lease.alone || !lease.binds.is_empty() {
             alone += 1;
         } else {
@@ -406,11 +418,11 @@ fn workers_for<'a>(leases: impl Iterator<Item = &'a WorkerLease>) -> usize {
     alone + shared.sum::<usize>()
 }
 
-/// Where a session goes.
+/// The choice of a worker for a session.
 enum WorkerChoice {
     /// Into this worker.
     Now(u64),
-    /// Into one that is being started: this one, or any.
+    /// One that is starting: this one, or any.
     Later(Option<u64>),
 }
 

@@ -1,7 +1,7 @@
-//! The probe as PID 1 of a machine that has nothing else: workers in groups of their own, whose limits are tried.
-//! Most hosts of these tests have no group (version 2) that could limit anything.
+//! The probe as PID 1 of a machine that has nothing else: workers in groups of their own, whose limits the probe
+//! tries.
 //!
-//! As its last line it prints `worker machine: all is well`, or what was not.
+//! Its last line is `worker machine: all is well`, or the failure.
 
 use std::fs;
 use std::io;
@@ -16,20 +16,20 @@ use alknet_worker::{
 
 use crate::act::{ProbeAct, ProbeReply};
 
-/// Where the groups are.
+/// The folder of the groups.
 const GROUPS: &str = "/sys/fs/cgroup";
-/// Memory of a worker, bytes, and what is less and more.
+/// Memory of a worker, bytes, and a smaller and a larger amount.
 const MEMORY: u64 = 64 << 20;
 const LESS: u64 = 24 << 20;
 const MORE: u64 = 128 << 20;
-/// Threads of a worker, and more.
+/// Threads of a worker, and a larger number.
 const THREADS: u32 = 16;
 const MORE_THREADS: u64 = 100;
 /// Hundredths of a processor.
 const PERCENT: u32 = 20;
 /// How long a worker tries to use a whole one at the most; a period of the kernel's has 100 ms.
 const SPINS: Duration = Duration::from_secs(30);
-/// How long anything may take. The machine is emulated, and ends with the test.
+/// How long any step may take. The machine is emulated, and ends with the test.
 const LONG: Duration = Duration::from_secs(300);
 
 pub(crate) fn run() -> ! {
@@ -38,7 +38,7 @@ pub(crate) fn run() -> ! {
         Err(error) => println!("worker machine: {error}"),
     }
     loop {
-        // The console is read before the machine goes.
+        // The test reads the console before the machine goes.
         std::thread::sleep(LONG);
     }
 }
@@ -71,7 +71,7 @@ fn everything() -> Result<(), String> {
     processor(&workers, &delegated)
 }
 
-/// Shared memory, which only the group counts: the supervisor looks at what is a worker's alone.
+/// Shared memory, which only the group counts: the supervisor checks a worker's private memory.
 fn memory(workers: &Workers) -> Result<(), String> {
     for role in [WorkerRole::Js, WorkerRole::Gpu] {
         let session = open(workers, role, "memory")?;
@@ -90,7 +90,7 @@ fn memory(workers: &Workers) -> Result<(), String> {
     Ok(())
 }
 
-/// What the kernel says of a worker's walls, beside what it says of them itself.
+/// The kernel's report of a worker's walls, beside the worker's own.
 fn walled_in(pid: i32) -> Result<(), String> {
     let told = |error: io::Error| format!("process {pid}: {error}");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(told)?;
@@ -106,7 +106,7 @@ fn walled_in(pid: i32) -> Result<(), String> {
     }
 }
 
-/// Of a role that may have threads.
+/// A role that may have threads.
 fn threads(workers: &Workers) -> Result<(), String> {
     let session = open(workers, WorkerRole::Gpu, "threads")?;
     let answer =

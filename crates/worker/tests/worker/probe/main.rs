@@ -1,5 +1,5 @@
-//! A worker that does whatever a test asks of it, most of it hostile; by its other verbs, a host
-//! of such workers; and as PID 1, a machine with nothing but these.
+//! A worker that does whatever a test requests, most of it hostile; by its other verbs, a host of such workers; and
+//! as PID 1, a machine with nothing but these.
 
 mod machine;
 mod tricks;
@@ -32,7 +32,7 @@ fn main() {
     host(stays);
 }
 
-/// Starts a worker and tells what it is like; then waits to be killed, if it is to stay.
+/// Starts a worker and reports its properties; then waits to be killed, if it is to stay.
 fn host(stays: bool) {
     let mut config = WorkersConfig::this_executable();
     config.roles = vec![RoleConfig::new(WorkerRole::Js)];
@@ -90,7 +90,7 @@ fn names(folder: &str) -> std::io::Result<Vec<String>> {
         .collect()
 }
 
-/// Replies of the host to calls of ours that a thread waits for.
+/// Replies of the host to the probe's calls that a thread waits for.
 static REPLIES: Mutex<Vec<(u64, WorkerReply)>> = Mutex::new(Vec::new());
 
 fn take_calls(guest: &Guest, seen: &ProbeView) -> ! {
@@ -107,7 +107,7 @@ fn take_calls(guest: &Guest, seen: &ProbeView) -> ! {
                 }
             }
             (ToWorkerMessage::Close { .. }, Some(call)) => {
-                // A service that says what it leaves, where the host asks for it.
+                // A service that reports its leave, where the host requests it.
                 answer(
                     guest,
                     &call,
@@ -143,7 +143,7 @@ fn say(said: &ProbeReply) -> Option<ProbeResult> {
     Some(Ok(CborBody::encode(said).expect("CBOR")))
 }
 
-/// Does it. None: there is nothing to answer any more.
+/// Does the act. `None`: there is nothing to answer any more.
 fn perform(
     guest: &Guest,
     call: &GuestCall,
@@ -227,7 +227,7 @@ fn perform(
                     sid: call.sid(),
                     body: CborBody::from_cbor(vec![0; bytes]),
                 };
-                // A host that has had enough reads no more.
+                // A host that has given up reads no more.
                 let _ = guest.send(&tell, Vec::new());
             }
         }
@@ -252,7 +252,7 @@ fn send_call(guest: &Guest, call: &GuestCall, id: u64, op: &str) {
         input: FrameBlob::Inline(CborBody::default()),
         opts: CborBody::default(),
     };
-    // A host that has had enough reads no more.
+    // A host that has given up reads no more.
     let _ = guest.send(&message, Vec::new());
 }
 

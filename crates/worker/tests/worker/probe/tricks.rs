@@ -1,4 +1,4 @@
-//! What no honest worker does.
+//! Acts that no honest worker commits.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,7 +18,7 @@ pub(crate) fn open_descriptors() -> Vec<i32> {
         .collect()
 }
 
-/// What the host handed over, none of which is given back.
+/// The host's descriptors, none of which the probe returns.
 static KEPT: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
 /// Keeps the descriptors, and a map of each.
@@ -45,7 +45,7 @@ pub(crate) fn kept() -> (usize, usize) {
     (kept.len(), kept.iter().map(|fd| about(fd).1).sum())
 }
 
-/// Length of a file, and bytes of its pages. Not by the C library, which asks in a way that the walls do not let through.
+/// Length of a file, and bytes of its pages. Without the C library, whose system call the walls refuse.
 fn about(fd: &OwnedFd) -> (usize, usize) {
     let about = rustix::fs::fstat(fd).expect("a descriptor of the host's");
     let size = |number: i64| usize::try_from(number).expect("not below nothing");
@@ -118,7 +118,7 @@ pub(crate) fn segv() {
     unsafe { ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
 }
 
-/// Closes the channel and lives on. The control thread would end the process when it notices.
+/// Closes the channel and stays alive. The control thread would end the process when it notices.
 pub(crate) fn close_channel() -> ! {
     if halt_control_thread().is_none() {
         // SAFETY: a number only. Closing alone would not end the channel while another thread waits
@@ -170,8 +170,8 @@ extern "C" fn for_ever(_: libc::c_int) {
     }
 }
 
-/// Sends the control thread, which is the first that was started, into a signal handler that never
-/// returns. Returns an error number if that did not work.
+/// Sends the control thread, which is the first one started, into a signal handler that never returns. Returns an
+/// error number if that did not work.
 fn halt_control_thread() -> Option<i32> {
     // SAFETY: the handler touches nothing; the number of the thread is this process's own.
     unsafe {
@@ -184,7 +184,7 @@ fn halt_control_thread() -> Option<i32> {
     None
 }
 
-/// No heartbeat any more. Returns an error number if that did not work; else it does not return.
+/// Stops the heartbeats. Returns an error number if that did not work; else it does not return.
 pub(crate) fn silence() -> i32 {
     if let Some(errno) = halt_control_thread() {
         return errno;
