@@ -41,7 +41,7 @@ const fn case(case: &'static str, row: &'static str, figure: f64) -> MeasuredCas
 const SLACK: f64 = 0.15;
 
 /// All of them.
-const NOT_MET: [MissedBound; 10] = [
+const NOT_MET: [MissedBound; 9] = [
     MissedBound {
         promise: "power-on to answered call on microvm",
         bench: "boot",
@@ -120,37 +120,13 @@ const NOT_MET: [MissedBound; 10] = [
         goal: 40.0,
     },
     MissedBound {
-        promise: "the same, matrices brought there and the product back",
-        bench: "compute",
-        measured: &[case(
-            "matmul 256: shader, end to end, 2 threads",
-            "two threads: the same, there and back",
-            1.82,
-        )],
-        unit: "GFLOP/s",
-        better: BetterDirection::Higher,
-        goal: 2.0,
-    },
-    MissedBound {
         promise: "products of matrices by the processor",
         bench: "compute",
-        measured: &[
-            case(
-                "matmul 256: processor, 1 thread",
-                "one thread: ratio (goal 1)",
-                0.997,
-            ),
-            case(
-                "matmul 512: processor, 1 thread",
-                "one thread: ratio (goal 1)",
-                0.991,
-            ),
-            case(
-                "matmul 256: processor, 2 threads",
-                "two threads: ratio (goal 1)",
-                0.95,
-            ),
-        ],
+        measured: &[case(
+            "matmul 256: processor, 2 threads",
+            "two threads: ratio (goal 1)",
+            0.69,
+        )],
         unit: "GFLOP/s",
         better: BetterDirection::Higher,
         goal: 1.0,
