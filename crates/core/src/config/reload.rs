@@ -345,6 +345,7 @@ impl ReloadHandle {
     fn is_required(&self, scope: &str) -> bool {
         self.scopes
             .get()
+            // Before the operations are registered, no scope is known, and no warning would be right.
             .is_none_or(|scopes| scopes.iter().any(|known| is_granted_by(known, scope)))
     }
 }
@@ -374,6 +375,7 @@ impl NodeConfig {
     pub fn running_as(self, running: &Self) -> Self {
         let admin_keys = self.node.admin_keys;
         Self {
+            // Sockets, devices and processes of these sections are opened at the start only.
             listen: running.listen.clone(),
             network: running.network.clone(),
             tls: running.tls.clone(),
@@ -385,6 +387,7 @@ impl NodeConfig {
             credentials: running.credentials.clone(),
             operations: running.operations.clone(),
             version: running.version,
+            // The administrators are the only part of the section that takes effect at once.
             node: NodeSection {
                 admin_keys,
                 ..running.node.clone()
