@@ -48,6 +48,7 @@ pub fn hello(data: &[u8]) -> bool {
         }
         Ok(None) => assert!(length(data).is_none_or(|length| data.len() < 4 + length)),
         Err(error) => {
+            // `decode_error` and `unrecognized_name` (RFC 8446 section 6).
             assert!(matches!(error.alert(), 50 | 112));
             let whole = length(data).and_then(|length| data.get(..4 + length));
             let read = whole.and_then(|hello| by_records(open, hello, RECORD_BYTES));
@@ -109,12 +110,14 @@ fn by_hand(hello: &[u8]) -> Option<TlsConfigSlot> {
         extensions = after;
         let mut data = vector(&mut extensions, 2)?;
         match u16::from_be_bytes(*kind) {
+            // Extension 16 is ALPN (RFC 7301).
             16 => {
                 let mut names = vector(&mut data, 2)?;
                 while !names.is_empty() {
                     own |= vector(&mut names, 1)?.starts_with(b"alknet/");
                 }
             }
+            // 19 and 20 are the certificate types of client and server (RFC 7250), and 2 is a raw key.
             19 => raw_client = vector(&mut data, 1)?.contains(&2),
             20 => raw_server = vector(&mut data, 1)?.contains(&2),
             _ => {}

@@ -40,6 +40,7 @@ pub(crate) fn opinion(text: &str) -> ReferenceParse {
             depth: facts.depth,
             twice: facts.twice,
         }),
+        // The scanner only checks the grammar, and takes numbers and texts that no type holds.
         Err(error) if is_about_holding(&error.to_string()) => ReferenceParse::Unholdable,
         Err(_) => ReferenceParse::Invalid,
     }
@@ -134,6 +135,7 @@ impl<'de> Visitor<'de> for DepthVisitor<'_> {
         let mut names = HashSet::new();
         let inner = self.inner();
         while let Some(name) = access.next_key::<String>()? {
+            // `serde_json` keeps the last of two members with one name.
             inner.facts.twice |= !names.insert(name.clone());
             let member = access.next_value_seed(DepthVisitor {
                 depth: inner.depth,

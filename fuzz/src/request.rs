@@ -32,6 +32,7 @@ const OWN_CODES: [&str; 2] = ["E_BUSY", "E_QUOTA"];
 /// Takes the bytes of a peer on one stream, unchanged and as a request with its length put in front: the text up to
 /// the first zero byte, and the bytes after it as the content of a put.
 pub fn request(data: &[u8]) -> bool {
+    // A store for each input would take most of the time.
     static SCENE: OnceLock<Mutex<RequestFixture>> = OnceLock::new();
     let text = data.split(|byte| *byte == 0).next().unwrap_or_default();
     let content = data.get(text.len() + 1..).unwrap_or_default();
@@ -136,6 +137,7 @@ impl RequestFixture {
         if let TensorFileRef::Path(path) = &fetch.src {
             assert_eq!(path.as_str(), PATH);
         }
+        // The encoding has hashes between the bytes: only its head is compared.
         if fetch.encoding == PartEncoding::Bao16 {
             assert!(head["size"].is_u64() && head["b3"].is_string(), "{head}");
             return true;

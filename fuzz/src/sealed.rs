@@ -53,6 +53,7 @@ pub fn sealed(data: &[u8]) -> bool {
         (header.uuid(), header.slots())
     );
     assert!(!again.has_one_copy() && again.vault() == header.vault());
+    // A changed number of rounds could keep one input busy for minutes.
     if disk.takes_long() {
         return header.segment().is_ok();
     }
@@ -143,6 +144,7 @@ impl MemoryDisk {
 
     fn checksums(&self) {
         for copy in self.0.borrow_mut()[..2 * COPY].chunks_exact_mut(COPY) {
+            // The field of the checksum counts as zeros in its own sum.
             copy[448..512].fill(0);
             let sum = Sha256::digest(&*copy);
             copy[448..480].copy_from_slice(&sum);

@@ -12,6 +12,7 @@ use safetensors::SafeTensors;
 /// Takes a whole file, unchanged and with the length of its header adjusted: up to the last brace.
 pub fn tensor(data: &[u8]) -> bool {
     let mut fitted = data.to_vec();
+    // Without a matching length, hardly any input would get past the prefix.
     let brace = data.iter().rposition(|byte| *byte == b'}');
     if let Some(len) = brace.and_then(|at| (at + 1).checked_sub(PREFIX_BYTES as usize)) {
         fitted[..PREFIX_BYTES as usize].copy_from_slice(&(len as u64).to_le_bytes());
@@ -33,6 +34,7 @@ fn check(file: &[u8]) -> bool {
     };
     tiles(&reader, file);
     let opaque = |entry: HeaderEntry<'_>| entry.dtype().known().is_none();
+    // The stock library knows only its own types.
     if !reader.meta().entries().any(opaque) {
         let stock = SafeTensors::deserialize(file).expect("a safetensors file");
         assert_eq!(stock.len(), reader.meta().entries().len());
@@ -138,6 +140,7 @@ fn again(reader: &ContainerReader<&[u8]>) {
                 reader.names().map(str::to_owned).collect()
             };
             assert_eq!(names(reader), names(&second));
+            // A rewritten file has hashes of its own.
             let report = verify(&second, VerifyDepth::Hash, None).expect("memory can be read");
             assert!(report.is_good(), "{:?}", report.problems);
         }

@@ -156,6 +156,7 @@ impl AccessControl {
         }
         let resource = self.resource_type.iter().chain(&self.resource_action);
         let mut texts = self.required_scopes.iter().chain(any).chain(resource);
+        // A peer sends these texts, and the node keeps them.
         let is_long = texts.any(|text| text.len() > SCOPE_BYTES_MAX);
         is_long.then(|| {
             format!("scopes, resource type and action have at most {SCOPE_BYTES_MAX} bytes each")
@@ -254,6 +255,7 @@ impl AccessControl {
         let action = self.resource_action.as_deref().unwrap_or_default();
         match (holder.owner, resource_id) {
             (Some((peer, owners)), Some(id)) => owners.owns(peer, kind, id, action),
+            // Without an id the operation concerns the type as a whole.
             (Some((peer, owners)), None) => owners.owns_any(peer, kind, action),
             (None, id) => holder.resources.get(kind).is_some_and(|held| {
                 held.iter().any(|h| match id {

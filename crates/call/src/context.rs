@@ -153,6 +153,7 @@ impl Ctx {
     #[must_use]
     pub fn upstream_error(&self, code: &str, message: &str) -> Option<CallError> {
         let code = ErrorCode::from_name(code);
+        // A script chooses the code and the message itself, so that only what a server really answered counts.
         let failure = UpstreamFailure::from_code(&code)?;
         if !self.root().tree().saw_upstream(failure) {
             return None;
@@ -199,6 +200,7 @@ impl Ctx {
     #[must_use]
     pub fn calling_authority(&self) -> Option<&CompositionAuthority> {
         match &self.0 {
+            // A request from outside is checked against the scopes of its identity.
             CallOrigin::Request(_) => None,
             CallOrigin::Child(child) => child.by.as_deref(),
         }
@@ -251,6 +253,7 @@ impl Ctx {
     pub fn token(&self) -> Option<&Arc<AuthToken>> {
         match &self.0 {
             CallOrigin::Request(request) => request.proof(),
+            // What a called operation gives out ends with the calling operation's rights.
             CallOrigin::Child(_) => None,
         }
     }
@@ -290,6 +293,7 @@ impl Ctx {
     /// another peer.
     pub(crate) fn may_go_elsewhere(&self) -> bool {
         match &self.0 {
+            // The requester from outside named the operation of one node.
             CallOrigin::Request(_) => false,
             CallOrigin::Child(child) => child.elsewhere,
         }

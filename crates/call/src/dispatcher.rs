@@ -182,6 +182,7 @@ impl Dispatcher {
                 continue;
             };
             let rank = (attached.contains(&link.info.id), link.info.id);
+            // `true` is above `false`, so that the attached connection comes before newer ones.
             let newest = known.get(&peer).is_none_or(|(other, _)| rank > *other);
             if newest {
                 known.insert(peer, (rank, link.life.state()));
@@ -377,6 +378,7 @@ impl Dispatcher {
     pub(crate) fn carried(&self, connection: &Connection) -> Option<Arc<UnreadBytes>> {
         let outermost = connection.carriers().last()?;
         let mut carriers = lock(&self.carriers);
+        // Ended connections leave dead entries, which only this call removes.
         carriers.retain(|_, unread| unread.strong_count() > 0);
         let known = carriers.get(&outermost.id()).and_then(Weak::upgrade);
         Some(known.unwrap_or_else(|| {
@@ -388,6 +390,7 @@ impl Dispatcher {
 
     pub(crate) fn add_link(&self, link: &Arc<CallConnectionState>) {
         let mut links = lock(&self.links);
+        // The list would otherwise grow with each connection that the node ever had.
         links.retain(|link| link.strong_count() > 0);
         links.push(Arc::downgrade(link));
         drop(links);

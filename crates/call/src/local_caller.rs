@@ -473,6 +473,7 @@ struct LocalCallGuard(Arc<InboundRequest>);
 
 impl Drop for LocalCallGuard {
     fn drop(&mut self) {
+        // The caller may drop the future of a call in the middle.
         self.0.abort();
         if self.0.head.key.is_none() {
             self.0.operation().leave();

@@ -79,6 +79,7 @@ impl Registration {
     #[must_use]
     pub fn with_import_scope(mut self) -> Self {
         let scope = import_scope(&self.spec.name);
+        // The scope of the import decides who may call the operation.
         self.spec.visibility = Visibility::External;
         self.spec.access_control.required_scopes.push(scope);
         self.spec.tags.push(IMPORTED_TAG.to_owned());
@@ -172,6 +173,7 @@ impl RegistryBuilder {
     pub fn equip(&mut self, granted: impl Fn(&str) -> Capabilities) -> &mut Self {
         for registration in &mut self.registrations {
             let own = granted(&registration.spec.name);
+            // A registration may have capabilities of its own already.
             if !own.is_empty() {
                 registration.capabilities = own;
             }
@@ -355,6 +357,7 @@ impl Registry {
         if let Some(taken) = next.names().find(|name| self.by_name.contains_key(*name)) {
             return Err(RegistryError::Duplicate(taken.to_owned()));
         }
+        // Two sources must not offer one name: calls would go to either.
         if let Some(taken) = next.collision(&self.imported.load()) {
             return Err(RegistryError::Duplicate(taken.to_owned()));
         }
@@ -405,6 +408,7 @@ impl Registry {
 
     /// An operation by its name on the wire, with or without the leading slash.
     pub(crate) fn lookup(&self, name: &str) -> Option<Arc<CompiledOperation>> {
+        // Both forms of a name are allowed in requests.
         let name = name.strip_prefix('/').unwrap_or(name);
         // First: no promoted or imported operation replaces one of the program.
         if let Some(found) = self.curated(name) {

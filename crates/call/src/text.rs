@@ -228,11 +228,13 @@ impl SequenceWriter<'_> {
         append(self.out, key)?;
         match self.out.get(start) {
             Some(b'"') => Ok(()),
+            // JSON has only strings as names, and `serde_json` quotes numbers and booleans.
             Some(b'-' | b'0'..=b'9' | b't' | b'f') => {
                 self.out.insert(start, b'"');
                 self.out.push(b'"');
                 Ok(())
             }
+            // The text is that of `serde_json`, which callers may know.
             _ => Err(Error::custom("key must be a string")),
         }
     }

@@ -55,6 +55,7 @@ impl FromStr for PeerId {
         if text.len() > Self::MAX_BYTES {
             return Err(PeerIdError::Length(text.len()));
         }
+        // An id is also a part of file names, DNS names and scopes.
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         if !plain(first) || !bytes.all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-')) {
             return Err(PeerIdError::Character(text.to_owned()));
@@ -145,6 +146,7 @@ impl PeerKey {
             .and_then(|k| <[u8; 32]>::try_from(k).ok())
         {
             Some(key) => Self::Ed25519(key),
+            // A long key would be unwieldy in the configuration, and its hash identifies it as well.
             None => {
                 use sha2::Digest;
                 Self::Spki(sha2::Sha256::digest(der).into())
@@ -296,6 +298,7 @@ impl<S: AsRef<str>> FromIterator<S> for ScopeSet {
                 },
             }
         }
+        // `allows` searches by bisection.
         set.exact.sort();
         set.exact.dedup();
         set.prefixes.sort();

@@ -46,6 +46,7 @@ impl Traffic {
     fn touch(&self) {
         let now = began().elapsed().as_millis();
         let now = u64::try_from(now).unwrap_or(u64::MAX);
+        // No other memory depends on the time, so that no ordering is needed.
         self.active_ms.store(now, Ordering::Relaxed);
     }
 

@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn a_secret_of_another_user_is_not_read() {
         /// A user without rights.
-        const STRANGER: u32 = 65_534;
+        const OTHER_USER: u32 = 65_534;
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("node.key");
         write(&path, b"a secret").expect("the directory is ours");
@@ -89,8 +89,8 @@ mod tests {
         // Every user takes what root wrote, and only root can give a file away.
         let (owner, us) = match geteuid().as_raw() {
             ROOT => {
-                chown(&path, Some(STRANGER), None).expect("root may");
-                (STRANGER, ROOT)
+                chown(&path, Some(OTHER_USER), None).expect("root may");
+                (OTHER_USER, ROOT)
             }
             own => (own, own + 1),
         };

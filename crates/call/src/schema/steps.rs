@@ -276,6 +276,7 @@ impl<'s> StepCounter<'s> {
             self.word(&mut steps, words, (word, value), base, at)?;
         }
         let looks = |word: &str| words.contains_key(word);
+        // These keywords make the validator go through the schema once more, to mark what it has evaluated.
         if looks("unevaluatedProperties") || looks("unevaluatedItems") {
             steps.add(steps.mark);
         }
@@ -299,6 +300,7 @@ impl<'s> StepCounter<'s> {
                 steps.same(self.within(one, base, at)?);
                 Ok(())
             }),
+            // Every branch counts: which one the validator takes is not known here.
             ("else" | "if" | "not" | "then", _) => {
                 steps.same(self.within(value, base, at)?);
                 Ok(())
@@ -375,6 +377,7 @@ impl<'s> StepCounter<'s> {
                 for item in items.elements() {
                     all += self.parts::<J>(&item)?;
                 }
+                // The validator compares few items pairwise, and puts many into a hash set.
                 let pairwise = items.len() as u64 <= PAIRWISE_MAX;
                 steps.add(all.saturating_mul(if pairwise { PAIRWISE_MAX } else { 2 }));
             }
@@ -506,6 +509,7 @@ impl<'s> StepCounter<'s> {
         }
         let text = 1 + self.text(at)?.map_or(0, |text| pieces(&text));
         let address = options.as_ptr() as usize;
+        // The same `enum` applies to each item of a list, and is examined once.
         let plain = self.plain_enums.get(&address).copied();
         let plain = plain.unwrap_or_else(|| options.iter().all(Value::is_string));
         self.plain_enums.insert(address, plain);
@@ -536,6 +540,7 @@ impl<'s> StepCounter<'s> {
         self.spend(1 + to.len() as u64 / REFERENCE_BYTES_PER_STEP)?;
         let targets = match self.names.resolve(word, to, base) {
             Some(ResolvedReference::In(targets)) => targets,
+            // The schemas of the drafts are known to be finite, and a flat rate bounds them.
             Some(ResolvedReference::Meta) => {
                 let parts = match at {
                     SchemaInstance::Name(name, _) => 1 + text(name.len()),
@@ -587,6 +592,7 @@ impl<'s> StepCounter<'s> {
 
 fn each_byte(pattern: &str) -> u64 {
     let most = PATTERN_BYTES_MAX as u64 / STATE_BYTES;
+    // Counted repetitions multiply the states of the compiled expression.
     let states = repetitions(pattern).saturating_mul(pattern.len() as u64);
     1 + states.min(most) / STATES_PER_STEP
 }

@@ -81,6 +81,7 @@ impl<'t> TapeNode<'t> {
     /// The text of a scalar.
     fn scalar(&self) -> &'t str {
         let rest = self.rest();
+        // The text was checked when the tape was made, so that a scalar ends at one of these.
         let end = rest.find([',', ']', '}', ':', ' ', '\t', '\n', '\r']);
         &rest[..end.unwrap_or(rest.len())]
     }
@@ -214,6 +215,7 @@ fn from_hex(text: &str) -> (Option<char>, &str) {
     let behind = text.get(6..).unwrap_or_default();
     let units = [unit(text), unit(behind)].map(Option::unwrap_or_default);
     match char::decode_utf16(units).next() {
+        // Two escapes make one character outside the basic plane (RFC 8259 section 7).
         Some(Ok(pair)) if pair.len_utf16() == 2 => {
             (Some(pair), behind.get(6..).unwrap_or_default())
         }
@@ -290,6 +292,7 @@ impl<'t> UnparsedItems<'t> {
         let first = (self.end - self.left * SEARCH_WORDS) as usize;
         let list = self.next.words.get(first..self.end as usize)?;
         let (pairs, _) = list.as_chunks::<2>();
+        // The list is sorted by hash.
         let from = pairs.partition_point(|[hash, _]| *hash < key.hash);
         let alike = pairs[from..]
             .iter()
@@ -391,6 +394,7 @@ impl<'t> JsonNode<'t, TapeJson> for TapeNode<'t> {
         match self.first() {
             b'{' => JsonType::Object,
             b'[' => JsonType::Array,
+            // 0 stands for a name, which has no quotes.
             0 | b'"' => JsonType::String,
             b't' | b'f' => JsonType::Boolean,
             b'n' => JsonType::Null,

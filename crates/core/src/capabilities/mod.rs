@@ -279,6 +279,7 @@ impl CapabilityFiller {
         if power.kind() == self.0.kind {
             self.0.power.store(Some(Arc::new(power)));
         } else {
+            // The kind is that of the configuration: an operation was granted this one and no other.
             self.empty(CapabilityError::Unusable);
         }
     }
@@ -350,6 +351,7 @@ impl Capability {
                 // RFC 7617 section 2.
                 let user = joined(user.as_bytes(), b":");
                 let both = joined(&user, password.expose());
+                // The encoded text is as secret as the password.
                 let both = Zeroizing::new(BASE64.encode(&both));
                 set(HEADER, "authorization", &joined(b"Basic ", both.as_bytes()));
                 Some(Ok(()))

@@ -230,6 +230,7 @@ pub(super) fn section(
     let redirect = redirect.and_then(|value| value.parsed(notes, address));
     let site = site.and_then(|value| value.parsed(notes, folder));
     let missing = match choice {
+        // The keys may stand there without the decoy, for a later change.
         Decoy::Redirect if redirect.is_none() => Some("http.redirect"),
         Decoy::Site if site.is_none() => Some("http.site"),
         _ => None,
@@ -241,6 +242,7 @@ pub(super) fn section(
             format!("set {key}"),
         );
     }
+    // The description names the operations to every client.
     if let (true, true, Some(value)) = (stealth, public_openapi, &public) {
         let what = "a node that tells nothing has no public description";
         value.report(notes, what, "leave out http.stealth or http.public_openapi");
@@ -296,6 +298,7 @@ fn hsts_of(mut section: ConfigTable<'_, '_>, notes: &mut ConfigDiagnostics<'_>) 
     let listed = section.key("preload");
     section.finish(notes);
     let preload = listed.as_ref().and_then(|value| value.bool(notes));
+    // The rule is that of the list in browsers, which refuses other names.
     if let (Some(value), Some(true), false) = (&listed, preload, wide) {
         let what = "browsers list only names that stand for every name below them";
         let fix = "set http.hsts.include_subdomains = true, or leave out http.hsts.preload";
@@ -323,6 +326,7 @@ fn listed<T>(
     parse: impl Fn(&str) -> Result<T, ConfigDiagnostic> + Copy,
     notes: &mut ConfigDiagnostics<'_>,
 ) -> Vec<T> {
+    // The node compares each request with the list.
     if let Some(beyond) = values.get(LISTED_MAX) {
         let what = format!("there are more than {LISTED_MAX}");
         beyond.report(notes, what, "leave some out");

@@ -416,6 +416,7 @@ impl NodeConfig {
     pub fn running_as(self, running: &Self) -> Self {
         let admin_keys = self.node.admin_keys;
         Self {
+            // Sockets, devices and processes of these sections are opened at the start only.
             listen: running.listen.clone(),
             network: running.network.clone(),
             tls: running.tls.clone(),
@@ -427,6 +428,7 @@ impl NodeConfig {
             credentials: running.credentials.clone(),
             operations: running.operations.clone(),
             version: running.version,
+            // The administrators are the only part of the section that takes effect at once.
             node: NodeSection {
                 admin_keys,
                 ..running.node.clone()

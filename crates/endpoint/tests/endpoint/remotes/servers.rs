@@ -83,9 +83,10 @@ impl RemoteTestKeys {
             PresentedKey::Expired => (public(&NAMES, 1990, 1991), false),
             PresentedKey::NotYetValid => (public(&NAMES, 3000, 3001), false),
             PresentedKey::OtherName => (public(&["edge.example"], 2000, 3000), false),
-            PresentedKey::OtherAuthority => {
-                (self.untrusted.certify(&NAMES, &self.other_ec, |_| {}), false)
-            }
+            PresentedKey::OtherAuthority => (
+                self.untrusted.certify(&NAMES, &self.other_ec, |_| {}),
+                false,
+            ),
         };
         RemoteServerSpec { key, raw }
     }

@@ -134,7 +134,7 @@ pub(super) fn rows() -> Vec<RoleCase> {
     use ExpectedOutcome::{Closed, Nobody, Refused};
     use KnownKeyForm::{Certificate, Next, Own, Spki};
     use Shows::{
-        Ec, EcRenewed, EcOther, NextRaw, NextWrapped, Raw, StolenRaw, StolenWrapped, Wrapped,
+        Ec, EcOther, EcRenewed, NextRaw, NextWrapped, Raw, StolenRaw, StolenWrapped, Wrapped,
     };
     let none = knows(&[]);
     let own = knows(&[Own]);
