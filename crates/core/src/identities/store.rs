@@ -25,8 +25,9 @@ pub trait IdentityStore: IdentityProvider {
     fn remove(&self, peer: PeerId) -> BoxFuture<'_, Result<bool, IdentityStoreError>>;
 
     /// Gives a peer a new key in the place of an old one, which stays valid beside it until the
-    /// time returned, in seconds since 1970. Nothing is returned, and nothing changed, for a peer
-    /// of the configuration whose entry lists the new key already.
+    /// time returned, in seconds since 1970. Nothing is returned, and the entry stays as it is, for a
+    /// peer of the configuration whose entry lists the new key already. Tokens that the peer made by
+    /// the old key are those of the new one from then on.
     ///
     /// The caller has checked that the peer holds both keys.
     fn rotate(
