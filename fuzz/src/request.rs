@@ -185,7 +185,7 @@ impl RequestFixture {
         assert_eq!(done["id"].as_str(), Some(&*hash.to_hex()), "{done}");
         let known = path.filter(|path| path.as_str() != PATH);
         match known.map(|path| self.store.remove(path)) {
-            Some(removed) => removed.expect("it was stored"),
+            Some(removed) => drop(removed.expect("it was stored")),
             // Without a path of its own it can only be removed with the store.
             None => *self = Self::new(),
         }

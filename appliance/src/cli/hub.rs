@@ -86,8 +86,8 @@ impl RowWord for WaitingKeyRow {
 pub(crate) struct RemovePeerArgs {
     #[command(flatten)]
     row: NodeRowArgs<HubPeerRow>,
-    /// Also close every open invitation of the hub: if the peer has the join string of one, it gets in by another
-    /// key.
+    /// Also close the hub's other open invitations, as far as you may: if the peer has the join string of one, it gets
+    /// in by another key.
     #[arg(long)]
     close_invitations: bool,
 }
@@ -222,7 +222,8 @@ fn remove(args: RemovePeerArgs, json: bool) -> Result<CommandExit, CommandError>
     ask(&node, "hub/peers/remove", &input, json, told)
 }
 
-/// What is said of a removal. `closes_all`: the command closed every invitation; `at`: the hub as a command takes it.
+/// What is said of a removal. `closes_all`: the command closed every invitation that its caller may close; `at`: the hub
+/// as a command takes it.
 fn removed(answer: &Value, closes_all: bool, at: &str) -> Vec<String> {
     let id = text(&answer["peer_id"]);
     let has_it = match closes_all {
@@ -240,9 +241,15 @@ fn removed(answer: &Value, closes_all: bool, at: &str) -> Vec<String> {
     lines.extend(open.iter().map(|open| invitation_line(open)));
     // An id is a word of a shell. What else a node says is no part of a command.
     if !open.is_empty() && id.parse::<PeerId>().is_ok() {
+        let who_closes = match closes_all {
+            true => {
+                ", called by an administrator, closes them: their roles may do more than you, or they are new."
+            }
+            false => " closes them.",
+        };
         lines.push(format!(
             "If the peer has the join string of an invitation that stays open, it gets in by another key. 'alknet hub \
-             remove {at} {id} --close-invitations' closes them."
+             remove {at} {id} --close-invitations'{who_closes}"
         ));
     }
     lines
@@ -386,6 +393,8 @@ mod tests {
             ]
         );
         assert!(said[3].contains("'alknet hub remove attic p1 --close-invitations'"));
+        let said = removed(&answer, true, "attic");
+        assert!(said[3].contains("called by an administrator"), "{said:?}");
         // An earlier version says nothing of them.
         let said = removed(&json!({ "peer_id": "p1", "closed": [] }), true, "attic");
         assert_eq!(said, ["p1"]);

@@ -402,7 +402,9 @@ impl PeerAdmin {
                 return Err(refused(IdentityStoreError::ReadOnly(id)));
             }
             Some(other) if other == id => {
-                format!("there is a peer '{id}' already: change it with peer/set")
+                let entries = self.people.identities.entries();
+                let known = entries.peers.iter().find(|peer| peer.peer_id == id);
+                taken(&id, known)
             }
             Some(other) => format!("'{id}' is what the peer '{other}' is called"),
         };
@@ -516,11 +518,31 @@ impl PeerAdmin {
     }
 }
 
+/// Whether a peer was removed, and is kept in order to refuse its keys.
+fn was_removed(peer: &PeerEntry) -> bool {
+    let was_put_out = peer.removal.is_some() && !peer.enabled;
+    was_put_out && peer.scopes.is_empty() && peer.display_name.is_none()
+}
+
+/// Why no peer is added under the name of this one, and what to do.
+fn taken(id: &PeerId, known: Option<&PeerEntry>) -> String {
+    let Some(removed) = known.filter(|peer| was_removed(peer)) else {
+        return format!("there is a peer '{id}' already: change it with peer/set");
+    };
+    // The node never forgets one that enrolled.
+    let forget = match removed.labels.contains_key(ROLE_LABEL) {
+        true => "",
+        false => ". Or forget it: repeat peer/remove once no invitation is open",
+    };
+    format!(
+        "'{id}' was removed, and the node keeps its keys in order to refuse them: invite it, or give the keys that are \
+         let in ('alknet peer set NODE {id} --enable --key KEY'){forget}"
+    )
+}
+
 /// A removed peer lost its rights and may have lost a key: its keys do not come back together, unasked.
 fn check_return(before: &PeerEntry, patch: &PeerPatch) -> Result<(), CallError> {
-    let was_removed = before.removal.is_some() && !before.enabled;
-    let has_nothing = before.scopes.is_empty() && before.display_name.is_none();
-    if patch.enabled != Some(true) || !was_removed || !has_nothing || patch.keys.is_some() {
+    if patch.enabled != Some(true) || !was_removed(before) || patch.keys.is_some() {
         return Ok(());
     }
     let message = format!(

@@ -8,7 +8,7 @@ use alknet_call::{CallBody, CallError, Ctx, ErrorCode, HandlerKind, OperationSpe
 use alknet_core::config::is_scope;
 use alknet_core::{
     ApiKey, AuthToken, Identities, Identity, IdentityEntries, IdentityProvider, IdentityStore,
-    IdentityStoreError, KeyId, PeerId, ScopeSet,
+    IdentityStoreError, KeyId, PeerId, PeerKey, ScopeSet,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -98,7 +98,8 @@ pub(crate) fn make(people: IdentityServices) -> Registration {
             }
             let who = ctx.identity().ok_or_else(no_identity)?;
             let token = AuthToken::generate().map_err(|error| unavailable(error.to_string()))?;
-            let key = planned(&identities, who, &token, input.parse()?)?;
+            let shown = ctx.conn().key;
+            let key = planned(&identities, who, shown, &token, input.parse()?)?;
             let mut answer = made(&token, &key);
             answer["warnings"] = json!(reloader.scope_warnings(&key.id(), &key.scopes));
             identities.put_api_key(key).await.map_err(refused)?;
@@ -117,10 +118,11 @@ pub(super) fn warnings_schema() -> Value {
                 "id": { "type": "string" }, "what": { "type": "string" } } } })
 }
 
-/// The entry that is asked for, where it may be.
+/// The entry that is asked for, where it may be. `shown` is the key of the connection.
 fn planned(
     identities: &Identities,
     who: &Identity,
+    shown: Option<PeerKey>,
     token: &AuthToken,
     asked: MakeInput,
 ) -> Result<ApiKey, CallError> {
@@ -147,7 +149,7 @@ fn planned(
             .filter(|n| !n.is_empty()),
         expires,
         created_by: Some(who.id.to_string()),
-        created_by_key: entries.admin_key(&who.id),
+        created_by_key: entries.lasting_key(&who.id, shown),
         created: now_s,
         ..ApiKey::new(hash)
     })
@@ -434,7 +436,7 @@ fn refused(error: IdentityStoreError) -> CallError {
 
 #[cfg(test)]
 mod tests {
-    use alknet_core::{IdentityKind, PeerKey, SystemClock};
+    use alknet_core::{IdentityKind, PeerEntry, SystemClock};
 
     use super::*;
 
@@ -468,7 +470,7 @@ mod tests {
 
     fn plan(who: &Identity, asked: MakeInput) -> Result<ApiKey, CallError> {
         let token = AuthToken::generate().expect("randomness");
-        planned(&all_identities(), who, &token, asked)
+        planned(&all_identities(), who, None, &token, asked)
     }
 
     #[test]
@@ -521,7 +523,7 @@ mod tests {
         let token = AuthToken::generate().expect("randomness");
         let mut input = asked(&["metrics:read"]);
         (input.ttl_s, input.note) = (Some(60), Some(" the hall ".to_owned()));
-        let key = planned(&identities, &who(&["*"], &[]), &token, input).expect("fine");
+        let key = planned(&identities, &who(&["*"], &[]), None, &token, input).expect("fine");
         let answer = made(&token, &key);
         assert_eq!(answer["token"], token.expose());
         identities.put_api_key(key.clone()).await.expect("room");
@@ -554,6 +556,36 @@ mod tests {
         assert_eq!(listed(&identities)["tokens"][0]["maker_gone"], json!(true));
     }
 
+    /// By the key of its connection, if that stays. A program's token shows no key, and any key may come with a request
+    /// that a node in between passes on.
+    #[test]
+    fn a_peer_is_known_again_by_the_key_that_it_used() {
+        let key = |n| PeerKey::Ed25519([n; 32]);
+        let mate = |keys: &[u8], ending: &[u8]| PeerEntry {
+            keys: keys.iter().copied().map(key).collect(),
+            key_ends: ending.iter().map(|&n| (key(n), 1)).collect(),
+            ..PeerEntry::new("ada".parse().expect("a peer id"))
+        };
+        let token = AuthToken::generate().expect("randomness");
+        for (entry, shown, expected) in [
+            (mate(&[1, 2], &[]), Some(2), Some(2)),
+            (mate(&[1, 2], &[]), None, Some(1)),
+            (mate(&[1, 2], &[]), Some(3), Some(1)),
+            (mate(&[1, 2], &[1]), Some(1), Some(2)),
+            (mate(&[], &[]), Some(1), None),
+        ] {
+            let entries = IdentityEntries {
+                peers: vec![entry],
+                ..IdentityEntries::default()
+            };
+            let identities = Identities::new(entries, Arc::new(SystemClock { built_s: 0 }));
+            let maker = who(&["admin"], &[]);
+            let made = planned(&identities, &maker, shown.map(key), &token, asked(&[]));
+            let made = made.expect("it is held");
+            assert_eq!(made.created_by_key, expected.map(key), "{shown:?}");
+        }
+    }
+
     #[tokio::test]
     async fn there_is_an_end_to_tokens() {
         let identities = all_identities();
@@ -567,7 +599,7 @@ mod tests {
                 .expect("room");
         }
         let token = AuthToken::generate().expect("randomness");
-        let full = planned(&identities, &who(&["*"], &[]), &token, asked(&["a"]));
+        let full = planned(&identities, &who(&["*"], &[]), None, &token, asked(&["a"]));
         assert_eq!(full.expect_err("full").code, ErrorCode::Conflict);
     }
 }

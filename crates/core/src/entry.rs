@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::is_admin_id;
 use crate::dial::PeerAddr;
 use crate::identity::{PeerId, PeerKey, ScopeSet};
 use crate::token::TokenHash;
@@ -138,8 +139,10 @@ pub struct ApiKey {
     /// token ends with its maker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
-    /// The key of the administrator who made it. Administrators are named by their number in the configuration, which
-    /// another one may have once they are gone.
+    /// A key of the maker's, without which the token is refused: administrators are named by their place in the
+    /// configuration, which another one has once they are gone, and another peer may get the name of one that is gone.
+    /// A peer that rotates the key ties its tokens to the new one. Absent in records of makers without a key, and in
+    /// those of peers that earlier versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by_key: Option<PeerKey>,
     /// When it was made, in seconds since 1970.
@@ -171,6 +174,11 @@ impl ApiKey {
     #[must_use]
     pub fn id(&self) -> PeerId {
         PeerId::of_api_key(&self.token.key_id)
+    }
+
+    /// Whether an administrator made it whose key is known: the name says nothing then.
+    pub(crate) fn is_by_admin(&self) -> bool {
+        self.created_by_key.is_some() && self.created_by.as_deref().is_some_and(is_admin_id)
     }
 }
 

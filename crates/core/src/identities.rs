@@ -386,6 +386,20 @@ impl IdentityEntries {
         admin.map(|(_, key)| *key)
     }
 
+    /// A key by which this administrator or peer is known again. If the peer has several, it is `shown`, which it used
+    /// just now, or else the first one, and a key that another one replaced only if it has no other.
+    #[must_use]
+    pub fn lasting_key(&self, id: &PeerId, shown: Option<PeerKey>) -> Option<PeerKey> {
+        let of_peer = || {
+            let peer = self.peers.iter().find(|peer| peer.peer_id == *id)?;
+            let stays = |key: &&PeerKey| !peer.key_ends.contains_key(*key);
+            let shown = peer.keys.iter().find(|key| Some(**key) == shown);
+            let key = shown.filter(stays).or_else(|| peer.keys.iter().find(stays));
+            key.or_else(|| peer.keys.first()).copied()
+        };
+        self.admin_key(id).or_else(of_peer)
+    }
+
     /// Whether one of the entries has this name.
     #[must_use]
     pub fn holds(&self, id: &PeerId) -> bool {

@@ -162,6 +162,33 @@ fn who_administers_enrolled_peers_changes_no_other_peer() {
     }
 }
 
+/// Other peers wait with the invitations of a hub: who may do less than a role does not end theirs.
+#[test]
+fn who_administers_enrolled_peers_closes_no_invitation_above_it() {
+    let bench = TestBench::new();
+    let hub = EnrolmentNode::start(&bench, "hub", &hub_config(), "0");
+    let users = ["porter", "one", "two", "three", "four"].map(|name| bench.user(name));
+    let [porter, one, two, above, below] = &users;
+    enrolled(porter, &invite(&bench, &hub, &["--role", "porter"]));
+    let [first, second] = [one, two].map(|cli| enrolled(cli, &invite(&bench, &hub, &[])));
+    let [of_user, of_worker] =
+        ["user", "worker"].map(|role| invite(&bench, &hub, &["--role", role]));
+    let remove = |who: &CliRunner, peer: &str| {
+        let words = ["hub", "remove", &hub.target, peer, "--close-invitations"];
+        run(who, &words).json()
+    };
+    let removed = remove(porter, &first);
+    let open = removed["open"].as_array().expect("a list");
+    let roles: Vec<_> = open.iter().map(|open| &open["role"]).collect();
+    assert_eq!(roles, ["user"], "{removed}");
+    are_refused(&[below], &of_worker);
+    enrolled(above, &of_user);
+    // An administrator closes them all.
+    let of_user = invite(&bench, &hub, &["--role", "user"]);
+    assert_eq!(remove(bench.admin(), &second)["open"], json!([]));
+    are_refused(&[below], &of_user);
+}
+
 /// A removal knows by it that the peer enrolled, and keeps the peer's keys.
 #[test]
 fn the_label_of_a_role_is_no_callers_to_change() {

@@ -151,14 +151,7 @@ impl HubContext {
 
     /// A key by which the maker of an invitation is known again: the first one of a peer that is not being replaced.
     fn key_of_maker(&self, maker: &PeerId) -> Option<PeerKey> {
-        let entries = self.people.identities.entries();
-        let of_peer = || {
-            let peer = entries.peers.iter().find(|peer| peer.peer_id == *maker)?;
-            let stays = |key: &&PeerKey| !peer.key_ends.contains_key(*key);
-            let key = peer.keys.iter().find(stays);
-            key.or_else(|| peer.keys.first()).copied()
-        };
-        entries.admin_key(maker).or_else(of_peer)
+        self.people.identities.entries().lasting_key(maker, None)
     }
 
     fn key(&self) -> Result<[u8; 32], CallError> {

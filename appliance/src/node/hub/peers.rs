@@ -141,7 +141,7 @@ pub(super) fn label(hub: HubContext) -> Registration {
 #[serde(deny_unknown_fields)]
 struct RemovePeerInput {
     peer: String,
-    /// Also closes the invitations that the peer neither joined by nor made.
+    /// Also closes the invitations that the peer neither joined by nor made, as far as the caller may.
     #[serde(default)]
     close_invitations: bool,
 }
@@ -160,7 +160,8 @@ pub(super) fn remove(hub: HubContext) -> Registration {
             "peer": { "type": "string", "description": "Its id or its name; its id if it is removed already" },
             "close_invitations": {
                 "type": "boolean",
-                "description": "Also close every other invitation, as the peer may have its join string",
+                "description": "Also close every other invitation whose role has no scope that the caller lacks, as \
+                                the peer may have its join string; an administrator closes all",
             },
         }
     }))
@@ -171,7 +172,7 @@ pub(super) fn remove(hub: HubContext) -> Registration {
             "closed": {
                 "type": "array", "items": { "type": "string" },
                 "description": "Invitations that the hub has closed for further keys: those that the peer joined by \
-                                or made, and with close_invitations all others",
+                                or made, and with close_invitations all others that the caller may close",
             },
             "open": {
                 "type": "array",
@@ -185,8 +186,9 @@ pub(super) fn remove(hub: HubContext) -> Registration {
         let hub = hub.clone();
         async move {
             let input: RemovePeerInput = input.parse()?;
-            hub.check_may_change(&input.peer, asker(&ctx)?).await?;
-            hub.remove(input).await
+            let who = asker(&ctx)?;
+            hub.check_may_change(&input.peer, who).await?;
+            hub.remove(input, who).await
         }
     });
     Registration::new(spec, handler)
@@ -277,10 +279,13 @@ impl HubContext {
         }))
     }
 
-    async fn remove(&self, input: RemovePeerInput) -> Result<Value, CallError> {
+    async fn remove(&self, input: RemovePeerInput, who: &Identity) -> Result<Value, CallError> {
         let peer = self.named(&input.peer)?;
+        // What the caller cannot make it does not close either: other peers wait with it.
+        let is_admin = who.scopes.allows(identity_services::ADMIN_SCOPE);
+        let may_close = |token: &TokenRecord| is_admin || who.scopes.covers(&token.role.scopes);
         let removed = match input.close_invitations {
-            true => self.enrolment.remove_and_close_all(&peer).await,
+            true => self.enrolment.remove_and_close(&peer, may_close).await,
             false => self.enrolment.remove(&peer).await,
         };
         // Before the answer: its reader may rely on the removed peer's connections being closed.

@@ -314,3 +314,43 @@ async fn a_disabled_peer_keeps_what_it_had_and_a_removed_one_names_its_keys() {
     node.set(named).await.expect("its key is new");
     assert!(node.knows(4) && !node.knows(1));
 }
+
+/// Its entry stays because an invitation was open, or because it enrolled.
+#[tokio::test]
+async fn who_adds_the_name_of_a_removed_peer_learns_what_to_do() {
+    let node = node();
+    let enrolled = (ROLE_LABEL.to_owned(), WORKER.to_owned());
+    for (name, n, labels) in [("added", 1, None), ("enrolled", 2, Some(enrolled))] {
+        let is_forgotten = labels.is_none();
+        let removed = PeerEntry {
+            keys: vec![key(n)],
+            labels: labels.into_iter().collect(),
+            enabled: false,
+            removal: Some(1),
+            ..PeerEntry::new(name.parse().expect("a peer id"))
+        };
+        let put = node.admin.people.identities.put(removed).await;
+        put.expect("a new peer");
+        let other = json!({ "peer_id": name, "keys": [key(n + 2)] });
+        let refused = node.add(other.clone()).await.expect_err("it is known");
+        assert_eq!(refused.code, ErrorCode::Conflict);
+        let set = format!("'alknet peer set NODE {name} --enable --key KEY'");
+        let message = &refused.message;
+        assert!(
+            message.contains("invite it") && message.contains(&set),
+            "{message}"
+        );
+        assert_eq!(
+            message.contains("repeat peer/remove"),
+            is_forgotten,
+            "{message}"
+        );
+        // What the message says helps.
+        let again = node.remove(name).await.expect("it is known");
+        assert_eq!(again["known"], !is_forgotten);
+        assert_eq!(node.add(other).await.is_ok(), is_forgotten, "{name}");
+        let key = json!({ "peer": name, "enabled": true, "keys": [key(n + 4)] });
+        node.set(key).await.expect("its key is new");
+        assert!(node.knows(n + 4), "{name}");
+    }
+}

@@ -25,6 +25,8 @@ pub(super) struct IndexedIdentity {
 pub(super) enum TokenIssuer {
     Id(Box<str>),
     Key(PeerKey),
+    /// A peer that has this name and this key: another peer may get the name of one that is gone.
+    Peer(Box<str>, PeerKey),
 }
 
 /// The day of a token's last use, in days since 1970; 0 for never. It outlives the table.
@@ -145,6 +147,10 @@ impl IdentityIndex {
         match maker {
             TokenIssuer::Id(id) => self.by_id(id),
             TokenIssuer::Key(key) => self.by_key(key),
+            TokenIssuer::Peer(id, key) => {
+                let holder = self.by_key(key);
+                holder.filter(|holder| *holder.identity.id.as_str() == **id)
+            }
         }
     }
 
@@ -216,7 +222,10 @@ impl IdentityIndex {
             enabled: true,
             expires: key.expires,
             maker: match (&key.created_by_key, &key.created_by) {
-                (Some(key), _) => Some(TokenIssuer::Key(*key)),
+                (Some(held), Some(id)) if !key.is_by_admin() => {
+                    Some(TokenIssuer::Peer(id.as_str().into(), *held))
+                }
+                (Some(held), _) => Some(TokenIssuer::Key(*held)),
                 (None, Some(id)) => Some(TokenIssuer::Id(id.as_str().into())),
                 (None, None) => None,
             },

@@ -113,7 +113,7 @@ impl IdentitySources {
         let mut gone = Vec::new();
         while let Some(maker) = makers.pop() {
             let made = self.api_keys.values().filter(|key| {
-                key.created_by_key.is_none() && key.created_by.as_deref() == Some(maker.as_str())
+                !key.is_by_admin() && key.created_by.as_deref() == Some(maker.as_str())
             });
             for key in made {
                 let id = key.token.key_id;
@@ -159,7 +159,9 @@ impl IdentitySources {
         if after == before {
             return Ok((Vec::new(), Some(ends)));
         }
-        let (changes, ()) = self.put(after)?;
+        let mut changes = self.handed_on(&after.peer_id, old, new);
+        // Last: a peer that was put out meanwhile keeps no token.
+        changes.extend(self.put(after)?.0);
         Ok((changes, Some(ends)))
     }
 
@@ -172,10 +174,28 @@ impl IdentitySources {
         let entry = self.config.peers.iter().find(|it| it.peer_id == peer);
         let listed = entry.map_or_else(|| is_admin(&new), |entry| entry.keys.contains(&new));
         // The administrator has changed the configuration already.
-        if listed {
-            return Ok((Vec::new(), None));
+        if !listed {
+            return Err(IdentityStoreError::ReadOnly(peer));
         }
-        Err(IdentityStoreError::ReadOnly(peer))
+        // The tokens of a key that was taken out meanwhile have ended, and stay so.
+        let has_both = entry.is_some_and(|entry| entry.keys.contains(&old));
+        let changes = has_both.then(|| self.handed_on(&peer, old, new));
+        Ok((changes.unwrap_or_default(), None))
+    }
+
+    /// The tokens that a peer made by its key `old`, as ones of its key `new`: the node forgets replaced keys.
+    fn handed_on(&self, peer: &PeerId, old: PeerKey, new: PeerKey) -> Vec<StoreChange> {
+        let is_of = |key: &&ApiKey| {
+            key.created_by_key == Some(old) && key.created_by.as_deref() == Some(peer.as_str())
+        };
+        let made = self.api_keys.values().filter(is_of);
+        let tied = made.map(|key| {
+            StoreChange::PutApiKey(ApiKey {
+                created_by_key: Some(new),
+                ..key.clone()
+            })
+        });
+        tied.collect()
     }
 
     pub(super) fn put_api_key(&self, key: ApiKey) -> Plan<()> {
@@ -190,7 +210,7 @@ impl IdentitySources {
         // The peer was disabled while it made the token, which would be valid again once the peer is enabled again.
         let maker = key.created_by.as_deref();
         let maker = maker.and_then(|id| self.peers.get(id));
-        if let Some(gone) = maker.filter(|peer| !peer.enabled && key.created_by_key.is_none()) {
+        if let Some(gone) = maker.filter(|peer| !peer.enabled && !key.is_by_admin()) {
             return Err(IdentityStoreError::Unknown(gone.peer_id.clone()));
         }
         Ok((vec![StoreChange::PutApiKey(key)], ()))

@@ -25,8 +25,8 @@ pub trait IdentityStore: IdentityProvider {
     fn remove(&self, peer: PeerId) -> BoxFuture<'_, Result<bool, IdentityStoreError>>;
 
     /// Replaces an old key of a peer by a new one. The old key stays valid until the returned time, in seconds since
-    /// 1970. For a peer of the configuration whose entry lists the new key already, nothing changes and the result is
-    /// `None`.
+    /// 1970. For a peer of the configuration whose entry lists the new key already, the entry stays as it is and the
+    /// result is `None`. Tokens that the peer made by the old key are those of the new one from then on.
     ///
     /// The caller has checked that the peer holds both keys.
     fn rotate(

@@ -181,6 +181,94 @@ fn a_token_ends_with_its_maker() {
     assert!(!good(&chain), "no circle, however it came into the store");
 }
 
+/// A token that this peer made by this key.
+fn made_by_key(all: &Identities, maker: &str, made_by: Option<u8>) -> AuthToken {
+    let token = AuthToken::generate().expect("randomness");
+    let made = ApiKey {
+        scopes: ["fs:read:docs"].into_iter().collect(),
+        created_by: Some(maker.to_owned()),
+        created_by_key: made_by.map(key),
+        ..api_key(&token)
+    };
+    now(all.put_api_key(made)).expect("a new name");
+    token
+}
+
+/// It is taken out of the document, or gets another key there, and then another one has its name.
+#[test]
+fn a_token_does_not_pass_to_another_peer_of_the_same_name() {
+    let (all, _) = identities_with(vec![peer("mate", &[1, 2])]);
+    let configured = |peers: Vec<PeerEntry>| {
+        all.replace_config(IdentityEntries {
+            peers,
+            ..IdentityEntries::default()
+        });
+    };
+    let (token, older) = (
+        made_by_key(&all, "mate", Some(1)),
+        made_by_key(&all, "mate", None),
+    );
+    let child = format!("key:{}", token.hash().expect("a token").key_id);
+    let child = made_by_key(&all, &child, None);
+    let good = || [&token, &child, &older].map(|token| all.by_token(token).is_some());
+    assert_eq!(good(), [true; 3]);
+    configured(Vec::new());
+    assert_eq!(good(), [false; 3]);
+    // What an earlier version wrote has no key, and is its maker's by the name.
+    let named_alone = [false, false, true];
+    for others in [
+        vec![peer("mate", &[3])],
+        vec![peer("mate", &[2])],
+        vec![peer("mate", &[3]), peer("other", &[1])],
+    ] {
+        configured(others);
+        assert_eq!(good(), named_alone);
+    }
+    configured(vec![peer("mate", &[1])]);
+    assert_eq!(good(), [true; 3], "the same one is back");
+    configured(Vec::new());
+    now(all.put(peer("mate", &[4]))).expect("a new peer");
+    assert_eq!(good(), named_alone, "one of the store");
+    // With it go those that its name has.
+    assert_eq!(now(all.remove(id("mate"))), Ok(true));
+    configured(vec![peer("mate", &[1])]);
+    assert_eq!(good(), [false; 3], "they are gone for good");
+}
+
+/// The entry of the store forgets the first key at the second rotation; the document has both keys for a while.
+#[test]
+fn a_token_outlives_the_rotation_of_its_makers_key() {
+    let (all, clock) = identities_with(vec![peer("fixed", &[11, 12])]);
+    now(all.put(peer("edge", &[1]))).expect("a new peer");
+    let tokens = [
+        made_by_key(&all, "edge", Some(1)),
+        made_by_key(&all, "fixed", Some(11)),
+    ];
+    let good = || [0, 1].map(|n: usize| all.by_token(&tokens[n]).is_some());
+    let mut time = 1000;
+    for (old, new) in [(1, 2), (2, 3)] {
+        clock.0.store(time, Ordering::Relaxed);
+        now(all.rotate(id("edge"), key(old), key(new))).expect("a peer with this key");
+        time += OVERLAP_S;
+        clock.0.store(time, Ordering::Relaxed);
+        assert!(all.by_key(&key(old)).is_none(), "it has ended");
+        assert_eq!(good(), [true; 2], "{old}");
+    }
+    assert_eq!(now(all.rotate(id("fixed"), key(11), key(12))), Ok(None));
+    let configured = |keys: &[u8]| {
+        all.replace_config(IdentityEntries {
+            peers: vec![peer("fixed", keys)],
+            ..IdentityEntries::default()
+        });
+    };
+    configured(&[12]);
+    assert_eq!(good(), [true; 2]);
+    // A key that was taken out hands nothing on.
+    configured(&[13]);
+    assert_eq!(now(all.rotate(id("fixed"), key(12), key(13))), Ok(None));
+    assert_eq!(good(), [true, false]);
+}
+
 #[test]
 fn an_end_counts_once_the_clock_is_sane() {
     let mut short = peer("short", &[1]);

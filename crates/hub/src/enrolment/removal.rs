@@ -20,16 +20,22 @@ impl EnrolmentService {
         self.shut_out(peer, tombstone()).await
     }
 
-    /// Removes a peer as [`remove`](Self::remove) does, and closes every other invitation made before, for one key or
-    /// for several: the peer may have the join string of one that it never used, and makes another key in no time.
-    /// May be called again for a peer that is removed already. Returns the names of all that it closed.
+    /// Removes a peer as [`remove`](Self::remove) does, and closes every other invitation made before for which
+    /// `may_close` holds, for one key or for several: the peer may have the join string of one that it never used, and
+    /// makes another key in no time. May be called again for a peer that is removed already. Returns the names of all
+    /// that it closed.
     ///
     /// # Errors
     /// As [`remove`](Self::remove).
-    pub async fn remove_and_close_all(&self, peer: &PeerId) -> Result<Vec<KeyId>, EnrolError> {
+    pub async fn remove_and_close(
+        &self,
+        peer: &PeerId,
+        may_close: impl Fn(&TokenRecord) -> bool,
+    ) -> Result<Vec<KeyId>, EnrolError> {
         let _turn = self.turn.lock().await;
         let mut closed = shut_out(&*self.tokens, &*self.peers, peer, tombstone()).await?;
-        closed.extend(close_where(&*self.tokens, TokenRecord::admits_more).await?);
+        let is_meant = |record: &TokenRecord| record.admits_more() && may_close(record);
+        closed.extend(close_where(&*self.tokens, is_meant).await?);
         Ok(closed)
     }
 

@@ -18,7 +18,8 @@ async fn a_removal_outlives_every_invitation_made_before_it() {
     let asks = [0, 1, 2].map(|n: usize| request(Some(&tokens[n]), None));
     let joined = hub.enrol(1, &asks[0], NOW).await.expect("taken");
     assert_eq!(hub.code(2, &asks[1], NOW).await, "taken");
-    let closed = hub.enrolment.remove_and_close_all(&joined.peer_id).await;
+    let removal = hub.enrolment.remove_and_close(&joined.peer_id, |_| true);
+    let closed = removal.await;
     let mut closed = closed.expect("a peer");
     let mut names = tokens.map(|token| token.name());
     closed.sort_unstable();
@@ -48,10 +49,35 @@ async fn a_second_removal_closes_what_the_first_left_open() {
     let joined = hub.enrol(1, &request(Some(&own), None), NOW).await;
     let peer = joined.expect("taken").peer_id;
     hub.enrolment.remove(&peer).await.expect("a peer");
-    let closed = hub.enrolment.remove_and_close_all(&peer).await;
+    let closed = hub.enrolment.remove_and_close(&peer, |_| true).await;
     assert_eq!(closed.expect("it stays known"), [other.name()]);
     let other = request(Some(&other), None);
     assert_eq!(hub.code(3, &other, NOW).await, "ENROLL_INVALID");
+}
+
+/// The caller may do less than the role of one of them, by which the hub still lets other keys in.
+#[tokio::test]
+async fn a_removal_closes_no_invitation_that_its_caller_may_not_close() {
+    let hub = hub(EnrolMode::Token);
+    let reader = EnrolRole {
+        scopes: ["node:read", "relay:accept"].into_iter().collect(),
+        ..worker()
+    };
+    let [own, other, above] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), reader).await,
+    ];
+    let joined = hub.enrol(1, &request(Some(&own), None), NOW).await;
+    let peer = joined.expect("taken").peer_id;
+    let held = worker().scopes;
+    let is_covered = |record: &TokenRecord| held.covers(&record.role.scopes);
+    let closed = hub.enrolment.remove_and_close(&peer, is_covered).await;
+    assert_eq!(closed.expect("a peer"), [own.name(), other.name()]);
+    for (token, code) in [(&other, "ENROLL_INVALID"), (&above, "taken")] {
+        let ask = request(Some(token), None);
+        assert_eq!(hub.code(2, &ask, NOW).await, code);
+    }
 }
 
 /// Whatever it shows and whenever: the invitation it came by, with any key, and others that it was given, with its own.
