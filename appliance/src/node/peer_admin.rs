@@ -8,8 +8,8 @@ use alknet_call::{
 };
 use alknet_core::config::{is_admin_id, is_admin_scope};
 use alknet_core::{
-    Identity, IdentityEntries, IdentityProvider, IdentityStore, IdentityStoreError, KeyId,
-    PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet,
+    Identity, IdentityEntries, IdentityProvider, IdentityStore, IdentityStoreError, KEY_TAKEN_S,
+    KeyId, PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet,
 };
 use alknet_hub::{EnrolError, EnrolmentService, TokenStore};
 use serde::{Deserialize, Deserializer};
@@ -36,8 +36,6 @@ const KEY_CHARS_MAX: usize = 128;
 const ROLE_LABEL: &str = "role";
 /// The role that exists without an entry in the configuration, and has no scope.
 const WORKER: &str = "worker";
-/// When a key ended that is known and let in no more, in seconds since 1970.
-const LONG_AGO_S: u64 = 0;
 
 /// What the operations stand on. Clones share it.
 #[derive(Clone)]
@@ -596,7 +594,7 @@ fn keys_after(
         if has_ended(key) {
             keys.push(*key);
         } else if keeps_keys {
-            ends.insert(*key, LONG_AGO_S);
+            ends.insert(*key, KEY_TAKEN_S);
             keys.push(*key);
         }
     }

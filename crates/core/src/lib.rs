@@ -136,6 +136,6 @@ pub use nesting::{DispatchError, NESTING_DEPTH_MAX, NestedDispatch};
 pub use network::{NetworkPrefix, SitePrefix};
 pub use poll_on_wake::PollOnWake;
 pub use range::{AddressRange, RangeError};
-pub use rotation::{KeySuccession, RotationError};
+pub use rotation::{KEY_TAKEN_S, KeySuccession, RotationError};
 pub use stream::{RecvHalf, RecvStream, SendHalf, SendStream, StreamError, Traffic};
 pub use token::{AuthToken, KeyId, TokenError, TokenHash};

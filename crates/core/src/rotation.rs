@@ -79,6 +79,10 @@ pub enum RotationError {
     Unknown,
 }
 
+/// The end, in seconds since 1970, of a key that an administrator took from its peer. The key stays known, so that no
+/// older invitation lets it in as the key of a new peer.
+pub const KEY_TAKEN_S: u64 = 0;
+
 impl PeerEntry {
     /// The entry with `new` in the place of `old`, which ends [`OVERLAP_S`] after `now_s`, and that end. A repeated
     /// request changes nothing, and the end stays where it is.
@@ -109,7 +113,9 @@ impl PeerEntry {
                 Err(RotationError::Replaced)
             };
         }
-        if self.key_ends.len() >= ENDING_KEYS_MAX {
+        // A key that was taken never ends again.
+        let ending = self.key_ends.values().filter(|end| **end != KEY_TAKEN_S);
+        if ending.count() >= ENDING_KEYS_MAX {
             return Err(RotationError::TooMany);
         }
         let ends = now_s.saturating_add(OVERLAP_S);
@@ -120,10 +126,11 @@ impl PeerEntry {
         Ok((self, ends))
     }
 
-    /// Removes keys whose end has come.
+    /// Removes keys whose end has come, but for those that were taken from the peer ([`KEY_TAKEN_S`]).
     pub fn drop_ended_keys(&mut self, now_s: u64) {
         let (keys, ends) = (&mut self.keys, &mut self.key_ends);
-        keys.retain(|key| ends.get(key).is_none_or(|end| *end > now_s));
+        let stays = |end: &u64| *end > now_s || *end == KEY_TAKEN_S;
+        keys.retain(|key| ends.get(key).is_none_or(stays));
         ends.retain(|key, _| keys.contains(key));
     }
 }
@@ -250,5 +257,17 @@ mod tests {
                 proptest::prop_assert!(entry.key_ends.len() <= ENDING_KEYS_MAX);
             }
         }
+    }
+
+    /// An attacker who has it may have an invitation as well, which is for keys that the node does not know.
+    #[test]
+    fn a_key_that_was_taken_stays_known_after_a_rotation() {
+        let mut entry = edge(&[1, 2]);
+        entry.key_ends.insert(key(1), KEY_TAKEN_S);
+        let (entry, ends) = entry.rotated(key(2), key(3), NOW).expect("its own key");
+        assert_eq!(entry.keys, [key(1), key(2), key(3)]);
+        let (entry, _) = entry.rotated(key(3), key(4), ends).expect("its own key");
+        assert_eq!(entry.keys, [key(1), key(3), key(4)]);
+        assert_eq!(entry.key_ends.get(&key(1)), Some(&KEY_TAKEN_S));
     }
 }
