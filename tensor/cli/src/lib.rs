@@ -1,6 +1,6 @@
-//! `alknet tensor`: what people do with containers on their own computer.
+//! `alknet tensor`: commands over containers on the user's own computer.
 //!
-//! A [`LocalTensorVerb`] is what was asked, as clap reads it; [`run`] does it over the functions of
+//! A [`LocalTensorVerb`] is the command as clap reads it; [`run`] carries it out with the functions of
 //! [`alknet_tensor::tools`]. Files are read by offset and never mapped.
 
 mod error;
@@ -29,16 +29,16 @@ pub use verbs::{CatArgs, ConvertArgs, FormatArg, LayoutArgs, LocalTensorVerb, Ve
 
 use progress::CountedIo;
 
-/// How a command ended that did what it was asked.
+/// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorCliOutcome {
-    /// All is well.
+    /// The command found nothing to report.
     Good,
-    /// It found what it looked for: problems, differences. Exit code 1.
+    /// The command found problems or differences. Exit code 1.
     Found,
 }
 
-/// Does what was asked, and prints it to `out`, as JSON where that is asked for.
+/// Runs the command and prints its result to `out`, as JSON if `json` is set.
 ///
 /// # Errors
 /// See [`TensorCliError`].
@@ -47,7 +47,7 @@ pub fn run(
     json: bool,
     out: &mut dyn Write,
 ) -> Result<TensorCliOutcome, TensorCliError> {
-    // Progress is for people.
+    // A program reads JSON output; progress lines are for a person at a terminal.
     let told = !json && std::io::stderr().is_terminal();
     let cli = TensorCli { json, told };
     match verb {
@@ -68,7 +68,7 @@ pub fn run(
 
 struct TensorCli {
     json: bool,
-    told: bool,
+    shows_progress: bool,
 }
 
 impl TensorCli {
@@ -92,8 +92,9 @@ impl TensorCli {
         let opened = File::open(path);
         let file =
             opened.map_err(|e| TensorError::io(format_args!("open {}", path.display()), e))?;
+        // Without a size the command still works, and its progress line has no percentage.
         let total = file.metadata().ok().map(|metadata| metadata.len());
-        let progress = ByteProgress::new(what, total, self.told);
+        let progress = ByteProgress::new(what, total, self.shows_progress);
         let watched = progress.watch(file);
         Ok((progress, watched))
     }
@@ -108,7 +109,8 @@ impl TensorCli {
             let values = values::values(&reader, &args.name, args.rows)?;
             writeln!(out, "{values}")?;
         } else {
-            // Keeps an error of the writer apart from one of the file.
+            // `sink` remembers an error of standard output, which ends the command otherwise than an error of the
+            // file.
             let mut sink = OutputSink {
                 inner: &mut *out,
                 failed: None,
@@ -211,7 +213,7 @@ impl TensorCli {
         layout: LayoutArgs,
         out: &mut dyn Write,
     ) -> Result<TensorCliOutcome, TensorCliError> {
-        let progress = ByteProgress::new("pack", None, self.told);
+        let progress = ByteProgress::new("pack", None, self.shows_progress);
         let sink = progress.watch(AtomicFile::create(output)?);
         let (written, sink) = tools::pack(folder, sink, layout.into())?;
         sink.into_inner().commit()?;
@@ -256,7 +258,7 @@ impl TensorCli {
         Ok(found(!report.is_good()))
     }
 
-    /// What was made. Of a format without an id only where it is.
+    /// Prints what the command wrote: the id and the path, or the path alone for a format without an id.
     fn made(
         &self,
         path: &Path,
@@ -286,8 +288,8 @@ const fn found(something: bool) -> TensorCliOutcome {
     }
 }
 
-/// A name from a file as a terminal may show it: without what moves its cursor, ends a line or turns one around
-/// (UAX #9).
+/// A name from a file as a terminal may show it: without characters that move the cursor, end a line or reverse the
+/// direction of text (UAX #9).
 fn printable(name: &str) -> String {
     let turns = |c: char| {
         matches!(
@@ -381,7 +383,7 @@ fn report_line(report: &VerifyReport) -> String {
     )
 }
 
-/// Standard output, whose failures are not those of the file that is read.
+/// Standard output, whose errors are recorded apart from those of the file that is read.
 struct OutputSink<'o> {
     inner: &'o mut dyn Write,
     failed: Option<std::io::Error>,
@@ -392,7 +394,7 @@ impl Write for OutputSink<'_> {
         let written = self.inner.write(bytes);
         written.map_err(|error| {
             let kind = error.kind();
-            // `write_all` tries that one again by itself.
+            // `write_all` repeats an interrupted write by itself.
             if kind != std::io::ErrorKind::Interrupted {
                 self.failed = Some(error);
             }

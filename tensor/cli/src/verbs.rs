@@ -1,4 +1,4 @@
-//! What can be asked, as the command line spells it.
+//! The commands of `alknet tensor`, as the command line spells them.
 
 use std::ops::Range;
 use std::path::PathBuf;

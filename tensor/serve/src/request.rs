@@ -1,4 +1,4 @@
-//! What can be asked for, on either wire.
+//! The requests of both wires.
 
 use std::ops::Range;
 
@@ -12,30 +12,30 @@ use crate::path::{StorePath, TensorFileRef};
 /// The only version of requests.
 const VERSION: u64 = 1;
 
-/// A request that has been understood.
+/// A request that was parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TensorRequest {
     /// A part of a stored file.
     Fetch(Fetch),
-    /// The file that follows is to be stored, and the path is to lead to it.
+    /// A file that follows; `path`, if there is one, is to lead to it.
     Put(Option<StorePath>),
 }
 
 /// A part of a stored file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
-    /// Which file.
+    /// The file.
     pub src: TensorFileRef,
-    /// Which part.
+    /// The part.
     pub want: PartSelector,
-    /// How it travels.
+    /// The encoding.
     pub encoding: PartEncoding,
 }
 
 /// Which part of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartSelector {
-    /// The header with the length before it.
+    /// The header with its length prefix.
     Header,
     /// Bytes of the entry of this name, or of the whole file.
     Range(Option<String>, Range<u64>),
@@ -45,13 +45,13 @@ pub enum PartSelector {
     Tensor(String),
 }
 
-/// How bytes travel.
+/// How bytes are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PartEncoding {
-    /// With the hashes that prove each group of 16 KiB.
+    /// With the hashes that verify each group of 16 KiB.
     Bao16,
-    /// As they are.
+    /// Without hashes.
     #[default]
     Raw,
 }
@@ -64,7 +64,8 @@ struct RawTensorFileRef {
     path: Option<String>,
 }
 
-/// The members of a request. Others are refused: a peer that sends them means something by them.
+/// The members of a request. The server refuses unknown members, because a peer that sends one
+/// expects an effect of it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRequest {
@@ -95,6 +96,7 @@ impl TensorRequest {
         if raw.want != "put" {
             return raw.fetch().map(Self::Fetch);
         }
+        // A member that `put` ignores would suggest to the peer that it had an effect.
         if raw.src.is_some() || raw.name.is_some() || raw.rows.is_some() || raw.range.is_some() {
             return Err(value("put takes a path alone"));
         }
@@ -160,10 +162,10 @@ impl RawTensorFileRef {
 }
 
 impl TensorFileRef {
-    /// Reads what stands in the `src` of a request: `{"id": …}` or `{"path": …}`.
+    /// Reads the `src` of a request: `{"id": …}` or `{"path": …}`.
     ///
     /// # Errors
-    /// `E_VALUE`, and `E_LIMIT` for too long a path.
+    /// `E_VALUE`, and `E_LIMIT` for a path that is too long.
     pub fn from_value(src: &Value) -> Result<Self, ServeError> {
         let raw = RawTensorFileRef::deserialize(src);
         raw.map_err(|error| value(format!("src: {}", said(error))))?

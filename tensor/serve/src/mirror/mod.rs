@@ -1,5 +1,5 @@
-//! The files of a store over HTTP, as they are: whole, or the part that `Range` names. This is for
-//! clients that know nothing of this program.
+//! The files of a store over HTTP: whole, or the part that `Range` names, for clients that do not
+//! speak `alknet/tensor`.
 
 mod body;
 mod range;
@@ -31,21 +31,21 @@ use crate::store::{Object, Outboard, TensorStore};
 use body::MirrorBody;
 use range::{MirrorRange, wanted};
 
-/// First part of the paths of files.
+/// First segment of the files' URL paths.
 const PREFIX: &str = "/tensor";
 
 type MirrorHttpResponse = Response<MountBody>;
 
-/// Serves the files of a store at `/tensor/` and their id or path.
+/// Serves the files of a store at `/tensor/` followed by their id or path.
 #[derive(Debug)]
 pub struct Mirror {
     store: Arc<TensorStore>,
-    /// Held by the request that reads a whole file to make its hash tree.
+    /// Held by the request that reads a whole file to build its hash tree.
     making: Arc<Mutex<()>>,
 }
 
 impl Mirror {
-    /// Serves `store`, to each what the scopes say.
+    /// Serves `store` to each caller as its scopes allow.
     #[must_use]
     pub fn new(store: Arc<TensorStore>) -> Self {
         Self {
@@ -75,7 +75,8 @@ impl Mirror {
         let mut head = HeaderMap::new();
         head.insert(ETAG, value(&tag));
         head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        // What may be read today may not be tomorrow, and a path may lead elsewhere.
+        // The caller's scopes may change and the path may lead to another file, so a cache asks
+        // again each time.
         head.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
         let (status, range) = match wanted(&asked.headers, &tag, len, whole) {
             MirrorRange::All => (StatusCode::OK, 0..len),
@@ -103,7 +104,7 @@ impl Mirror {
         Ok(with(status, head, MountBody::new(sent)))
     }
 
-    /// Bytes of a file that its tree vouches for.
+    /// The part of a file that its hash tree verifies.
     async fn part(&self, object: &Arc<Object>, range: Range<u64>) -> Result<FilePart, ServeError> {
         let all = 0..object.meta().file_len();
         let root = Some(object.id().0);
@@ -114,10 +115,12 @@ impl Mirror {
         let outboard = match blocking(find).await? {
             Some(outboard) => outboard,
             None => {
-                // All of the file is read for it: one at a time, and each once.
+                // The build reads the whole file: one build runs at a time, and each file is built
+                // once.
                 let turn = Arc::clone(&self.making).lock_owned().await;
                 let (store, object) = (Arc::clone(&self.store), Arc::clone(object));
                 let make = move || {
+                    // The turn lasts until the build ends, even if the client goes away meanwhile.
                     let _turn = turn;
                     Outboard::build(&store, &object, &all, root)
                 };
@@ -146,7 +149,7 @@ impl HttpMount for Mirror {
     }
 }
 
-/// The file that a path names. What can be no file's name is no file's.
+/// The file that a URL path names. A path that is no valid name is answered as a missing file.
 fn src(path: &str) -> Result<TensorFileRef, ServeError> {
     let name = path
         .strip_prefix(PREFIX)
@@ -181,10 +184,11 @@ fn beyond(len: u64, caller: &MountCaller) -> MirrorHttpResponse {
     answer
 }
 
-/// Why nothing is sent.
+/// The response to a request that fails.
 fn failed(error: ServeError, caller: &MountCaller) -> MirrorHttpResponse {
     let status = match &error {
         ServeError::Missing => StatusCode::NOT_FOUND,
+        // RFC 6585 section 4: 429 may come with Retry-After.
         ServeError::Busy(..) => StatusCode::TOO_MANY_REQUESTS,
         error => {
             let (id, code) = (&caller.request_id, error.code());
@@ -200,7 +204,7 @@ fn failed(error: ServeError, caller: &MountCaller) -> MirrorHttpResponse {
     answer
 }
 
-/// An error as every path of the node has it.
+/// An error in the form that every HTTP path of the node uses.
 fn refused(status: StatusCode, error: &CallError, caller: &MountCaller) -> MirrorHttpResponse {
     let mut said = json!({ "code": error.code, "message": error.message,
                            "retryable": error.retryable });
@@ -227,7 +231,7 @@ fn full(bytes: Bytes) -> MountBody {
     MountBody::new(body.map_err(|never: Infallible| match never {}))
 }
 
-/// Of digits and signs, which every header may have.
+/// A header value of digits and ASCII signs, which are valid in every header.
 fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

@@ -1,4 +1,4 @@
-//! A folder of containers by the hash of their content.
+//! A folder of containers, each named by the hash of its content.
 //!
 //! ```text
 //! objects/ab/HEX     a container; HEX is its id, ab the first two digits
@@ -7,7 +7,7 @@
 //! uploads/…          what is being stored; emptied when the store is opened
 //! ```
 //!
-//! An object is there whole or not at all, never changes and is never mapped here.
+//! An object is stored whole or not at all, never changes, and this process never maps it.
 
 mod object;
 mod outboard;
@@ -38,15 +38,15 @@ const OBJECTS: &str = "objects";
 const NAMES: &str = "names";
 const OUTBOARDS: &str = "outboards";
 const UPLOADS: &str = "uploads";
-/// Folders below each other that are looked for paths: as many as a path has segments.
+/// Depth to which the store searches folders for paths: as many as a path has segments.
 const DEPTH_MAX: usize = crate::limits::PATH_SEGMENTS;
 
-/// How a store is kept.
+/// Settings of a store.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
-    /// Bytes of files that it holds at most.
+    /// Bytes of files that the store holds at most.
     pub bytes_max: u64,
-    /// What headers may say.
+    /// Limits of headers.
     pub limits: ContainerLimits,
 }
 
@@ -59,7 +59,7 @@ impl Default for StoreOptions {
     }
 }
 
-/// A store.
+/// A store of containers.
 #[derive(Debug)]
 pub struct TensorStore {
     root: PathBuf,
@@ -70,12 +70,12 @@ pub struct TensorStore {
 
 #[derive(Debug, Default)]
 struct TensorStoreState {
-    /// Bytes of objects, and of uploads that were begun.
+    /// Bytes of objects and of uploads that have begun.
     used: u64,
     paths: BTreeMap<StorePath, FileId>,
-    /// The same the other way round.
+    /// The paths that lead to each file.
     names: BTreeMap<[u8; 32], BTreeSet<StorePath>>,
-    /// Files that were asked for lately, the last one last.
+    /// Files that were opened last, the most recent one at the end.
     open: Vec<Arc<Object>>,
 }
 
@@ -91,10 +91,10 @@ impl TensorStoreState {
 }
 
 impl TensorStore {
-    /// Opens the store in a folder, and makes a missing one. Blocks.
+    /// Opens the store in a folder, and makes the folder if it is missing. Blocks.
     ///
     /// # Errors
-    /// `E_IO`; `E_LIMIT` where it holds more paths than it may.
+    /// `E_IO`; `E_LIMIT` if the folder has more paths than the limit.
     pub fn open(root: impl Into<PathBuf>, options: StoreOptions) -> Result<Arc<Self>, ServeError> {
         let root = root.into();
         let mut state = TensorStoreState::default();
@@ -102,6 +102,7 @@ impl TensorStore {
             for folder in [OBJECTS, NAMES, OUTBOARDS, UPLOADS] {
                 fs::create_dir_all(root.join(folder))?;
             }
+            // A restart ends every upload, so its temporary file is removed.
             for left in fs::read_dir(root.join(UPLOADS))? {
                 fs::remove_file(left?.path())?;
             }
@@ -126,17 +127,17 @@ impl TensorStore {
         }))
     }
 
-    /// What headers may say.
+    /// Limits of headers.
     #[must_use]
     pub const fn limits(&self) -> &ContainerLimits {
         &self.options.limits
     }
 
-    /// Which file is meant, if an identity with these scopes may read it: by the path or id that it
-    /// asks by, or, for an id, by any path that leads to it.
+    /// Which file `src` names, if an identity with these scopes may read it: by the path or id in `src` or, for an
+    /// id, by any path that leads to the file.
     ///
     /// # Errors
-    /// [`ServeError::Missing`], whether it is not there or not for them.
+    /// [`ServeError::Missing`], whether the file does not exist or the identity may not read it.
     pub fn resolve(&self, scopes: &ScopeSet, src: &TensorFileRef) -> Result<FileId, ServeError> {
         let state = self.state();
         let id = match src {
@@ -157,10 +158,10 @@ impl TensorStore {
         }
     }
 
-    /// A file with its header read. Blocks.
+    /// Opens a file and reads its header. Blocks.
     ///
     /// # Errors
-    /// [`ServeError::Missing`]; [`ServeError::Stored`] where it is not what it was.
+    /// [`ServeError::Missing`]; [`ServeError::Stored`] if the stored file is damaged.
     pub fn object(&self, id: FileId) -> Result<Arc<Object>, ServeError> {
         let known = {
             let state = self.state();
@@ -173,15 +174,17 @@ impl TensorStore {
                 Err(error) => tracing::warn!("{error}; its header is read again"),
             }
         }
-        // Without the lock: the header is read from the disk.
+        // The lock is not held here, because the header is read from the disk.
         let object = Arc::new(Object::open(&self.object_path(&id), id, self.limits())?);
         let mut state = self.state();
+        // Another thread may have opened the same file meanwhile.
         state.open.retain(|other| other.id() != id);
         state.open.push(Arc::clone(&object));
         let bytes = |open: &[Arc<Object>]| -> u64 {
             open.iter().map(|object| object.meta().header_len()).sum()
         };
         while state.open.len() > OPEN_FILES
+            // One file stays even if its header alone is above the limit, or it would be read for each request.
             || (state.open.len() > 1 && bytes(&state.open) > OPEN_HEADER_BYTES)
         {
             state.open.remove(0);
@@ -189,8 +192,7 @@ impl TensorStore {
         Ok(object)
     }
 
-    /// A file of its own to read a container by, for a process that is to map it: it never changes.
-    /// Blocks.
+    /// A descriptor of its own for a process that maps the container, which never changes. Blocks.
     ///
     /// # Errors
     /// As [`TensorStore::resolve`]; `E_IO`.
@@ -203,7 +205,7 @@ impl TensorStore {
         Ok((id, self.file(id)?))
     }
 
-    /// The same of a file that was [resolved](crate::TensorRequester::resolve) before. Blocks.
+    /// The same for a file that was [resolved](crate::TensorRequester::resolve) before. Blocks.
     ///
     /// # Errors
     /// As [`TensorStore::object`]; `E_IO`.
@@ -211,7 +213,7 @@ impl TensorStore {
         Ok(Object::open(&self.object_path(&id), id, self.limits())?.into_file())
     }
 
-    /// Stores a container that is at hand. Blocks.
+    /// Stores a container that `file` reads. Blocks.
     ///
     /// # Errors
     /// As [`TensorUpload`]'s functions.
@@ -232,8 +234,8 @@ impl TensorStore {
         }
     }
 
-    /// Takes a path away, and the file that it led to if no other path leads there. A response under
-    /// way reads on. Blocks.
+    /// Removes a path, and the file that it leads to if no other path leads there. A response under way keeps reading
+    /// the open file. Blocks.
     ///
     /// # Errors
     /// [`ServeError::Missing`]; `E_IO`.
@@ -242,7 +244,7 @@ impl TensorStore {
         let (id, last) = {
             let mut state = self.state();
             let id = *state.paths.get(path).ok_or(ServeError::Missing)?;
-            // First on the disk, or it would be back after the next start.
+            // The name is removed from the disk first, or the path would be back after the next start.
             match fs::remove_file(self.root.join(NAMES).join(path.as_str())) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
                 _ => state.paths.remove(path),
@@ -264,7 +266,7 @@ impl TensorStore {
         }
     }
 
-    /// Removes a file and the hash trees that were computed of it.
+    /// Removes a file and the hash trees computed from it.
     fn discard(&self, id: &FileId) -> std::io::Result<()> {
         let object = self.object_path(id);
         let len = fs::metadata(&object)?.len();
@@ -280,8 +282,7 @@ impl TensorStore {
         Ok(())
     }
 
-    /// Whether a file is there, byte for byte. One that is damaged is removed, so that storing it again
-    /// mends it.
+    /// Whether a file is stored, byte for byte. A damaged file is removed, so that storing it again repairs it.
     pub(crate) fn holds(&self, id: &FileId) -> std::io::Result<bool> {
         let file = match File::open(self.object_path(id)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
@@ -299,7 +300,7 @@ impl TensorStore {
         Ok(false)
     }
 
-    /// Every path and where it leads.
+    /// All paths, each with the file that it leads to.
     #[must_use]
     pub fn paths(&self) -> Vec<(StorePath, FileId)> {
         let state = self.state();
@@ -307,7 +308,7 @@ impl TensorStore {
         pairs.collect()
     }
 
-    /// Lets a path lead to a file.
+    /// Makes a path lead to a file.
     pub(crate) fn lead(&self, path: StorePath, id: FileId) -> Result<(), ServeError> {
         let file = self.root.join(NAMES).join(path.as_str());
         let folder = file.parent().unwrap_or(&self.root);
@@ -321,13 +322,14 @@ impl TensorStore {
             fs::create_dir_all(folder)?;
             let mut new = self.temporary()?;
             writeln!(new, "{id}")?;
-            // Before it has its name: after a power cut the path leads to a whole id or to what it led to before.
+            // The content is synced before the file gets its name, so after a power cut the path leads to a whole id
+            // or to its former file.
             new.as_file().sync_all()?;
             new.persist(&file)?;
             File::open(folder)?.sync_all()
         };
         write().map_err(|error| match error.kind() {
-            // A path is a file or a folder of others.
+            // A path cannot be both a file and a folder of other paths.
             ErrorKind::NotADirectory
             | ErrorKind::IsADirectory
             | ErrorKind::AlreadyExists
@@ -337,16 +339,18 @@ impl TensorStore {
             ),
             _ => ServeError::io(format_args!("name {path}"), error),
         })?;
+        // The table changes only once the disk has the name, so that memory never promises what a start would not
+        // find.
         self.state().lead(path, id);
         Ok(())
     }
 
-    /// A file in the folder of what is being stored.
+    /// A temporary file in the folder of uploads.
     pub(crate) fn temporary(&self) -> std::io::Result<NamedTempFile> {
         tempfile::Builder::new().tempfile_in(self.root.join(UPLOADS))
     }
 
-    /// Keeps room for a file that is to come.
+    /// Reserves room for a file that a peer will send.
     pub(crate) fn reserve(&self, bytes: u64) -> Result<(), ServeError> {
         let mut state = self.state();
         let left = self.options.bytes_max.saturating_sub(state.used);
@@ -358,7 +362,7 @@ impl TensorStore {
         Ok(())
     }
 
-    /// Gives room back that was kept.
+    /// Returns reserved room.
     pub(crate) fn release(&self, bytes: u64) {
         let mut state = self.state();
         state.used = state.used.saturating_sub(bytes);
@@ -378,7 +382,7 @@ impl TensorStore {
         self.root.join(OUTBOARDS).join(name)
     }
 
-    /// Panics while it is held can only leave counters behind that are right.
+    /// A panic while the lock is held leaves the counters correct.
     fn state(&self) -> MutexGuard<'_, TensorStoreState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -407,7 +411,7 @@ fn paths(
             return Err(ServeError::input(TensorErrorCode::Limit, what));
         }
         let mut text = String::new();
-        // An id is 64 digits; whatever else lies there leads nowhere.
+        // An id is 64 digits; a file with other content leads nowhere.
         let read =
             File::open(entry.path()).and_then(|file| file.take(66).read_to_string(&mut text));
         match (
