@@ -132,6 +132,7 @@ impl<S: ReadAt> HashCheck<'_, S> {
     /// Notes a mistake of the file, and returns an error that prevents reading it.
     fn found(&mut self, outcome: Result<()>) -> Result<()> {
         match outcome {
+            // A disk that fails says nothing about the file.
             Err(error) if error.code() == TensorErrorCode::Io => Err(error),
             other => {
                 self.report.note(other);
@@ -298,6 +299,7 @@ impl<S: ReadAt> HashCheck<'_, S> {
 
     fn text(&self, entry: &HeaderEntry<'_>, range: std::ops::Range<u64>, json: bool) -> Result<()> {
         let len = range.end - range.start;
+        // An item is held in memory as a whole to check its text.
         if len > HELD_BYTES_MAX {
             let what = format!("{len} bytes, {HELD_BYTES_MAX} are looked at");
             return fail(TensorErrorCode::Limit, what);

@@ -196,6 +196,7 @@ pub(crate) fn check_fields(name: &str, stride: u64, fields: &[StructField<'_>]) 
     let mut ranges = Vec::with_capacity(fields.len());
     for field in fields {
         let path = QuotedText(&field.path);
+        // Offsets and lengths come from the file, so their sum may overflow.
         let end = field.bytes().and_then(|bytes| bytes.checked_add(field.off));
         let Some(end) = end else {
             let what = format!("struct {name}: field {path}: offset and size do not fit 64 bits");

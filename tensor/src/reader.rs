@@ -76,6 +76,7 @@ impl<S: ReadAt> ContainerReader<S> {
         let size = source.size();
         let size = size.map_err(|error| TensorError::io("find out the size", error))?;
         let mut prefix = [0; PREFIX_BYTES as usize];
+        // A file that is shorter than the prefix has no header.
         let Some(after) = size.checked_sub(PREFIX_BYTES) else {
             return fail(
                 TensorErrorCode::Header,

@@ -121,6 +121,7 @@ impl TensorCli {
             }
             written?;
         }
+        // A full pipe or disk may fail here first, and the exit code must say so.
         out.flush()?;
         Ok(TensorCliOutcome::Good)
     }

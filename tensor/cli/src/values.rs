@@ -27,6 +27,7 @@ pub(crate) fn values<S: ReadAt>(
     let part = rows.clone().unwrap_or(all);
     let (kind, values) = match tensor.kind() {
         TensorKind::Struct(_) => {
+            // The limit is checked before the rows are read, so that a huge tensor costs no memory.
             let size = entry.byte_len() / count.unwrap_or(1).max(1);
             bounded(size.saturating_mul(part.end.saturating_sub(part.start)))?;
             let records = reader.strukt_rows(name, part)?;

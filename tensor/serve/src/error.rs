@@ -16,7 +16,7 @@ const SAID_CHARS_MAX: usize = 200;
 
 /// A text from a peer, or serde's message about it, cut to [`SAID_CHARS_MAX`] characters of one
 /// line that a terminal may show.
-pub(crate) fn said(words: impl std::fmt::Display) -> String {
+pub(crate) fn excerpt(words: impl std::fmt::Display) -> String {
     let words = words.to_string();
     let mut line = String::new();
     for (at, c) in words.chars().enumerate() {
@@ -110,8 +110,8 @@ mod tests {
 
     #[test]
     fn words_of_others_stay_on_their_line() {
-        assert_eq!(said("a\n\u{7f}ä"), "a\\n\\u{7f}ä");
-        let long = said("x".repeat(10_000));
+        assert_eq!(excerpt("a\n\u{7f}ä"), "a\\n\\u{7f}ä");
+        let long = excerpt("x".repeat(10_000));
         assert_eq!(long.chars().count(), SAID_CHARS_MAX + 1);
     }
 

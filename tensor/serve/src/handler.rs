@@ -132,6 +132,7 @@ impl ProtocolHandler for TensorHandler {
             if let Some(identity) = &auth.identity {
                 let set = connection.set_identity(Arc::clone(identity));
                 set.map_err(|error| HandlerError::Internal(error.into()))?;
+                // From now on the connection may use what authenticated peers may.
                 connection.raise_budget(StreamBudget::AUTHENTICATED);
             }
             self.serve(connection).await

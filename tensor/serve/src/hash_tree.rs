@@ -154,6 +154,7 @@ impl ExpectedHashes {
         (root, left, right): (bool, bool, bool),
     ) -> bool {
         let ([l, r], above) = pair(bytes, root);
+        // A pair without its expected hash could be any bytes, so nothing below it is accepted.
         if self.0.pop() != Some(above) {
             return false;
         }

@@ -327,6 +327,7 @@ impl EncodedPiece {
                 }
             };
             if !good {
+                // The disk has damaged the file; bytes that were not verified are not sent.
                 let what = format!("file {} is not what was stored", object.id());
                 return Err(ServeError::Stored(TensorError::new(
                     TensorErrorCode::Hash,

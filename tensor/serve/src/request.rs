@@ -6,7 +6,7 @@ use alknet_tensor::{FileId, TensorErrorCode};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::error::{ServeError, said};
+use crate::error::{ServeError, excerpt};
 use crate::path::{StorePath, TensorFileRef};
 
 /// The only version of requests.
@@ -87,7 +87,10 @@ impl TensorRequest {
     /// `E_JSON`, `E_VERSION`, `E_VALUE`.
     pub fn parse(text: &[u8]) -> Result<Self, ServeError> {
         let raw: RawRequest = serde_json::from_slice(text).map_err(|error| {
-            ServeError::input(TensorErrorCode::Json, format!("request: {}", said(error)))
+            ServeError::input(
+                TensorErrorCode::Json,
+                format!("request: {}", excerpt(error)),
+            )
         })?;
         if raw.v != Some(VERSION) {
             let what = format!("a request of version {VERSION} says \"v\":{VERSION}");
@@ -112,7 +115,10 @@ impl Fetch {
     /// As [`TensorRequest::parse`].
     pub fn from_value(value: &Value) -> Result<Self, ServeError> {
         let raw = RawRequest::deserialize(value).map_err(|error| {
-            ServeError::input(TensorErrorCode::Json, format!("request: {}", said(error)))
+            ServeError::input(
+                TensorErrorCode::Json,
+                format!("request: {}", excerpt(error)),
+            )
         })?;
         raw.fetch()
     }
@@ -168,7 +174,7 @@ impl TensorFileRef {
     /// `E_VALUE`, and `E_LIMIT` for a path that is too long.
     pub fn from_value(src: &Value) -> Result<Self, ServeError> {
         let raw = RawTensorFileRef::deserialize(src);
-        raw.map_err(|error| value(format!("src: {}", said(error))))?
+        raw.map_err(|error| value(format!("src: {}", excerpt(error))))?
             .read()
     }
 }

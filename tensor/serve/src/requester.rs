@@ -35,6 +35,7 @@ impl TensorRequester {
     pub fn from_ctx(ctx: &Ctx) -> Result<Self, ServeError> {
         match ctx.internal() {
             true => Self::below(ctx.identity(), ctx.calling_authority()),
+            // A call from outside has no operation between the caller and the store.
             false => Ok(Self {
                 identity: ctx.identity().cloned().ok_or(ServeError::Missing)?,
                 calls: None,

@@ -52,6 +52,7 @@ impl Uploads {
     ) -> Result<String, ServeError> {
         self.room(owner)?;
         let mut table = self.table();
+        // Numbers are never used twice, so a late piece cannot reach another upload.
         table.last += 1;
         let name = format!("u{}", table.last);
         let slot = UploadSlot {

@@ -187,6 +187,7 @@ impl ObjectKeys {
 
     /// `E_DUPKEY` if a key comes twice in the object that errors call `what`.
     pub(super) fn check(mut self, what: impl fmt::Display) -> Result<()> {
+        // Most objects have few keys, and one key cannot come twice.
         if self.spans.len() < 2 {
             return Ok(());
         }

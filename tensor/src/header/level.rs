@@ -46,6 +46,7 @@ pub(super) fn read(
         let what = format!("{LEVEL} is {}, this reads level 1", QuotedText(level));
         return fail(TensorErrorCode::Version, what);
     }
+    // The level promises an index, without which the tensors have no kinds.
     let Some(text) = value(INDEX) else {
         return fail(TensorErrorCode::Schema, format!("{LEVEL} without {INDEX}"));
     };

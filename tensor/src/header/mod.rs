@@ -98,6 +98,7 @@ impl Meta {
                 "the header does not begin with '{'",
             );
         }
+        // JSON between programs is UTF-8 (RFC 8259 section 8.1).
         let text = std::str::from_utf8(header)
             .map_err(|error| TensorError::new(TensorErrorCode::Json, format!("header: {error}")))?;
         let entries::RawHeader {

@@ -110,6 +110,8 @@ impl fmt::Debug for EntryNames {
 /// byte.
 pub(super) fn sort(entries: &mut [RawEntry], text: &str) {
     entries.sort_unstable_by(|a, b| {
+        // The name decides between empty entries at one offset, so that the order is always the
+        // same.
         let bytes = (a.start, a.end).cmp(&(b.start, b.end));
         bytes.then_with(|| a.name.text_in(text).cmp(b.name.text_in(text)))
     });

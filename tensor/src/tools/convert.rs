@@ -146,6 +146,7 @@ fn container<S: ReadAt>(
         }
         ArrayFormat::Npy => {
             let mut names = reader.names();
+            // An NPY file holds exactly one array.
             let (Some(name), None) = (names.next(), names.next()) else {
                 let what = "an array is made of a container with exactly one tensor";
                 return fail(TensorErrorCode::Shape, what);

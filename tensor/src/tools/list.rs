@@ -101,6 +101,7 @@ pub struct FieldRow {
 #[must_use]
 pub fn list<S: ReadAt>(reader: &ContainerReader<S>) -> ContainerListing {
     let meta = reader.meta();
+    // The format's own keys appear as the columns of the listing.
     let others = meta.metadata().filter(|(key, _)| !crate::keys::is_own(key));
     ContainerListing {
         level: meta.level(),

@@ -79,6 +79,7 @@ pub(super) fn add_archive<'s, S: ReadAt, W: Write + Seek>(
     writer: &mut ContainerWriter<'s, W>,
 ) -> Result<()> {
     let mut archive = ZipArchive::new(Cursor::new(source)?).map_err(broken)?;
+    // The number of files comes from the archive, and each becomes an entry.
     if archive.len() > ENTRIES_MAX as usize {
         return fail(
             TensorErrorCode::Limit,

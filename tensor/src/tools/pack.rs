@@ -90,6 +90,7 @@ fn collect(
     depth: usize,
     files: &mut Vec<(String, PathBuf)>,
 ) -> Result<()> {
+    // The limit bounds the recursion over folders.
     if depth > DEPTH_MAX {
         return fail(
             TensorErrorCode::Limit,

@@ -106,6 +106,7 @@ impl<'a> TensorView<'a> {
             let what = format!("{known} is no {}", std::any::type_name::<T>());
             return fail(TensorErrorCode::Dtype, what);
         }
+        // A `bool` of Rust with another bit pattern than 0 or 1 would be undefined behaviour.
         if known == Dtype::Bool {
             check_booleans(self.bytes())?;
         }

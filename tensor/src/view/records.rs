@@ -168,6 +168,7 @@ impl<T: Element> Iterator for FieldColumn<'_, T> {
         if record.is_empty() {
             return None;
         }
+        // Records have no padding for alignment, so the value is read unaligned.
         let value = record.get(self.off..)?.get(..size_of::<T>())?;
         self.bytes = rest;
         Some(bytemuck::pod_read_unaligned(value))
@@ -220,7 +221,7 @@ impl<'a> StructRecord<'a> {
         };
         let bytes =
             part(self.bytes, &(field.off..end)).map_err(|error| error.with_subject(label()))?;
-        read(field.kind, field.len, bytes).map_err(|error| error.with_subject(said()))
+        read(field.kind, field.len, bytes).map_err(|error| error.with_subject(label()))
     }
 }
 

@@ -77,7 +77,7 @@ mod tests {
                 for last in [0, 1, UNIT_BYTES, 2 * UNIT_BYTES + 5] {
                     let (first, last) = data[..len].split_at(len.saturating_sub(last));
                     first.chunks(piece).for_each(|piece| even.update(piece));
-                    assert!(even.kept.len() < UNIT_BYTES);
+                    assert!(even.buffered.len() < UNIT_BYTES);
                     let hash = even.last(last);
                     assert_eq!(hash, blake3::hash(&data[..len]), "{len} {piece}");
                 }

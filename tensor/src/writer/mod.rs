@@ -313,6 +313,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
     /// every error of a reader.
     pub fn finish(mut self) -> Result<(WriteSummary, W)> {
         let io = |what| move |error| TensorError::io(what, error);
+        // The sink may already hold bytes, for example as a part of a larger file.
         let base = self.sink.stream_position().map_err(io("find the place"))?;
         let layout = self.plan.place()?;
         let zero = Hash::from_bytes([0; 32]);

@@ -165,6 +165,7 @@ impl EntryLayout {
         let end = self.data_len.checked_next_multiple_of(align.into());
         let what = || TensorError::new(TensorErrorCode::Overflow, "tensors end beyond 2^64 bytes");
         let end = end.ok_or_else(what)?;
+        // Padding of no bytes would be an entry for nothing.
         if end == self.data_len {
             return Ok(());
         }

@@ -92,6 +92,7 @@ fn gone() -> io::Error {
 }
 
 fn start() -> io::Result<HashPipeline> {
+    // The bound keeps a fast writer from filling memory with batches.
     let (full, batches) = sync_channel::<Arc<WriteBatch>>(BATCHES);
     let (back, done) = channel();
     let thread = thread::Builder::new()

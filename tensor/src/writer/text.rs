@@ -67,6 +67,7 @@ fn metadata<'p>(
 ) -> Option<Vec<(&'p str, String)>> {
     let others = plan.metadata.as_ref();
     let others = others.map(|pairs| pairs.iter().map(|(k, v)| (k.as_str(), v.clone())));
+    // A plain file gets only the metadata that the caller added.
     if plan.plain {
         return others.map(Iterator::collect);
     }

@@ -1,9 +1,9 @@
 //! BLAKE3 of a file whose header is known last.
 //!
-//! The header carries hashes of the data and is complete only when all data was written. BLAKE3 is a tree over pieces
-//! of the file, so the data can be hashed first: with `K` the first power of two at or behind the end of the header,
-//! the bytes from `K` to `2K`, from `2K` to `4K` and so on are whole subtrees, and the last one is whatever is left.
-//! Only the data below `K` has to be kept, which is no more than the header is long.
+//! The header holds hashes of the data and is complete only when all data was written. BLAKE3 is a tree over pieces
+//! of the file, so the data can be hashed first: with `K` the first power of two at or after the end of the header,
+//! the bytes from `K` to `2K`, from `2K` to `4K` and so on are whole subtrees, and the last one is the rest. Only the
+//! data below `K` must stay in memory, which is at most as long as the header.
 
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
@@ -45,6 +45,7 @@ impl FileHashTree {
                 Some((_, end)) => *end,
                 None if self.at < self.first => self.first,
                 None => {
+                    // The next subtree is as large as everything before it (BLAKE3's tree is left-balanced).
                     let end = self.at.saturating_mul(2);
                     self.open = Some((ChunkAligner::at(self.at), end));
                     end
@@ -106,7 +107,7 @@ mod tests {
                     for piece in file[header..].chunks(piece) {
                         tree.update(piece);
                     }
-                    assert!(tree.kept.len() <= header.max(CHUNK_LEN));
+                    assert!(tree.low_data.len() <= header.max(CHUNK_LEN));
                     let hash = tree.finish(&file[..header]);
                     assert_eq!(hash, blake3::hash(file), "{header} {len} {piece}");
                 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, BufReader};
 
-use crate::error::said;
+use crate::error::excerpt;
 use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES};
 use crate::part::TensorResponseHead;
@@ -260,11 +260,11 @@ async fn answer(recv: &mut RecvStream) -> Result<TensorResponseHead, ClientError
         FrameReadError::Gone(error) => ClientError::Stream(error),
     })?;
     let odd = |error: serde_json::Error| {
-        ClientError::from_code(TensorErrorCode::Json, format!("answer: {}", said(error)))
+        ClientError::from_code(TensorErrorCode::Json, format!("answer: {}", excerpt(error)))
     };
     let answer: TensorResponse = serde_json::from_slice(&text).map_err(odd)?;
     if !answer.ok {
-        let (code, msg) = (said(answer.code), said(answer.msg));
+        let (code, msg) = (excerpt(answer.code), said(answer.msg));
         return Err(ClientError::Refused { code, msg });
     }
     // The response to an upload has no length, so the head is read with defaults.

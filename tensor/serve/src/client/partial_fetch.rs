@@ -97,6 +97,7 @@ impl TensorClient {
             len: header.meta.file_len(),
         };
         let reader = ContainerReader::open(source, &self.limits).map_err(ClientError::Wrong)?;
+        // The target appears only when the container is complete.
         let file = AtomicFile::create(target).map_err(ClientError::Local)?;
         let (written, file) =
             select(&reader, file, RewriteOptions::default(), &keep).map_err(ClientError::Local)?;
@@ -274,6 +275,7 @@ fn at_once(wanted: &[SelectedEntry<'_>]) -> usize {
 /// A hash that names this selection of entries of this file.
 fn name(header: &FetchedHeader, wanted: &[SelectedEntry<'_>]) -> Hash {
     let mut hasher = Hasher::new();
+    // The id makes a changed file on the server a new download.
     hasher.update(header.id.0.as_bytes());
     // The selection decides where each entry lies in the partial download, so another selection needs another file.
     for one in wanted {

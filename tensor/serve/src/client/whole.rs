@@ -38,6 +38,7 @@ impl TensorClient {
             expect_size(&head, len)?;
             let shown = partial.shown();
             let file = partial.file();
+            // The new bytes follow those that an earlier attempt wrote.
             file.seek(SeekFrom::End(0)).map_err(local(&shown))?;
             let write = |at: u64, bytes: &[u8]| {
                 file.write_all(bytes).map_err(local(&shown))?;

@@ -64,6 +64,7 @@ impl Mirror {
             Method::HEAD => true,
             _ => return Ok(other_method(caller)),
         };
+        // Unknown peers get the answer of a missing file, so they cannot probe for names.
         let identity = caller.identity.as_ref().ok_or(ServeError::Missing)?;
         let id = self
             .store
@@ -142,6 +143,7 @@ impl HttpMount for Mirror {
         caller: MountCaller,
     ) -> BoxFuture<'static, MirrorHttpResponse> {
         Box::pin(async move {
+            // GET and HEAD have no body with a meaning (RFC 9110 section 9.3.1).
             let (asked, _) = request.into_parts();
             let answer = self.answer(&asked, &caller).await;
             answer.unwrap_or_else(|error| failed(error, &caller))

@@ -44,6 +44,7 @@ impl Object {
         limits: &ContainerLimits,
     ) -> Result<Self, ServeError> {
         let file = File::open(path).map_err(|error| match error.kind() {
+            // The file may have been removed after its path was resolved.
             io::ErrorKind::NotFound => ServeError::Missing,
             _ => ServeError::io("open a stored file", error),
         })?;

@@ -101,6 +101,7 @@ impl TensorUpload {
     /// # Errors
     /// `E_TILING` for bytes beyond the end that the header states; `E_IO`.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ServeError> {
+        // The header determines the length, for which room was reserved; more bytes would exceed it.
         if bytes.len() as u64 > self.len - self.have {
             let what = format!("bytes beyond the {} that the header says", self.len);
             return Err(ServeError::input(TensorErrorCode::Tiling, what));

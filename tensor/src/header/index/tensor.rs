@@ -145,6 +145,7 @@ impl TensorMembers {
             },
             _ => RawKind::Flat,
         };
+        // An alignment of another form would make offsets meaningless to a reader that maps.
         if let Some(align) = self.align
             && (!align.is_power_of_two() || align > ALIGN_MAX)
         {
