@@ -48,8 +48,11 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<TensorCliOutcome, TensorCliError> {
     // A program reads JSON output; progress lines are for a person at a terminal.
-    let told = !json && std::io::stderr().is_terminal();
-    let cli = TensorCli { json, told };
+    let shows_progress = !json && std::io::stderr().is_terminal();
+    let cli = TensorCli {
+        json,
+        shows_progress,
+    };
     match verb {
         LocalTensorVerb::Cat(args) => cli.cat(args, out),
         LocalTensorVerb::Convert(args) => cli.convert(&args, out),

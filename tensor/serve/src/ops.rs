@@ -191,20 +191,20 @@ fn described(object: &Object) -> Value {
 fn tensor(object: &Object, name: &str) -> Result<Value, CallError> {
     let tensor = object.meta().tensor(name).map_err(ServeError::Input)?;
     let entry = tensor.entry();
-    let mut said = json!({ "kind": tensor.kind().name(), "dtype": entry.dtype().to_string(),
+    let mut description = json!({ "kind": tensor.kind().name(), "dtype": entry.dtype().to_string(),
                            "shape": entry.shape(), "len": entry.byte_len(),
                            "align": tensor.align().unwrap_or(1) });
     if let Some(hash) = tensor.hash() {
-        said["b3"] = hash.to_hex().to_string().into();
+        description["b3"] = hash.to_hex().to_string().into();
     }
     if let TensorKind::Struct(records) = tensor.kind() {
         let fields = records.fields().map(|field| {
             json!({ "path": field.path, "off": field.off, "type": field.kind.name(),
                     "len": field.len })
         });
-        said["fields"] = fields.collect();
+        description["fields"] = fields.collect();
     }
-    Ok(said)
+    Ok(description)
 }
 
 /// The state of a fetch: the request, then the part that is under way.

@@ -152,7 +152,7 @@ impl OpenAlkv {
     /// Whether a copy belongs to this vault, before or after the change of its master key.
     pub(super) fn wrote(&self, alkv: &Alkv) -> bool {
         let authenticates = |vmk| alkv.mac_under(vmk) == alkv.mac;
-        fits(&self.vmk) || self.former.as_ref().is_some_and(fits)
+        authenticates(&self.vmk) || self.former.as_ref().is_some_and(authenticates)
     }
 }
 

@@ -264,7 +264,7 @@ async fn answer(recv: &mut RecvStream) -> Result<TensorResponseHead, ClientError
     };
     let answer: TensorResponse = serde_json::from_slice(&text).map_err(odd)?;
     if !answer.ok {
-        let (code, msg) = (excerpt(answer.code), said(answer.msg));
+        let (code, msg) = (excerpt(answer.code), excerpt(answer.msg));
         return Err(ClientError::Refused { code, msg });
     }
     // The response to an upload has no length, so the head is read with defaults.
