@@ -1,5 +1,5 @@
-//! Which names in a request are this node's. A page of another site that has its name point here (DNS rebinding) gets
-//! nothing.
+//! The host names of this node. A page of another site whose name points to the node (DNS rebinding) gets no
+//! response.
 
 use std::net::IpAddr;
 
@@ -8,11 +8,11 @@ use http::header::HOST;
 use http::uri::Authority;
 use http::{HeaderMap, Uri};
 
-/// This machine, as every machine calls itself.
+/// The name by which every machine reaches itself.
 pub(crate) const LOCALHOST: &str = "localhost";
 
-/// What names end with that a node's key makes: that of its own certificate. No name server answers for it (RFC 6761
-/// section 6.4).
+/// The suffix of names that are derived from a node's key: the name in the node's own certificate. No name server
+/// resolves it (RFC 6761 section 6.4).
 const OF_KEYS: &str = ".alknet.invalid";
 
 /// The names of the node.
@@ -25,15 +25,16 @@ impl Hosts {
         let mut names: Vec<String> = config.http.names.clone();
         names.extend(node.domain.clone());
         names.extend(config.tls.acme.domains.iter().cloned());
-        // With the ending by which multicast DNS finds it (RFC 6762 section 3).
+        // The suffix is that of multicast DNS (RFC 6762 section 3).
         if let Some(name) = &node.name {
             names.extend([name.clone(), format!("{name}.local")]);
         }
-        // No page of another machine can have this name.
+        // A page of another machine cannot have this name.
         names.push(LOCALHOST.to_owned());
         names
             .iter_mut()
             .for_each(|name| name.make_ascii_lowercase());
+        // The lookups below use a binary search.
         names.sort();
         names.dedup();
         Self(names)
@@ -43,8 +44,8 @@ impl Hosts {
         &self.0
     }
 
-    /// Whether a request with this authority is for this node. An address is no name that could be made
-    /// to point here: it may be one that a router in between stands for.
+    /// Whether a request with this authority is for this node. Every address is accepted: rebinding needs a name, and
+    /// a router may use another address for the node.
     pub(crate) fn has(&self, authority: &Authority) -> bool {
         if address(authority).is_some() {
             return true;
@@ -54,13 +55,13 @@ impl Hosts {
             let rest = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
             rest.is_some_and(|name| self.0.binary_search(&name).is_ok())
         };
-        // A client that trusts the node by its key asks by the name in the node's own certificate. No page of another
-        // site can have such a name point here.
+        // A client that trusts the node by its key uses the name in the node's own certificate. Another site cannot
+        // make such a name point here.
         self.0.binary_search(&host).is_ok() || wildcard() || host.ends_with(OF_KEYS)
     }
 }
 
-/// The address that stands in the place of a name.
+/// The address, if the authority has one instead of a name.
 pub(crate) fn address(authority: &Authority) -> Option<IpAddr> {
     let host = authority.host();
     let bare = host
@@ -69,17 +70,17 @@ pub(crate) fn address(authority: &Authority) -> Option<IpAddr> {
     bare.unwrap_or(host).parse().ok()
 }
 
-/// The name, as names are compared: RFC 4343, and without the dot of the root.
+/// The name in the form for comparisons (RFC 4343), without the dot of the root.
 pub(crate) fn name(authority: &Authority) -> String {
     let host = authority.host();
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
-/// The authority that a request names; `None` for a request that names two.
+/// The authority of a request; `None` if the request names two different ones.
 pub(crate) fn authority(target: &Uri, headers: &HeaderMap) -> Option<Authority> {
     let mut fields = headers.get_all(HOST).iter();
     let field = fields.next();
-    // Two are malformed (RFC 9112 section 3.2): a program on the way could take the other one for the right one.
+    // Two Host fields are malformed (RFC 9112 section 3.2): a proxy could use the other one.
     if fields.next().is_some() {
         return None;
     }
