@@ -1,4 +1,4 @@
-//! `ops/*`, as the wire sees them.
+//! The operations `ops/*` on the wire.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use crate::error::{CHECK_FAILED, PromotionError, STORE_FULL, TESTS_FAILED};
 use crate::limits::{PAGE_MAX, REASON_BYTES_MAX, SCOPES_MAX, TRIAL_MAX, TRIALS_AT_ONCE};
 use crate::service::{Promotion, ProposalQuery, ReviewTerms};
 
-/// Who may send bundles.
+/// The scope for sending bundles.
 const PROPOSE: &str = "ops:propose";
-/// Who may decide about them.
+/// The scope for deciding about bundles.
 const PROMOTE: &str = "ops:promote";
 
 #[derive(Deserialize)]
@@ -73,7 +73,8 @@ type PromotionFuture = alknet_core::BoxFuture<'static, Result<Value, CallError>>
 
 async fn propose(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result<Value, CallError> {
     let who = known(&ctx)?;
-    // As it was sent: what a member named twice says is only in the text.
+    // The text is used as it was sent, because a parsed value would hide a member that occurs
+    // twice.
     let bundle = input.member("bundle");
     let bundle = bundle.ok_or_else(|| CallError::invalid_input("the input has a bundle"))?;
     Ok(promotion.propose(bundle.raw(), &who).await?)
@@ -117,8 +118,8 @@ async fn proposals(promotion: Arc<Promotion>, input: CallBody) -> Result<Value, 
         true => None,
         false => Some(read(&input)?),
     };
-    let asked = show.unwrap_or_default().asked()?;
-    Ok(promotion.show(asked).await?)
+    let query = show.unwrap_or_default().asked()?;
+    Ok(promotion.show(query).await?)
 }
 
 fn read<T: DeserializeOwned>(input: &CallBody) -> Result<T, CallError> {
@@ -138,8 +139,8 @@ fn known(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
     })
 }
 
-/// A reviewer decides by a request of their own: an operation that decided on a reviewer's behalf
-/// would let the operation's author decide.
+/// A reviewer must decide by a request of its own: an operation that decided on the reviewer's
+/// behalf would let the operation's author decide.
 fn oneself(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
     if ctx.internal() {
         let text = "an operation may not review for its caller; call this directly".to_owned();
@@ -167,7 +168,7 @@ fn own(code: &str, description: &str, schema: Value) -> ErrorDef {
     }
 }
 
-/// Everything that tests and checks can end with.
+/// Adds the errors of tests and checks.
 fn tried(mut spec: OperationSpec) -> OperationSpec {
     let object = |name: &str| json!({ "type": "object", "required": [name] });
     spec.error_schemas = vec![
@@ -184,7 +185,7 @@ fn tried(mut spec: OperationSpec) -> OperationSpec {
         own(STORE_FULL, "The store of the node is full.", json!({})),
     ];
     spec.concurrency = Some(TRIALS_AT_ONCE);
-    // A look and all tests, and a moment for what is around them.
+    // The time covers the scan, all tests, and a reserve for the work around them.
     let most = (TRIAL_MAX * 2).as_millis() + 10_000;
     spec.default_timeout_ms = u32::try_from(most).ok();
     spec

@@ -1,4 +1,4 @@
-//! Elements (`<a b={c}>d</a>`) as calls of `h`.
+//! Converts elements (`<a b={c}>d</a>`) to calls of `h`.
 
 use oxc_ast::ast::*;
 use oxc_ast_visit::Visit;
@@ -53,7 +53,7 @@ impl Eraser<'_> {
         let span = name.span();
         let text = self.edits.slice(span.start as usize, span.end as usize);
         match name {
-            // A name that begins in lower case is a text, and no variable of the script.
+            // A name that begins in lower case is a string instead of a variable of the script.
             JSXElementName::Identifier(_) | JSXElementName::NamespacedName(_) => quoted(text),
             _ => text.to_owned(),
         }
@@ -140,7 +140,7 @@ impl Eraser<'_> {
         }
     }
 
-    /// What stands in braces, with something else instead of the braces.
+    /// Replaces the braces around an expression.
     fn between(&mut self, whole: Span, inner: &Expression<'_>, before: &str, after: &str) {
         let span = inner.span();
         self.edits
@@ -151,7 +151,7 @@ impl Eraser<'_> {
     }
 }
 
-/// The text of lines, each without the blanks at its broken ends, joined by one blank.
+/// The text of the lines, without blanks at line breaks, joined by one blank.
 fn trimmed(text: &str) -> String {
     let lines: Vec<&str> = text.split('\n').collect();
     let last = lines.len() - 1;
@@ -180,7 +180,7 @@ fn quoted(text: &str) -> String {
         .replace('\u{2029}', "\\u2029")
 }
 
-/// The few entities that people write; others stay as they are.
+/// Decodes the few entities that people write; others stay unchanged.
 fn decoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! Proposing, promoting, rejecting, taking back.
+//! Proposes, promotes and rejects bundles, and rolls versions back.
 
 use std::sync::Arc;
 
@@ -21,21 +21,21 @@ use crate::store::{
 use crate::tally::{CallTally, TallyVerdict};
 use crate::trial;
 
-/// The name in the record of what the node did by itself.
+/// The name of the node itself in the record.
 const NODE: &str = "node";
 
-/// What a reviewer agrees to; what is left out has its usual value.
+/// The terms that a reviewer agrees to. Each absent term has its default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReviewTerms {
-    /// What it is called by; `js/<name>` unless said.
+    /// The path of the operation; the default is `js/<name>`.
     pub path: Option<String>,
-    /// Whether peers may call it.
+    /// Whether peers may call the operation.
     pub external: bool,
-    /// Scopes that peers need: `call:` and the path with `:` for `/`, unless said.
+    /// The scopes that peers need. The default is `call:` and the path with `:` for `/`.
     pub scopes: Option<Vec<String>>,
 }
 
-/// What the tests of a bundle and a look at it came to.
+/// The result of scanning a bundle and running its tests.
 struct BundleTrial {
     code: OperationCode,
     imports: Vec<String>,
@@ -43,11 +43,11 @@ struct BundleTrial {
 }
 
 impl Promotion {
-    /// Takes a bundle, as its author sends it, for review.
+    /// Accepts a bundle for review, in the form that its author sends.
     ///
     /// # Errors
-    /// The document is not a valid bundle, it is not the caller's, its checks or its tests fail, or the store does not
-    /// keep it.
+    /// The document is no valid bundle, the caller is not its author, its checks or its tests fail, or the store
+    /// refuses it.
     pub async fn propose(&self, document: &[u8], who: &Identity) -> Result<Value, PromotionError> {
         let bundle = Arc::new(PromotionBundle::read(document)?);
         let content = bundle.content();
@@ -64,7 +64,7 @@ impl Promotion {
         };
         let judged = self.judge(&bundle).await?;
         let found = BundleFindings {
-            // The caller may have proved less than the author's key, such as a token with fewer rights.
+            // The caller may have proved less than the author's key, for example by a token with fewer rights.
             authority: AuthoritySnapshot::from_identity(who)
                 .and(&AuthoritySnapshot::from_identity(&author)),
             imports: judged.imports,
@@ -211,7 +211,7 @@ impl Promotion {
         .await
     }
 
-    /// A version's first calls said something about it.
+    /// Handles the verdict about a version's first calls.
     pub(super) async fn judged(&self, path: &str, version: u64, verdict: TallyVerdict) {
         let (TallyVerdict::Failing(tallied) | TallyVerdict::Over(tallied)) = verdict;
         let TallyCounts { calls, errors } = tallied;
@@ -275,9 +275,10 @@ impl Promotion {
         Ok((proposal, bundle))
     }
 
-    /// Looks at a bundle and runs its tests.
+    /// Scans a bundle and runs its tests.
     async fn judge(&self, bundle: &Arc<PromotionBundle>) -> Result<BundleTrial, PromotionError> {
         let content = bundle.content();
+        // Another engine may give the same source another meaning, so the author's tests would not count.
         if content.engine != alknet_runtime::ENGINE {
             let text = format!(
                 "the bundle was tested with {}, and this node has {}",
@@ -323,7 +324,7 @@ impl Promotion {
         })
     }
 
-    /// Recorded calls that tell what the called operation marks as secret.
+    /// Finds recorded calls that contain what the called operation marks as secret.
     fn secrets(&self, bundle: &PromotionBundle) -> Result<Vec<Finding>, PromotionError> {
         let dispatcher = self.dispatcher()?;
         let registry = dispatcher.registry();
@@ -348,7 +349,7 @@ impl Promotion {
         Ok(found)
     }
 
-    /// What is promoted by the name of what, and whether it can be.
+    /// The terms of a promotion, if they are valid.
     fn terms(
         &self,
         wanted: ReviewTerms,
@@ -384,7 +385,7 @@ impl Promotion {
         Ok(terms)
     }
 
-    /// Whether the registry would take it.
+    /// Checks whether the registry would accept the operation.
     fn probe(
         &self,
         terms: &PromotionTerms,
@@ -415,6 +416,7 @@ impl Promotion {
             invoker: Arc::clone(&self.parts.invoker),
             judge: Arc::new(self.me.clone()),
         };
+        // A registry with only this operation shows its faults without touching the node's own registry.
         let mut alone = Registry::builder();
         alone.promote(making.registration());
         let refused = |error: &RegistryError| PromotionError::Input(error.to_string());
@@ -426,7 +428,7 @@ impl Promotion {
     }
 }
 
-/// The scope that peers need for an operation, unless the reviewer says another.
+/// The scope that peers need for an operation if the reviewer names none.
 fn call_scope(path: &str) -> String {
     format!("call:{}", path.replace('/', ":").to_ascii_lowercase())
 }

@@ -1,4 +1,4 @@
-//! Rows as values.
+//! Reads rows as values.
 
 use std::fmt::Display;
 use std::str::FromStr;
