@@ -125,6 +125,7 @@ impl AccessLogEntry {
     }
 
     fn status(&self) -> u16 {
+        // A body whose bytes were all sent is complete, even if it was not polled to its end.
         let whole = self.whole || self.length == Some(self.bytes);
         match self.status {
             Some(status) if whole => status.as_u16(),

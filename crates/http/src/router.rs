@@ -155,6 +155,7 @@ impl RequestScope<'_> {
         // This is `|` instead of `||` for the same reason.
         let custom = added | routes::mount(&shared.mounts, path).is_some();
         let kind = match routes::kind(path, custom) {
+            // Without WebSockets, the path does not exist.
             RouteKind::Session if !shared.websocket => RouteKind::Other,
             kind => kind,
         };
@@ -272,6 +273,7 @@ impl RequestScope<'_> {
         let open = kind == RouteKind::Custom
             || (kind == RouteKind::Api(routes::ApiRoute::Description)
                 && self.settings.public_openapi);
+        // The rate is limited before the request causes any work.
         if let Err(error) = shared.gateway.admit(caller) {
             return self.refused(&error);
         }

@@ -244,11 +244,14 @@ impl SearchQuery {
     /// A 400 that names the member.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), ApiError> {
         let at = || format!("/{name}");
+        // The search compares the text with every operation, so its length is limited.
         if value.len() > SEARCH_BYTES_MAX {
             let message = format!("'{name}' has at most {SEARCH_BYTES_MAX} bytes");
             return Err(ApiError::malformed(&at(), message));
         }
         match name {
+            // The search ignores case, and this converts its text once instead of for each
+            // operation.
             "q" => self.q = value.to_lowercase(),
             "namespace" if value.chars().count() > NAMESPACE_CHARS_MAX => {
                 let message = format!("'namespace' has at most {NAMESPACE_CHARS_MAX} characters");

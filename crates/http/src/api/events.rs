@@ -184,6 +184,7 @@ fn events(shared: &HttpShared, subscription: GatewaySubscription) -> Response<Bo
 
 impl EventStreamState {
     async fn next(&mut self) -> Option<Bytes> {
+        // The connection asks for the next event, so the client has received the last one.
         self.lease.less(std::mem::take(&mut self.counted));
         let subscription = self.subscription.as_mut()?;
         let event = tokio::time::timeout(self.ping, subscription.next()).await;

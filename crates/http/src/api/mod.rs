@@ -230,6 +230,7 @@ fn members(parts: &Parts) -> Result<Vec<Member<'_>>, ApiError> {
     let query = parts.uri.query().unwrap_or_default();
     let mut members: Vec<Member<'_>> = Vec::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        // Readers differ in which of two values they use.
         if members.iter().any(|(known, _)| *known == name) {
             let message = format!("'{name}' comes twice");
             return Err(ApiError::malformed(&format!("/{name}"), message));

@@ -52,6 +52,7 @@ pub(crate) async fn serve(
     let streams = H3Transport::new(&connection);
     let cancels = streams.cancels();
     let time = conn.patience().head;
+    // The future is boxed, so that this one does not hold its memory for as long as the connection lasts.
     let Ok(begun) = Box::pin(tokio::time::timeout(time, begin(streams))).await else {
         // The client permits no stream of the server, or does not read from one.
         connection.close(CloseCode::Timeout, "timed out");

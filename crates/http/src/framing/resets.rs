@@ -105,6 +105,7 @@ impl ResetBudget {
 
     fn allow(&mut self, resets: u32, now: Instant) -> bool {
         let passed = now.duration_since(self.at).as_secs_f64();
+        // The budget refills with time, so only the average rate is limited.
         let more = passed * f64::from(RESETS_PER_SECOND);
         self.left = (self.left + more).min(f64::from(RESETS_BURST)) - f64::from(resets);
         self.at = now;

@@ -73,6 +73,7 @@ impl<B> TimedBody<B> {
     /// Counts bytes that arrived.
     fn count(&mut self, bytes: usize) -> Result<(), SlowBodyError> {
         self.have += bytes as u64;
+        // The bytes were ready without a wait, so the sender was not slow.
         let Some(since) = self.since.take() else {
             return Ok(());
         };

@@ -329,6 +329,7 @@ impl SiteFiles {
             true => Sha256::digest(&content).into(),
             false => version.digest(),
         };
+        // 128 bits suffice to distinguish the versions of a file.
         let text: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
         Ok(CachedFile {
             name,

@@ -260,6 +260,7 @@ fn respond(
             *response.body_mut() = body;
         }
         Err(_) => {
+            // Only a lack of memory leads here.
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             response.headers_mut().insert(RETRY_AFTER, BUSY_RETRY);
         }

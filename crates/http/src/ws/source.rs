@@ -265,6 +265,7 @@ impl<S: WsTransport> WsShared<S> {
             let mut state = self.lock();
             let out = std::mem::take(&mut state.out);
             let mut reader = std::mem::take(&mut state.reader);
+            // Only the peer's close frame still matters.
             reader.forget_messages();
             state.assembly.clear();
             (state.stream.take(), out, reader)
@@ -277,6 +278,7 @@ impl<S: WsTransport> WsShared<S> {
 
     /// Ends the WebSocket after its transport has failed, so no close frame can be sent.
     fn lost(&self, why: String) -> StreamError {
+        // The transport is dropped now, because handles of the connection may live on.
         drop(self.lock().stream.take());
         self.set_ended(CloseReason::Lost(why));
         self.error()
@@ -413,6 +415,7 @@ fn goodbye<S: WsTransport>(
     let Ok(runtime) = tokio::runtime::Handle::try_current() else {
         return;
     };
+    // If this only answers the peer's close frame, the peer sends no other one.
     let answered = fault.reason == codes::ANSWERED;
     runtime.spawn(async move {
         let closing = async {

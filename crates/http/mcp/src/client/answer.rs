@@ -70,6 +70,7 @@ fn failed(content: &[ContentBlock], structured: Option<serde_json::Value>) -> Ca
     let message = format!("the tool failed: {}", text(content));
     let error = CallError::operation(TOOL_ERROR, message);
     let details = json!({"content": content, "structuredContent": structured});
+    // The tree is limited too, because a short text may become a large tree.
     let short = text_of(&details).is_ok_and(|text| {
         text.len() <= ERROR_BYTES_MAX
             && tree_bytes(&text).is_ok_and(|bytes| bytes <= NOTE_TREE_BYTES_MAX)

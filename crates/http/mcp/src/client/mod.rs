@@ -87,8 +87,10 @@ impl FromMcp {
     /// passed. This returns at most once every five seconds.
     pub async fn changed(&self) {
         let last = *lock(&self.listed);
+        // Before the first import, the intervals begin now.
         let last = last.unwrap_or_else(Instant::now);
         tokio::select! {
+            // A server could otherwise make the node list its tools without pause.
             () = self.remote.tools_changed() => sleep_until(last + REFRESH_MIN).await,
             () = sleep_until(last + REFRESH) => {}
         }

@@ -51,6 +51,7 @@ fn is_part(byte: u8) -> bool {
 }
 
 fn plain(tool: &str) -> String {
+    // A part of an operation's name must begin with a letter.
     let lead = match tool.starts_with(|c: char| c.is_ascii_alphabetic()) {
         true => "",
         false => "t_",

@@ -224,6 +224,7 @@ impl McpRemote {
         if let Some((when, why)) = &state.again
             && Instant::now() < *when
         {
+            // During the pause, calls fail at once with the last reason.
             return Err(why.clone());
         }
         match self.connect().await {
@@ -239,6 +240,7 @@ impl McpRemote {
             // at any moment, so there is no pause.
             Err(error @ McpCallError::Here(_)) => Err(error),
             Err(error) => {
+                // The wait grows with each failure, so that calls do not load a server that is down.
                 let wait = waiting(state.failures);
                 state.failures = state.failures.saturating_add(1);
                 state.again = Some((Instant::now() + wait, error.clone()));

@@ -247,6 +247,7 @@ impl StreamableHttpClient for McpHttpTransport {
         )?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         let counted = meter(&message);
+        // The guard lives until the answer is posted, also if the post fails.
         let _answering = self.server_requests.answering(&message);
         if let Some(values) = param_headers(&message) {
             headers.extend(values.clone());

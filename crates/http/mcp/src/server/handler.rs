@@ -136,6 +136,7 @@ impl ServerHandler for McpToolHandler {
     ) -> Result<ListToolsResult, ErrorData> {
         let caller = caller(&context)?;
         let mut tools = schemas::FIXED.to_vec();
+        // The list has only the operations that the caller may see.
         tools.extend(self.pinned.iter().filter_map(|(tool, operation)| {
             let found = self.gateway.find(&caller, operation).ok()?;
             pinned::tool(tool, found.spec())

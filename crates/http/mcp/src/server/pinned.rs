@@ -71,6 +71,7 @@ fn tool_name(operation: &str) -> String {
 
 /// The tool for an operation; `None` for a subscription, which has several outputs.
 pub(super) fn tool(name: &str, spec: &OperationSpec) -> Option<Tool> {
+    // A tool has one result.
     if spec.op_type == OperationType::Subscription {
         return None;
     }

@@ -124,6 +124,7 @@ pub(super) fn read(
 fn union(schemas: Vec<Value>) -> Value {
     let mut distinct: Vec<Value> = Vec::new();
     for schema in schemas {
+        // Several statuses often have the same schema.
         if !distinct.contains(&schema) {
             distinct.push(schema);
         }
@@ -153,6 +154,7 @@ fn accept(media_types: &BTreeSet<String>, streams: bool) -> String {
     ordered.sort_by_key(order);
     let mut text = String::new();
     for media in ordered {
+        // The preferred types come first, so the rest may be cut.
         if text.len() + media.len() > ACCEPT_BYTES_MAX {
             break;
         }
@@ -268,6 +270,7 @@ pub(super) async fn refusal(
 
 /// The body of an error as JSON, or as text if it is not JSON or too large.
 fn error_body(body: &[u8]) -> Value {
+    // The size of the tree is checked before parsing, because parsing allocates it.
     let small = tree_bytes(body).is_ok_and(|bytes| bytes <= ERROR_TREE_BYTES_MAX);
     let parsed = small.then(|| serde_json::from_slice(body).ok()).flatten();
     parsed.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned().into())

@@ -78,6 +78,7 @@ impl Events {
         };
         self.begun = true;
         if line.is_empty() {
+            // An empty line ends an event (WHATWG HTML, section 9.2.6).
             return self.dispatch();
         }
         let colon = line.iter().position(|byte| *byte == b':');
@@ -91,6 +92,7 @@ impl Events {
             b"event" => self.event = String::from_utf8_lossy(value).into_owned(),
             b"data" => {
                 if self.has_data {
+                    // Several lines of data are joined by line feeds (WHATWG HTML, section 9.2.6).
                     self.data.push(b'\n');
                 }
                 self.has_data = true;
@@ -116,6 +118,7 @@ impl Events {
         if !std::mem::take(&mut self.has_data) {
             return None;
         }
+        // An event without a name has the type `message` (WHATWG HTML, section 9.2.6).
         let event = if event.is_empty() { "message" } else { &event };
         Some(self.output(event, &data))
     }

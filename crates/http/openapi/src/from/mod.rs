@@ -236,6 +236,7 @@ fn client(
         true => Redirects::SameOrigin,
         false => Redirects::Any,
     };
+    // The pins are the server's own, not those of its token source or of further hosts.
     let pinned = server.clone().with_pins(options.pins.iter().copied());
     let client = HttpClient::new(
         dialer,

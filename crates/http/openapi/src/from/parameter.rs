@@ -243,6 +243,7 @@ impl<'r> PairWriter<'r> {
         let set = if writing.reserved { RESERVED } else { ESCAPED };
         let whole = Name::Whole(name);
         match (writing.style, value) {
+            // A parameter that is `null` counts as absent.
             (_, Value::Null) => Ok(()),
             (ParameterStyle::Json, value) => self.json(name, value, set),
             (ParameterStyle::DeepObject, Value::Object(_) | Value::Array(_)) => {
