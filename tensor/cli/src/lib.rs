@@ -142,6 +142,7 @@ impl TensorCli {
         let from = format(args.from, &args.input)?;
         let to = format(args.to, &args.output)?;
         let (progress, source) = self.watched("convert", &args.input)?;
+        // A file without names gives its tensor the name of the file.
         let name = args.input.file_stem().and_then(|stem| stem.to_str());
         let limits = ContainerLimits::safetensors();
         let output = args.output.as_path();
@@ -205,6 +206,7 @@ impl TensorCli {
         if self.json {
             writeln!(out, "{}", json!(listing))?;
         } else {
+            // A listing has one line for each tensor, so the lines are written in larger pieces.
             table(&listing, &mut BufWriter::new(&mut *out))?;
         }
         Ok(TensorCliOutcome::Good)
@@ -217,9 +219,11 @@ impl TensorCli {
         layout: LayoutArgs,
         out: &mut dyn Write,
     ) -> Result<TensorCliOutcome, TensorCliError> {
+        // The size of the output is not known before the folder was read.
         let progress = ByteProgress::new("pack", None, self.shows_progress);
         let sink = progress.watch(AtomicFile::create(output)?);
         let (written, sink) = tools::pack(folder, sink, layout.into())?;
+        // The output gets its name only once it is complete.
         sink.into_inner().commit()?;
         drop(progress);
         self.made(output, Some(written), out)
@@ -233,6 +237,7 @@ impl TensorCli {
     ) -> Result<TensorCliOutcome, TensorCliError> {
         let (progress, reader) = self.open("strip", input)?;
         let (written, file) = tools::strip(&reader, AtomicFile::create(output)?)?;
+        // The output gets its name only once it is complete.
         file.commit()?;
         drop(progress);
         self.made(output, Some(written), out)

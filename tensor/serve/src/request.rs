@@ -126,6 +126,7 @@ impl Fetch {
 
 impl RawRequest {
     fn fetch(self) -> Result<Fetch, ServeError> {
+        // Only `put` has a path outside of `src`.
         if self.path.is_some() {
             return Err(value("a path stands in src"));
         }
@@ -156,6 +157,7 @@ impl RawRequest {
 
 impl RawTensorFileRef {
     fn read(self) -> Result<TensorFileRef, ServeError> {
+        // With both, it would be open which one the peer means.
         match (self.id, self.path) {
             (Some(id), None) => id
                 .parse::<FileId>()

@@ -65,6 +65,7 @@ struct HeaderSeed<'a> {
 
 impl HeaderSeed<'_> {
     fn name<E: de::Error>(&self, name: &str) -> Result<(), E> {
+        // The limit is checked before the next entry takes memory.
         if self.raw.entries.len() as u64 >= u64::from(self.limits.entries) {
             let what = format!("header: more than {} entries", self.limits.entries);
             return Err(self.context.say(TensorErrorCode::Limit, what));
@@ -108,6 +109,7 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
         let mut described = false;
         while let Some(name) = members.next_key_seed(TextSeed(&mut self.raw.text))? {
             self.context.subject(name.text_in(self.raw.text.as_str()));
+            // The last entry may have set another code.
             self.context.expect(TensorErrorCode::Header);
             if name.text_in(self.raw.text.as_str()) == METADATA {
                 if described {
@@ -270,6 +272,8 @@ impl<'de> Visitor<'de> for OffsetsSeed {
         let short = |n| de::Error::invalid_length(n, &"a list of two whole numbers");
         let start = items.next_element()?.ok_or_else(|| short(0))?;
         let end = items.next_element()?.ok_or_else(|| short(1))?;
+        // serde_json reports an item that is left over as a fault of the JSON text, which it is
+        // not.
         match items.next_element::<u64>()? {
             None => Ok([start, end]),
             Some(_) => Err(short(3)),

@@ -71,6 +71,7 @@ impl VisitorContext {
         S: DeserializeSeed<'de, Value = ()>,
     {
         let mut json = serde_json::Deserializer::from_str(text);
+        // `end` refuses text after the value.
         let done = seed.deserialize(&mut json).and_then(|()| json.end());
         done.map_err(|error| self.explain(&error))
     }
@@ -112,6 +113,7 @@ impl TextSpan {
     /// The text in `arena`, which must be the arena that it was added to.
     pub(crate) fn text_in(self, arena: &str) -> &str {
         let start = self.start as usize;
+        // A span of another arena may lie outside of this one.
         let text = arena.get(start..start + self.len as usize);
         text.unwrap_or_default()
     }

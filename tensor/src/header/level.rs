@@ -90,6 +90,7 @@ impl IndexCheck<'_> {
     fn tensors(&self) -> Result<()> {
         for tensor in &self.index.tensors {
             let name = self.table.name(tensor.entry);
+            // A pad holds no values that a description could be about.
             if name.starts_with(PAD_PREFIX) {
                 let what = format!("{INDEX}: {} is a pad", QuotedText(name));
                 return fail(TensorErrorCode::Schema, what);
@@ -183,6 +184,8 @@ impl IndexCheck<'_> {
             return fail(TensorErrorCode::Limit, what);
         }
         match shape_of {
+            // The index can only name entries that exist, but an entry may be a pad or the offsets
+            // of a blob.
             Some(other) if !self.is_tensor(other) => {
                 let other = QuotedText(self.table.name(other));
                 let what = format!("blob {label}: shape_of {other}, which is no tensor");
@@ -227,6 +230,7 @@ impl IndexCheck<'_> {
 
     /// Checks that the order names every tensor once.
     fn order(&self) -> Result<()> {
+        // One flag for each entry finds a repeated name without a search.
         let mut seen = vec![false; self.table.entries.len()];
         for at in &self.index.order {
             let name = QuotedText(self.table.name(*at));
@@ -268,6 +272,7 @@ fn check_schema(schema: &str, limits: &ContainerLimits) -> Result<()> {
             context: &context,
             bounds: &bounds,
             watch: &LittleEndian,
+            // The schema is a document of its own, so its depth begins at zero.
             depth: 0,
             parent: "",
             key: "",

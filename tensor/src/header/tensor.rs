@@ -103,6 +103,7 @@ impl<'m> StructInfo<'m> {
     /// The name of the records' definition in the schema.
     #[must_use]
     pub fn def(&self) -> &'m str {
+        // `kind` makes this value only for records, so the other arm is not reached.
         match self.tensor.kind {
             RawKind::Struct { def, .. } => def.text_in(self.index.text.as_str()),
             _ => "",
@@ -179,6 +180,8 @@ impl<'m> BlobInfo<'m> {
     /// The number of items.
     #[must_use]
     pub fn count(&self) -> u64 {
+        // Parsing the header refuses a blob without any offset, so this subtraction cannot
+        // underflow.
         self.offsets.byte_len() / 8 - 1
     }
 }

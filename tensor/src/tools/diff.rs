@@ -132,6 +132,7 @@ fn compare(old: &TensorSummary, new: &TensorSummary, changes: &mut Vec<DiffChang
         from: Some(old.text()),
         to: Some(new.text()),
     };
+    // The descriptions have the dimensions too, so one step covers a change of both.
     if old.what != new.what {
         changes.push(both(ChangeKind::Retype));
     } else if old.dims != new.dims {

@@ -166,6 +166,7 @@ pub fn cat<S: ReadAt>(
     let mut range = 0..entry.byte_len();
     if let Some(rows) = rows {
         range = row_bytes(entry.dtype(), &shape, &rows)?;
+        // The NumPy header states the number of the selected rows.
         if let Some(first) = shape.first_mut() {
             *first = rows.end - rows.start;
         }

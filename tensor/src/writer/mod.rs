@@ -255,6 +255,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
             total = sum;
             offsets.extend(total.to_le_bytes());
         }
+        // The offsets begin with a zero, so there is one more offset than items.
         let count = offsets.len() as u64 / 8 - 1;
         self.blob_parts(name, enc, [count, total], offsets.into(), content)
     }
@@ -317,6 +318,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         let base = self.sink.stream_position().map_err(io("find the place"))?;
         let layout = self.plan.place()?;
         let zero = Hash::from_bytes([0; 32]);
+        // The hashes are not known yet. Zeros in their place give the header its final length.
         let header = text::header(&self.plan, &layout, &vec![zero; layout.placed.len()], zero);
         // The header is parsed as a reader would parse it, before any byte is written.
         Meta::parse(&header[8..], layout.data_len, &self.limits)?;
@@ -345,6 +347,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
             self.sink
                 .write_all(&header)
                 .map_err(io("write the header"))?;
+            // The caller expects the sink at the end of the file.
             self.sink.seek(SeekFrom::Start(end)).map_err(seek(end))?;
         }
         self.sink.flush().map_err(io("write the end"))?;
@@ -358,6 +361,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
 
     fn add(&mut self, tensor: PlannedTensor<'a>) -> Result<&mut Self> {
         let label = || format!("tensor {}", QuotedText(&tensor.name));
+        // A plain file has no index, so only the format's own key is reserved.
         let reserved = match self.plan.plain {
             true => tensor.name == crate::keys::METADATA,
             false => is_reserved(&tensor.name),
@@ -368,6 +372,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
                 format!("{}: the name is reserved", label()),
             );
         }
+        // A wrong size of content in memory is found here; that of other content is found when it is read.
         if let Some(content) = &tensor.content {
             content
                 .check(tensor.len)

@@ -32,6 +32,7 @@ pub(super) fn header(
         text.push('}');
     }
     for entry in &layout.placed {
+        // Without metadata, only the brace stands before the first entry.
         let first = text.len() == 1;
         separate(&mut text, usize::from(!first));
         text.push_str(&quoted(&entry.name));
@@ -91,6 +92,7 @@ fn index(plan: &ContainerPlan<'_>, layout: &EntryLayout, hashes: &[Hash]) -> Str
     let mut first = true;
     for (entry, hash) in layout.placed.iter().zip(hashes) {
         let kind = match entry.part {
+            // A pad holds no values, so the index does not list it.
             EntryPart::Pad => continue,
             EntryPart::Data(at) => plan.tensors.get(at).map(|tensor| &tensor.kind),
             EntryPart::Offsets(_) => None,
@@ -160,6 +162,8 @@ fn field(text: &mut String, field: &StructField<'_>) {
         text,
         format_args!("{{\"path\":{path},\"off\":{off},\"type\":\"{kind}\""),
     );
+    // field.len != 1 { || Readers take an absent length as 1, but require the length of a type
+    // without a width.
     if field.kind.width().is_none() || field.len != 1 {
         write(text, format_args!(",\"len\":{}", field.len));
     }

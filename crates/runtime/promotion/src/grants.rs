@@ -91,6 +91,7 @@ impl ScopeNeeds {
             needs.scopes.extend(rule.required_scopes.iter().cloned());
             if let Some(any) = &rule.required_scopes_any {
                 let mut any = any.clone();
+                // Lists of the same scopes become equal, so `dedup` below removes the repetition.
                 any.sort();
                 any.dedup();
                 needs.scopes_any.push(any);
@@ -113,6 +114,7 @@ impl ScopeNeeds {
         Self {
             scopes: self.scopes.iter().filter(lacks).cloned().collect(),
             scopes_any: self.scopes_any.iter().filter(lacks_all).cloned().collect(),
+            // Only scopes can be missing here.
             resource_types: Vec::new(),
         }
     }
@@ -225,6 +227,7 @@ impl AuthoritySnapshot {
             let theirs = other.resources.get(kind)?;
             let all = |ids: &[String]| ids.iter().any(|id| id == "*");
             let both = match (all(ids), all(theirs)) {
+                // `*` stands for all resources of a kind, so the other side decides.
                 (true, _) => theirs.clone(),
                 (_, true) => ids.clone(),
                 _ => ids

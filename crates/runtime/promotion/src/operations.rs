@@ -85,6 +85,8 @@ async fn promote(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result
     let input: PromoteInput = read(&input)?;
     check_reason(&input.reason)?;
     if !input.accept {
+        // input.external || A term that a rejection ignores would suggest to the reviewer that it
+        // had an effect.
         if input.path.is_some() || input.external.is_some() || input.scopes.is_some() {
             let text = "path, external and scopes go with accept";
             return Err(CallError::invalid_input(text));
@@ -123,6 +125,7 @@ async fn proposals(promotion: Arc<Promotion>, input: CallBody) -> Result<Value, 
 }
 
 fn read<T: DeserializeOwned>(input: &CallBody) -> Result<T, CallError> {
+    // serde also reads a struct from an array, which the schema of the input does not allow.
     match input.raw().trim_ascii_start().starts_with(b"{") {
         true => input.parse(),
         false => Err(CallError::invalid_input("the input is an object")),
@@ -184,6 +187,7 @@ fn tried(mut spec: OperationSpec) -> OperationSpec {
         ),
         own(STORE_FULL, "The store of the node is full.", json!({})),
     ];
+    // Each of these calls runs the bundle's tests, so only a few may run at once.
     spec.concurrency = Some(TRIALS_AT_ONCE);
     // The time covers the scan, all tests, and a reserve for the work around them.
     let most = (TRIAL_MAX * 2).as_millis() + 10_000;
@@ -286,6 +290,7 @@ fn proposals_spec() -> OperationSpec {
         "additionalProperties": false,
     }))
     .with_output(json!({ "type": "object" }));
+    // Authors and reviewers may both read proposals.
     spec.access_control.required_scopes_any = Some(vec![PROPOSE.to_owned(), PROMOTE.to_owned()]);
     spec
 }

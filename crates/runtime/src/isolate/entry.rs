@@ -156,9 +156,12 @@ impl ActiveEntry {
                 self.call(ctx, shared, handler, &input, serves)?;
             }
             IsolateWork::Look => {
+                // The failure of one module is a part of the answer, so the other modules are
+                // scanned as well.
                 let scans: serde_json::Map<_, _> =
                     shared.spec.modules.scan_all().map(scan_entry).collect();
                 let scans = json::write(ctx, &Value::Object(scans))?;
+                // With a resolved promise, `step` ends this call like any other.
                 let (promise, resolve, _) = Promise::new(ctx)?;
                 resolve.call::<_, ()>((scans,))?;
                 self.stage = EntryStage::Settle(Persistent::save(ctx, promise));
@@ -248,11 +251,13 @@ impl ActiveEntry {
             Some(result) => result?,
             None => return Ok(None),
         };
+        // The stage is moved out below, and another stage must take its place.
         let settle = EntryStage::Settle(Persistent::save(ctx, promise));
         match std::mem::replace(&mut self.stage, settle) {
             EntryStage::Evaluate(_, None) => {
                 let namespace = value.into_object().ok_or(rquickjs::Error::Unknown)?;
                 let default: JsValue<'_> = namespace.get("default")?;
+                // A function has no JSON form.
                 let default = match default.is_function() {
                     true => Value::Null,
                     false => shared.read(ctx, &default)?,
@@ -288,6 +293,7 @@ impl ActiveEntry {
 
     /// Fires the signal. Exceptions of the script's listeners are dropped.
     pub(crate) fn abort(&mut self, ctx: &Ctx<'_>) {
+        // `take` makes the signal fire only once.
         let Some(abort) = self.abort.take() else {
             return;
         };

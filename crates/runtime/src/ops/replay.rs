@@ -99,6 +99,8 @@ impl Replay {
 
     fn next(&self, path: &str, input: &Value) -> Result<RecordedCall, OpError> {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each recorded answer is used once, so repeated calls get their answers in the recorded
+        // order.
         let next = answers
             .get_mut(&key(path, input))
             .and_then(VecDeque::pop_front);
@@ -116,6 +118,7 @@ fn answer(call: RecordedCall) -> Result<OpReply, OpError> {
 }
 
 fn key(path: &str, input: &Value) -> String {
+    // In the canonical form, the order of an object's members makes no difference.
     format!("{path}\n{}", super::canonical(input))
 }
 
@@ -142,6 +145,7 @@ impl IsolateHost for Replay {
                 let items = items.into_iter().map(|item| Ok(OpReply::Json(item)));
                 items.chain(error.map(Err)).collect()
             }
+            // A record without a list of items answers with one item, or with its failure.
             other => vec![other.and_then(answer)],
         };
         Box::pin(stream::iter(items))

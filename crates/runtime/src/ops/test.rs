@@ -134,6 +134,7 @@ pub(super) fn begin(
         }
     };
     let mut spec = shared.spec.clone().deterministic(TEST_SEED, TEST_START_MS);
+    // With this mark, a call of `ops.test` inside a case runs no further cases.
     spec.testing = true;
     let setting = CaseSetting {
         name,
@@ -146,6 +147,7 @@ pub(super) fn begin(
     };
     let work = async move {
         let report = setting.run().await;
+        // A report has only texts, numbers, booleans and lists, so its conversion does not fail.
         let report = serde_json::to_value(report).unwrap_or_default();
         Ok(Some(OpReply::Json(report)))
     };
@@ -161,6 +163,7 @@ impl CaseSetting {
         let mut fuel: Vec<u64> = reports.iter().map(|report| report.fuel).collect();
         fuel.sort_unstable();
         let at = |hundredths: usize| {
+            // This is the nearest-rank percentile.
             let index = (fuel.len() * hundredths).div_ceil(100).saturating_sub(1);
             fuel.get(index).copied().unwrap_or(0)
         };
@@ -253,6 +256,8 @@ impl CaseSetting {
             (CaseExpectation::Schema(schema), Ok(output)) => self.host.check(schema, output).err(),
             (CaseExpectation::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
             (CaseExpectation::Error(code), Err(failure)) => {
+                // A failure with a code of the operation also has a code of the runtime, which does
+                // not count here.
                 let own = failure.operation.as_ref().map(|error| error.code.as_str());
                 let matches = own == Some(code) || own.is_none() && failure.code.name() == code;
                 (!matches).then(|| format!("it failed with {failure}"))

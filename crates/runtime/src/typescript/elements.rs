@@ -31,6 +31,7 @@ impl Eraser<'_> {
                 self.edits
                     .replace(closing.span.start as usize, closing.span.end as usize, ")")
             }
+            // An element that closes itself has no end tag to replace.
             None => self.edits.insert(it.span.end as usize, ")"),
         }
     }
@@ -70,10 +71,12 @@ impl Eraser<'_> {
                 let key = quoted(text);
                 let end = it.span.end as usize;
                 match &it.value {
+                    // An attribute without a value is `true`.
                     None => self
                         .edits
                         .replace(name.start as usize, end, &format!("{key}: true, ")),
                     Some(JSXAttributeValue::StringLiteral(value)) => {
+                        // The span includes the quotation marks.
                         let (start, end) =
                             (value.span.start as usize + 1, value.span.end as usize - 1);
                         let text = quoted(&decoded(self.edits.slice(start, end)));
@@ -100,12 +103,14 @@ impl Eraser<'_> {
             JSXAttributeValue::Element(it) => self.element(it),
             JSXAttributeValue::Fragment(it) => self.fragment(it),
             JSXAttributeValue::ExpressionContainer(it) => match it.expression.as_expression() {
+                // The parentheses keep a sequence of expressions one value.
                 Some(expression) => self.between(it.span, expression, "(", ")"),
                 None => {
                     self.edits
                         .replace(it.span.start as usize, it.span.end as usize, "undefined")
                 }
             },
+            // `attribute` converts strings itself.
             JSXAttributeValue::StringLiteral(_) => {}
         }
     }
@@ -154,6 +159,7 @@ impl Eraser<'_> {
 /// The text of the lines, without blanks at line breaks, joined by one blank.
 fn trimmed(text: &str) -> String {
     let lines: Vec<&str> = text.split('\n').collect();
+    // `split` returns at least one line, so this subtraction cannot underflow.
     let last = lines.len() - 1;
     let blank = |c: char| matches!(c, ' ' | '\t' | '\r');
     let cut = lines.iter().enumerate().map(|(index, line)| {
@@ -176,6 +182,7 @@ fn trimmed(text: &str) -> String {
 /// A literal of JavaScript, on one line.
 fn quoted(text: &str) -> String {
     let json = serde_json::Value::from(text).to_string();
+    // JSON allows these two characters in a string, but JavaScript counts them as ends of lines.
     json.replace('\u{2028}', "\\u2028")
         .replace('\u{2029}', "\\u2029")
 }

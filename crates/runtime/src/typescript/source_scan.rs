@@ -93,6 +93,7 @@ impl SourceScanner<'_> {
     }
 
     fn import(&mut self, specifier: Option<&str>, via: ImportForm, span: Span) {
+        // A source may have any number of imports; `cut` marks the list as incomplete.
         if self.scan.imports.len() >= LOOKED {
             self.scan.cut = true;
             return;
@@ -151,6 +152,7 @@ impl<'a> Visit<'a> for SourceScanner<'_> {
 
     fn visit_import_expression(&mut self, it: &ImportExpression<'a>) {
         self.import(fixed(&it.source), ImportForm::Dynamic, it.span);
+        // The specifier is an expression, which may itself import.
         walk::walk_import_expression(self, it);
     }
 

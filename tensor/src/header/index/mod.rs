@@ -92,6 +92,8 @@ pub(super) fn read(
         ..TensorIndex::default()
     };
     let mut seen = [false; 2];
+    // Writers usually list tensors in the order of the entries, so a search begins at the last one
+    // found.
     let near = Cell::new(0);
     let top = IndexSeed {
         state: IndexState {
@@ -120,6 +122,7 @@ pub(super) fn check_root(
     limits: &ContainerLimits,
     is_tensor: impl Fn(&str) -> bool,
 ) -> Result<()> {
+    // The walk below would accept a single leaf as well.
     if !root.starts_with('{') {
         return fail(
             TensorErrorCode::Schema,
@@ -135,6 +138,7 @@ pub(super) fn check_root(
             context: &context,
             bounds: &bounds,
             watch: &watch,
+            // The view lies inside of the object of the index.
             depth: 1,
             parent: "",
             key: "",
@@ -311,6 +315,7 @@ pub(super) fn hash(text: &str, code: TensorErrorCode) -> Result<Hash> {
     let mut values = [0_u8; HASH_DIGITS];
     let mut good = text.len() == HASH_DIGITS;
     for (value, digit) in values.iter_mut().zip(text.as_bytes()) {
+        // A smaller byte wraps around to a large value, so one comparison checks both bounds.
         let (decimal, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
         *value = if decimal < 10 {
             decimal
@@ -365,6 +370,7 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
                 "tensors" if !self.seen[0] => {
                     self.seen[0] = true;
                     members.next_value_seed(TensorsSeed(self.state.lend()))?;
+                    // Later errors of the index do not concern the last tensor.
                     self.state.context.subject("");
                 }
                 "order" if !self.seen[1] => {
@@ -377,6 +383,8 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
                     let start = root.as_ptr().addr() - self.text.as_ptr().addr();
                     self.state.index.root = Some((start as u32, root.len() as u32));
                 }
+                // Members of other programs are allowed, but their depth and their keys are
+                // checked.
                 _ => members.next_value_seed(self.state.skip(1))?,
             }
         }

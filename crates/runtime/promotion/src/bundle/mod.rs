@@ -118,6 +118,7 @@ impl FuelPercentiles {
     pub fn from_ticks(mut ticks: Vec<u64>) -> Self {
         ticks.sort_unstable();
         let at = |percent: usize| {
+            // This is the nearest-rank percentile.
             let index = (ticks.len() * percent).div_ceil(100).saturating_sub(1);
             ticks.get(index).copied().unwrap_or(0)
         };
@@ -265,6 +266,7 @@ impl UncheckedBundle {
         if document.len() > BUNDLE_BYTES_MAX {
             return Err(BundleError::TooLarge(document.len()));
         }
+        // The signed text is the document without its signature.
         if let Value::Object(members) = &mut value {
             members.remove("signature");
         }
@@ -310,6 +312,7 @@ fn is_signed(key: &PeerKey, message: &[u8], signature: &str) -> bool {
 fn id_of(value: &Value, content: &BundleContent) -> Blake3Hash {
     let mut spec = value.get("spec").cloned().unwrap_or_default();
     if let Value::Object(members) = &mut spec {
+        // These members decide which function of the source answers, so they are a part of the id.
         for name in ["entry", "export"] {
             if let Some(member) = value.get(name) {
                 members.insert(name.to_owned(), member.clone());

@@ -51,6 +51,7 @@ impl Promotion {
     pub async fn propose(&self, document: &[u8], who: &Identity) -> Result<Value, PromotionError> {
         let bundle = Arc::new(PromotionBundle::read(document)?);
         let content = bundle.content();
+        // The operation will call others with the author's authority, so only the author may propose it.
         if content.author != who.id {
             let text = format!(
                 "the bundle's author is '{}', and you are '{}'",
@@ -108,6 +109,7 @@ impl Promotion {
         note: &str,
     ) -> Result<Value, PromotionError> {
         let (proposal, bundle) = self.reviewed(id, who).await?;
+        // The author's key may have been removed from the node since the proposal.
         if self.author(bundle.content()).is_none() {
             let text = format!("'{}' has the bundle's key no more", proposal.author);
             return Err(PromotionError::Conflict(text));
@@ -222,6 +224,7 @@ impl Promotion {
         {
             tracing::warn!(%error, path, "the errors of a promoted operation are not kept");
         }
+        // Few enough of the first calls failed, so the version stays.
         if matches!(verdict, TallyVerdict::Over(_)) {
             return;
         }
@@ -261,6 +264,7 @@ impl Promotion {
             let text = format!("there is no proposal {id}");
             return Err(crate::store::PromotionStoreError::Unknown(text).into());
         };
+        // The review is a check by a second peer, so the author cannot make it.
         if proposal.author == who.id {
             let text = "a proposal is reviewed by another peer than its author".to_owned();
             return Err(PromotionError::Forbidden(text));
@@ -333,6 +337,7 @@ impl Promotion {
         for (n, case) in bundle.content().tests.iter().enumerate() {
             for (m, call) in case.calls.iter().enumerate() {
                 let path = call.path.as_str();
+                // An operation that this node does not have has no schema that could mark a secret.
                 let Some(spec) = registry.spec(path).or_else(|| promoted.spec(path)) else {
                     continue;
                 };
@@ -393,6 +398,7 @@ impl Promotion {
         code: OperationCode,
     ) -> Result<(), PromotionError> {
         let dispatcher = self.dispatcher()?;
+        // The registry below has only this operation, so it cannot find a conflict with the program's own names.
         if dispatcher.registry().spec(&terms.path).is_some() {
             let text = format!(
                 "'{}' is an operation of this program; say another path",

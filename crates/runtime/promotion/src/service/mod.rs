@@ -203,6 +203,7 @@ impl Promotion {
 
 impl VerdictSink for Weak<Promotion> {
     fn take_verdict(&self, path: &str, version: u64, verdict: TallyVerdict) {
+        // A node that stops has no use for the verdict.
         let Some(promotion) = self.upgrade() else {
             return;
         };

@@ -219,6 +219,8 @@ impl SessionShared {
             (closed @ SessionState::Closed(_), _) => closed,
             (_, 0) => SessionState::Idle,
             _ if draining => SessionState::Draining,
+            // `since` is the start of the oldest running call, so a further call does not change
+            // it.
             (running @ SessionState::Running { .. }, _) => running,
             _ => SessionState::Running {
                 since: Instant::now(),
@@ -255,6 +257,7 @@ impl SessionShared {
         if let Some(stats) = stats {
             info.ticks = info.ticks.saturating_add(stats.ticks);
             info.cpu = info.cpu.saturating_add(Duration::from_micros(stats.cpu_us));
+            // A peak is the most of all calls, and not their sum.
             info.heap_peak = info.heap_peak.max(stats.heap_peak);
             info.external_peak = info.external_peak.max(stats.external_peak);
         }
