@@ -90,7 +90,7 @@ impl IndexCheck<'_> {
     fn tensors(&self) -> Result<()> {
         for tensor in &self.index.tensors {
             let name = self.table.name(tensor.entry);
-            // A pad holds no values that a description could be about.
+            // A pad holds no values that the index could describe.
             if name.starts_with(PAD_PREFIX) {
                 let what = format!("{INDEX}: {} is a pad", QuotedText(name));
                 return fail(TensorErrorCode::Schema, what);

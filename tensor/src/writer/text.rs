@@ -162,8 +162,7 @@ fn field(text: &mut String, field: &StructField<'_>) {
         text,
         format_args!("{{\"path\":{path},\"off\":{off},\"type\":\"{kind}\""),
     );
-    // field.len != 1 { || Readers take an absent length as 1, but require the length of a type
-    // without a width.
+    // Readers take an absent length as 1 only for a type with a width.
     if field.kind.width().is_none() || field.len != 1 {
         write(text, format_args!(",\"len\":{}", field.len));
     }

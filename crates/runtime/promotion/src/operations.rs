@@ -85,8 +85,7 @@ async fn promote(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result
     let input: PromoteInput = read(&input)?;
     check_reason(&input.reason)?;
     if !input.accept {
-        // input.external || A term that a rejection ignores would suggest to the reviewer that it
-        // had an effect.
+        // A term that a rejection ignores would suggest to the reviewer that it had an effect.
         if input.path.is_some() || input.external.is_some() || input.scopes.is_some() {
             let text = "path, external and scopes go with accept";
             return Err(CallError::invalid_input(text));

@@ -103,7 +103,7 @@ impl Eraser<'_> {
             JSXAttributeValue::Element(it) => self.element(it),
             JSXAttributeValue::Fragment(it) => self.fragment(it),
             JSXAttributeValue::ExpressionContainer(it) => match it.expression.as_expression() {
-                // The parentheses keep a sequence of expressions one value.
+                // With the parentheses, a sequence of expressions stays one value.
                 Some(expression) => self.between(it.span, expression, "(", ")"),
                 None => {
                     self.edits

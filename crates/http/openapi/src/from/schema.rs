@@ -328,8 +328,7 @@ fn widen(from: &Map<String, Value>, schema: &mut Map<String, Value>) {
     let applies = applied
         .into_iter()
         .any(|keyword| schema.contains_key(*keyword));
-    // (!bare && schema.contains_key("enum")) { || These keywords would still refuse `null`, so the schema becomes one
-    // of two alternatives.
+    // These keywords would still refuse `null`, so the schema becomes one of two alternatives.
     if applies || (!bare && schema.contains_key("enum")) {
         let own = Value::Object(std::mem::take(schema));
         schema.insert("anyOf".to_owned(), json!([own, { "type": "null" }]));
