@@ -194,6 +194,7 @@ impl HttpConnection {
     pub(crate) fn began(&self) -> Instant {
         match self.head_ns.swap(0, Ordering::AcqRel) {
             0 => Instant::now(),
+            // `bytes_arrived` adds one, because 0 means that there is no head.
             since => self.began + Duration::from_nanos(since - 1),
         }
     }
@@ -299,6 +300,7 @@ impl ResponseBacklog {
     fn more(&self, now: Duration, bytes: usize) -> Duration {
         let rate = BODY_BYTES_PER_SECOND as f64;
         let time = self.patience + Duration::from_secs_f64(bytes as f64 / rate);
+        // Several responses may be under way, and the latest deadline counts.
         self.until_ms
             .fetch_max(millis(now + time), Ordering::AcqRel);
         self.answers.fetch_add(1, Ordering::AcqRel);

@@ -140,8 +140,7 @@ impl RequestScope<'_> {
         }
         if !own {
             // At a 421, a client that uses one connection for several names tries again on another one (RFC 9110
-            // section
-            // 15.5.20).
+            // section 15.5.20).
             let misdirected = StatusCode::MISDIRECTED_REQUEST;
             return RoutedResponse::plain(answer::plain_not_found(misdirected));
         }

@@ -96,6 +96,7 @@ pub(crate) fn kind(path: &str, custom: bool) -> RouteKind {
         _ if path.starts_with(PAGE) => RouteKind::Page,
         _ if path.starts_with(TICKET) => RouteKind::Ticket,
         _ if path.starts_with(ACME) => RouteKind::Acme,
+        // The paths of this crate come first. `router` refuses added routes with the same paths.
         _ if custom => RouteKind::Custom,
         _ => RouteKind::Other,
     }

@@ -158,6 +158,7 @@ impl Gateway {
         let (visible, _) = caller.gate.visible(caller.identity.as_deref());
         let found = visible.iter().filter(|one| query.finds(one.spec()));
         let limit = query.limit();
+        // One operation above the limit shows whether there is a next page.
         let mut operations: Vec<_> = found
             .take(limit + 1)
             .map(|one| SearchSummary::from_spec(one.spec()))
@@ -210,6 +211,7 @@ impl Gateway {
         hash.update(digest);
         if let Some(identity) = &caller.identity {
             hash.update(identity.id.as_str());
+            // The rights of an identity may change while its id stays the same.
             hash.update(format!("{:?}{:?}", identity.scopes, identity.resources));
         }
         let hash = hash.finalize();
@@ -248,6 +250,7 @@ impl Gateway {
         answers: &MemoryLease,
     ) -> Result<Vec<BatchResult>, ApiError> {
         check_ids(&calls)?;
+        // Each result has a frame, even if its call fails.
         answers.more(calls.len() * BATCH_ITEM_BYTES)?;
         let deadline = tokio::time::Instant::from_std(Instant::now() + BATCH_TIMEOUT);
         let ids: Vec<_> = calls.iter().map(|(id, _)| id.clone()).collect();
@@ -419,6 +422,7 @@ fn check_ids(calls: &[(String, Result<GatewayCall, ApiError>)]) -> Result<(), Ap
         let message = format!("a batch has at most {BATCH_CALLS_MAX} calls");
         return Err(ApiError::malformed("/calls", message));
     }
+    // A caller finds its results by id, so each id must be unique.
     let mut seen = std::collections::HashSet::new();
     for (n, (id, _)) in calls.iter().enumerate() {
         let at = format!("/calls/{n}/id");

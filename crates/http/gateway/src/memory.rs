@@ -119,6 +119,7 @@ impl MemoryLease {
     pub fn could(&self, bytes: usize) -> Result<(), ApiError> {
         let with = |counter: &AtomicUsize, bytes| {
             let counted: usize = counter.load(Ordering::Acquire);
+            // A sum that wrapped around would look like free memory.
             counted.saturating_add(bytes)
         };
         let had = self.bytes.load(Ordering::Acquire);
@@ -196,6 +197,7 @@ impl MemoryLease {
     fn refusal(&self, sums: MemoryTotals) -> Option<ApiError> {
         let most = self.most;
         let request_max = most.request_max(sums.request);
+        // No retry can help a request of this size, so it gets a status of its own.
         if sums.request > request_max {
             let message = format!(
                 "a request and its answer have {request_max} bytes of this machine's memory"
@@ -205,6 +207,7 @@ impl MemoryLease {
         let message = if sums.account > most.each {
             let whose = match self.unknown_peers {
                 None => "identity",
+                // Unknown peers are counted by their network.
                 Some(_) => "network",
             };
             format!("requests of one {whose} have {} bytes at once", most.each)
@@ -240,6 +243,7 @@ impl ResponseReserve<'_> {
     /// 413 if there is no room: the call has run, and must not be retried unchanged.
     pub fn answer(mut self, bytes: usize) -> Result<(), ApiError> {
         self.lease.change(self.bytes, bytes)?;
+        // The lease counts the response from now on, so the drop must return nothing.
         self.bytes = 0;
         Ok(())
     }

@@ -296,6 +296,7 @@ impl SearchQuery {
         let text = |text: &str| text.to_lowercase().contains(&self.q);
         let namespace = self.namespace.as_deref();
         let cursor = self.cursor.as_deref().unwrap_or_default();
+        // Pages are in the order of names, so the next page begins after the cursor.
         spec.name.as_str() > cursor.strip_prefix('/').unwrap_or(cursor)
             && namespace.is_none_or(|namespace| spec.namespace == namespace)
             && self.op_type.is_none_or(|kind| spec.op_type == kind)
@@ -426,6 +427,7 @@ impl MemberKind {
         match self {
             Self::Any => true,
             Self::List => value.starts_with('['),
+            // Members with numbers are optional, and `null` counts as absent.
             Self::Number => value == "null" || value.parse::<u64>().is_ok(),
             Self::Text => value.starts_with('"'),
         }
@@ -449,6 +451,7 @@ fn diagnose(
     needed: &[&str],
     otherwise: String,
 ) -> ApiError {
+    // For a body that is no JSON, the error of the first read is the answer.
     let text = serde_json::from_slice::<&RawValue>(body).ok();
     let fault = text.and_then(|text| fault(text.get(), at, members, needed));
     fault.unwrap_or_else(|| ApiError::malformed(at, otherwise))

@@ -305,6 +305,7 @@ fn schemas() -> Value {
             "description": "The peer that serves the call; if absent, any peer that serves the operation.",
         },
     });
+    // A call of a batch is a call with an id for its result.
     let mut one = call.clone();
     one["id"] = json!({ "type": "string", "minLength": 1, "maxLength": 64 });
     json!({

@@ -122,6 +122,7 @@ pub(crate) fn view(
 ) -> StatusView {
     let info = match &gathered.info {
         PageCallResult::Answer(info) => info,
+        // Each member of null is null, so the page shows no facts of the node.
         PageCallResult::Absent | PageCallResult::Failed(_) => &Value::Null,
     };
     let problems = info["problems"].as_array().map_or(0, Vec::len);
@@ -140,6 +141,7 @@ pub(crate) fn view(
     StatusView {
         name: name.unwrap_or(address),
         state: state(&gathered.info, problems),
+        // A node that did not answer may have problems.
         well: problems == 0 && matches!(gathered.info, PageCallResult::Answer(_)),
         at: at_text.as_ref().map(|_| at).unwrap_or_default(),
         at_text: at_text.unwrap_or_default(),
@@ -215,6 +217,7 @@ fn build_section(
         PageCallResult::Answer(answer) => fill(&mut section, answer),
         PageCallResult::Failed(why) => section.error = Some(text::foreign(why)),
     }
+    // A fact that takes the whole width stands in no row with others.
     let short = section.facts.iter().filter(|fact| !fact.whole).count();
     section.by_four = are_by_four(short);
     Some(section)
@@ -256,6 +259,7 @@ impl PageSection {
     }
 
     fn push(&mut self, fact: PageFact) {
+        // An empty value stands for a fact that the node did not report.
         if !fact.value.is_empty() {
             self.facts.push(fact);
         }
@@ -266,6 +270,7 @@ impl PageSection {
         let (Some(total), Some(free)) = (total.filter(|total| *total > 0.0), free) else {
             return;
         };
+        // A node may report more free bytes than bytes in total. The meter shows no negative value then.
         let used = (total - free).clamp(0.0, total);
         let value = format!("{} of {} used", text::bytes(used), text::bytes(total));
         let meter = PageMeter {
@@ -328,6 +333,7 @@ impl PageSection {
 fn target(info: &Value, address: &str) -> String {
     let identity = text::member_text(&info["identity"]);
     if identity.is_empty() || address.is_empty() {
+        // The reader replaces this word in the commands.
         return "NODE".to_owned();
     }
     format!("{identity}@{address}")

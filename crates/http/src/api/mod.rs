@@ -191,6 +191,7 @@ fn search(
     for (name, value) in members(parts)? {
         query.set(&name, &value)?;
     }
+    // The query was checked first, so that a 304 does not hide its faults.
     if let Some(unchanged) = unchanged(shared, caller, parts) {
         return Ok(unchanged);
     }
@@ -259,6 +260,7 @@ fn described(
 fn unchanged(shared: &HttpShared, caller: &HttpCaller, parts: &Parts) -> Option<Response<Body>> {
     let known = parts.headers.get(IF_NONE_MATCH)?.to_str().ok()?;
     let etag = shared.gateway.etag(caller);
+    // A client may list several tags (RFC 9110 section 13.1.2).
     let same = known
         .split(',')
         .any(|one| one.trim() == etag || one.trim() == "*");

@@ -108,6 +108,7 @@ fn broken(error: StreamError) -> StreamErrorIncoming {
         StreamError::Reset(error_code) | StreamError::Stopped(error_code) => {
             StreamErrorIncoming::StreamTerminated { error_code }
         }
+        // These errors end the connection, and all of its streams with it.
         StreamError::Closed(_) | StreamError::Timeout => {
             StreamErrorIncoming::ConnectionErrorIncoming {
                 connection_error: lost(error),
@@ -153,6 +154,7 @@ impl quic::OpenStreams<Bytes> for H3Transport {
             futures_util::stream::once(async move { connection.open_uni().await }).boxed()
         });
         let opened = ready!(opening.poll_next_unpin(cx));
+        // The next call opens another stream.
         self.opening = None;
         let stream = opened
             .unwrap_or(Err(StreamError::Unsupported))
@@ -191,6 +193,7 @@ impl quic::OpenStreams<Bytes> for H3StreamOpener {
     fn close(&mut self, code: Code, reason: &[u8]) {
         let number = u32::try_from(code.value()).unwrap_or(u32::MAX);
         let reason = std::str::from_utf8(reason).unwrap_or_default();
+        // The frame with the reason must fit into one packet (RFC 9000 section 19.19).
         let reason: String = reason.chars().take(64).collect();
         self.0.close_foreign(number, &reason);
     }
@@ -289,6 +292,7 @@ impl quic::SendStream<Bytes> for H3SendStream {
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        // Waiting data must be sent before the end of the stream.
         ready!(self.poll_ready(cx))?;
         Poll::Ready(lock(&self.stream).finish().map_err(broken))
     }

@@ -252,6 +252,7 @@ impl SiteFiles {
                     .filter_map(|(coding, ending)| Some((*coding, read(beside(ending))?)))
                     .collect(),
             };
+            // The cache has only names that exist; otherwise requests for other names could fill it.
             if forms.plain.is_none() && forms.packed.is_empty() {
                 self.forget(&name);
                 return None;
@@ -301,6 +302,7 @@ impl SiteFiles {
     }
 
     fn open_folder(&self) -> io::Result<OwnedFd> {
+        // The folder is only the start of lookups, so the node needs no permission to read it (open(2), O_PATH).
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let (mode, resolve) = (Mode::empty(), ResolveFlags::empty());
         Ok(openat2(CWD, &self.folder, flags, mode, resolve)?)
@@ -393,9 +395,11 @@ impl OpenSiteFile {
             lease.more(part.len())?;
             return Ok(answer::counted(Full::new(content.slice(part)), lease));
         }
+        // `open` returns either the content or the open file.
         let Some(file) = self.file else {
             return Ok(Body::empty());
         };
+        // The body has one chunk in memory at a time.
         lease.more(SITE_CHUNK)?;
         Ok(Body::from_stream(stream::try_unfold(
             (file, range, lease),
@@ -431,6 +435,8 @@ async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Ar
         range.start,
         ReadWriteFlags::NOWAIT,
     );
+    // If no bytes are in memory, the call fails with EAGAIN (preadv2(2), RWF_NOWAIT). Any failure leads to the
+    // blocking read.
     if let Ok(read) = here
         && read > 0
     {

@@ -25,6 +25,7 @@ pub(super) static FIXED: LazyLock<[Tool; 4]> =
 fn object(value: Value) -> Arc<JsonObject> {
     match value {
         Value::Object(object) => Arc::new(object),
+        // All callers pass objects.
         _ => Arc::default(),
     }
 }
@@ -33,6 +34,7 @@ fn tool(name: &'static str, description: &'static str, input: Value, reads: bool
     let mut tool = Tool::new(name, description, object(input));
     let annotations = ToolAnnotations::new().read_only(reads);
     tool.annotations = Some(match reads {
+        // A tool that reads only describes operations of this node. A call may reach anything.
         true => annotations.open_world(false),
         false => annotations,
     });

@@ -67,6 +67,7 @@ impl RequestByteBudget {
         text: &str,
         set: &'static AsciiSet,
     ) -> Result<(), CallError> {
+        // The pieces are added one by one, so the budget is checked before the text grows.
         utf8_percent_encode(text, set).try_for_each(|piece| self.push(out, piece))
     }
 
@@ -86,6 +87,7 @@ impl RequestByteBudget {
             text: Vec::new(),
             left: self.left,
         };
+        // The writer fails only when the budget is used up.
         serde_json::to_writer(&mut text, value).map_err(|_| self.full())?;
         String::from_utf8(text.text).map_err(|error| CallError::internal(error.to_string()))
     }

@@ -133,6 +133,7 @@ impl ParameterSerialization {
         let flag = |name: &str| node.get(name).and_then(Value::as_bool);
         Self {
             style,
+            // Only the style `form` has the default `true` (OpenAPI 3.1, Parameter Object).
             explode: flag("explode").unwrap_or(style == ParameterStyle::Form),
             reserved: flag("allowReserved").unwrap_or(false),
         }
@@ -159,6 +160,7 @@ impl<'a> Parameter<'a> {
         let mut schema = node.get("schema");
         if let Some(content) = node.get("content").and_then(Value::as_object) {
             writing.style = ParameterStyle::Json;
+            // This object has exactly one member (OpenAPI 3.1, Parameter Object).
             schema = content
                 .values()
                 .next()
@@ -169,6 +171,7 @@ impl<'a> Parameter<'a> {
             member: name.to_owned(),
             location,
             writing,
+            // A parameter in a path is always required (OpenAPI 3.1, Parameter Object).
             is_required: location == ParameterLocation::Path
                 || node.get("required").and_then(Value::as_bool) == Some(true),
             schema,
@@ -260,6 +263,7 @@ impl<'r> PairWriter<'r> {
                 each.try_for_each(|one| self.pair(&whole, one, set))
             }
             (_, Value::Array(list)) => self.joined(name, list, ",", set),
+            // The names of the members replace the parameter's name (RFC 6570 section 3.2.8).
             (_, Value::Object(members)) if writing.explode => {
                 let mut each = members.iter().filter(|(_, value)| !value.is_null());
                 each.try_for_each(|(name, value)| self.pair(&Name::Whole(name), value, set))
@@ -357,6 +361,7 @@ impl<'r> PairWriter<'r> {
     }
 
     fn name(&mut self, name: &Name<'_>) -> Result<(), CallError> {
+        // The text of the index must live longer than the match.
         let index;
         let (up, own) = match *name {
             Name::Whole(name) => return self.room.push_escaped(&mut self.text, name, ESCAPED),
@@ -452,6 +457,7 @@ impl<'r> Text<'r> {
     fn label(&mut self, value: &Value, explode: bool) -> Result<(), CallError> {
         let by = if explode { "." } else { "," };
         let equals = if explode { "=" } else { "," };
+        // A label begins with a dot (RFC 6570 section 3.2.5).
         self.mark(".")?;
         match value {
             Value::Array(values) => self.list(values, by),
@@ -466,6 +472,7 @@ impl<'r> Text<'r> {
                 self.named(name)?;
                 self.scalar(one)
             }),
+            // The names of the members replace the parameter's name (RFC 6570 section 3.2.7).
             Value::Object(value) if explode => {
                 self.mark(";")?;
                 self.members(value, "=", ";")
@@ -506,6 +513,7 @@ pub(super) fn segment(
         (ParameterStyle::Matrix, value) => text.matrix(name, value, writing.explode)?,
         (_, value) => text.simple(value, writing.explode)?,
     }
+    // With an empty segment, the request would go to another path.
     Ok(Some(text.text).filter(|text| !text.is_empty()))
 }
 

@@ -16,6 +16,7 @@ const SECOND_LINE: &str = "line second";
 const BAD_LINE: &str = "line bad";
 
 pub(super) fn problems(section: &mut PageSection, info: &Value) {
+    // An absent member of a `Value` is null, so a missing list counts as an empty one.
     let all = info["problems"].as_array().into_iter().flatten();
     section.problems = all
         .map(|one| PageProblem {
@@ -123,6 +124,7 @@ pub(super) fn calls(section: &mut PageSection, metrics: &Value, history: &Metric
 fn plots(rates: &[MetricsRates], span: Duration, many_failures: bool) -> Vec<Plot> {
     let line = |label, class, of: fn(&MetricsRates) -> Option<f64>| {
         let position = |at: Duration| match span.is_zero() {
+            // Without a span there is only one point. It lies at the right end.
             true => 1.0,
             false => at.as_secs_f64() / span.as_secs_f64(),
         };
@@ -290,6 +292,7 @@ pub(super) fn vault(section: &mut PageSection, vault: &Value) {
     let written_down = match vault["words_kept"].as_bool() {
         Some(true) => "yes",
         Some(false) => "not confirmed: write them down, and confirm it at the console",
+        // The page leaves out a fact without a text.
         None => "",
     };
     section.fact("Recovery words written down", written_down.to_owned());
@@ -390,6 +393,7 @@ pub(super) fn software(section: &mut PageSection, info: &Value, target: &str) {
         "Last message before the restart",
         text::member_text(&info["last_words"]),
     );
+    // Only an appliance may restart its machine. Otherwise alknet is one program among others.
     if info["role"] == "appliance" {
         let what = if waiting {
             "Restart the machine: changed settings need it"
@@ -439,6 +443,7 @@ fn log_time(record: &Value) -> (String, String) {
     if let Some(shown) = text::utc(&time) {
         return (time, shown);
     }
+    // A record from before the clock was set has only the time since boot.
     let since_boot = record["boot_ms"].as_f64().unwrap_or_default() / 1000.0;
     let when = match time.is_empty() {
         true => format!("{} after boot", text::seconds(since_boot)),
