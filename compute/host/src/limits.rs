@@ -27,7 +27,7 @@ pub(crate) const REFERENCED_BYTES_UNIT: u64 = 64 << 10;
 pub const RANK_MAX: usize = 8;
 /// Handles of one identity.
 pub const HANDLES_MAX: usize = 1024;
-/// Requests of one identity that wait for the one before.
+/// Requests of one identity that wait for an earlier one.
 pub const QUEUE_MAX: usize = 16;
 /// How long a caller that finds the queue full should wait, milliseconds.
 pub const QUEUE_RETRY_MS: u64 = 100;
@@ -44,7 +44,7 @@ pub const TICK: Duration = Duration::from_millis(500);
 /// Time on the GPU of one request of a caller, if the node's configuration names none. The node's own requests, for
 /// the device's description and speed, may use all of [`WALL_TIME`].
 pub const GPU_TIME: Duration = Duration::from_secs(10);
-/// Time of one request whose caller names no deadline, and of one of the node's own.
+/// Time of a request whose caller sets no deadline, and of a request of the node itself.
 pub const WALL_TIME: Duration = Duration::from_secs(30);
 /// The bytes that one identity may keep times the seconds that it keeps them, given back over a day. 64 GiB for an
 /// hour.

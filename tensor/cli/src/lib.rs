@@ -134,8 +134,8 @@ impl TensorCli {
         args: &ConvertArgs,
         out: &mut dyn Write,
     ) -> Result<TensorCliOutcome, TensorCliError> {
-        let format = |said: Option<FormatArg>, path: &Path| match said {
-            Some(said) => Ok(ArrayFormat::from(said)),
+        let format = |given: Option<FormatArg>, path: &Path| match given {
+            Some(given) => Ok(ArrayFormat::from(given)),
             None => ArrayFormat::from_path(path)
                 .map_err(|error| TensorCliError::Usage(error.what().to_owned())),
         };

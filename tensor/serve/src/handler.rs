@@ -197,8 +197,8 @@ impl TensorStream {
                                       "msg": error.to_string() });
                 // An upload may still be under way; the peer need not send its rest.
                 self.recv.stop(StreamCode::Cancelled);
-                let said = timeout(self.patience.stalled, wire::write(&mut self.send, &refusal));
-                match said.await {
+                let sent = timeout(self.patience.stalled, wire::write(&mut self.send, &refusal));
+                match sent.await {
                     Ok(Ok(())) => {
                         let _ = self.send.finish();
                     }
@@ -218,8 +218,8 @@ impl TensorStream {
     }
 
     async fn run(&mut self) -> Result<(), TensorStreamEnd> {
-        let asked = timeout(self.patience.request, wire::read(&mut self.recv)).await;
-        let text = match asked {
+        let request = timeout(self.patience.request, wire::read(&mut self.recv)).await;
+        let text = match request {
             Ok(Ok(text)) => text,
             Ok(Err(FrameReadError::Long(len))) => {
                 let what = format!("a request of {len} bytes");
@@ -334,8 +334,8 @@ impl TensorStream {
 
     async fn say(&mut self, head: &TensorResponseHead) -> Result<(), TensorStreamEnd> {
         let head = accepted(head);
-        let said = timeout(self.patience.stalled, wire::write(&mut self.send, &head));
-        said.await.map_err(|_| late("the head to be taken"))??;
+        let sent = timeout(self.patience.stalled, wire::write(&mut self.send, &head));
+        sent.await.map_err(|_| late("the head to be taken"))??;
         Ok(())
     }
 
@@ -350,9 +350,9 @@ impl TensorStream {
 }
 
 fn accepted(head: &TensorResponseHead) -> Value {
-    let mut said = json!(head);
-    said["ok"] = true.into();
-    said
+    let mut object = json!(head);
+    object["ok"] = true.into();
+    object
 }
 
 fn late(what: &str) -> TensorStreamEnd {

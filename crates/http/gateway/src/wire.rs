@@ -185,11 +185,11 @@ impl<'a> BatchRequest<'a> {
             // of the whole body.
             let calls: Option<RawBatch<'_>> = serde_json::from_slice(body).ok();
             let calls = calls.into_iter().flat_map(|listed| listed.calls);
-            let wrong = calls.enumerate().find_map(|(n, item)| {
+            let item_fault = calls.enumerate().find_map(|(n, item)| {
                 let at = format!("/calls/{n}");
                 fault(item.get(), &at, &ITEM_MEMBERS, &["id", "operation"])
             });
-            wrong.unwrap_or(outer)
+            item_fault.unwrap_or(outer)
         })
     }
 }
@@ -473,8 +473,8 @@ fn fault(
         members,
         missing: &mut missing,
     };
-    let wrong = serde_json::Deserializer::from_str(text).deserialize_map(faults);
-    wrong.ok()?.or_else(|| {
+    let found = serde_json::Deserializer::from_str(text).deserialize_map(faults);
+    found.ok()?.or_else(|| {
         let name = missing.first()?;
         Some(ApiError::malformed(at, format!("'{name}' is missing")))
     })
@@ -496,24 +496,24 @@ impl<'de> Visitor<'de> for MemberChecker<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut all: A) -> Result<Self::Value, A::Error> {
-        let mut wrong = None;
+        let mut first = None;
         while let Some(BodyMemberName(name)) = all.next_key()? {
             let value = all.next_value::<&RawValue>()?;
             // A required member with an invalid value counts as present: its own fault is the one
             // to report.
             self.missing.retain(|needed| *needed != name);
-            if wrong.is_none() {
-                wrong = wrong_member(&name, value.get(), self.at, self.members);
+            if first.is_none() {
+                first = member_fault(&name, value.get(), self.at, self.members);
             }
         }
-        Ok(wrong)
+        Ok(first)
     }
 }
 
 #[derive(Deserialize)]
 struct BodyMemberName<'a>(#[serde(borrow)] Cow<'a, str>);
 
-fn wrong_member(
+fn member_fault(
     name: &str,
     value: &str,
     at: &str,

@@ -110,8 +110,8 @@ impl PromotedOperationParts {
             Err(error) => return Box::pin(stream::iter([Err(error)])),
         };
         let items = self.invoker.subscribe(call);
-        let (told, of) = (Arc::clone(&self), ctx.clone());
-        let end = stream::once(future::lazy(move |_| told.ended(&of, None)));
+        let (operation, of) = (Arc::clone(&self), ctx.clone());
+        let end = stream::once(future::lazy(move |_| operation.ended(&of, None)));
         let items = items.map(Some).chain(end.map(|()| None));
         // The end counts once: as an error, or after the last item.
         let items = items.scan(false, move |failed, item| {
@@ -279,16 +279,16 @@ pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx
     if let Some(error) = failure.operation {
         if is_vacant(&error) {
             // The operation is not at fault, and a retry may succeed once an administrator has unlocked the vault.
-            let mut told = CallError::unavailable(error.message);
-            told.retryable = error.retryable;
-            return told.with_details(*error.details);
+            let mut answer = CallError::unavailable(error.message);
+            answer.retryable = error.retryable;
+            return answer.with_details(*error.details);
         }
         if code.spec.errors.contains_key(&error.code) {
-            let mut told = CallError::operation(&error.code, error.message);
-            told.retryable = error.retryable;
+            let mut answer = CallError::operation(&error.code, error.message);
+            answer.retryable = error.retryable;
             return match *error.details {
-                Value::Null => told,
-                details => told.with_details(details),
+                Value::Null => answer,
+                details => answer.with_details(details),
             };
         }
         let details = json!({ "code": error.code, "path": error.path });
@@ -297,12 +297,12 @@ pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx
             return lacked_room(error.message, error.retryable).with_details(details);
         }
         // How a server of an import failed, too.
-        let Some(mut told) = ctx.upstream_error(&error.code, &error.message) else {
+        let Some(mut answer) = ctx.upstream_error(&error.code, &error.message) else {
             return CallError::internal(error.message).with_details(details);
         };
         // Another operation may already have done something.
-        told.retryable = error.retryable && code.spec.kind == ScriptOperationKind::Query;
-        return told.with_details(details);
+        answer.retryable = error.retryable && code.spec.kind == ScriptOperationKind::Query;
+        return answer.with_details(details);
     }
     let (name, retryable) = failure.code.on_the_wire();
     let mut details = json!({ "code": failure.code.name() });

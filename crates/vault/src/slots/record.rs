@@ -359,11 +359,11 @@ impl KeySlot {
     /// Decrypts the master key.
     pub(super) fn unwrap(&self, vault: VaultId, kek: &Kek) -> Result<SecretArr<32>, SlotError> {
         let (iv, sealed) = self.wrapped.split_at(IV);
-        let wrong = || SlotError::WrongKey(self.id);
-        let iv = iv.try_into().map_err(|_| wrong())?;
+        let wrong_key = || SlotError::WrongKey(self.id);
+        let iv = iv.try_into().map_err(|_| wrong_key())?;
         let aad = aad(vault, self.id, &self.params);
-        let vmk = crypto::decrypt(kek, iv, &aad, sealed).map_err(|_| wrong())?;
-        SecretArr::from_slice(vmk.expose()).ok_or_else(wrong)
+        let vmk = crypto::decrypt(kek, iv, &aad, sealed).map_err(|_| wrong_key())?;
+        SecretArr::from_slice(vmk.expose()).ok_or_else(wrong_key)
     }
 
     /// The slot's number.

@@ -65,7 +65,7 @@ pub(super) fn fill() {
 pub(super) mod tests {
     use super::*;
 
-    /// Puts `pattern` into every register, in all of its width, and what they hold after `work`.
+    /// Fills every register with `pattern`, runs `work`, and returns what the registers hold then.
     pub(in super::super) fn held_after(pattern: u8, work: fn()) -> Vec<u8> {
         let bytes = [pattern; 64];
         let mut held = [0_u8; 32 * 64];

@@ -238,9 +238,9 @@ impl TensorClient {
 }
 
 fn hash_stated_by(head: &TensorResponseHead) -> Result<Hash, ClientError> {
-    let said = head.b3.as_deref();
-    let said = said.and_then(|text| Hash::from_hex(text).ok());
-    said.ok_or_else(|| ClientError::from_code(TensorErrorCode::Hash, "no hash to prove it by"))
+    let stated = head.b3.as_deref();
+    let stated = stated.and_then(|text| Hash::from_hex(text).ok());
+    stated.ok_or_else(|| ClientError::from_code(TensorErrorCode::Hash, "no hash to prove it by"))
 }
 
 /// The entries of the selected tensors, with the offsets of their items.
@@ -264,11 +264,11 @@ fn wanted<'m>(meta: &'m Meta, keep: &(dyn Fn(&str) -> bool + Sync)) -> Vec<Selec
 /// How many of the first entries the client requests at once: a long one alone, short ones together.
 fn at_once(wanted: &[SelectedEntry<'_>]) -> usize {
     let mut bytes = 0;
-    let fits = |one: &&SelectedEntry<'_>| {
+    let is_short = |one: &&SelectedEntry<'_>| {
         bytes += one.entry.byte_len();
         bytes <= AT_ONCE_BYTES
     };
-    let short = wanted.iter().take(AT_ONCE).take_while(fits).count();
+    let short = wanted.iter().take(AT_ONCE).take_while(is_short).count();
     short.max(1)
 }
 

@@ -56,10 +56,10 @@ impl Mirror {
 
     async fn answer(
         &self,
-        asked: &Parts,
+        request: &Parts,
         caller: &MountCaller,
     ) -> Result<MirrorHttpResponse, ServeError> {
-        let whole = match asked.method {
+        let whole = match request.method {
             Method::GET => false,
             Method::HEAD => true,
             _ => return Ok(other_method(caller)),
@@ -68,7 +68,7 @@ impl Mirror {
         let identity = caller.identity.as_ref().ok_or(ServeError::Missing)?;
         let id = self
             .store
-            .resolve(&identity.scopes, &src(asked.uri.path())?)?;
+            .resolve(&identity.scopes, &src(request.uri.path())?)?;
         let store = Arc::clone(&self.store);
         let object = blocking(move || store.object(id)).await?;
         let len = object.meta().file_len();
@@ -79,7 +79,7 @@ impl Mirror {
         // The caller's scopes may change and the path may lead to another file, so a cache asks
         // again each time.
         head.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-        let (status, range) = match wanted(&asked.headers, &tag, len, whole) {
+        let (status, range) = match wanted(&request.headers, &tag, len, whole) {
             MirrorRange::All => (StatusCode::OK, 0..len),
             MirrorRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
             MirrorRange::Known => {
@@ -89,8 +89,8 @@ impl Mirror {
             MirrorRange::Beyond => return Ok(beyond(len, caller)),
         };
         if status == StatusCode::PARTIAL_CONTENT {
-            let said = format!("bytes {}-{}/{len}", range.start, range.end - 1);
-            head.insert(CONTENT_RANGE, value(&said));
+            let sent_range = format!("bytes {}-{}/{len}", range.start, range.end - 1);
+            head.insert(CONTENT_RANGE, value(&sent_range));
         }
         let binary = HeaderValue::from_static("application/octet-stream");
         head.insert(CONTENT_TYPE, binary);
@@ -144,8 +144,8 @@ impl HttpMount for Mirror {
     ) -> BoxFuture<'static, MirrorHttpResponse> {
         Box::pin(async move {
             // GET and HEAD have no body with a meaning (RFC 9110 section 9.3.1).
-            let (asked, _) = request.into_parts();
-            let answer = self.answer(&asked, &caller).await;
+            let (head, _) = request.into_parts();
+            let answer = self.answer(&head, &caller).await;
             answer.unwrap_or_else(|error| failed(error, &caller))
         })
     }
@@ -181,8 +181,8 @@ fn changed(caller: &MountCaller) -> MirrorHttpResponse {
 fn beyond(len: u64, caller: &MountCaller) -> MirrorHttpResponse {
     let error = CallError::invalid_input(format!("the file has {len} bytes"));
     let mut answer = refused(StatusCode::RANGE_NOT_SATISFIABLE, &error, caller);
-    let said = value(&format!("bytes */{len}"));
-    answer.headers_mut().insert(CONTENT_RANGE, said);
+    let size = value(&format!("bytes */{len}"));
+    answer.headers_mut().insert(CONTENT_RANGE, size);
     answer
 }
 
@@ -208,16 +208,16 @@ fn failed(error: ServeError, caller: &MountCaller) -> MirrorHttpResponse {
 
 /// An error in the form that every HTTP path of the node uses.
 fn refused(status: StatusCode, error: &CallError, caller: &MountCaller) -> MirrorHttpResponse {
-    let mut said = json!({ "code": error.code, "message": error.message,
+    let mut body = json!({ "code": error.code, "message": error.message,
                            "retryable": error.retryable });
     if let Some(details) = &error.details {
-        said["details"] = (**details).clone();
+        body["details"] = (**details).clone();
     }
-    said["request_id"] = (&*caller.request_id).into();
+    body["request_id"] = (&*caller.request_id).into();
     let mut head = HeaderMap::new();
     head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     head.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    let text = json!({ "error": said }).to_string();
+    let text = json!({ "error": body }).to_string();
     with(status, head, full(text.into()))
 }
 

@@ -57,11 +57,11 @@ pub(super) fn taken(
         if !wanted(&name) {
             continue;
         }
-        let wrong = bytes(&tool) > SCHEMA_BYTES_MAX;
+        let too_long = bytes(&tool) > SCHEMA_BYTES_MAX;
         let tool_name = tool.name.to_string();
         let headers = ParamHeaders::from_schema(&tool.input_schema);
         let mut one = operation(namespace, &name, tool);
-        let wrong = match (wrong, headers) {
+        let refusal = match (too_long, headers) {
             (true, _) => Some(format!(
                 "its schemas have more than {SCHEMA_BYTES_MAX} bytes"
             )),
@@ -71,7 +71,7 @@ pub(super) fn taken(
                 compile(&one.spec)
             }
         };
-        match wrong {
+        match refusal {
             None => taken.push(one),
             Some(why) => {
                 tracing::warn!(tool = shown(&tool_name), why, "a tool is not imported");

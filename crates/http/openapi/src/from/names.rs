@@ -96,17 +96,17 @@ fn cut(name: &str, most: usize) -> String {
     if name.len() <= most {
         return name.to_owned();
     }
-    let kept = shortened(name, most - END_BYTES, SEGMENT_BYTES_MAX - END_BYTES);
-    format!("{kept}_{:08x}", hash(name))
+    let start = shortened(name, most - END_BYTES, SEGMENT_BYTES_MAX - END_BYTES);
+    format!("{start}_{:08x}", hash(name))
 }
 
 /// The beginning of a name, with at most `most` bytes in all and at most `segment` bytes in its last segment.
 fn shortened(name: &str, most: usize, segment: usize) -> &str {
     // Names are ASCII at this point.
-    let kept = &name[..most.min(name.len())];
-    let start = kept.rfind('/').map_or(0, |at| at + 1);
-    let kept = &kept[..kept.len().min(start + segment)];
-    kept.trim_end_matches(['_', '-', '/'])
+    let prefix = &name[..most.min(name.len())];
+    let start = prefix.rfind('/').map_or(0, |at| at + 1);
+    let prefix = &prefix[..prefix.len().min(start + segment)];
+    prefix.trim_end_matches(['_', '-', '/'])
 }
 
 /// FNV-1a, which is the same on every node and in every version.

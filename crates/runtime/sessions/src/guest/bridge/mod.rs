@@ -73,7 +73,7 @@ struct PendingRegistration {
 /// The items of a call of the host.
 #[derive(Debug)]
 struct ServedItems {
-    /// What may still be sent before the host has taken something.
+    /// The permits for what may still be sent before the host takes an item.
     room: Arc<Semaphore>,
     /// The permits of each item that the host has not taken.
     sent: VecDeque<u32>,
