@@ -122,6 +122,7 @@ impl ModuleSet {
         if text.len() > SOURCE_BYTES {
             return refuse("the source is longer than 1 MiB");
         }
+        // The id of a promoted bundle separates the texts of its modules by a zero byte.
         if text.contains('\0') {
             return refuse("the source has a NUL character");
         }
@@ -164,6 +165,7 @@ impl ModuleSet {
         let full = match self.imports.get(name) {
             Some(full) => Some(full.clone()),
             None if name.starts_with("./") || name.starts_with("../") => relative(base, name),
+            // Any other name must be a full specifier, such as one with `op:` or `blob:`.
             None => Some(name.to_owned()),
         };
         let found = full.and_then(|full| self.find(full));
@@ -178,6 +180,7 @@ impl ModuleSet {
     /// # Errors
     /// [`RuntimeCode::TsUnsupported`] and [`RuntimeCode::Limit`], with the module and the line.
     pub fn source(&self, specifier: &str) -> Result<String, ScriptFailure> {
+        // The embedded modules are JavaScript, so nothing is erased from them.
         if let Some((_, text)) = CORE.iter().find(|(name, _)| *name == specifier) {
             return Ok((*text).to_owned());
         }

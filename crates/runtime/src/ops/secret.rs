@@ -122,8 +122,10 @@ pub fn redact(schema: &Value, value: &mut Value) {
 #[must_use]
 pub fn tells(schema: &Value, value: &Value) -> bool {
     let mut found = false;
+    // Null and a redacted value reveal nothing.
     let mut meet = |secret: &mut Value| found |= !secret.is_null() && *secret != REDACTED;
     if marks(schema) {
+        // The walk may change its value, so it gets a copy here.
         SecretWalk::new(schema, &mut meet).walk(schema, &mut value.clone(), JSON_DEPTH);
     }
     found

@@ -25,6 +25,7 @@ pub(super) fn check(document: &Value) -> Result<(), BundleError> {
     if let Some(errors) = document["spec"].get("errors") {
         object(errors, "spec.errors")?;
     }
+    // serde reports a missing list later.
     let none = Vec::new();
     for (n, case) in document["tests"]
         .as_array()
@@ -61,6 +62,7 @@ pub(super) fn check_content(content: &BundleContent) -> Result<(), BundleError> 
     if content.engine.is_empty() || content.engine.len() > WORD_BYTES_MAX {
         return refuse("engine", "1 to 128 bytes");
     }
+    // `is_signed` verifies signatures of no other keys.
     if !matches!(content.key, PeerKey::Ed25519(_)) {
         return refuse("key", "only Ed25519 keys sign: ed25519:<64 hex>");
     }
@@ -138,6 +140,8 @@ fn check_modules(content: &BundleContent) -> Result<(), BundleError> {
         if !name.starts_with("./") && !name.starts_with("blob:") {
             return refuse(format!("'{name}': a bundle brings ./ and blob: modules"));
         }
+        // A session loads the modules into such a set, so a module that it refuses would fail
+        // later.
         if let Err(failure) = set.insert(name, text.as_str()) {
             return refuse(failure.message);
         }

@@ -18,6 +18,7 @@ pub(super) fn unified(name: &str, old: &str, new: &str) -> String {
         return String::new();
     }
     let mut text = format!("--- {name}\n+++ {name}\n");
+    // The context of close changes overlaps, so they share a header.
     for group in hunks.chunk_by(|one, next| next.before.start - one.before.end <= 2 * AROUND) {
         write(&mut text, group, &lines);
     }
@@ -29,6 +30,7 @@ fn write(text: &mut String, group: &[Hunk], lines: &InternedInput<&str>) {
     let (Some(first), Some(last)) = (group.first(), group.last()) else {
         return;
     };
+    // A file has less context at its beginning and at its end.
     let lead = first.before.start.min(AROUND);
     let tail = (lines.before.len() as u32 - last.before.end).min(AROUND);
     let before = first.before.start - lead..last.before.end + tail;
@@ -82,6 +84,7 @@ fn write_lines(
         text.push(mark);
         text.push_str(line);
         if !line.ends_with('\n') {
+            // `diff -u` marks a last line without a line end like this.
             text.push_str("\n\\ No newline at end of file\n");
         }
     }

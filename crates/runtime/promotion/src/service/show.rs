@@ -53,6 +53,7 @@ impl ProposalQuery {
         let refuse = |text: &str| Err(PromotionError::Input(text.to_owned()));
         let listing = self.state.is_some() || self.cursor.is_some() || self.limit.is_some();
         match (self.id, self.path) {
+            // A condition that the query ignores would suggest to the caller that it had an effect.
             (Some(_), _) | (_, Some(_)) if listing => {
                 refuse("state, cursor and limit go with neither id nor path")
             }
@@ -188,6 +189,7 @@ impl Promotion {
             "record": whole.audit,
         });
         if with_bundle {
+            // The document of a bundle is canonical JSON, so it can always be parsed.
             let document = serde_json::from_str(whole.bundle.document());
             answer["bundle"] = document.unwrap_or_default();
         }

@@ -16,6 +16,7 @@ impl Serialize for JsonText<'_> {
         let mut text = serde_json::Deserializer::from_slice(self.0);
         let written = TextValue(serializer).deserialize(&mut text);
         let written = written.map_err(S::Error::custom)?;
+        // Text after the value makes the whole text invalid.
         text.end().map_err(S::Error::custom)?;
         Ok(written)
     }
@@ -77,6 +78,7 @@ impl<'de, S: Serializer> Visitor<'de> for TextValue<S> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<S::Ok, A::Error> {
+        // The number of members is not known either.
         let mut writer = self.0.serialize_map(None).map_err(failed)?;
         while let Some(name) = map.next_key::<String>()? {
             writer.serialize_key(&name).map_err(failed)?;
