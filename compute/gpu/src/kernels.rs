@@ -108,6 +108,7 @@ pub(crate) fn exact_matrices(n: usize) -> [Vec<f32>; 2] {
 pub(crate) fn product(n: usize, a: &[f32], b: &[f32]) -> Vec<f32> {
     let mut c = vec![0.0; n * n];
     for row in 0..n {
+        // In this order of the loops, the innermost one runs along rows of both matrices.
         for k in 0..n {
             let factor = a[row * n + k];
             for column in 0..n {
@@ -211,6 +212,7 @@ fn numbers<T: Pod>(bytes: &[u8]) -> Result<Vec<T>> {
     if !whole {
         return Err(Error::Lost(format!("a buffer of {} bytes", bytes.len())));
     }
+    // A list of bytes need not be aligned for the type.
     Ok(bytes
         .chunks_exact(size_of::<T>())
         .map(bytemuck::pod_read_unaligned)

@@ -126,6 +126,7 @@ impl Ed25519Signer {
 
     /// The 32-byte seed of RFC 8032, for a library that signs by itself. An exposed seed cannot be revoked.
     pub fn expose(&self, reason: ExportReason) -> Result<SecretArr<32>, VaultError> {
+        // A revoked key fails here, and then the audit log records no export.
         let seed = self.key.with(|key| SecretArr::copy_of(key.as_bytes()))?;
         self.vault.exposed(self.purpose, reason);
         Ok(seed)
@@ -133,6 +134,7 @@ impl Ed25519Signer {
 
     /// The same as PKCS #8 (RFC 8410), without the public key.
     pub fn pkcs8(&self, reason: ExportReason) -> Result<SecretBytes, VaultError> {
+        // The DER of a private key up to its seed (RFC 8410 section 7).
         const BEFORE: [u8; 16] = [
             0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22,
             0x04, 0x20,
@@ -193,11 +195,13 @@ impl P256Signer {
 
     /// The same as PKCS #8 (RFC 5958, RFC 5915), with the public key.
     pub fn pkcs8(&self, reason: ExportReason) -> Result<SecretBytes, VaultError> {
+        // The DER of a private key on P-256 up to its scalar (RFC 5915 section 3).
         const BEFORE: [u8; 36] = [
             0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce,
             0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04,
             0x6d, 0x30, 0x6b, 0x02, 0x01, 0x01, 0x04, 0x20,
         ];
+        // The DER of the optional public key up to its point (RFC 5915 section 3).
         const BETWEEN: [u8; 5] = [0xa1, 0x44, 0x03, 0x42, 0x00];
         let scalar = self.expose(reason)?;
         let parts = [&BEFORE, scalar.expose().as_slice(), &BETWEEN, &self.public];

@@ -248,6 +248,7 @@ async fn begin_fetch(
         FilePart::find(&store, &object, &fetch.want, fetch.encoding)
     });
     let part = found.await?;
+    // The bytes count before the head is sent, so a refused caller gets an error instead of a beginning.
     let flight = bytes_in_flight.enter(asker.id(), part.head.len)?;
     Ok((part, flight))
 }
@@ -367,6 +368,7 @@ fn bytes(input: &CallBody, value: &Value) -> Result<Bytes, CallError> {
     if let Some(bytes) = input.binary(value) {
         return Ok(bytes);
     }
+    // JSON without binary parts has the bytes in base64 (RFC 4648 section 4).
     let text = value.as_str();
     let decoded = text.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
     match decoded {

@@ -227,6 +227,7 @@ impl GpuJob<'_> {
     ) -> GpuResult<Option<bytes::Bytes>> {
         match to {
             ResultSink::Answer => {
+                // The storage may be longer than the tensor.
                 let cut = usize::try_from(len).unwrap_or(usize::MAX);
                 let read =
                     |bytes: &[u8]| bytes::Bytes::copy_from_slice(&bytes[..cut.min(bytes.len())]);
@@ -254,6 +255,8 @@ impl GpuJob<'_> {
         let kernel = kernels.get(name, |wgsl| {
             self.clock.stands(jit, || {
                 let kernel = device.kernel(wgsl, &[])?;
+                // A driver may compile at the first dispatch, so an empty one is a part of
+                // compiling.
                 device.submit(&kernel, buffers, [0, 0, 0])?;
                 device.wait()?;
                 Ok(kernel)
@@ -301,6 +304,7 @@ pub(super) fn encoded<T: Serialize>(value: &T) -> GpuResult<Vec<u8>> {
 
 /// Why the device is no hardware, if it is not.
 fn reason(device: &GpuDevice) -> Option<String> {
+    // On hardware there is no fallback to explain.
     if device.found.info.device_type != wgpu::DeviceType::Cpu {
         return None;
     }

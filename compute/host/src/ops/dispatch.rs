@@ -183,6 +183,7 @@ fn bind(
         (Some(access), Some(arg), None) => {
             let operand = turn.operand(arg)?;
             let has_handle = matches!(operand.source, ByteSource::Buffer(_));
+            // The worker changes a tensor with a handle in place, so its bytes need not come back.
             let back = access == BindingAccess::ReadWrite && !has_handle;
             let to = back.then(|| turn.sink(&operand.kind, None)).transpose()?;
             (access, operand.source, to, operand.kind)

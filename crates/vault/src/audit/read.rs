@@ -75,6 +75,7 @@ pub(super) fn each(
         let path = path(dir, age);
         let file = match opened(&path) {
             Ok(file) => file,
+            // A young log has fewer files.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(source) => return Err(unusable(&path, source)),
         };
@@ -83,6 +84,7 @@ pub(super) fn each(
         for number in 1.. {
             line.clear();
             let most = MAX_AUDIT_LINE_BYTES as u64;
+            // A damaged file may have no line ends, so the length of a line is limited.
             let read = (&mut reader).take(most).read_until(b'\n', &mut line);
             if read.map_err(|source| unusable(&path, source))? == 0 {
                 break;
@@ -103,6 +105,7 @@ pub(super) fn each(
 fn opened(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
+    // The open neither follows a link nor waits at a FIFO (open(2)).
     options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     let file = options.open(path)?;
     if !file.metadata()?.is_file() {

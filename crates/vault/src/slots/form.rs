@@ -152,6 +152,7 @@ fn params(kind: &str, value: Value) -> Result<SlotParams, SlotError> {
             let policy = array(&tpm.policy)?;
             let (public, private) = (bytes(&tpm.public)?, bytes(&tpm.private)?);
             let params = Tpm2Params::new(public, private, tpm.pcrs, policy, tpm.pin)?;
+            // Files of earlier programs have no values.
             let Some(values) = tpm.values else {
                 return Ok(SlotParams::Tpm2(params));
             };

@@ -242,6 +242,7 @@ impl OpenAlkv {
         let payload = alkv::seal_payload(self.alkv.uuid, &self.vmk, &contents)?;
         let former = std::mem::replace(&mut self.alkv.payload, payload);
         if let Err(error) = self.change(self.alkv.slots.clone()) {
+            // The change failed, so the vault in memory must stay the one that was written.
             self.alkv.payload = former;
             return Err(error);
         }
@@ -288,6 +289,7 @@ impl OpenAlkv {
     pub fn remove(&mut self, id: SlotId, consent: Consent) -> Result<(), VaultError> {
         let mut slots = self.alkv.slots.clone();
         let removed = Self::take(&mut slots, id)?;
+        // A file without slots could not be opened again.
         if slots.is_empty() {
             return Err(SlotError::LastSlot(id).into());
         }

@@ -80,6 +80,7 @@ impl SlotType {
     /// Whether the slot opens without a person who types.
     #[must_use]
     pub fn is_unattended(self) -> bool {
+        // Only a passphrase must be typed by a person.
         self != Self::Passphrase
     }
 }
@@ -125,6 +126,7 @@ impl SlotParams {
 /// Shows the type only, because one kind of parameters contains a key.
 impl fmt::Debug for SlotParams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Some parameters contain the key itself, so only the type is shown.
         write!(f, "SlotParams({})", self.kind().name())
     }
 }
@@ -338,6 +340,7 @@ impl KeySlot {
         kek: &Kek,
         vmk: &SecretArr<32>,
     ) -> Result<Self, VaultError> {
+        // A nonce must not repeat under one key (NIST SP 800-38D section 8).
         let iv = crypto::random::<IV>()?;
         let mut sealed = iv.to_vec();
         crypto::encrypt(
@@ -399,6 +402,7 @@ fn aad(vault: VaultId, id: SlotId, params: &SlotParams) -> Vec<u8> {
     [
         vault.bytes().as_slice(),
         &id.0.to_be_bytes(),
+        // The length separates the type from the parameters, so that no two slots have the same data.
         &length.to_be_bytes(),
         kind,
         form::params_text(params).as_bytes(),

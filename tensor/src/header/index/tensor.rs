@@ -143,6 +143,7 @@ impl TensorMembers {
                 enc: self.enc.ok_or_else(|| absent("enc"))?,
                 shape_of: self.shape_of,
             },
+            // `kind` accepts only the three names.
             _ => RawKind::Flat,
         };
         // An alignment of another form would make offsets meaningless to a reader that maps.
