@@ -1,20 +1,20 @@
-//! Which Vulkan drivers are linked in, and where their archives are.
+//! Links the Vulkan drivers, and finds their archives.
 //!
-//! `cargo xtask` writes `linked-drivers` beside this file (docs/driver.md): one line `NAME=FOLDER` for
-//! each driver. Without the file, or with an empty one, nothing is linked and the crate says so when it
-//! is asked. `ALKNET_VULKAN_DRIVERS` holds the same lines, separated by commas, and wins over the file:
-//! for a build without `cargo xtask`.
+//! `cargo xtask` writes `linked-drivers` beside this file (docs/driver.md): one line `NAME=FOLDER` for each driver.
+//! Without the file, or with an empty one, no driver is linked and the crate reports that at run time.
+//! `ALKNET_VULKAN_DRIVERS` holds the same lines, separated by commas, and overrides the file, for a build without
+//! `cargo xtask`.
 
 use std::path::Path;
 use std::{env, fs};
 
-/// The variable that wins over the file.
+/// The variable that overrides the file.
 const VARIABLE: &str = "ALKNET_VULKAN_DRIVERS";
 
 /// The file that `cargo xtask` writes.
 const FILE: &str = "linked-drivers";
 
-/// Every driver that the source knows; docs/driver.md says what a new one needs.
+/// Every driver that the source knows; docs/driver.md describes how to add one.
 const KNOWN: [&str; 3] = ["llvmpipe", "panvk", "v3dv"];
 
 fn main() {
@@ -27,6 +27,7 @@ fn main() {
     let text = env::var(VARIABLE)
         .or_else(|_| fs::read_to_string(FILE))
         .unwrap_or_default();
+    // `none` is a line of its own, so that the variable can override the file with no driver.
     let mut any = false;
     for line in text.split(['\n', ',']).map(str::trim) {
         if line.is_empty() || line == "none" || line.starts_with('#') {
@@ -35,12 +36,12 @@ fn main() {
         any |= link(line);
     }
     if any {
-        // Mathematics of the C library is the one thing that neither the archives nor Rust bring.
+        // The mathematics of the C library is the one dependency that neither the archives nor Rust bring.
         println!("cargo::rustc-link-lib=static:-bundle=m");
     }
 }
 
-/// Links the driver of one line; whether it is there.
+/// Links the driver of one line; returns whether its archive exists.
 fn link(line: &str) -> bool {
     let Some((name, folder)) = line.split_once('=') else {
         panic!("linked-drivers: \"{line}\" is not NAME=FOLDER");
@@ -53,7 +54,7 @@ fn link(line: &str) -> bool {
     let archive = Path::new(folder).join(format!("libvulkan_{name}.a"));
     println!("cargo::rerun-if-changed={}", archive.display());
     if !archive.exists() {
-        // The cache may be deleted at any time; the next `cargo xtask` builds the driver again.
+        // A user may delete the cache at any time; the next `cargo xtask` builds the driver again.
         println!(
             "cargo::warning={} is gone: built without the Vulkan driver {name}; `cargo xtask driver` \
              brings it back",
@@ -62,7 +63,7 @@ fn link(line: &str) -> bool {
         return false;
     }
     println!("cargo::rustc-link-search=native={folder}");
-    // Not bundled: the archive would be copied into the library, and be 120 MB twice.
+    // With bundling, the archive would be copied into the library and take 120 MB twice.
     println!("cargo::rustc-link-lib=static:-bundle=vulkan_{name}");
     println!("cargo::rustc-cfg=vulkan_{name}");
     true

@@ -1,17 +1,16 @@
-//! How the program is linked. The drivers' archives come with `alknet-vulkan`.
+//! Linker options of the program. The drivers' archives come with `alknet-vulkan`.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let target = std::env::var("TARGET").unwrap_or_default();
-    // Mesa's shader cache goes by it: another build's compiled shaders are not for this one.
+    // Mesa's shader cache is keyed by the build id, so that another build's compiled shaders are not used.
     println!("cargo::rustc-link-arg-bins=-Wl,--build-id=sha1");
     if target == "x86_64-unknown-linux-gnu" {
-        // Not to be moved in memory: the drivers' tables hold addresses by the hundred thousand, which
-        // would have to be put right in every process, and pages that are put right are not shared.
-        // This takes back what Rust asks for; `startup` says what else it needs.
+        // The program is not relocatable: the drivers' tables hold hundreds of thousands of addresses, which the
+        // start code of every process would have to relocate, and relocated pages are not shared between processes.
+        // This overrides Rust's default; `startup` describes the other part of the change.
         println!("cargo::rustc-link-arg-bins=-Wl,--no-pie");
-        // Functions that came out the same are kept once. Only LLD can do that, which Rust links with
-        // here.
+        // Identical functions are kept once. Only LLD can do that, which Rust links with on this target.
         println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
     }
 }

@@ -1,10 +1,10 @@
-//! Element types. Names, sizes and order are those of safetensors 0.8.
+//! Element types. Their names, sizes and order are those of safetensors 0.8.
 
 use std::fmt;
 
-/// What an element is.
+/// The type of an element.
 ///
-/// The order is the stock writer's: it packs entries by descending type, then by name.
+/// The order is the stock writer's: the writer packs entries by descending type, then by name.
 ///
 /// ```
 /// use alknet_tensor::Dtype;
@@ -117,7 +117,7 @@ impl Dtype {
         }
     }
 
-    /// The type of this name.
+    /// The type with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
@@ -153,14 +153,14 @@ impl fmt::Display for Dtype {
 /// An element type as a file names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ElementType<'a> {
-    /// One of ours.
+    /// A type of this crate.
     Known(Dtype),
-    /// Another program's: its bytes can be read, its elements not.
+    /// A type of another program: its bytes can be read, its elements cannot.
     Opaque(&'a str),
 }
 
 impl ElementType<'_> {
-    /// The type, where it is known.
+    /// The type, if this crate knows it.
     #[must_use]
     pub const fn known(self) -> Option<Dtype> {
         match self {

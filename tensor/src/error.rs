@@ -1,4 +1,4 @@
-//! One error for the whole crate: a stable code, and what was wrong with what.
+//! The error of the whole crate: a stable code, and a text that names what is wrong.
 
 use std::fmt;
 use std::io;
@@ -8,46 +8,46 @@ use thiserror::Error;
 /// Characters of a name from a file that an error repeats.
 const QUOTED_CHARS_MAX: usize = 80;
 
-/// What kind of thing is wrong. The text is the same on every interface.
+/// The kind of an error. Its text is the same on every interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TensorErrorCode {
-    /// Bytes do not lie where elements of this type may be viewed.
+    /// Bytes lie at an offset where elements of this type cannot be viewed.
     Align,
     /// A JSON object has one key twice.
     DupKey,
     /// The element type is unknown, has no such view, or does not fill whole bytes.
     Dtype,
-    /// Bytes are not those that the header names.
+    /// Bytes do not match the hash in the header.
     Hash,
-    /// The header's frame or one of its members is not what the format says.
+    /// The header's frame or one of its members breaks the format.
     Header,
     /// Reading or writing failed, or the file ended early.
     Io,
     /// The header is not JSON in UTF-8.
     Json,
-    /// A layout does not fit its entry, its schema or itself.
+    /// A layout contradicts its entry, its schema or itself.
     Layout,
-    /// More than the limits allow.
+    /// A value is above the limits.
     Limit,
-    /// No such tensor, record, item or field.
+    /// The file has no such tensor, record, item or field.
     NotFound,
     /// A size does not fit 64 bits.
     Overflow,
-    /// `mt.index` or `mt.schema` is not what the format says.
+    /// `mt.index` or `mt.schema` breaks the format.
     Schema,
-    /// A shape does not fit the bytes, or a range does not fit the shape.
+    /// A shape does not match the bytes, or a range lies outside the shape.
     Shape,
     /// Entries leave a hole, overlap, or do not end with the file.
     Tiling,
-    /// A value is not one of its type.
+    /// A value is not valid for its type.
     Value,
-    /// A later major version of the container.
+    /// The container has a later major version.
     Version,
 }
 
 impl TensorErrorCode {
-    /// Every code, in the order of their names.
+    /// Every code, sorted by name.
     pub const ALL: [Self; 16] = [
         Self::Align,
         Self::DupKey,
@@ -97,7 +97,7 @@ impl fmt::Display for TensorErrorCode {
     }
 }
 
-/// What went wrong: `E_TILING: entry "b" begins at 8, the one before it ends at 4`.
+/// An error with its code: `E_TILING: entry "b" begins at 8, the one before it ends at 4`.
 #[derive(Debug, Error)]
 #[error("{code}: {what}")]
 pub struct TensorError {
@@ -108,7 +108,7 @@ pub struct TensorError {
 }
 
 impl TensorError {
-    /// An error that names what was wrong, on one line.
+    /// An error of this code; `what` names the mistake on one line.
     pub fn new(code: TensorErrorCode, what: impl Into<String>) -> Self {
         Self {
             code,
@@ -117,7 +117,7 @@ impl TensorError {
         }
     }
 
-    /// A failure of the system while doing `what`.
+    /// A failure of the system during `what`.
     pub fn io(what: impl fmt::Display, source: io::Error) -> Self {
         Self {
             code: TensorErrorCode::Io,
@@ -126,34 +126,34 @@ impl TensorError {
         }
     }
 
-    /// What kind it is.
+    /// The kind of the error.
     #[must_use]
     pub const fn code(&self) -> TensorErrorCode {
         self.code
     }
 
-    /// What was wrong, without the code.
+    /// The text without the code.
     #[must_use]
     pub fn what(&self) -> &str {
         &self.what
     }
 
-    /// The same, said of something in particular.
+    /// The same error with `subject` before its text.
     pub(crate) fn with_subject(mut self, subject: impl fmt::Display) -> Self {
         self.what = format!("{subject}: {}", self.what);
         self
     }
 }
 
-/// The result of everything here.
+/// The result of this crate's functions.
 pub type Result<T, E = TensorError> = std::result::Result<T, E>;
 
-/// Shorthand for what most checks end in.
+/// Shorthand for the end of most checks.
 pub(crate) fn fail<T>(code: TensorErrorCode, what: impl Into<String>) -> Result<T> {
     Err(TensorError::new(code, what))
 }
 
-/// A text from a file as an error may repeat it: escaped, and not longer than a line.
+/// A text from a file as an error may repeat it: escaped and cut to a line.
 pub(crate) struct QuotedText<'a>(pub(crate) &'a str);
 
 impl fmt::Display for QuotedText<'_> {

@@ -1,4 +1,4 @@
-//! Whether a file is what it says: hashes, pads, offsets and values.
+//! Verification of a file: hashes, padding, offsets and values.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,14 +14,14 @@ use crate::reader::ContainerReader;
 use crate::source::ReadAt;
 use crate::view::{RecordFieldValue, check_booleans, check_end, check_offsets};
 
-/// What a signature over a header begins with, so that it is good for nothing else.
+/// Context of a signature over a header, so that the signature is valid for no other purpose.
 pub const HEADER_SIGNATURE_CONTEXT: &[u8] = b"alknet-tensor-header-v1\0";
 /// Problems that a report lists.
 const PROBLEMS_MAX: usize = 100;
-/// Bytes of records, or of an item, that are held to look at values.
+/// Bytes of records, or of an item, that the check of values holds in memory.
 const HELD_BYTES_MAX: u64 = 64 << 20;
 
-/// BLAKE3 of a whole file: what it is called in the store.
+/// BLAKE3 of a whole file: its name in the store.
 ///
 /// ```
 /// use alknet_tensor::{FileId, Hash};
@@ -52,39 +52,40 @@ impl FromStr for FileId {
     }
 }
 
-/// What is signed to vouch for a file: who trusts the signature trusts the header, and the header
-/// has the hash of everything else. A sidecar `NAME.sig` holds the Ed25519 signature over this.
+/// The message of a signature that vouches for a file: a reader who trusts the signature trusts the
+/// header, and the header has the hash of all other bytes. A sidecar `NAME.sig` has the Ed25519
+/// signature over this message.
 #[must_use]
 pub fn header_signature_message(header_hash: &Hash) -> Vec<u8> {
     [HEADER_SIGNATURE_CONTEXT, header_hash.as_bytes()].concat()
 }
 
-/// How much is looked at.
+/// How thoroughly a file is verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum VerifyDepth {
     /// The header alone: entries, kinds, layouts, alignment.
     Meta,
-    /// And every hash it has.
+    /// The header, and every hash that the file has.
     Hash,
-    /// And that pads are zero, offsets rise, and values are values of their types.
+    /// The same, and that padding is zero, offsets rise and values are valid for their types.
     Full,
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Debug, Default)]
 pub struct VerifyReport {
-    /// Hashes that were held against the data.
+    /// Hashes that were compared with the data.
     pub hashes: u64,
     /// Tensors without a hash of their own.
     pub unhashed: u64,
     /// Bytes that were read.
     pub bytes: u64,
-    /// What is wrong, at most a hundred.
+    /// The mistakes found, at most a hundred.
     pub problems: Vec<TensorError>,
 }
 
 impl VerifyReport {
-    /// Whether nothing is wrong.
+    /// Whether no mistake was found.
     #[must_use]
     pub const fn is_good(&self) -> bool {
         self.problems.is_empty()
@@ -99,10 +100,10 @@ impl VerifyReport {
     }
 }
 
-/// Looks at a file that could be opened. With an oracle, layouts are held against the schema too.
+/// Verifies a file that could be opened. With an oracle, it compares layouts with the schema too.
 ///
 /// # Errors
-/// `E_IO`. What is wrong with the file itself is in the report.
+/// `E_IO`. Mistakes of the file itself are in the report.
 pub fn verify<S: ReadAt>(
     reader: &ContainerReader<S>,
     level: VerifyDepth,
@@ -137,9 +138,10 @@ struct HashCheck<'r, S> {
 }
 
 impl<S: ReadAt> HashCheck<'_, S> {
-    /// Notes what is wrong with the file, passes on what keeps from reading it.
+    /// Notes a mistake of the file, and returns an error that prevents reading it.
     fn found(&mut self, outcome: Result<()>) -> Result<()> {
         match outcome {
+            // A disk that fails says nothing about the file.
             Err(error) if error.code() == TensorErrorCode::Io => Err(error),
             other => {
                 self.report.note(other);
@@ -170,13 +172,14 @@ impl<S: ReadAt> HashCheck<'_, S> {
             .map(|wanted| (wanted, blake3::Hasher::new()));
         for entry in meta.entries() {
             let wanted = meta.entry_hash(entry.name());
+            // Padding has no hash of its own: only its zeros are checked.
             if wanted.is_none() && !entry.is_pad() {
                 self.report.unhashed += 1;
             }
             if wanted.is_none() && data.is_none() {
                 continue;
             }
-            // One pass for both.
+            // One pass over the bytes computes both hashes.
             let mut own = blake3::Hasher::new();
             self.reader.pass(entry.file_range(), |bytes| {
                 if wanted.is_some() {
@@ -189,8 +192,8 @@ impl<S: ReadAt> HashCheck<'_, S> {
             })?;
             self.report.bytes += entry.byte_len();
             if let Some(wanted) = wanted {
-                let said = format!("entry {}", QuotedText(entry.name()));
-                self.compare(&said, wanted, own.finalize());
+                let label = format!("entry {}", QuotedText(entry.name()));
+                self.compare(&label, wanted, own.finalize());
             }
         }
         if let Some((wanted, data)) = data {
@@ -224,7 +227,7 @@ impl<S: ReadAt> HashCheck<'_, S> {
     }
 
     fn values(&mut self, tensor: &Tensor<'_>, members: &[(String, u32)]) -> Result<()> {
-        let said = || format!("tensor {}", QuotedText(tensor.name()));
+        let label = || format!("tensor {}", QuotedText(tensor.name()));
         let entry = tensor.entry();
         let outcome = match tensor.kind() {
             TensorKind::Flat if entry.dtype() == ElementType::Known(Dtype::Bool) => {
@@ -234,10 +237,10 @@ impl<S: ReadAt> HashCheck<'_, S> {
             TensorKind::Struct(records) => self.records(&entry, &records, members),
             TensorKind::Blob(blob) => self.blob(&entry, &blob),
         };
-        outcome.map_err(|error| error.with_subject(said()))
+        outcome.map_err(|error| error.with_subject(label()))
     }
 
-    /// Every field of every record is a value of its type.
+    /// Checks that every field of every record has a valid value.
     fn records(
         &self,
         entry: &HeaderEntry<'_>,
@@ -250,6 +253,7 @@ impl<S: ReadAt> HashCheck<'_, S> {
         }
         let known: HashMap<&str, u32> = members.iter().map(|(path, n)| (&**path, *n)).collect();
         let fields: Vec<_> = records.fields().collect();
+        // The limits are looked up once, before the loop over all records.
         let limits: Vec<_> = fields.iter().map(|field| known.get(&*field.path)).collect();
         let at_once = (HELD_BYTES_MAX / 64 / stride).max(1);
         let mut first = 0;
@@ -273,7 +277,7 @@ impl<S: ReadAt> HashCheck<'_, S> {
         Ok(())
     }
 
-    /// Offsets rise to the end, and every item is what the encoding says.
+    /// Checks that the offsets rise to the end, and that every item has the blob's encoding.
     fn blob(&self, entry: &HeaderEntry<'_>, blob: &BlobInfo<'_>) -> Result<()> {
         let mut last = None;
         let mut seen = 0;
@@ -304,11 +308,12 @@ impl<S: ReadAt> HashCheck<'_, S> {
 
     fn text(&self, entry: &HeaderEntry<'_>, range: std::ops::Range<u64>, json: bool) -> Result<()> {
         let len = range.end - range.start;
+        // An item is held in memory as a whole to check its text.
         if len > HELD_BYTES_MAX {
             let what = format!("{len} bytes, {HELD_BYTES_MAX} are looked at");
             return fail(TensorErrorCode::Limit, what);
         }
-        // Below the limit.
+        // The length is below the limit, so the cast keeps it.
         let mut bytes = vec![0; len as usize];
         self.reader.read_into(entry, range.start, &mut bytes)?;
         let text = std::str::from_utf8(&bytes)
@@ -321,7 +326,7 @@ impl<S: ReadAt> HashCheck<'_, S> {
     }
 }
 
-/// How many members each `Enum` of the records has; empty without an oracle that can say it.
+/// The number of members of each `Enum` of the records; empty without an oracle that knows them.
 fn members<S: ReadAt>(
     reader: &ContainerReader<S>,
     tensor: &Tensor<'_>,
@@ -332,7 +337,7 @@ fn members<S: ReadAt>(
     else {
         return Vec::new();
     };
-    // That it cannot be laid out was noted with the layouts.
+    // A schema without a layout was reported by the check of layouts.
     let layout = oracle.layout(schema, records.def());
     layout.map(|layout| layout.members).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
-//! Records of fixed size: where each field lies, and what it is.
+//! Records of fixed size: the offset and the type of each field.
 //!
-//! Offsets stand in the file and are never derived from the order of JSON keys, which differs from
-//! one producer to the next. A caller that has the schema's layout engine gives it as a
-//! [`LayoutOracle`]; what that computes has to be what the file says.
+//! The file states the offsets; they are never derived from the order of JSON keys, which differs
+//! between producers. A caller that has a layout engine for the schema passes it as a
+//! [`LayoutOracle`]; the layout that it computes must equal the one in the file.
 
 mod typedef;
 
@@ -12,10 +12,10 @@ use crate::error::{QuotedText, Result, TensorErrorCode, fail};
 
 pub use typedef::SchemaLayouts;
 
-/// Bytes of the length in front of a field of bytes.
+/// Bytes of the length before a field of bytes.
 pub(crate) const LENGTH_BYTES: usize = 4;
 
-/// What a field of a record is. The names are the kinds of the schema keywords.
+/// The type of a record's field. The names are the kinds of the schema keywords.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FieldType {
@@ -45,17 +45,17 @@ pub enum FieldType {
     Float32,
     /// IEEE 754 binary64.
     Float64,
-    /// Number of a member of the schema's `enum`, 32 bits.
+    /// Index of a member of the schema's `enum`, 32 bits.
     Enum,
-    /// UTF-8 in `len` bytes, filled up with zeros.
+    /// UTF-8 in `len` bytes, padded with zeros.
     String,
-    /// RFC 3339 in `len` bytes, filled up with zeros.
+    /// RFC 3339 in `len` bytes, padded with zeros.
     Timestamp,
-    /// A length of 32 bits, and so many bytes, filled up with zeros to `len`.
+    /// A length of 32 bits, and that many bytes, padded with zeros to `len`.
     Bytes,
-    /// `len` bytes that one of several layouts describes.
+    /// `len` bytes with one of several layouts.
     Union,
-    /// Offset and length of 64 bits each of bytes that lie elsewhere.
+    /// Offset and length, of 64 bits each, of bytes outside the record.
     Indirect,
 }
 
@@ -109,13 +109,13 @@ impl FieldType {
         }
     }
 
-    /// The type of this name.
+    /// The type with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Bytes of one value; none where `len` says it.
+    /// Bytes of one value; `None` if `len` states them.
     #[must_use]
     pub const fn width(self) -> Option<u64> {
         match self {
@@ -139,13 +139,13 @@ impl FieldType {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StructField<'a> {
-    /// What the layout engine calls it. Compared, never taken apart.
+    /// The path as the layout engine writes it. It is compared as a whole.
     pub path: Cow<'a, str>,
-    /// What it is.
+    /// The type.
     pub kind: FieldType,
-    /// Bytes before it in the record.
+    /// Offset in the record, in bytes.
     pub off: u64,
-    /// Values one after the other, or the bytes of a type that has no width of its own.
+    /// The number of consecutive values, or of bytes for a type without a width.
     pub len: u64,
 }
 
@@ -160,14 +160,14 @@ impl<'a> StructField<'a> {
         }
     }
 
-    /// The same with this many values or bytes.
+    /// Sets the number of values or bytes.
     #[must_use]
     pub const fn with_len(mut self, len: u64) -> Self {
         self.len = len;
         self
     }
 
-    /// Bytes of it; none where that does not fit 64 bits.
+    /// The field's bytes; `None` if they overflow 64 bits.
     #[must_use]
     pub fn bytes(&self) -> Option<u64> {
         match self.kind {
@@ -177,32 +177,33 @@ impl<'a> StructField<'a> {
     }
 }
 
-/// What a schema's definition comes to.
+/// The layout of a schema's definition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StructLayout {
     /// Bytes from one record to the next.
     pub stride: u64,
-    /// The fields by offset.
+    /// The fields, sorted by offset.
     pub fields: Vec<StructField<'static>>,
-    /// How many members each `Enum` has, by its path.
+    /// The number of members of each `Enum`, by its path.
     pub members: Vec<(String, u32)>,
 }
 
-/// Computes layouts from schemas: the schema engine, seen from here.
+/// Computes layouts from schemas: the interface to the schema engine.
 pub trait LayoutOracle {
-    /// Lays out what `def` names in `schema`, a JSON Schema's text.
+    /// Computes the layout of the definition `def` in `schema`, the text of a JSON Schema.
     ///
     /// # Errors
     /// One line that says what is wrong with the schema or the definition.
     fn layout(&self, schema: &str, def: &str) -> Result<StructLayout, String>;
 }
 
-/// Every field lies within the record and no two share a byte.
+/// Checks that every field lies within the record and that no two share a byte.
 pub(crate) fn check_fields(name: &str, stride: u64, fields: &[StructField<'_>]) -> Result<()> {
     let name = QuotedText(name);
     let mut ranges = Vec::with_capacity(fields.len());
     for field in fields {
         let path = QuotedText(&field.path);
+        // Offsets and lengths come from the file, so their sum may overflow.
         let end = field.bytes().and_then(|bytes| bytes.checked_add(field.off));
         let Some(end) = end else {
             let what = format!("struct {name}: field {path}: offset and size do not fit 64 bits");
@@ -216,7 +217,7 @@ pub(crate) fn check_fields(name: &str, stride: u64, fields: &[StructField<'_>]) 
         }
         ranges.push((field.off, end, &field.path));
     }
-    // By offset: where any two share a byte, two neighbours do.
+    // Sorted by offset, two fields that overlap imply two neighbours that do.
     ranges.sort_unstable();
     for two in ranges.windows(2) {
         let [(_, end, first), (off, _, second)] = two else {
@@ -231,7 +232,7 @@ pub(crate) fn check_fields(name: &str, stride: u64, fields: &[StructField<'_>]) 
             return fail(TensorErrorCode::Layout, what);
         }
     }
-    // Fields of one path need not be neighbours.
+    // Two fields with the same path need not be neighbours by offset.
     let mut paths: Vec<_> = fields.iter().map(|field| &*field.path).collect();
     paths.sort_unstable();
     match paths.windows(2).find(|two| two[0] == two[1]) {

@@ -1,11 +1,11 @@
 //! The metatensor container: typed binary data that any safetensors reader opens.
 //!
-//! A file is a length, a JSON header and data. [`Meta`] is a header that was read and found correct,
-//! [`ContainerReader`] opens a file from memory, by offset or mapped, [`ContainerWriter`] makes one. Records of fixed
-//! size and items of any size lie in ordinary entries and are described in the header's metadata;
-//! a plain safetensors file is one without that description.
+//! A file is a length, a JSON header and data. [`Meta`] is a parsed and checked header, [`ContainerReader`] opens a
+//! file from memory, by offset or mapped, [`ContainerWriter`] makes one. Records of fixed size and items of any size
+//! lie in ordinary entries and are described in the header's metadata; a plain safetensors file is one without that
+//! description.
 //!
-//! Nothing here knows a network, a GPU or a script; nothing is asynchronous.
+//! This crate does not know networks, GPUs or scripts, and has no asynchronous functions.
 //!
 //! ```
 //! use std::io::Cursor;

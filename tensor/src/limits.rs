@@ -1,22 +1,22 @@
-//! How much of anything a file may have. Each number bounds memory or time that a file can cost.
+//! Limits of a file. Each bounds the memory or time that a file can cost.
 
-/// Bytes of a header that come over a network.
+/// Bytes of a header received over a network.
 pub const HEADER_BYTES_NETWORK: u64 = 16 << 20;
-/// Bytes of a header at all: no stock reader takes more.
+/// Bytes of any header: stock readers accept no longer one.
 pub const HEADER_BYTES_MAX: u64 = 100_000_000;
-/// Entries of a file that comes over a network, pads and offsets counted.
+/// Entries of a file received over a network, padding and offsets included.
 pub const ENTRIES_NETWORK: u32 = 65_536;
-/// Entries at all.
+/// Entries of any file.
 pub const ENTRIES_MAX: u32 = 1_000_000;
 /// Bytes of a tensor's name.
 pub const NAME_BYTES: u32 = 1024;
-/// Dimensions of a tensor that comes over a network.
+/// Dimensions of a tensor received over a network.
 pub const RANK_NETWORK: u32 = 8;
-/// Dimensions at all.
+/// Dimensions of any tensor.
 pub const RANK_MAX: u32 = 32;
 /// Nested objects and arrays in the header and in `mt.index`.
 pub const JSON_DEPTH: u32 = 32;
-/// Bytes of `__metadata__` without `mt.index` and `mt.schema`, which have their own bounds.
+/// Bytes of `__metadata__` without `mt.index` and `mt.schema`, which have limits of their own.
 pub const METADATA_BYTES: u64 = 1 << 20;
 /// Bytes of `mt.schema`.
 pub const SCHEMA_BYTES: u64 = 1 << 20;
@@ -26,18 +26,19 @@ pub const SCHEMA_DEPTH: u32 = 64;
 pub const SCHEMA_NODES: u64 = 10_000;
 /// Items of a blob.
 pub const BLOB_ITEMS: u64 = 1 << 40;
-/// Largest alignment that an index may ask for.
+/// Largest alignment that an index may state.
 pub const ALIGN_MAX: u32 = 65_536;
 
-/// What a reader and a writer accept.
+/// The limits of a reader and a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ContainerLimits {
     /// Bytes of the header.
     pub header_bytes: u64,
-    /// Entries, pads and offsets counted.
+    /// Entries, padding and offsets included.
     pub entries: u32,
-    /// Bytes of a name, which has at least one and no control characters; none: any name.
+    /// Bytes of a name, which has at least one byte and no control characters; `None` accepts any
+    /// name.
     pub name_bytes: Option<u32>,
     /// Dimensions of a tensor.
     pub rank: u32,
@@ -56,7 +57,7 @@ pub struct ContainerLimits {
 }
 
 impl ContainerLimits {
-    /// For what comes over a network.
+    /// For files received over a network.
     pub const NETWORK: Self = Self {
         header_bytes: HEADER_BYTES_NETWORK,
         entries: ENTRIES_NETWORK,
@@ -70,7 +71,7 @@ impl ContainerLimits {
         blob_items: BLOB_ITEMS,
     };
 
-    /// For a person's own files: whatever the stock package writes opens.
+    /// For a user's own files: every file that the stock package writes can be opened.
     #[must_use]
     pub const fn safetensors() -> Self {
         Self {
@@ -85,7 +86,7 @@ impl ContainerLimits {
 }
 
 impl Default for ContainerLimits {
-    /// For what comes over a network.
+    /// For files received over a network.
     fn default() -> Self {
         Self::NETWORK
     }

@@ -1,4 +1,4 @@
-//! Opening a container and looking into it.
+//! Opens a container and reads from it.
 
 use std::borrow::Cow;
 #[cfg(not(target_family = "wasm"))]
@@ -18,10 +18,10 @@ use crate::source::MappedFile;
 use crate::source::ReadAt;
 use crate::view::{AlignedBytes, BlobView, StructView, TensorView, ViewBytes, row_bytes};
 
-/// Bytes that are read at once where they only pass by.
+/// Bytes that are read at once in a pass over the data.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 
-/// A container that was opened: its header was read and found correct.
+/// An open container, whose header was parsed and checked.
 ///
 /// ```
 /// use alknet_tensor::{TensorContent, Dtype, ContainerLimits, ContainerReader, ContainerWriter};
@@ -52,15 +52,15 @@ impl ContainerReader<Arc<[u8]>> {
 
 #[cfg(not(target_family = "wasm"))]
 impl ContainerReader<MappedFile> {
-    /// Maps a file and opens it. Views borrow from the map.
+    /// Maps a file and opens it. Views borrow from the mapping.
     ///
     /// # Errors
-    /// As [`ContainerReader::open`]; `E_IO` where it cannot be mapped.
+    /// As [`ContainerReader::open`]; `E_IO` if the file cannot be mapped.
     ///
     /// # Safety
-    /// The file is not changed and not shortened for the life of the reader; see [`MappedFile::new`].
+    /// The file must not be changed or shortened for the life of the reader; see [`MappedFile::new`].
     pub unsafe fn map(file: &File, limits: &ContainerLimits) -> Result<Self> {
-        // SAFETY: the caller answers for the file.
+        // SAFETY: the caller guarantees that the file does not change.
         let mapped = unsafe { MappedFile::new(file) };
         let mapped = mapped.map_err(|error| TensorError::io("map the file", error))?;
         Self::open(mapped, limits)
@@ -71,11 +71,12 @@ impl<S: ReadAt> ContainerReader<S> {
     /// Reads the header of a container.
     ///
     /// # Errors
-    /// `E_IO` where the source fails; any code of the format that needs no data.
+    /// `E_IO` if the source fails; any code of the format that needs no data.
     pub fn open(source: S, limits: &ContainerLimits) -> Result<Self> {
         let size = source.size();
         let size = size.map_err(|error| TensorError::io("find out the size", error))?;
         let mut prefix = [0; PREFIX_BYTES as usize];
+        // A file that is shorter than the prefix has no header.
         let Some(after) = size.checked_sub(PREFIX_BYTES) else {
             return fail(
                 TensorErrorCode::Header,
@@ -85,7 +86,7 @@ impl<S: ReadAt> ContainerReader<S> {
         read_exact(&source, &mut prefix, 0)?;
         let len = header_len(&prefix, size, limits)?;
         let range = PREFIX_BYTES..PREFIX_BYTES + len;
-        // What is mapped or in memory is not copied.
+        // A header that is mapped or in memory is parsed without a copy.
         let meta = match source.slice_at(range) {
             Some(header) => Meta::parse(header, after - len, limits)?,
             None => {
@@ -98,7 +99,7 @@ impl<S: ReadAt> ContainerReader<S> {
         Ok(Self { source, meta })
     }
 
-    /// What the header says.
+    /// The parsed header.
     #[must_use]
     pub const fn meta(&self) -> &Meta {
         &self.meta
@@ -110,18 +111,18 @@ impl<S: ReadAt> ContainerReader<S> {
         &self.source
     }
 
-    /// The source, and nothing else.
+    /// Drops the header and returns the source.
     #[must_use]
     pub fn into_source(self) -> S {
         self.source
     }
 
-    /// The names of the tensors in the order that they are best loaded in.
+    /// The names of the tensors in the order in which a reader should load them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.meta.tensors().map(|tensor| tensor.name())
     }
 
-    /// The tensor of this name.
+    /// The tensor with this name.
     ///
     /// # Errors
     /// `E_NOTFOUND`.
@@ -129,10 +130,10 @@ impl<S: ReadAt> ContainerReader<S> {
         self.meta.tensor(name)
     }
 
-    /// All elements of a tensor; a struct's and a blob's as bytes.
+    /// All elements of a tensor; for a struct or a blob, its bytes.
     ///
     /// # Errors
-    /// `E_NOTFOUND`; `E_IO` where it cannot be read; `E_LIMIT` where there is no memory.
+    /// `E_NOTFOUND`; `E_IO` if it cannot be read; `E_LIMIT` if memory is exhausted.
     pub fn view(&self, name: &str) -> Result<TensorView<'_>> {
         let entry = self.tensor(name)?.entry();
         let bytes = self.bytes(&entry, 0..entry.byte_len())?;
@@ -143,7 +144,7 @@ impl<S: ReadAt> ContainerReader<S> {
         ))
     }
 
-    /// Some rows of a tensor, without reading the others.
+    /// Some rows of a tensor; the other rows are not read.
     ///
     /// # Errors
     /// As [`ContainerReader::view`] and [`TensorView::rows`].
@@ -162,17 +163,17 @@ impl<S: ReadAt> ContainerReader<S> {
     /// The records of a struct.
     ///
     /// # Errors
-    /// `E_NOTFOUND`; `E_DTYPE` where it is no struct; `E_IO`, `E_LIMIT`.
+    /// `E_NOTFOUND`; `E_DTYPE` if the tensor is no struct; `E_IO`, `E_LIMIT`.
     pub fn strukt(&self, name: &str) -> Result<StructView<'_>> {
         let (entry, records) = self.records(name)?;
         let bytes = self.bytes(&entry, 0..entry.byte_len())?;
         Ok(StructView::trusted(records, records.count(), bytes))
     }
 
-    /// Some records of a struct, without reading the others.
+    /// Some records of a struct; the other records are not read.
     ///
     /// # Errors
-    /// As [`ContainerReader::strukt`]; `E_SHAPE` where there are no such records.
+    /// As [`ContainerReader::strukt`]; `E_SHAPE` if the struct has no such records.
     pub fn strukt_rows(&self, name: &str, rows: Range<u64>) -> Result<StructView<'_>> {
         let (entry, records) = self.records(name)?;
         let range = row_bytes(entry.dtype(), entry.shape(), &rows)
@@ -184,35 +185,36 @@ impl<S: ReadAt> ContainerReader<S> {
     /// The items of a blob.
     ///
     /// # Errors
-    /// `E_NOTFOUND`; `E_DTYPE` where it is no blob; `E_LAYOUT` where its offsets do not rise from 0
-    /// to its end; `E_IO`, `E_LIMIT`.
+    /// `E_NOTFOUND`; `E_DTYPE` if the tensor is no blob; `E_LAYOUT` if its offsets do not rise from 0 to its end;
+    /// `E_IO`, `E_LIMIT`.
     pub fn blob(&self, name: &str) -> Result<BlobView<'_>> {
         let (entry, blob) = self.items(name)?;
-        let said = format!("blob {}", QuotedText(name));
+        let label = format!("blob {}", QuotedText(name));
         let offsets = blob.offsets();
         let offsets = self.bytes(&offsets, 0..offsets.byte_len())?;
         let data = self.bytes(&entry, 0..entry.byte_len())?;
-        BlobView::new(blob.enc(), data, offsets).map_err(|error| error.with_subject(said))
+        BlobView::new(blob.enc(), data, offsets).map_err(|error| error.with_subject(label))
     }
 
-    /// One item of a blob, without reading the others.
+    /// One item of a blob; the other items are not read.
     ///
     /// # Errors
-    /// As [`ContainerReader::blob`], of the two offsets around the item; `E_NOTFOUND` where there are fewer.
+    /// As [`ContainerReader::blob`], for the two offsets around the item; `E_NOTFOUND` if the blob has fewer items.
     pub fn item(&self, name: &str, at: u64) -> Result<ViewBytes<'_>> {
         let (entry, blob) = self.items(name)?;
-        let said = QuotedText(name);
+        let label = QuotedText(name);
         if at >= blob.count() {
-            let what = format!("blob {said}: item {at} of {}", blob.count());
+            let what = format!("blob {label}: item {at} of {}", blob.count());
             return fail(TensorErrorCode::NotFound, what);
         }
-        // There is one offset more than items, and the entry with all of them has a size of 64 bits.
+        // A blob has one offset more than items, and the entry of all offsets has a size of 64 bits, so the sum does
+        // not overflow.
         let two = self.bytes(&blob.offsets(), at * 8..at * 8 + 16)?;
         let (two, _) = two.as_chunks::<8>();
         let [start, end] = [two[0], two[1]].map(u64::from_le_bytes);
         if start > end || end > entry.byte_len() {
             let what = format!(
-                "blob {said}: item {at} is bytes {start} to {end} of {}",
+                "blob {label}: item {at} is bytes {start} to {end} of {}",
                 entry.byte_len()
             );
             return fail(TensorErrorCode::Layout, what);
@@ -220,10 +222,10 @@ impl<S: ReadAt> ContainerReader<S> {
         self.bytes(&entry, start..end)
     }
 
-    /// Reads a part of an entry into memory of the caller's. `offset` counts from its beginning.
+    /// Reads a part of an entry into `buffer`. `offset` counts from the beginning of the entry.
     ///
     /// # Errors
-    /// `E_SHAPE` where it does not lie within the entry; `E_IO`.
+    /// `E_SHAPE` if the part does not lie within the entry; `E_IO`.
     pub fn read_into(&self, entry: &HeaderEntry<'_>, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let len = entry.byte_len();
         let end = offset.checked_add(buffer.len() as u64);
@@ -238,8 +240,8 @@ impl<S: ReadAt> ContainerReader<S> {
         read_exact(&self.source, buffer, entry.file_range().start + offset)
     }
 
-    /// BLAKE3 of the header with the length before it. A reader that has this hash from a trusted source can
-    /// check every tensor.
+    /// BLAKE3 of the header with its length prefix. A reader that has this hash from a trusted source can verify
+    /// every tensor.
     ///
     /// # Errors
     /// `E_IO`.
@@ -260,23 +262,27 @@ impl<S: ReadAt> ContainerReader<S> {
         Ok(hasher.finalize())
     }
 
-    /// Lets these bytes of the file pass by, in pieces of at most a MiB that begin at multiples of
-    /// it from the first byte on.
+    /// Passes these bytes of the file to `visit`, in pieces of at most a MiB that begin at multiples of a MiB from
+    /// the first byte on.
     ///
     /// # Errors
-    /// `E_IO`, and what `look` says.
-    pub fn pass(&self, range: Range<u64>, mut look: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// `E_IO`, and the error of `visit`.
+    pub fn pass(
+        &self,
+        range: Range<u64>,
+        mut visit: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut buffer = Vec::new();
         let mut at = range.start;
         while at < range.end {
             let len = (range.end - at).min(CHUNK_BYTES as u64);
             match self.source.slice_at(at..at + len) {
-                Some(bytes) => look(bytes)?,
+                Some(bytes) => visit(bytes)?,
                 None => {
-                    // At most a MiB.
+                    // At most a MiB, so the cast keeps the value.
                     buffer.resize(len as usize, 0);
                     read_exact(&self.source, &mut buffer, at)?;
-                    look(&buffer)?;
+                    visit(&buffer)?;
                 }
             }
             at += len;
@@ -306,7 +312,7 @@ impl<S: ReadAt> ContainerReader<S> {
         }
     }
 
-    /// Bytes of an entry, `range` counted from its beginning and within it.
+    /// Bytes of an entry; `range` counts from its beginning and must lie within it.
     fn bytes(&self, entry: &HeaderEntry<'_>, range: Range<u64>) -> Result<ViewBytes<'_>> {
         let start = entry.file_range().start;
         let range = start + range.start..start + range.end;

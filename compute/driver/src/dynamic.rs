@@ -1,12 +1,11 @@
-//! The functions of dynamic linking, in a program that has none.
+//! The functions of dynamic linking, for a program without a dynamic linker.
 //!
-//! LLVM resolves the names in generated code by `dlopen(NULL)` and `dlsym`. The C library's own
-//! versions find nothing in a static program, and LLVM then jumps to address 0. The functions here
-//! take their place for the whole program: the linker finds them first. They never load anything, for
-//! any caller.
+//! LLVM resolves the names in generated code by `dlopen(NULL)` and `dlsym`. The C library's own versions find nothing
+//! in a static program, and LLVM then jumps to address 0. The linker finds the functions of this module first, so
+//! they replace the C library's in the whole program. They never load a file.
 //!
-//! `dladdr` says that everything lies in this one program, under the address where it begins. Mesa
-//! looks up the build id there, which is what its shader cache goes by.
+//! `dladdr` reports that every address lies in this one program, whose start it returns. Mesa reads the build id
+//! there and names its shader cache by it.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
@@ -14,19 +13,19 @@ use std::ptr;
 use crate::UNKNOWN_SYMBOL_EXIT;
 use crate::symbols;
 
-/// Its address is the handle of "this program".
+/// The address of this static is the handle of "this program".
 static THIS_PROGRAM: u8 = 0;
 
-/// What `dlerror` always answers.
+/// The answer of `dlerror`.
 const NOTHING_IS_LOADED: &CStr = c"static executable: nothing is loaded at run time";
 
-/// What `dladdr` calls this program.
+/// The file name that `dladdr` returns.
 const OWN_FILE: &CStr = c"/proc/self/exe";
 
 unsafe extern "C" {
-    /// Where the program begins in memory; set by the linker.
+    /// Where the program begins in memory; the linker sets it.
     static __executable_start: u8;
-    /// Where it ends.
+    /// Where the program ends in memory.
     static _end: u8;
 }
 
@@ -34,11 +33,11 @@ fn this_program() -> *mut c_void {
     (&raw const THIS_PROGRAM).cast_mut().cast()
 }
 
-/// A handle of this program for no name; nothing for any name.
+/// Returns the handle of this program if `file` is null, and null for any name.
 ///
 /// # Safety
 ///
-/// The C library's `dlopen` asks for a name that is null or a C string; the name is not read here.
+/// `file` is null or a C string, as the C library's `dlopen` requires; the name is not read.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dlopen(file: *const c_char, _mode: c_int) -> *mut c_void {
     if file.is_null() {
@@ -48,15 +47,15 @@ unsafe extern "C" fn dlopen(file: *const c_char, _mode: c_int) -> *mut c_void {
     }
 }
 
-/// A function by its name. Of the own handle it must be there: who asks is generated code that is
-/// about to call it. Every other caller only tests whether the C library has something.
+/// Finds a function by its name. With the handle of this program the function must exist, because generated code is
+/// about to call it. Every other caller only tests whether the C library has a function.
 ///
 /// # Safety
 ///
 /// The name is a C string.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller guarantees a C string.
     let name = unsafe { CStr::from_ptr(name) };
     if handle == this_program() {
         return resolve_or_end(name);
@@ -64,7 +63,7 @@ unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_v
     symbols::find(name.to_bytes()).map_or(ptr::null_mut(), |address| address.0 as *mut c_void)
 }
 
-/// Nothing was opened, so nothing is closed.
+/// Does nothing, because nothing was opened.
 #[unsafe(no_mangle)]
 extern "C" fn dlclose(_handle: *mut c_void) -> c_int {
     0
@@ -75,7 +74,7 @@ extern "C" fn dlerror() -> *mut c_char {
     NOTHING_IS_LOADED.as_ptr().cast_mut()
 }
 
-/// Every address of this program belongs to this program; names of symbols are not known.
+/// Reports every address of this program as a part of this program; names of symbols are unknown.
 ///
 /// # Safety
 ///
@@ -93,13 +92,13 @@ unsafe extern "C" fn dladdr(address: *const c_void, info: *mut libc::Dl_info) ->
         dli_sname: ptr::null(),
         dli_saddr: ptr::null_mut(),
     };
-    // SAFETY: as the caller promises, and it is not null.
+    // SAFETY: the caller guarantees that `info` may be written, and it is not null.
     unsafe { info.write(found) };
     1
 }
 
-/// The function, or the end of the process: without it the next thing would be a jump to address 0,
-/// which leaves no message.
+/// Returns the function, or ends the process: otherwise the generated code would jump to address 0, which leaves no
+/// message.
 pub(crate) fn resolve_or_end(name: &CStr) -> *mut c_void {
     if let Some(address) = symbols::find(name.to_bytes()) {
         return address.0 as *mut c_void;
@@ -109,11 +108,11 @@ pub(crate) fn resolve_or_end(name: &CStr) -> *mut c_void {
         name.to_bytes(),
         b"\", which is not linked in\n",
     ] {
-        // No Rust output: a thread of the driver is here, and another may hold the lock.
-        // SAFETY: the bytes are there; what becomes of them changes nothing.
+        // Rust's output takes a lock that another thread may hold while this one is in the driver. SAFETY: the bytes
+        // are valid; the result of the write changes nothing.
         unsafe { libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len()) };
     }
-    // SAFETY: ends the process without running anything of it.
+    // SAFETY: ends the process without running any of its code.
     unsafe { libc::_exit(UNKNOWN_SYMBOL_EXIT) }
 }
 

@@ -4,31 +4,32 @@ use wgpu::{Adapter, AdapterInfo, Backends, DeviceType};
 
 use crate::instance::{Error, LinkedInstance};
 
-/// An adapter, and which driver it belongs to.
+/// An adapter and its driver.
 #[derive(Debug)]
 pub struct DriverAdapter {
     /// The driver's name.
     pub driver: &'static str,
-    /// What it says about itself.
+    /// The adapter's description of itself.
     pub info: AdapterInfo,
-    /// For wgpu's safe interface.
+    /// The adapter for wgpu's safe interface.
     pub adapter: Adapter,
-    /// Keeps the driver's instance.
+    /// Keeps the driver's instance alive.
     _instance: wgpu::Instance,
 }
 
-/// What was found, and what was not.
+/// The adapters that were found, and the drivers that found none.
 #[derive(Debug, Default)]
 pub struct AdapterInventory {
-    /// Discrete, integrated, virtual, processor, others; in each class as the drivers list them.
+    /// Adapters by class: discrete, integrated, virtual, processor, others; in each class in the
+    /// driver's order.
     pub adapters: Vec<DriverAdapter>,
     /// Drivers without hardware on this machine.
     pub idle: Vec<&'static str>,
-    /// Drivers that gave no instance.
+    /// Errors of drivers that made no instance.
     pub errors: Vec<Error>,
 }
 
-/// Asks every instance for its adapters and puts them in order.
+/// Lists the adapters of every instance and sorts them.
 #[must_use]
 pub fn adapters(
     instances: impl IntoIterator<Item = Result<LinkedInstance, Error>>,
@@ -40,7 +41,7 @@ pub fn adapters(
             Err(error) => found.errors.push(error),
         }
     }
-    // A stable sort: drivers list their own best first.
+    // The sort is stable, because a driver lists its own best adapter first.
     found
         .adapters
         .sort_by_key(|adapter| rank(adapter.info.device_type));
@@ -50,6 +51,7 @@ pub fn adapters(
 fn ask(found: &mut AdapterInventory, linked: &LinkedInstance) {
     let listed = linked.instance.enumerate_adapters(Backends::VULKAN);
     let listed = pollster::block_on(listed);
+    // A driver without its hardware is usual: the binary carries drivers for several boards.
     if listed.is_empty() {
         found.idle.push(linked.driver);
     }
@@ -63,7 +65,7 @@ fn ask(found: &mut AdapterInventory, linked: &LinkedInstance) {
     }
 }
 
-/// Lower is better.
+/// The rank of a class; lower is better.
 const fn rank(class: DeviceType) -> u8 {
     match class {
         DeviceType::DiscreteGpu => 0,

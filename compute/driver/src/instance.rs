@@ -1,4 +1,4 @@
-//! An instance for each linked driver.
+//! A Vulkan instance for each linked driver.
 
 use std::ffi::{CStr, c_char};
 use std::fmt;
@@ -6,10 +6,10 @@ use std::fmt;
 use ash::vk;
 use wgpu_hal::vulkan::Instance as HalInstance;
 
-/// Version of the interface between loader and driver that the drivers get: the newest they know.
+/// Version of the interface between loader and driver that this crate requests: the newest that the drivers know.
 const LOADER_INTERFACE: u32 = 5;
 
-/// Newest Vulkan that wgpu-hal handles.
+/// Newest version of Vulkan that wgpu-hal supports.
 const API_VERSION: u32 = vk::API_VERSION_1_3;
 
 type GetInstanceProcAddr =
@@ -19,7 +19,7 @@ type Negotiate = unsafe extern "system" fn(*mut u32) -> vk::Result;
 /// A driver that is linked into this program.
 #[derive(Clone, Copy)]
 pub struct LinkedDriver {
-    /// As `--vulkan` names it.
+    /// The name that `--vulkan` takes.
     pub name: &'static str,
     functions: GetInstanceProcAddr,
     negotiate: Negotiate,
@@ -33,7 +33,7 @@ impl fmt::Debug for LinkedDriver {
     }
 }
 
-/// Declares the two functions that a sealed driver shows to the outside, and its row of the table.
+/// Declares the two functions that a sealed driver exports, and its row of the table.
 #[cfg(any(vulkan_llvmpipe, vulkan_panvk, vulkan_v3dv))]
 macro_rules! driver {
     ($name:literal, $functions:ident, $negotiate:ident) => {{
@@ -59,11 +59,11 @@ pub const DRIVERS: &[LinkedDriver] = &[
     driver!("llvmpipe", llvmpipe_icd_functions, llvmpipe_icd_negotiate),
 ];
 
-/// Why a driver gave no instance.
+/// Why a driver made no instance.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// wgpu did not take the instance.
+    /// wgpu refused the instance.
     #[error("{driver}: wgpu refuses the instance: {why}")]
     Adopt {
         /// The driver.
@@ -71,7 +71,7 @@ pub enum Error {
         /// wgpu's reason.
         why: String,
     },
-    /// The driver did not make an instance.
+    /// The driver made no instance.
     #[error("{driver}: no Vulkan instance: {result}")]
     Create {
         /// The driver.
@@ -79,7 +79,7 @@ pub enum Error {
         /// Vulkan's result.
         result: vk::Result,
     },
-    /// The driver does not speak a version of the loader's interface that we do.
+    /// The driver does not support the requested version of the loader's interface.
     #[error("{driver}: not the interface that is spoken here: {result}")]
     Interface {
         /// The driver.
@@ -94,20 +94,20 @@ pub enum Error {
 pub struct LinkedInstance {
     /// The driver's name.
     pub driver: &'static str,
-    /// For wgpu's safe interface.
+    /// The instance for wgpu's safe interface.
     pub instance: wgpu::Instance,
 }
 
-/// An instance of every linked driver, in the order of [`DRIVERS`]; empty when none is linked.
+/// An instance of every linked driver, in the order of [`DRIVERS`]; empty if no driver is linked.
 #[must_use]
 pub fn instances() -> Vec<Result<LinkedInstance, Error>> {
     DRIVERS.iter().map(instance).collect()
 }
 
-/// An instance of one driver.
+/// Makes an instance of one driver.
 ///
-/// There is no validation layer, and none is asked for. The driver being without hardware is no error:
-/// the instance then has no adapters.
+/// The program has no validation layer and requests none. A driver without hardware is no error: its instance has no
+/// adapters.
 pub fn instance(driver: &LinkedDriver) -> Result<LinkedInstance, Error> {
     let name = driver.name;
     let refused = |result| Error::Create {
@@ -120,8 +120,8 @@ pub fn instance(driver: &LinkedDriver) -> Result<LinkedInstance, Error> {
     };
     negotiate(driver)?;
     let flags = wgpu::InstanceFlags::empty();
-    // SAFETY: the function is a Vulkan driver's vk_icdGetInstanceProcAddr: it answers the global
-    // commands for no instance and every other command for its own instances.
+    // SAFETY: the function is a Vulkan driver's vk_icdGetInstanceProcAddr: it returns the global commands without an
+    // instance, and every other command for its own instances.
     let entry = unsafe {
         ash::Entry::from_static_fn(ash::StaticFn {
             get_instance_proc_addr: driver.functions,
@@ -130,7 +130,7 @@ pub fn instance(driver: &LinkedDriver) -> Result<LinkedInstance, Error> {
     // SAFETY: the entry is valid; drivers are never unloaded.
     let version = unsafe { entry.try_enumerate_instance_version() }
         .map_err(refused)?
-        // A driver without the function is of Vulkan 1.0, which did not have it.
+        // A driver without the function implements Vulkan 1.0, which did not have it.
         .unwrap_or(vk::API_VERSION_1_0);
     let extensions = HalInstance::desired_extensions(&entry, version, flags).map_err(adopt)?;
     let raw = create(&entry, &extensions).map_err(refused)?;

@@ -1,11 +1,11 @@
-//! What generated code may call.
+//! The functions that generated code may call.
 //!
-//! A compiler turns some operations into calls: copies of memory, functions of the mathematics library,
-//! conversions of half floats, arithmetic of 128 bits. Which ones depends on the processor: with AVX2
-//! nothing is ever asked for, with SSE2 alone the first `floor` of a 64-bit float is. Everything that
-//! could be stands here.
+//! A compiler turns some operations into calls: copies of memory, functions of the mathematics library, conversions
+//! of half floats, arithmetic of 128 bits. Which ones depends on the processor: with AVX2 no function was ever
+//! needed, with SSE2 alone the first `floor` of a 64-bit float is. The table lists every function that could be
+//! needed.
 
-/// Address of a function whose type does not matter here.
+/// Address of a function whose signature does not matter.
 #[derive(Clone, Copy)]
 pub(crate) struct SymbolAddress(pub(crate) unsafe extern "C" fn());
 
@@ -30,12 +30,12 @@ table! {
     __extendhfsf2 __truncdfhf2 __truncsfhf2
 }
 
-// The getrandom crate asks for it by name before it falls back to the system call.
+// The getrandom crate looks it up by name before it falls back to the system call.
 unsafe extern "C" {
     fn getrandom();
 }
 
-/// The function of that name, if generated code may call it.
+/// The function with that name, if generated code may call it.
 pub(crate) fn find(name: &[u8]) -> Option<SymbolAddress> {
     if name == b"getrandom" {
         return Some(SymbolAddress(getrandom));

@@ -1,5 +1,5 @@
-//! `bench`: how fast each kind of matrix multiplication is here, by shaders and by the processor, and how
-//! fast memory is.
+//! `bench`: the speed of each kind of matrix multiplication, by shaders and by the processor, and the speed of
+//! memory.
 
 use std::fs;
 use std::process::ExitCode;
@@ -15,13 +15,13 @@ use crate::kernels::{self, MATMULS, MatmulKernel};
 use crate::milliseconds;
 use crate::worker::{MatmulPlan, arranged};
 
-/// Side lengths are multiples of it, so that every kind can be measured.
+/// Side lengths are multiples of this, so that every kernel can be measured.
 const STEP: u64 = 64;
 
-/// Bytes that are mapped and copied.
+/// Bytes that the memory measurement maps and copies.
 const MAP_BYTES: u64 = 32 << 20;
 
-/// The worker's kernel, with bringing the matrices there and the product back.
+/// The worker's kernel, including the upload of the matrices and the download of the product.
 const END_TO_END: &str = "worker-end";
 
 /// Arguments of `bench`.
@@ -54,7 +54,7 @@ fn side(text: &str) -> std::result::Result<u64, String> {
     }
 }
 
-/// Prints one line of JSON for each kind, with `--json` or without.
+/// Prints one line of JSON for each kind, with or without `--json`.
 pub(crate) fn run(arguments: &GpuBenchArgs) -> Result<ExitCode> {
     let device = GpuDevice::open()?;
     let n = arguments.side as usize;
@@ -81,7 +81,7 @@ pub(crate) fn run(arguments: &GpuBenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The worker's own kernel: alone, or with bringing the matrices there and the product back.
+/// Measures the worker's own kernel: alone, or including upload and download.
 fn measure_worker(
     device: &GpuDevice,
     name: &str,
@@ -121,10 +121,11 @@ fn measure_worker(
     Ok(())
 }
 
-/// The processor's, as the worker calls it.
+/// Measures the processor's kernel, as the worker calls it.
 fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &GpuBenchArgs) -> Result<()> {
+    // Both inputs have side `n`, so one view serves for both.
     let view = |data| MatrixView::contiguous(data, n, n);
-    // Where it goes has been touched before, as that of the peer.
+    // The product's memory has been touched before, as that of a peer's buffer has.
     let mut product = vec![0.0_f32; n * n];
     let mut timed = BenchTiming::sample(arguments.rounds, || {
         let threads = arguments.threads as usize;
@@ -132,13 +133,13 @@ fn measure_host(n: usize, [a, b]: [&[f32]; 2], arguments: &GpuBenchArgs) -> Resu
         std::hint::black_box(&product);
         Ok(())
     })?;
-    // Its threads end with each product, and what they used with them.
+    // The kernel's threads end with each product, and their processor time is lost with them.
     timed.busy = None;
     timed.say("host", n);
     Ok(())
 }
 
-/// A map over a large buffer, and a copy of as many bytes: both read and write each once.
+/// Measures a kernel over a large buffer, and a copy of as many bytes: both read and write each byte once.
 fn measure_memory(device: &GpuDevice, arguments: &GpuBenchArgs) -> Result<()> {
     let kernel = device.kernel(include_str!("shaders/map.wgsl"), &[])?;
     let buffer = device.buffer(MAP_BYTES)?;
@@ -146,7 +147,7 @@ fn measure_memory(device: &GpuDevice, arguments: &GpuBenchArgs) -> Result<()> {
     let from = vec![1_u8; MAP_BYTES as usize];
     let mut to = vec![0_u8; MAP_BYTES as usize];
     let (mut map, mut copy) = (Duration::MAX, Duration::MAX);
-    // The first round of each is not like the others: it compiles, and touches pages.
+    // The first round is slower, because it compiles and touches pages, so it is not counted.
     for round in 0..=arguments.rounds {
         let started = Instant::now();
         device.dispatch(&kernel, &[&buffer], [groups, 1, 1])?;
@@ -169,14 +170,14 @@ fn measure_memory(device: &GpuDevice, arguments: &GpuBenchArgs) -> Result<()> {
     Ok(())
 }
 
-/// How long something took.
+/// The times of a measurement.
 #[derive(Clone, Copy, Debug)]
 struct BenchTiming {
-    /// The first time, which compiles and touches pages.
+    /// The first time, which includes compiling and touching pages.
     first: Duration,
     /// The fastest time after that.
     best: Duration,
-    /// The least processor time of all threads after that: what others do on the machine is not in it.
+    /// The least processor time of all threads after that; it does not include other processes.
     busy: Option<Duration>,
 }
 
@@ -213,7 +214,7 @@ impl BenchTiming {
     }
 }
 
-/// What all threads that there are have used; nothing where `/proc` is not there to say so.
+/// Processor time of all current threads; zero if `/proc` is not mounted.
 fn processor_time() -> Duration {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
     let used = threads.flatten().filter_map(|thread| {

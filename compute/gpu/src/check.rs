@@ -1,38 +1,38 @@
-//! The checks of the self-test: each runs one kernel and compares.
+//! The checks of the self-test: each runs one kernel and compares its results.
 
 use crate::device::GpuDevice;
 use crate::error::{Error, Result};
 use crate::kernels::{self, MATMULS};
 
-/// Side of the matrices: enough for every kernel, and little enough for an emulated processor.
+/// Side of the matrices: large enough for every kernel, and small enough for an emulated processor.
 const SIDE: usize = 64;
 
-/// Side of the matrices where any will do: one that is a multiple of nothing.
+/// Side of the matrices for kernels that take any side: a prime.
 const ODD_SIDE: usize = 37;
 
-/// Longest message that is hashed, in bytes: three blocks, with every way to pad among them.
+/// Longest message that is hashed, in bytes: the lengths up to it need three blocks and every kind of padding.
 const MESSAGE_BYTES: usize = 150;
 
-/// Largest difference from the processor, relative to values above 1. WGSL lets `sin` and `cos` be off
-/// by 2⁻¹¹ and others by less.
+/// Largest difference from the processor, relative to values above 1. WGSL allows `sin` and `cos` an error of 2⁻¹¹
+/// and other functions less.
 const TOLERANCE: f64 = 1.0 / 2048.0;
 
-/// What came of one check.
+/// The outcome of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GpuCheckOutcome {
-    /// The results are the processor's.
+    /// The results equal the processor's.
     Equal,
-    /// The adapter cannot do this.
+    /// The adapter lacks the feature.
     NotOffered,
 }
 
-/// A check's name and what it does.
+/// A check's name and function.
 pub(crate) type Check = (&'static str, fn(&GpuDevice) -> Result<GpuCheckOutcome>);
 
-/// A function's name, and what the processor says it is.
+/// A function's name, and the processor's version of it.
 type Function = (&'static str, fn(f64) -> f64);
 
-/// In the order they are run; the first dispatch of all is in the first.
+/// The checks in their order; the first one makes the first dispatch of all.
 pub(crate) const CHECKS: [Check; 5] = [
     ("math", math),
     ("double", double),
@@ -58,7 +58,7 @@ fn math(device: &GpuDevice) -> Result<GpuCheckOutcome> {
         ("fma", |x| x.mul_add(x, 1.0)),
         ("rem", |x| x % 0.75),
     ];
-    // Away from whole numbers and their quarters, where the last bit decides about `floor` and `%`.
+    // The inputs avoid integers and their quarters, where the last bit decides the result of `floor` and `%`.
     let xs: Vec<f32> = (0..64).map(|i| 0.05 + i as f32 * 0.047_3).collect();
     let wgsl = include_str!("shaders/math.wgsl");
     let ys: Vec<f32> = kernels::map(device, wgsl, &xs, functions.len())?;
@@ -66,7 +66,7 @@ fn math(device: &GpuDevice) -> Result<GpuCheckOutcome> {
         for (x, y) in xs.iter().zip(row) {
             let expected = function(f64::from(*x));
             let off = (f64::from(*y) - expected).abs() / expected.abs().max(1.0);
-            // A result that is no number is off by what is no number either.
+            // If the result is NaN, its error is NaN as well, which no comparison exceeds.
             if off.is_nan() || off > TOLERANCE {
                 return failed_check("math", format!("{name}({x}) is {y}, expected {expected}"));
             }
@@ -93,6 +93,7 @@ fn memory(device: &GpuDevice) -> Result<GpuCheckOutcome> {
 
 fn matmul(device: &GpuDevice) -> Result<GpuCheckOutcome> {
     for kind in MATMULS {
+        // A prime side tests the edges, which only the plain kernel handles.
         let n = if kind.step == 1 { ODD_SIDE } else { SIDE };
         let [a, b] = kernels::exact_matrices(n);
         let prepared = kind.prepare(device, n, &a, &b)?;
@@ -115,6 +116,7 @@ fn compare<T: PartialEq + std::fmt::Debug>(
     got: &[T],
     expected: &[T],
 ) -> Result<GpuCheckOutcome> {
+    // `zip` below would ignore results that are missing.
     if got.len() != expected.len() {
         let why = format!("{} results, expected {}", got.len(), expected.len());
         return failed_check(kernel, why);

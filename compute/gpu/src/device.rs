@@ -1,4 +1,4 @@
-//! The device that everything runs on: chosen, opened, and used without a panic.
+//! The device that runs every kernel: it is chosen, opened, and used without panics.
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -9,46 +9,46 @@ use wgpu::{BufferUsages, ErrorFilter, Features};
 
 use crate::error::{Error, Result};
 
-/// What is asked for where the adapter has it.
+/// Features that are requested if the adapter has them.
 const WANTED: Features = Features::SHADER_F16
     .union(Features::SHADER_F64)
     .union(Features::SHADER_INT64)
     .union(Features::SUBGROUP);
 
-/// What every buffer may be used for.
+/// Usages of every buffer.
 const USAGES: BufferUsages = BufferUsages::STORAGE
     .union(BufferUsages::UNIFORM)
     .union(BufferUsages::COPY_DST)
     .union(BufferUsages::COPY_SRC);
 
-/// What a buffer may be used for besides, where memory of the device is memory of this process.
+/// Further usages of a buffer if device memory is memory of this process.
 const MAPPED: BufferUsages = BufferUsages::MAP_READ.union(BufferUsages::MAP_WRITE);
 
 /// An open device.
 #[derive(Debug)]
 pub(crate) struct GpuDevice {
-    /// The adapter behind it, and its driver.
+    /// The adapter and its driver.
     pub(crate) found: DriverAdapter,
-    /// How long the drivers took to say what there is.
+    /// How long the drivers took to list their adapters.
     pub(crate) instance_time: Duration,
     /// How long the device took to open.
     pub(crate) device_time: Duration,
-    /// Why no better adapter was taken, one reason for each that was passed over.
+    /// Why better adapters were passed over, one reason for each.
     pub(crate) passed_over: Vec<String>,
-    /// Memory of the device is memory of this process.
+    /// Whether device memory is memory of this process.
     pub(crate) host_memory: bool,
     device: wgpu::Device,
     queue: wgpu::Queue,
 }
 
-/// A shader, ready to run.
+/// A compiled shader.
 #[derive(Debug)]
 pub(crate) struct ShaderPipeline {
     pipeline: wgpu::ComputePipeline,
 }
 
-/// Everything the linked drivers see. No driver at all is an error, no adapter is not.
-pub(crate) fn look() -> Result<AdapterInventory> {
+/// The adapters of the linked drivers. The absence of drivers is an error, the absence of adapters is not.
+pub(crate) fn inventory() -> Result<AdapterInventory> {
     if alknet_vulkan::DRIVERS.is_empty() {
         return Err(Error::NoDriver);
     }
@@ -56,25 +56,25 @@ pub(crate) fn look() -> Result<AdapterInventory> {
 }
 
 impl GpuDevice {
-    /// Opens the best adapter, with its real limits: wgpu's usual ones are far below them.
+    /// Opens the best adapter with its real limits, which are far above wgpu's defaults.
     pub(crate) fn open() -> Result<Self> {
         Self::open_trusted(None, |_| Ok(()))
     }
 
-    /// Opens the best adapter that `trust` has nothing against; of one driver only, where one is
-    /// wanted.
+    /// Opens the best adapter that `trust` accepts, of the driver `wanted` if one is named.
     pub(crate) fn open_trusted(
         wanted: Option<&str>,
         trust: impl Fn(&Self) -> Result<()>,
     ) -> Result<Self> {
         let started = Instant::now();
-        let found = look()?;
+        let found = inventory()?;
         let instance_time = started.elapsed();
         let mut passed_over = reasons(&found);
         let mut last = None;
         for adapter in found.adapters {
             let name = adapter.info.name.clone();
             if wanted.is_some_and(|wanted| wanted != adapter.driver) {
+                // The node shows these reasons, so an administrator learns why a GPU is unused.
                 passed_over.push(format!("{name}: not the driver that is wanted"));
                 continue;
             }
@@ -97,7 +97,7 @@ impl GpuDevice {
     fn open_one(found: DriverAdapter, instance_time: Duration) -> Result<Self> {
         let started = Instant::now();
         let mut features = WANTED;
-        // On a processor only: elsewhere, memory that both sides reach is slow for one of them.
+        // Only for a processor: on other adapters, memory that both sides can access is slow for one of them.
         if found.info.device_type == wgpu::DeviceType::Cpu {
             features |= Features::MAPPABLE_PRIMARY_BUFFERS;
         }
@@ -112,8 +112,8 @@ impl GpuDevice {
             adapter: found.info.name.clone(),
             why: error.to_string(),
         })?;
-        // The default handler panics. An error that reaches this one was raised outside every error
-        // scope; the caller notices what it spoilt when it reads the result.
+        // wgpu's default handler panics. An error in this handler was raised outside of every error scope; the caller
+        // notices its effect when it reads the result.
         device.on_uncaptured_error(Arc::new(|error: wgpu::Error| {
             crate::show_failure(&Error::from(error));
         }));
@@ -128,17 +128,17 @@ impl GpuDevice {
         })
     }
 
-    /// Whether the device was opened with these.
+    /// Whether the device was opened with these features.
     pub(crate) fn has(&self, features: Features) -> bool {
         self.device.features().contains(features)
     }
 
-    /// What the device was opened with.
+    /// The features that the device was opened with.
     pub(crate) fn features(&self) -> Features {
         self.device.features()
     }
 
-    /// Whether shaders may pack half floats: the language's core, which not every processor can.
+    /// Whether shaders may pack half floats. WGSL requires this, but not every processor's driver can do it.
     pub(crate) fn packs_half_floats(&self) -> bool {
         let capabilities = self.found.adapter.get_downlevel_capabilities();
         (capabilities.flags).contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32)
@@ -154,7 +154,7 @@ impl GpuDevice {
         self.compile(wgsl, "main", constants, None)
     }
 
-    /// Compiles a shader whose bindings, all of them in group 0, are these.
+    /// Compiles a shader with these bindings, all of them in group 0.
     pub(crate) fn kernel_bound(
         &self,
         wgsl: &str,
@@ -221,7 +221,7 @@ impl GpuDevice {
         })
     }
 
-    /// A buffer with this content; its size is rounded up to whole words, and is one word at least.
+    /// A buffer with this content; its size is rounded up to whole words, and is at least one word.
     pub(crate) fn upload(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
         let buffer = self.allocate(words(bytes.len() as u64), self.usages(), true)?;
         self.checked(|| {
@@ -261,8 +261,8 @@ impl GpuDevice {
         })
     }
 
-    /// Overwrites a part of a buffer. Offset and length are multiples of a word, unless the buffer is
-    /// memory of this process.
+    /// Overwrites a part of a buffer. Offset and length must be multiples of a word, unless the buffer is memory of
+    /// this process.
     pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         if !self.host_memory {
             return self.checked(|| self.queue.write_buffer(buffer, offset, bytes));
@@ -285,7 +285,7 @@ impl GpuDevice {
         self.wait()
     }
 
-    /// Hands out the buffer's memory to be written. Only where that is memory of this process.
+    /// Lets `work` write the buffer's memory, which must be memory of this process.
     pub(crate) fn with_written<T>(
         &self,
         buffer: &wgpu::Buffer,
@@ -298,7 +298,7 @@ impl GpuDevice {
         done.map_err(|error| Error::Lost(error.to_string()))
     }
 
-    /// Hands out the buffer's content to be read, without a copy where it is memory of this process.
+    /// Lets `work` read the buffer's content, without a copy if it is memory of this process.
     pub(crate) fn with_read<T>(
         &self,
         buffer: &wgpu::Buffer,
@@ -315,15 +315,16 @@ impl GpuDevice {
     }
 
     fn map(&self, buffer: &wgpu::Buffer, mode: wgpu::MapMode) -> Result<()> {
-        let (told, mapped) = mpsc::channel();
+        let (sender, mapped) = mpsc::channel();
         self.checked(|| {
             buffer.map_async(mode, .., move |result| {
-                // The receiver is gone if this call has already failed.
-                let _ = told.send(result);
+                // The receiver is dropped if this call has already failed.
+                let _ = sender.send(result);
             });
         })?;
         self.wait()?;
         let lost = |why: &dyn std::fmt::Display| Error::Lost(why.to_string());
+        // `wait` has run the callback, so a missing result means that the device is lost.
         let result = mapped.try_recv().map_err(|error| lost(&error))?;
         result.map_err(|error| lost(&error))
     }
@@ -340,7 +341,7 @@ impl GpuDevice {
         self.wait()
     }
 
-    /// Lets a kernel run, after all that was submitted before.
+    /// Submits a kernel, which runs after all that was submitted before.
     pub(crate) fn submit(
         &self,
         kernel: &ShaderPipeline,
@@ -376,8 +377,9 @@ impl GpuDevice {
         self.with_read(buffer, <[u8]>::to_vec)
     }
 
-    /// The same by way of a second buffer, for memory that only the device reaches.
+    /// Reads the buffer through a second one, for memory that only the device can access.
     fn read_staged(&self, buffer: &wgpu::Buffer) -> Result<Vec<u8>> {
+        // WebGPU allows MAP_READ together with COPY_DST only, so a shader's buffer cannot be mapped itself.
         let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
         let staging = self.allocate(buffer.size(), usage, false)?;
         self.copy(buffer, &staging)?;
@@ -388,7 +390,7 @@ impl GpuDevice {
             .map_err(|error| Error::Lost(error.to_string()))
     }
 
-    /// Waits until everything that was submitted is done.
+    /// Waits until all submitted work is done.
     pub(crate) fn wait(&self) -> Result<()> {
         let waited = self.device.poll(wgpu::PollType::wait_indefinitely());
         waited
@@ -396,8 +398,10 @@ impl GpuDevice {
             .map_err(|error| Error::Lost(error.to_string()))
     }
 
-    /// Does `work` and returns what wgpu had against it; outside of such a scope it would panic.
+    /// Does `work` and returns the first error that wgpu raised; without an error scope wgpu would call the handler
+    /// of uncaptured errors.
     fn checked<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        // An error of each kind must be caught, and a scope catches only one kind.
         let scopes = [
             ErrorFilter::Internal,
             ErrorFilter::OutOfMemory,
@@ -406,7 +410,7 @@ impl GpuDevice {
         let scopes = scopes.map(|filter| self.device.push_error_scope(filter));
         let result = work();
         let mut first = None;
-        // The last one pushed is popped first.
+        // Error scopes are a stack, so the last one is popped first.
         for scope in scopes.into_iter().rev() {
             let error = pollster::block_on(scope.pop());
             first = first.or(error);
@@ -415,7 +419,7 @@ impl GpuDevice {
     }
 }
 
-/// Why there is no adapter, or none better, driver by driver.
+/// Why there is no adapter, or no better one, driver by driver.
 fn reasons(found: &AdapterInventory) -> Vec<String> {
     let idle = found
         .idle
@@ -425,7 +429,7 @@ fn reasons(found: &AdapterInventory) -> Vec<String> {
     idle.chain(failed).collect()
 }
 
-/// Whole words, and one at least: a binding may not be empty.
+/// Rounds up to whole words, at least one, because a binding must not be empty.
 fn words(bytes: u64) -> u64 {
     let word = size_of::<u32>() as u64;
     bytes.next_multiple_of(word).max(word)

@@ -1,6 +1,6 @@
-//! What can go wrong, and the exit code that says so.
+//! The errors of the program, and their exit codes.
 
-/// Result of anything here.
+/// The result of this program's functions.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// Each message is one line.
@@ -9,16 +9,16 @@ pub(crate) enum Error {
     /// The device took the work and did not finish it.
     #[error("the device is lost: {0}")]
     Lost(String),
-    /// More memory than there is, or than the device gives out.
+    /// The request needs more memory than the device has or grants.
     #[error("out of device memory: {0}")]
     Memory(String),
-    /// Drivers are linked, and none of them found something to compute on.
+    /// Drivers are linked, and they found no adapter.
     #[error("no adapter: {0}")]
     NoAdapter(String),
-    /// The adapter gave no device.
+    /// The adapter did not open a device.
     #[error("no device on {adapter}: {why}")]
     NoDevice {
-        /// Which adapter.
+        /// The adapter's name.
         adapter: String,
         /// wgpu's reason.
         why: String,
@@ -26,7 +26,7 @@ pub(crate) enum Error {
     /// The program was built without any driver.
     #[error("no Vulkan driver linked: `cargo xtask driver` builds one")]
     NoDriver,
-    /// A file of the command line cannot be read.
+    /// A file named on the command line cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
         /// The file.
@@ -34,16 +34,16 @@ pub(crate) enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// The shader, or what it was to be run with, is wrong.
+    /// The shader, or its input, is invalid.
     #[error("{0}")]
     Shader(String),
-    /// This process cannot be the worker that its caller wanted.
+    /// This process cannot be the worker that the node requested.
     #[error("{0}")]
     Worker(String),
-    /// A kernel's result is not the processor's.
+    /// A kernel's result differs from the processor's.
     #[error("{kernel}: {why}")]
     Wrong {
-        /// Which kernel.
+        /// The kernel's name.
         kernel: &'static str,
         /// The first difference.
         why: String,
@@ -51,8 +51,8 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// 1 a computation failed or is wrong, 3 no driver is linked, 4 no adapter or device; 2 (wrong
-    /// arguments) comes from the command line.
+    /// 1 if a computation failed or is wrong, 3 if no driver is linked, 4 if there is no adapter or
+    /// device; the command line itself returns 2 for wrong arguments.
     pub(crate) const fn exit_code(&self) -> u8 {
         match self {
             Self::NoDriver => 3,
@@ -66,7 +66,7 @@ impl Error {
         }
     }
 
-    /// The code that stands beside the message in JSON: one for each exit code.
+    /// The code beside the message in JSON: one for each exit code.
     pub(crate) const fn code(&self) -> &'static str {
         match self {
             Self::NoDriver => "NO_DRIVER",
@@ -91,7 +91,8 @@ impl From<wgpu::Error> for Error {
     }
 }
 
-/// The words of a text on one line. wgpu and clap draw the place of a mistake over several lines.
+/// The words of a text on one line, because wgpu and clap draw the position of a mistake over
+/// several lines.
 pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,30 +1,30 @@
-//! Kernels on the processor itself: where the adapter is the processor too, they are faster than any
-//! shader by one or two orders of magnitude.
+//! Kernels on the processor itself. If the adapter is the processor too, they are faster than any shader by one or
+//! two orders of magnitude.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
 use std::ptr::NonNull;
 
-/// Least rows for a thread of its own: below, starting it costs more than it saves.
+/// Least rows for a thread: for fewer, starting a thread costs more than it saves.
 const ROWS_MIN: usize = 32;
 
 /// Least multiplications for a second thread.
 const WORK_MIN: usize = 1 << 20;
 
-/// A matrix in memory. Every element that shape, offset and strides name is inside `data`.
+/// A matrix in memory. Every element that shape, offset and strides address is inside `data`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MatrixView<'a> {
     pub(crate) data: &'a [f32],
     pub(crate) offset: usize,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
-    /// From one row to the next, and from one column to the next.
+    /// Elements from one row to the next, and from one column to the next.
     pub(crate) strides: [isize; 2],
 }
 
 impl<'a> MatrixView<'a> {
-    /// A matrix that lies row by row.
+    /// A matrix that is stored row by row without gaps.
     pub(crate) const fn contiguous(data: &'a [f32], rows: usize, columns: usize) -> Self {
         Self {
             data,
@@ -35,13 +35,13 @@ impl<'a> MatrixView<'a> {
         }
     }
 
-    /// Where in the data an element is.
+    /// The index of an element in the data.
     pub(crate) const fn index(self, row: usize, column: usize) -> usize {
         let away = row.cast_signed() * self.strides[0] + column.cast_signed() * self.strides[1];
         self.offset.saturating_add_signed(away)
     }
 
-    /// Some rows of it.
+    /// A view of some rows.
     fn rows(self, from: usize, rows: usize) -> Self {
         let skipped = self.strides[0] * from.cast_signed();
         Self {
@@ -51,7 +51,7 @@ impl<'a> MatrixView<'a> {
         }
     }
 
-    /// Where the first element is.
+    /// The address of the first element.
     ///
     /// # Panics
     /// If one of the elements is outside of `data`.
@@ -70,17 +70,17 @@ impl<'a> MatrixView<'a> {
     }
 }
 
-/// The product, row by row.
+/// The product, stored row by row.
 pub(crate) fn matmul(a: MatrixView<'_>, b: MatrixView<'_>, threads: usize) -> Vec<f32> {
     let mut product = vec![0.0_f32; a.rows * b.columns];
     matmul_over(a, b, &mut product, threads);
     product
 }
 
-/// The product over what was in memory before.
+/// Writes the product over existing memory.
 ///
 /// # Panics
-/// If it is larger than that.
+/// If the product is larger than `product`.
 pub(crate) fn matmul_over(
     a: MatrixView<'_>,
     b: MatrixView<'_>,
@@ -89,15 +89,14 @@ pub(crate) fn matmul_over(
 ) {
     assert!(product.len() >= a.rows * b.columns);
     let target = ProductPointer(NonNull::from(product).cast());
-    // SAFETY: the product has room for every row, as just seen, and this function has the only
-    // reference to it.
+    // SAFETY: the assertion guarantees room for every row, and this function has the only reference to the memory.
     unsafe { matmul_rows(a, b, target, threads) };
 }
 
-/// The product straight into memory that has room for it.
+/// Writes the product into memory of a buffer.
 ///
 /// # Panics
-/// If it has not.
+/// If the memory is too small.
 pub(crate) fn matmul_into(
     a: MatrixView<'_>,
     b: MatrixView<'_>,
@@ -106,28 +105,28 @@ pub(crate) fn matmul_into(
 ) {
     let start = memory.as_raw_ptr().cast::<f32>();
     assert!(memory.len() >= a.rows * b.columns * size_of::<f32>() && start.is_aligned());
-    // SAFETY: there is room, as just seen. The memory is this process's own, on adapters where buffers
-    // are handed out so; it is only called write-only because on others it would be slow to read.
+    // SAFETY: the assertion guarantees the room. The memory belongs to this process, because only such adapters hand
+    // out their buffers; its type is write-only because on other adapters reading would be slow.
     unsafe { matmul_rows(a, b, ProductPointer(start), threads) };
 }
 
-/// Where rows of a product go, without gaps.
+/// The address of the rows of a product, which are stored without gaps.
 #[derive(Clone, Copy, Debug)]
 struct ProductPointer(NonNull<f32>);
 
-// SAFETY: a plain address. The code that writes through it makes sure that no other code does.
+// SAFETY: a plain address. The code that writes through it guarantees that no other code does.
 unsafe impl Send for ProductPointer {}
 
 impl ProductPointer {
     /// # Safety
-    /// There are so many elements behind it.
+    /// At least `elements` elements lie behind the address.
     const unsafe fn skip(self, elements: usize) -> Self {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller guarantees it.
         Self(unsafe { self.0.add(elements) })
     }
 }
 
-/// Shares the rows out among threads.
+/// Distributes the rows among threads.
 ///
 /// # Safety
 /// The target has room for the whole product, and no other code reads or writes it.
@@ -137,10 +136,12 @@ unsafe fn matmul_rows(
     target: ProductPointer,
     threads: usize,
 ) {
+    // A side of 0 leaves no element to compute, and the kernels below need at least one.
     if a.rows == 0 || a.columns == 0 || b.columns == 0 {
         return;
     }
     let work = a.rows * a.columns * b.columns;
+    // A small product is done before a second thread has started.
     let useful = if work < WORK_MIN {
         1
     } else {
@@ -153,11 +154,12 @@ unsafe fn matmul_rows(
             // SAFETY: every part has rows of its own, inside the product.
             let rows = unsafe { target.skip(from * b.columns) };
             let job = move || {
+                // The closure must own the whole pointer, which is `Send`, and not capture its field alone.
                 let rows = rows;
                 // SAFETY: as above.
                 unsafe { multiply(part, b, rows) };
             };
-            // Where no thread is to be had, it is done here.
+            // If no thread can be started, this thread computes the part.
             let spawned = std::thread::Builder::new().spawn_scoped(scope, job);
             if spawned.is_err() {
                 job();
@@ -173,13 +175,12 @@ unsafe fn matmul_rows(
 unsafe fn multiply(a: MatrixView<'_>, b: MatrixView<'_>, target: ProductPointer) {
     #[cfg(target_arch = "x86_64")]
     if avx512::is_for(a, b) {
-        // SAFETY: the processor can, as just seen; the target is as the caller says.
+        // SAFETY: `is_for` has checked the processor; the caller guarantees the target.
         unsafe { avx512::multiply(a, b, target.0.as_ptr()) };
         return;
     }
     let (x, y) = (a.start(), b.start());
-    // SAFETY: `start` has seen that every element named by shape and strides is there; the target is as
-    // the caller says.
+    // SAFETY: `start` has checked every element that shape and strides address; the caller guarantees the target.
     unsafe {
         matrixmultiply::sgemm(
             a.rows,

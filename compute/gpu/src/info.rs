@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use crate::device;
 use crate::error::{Error, Result};
 
-/// Prints what there is; on one line where `json` is set. No driver and no adapter are answers too, not errors.
+/// Prints the drivers and adapters; on one line if `json` is set. The absence of drivers or adapters is a result, not
+/// an error.
 pub(crate) fn run(json: bool) -> Result<ExitCode> {
     let info = info()?;
     if json {
@@ -21,7 +22,8 @@ pub(crate) fn run(json: bool) -> Result<ExitCode> {
 fn info() -> Result<Value> {
     let drivers = alknet_vulkan::DRIVERS.iter().map(|driver| driver.name);
     let drivers: Vec<_> = drivers.collect();
-    let found = match device::look() {
+    let found = match device::inventory() {
+        // Without a driver there is nothing to list, which is an answer as well.
         Err(Error::NoDriver) => {
             return Ok(json!({
                 "version": env!("CARGO_PKG_VERSION"),
@@ -43,7 +45,7 @@ fn info() -> Result<Value> {
     }))
 }
 
-/// Best first: the one that is used stands at the head of the list.
+/// The adapter's row. The best adapter, which the program uses, comes first.
 pub(crate) fn adapter(found: &alknet_vulkan::DriverAdapter) -> Value {
     let info = &found.info;
     let limits = found.adapter.limits();

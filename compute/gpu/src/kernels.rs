@@ -1,4 +1,4 @@
-//! Known kernels: their shaders, inputs, and what the processor says the results are.
+//! Known kernels: their shaders, their inputs, and the results that the processor computes.
 
 use bytemuck::{Pod, cast_slice};
 use sha2::{Digest, Sha256};
@@ -6,18 +6,18 @@ use sha2::{Digest, Sha256};
 use crate::device::GpuDevice;
 use crate::error::{Error, Result};
 
-/// Invocations in a group of the kernels that have one dimension.
+/// Invocations in a workgroup of the one-dimensional kernels.
 const GROUP: usize = 64;
 
 /// One way to multiply matrices.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MatmulKernel {
-    /// As reports name it.
+    /// The name in reports.
     pub(crate) name: &'static str,
     wgsl: &'static str,
-    /// Side lengths must be multiples of it.
+    /// Side lengths must be multiples of this.
     pub(crate) step: usize,
-    /// Columns and rows of the result for one group.
+    /// Columns and rows of the result that one workgroup computes.
     covers: [usize; 2],
 }
 
@@ -95,8 +95,8 @@ impl PreparedMatmul<'_> {
     }
 }
 
-/// Two matrices of side `n` whose products are exact in 32 bits whatever the order of the sums: their
-/// elements are small multiples of 1/8 and 1/4.
+/// Two matrices of side `n` whose product is exact in 32 bits for any order of the sums: their elements are small
+/// multiples of 1/8 and 1/4.
 pub(crate) fn exact_matrices(n: usize) -> [Vec<f32>; 2] {
     let element = |i: usize, by: usize, modulus: usize| ((i * by + 3) % modulus) as f32;
     let a = (0..n * n).map(|i| element(i, 7, 13) * 0.125 - 0.5);
@@ -104,10 +104,11 @@ pub(crate) fn exact_matrices(n: usize) -> [Vec<f32>; 2] {
     [a.collect(), b.collect()]
 }
 
-/// The product on the processor, the plain way.
+/// The product on the processor, by the plain algorithm.
 pub(crate) fn product(n: usize, a: &[f32], b: &[f32]) -> Vec<f32> {
     let mut c = vec![0.0; n * n];
     for row in 0..n {
+        // In this order of the loops, the innermost one runs along rows of both matrices.
         for k in 0..n {
             let factor = a[row * n + k];
             for column in 0..n {
@@ -118,7 +119,7 @@ pub(crate) fn product(n: usize, a: &[f32], b: &[f32]) -> Vec<f32> {
     c
 }
 
-/// Runs a kernel with one input and one output, `width` outputs for each input.
+/// Runs a kernel with one input and one output buffer, with `width` outputs for each input.
 pub(crate) fn map<T: Pod, U: Pod>(
     device: &GpuDevice,
     wgsl: &str,
@@ -140,7 +141,7 @@ pub(crate) fn change(device: &GpuDevice, wgsl: &str, data: &[u32]) -> Result<Vec
     numbers(&device.read(&buffer)?)
 }
 
-/// SHA-256 of each message.
+/// The SHA-256 of each message.
 pub(crate) fn sha256(device: &GpuDevice, messages: &[Vec<u8>]) -> Result<Vec<[u8; 32]>> {
     let kernel = device.kernel(include_str!("shaders/sha256.wgsl"), &[])?;
     let mut spans: Vec<[u32; 2]> = Vec::new();
@@ -149,7 +150,7 @@ pub(crate) fn sha256(device: &GpuDevice, messages: &[Vec<u8>]) -> Result<Vec<[u8
         spans.push([bytes.len() as u32, message.len() as u32]);
         bytes.extend(message);
     }
-    // A binding may not be empty, and messages may.
+    // A binding must not be empty, and all messages may be.
     bytes.resize(bytes.len().max(size_of::<u32>()), 0);
     let buffers = [
         device.upload(&bytes)?,
@@ -174,7 +175,7 @@ pub(crate) fn sha256_expected(messages: &[Vec<u8>]) -> Vec<[u8; 32]> {
     messages.iter().map(digest).collect()
 }
 
-/// What `memory.wgsl` makes of `data`, a multiple of a group's size.
+/// The result of `memory.wgsl` for `data`, whose length is a multiple of a workgroup's size.
 pub(crate) fn memory_expected(data: &[u32]) -> Vec<u32> {
     data.chunks_exact(GROUP).flat_map(memory_group).collect()
 }
@@ -205,12 +206,13 @@ fn groups(invocations: usize) -> [u32; 3] {
     [invocations.div_ceil(GROUP) as u32, 1, 1]
 }
 
-/// Bytes of the device as numbers.
+/// Bytes from the device as numbers.
 fn numbers<T: Pod>(bytes: &[u8]) -> Result<Vec<T>> {
     let whole = bytes.len().is_multiple_of(size_of::<T>());
     if !whole {
         return Err(Error::Lost(format!("a buffer of {} bytes", bytes.len())));
     }
+    // A list of bytes need not be aligned for the type.
     Ok(bytes
         .chunks_exact(size_of::<T>())
         .map(bytemuck::pod_read_unaligned)

@@ -1,10 +1,9 @@
-//! The program that computes on a GPU, and on a processor as if it were one.
+//! The program that computes on a GPU, or on the processor through a driver.
 //!
-//! It holds the Vulkan drivers and nothing else: the one binary carries it compressed and starts it
-//! from memory as a worker of its own when something is to be computed (`docs/driver.md`). Everything
-//! that could go wrong in a driver goes wrong in this process and not in the node.
+//! It holds the Vulkan drivers and no other part of the node: the one binary carries it compressed and starts it from
+//! memory as a worker (`docs/driver.md`). A fault in a driver ends this process and not the node.
 
-/// A line on standard output, as by `println!`. Who reads no further has seen enough: the program ends.
+/// Prints a line on standard output, like `println!`. If the reader has closed it, the program ends.
 macro_rules! say {
     ($($line:tt)*) => { $crate::write_line(format_args!($($line)*)) };
 }
@@ -33,14 +32,14 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 
-/// As in every program of this project.
+/// The same allocator as in every program of this project.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Exit code of a command line that is not understood.
+/// Exit code for a command line that cannot be parsed.
 const EXIT_USAGE: u8 = 2;
 
-/// Whether errors are printed as JSON. Set once, when the command line has been read.
+/// Whether errors are printed as JSON. Set once, when the command line was read.
 static ERRORS_AS_JSON: AtomicBool = AtomicBool::new(false);
 
 /// Computes on a GPU, or on the processor as if it were one.
@@ -77,7 +76,7 @@ enum GpuVerb {
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    // `alknet`, which starts this program, does without pages of 2 MiB; what is multiplied gains by them.
+    // `alknet`, which starts this program, disables transparent huge pages; the matrix kernels gain from them.
     let _ = nix::sys::prctl::set_thp_disable(false);
     let line = match GpuCommandLine::try_parse() {
         Ok(line) => line,
@@ -93,14 +92,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ends a process whose command line is not understood, or only asks for help or the version.
+/// Ends a process whose command line cannot be parsed, or only requests help or the version.
 fn end_unparsed(error: &clap::Error) -> ExitCode {
-    // Standard output or standard error may be gone: the exit code says what happened all the same.
+    // Standard output or standard error may be closed; the exit code reports the result all the same.
     if !error.use_stderr() {
         error.print().ok();
         return ExitCode::SUCCESS;
     }
-    // There is no parsed line, so its words are looked at. Behind `--` no word is an option.
+    // There is no parsed command line, so its words are searched. Words after `--` are not options.
     let mut options = std::env::args_os().skip(1).take_while(|word| word != "--");
     if options.any(|word| word == "--json") {
         ERRORS_AS_JSON.store(true, Ordering::Relaxed);
@@ -111,7 +110,7 @@ fn end_unparsed(error: &clap::Error) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-/// What is wrong with the command line, without the usage, which is for people.
+/// The mistake in the command line, without the usage text.
 fn usage_message(error: &clap::Error) -> String {
     if matches!(
         error.kind(),
@@ -121,6 +120,7 @@ fn usage_message(error: &clap::Error) -> String {
     }
     let rendered = error.render().to_string();
     let text = rendered.strip_prefix("error: ").unwrap_or(&rendered);
+    // clap adds the usage after the message, which a program that reads JSON does not need.
     let ends = ["\n\nUsage:", "\n\nFor more information"];
     let end = ends.iter().filter_map(|end| text.find(end)).min();
     error::one_line(&text[..end.unwrap_or(text.len())])
@@ -147,6 +147,7 @@ fn write_line(line: std::fmt::Arguments<'_>) {
     let written = writeln!(io::stdout().lock(), "{line}");
     match written.map_err(|error| error.kind()) {
         Ok(()) => {}
+        // Rust ignores SIGPIPE, so a reader that closed the pipe shows here (EPIPE, write(2)).
         Err(io::ErrorKind::BrokenPipe) => process::exit(0),
         Err(kind) => {
             show_error("LOCAL", &format!("cannot write: {kind}"));
@@ -160,23 +161,23 @@ fn show_failure(error: &Error) {
     show_error(error.code(), &error.to_string());
 }
 
-/// Prints an error on standard error: a line of text, or of JSON where the command line asks for that.
+/// Prints an error on standard error: a line of text, or of JSON if the command line has `--json`.
 fn show_error(code: &str, message: &str) {
     let line = if ERRORS_AS_JSON.load(Ordering::Relaxed) {
         json!({ "error": { "code": code, "message": message } }).to_string()
     } else {
         format!("alknet-gpu: {message}")
     };
-    // The result is dropped: an error cannot be shown where standard error is gone.
+    // The result is dropped, because an error about standard error cannot be shown.
     writeln!(io::stderr(), "{line}").ok();
 }
 
-/// Thousandths of a second, for people and programs to read.
+/// Milliseconds with three decimals.
 fn milliseconds(time: std::time::Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Memory that this process has in RAM, in KiB; none where `/proc` is not there to say so.
+/// Memory of this process in RAM, in KiB; `None` if `/proc` is not mounted.
 fn resident_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status

@@ -1,4 +1,4 @@
-//! `run`: shaders from files, one after the other in one process.
+//! `run`: runs shaders from files, one after the other in one process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const WORDS_MAX: u32 = 1 << 24;
 /// Words of the result that are printed.
 const SHOWN: usize = 8;
 
-/// The override that differs from one repetition to the next, where a shader has it.
+/// The override that differs between repetitions, if a shader has it.
 const ROUND: &str = "round";
 
 /// Arguments of `run`.
@@ -38,8 +38,8 @@ pub(crate) struct ShaderRunArgs {
     repeat: u32,
 }
 
-/// Prints one line of JSON for each file, with `--json` or without. A shader that is wrong does not keep the next from
-/// running; the exit code then is 1.
+/// Prints one line of JSON for each file, with or without `--json`. An invalid shader does not prevent the next one
+/// from running; the exit code is then 1.
 pub(crate) fn run(arguments: &ShaderRunArgs, started: Instant) -> Result<ExitCode> {
     let device = GpuDevice::open()?;
     let mut ok = true;
@@ -83,10 +83,11 @@ fn run_file(
         device.dispatch(&kernel, &[&buffer], [arguments.groups, 1, 1])?;
         if first_ms.is_none() {
             first_ms = Some(milliseconds(begun.elapsed()));
+            // Reading waits for the device, so the time includes the first result.
             device.read(&buffer)?;
             first_result_ms = Some(milliseconds(started.elapsed()));
         }
-        // Ten points are enough to see memory grow.
+        // Ten points are enough to show growth of memory.
         if round % arguments.repeat.div_ceil(10) == 0 || round + 1 == arguments.repeat {
             resident.push(resident_kib());
         }

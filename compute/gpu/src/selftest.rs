@@ -1,4 +1,4 @@
-//! `selftest`: whether this adapter computes what the processor computes.
+//! `selftest`: compares the adapter's results with the processor's.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::device::GpuDevice;
 use crate::error::Result;
 use crate::{info, milliseconds, resident_kib};
 
-/// Runs every check, also after one has failed. Exit code 0 when all results are the processor's.
+/// Runs every check, even after one has failed. Exit code 0 if all results equal the processor's.
 pub(crate) fn run(json: bool, started: Instant) -> Result<ExitCode> {
     let device = GpuDevice::open()?;
     let device_kib = resident_kib();
@@ -21,6 +21,7 @@ pub(crate) fn run(json: bool, started: Instant) -> Result<ExitCode> {
         let begun = Instant::now();
         let outcome = check(&device);
         first.get_or_insert_with(|| started.elapsed());
+        // The checks after a failed one run as well, because they tell which feature is at fault.
         ok &= outcome.is_ok();
         rows.push(row(name, &outcome, begun));
     }

@@ -1,8 +1,8 @@
-//! `worker`: computes for a node, walled in (`docs/workers.md`).
+//! `worker`: computes for a node, in a sandbox (`docs/workers.md`).
 //!
-//! One thread takes one request after the other: the device has one queue, and the node sends a worker
-//! no second request before the first is answered. A request that does not end is killed with its
-//! worker; a panic ends the worker too, since the state that it left behind is unknown.
+//! One thread handles one request after the other: the device has one queue, and the node sends a worker no second
+//! request before the first is answered. The node kills a worker whose request does not end. A panic ends the worker
+//! too, because its state is unknown afterwards.
 
 mod buffers;
 mod clock;
@@ -34,10 +34,10 @@ pub(crate) use self::order::arranged;
 pub(crate) use self::templates::MatmulPlan;
 use crate::error::{Error, Result};
 
-/// Stack of the thread that takes requests: shaders are parsed on it, and nest.
+/// Stack of the thread that handles requests, which parses nested shaders.
 const STACK_BYTES: usize = 64 << 20;
 
-/// Variable with the name of the one driver that is wanted; `none` is no driver's.
+/// Variable with the name of the one driver to use; `none` names no driver.
 const DRIVER: &str = "ALKNET_GPU_DRIVER";
 
 /// Arguments of `worker`, which the node gives.
@@ -48,7 +48,7 @@ pub(crate) struct GpuWorkerArgs {
     role: String,
 }
 
-/// Runs until the node is gone.
+/// Runs until the node ends the worker.
 pub(crate) fn run(arguments: &GpuWorkerArgs, started: Instant) -> Result<ExitCode> {
     let role: WorkerRole =
         (arguments.role.parse()).map_err(|error| Error::Worker(format!("{error}")))?;
@@ -78,9 +78,10 @@ pub(crate) fn run(arguments: &GpuWorkerArgs, started: Instant) -> Result<ExitCod
 }
 
 fn end_at_a_panic() {
-    let told = std::panic::take_hook();
+    let print_panic = std::panic::take_hook();
+    // The default hook prints the message first, so that the node's log has it.
     std::panic::set_hook(Box::new(move |panic| {
-        told(panic);
+        print_panic(panic);
         std::process::abort();
     }));
 }
@@ -101,7 +102,7 @@ fn take_all(guest: &Guest, mut state: GpuWorkerState) -> ! {
                 let here = call.on_this_thread();
                 let outcome = take(guest, &call, &mut state, &body);
                 drop(here);
-                // Uploads are for one request: those that it did not use go as well.
+                // Uploads belong to one request, so unused ones are dropped with it.
                 state.forget_uploads(sid);
                 answer(guest, &call, outcome, state.bytes());
             }
@@ -112,7 +113,7 @@ fn take_all(guest: &Guest, mut state: GpuWorkerState) -> ! {
                 }
             }
             (ToWorkerMessage::Tell { body, .. }, _) => {
-                // What is wrong here is noticed by the request that misses it.
+                // A failure here shows in the request that misses the upload.
                 if let Ok(upload) = body.read::<ComputeUpload>() {
                     state.upload(sid, upload, &fds);
                 }
@@ -121,7 +122,7 @@ fn take_all(guest: &Guest, mut state: GpuWorkerState) -> ! {
                 let outcome = Err(GpuFault::internal("this worker has no such request"));
                 answer(guest, &call, outcome, 0);
             }
-            // An abort of a call that has ended, or the beginning of a session.
+            // An abort of a call that has ended, or the begin of a session.
             (_, None) => {}
         }
     }
@@ -136,7 +137,7 @@ fn take(
     let ask: ComputeRequest = body
         .read()
         .map_err(|error| GpuFault::internal(&format!("no request: {error}")))?;
-    // It may have been given up while it waited behind another request.
+    // The caller may have aborted the request while it waited behind another one.
     if call.is_aborted() {
         return Err(GpuFault::aborted());
     }
@@ -147,6 +148,7 @@ fn take(
 
 fn answer(guest: &Guest, call: &GuestCall, outcome: GpuResult<Vec<u8>>, bytes: u64) {
     let mut fds = Vec::new();
+    // Long results go into sealed memory beside the frame.
     let packed = outcome.and_then(|bytes| {
         FrameBlob::pack(bytes, &mut fds).map_err(|error| GpuFault::internal(&error.to_string()))
     });
@@ -154,6 +156,6 @@ fn answer(guest: &Guest, call: &GuestCall, outcome: GpuResult<Vec<u8>>, bytes: u
         Ok(blob) => WorkerReply::Ok(blob),
         Err(failed) => WorkerReply::Err(failed.fault()),
     };
-    // As above.
+    // A host that is gone shows in the next read.
     let _ = guest.finish(call, reply, fds, 0, bytes);
 }

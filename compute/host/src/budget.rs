@@ -1,13 +1,13 @@
-//! What an identity keeps in memory, over time.
+//! The budget of the bytes that an identity keeps in memory over time.
 
 use std::time::Instant;
 
 use crate::limits::BYTE_SECONDS_MAX;
 
-/// Seconds until what was used up is given back.
+/// Seconds after which used budget has been given back.
 const DAY: u128 = 24 * 3600;
 
-/// Byte-milliseconds that were used, less what time gave back.
+/// Byte-milliseconds that were used, less those that time has given back.
 #[derive(Debug)]
 pub(crate) struct ByteTimeBudget {
     used: u128,
@@ -19,9 +19,10 @@ impl ByteTimeBudget {
         Self { used: 0, at: now }
     }
 
-    /// Accounts for `bytes` having been kept until now.
+    /// Charges `bytes` for the time since the last call.
     pub(crate) fn settle(&mut self, bytes: u64, now: Instant) {
         let millis = now.saturating_duration_since(self.at).as_millis();
+        // In 128 bits the product cannot overflow in the life of a node.
         let given_back = millis * BYTE_SECONDS_MAX / DAY;
         self.used = (self.used + u128::from(bytes) * millis).saturating_sub(given_back);
         self.at = now;

@@ -1,20 +1,20 @@
-//! Which way a kernel of ours is computed: by the class of the adapter, and by what was measured here.
+//! Chooses the variant of a kernel: by the class of the adapter, and by measurements on this machine.
 
 use std::collections::HashMap;
 
 use alknet_compute_wire::{GpuAdapter, GpuWorkerInfo, KernelVariant, MachineSpeed};
 use serde::{Deserialize, Serialize};
 
-/// Sizes that count as one: powers of this many operations.
+/// Sizes that count as one class: powers of this many bits of operations.
 const STEP_BITS: u32 = 3;
 
-/// How much of a new measurement is believed: machines are shared.
+/// Weight of a new measurement: other programs share the machine, so one measurement may be wrong.
 const NEW_SHARE: f64 = 0.3;
 
-/// Largest class of sizes: what is counted has 64 bits.
+/// Largest class of sizes, because operations are counted in 64 bits.
 const CLASS_MAX: u32 = u64::BITS / STEP_BITS;
 
-/// Kernels that exist in both ways.
+/// Kernels that exist in both variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum KernelKind {
@@ -22,23 +22,23 @@ pub(crate) enum KernelKind {
     Sha256,
 }
 
-/// Why it is computed so.
+/// Why a variant was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum VariantReason {
-    /// The caller asked for it.
+    /// The caller named it.
     Asked,
-    /// It is usual for adapters of this class.
+    /// It is the usual one for adapters of this class.
     Class,
-    /// It was the faster one here.
+    /// Measurements on this machine were faster with it.
     Measured,
 }
 
-/// What was measured, by kernel, size and variant: operations in a second.
+/// The measured operations in a second, by kernel, size and variant.
 #[derive(Debug, Default)]
 pub(crate) struct TimingRecords(HashMap<(KernelKind, u32, bool), f64>);
 
-/// One of them, as a file has it.
+/// One measurement in the form of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TimingEntry {
     kernel: KernelKind,
@@ -48,8 +48,8 @@ pub(crate) struct TimingEntry {
 }
 
 impl TimingRecords {
-    /// Writes down how long a kernel took for so many operations, without what compiling took. Whether
-    /// nothing was known of it.
+    /// Records the time of a kernel for `operations` operations, without the time of compiling. Returns whether it is
+    /// the first record for this size.
     pub(crate) fn record(
         &mut self,
         kernel: KernelKind,
@@ -57,20 +57,21 @@ impl TimingRecords {
         variant: KernelVariant,
         ms: f64,
     ) -> bool {
-        // Once compiling is taken off, nothing may be left, or less than that.
+        // After compiling is subtracted, the rest may be zero or negative.
         if !(ms.is_finite() && ms > 0.0 && operations > 0.0) {
             return false;
         }
         let rate = operations / ms;
         let key = (kernel, class(operations), variant == KernelVariant::Host);
         match self.0.get_mut(&key) {
+            // A moving average follows the load of the machine without jumping.
             Some(known) => *known += (rate - *known) * NEW_SHARE,
             None => return self.0.insert(key, rate).is_none(),
         }
         false
     }
 
-    /// All of them.
+    /// All measurements.
     pub(crate) fn entries(&self) -> Vec<TimingEntry> {
         let entry = |((kernel, class, host), rate): (&(KernelKind, u32, bool), &f64)| TimingEntry {
             kernel: *kernel,
@@ -85,7 +86,7 @@ impl TimingRecords {
         self.0.iter().map(entry).collect()
     }
 
-    /// What a file had; what no measurement can be is left out.
+    /// The measurements of a file, without those that cannot be measurements.
     pub(crate) fn restored(entries: Vec<TimingEntry>) -> Self {
         let sound = |entry: &TimingEntry| {
             entry.operations_ms.is_finite() && entry.operations_ms > 0.0 && entry.class <= CLASS_MAX
@@ -102,7 +103,7 @@ impl TimingRecords {
         self.0.get(&key).copied()
     }
 
-    /// The better variant for so many operations.
+    /// The better variant for `operations` operations.
     pub(crate) fn choose(
         &self,
         kernel: KernelKind,
@@ -110,11 +111,13 @@ impl TimingRecords {
         info: &GpuWorkerInfo,
         measured: Option<&MachineSpeed>,
     ) -> (KernelVariant, VariantReason) {
+        // Without an adapter only the processor can compute.
         let Some(adapter) = &info.adapter else {
             return (KernelVariant::Host, VariantReason::Class);
         };
         let host = self.rate(kernel, operations, KernelVariant::Host);
         let wgsl = self.rate(kernel, operations, KernelVariant::Wgsl);
+        // A comparison needs measurements of both variants for the same size.
         if let (Some(host), Some(wgsl)) = (host, wgsl) {
             return (faster(host, wgsl), VariantReason::Measured);
         }
@@ -136,7 +139,7 @@ fn faster(host: f64, wgsl: f64) -> KernelVariant {
     }
 }
 
-/// A processor that stands in for a GPU is better used as what it is.
+/// A processor behind a GPU driver is faster through the kernels of the processor.
 fn usual(adapter: &GpuAdapter) -> KernelVariant {
     if adapter.class == "cpu" {
         KernelVariant::Host

@@ -1,4 +1,4 @@
-//! What all operations share: the workers, who has one, and what is known of the device.
+//! The state that all operations share: the workers, their tenants, and what is known of the device.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,46 +23,46 @@ use crate::tensor::TensorSpec;
 use crate::timings_cache::{TimingsCache, TimingsMachine};
 use crate::turn::WorkerTurn;
 
-/// Memory of a worker beyond its buffers: program, generated code, stacks.
+/// Memory of a worker beyond its buffers: the program, generated code, stacks.
 const WORKER_BYTES: u64 = 512 << 20;
 
-/// Variable with the name of the one driver that a worker takes.
+/// Variable with the name of the one driver that a worker uses.
 const DRIVER: &str = "ALKNET_GPU_DRIVER";
 
-/// The name that is no driver's: shaders are refused.
+/// The name that stands for no driver; shaders are refused then.
 const NO_DRIVER: &str = "none";
 
-/// What may be set.
+/// The settings of computing.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ComputeSettings {
-    /// Threads of the kernels that run on the processor. Usually as many as the shaders' (see [`role`]).
+    /// Threads of the kernels that run on the processor. Usually as many as shaders use (see [`role`]).
     pub threads: u32,
     /// Time on the GPU of one request.
     pub gpu_time: Duration,
     /// Bytes of all tensors of one identity.
     pub tenant_bytes: u64,
-    /// Bytes of the copies of stored tensors that the requests of all identities refer to.
+    /// Bytes of the copies of stored tensors to which the requests of all identities refer.
     pub referenced_bytes: u64,
-    /// How long a request waits for others to end that have the room for these.
+    /// How long a request waits for room that other requests hold for such copies.
     pub referenced_wait: Duration,
-    /// Identities with a worker of theirs at the same time.
+    /// Identities that have a worker at the same time.
     pub tenants_max: usize,
     /// How long a handle lives after its last use.
     pub lease: Duration,
-    /// What is left of that once the connection that used it last is gone.
+    /// How long a handle lives after the connection that used it last has ended.
     pub orphan_lease: Duration,
-    /// How long a worker without handles is kept for its identity.
+    /// How long a worker without handles stays for its identity.
     pub idle: Duration,
-    /// How often leases are looked at.
+    /// How often leases are checked.
     pub tick: Duration,
-    /// Whether the kernels of this crate may run on the processor where the caller names no variant. If
-    /// not, they run as shaders wherever there is an adapter.
+    /// Whether the kernels of this crate may run on the processor if the caller names no variant. If not, they run as
+    /// shaders wherever there is an adapter.
     pub host_kernels: bool,
-    /// The only driver that shaders run on, by its name; `none` for no driver. Without, the best adapter
-    /// of any.
+    /// The only driver that runs shaders, by its name; `none` for no driver. If absent, the best adapter of any
+    /// driver runs them.
     pub driver: Option<String>,
-    /// File of the persistent cache of kernel timings; `None` keeps no timings over restarts.
+    /// File of the persistent cache of kernel timings; if absent, timings do not survive a restart.
     pub measured: Option<PathBuf>,
 }
 
@@ -94,8 +94,8 @@ fn threads() -> u32 {
     })
 }
 
-/// How workers of role `gpu` are configured: memory for their buffers, as many threads for shaders as the
-/// settings have for kernels on the processor, and the driver that is wanted.
+/// The configuration of workers of role `gpu`: memory for their buffers, as many threads for shaders as the settings
+/// have for kernels on the processor, and the driver of the settings.
 #[must_use]
 pub fn role(settings: &ComputeSettings) -> RoleConfig {
     let mut role = RoleConfig::new(WorkerRole::Gpu);
@@ -109,12 +109,12 @@ pub fn role(settings: &ComputeSettings) -> RoleConfig {
     role
 }
 
-/// Finds the tensor that `{"ref": …}` names; the tensor store implements it.
+/// Finds the tensor to which `{"ref": …}` refers; the tensor store implements it.
 pub trait TensorReferences: Send + Sync + 'static {
-    /// The tensor, for the caller of `ctx`, which needs the same rights as for `tensor/open`.
+    /// Finds the tensor for the caller of `ctx`, who needs the same rights as for `tensor/open`.
     ///
     /// # Errors
-    /// As `tensor/open`; the caller sees it as it is.
+    /// As `tensor/open`; the caller gets the error unchanged.
     fn find(
         &self,
         ctx: &Ctx,
@@ -122,13 +122,14 @@ pub trait TensorReferences: Send + Sync + 'static {
     ) -> BoxFuture<'static, std::result::Result<ReferencedTensor, CallError>>;
 }
 
-/// A stored tensor that was found, and is not copied yet.
+/// A stored tensor that was found and is not copied yet.
 pub struct ReferencedTensor {
-    /// As containers write it.
+    /// The element type as containers name it.
     pub dtype: String,
     /// Elements in each dimension.
     pub shape: Vec<u64>,
-    /// Copies all of its bytes, densely. It is called on a thread that may wait for the disk, once there is room for them.
+    /// Copies all of its bytes without gaps. It is called on a thread that may block, once there is room for the
+    /// bytes.
     pub copy: Box<dyn FnOnce() -> std::result::Result<RevocableMemfd, CallError> + Send>,
 }
 
@@ -141,7 +142,7 @@ impl fmt::Debug for ReferencedTensor {
     }
 }
 
-/// Everything behind the operations. Clones are the same.
+/// The state behind the operations. Clones share it.
 #[derive(Clone)]
 pub struct Compute(pub(crate) Arc<ComputeInner>);
 
@@ -157,13 +158,13 @@ pub(crate) struct ComputeInner {
     pub(crate) workers: Workers,
     pub(crate) settings: ComputeSettings,
     references: Option<Arc<dyn TensorReferences>>,
-    /// For copies of stored tensors.
+    /// The room for copies of stored tensors.
     copies: Arc<CopyBudget>,
     tenants: Mutex<HashMap<String, Arc<Tenant>>>,
     known: Mutex<WorkerFacts>,
 }
 
-/// What workers told.
+/// The facts that workers reported.
 #[derive(Debug, Default)]
 struct WorkerFacts {
     info: Option<Arc<GpuWorkerInfo>>,
@@ -172,13 +173,13 @@ struct WorkerFacts {
 }
 
 impl Compute {
-    /// On these workers. Nothing is started yet.
+    /// Uses these workers. No worker is started yet.
     #[must_use]
     pub fn new(workers: Workers, settings: ComputeSettings) -> Self {
         Self::make(workers, settings, None)
     }
 
-    /// The same, with tensors that are stored elsewhere.
+    /// The same, with a store of tensors.
     #[must_use]
     pub fn with_references(
         workers: Workers,
@@ -204,8 +205,8 @@ impl Compute {
         }))
     }
 
-    /// What the only driver that is wanted lacks, once a worker has looked for it. Nothing takes its
-    /// place: shaders are refused, and the processor does the rest.
+    /// What the driver of the settings lacks, once a worker has tried it. No other driver replaces it: shaders are
+    /// refused, and the processor does the rest.
     #[must_use]
     pub fn driver_missing(&self) -> Option<String> {
         let wanted = self.0.settings.driver.as_deref();
@@ -215,7 +216,7 @@ impl Compute {
             .then(|| self.lack(&info))
     }
 
-    /// Why there is nothing that a shader could run on.
+    /// Why no adapter can run a shader.
     pub(crate) fn lack(&self, info: &GpuWorkerInfo) -> String {
         let reason = info.reason.clone().unwrap_or_default();
         match self.0.settings.driver.as_deref() {
@@ -227,13 +228,13 @@ impl Compute {
         }
     }
 
-    /// Waits until it is this caller's turn, and has a worker for it.
+    /// Waits for the caller's turn, and starts a worker for it if needed.
     pub(crate) async fn turn(&self, ctx: &Ctx) -> Result<WorkerTurn> {
         let tenant = self.tenant(ctx)?;
         WorkerTurn::begin(self, tenant, ctx).await
     }
 
-    /// Looks a reference up. Nothing is copied yet.
+    /// Resolves a reference. Nothing is copied yet.
     pub(crate) async fn find(
         &self,
         ctx: &Ctx,
@@ -241,6 +242,7 @@ impl Compute {
     ) -> Result<(ReferencedTensor, TensorSpec)> {
         let Some(references) = &self.0.references else {
             let mut error = CallError::unavailable("this node stores no tensors");
+            // A node without a store answers the same to every repetition.
             error.retryable = false;
             return Err(error.into());
         };
@@ -249,10 +251,10 @@ impl Compute {
         Ok((found, kind))
     }
 
-    /// Waits until so many bytes may be copied for a tenant, beside what the requests of all identities have.
+    /// Waits until `bytes` bytes may be copied for a tenant, beside the copies of all other requests.
     ///
     /// # Errors
-    /// They are more than may ever be, or there was no room for too long.
+    /// The bytes exceed the limit, or there was no room in time.
     pub(crate) async fn room_for_copies(
         &self,
         tenant: &Tenant,
@@ -263,6 +265,7 @@ impl Compute {
     }
 
     fn tenant(&self, ctx: &Ctx) -> Result<Arc<Tenant>> {
+        // Callers without an identity share nothing with each other, so each connection is a tenant of its own.
         let name = ctx.identity().map_or_else(
             || format!("connection {}", ctx.conn().id),
             |who| who.id.to_string(),
@@ -272,6 +275,7 @@ impl Compute {
             return Ok(Arc::clone(tenant));
         }
         if tenants.len() >= self.0.settings.tenants_max {
+            // An idle identity loses nothing but its worker, which the next request starts again.
             let idle = tenants.iter().find(|(_, tenant)| tenant.is_idle());
             let Some(idle) = idle.map(|(name, _)| name.clone()) else {
                 let most = self.0.settings.tenants_max;
@@ -285,7 +289,7 @@ impl Compute {
         Ok(tenant)
     }
 
-    /// What the last worker said of itself.
+    /// The facts that the last worker reported.
     pub(crate) fn info(&self) -> Option<Arc<GpuWorkerInfo>> {
         lock(&self.0.known).info.clone()
     }
@@ -294,15 +298,16 @@ impl Compute {
         lock(&self.0.known).measured
     }
 
-    /// A worker has said what it has.
+    /// Takes the facts that a worker reported.
     pub(crate) fn learn(&self, info: &Arc<GpuWorkerInfo>) {
         let mut known = lock(&self.0.known);
         let name = |info: &GpuWorkerInfo| {
             let adapter = info.adapter.as_ref();
             adapter.map(|adapter| (adapter.name.clone(), adapter.versions.clone()))
         };
+        // Measurements of another adapter say nothing about this one.
         if known.info.as_deref().map(name) != Some(name(info)) {
-            (known.measured, known.records) = self.kept(info).unwrap_or_default();
+            (known.measured, known.records) = self.cached(info).unwrap_or_default();
             match &info.adapter {
                 Some(adapter) => tracing::info!(
                     adapter = adapter.name,
@@ -315,14 +320,14 @@ impl Compute {
         known.info = Some(Arc::clone(info));
     }
 
-    /// What was measured on this adapter before the node was started.
-    fn kept(&self, info: &GpuWorkerInfo) -> Option<(Option<MachineSpeed>, TimingRecords)> {
+    /// The cached measurements of this adapter from before the start of the node.
+    fn cached(&self, info: &GpuWorkerInfo) -> Option<(Option<MachineSpeed>, TimingRecords)> {
         let file = self.0.settings.measured.as_ref()?;
         let machine = TimingsMachine::from_adapter(info.adapter.as_ref()?, self.0.settings.threads);
         TimingsCache::load(file, &machine)
     }
 
-    /// Keeps what is known now.
+    /// Writes the current measurements to the cache.
     fn keep(&self, known: &WorkerFacts) {
         let Some(file) = self.0.settings.measured.clone() else {
             return;
@@ -331,9 +336,9 @@ impl Compute {
             return;
         };
         let machine = TimingsMachine::from_adapter(adapter, self.0.settings.threads);
-        let kept = TimingsCache::new(machine, known.measured, &known.records);
-        // No caller waits for this write. Where two writes overlap, either of them may stay in the file.
-        drop(tokio::task::spawn_blocking(move || kept.save(&file)));
+        let cache = TimingsCache::new(machine, known.measured, &known.records);
+        // No caller waits for this write. If two writes overlap, either of them may stay in the file.
+        drop(tokio::task::spawn_blocking(move || cache.save(&file)));
     }
 
     pub(crate) fn learn_measured(&self, measured: MachineSpeed) {
@@ -350,7 +355,7 @@ impl Compute {
         ms: f64,
     ) {
         let mut known = lock(&self.0.known);
-        // What is only put right is not worth a write.
+        // A correction of a known record is not worth a write.
         if known.records.record(kernel, operations, variant, ms) {
             self.keep(&known);
         }
@@ -362,6 +367,7 @@ impl Compute {
         operations: f64,
         info: &GpuWorkerInfo,
     ) -> (KernelVariant, VariantReason) {
+        // Without an adapter the kernels of the processor are the only ones.
         if !self.0.settings.host_kernels && info.adapter.is_some() {
             return (KernelVariant::Wgsl, VariantReason::Class);
         }
@@ -371,11 +377,10 @@ impl Compute {
 }
 
 impl ComputeInner {
-    /// Forgets an identity that has no handles and a whole byte-time budget, unless a request in its name
-    /// is under way.
+    /// Removes an identity that has no handles and a whole byte-time budget, unless one of its requests is under way.
     pub(crate) fn forget(&self, tenant: &Arc<Tenant>) -> bool {
         let mut tenants = lock(&self.tenants);
-        // The table's and the caller's own.
+        // One reference is the table's, the other is the caller's.
         let unused = Arc::strong_count(tenant) <= 2 && tenant.is_idle();
         let known = tenants.get(tenant.name());
         if unused && known.is_some_and(|known| Arc::ptr_eq(known, tenant)) {
@@ -385,7 +390,7 @@ impl ComputeInner {
     }
 }
 
-/// Nothing panics while it has one of these.
+/// No code panics while it holds one of these locks.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,9 @@
 //! Copies of stored tensors, and the room for them.
 //!
-//! Of all that there may be, three quarters are for copies of any length. One identity has at most half of all of it,
-//! and at least one tensor of the largest kind; a request that finds no room waits behind those that came before it.
-//! The last quarter is for small copies: an identity may have there a part of what is left, at once or not at all, so
-//! that a request with little to copy never waits for one with much.
+//! Three quarters of the room are for copies of any length. One identity gets at most half of the whole room, and at
+//! least one tensor of the largest size; a request that finds no room waits behind the requests before it. The last
+//! quarter is for small copies: an identity gets a part of the free rest, at once or not at all, so a request with
+//! little to copy never waits for one with much.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
@@ -19,11 +19,11 @@ use crate::compute::lock;
 use crate::error::{Error, Result};
 use crate::limits::{REFERENCED_BYTES_UNIT, TENSOR_BYTES_MAX};
 
-/// CopyBytes that a worker is handed for one request. They are taken back when this is dropped, and only then is there
-/// room for others.
+/// Bytes that a worker gets for one request. Dropping them takes them back from the worker, and only then is their
+/// room free.
 #[derive(Debug)]
 pub(crate) struct CopiedTensors {
-    // Dropped in this order.
+    // The fields are dropped in this order.
     memory: RevocableMemfd,
     _claim: Option<Arc<CopyReservation>>,
 }
@@ -38,7 +38,7 @@ impl CopiedTensors {
         }
     }
 
-    /// CopyBytes of the request itself, which are counted where requests are.
+    /// The bytes of the request itself, which count where requests do.
     pub(crate) fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
         let memory = RevocableMemfd::written(|memory| memory.write_all(bytes))?;
         Ok(Self {
@@ -56,17 +56,17 @@ impl Deref for CopiedTensors {
     }
 }
 
-/// The room of a node.
+/// The room of a node for copies.
 #[derive(Debug)]
 pub(crate) struct CopyBudget {
-    /// CopyBytes of all copies.
+    /// Bytes of all copies.
     most: usize,
     /// Of these, bytes of copies of any length.
     long: usize,
     /// Of those, bytes of one identity.
     each: usize,
     counted: Mutex<CopyUsage>,
-    /// A claim was given back, or a request stopped waiting.
+    /// Notified when a claim ends or a request stops waiting.
     changed: Notify,
 }
 
@@ -74,13 +74,13 @@ pub(crate) struct CopyBudget {
 struct CopyUsage {
     long: CopyBytes,
     short: CopyBytes,
-    /// In the order in which they came.
+    /// The waiting requests, in the order in which they came.
     waiting: VecDeque<WaitingCopy>,
-    /// The last number that one of these got.
+    /// The number of the last waiting request.
     number: u64,
 }
 
-/// CopyBytes of one of the two parts.
+/// The bytes in use of one of the two parts.
 #[derive(Debug, Default)]
 struct CopyBytes {
     all: usize,
@@ -94,7 +94,7 @@ struct WaitingCopy {
     bytes: usize,
 }
 
-/// Which part of the room.
+/// The part of the room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CopyPool {
     Long,
@@ -115,6 +115,7 @@ impl CopyBytes {
         self.all -= bytes;
         if let Some(own) = self.each.get_mut(identity) {
             *own -= bytes;
+            // Identities come and go; an entry of 0 would stay in memory for each of them.
             if *own == 0 {
                 self.each.remove(identity);
             }
@@ -132,7 +133,7 @@ impl CopyUsage {
 }
 
 impl CopyBudget {
-    /// For so many bytes of all copies.
+    /// Room for `most` bytes of all copies.
     pub(crate) fn new(most: u64) -> Self {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         let long = most / 4 * 3;
@@ -140,17 +141,18 @@ impl CopyBudget {
         Self {
             most,
             long,
+            // At least one tensor of the largest size must fit, or no request could refer to it.
             each: (most / 2).max(tensor).min(long),
             counted: Mutex::default(),
             changed: Notify::new(),
         }
     }
 
-    /// Counts `bytes` for an identity until the claim is dropped. A request that finds no room waits, for `patience` at
-    /// most.
+    /// Counts `bytes` for an identity until the claim is dropped. A request that finds no room waits, at most for
+    /// `patience`.
     ///
     /// # Errors
-    /// They are more than one identity may ever have, or others have the room for too long.
+    /// The bytes exceed the limit of one identity, or other requests hold the room for too long.
     pub(crate) async fn claim(
         self: &Arc<Self>,
         identity: &str,
@@ -172,7 +174,7 @@ impl CopyBudget {
         })
     }
 
-    /// What so many bytes are counted as.
+    /// The bytes rounded up to the unit of counting.
     fn counted_as(&self, bytes: u64) -> Result<usize> {
         let counted = bytes.checked_next_multiple_of(REFERENCED_BYTES_UNIT);
         let counted = counted.and_then(|bytes| usize::try_from(bytes).ok());
@@ -184,7 +186,7 @@ impl CopyBudget {
         })
     }
 
-    /// A claim on the last quarter, which leaves others their parts of it.
+    /// Claims room in the last quarter, in which each identity leaves room for others.
     fn take_short(self: &Arc<Self>, identity: &Arc<str>, bytes: usize) -> Option<CopyReservation> {
         let mut counted = lock(&self.counted);
         let own = counted.short.held_by(identity) + bytes;
@@ -193,20 +195,22 @@ impl CopyBudget {
             .then(|| self.count(&mut counted, CopyPool::Short, identity, bytes))
     }
 
-    /// A claim on the rest, for a request that waits, where there is room and no other has to be served first.
+    /// Claims room in the other three quarters for a waiting request, if there is room and no other request has to be
+    /// served first.
     fn take_long(self: &Arc<Self>, number: u64) -> Option<CopyReservation> {
         let mut counted = lock(&self.counted);
         let at = (counted.waiting.iter()).position(|waiting| waiting.number == number)?;
         let has_its_share = |waiting: &WaitingCopy| {
             counted.long.held_by(&waiting.identity) + waiting.bytes > self.each
         };
-        // A request that waits for copies of its own identity to end keeps no other one waiting.
+        // A request that waits for copies of its own identity does not keep requests of other identities waiting.
         let is_next = counted.waiting.iter().take(at).all(has_its_share);
         let WaitingCopy {
             identity, bytes, ..
         } = counted.waiting[at].clone();
-        let fits = !has_its_share(&counted.waiting[at]) && counted.long.all + bytes <= self.long;
-        if !(is_next && fits) {
+        let has_room =
+            !has_its_share(&counted.waiting[at]) && counted.long.all + bytes <= self.long;
+        if !(is_next && has_room) {
             return None;
         }
         counted.waiting.remove(at);
@@ -243,7 +247,7 @@ impl CopyBudget {
     }
 }
 
-/// CopyBytes that are counted.
+/// Bytes that are counted until this is dropped.
 #[derive(Debug)]
 pub(crate) struct CopyReservation {
     room: Arc<CopyBudget>,
@@ -261,7 +265,7 @@ impl Drop for CopyReservation {
     }
 }
 
-/// CopyQueuePosition of a request that waits; dropping it gives it up.
+/// The position of a waiting request; dropping it leaves the queue.
 #[derive(Debug)]
 struct CopyQueuePosition {
     room: Arc<CopyBudget>,
@@ -271,7 +275,7 @@ struct CopyQueuePosition {
 impl CopyQueuePosition {
     async fn served(&self) -> CopyReservation {
         loop {
-            // Before the look, so that no change is missed.
+            // The notification is created before the check, so that no change is missed.
             let changed = self.room.changed.notified();
             if let Some(claim) = self.room.take_long(self.number) {
                 return claim;
@@ -286,7 +290,7 @@ impl Drop for CopyQueuePosition {
         let mut counted = lock(&self.room.counted);
         (counted.waiting).retain(|waiting| waiting.number != self.number);
         drop(counted);
-        // The next one may have its turn.
+        // The next request may have its turn.
         self.room.changed.notify_waiters();
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a request, and what its caller sees of it.
+//! The errors of a request, and the errors that its caller gets.
 
 use alknet_call::{CallError as Answered, ErrorCode};
 use alknet_compute_wire::{ShaderPosition, codes};
@@ -7,83 +7,83 @@ use serde_json::json;
 
 use crate::limits::QUEUE_RETRY_MS;
 
-/// Result of anything here.
+/// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A request came to nothing. [`Self::code`] is the code inside; what a caller of an operation sees is
-/// in the table of `docs/compute.md`.
+/// A request failed. [`Self::code`] is the inner code; the table of `docs/compute.md` has the code that a caller of
+/// an operation gets.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The caller gave up.
+    /// The caller aborted the request.
     #[error("given up")]
     Aborted,
-    /// A library of ours refused, with an error that callers may see.
+    /// A library of this project refused, with an error that callers may see.
     #[error(transparent)]
     Answered(#[from] Answered),
     /// The device is gone, and the worker with it.
     #[error("the device is lost: {0}")]
     DeviceLost(String),
-    /// No element type, or one that the operation does not take.
+    /// The element type is unknown, or the operation does not take it.
     #[error("{0}")]
     Dtype(String),
-    /// More time on the GPU than a request may have.
+    /// The request used more time on the GPU than its limit.
     #[error("the request has used its time on the GPU")]
     GpuTimeout,
-    /// A mistake of ours.
+    /// A defect of this program.
     #[error("{0}")]
     Internal(String),
     /// The worker died during the request.
     #[error("the worker was lost: {0}")]
     Lost(String),
-    /// There is nothing to compute with.
+    /// There is no adapter to compute with.
     #[error("no adapter: {0}")]
     NoAdapter(String),
-    /// No handle of this identity's.
+    /// The identity has no such handle.
     #[error("there is no such handle")]
     NoHandle,
-    /// Workers of this kind are refused here, or the shader has crashed too many of them.
+    /// The policy refuses workers of this kind, or the shader has crashed too many of them.
     #[error("{0}")]
     Policy(String),
-    /// More than one identity may have.
+    /// The identity would exceed its quota.
     #[error("{0}")]
     Quota(String),
-    /// Too many requests at once.
+    /// Too many requests run at once.
     #[error("{0}")]
     Overloaded(String),
-    /// The shader is wrong, or is not what is bound to it.
+    /// The shader is invalid, or contradicts its bindings.
     #[error("{message}")]
     Shader {
-        /// Where; line 0 where it is no place of the text.
+        /// The position; line 0 if it is no position in the text.
         place: ShaderPosition,
         /// Message for the caller.
         message: String,
     },
-    /// What was given does not fit together.
+    /// The arguments do not match each other.
     #[error("{0}")]
     Shape(String),
-    /// More time than the request may have.
+    /// The request took longer than its limit.
     #[error("the request did not end in time")]
     Timeout,
-    /// More than one tensor may be.
+    /// A tensor is larger than the limit.
     #[error("{0}")]
     TooLarge(String),
-    /// No worker can be had.
+    /// No worker could be started.
     #[error("no worker: {0}")]
     Worker(String),
 }
 
-/// Code of a shader that is refused, declared by `compute/dispatch`.
+/// Code of a refused shader, declared by `compute/dispatch`.
 pub const SHADER_INVALID: &str = "SHADER_INVALID";
 /// Code of a damaged stored file, as the tensor store reports it.
 pub const TENSOR_INVALID: &str = "TENSOR_INVALID";
-/// Code of a tensor beyond its limit.
+/// Code of a tensor above its limit.
 pub const TENSOR_TOO_LARGE: &str = "TENSOR_TOO_LARGE";
-/// Code of an identity beyond its limits.
+/// Code of an identity above its limits.
 pub const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
 
 impl Error {
-    /// The code inside, which callers find in the details.
+    /// The inner code, which callers find in the details.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -125,7 +125,7 @@ impl Error {
         }
     }
 
-    /// What a worker said.
+    /// Converts a fault that a worker reported.
     pub(crate) fn from_fault(fault: WorkerFault) -> Self {
         let message = fault.message;
         match fault.code.as_str() {
@@ -194,7 +194,7 @@ impl From<Error> for Answered {
         }
         let mut answered = Self::new(error.call_code(), error.to_string()).with_details(details);
         match error {
-            // The same node has the same hardware and the same policy when it is asked again.
+            // The same node has the same hardware and the same policy at the next attempt.
             Error::NoAdapter(_) | Error::Policy(_) => answered.retryable = false,
             Error::Overloaded(_) => answered = answered.with_retry_after_ms(QUEUE_RETRY_MS),
             _ => {}

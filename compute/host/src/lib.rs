@@ -1,8 +1,8 @@
-//! Computing for callers: shaders, kernels of ours, and tensors that stay where they are computed on.
+//! Computing for callers: shaders, the kernels of this project, and tensors that stay on the device.
 //!
-//! Nothing is computed in this process. Each identity has a worker of its own (`alknet-gpu`, role
-//! `gpu`), started when it first asks for something, which has the device and the memory; here are the
-//! operations, who may keep what for how long, and the choice between a shader and the processor.
+//! This process computes nothing itself. Each identity has a worker of its own (`alknet-gpu`, role `gpu`), started by
+//! its first request, which has the device and the memory. This crate has the operations, the leases and quotas of
+//! tensors, and the choice between a shader and the processor.
 //!
 //! ```no_run
 //! # fn node(workers: alknet_worker::Workers, builder: &mut alknet_call::RegistryBuilder) {

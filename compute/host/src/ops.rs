@@ -1,4 +1,4 @@
-//! The operations.
+//! The operations of computing.
 
 mod answer;
 mod dispatch;
@@ -20,7 +20,7 @@ use crate::error::{
     Error, QUOTA_EXCEEDED, Result, SHADER_INVALID, TENSOR_INVALID, TENSOR_TOO_LARGE,
 };
 
-/// All operations, to be added to a registry.
+/// All operations, for a registry.
 #[must_use]
 pub fn operations(compute: &Compute) -> Vec<Registration> {
     let mut operations = vec![
@@ -33,7 +33,7 @@ pub fn operations(compute: &Compute) -> Vec<Registration> {
     operations
 }
 
-/// An operation from its description and its function.
+/// An operation with this description and this function.
 fn register<F, Fut>(compute: &Compute, mut spec: OperationSpec, function: F) -> Registration
 where
     F: Fn(Compute, CallBody, Ctx) -> Fut + Send + Sync + 'static,
@@ -88,7 +88,7 @@ fn errors() -> [ErrorDef; 4] {
     })
 }
 
-/// The input as what the operation takes.
+/// Parses the input into the type that the operation takes.
 fn parse<T: serde::de::DeserializeOwned>(input: &CallBody) -> Result<T> {
     input.parse().map_err(Error::Answered)
 }

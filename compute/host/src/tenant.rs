@@ -1,4 +1,4 @@
-//! One identity: its place in the queue, its worker, its tensors.
+//! One identity: its queue, its worker and its tensors.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
@@ -18,15 +18,15 @@ use crate::error::{Error, Result};
 use crate::limits::{QUEUE_MAX, READ_BYTES_MAX, WALL_TIME};
 use crate::tensor_table::TensorTable;
 
-/// Bytes of an answer: those of one read, and what is around them.
+/// Bytes of a response: those of one read, and its frame.
 const ANSWER_BYTES_MAX: u64 = READ_BYTES_MAX + (64 << 10);
 
 /// One identity with its worker, its handles and its queue of requests.
 #[derive(Debug)]
 pub(crate) struct Tenant {
     name: String,
-    /// One request is done, the others wait.
-    places: Arc<Semaphore>,
+    /// Permits of the queue: one request runs, the others wait.
+    permits: Arc<Semaphore>,
     worker_slot: Arc<tokio::sync::Mutex<WorkerSlot>>,
     tensor_table: Mutex<TensorTable>,
     used: Mutex<Instant>,
@@ -38,21 +38,21 @@ pub(crate) struct WorkerSlot {
     live: Option<LiveWorker>,
 }
 
-/// A worker that is there.
+/// A running worker.
 #[derive(Debug)]
 struct LiveWorker {
     session: WorkerSession,
     info: Arc<GpuWorkerInfo>,
 }
 
-/// Bytes on their way to a worker.
+/// Bytes that will be sent to a worker.
 #[derive(Clone, Debug)]
 pub(crate) enum UploadData {
     Bytes(Bytes),
     CopiedTensors(Arc<CopiedTensors>),
 }
 
-/// A request, ready to be sent.
+/// A request that is ready to be sent.
 #[derive(Debug)]
 pub(crate) struct PreparedRequest {
     pub(crate) body: CborBody,
@@ -66,8 +66,8 @@ impl Tenant {
         let now = Instant::now();
         Self {
             name: name.to_owned(),
-            // One more for the request that is being done.
-            places: Arc::new(Semaphore::new(QUEUE_MAX + 1)),
+            // One permit more than the queue, for the request that runs.
+            permits: Arc::new(Semaphore::new(QUEUE_MAX + 1)),
             worker_slot: Arc::default(),
             tensor_table: Mutex::new(TensorTable::new(now)),
             used: Mutex::new(now),
@@ -78,15 +78,15 @@ impl Tenant {
         &self.name
     }
 
-    /// A place in the queue.
-    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        place.map_err(|_| {
+    /// Takes a permit of the queue.
+    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned();
+        permit.map_err(|_| {
             Error::Overloaded(format!("{QUEUE_MAX} requests of this identity are waiting"))
         })
     }
 
-    /// The worker, when it is free.
+    /// Waits until the worker is free.
     pub(crate) async fn worker_slot(&self) -> OwnedMutexGuard<WorkerSlot> {
         Arc::clone(&self.worker_slot).lock_owned().await
     }
@@ -99,42 +99,43 @@ impl Tenant {
         *lock(&self.used) = Instant::now();
     }
 
-    /// Whether nothing would be missed.
+    /// Whether the table of identities can drop this one: no request runs or waits, and the budget is whole.
     pub(crate) fn is_idle(&self) -> bool {
-        let free = self.places.available_permits() > QUEUE_MAX;
+        let free = self.permits.available_permits() > QUEUE_MAX;
         free && self.tensor_table(|tensor_table| tensor_table.is_settled(Instant::now()))
     }
 
-    /// Ends leases, and the worker when there is no use for it, until nothing is left.
+    /// Ends expired leases, and the worker once it is unused, until the identity is dropped.
     pub(crate) fn look_after(self: &Arc<Self>, inner: &Arc<ComputeInner>) {
         let tenant = Arc::clone(self);
         let tick = inner.settings.tick;
-        // Not held: the task ends with what it looks after.
+        // The task does not keep the node's state alive, so it ends with it.
         let inner = Arc::downgrade(inner);
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(tick).await;
-                if tenant.look(&inner).await {
+                if tenant.check(&inner).await {
                     return;
                 }
             }
         });
     }
 
-    /// Returns whether it is done.
-    async fn look(self: &Arc<Self>, inner: &Weak<ComputeInner>) -> bool {
+    /// Returns whether the task can end.
+    async fn check(self: &Arc<Self>, inner: &Weak<ComputeInner>) -> bool {
         let Some(inner) = inner.upgrade() else {
             return true;
         };
         let settings = &inner.settings;
         let now = Instant::now();
         self.tensor_table(|tensor_table| tensor_table.expire(now, settings.orphan_lease));
-        // A request that holds the worker keeps it in use, and tidied it when it began.
+        // A request that holds the worker keeps it in use, and has removed garbage when it began.
         let Ok(mut worker_slot) = Arc::clone(&self.worker_slot).try_lock_owned() else {
             return false;
         };
         let unused = now.saturating_duration_since(*lock(&self.used)) >= settings.idle;
         if unused && self.tensor_table(|tensor_table| tensor_table.is_empty()) {
+            // Dropping the session ends the worker.
             worker_slot.live = None;
             self.tensor_table(TensorTable::lose_all);
         }
@@ -146,18 +147,17 @@ impl Tenant {
 }
 
 impl WorkerSlot {
-    /// What its worker said of itself, where there is one. One that died meanwhile is forgotten, and
-    /// what it kept with it.
+    /// The worker's description, if there is a worker. A worker that has died is removed, with its tensors.
     pub(crate) fn info(&mut self, tenant: &Tenant) -> Option<Arc<GpuWorkerInfo>> {
         let live = self.live.as_mut()?;
-        // Workers say nothing in sessions; the end of what they say is the end of the worker.
+        // Workers send no notices in sessions, so a value of `None` means that the worker has ended.
         if let Some(None) = live.session.next().now_or_never() {
             self.lose(tenant);
         }
         self.live.as_ref().map(|live| Arc::clone(&live.info))
     }
 
-    /// Another worker.
+    /// Installs a new worker.
     pub(crate) fn seat(&mut self, session: WorkerSession) {
         let info = Arc::default();
         self.live = Some(LiveWorker { session, info });
@@ -174,7 +174,7 @@ impl WorkerSlot {
         tenant.tensor_table(TensorTable::lose_all);
     }
 
-    /// Makes the worker forget the buffers that no handle refers to.
+    /// Makes the worker drop the buffers that no handle refers to.
     pub(crate) async fn tidy(&mut self, tenant: &Tenant) {
         if self.live.is_none() || !tenant.tensor_table(|tensor_table| tensor_table.has_garbage()) {
             return;
@@ -193,13 +193,13 @@ impl WorkerSlot {
             },
             operation: None,
         };
-        // A worker that fails at this is gone, and what was to be forgotten with it.
+        // If the worker fails, it is gone with the buffers that it should drop.
         let (_wanted, given_up) = oneshot::channel();
         let _: Result<Vec<u8>> = self.exchange(tenant, sending, given_up).await;
     }
 
-    /// Asks, and waits for the answer or until the worker has stopped. `given_up` resolves when the
-    /// caller has given up.
+    /// Sends a request, and waits for the response or until the worker has stopped. `given_up` resolves when the
+    /// caller has aborted.
     pub(crate) async fn exchange(
         &mut self,
         tenant: &Tenant,
@@ -209,8 +209,8 @@ impl WorkerSlot {
         let Some(live) = &self.live else {
             return Err(Error::Lost("it ended".to_owned()));
         };
-        // The worker has the memory until it has answered, also where the caller gave up. Then it is taken back, whatever
-        // descriptors of it the worker keeps.
+        // The worker has the memory until it has answered, even if the caller aborted. Then the node takes the memory
+        // back, whatever descriptors the worker keeps.
         let mut handed_over = Vec::new();
         for (number, data) in sending.uploads {
             let copied = data.copied()?;
@@ -222,7 +222,7 @@ impl WorkerSlot {
             .session
             .call(request, sending.limits, sending.operation);
         let answer = tokio::select! {
-            // An answer that is there counts, also where the caller gave up meanwhile.
+            // A response that has arrived counts, even if the caller aborted meanwhile.
             biased;
             answer = &mut call => answer,
             _ = given_up => {
@@ -244,7 +244,7 @@ impl WorkerSlot {
             WorkerReply::Err(fault) => {
                 let error = Error::from_fault(fault);
                 if let Error::DeviceLost(_) = error {
-                    // The device is lost to this process: the next request has another worker.
+                    // The device is lost for this process; the next request gets another worker.
                     live.session.kill();
                     self.lose(tenant);
                 }
@@ -283,7 +283,7 @@ fn hand_over(session: &WorkerSession, number: u64, copied: &CopiedTensors) -> Re
     Ok(())
 }
 
-/// Whether the worker is not there any more.
+/// Whether the worker has ended.
 fn ends_worker(error: &WorkerCallError) -> bool {
     match error {
         WorkerCallError::Limit { killed, .. } => *killed,

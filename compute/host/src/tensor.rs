@@ -1,4 +1,4 @@
-//! Tensors as they are written in requests: element types, shapes, and where the bytes are.
+//! Tensors in requests: element types, shapes, and the location of the bytes.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ impl ComputeDtype {
     pub(crate) const U8: Self = Self("U8", 1);
     pub(crate) const U32: Self = Self("U32", 4);
 
-    /// As containers write it; case does not matter.
+    /// Parses the name that containers use, in any case.
     pub(crate) fn parse(name: &str) -> Result<Self> {
         let known = |(known, _): &&(&'static str, u64)| known.eq_ignore_ascii_case(name);
         let found = DTYPES.iter().find(known);
@@ -63,7 +63,7 @@ impl ComputeDtype {
     }
 }
 
-/// Element type and shape, known to fit a tensor.
+/// Element type and shape, which are checked to be within a tensor's limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorSpec {
     pub(crate) dtype: ComputeDtype,
@@ -78,7 +78,7 @@ impl TensorSpec {
                 shape.len()
             )));
         }
-        // An empty dimension makes an empty tensor however long the others are.
+        // An empty dimension makes an empty tensor, however long the other dimensions are.
         let elements = if shape.contains(&0) {
             Some(0)
         } else {
@@ -110,7 +110,7 @@ impl TensorSpec {
         self.shape.iter().skip(1).product::<u64>() * self.dtype.bytes()
     }
 
-    /// Where rows lie, and the kind they have; all of them where none are named.
+    /// The offset and the type of these rows; of all rows if `rows` is `None`.
     pub(crate) fn rows(&self, rows: Option<[u64; 2]>) -> Result<(u64, Self)> {
         let Some([from, to]) = rows else {
             return Ok((0, self.clone()));
@@ -128,7 +128,7 @@ impl TensorSpec {
     }
 }
 
-/// A tensor in a request, not yet looked up.
+/// A tensor in a request, before it is resolved.
 #[derive(Clone, Debug)]
 pub(crate) enum TensorArg {
     Handle {
@@ -138,11 +138,12 @@ pub(crate) enum TensorArg {
     },
     Inline(Bytes, TensorSpec),
     Ref(String),
-    /// A reference that was looked up.
+    /// A reference that was resolved.
     Stored(Arc<CopiedTensors>, TensorSpec),
 }
 
-/// As it is written. What answers say about a handle may be handed back with it.
+/// The form in a request. It accepts all members that responses have beside a handle, so that a
+/// caller can send them back.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTensorArg {
@@ -157,7 +158,7 @@ struct RawTensorArg {
 }
 
 impl TensorArg {
-    /// Reads one; `body` has the bytes that it may point to.
+    /// Reads a tensor; `body` has the bytes to which it may point.
     pub(crate) fn read(body: &CallBody, written: &Value) -> Result<Self> {
         let written =
             RawTensorArg::deserialize(written).map_err(|error| Error::Shape(error.to_string()))?;
@@ -173,6 +174,7 @@ impl TensorArg {
                 };
                 let kind = TensorSpec::new(dtype, shape)?;
                 let bytes = bytes(body, &inline, INLINE_BYTES_MAX)?;
+                // The worker only sees bytes, so the node compares them with the shape.
                 if bytes.len() as u64 != kind.bytes() {
                     return Err(Error::Shape(format!(
                         "{} bytes inline; {:?} of {} has {}",
@@ -197,8 +199,8 @@ impl TensorArg {
     }
 }
 
-/// Bytes of a request: a part of a mixed frame, which has its own limit, or base64 of at most `max`
-/// bytes.
+/// Bytes of a request: a part of a mixed frame, whose limit is checked elsewhere, or base64 of at
+/// most `max` bytes.
 pub(crate) fn bytes(body: &CallBody, written: &Value, max: usize) -> Result<Bytes> {
     if let Some(bytes) = body.binary(written) {
         return Ok(bytes);
@@ -206,7 +208,7 @@ pub(crate) fn bytes(body: &CallBody, written: &Value, max: usize) -> Result<Byte
     let text = written
         .as_str()
         .ok_or_else(|| Error::Shape("bytes are {\"$bin\":[offset,length]} or base64".to_owned()))?;
-    // Before it is decoded, which would take as much memory again.
+    // The length is checked before decoding, which would take as much memory again.
     if text.len() / 4 * 3 > max.saturating_add(3) {
         return Err(Error::TooLarge(format!("more than {max} bytes as base64")));
     }

@@ -1,4 +1,4 @@
-//! The tensors of one identity: handles, leases, and how much there may be.
+//! The tensors of one identity: handles, leases and quota.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,17 +16,17 @@ use crate::tensor::TensorSpec;
 /// handle.
 const NAME_BYTES: usize = 16;
 
-/// Handles, and numbers of the buffers that no handle refers to any more.
+/// The handles, and the numbers of buffers without a handle.
 #[derive(Debug)]
 pub(crate) struct TensorTable {
     handles: HashMap<String, TensorHandle>,
-    /// The last number that was given out.
+    /// The number of the newest buffer.
     number: u64,
     garbage: Vec<u64>,
     budget: ByteTimeBudget,
 }
 
-/// A tensor that is kept.
+/// A tensor with a handle.
 #[derive(Debug)]
 struct TensorHandle {
     number: u64,
@@ -64,13 +64,13 @@ impl TensorTable {
         }
     }
 
-    /// A number that nothing has had.
+    /// A number that no buffer has had.
     pub(crate) const fn number(&mut self) -> u64 {
         self.number += 1;
         self.number
     }
 
-    /// Whether there is room for so many more tensors of so many bytes together.
+    /// Checks the room for `more` further tensors of `bytes` bytes together.
     pub(crate) fn room(&mut self, more: usize, bytes: u64, most: u64, now: Instant) -> Result<()> {
         self.settle(now);
         if self.handles.len() + more > HANDLES_MAX {
@@ -89,7 +89,7 @@ impl TensorTable {
         Ok(())
     }
 
-    /// A handle for a buffer.
+    /// Makes a handle for a buffer.
     pub(crate) fn keep(
         &mut self,
         number: u64,
@@ -99,6 +99,7 @@ impl TensorTable {
     ) -> Result<String> {
         self.settle(Instant::now());
         let mut name = [0; NAME_BYTES];
+        // A failure of the kernel's random source must not lead to a guessable name.
         getrandom::fill(&mut name).map_err(|error| Error::Internal(error.to_string()))?;
         let name = HEXLOWER.encode(&name);
         let handle = TensorHandle {
@@ -137,7 +138,7 @@ impl TensorTable {
         self.garbage.extend(numbers);
     }
 
-    /// What the worker may forget.
+    /// The buffers that the worker may drop.
     pub(crate) fn garbage(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.garbage)
     }
@@ -146,20 +147,19 @@ impl TensorTable {
         !self.garbage.is_empty()
     }
 
-    /// The worker is gone, and all that was in it.
+    /// Removes all handles, because the worker is gone with their tensors.
     pub(crate) fn lose_all(&mut self) {
         self.settle(Instant::now());
         self.handles.clear();
         self.garbage.clear();
     }
 
-    /// Ends leases that are over. Once the connection that used a handle last is gone, at most
-    /// `orphan_lease` is left of its lease: the identity may still use the handle over another
-    /// connection.
+    /// Ends expired leases. Once the connection that used a handle last has ended, at most `orphan_lease` is left of
+    /// its lease: the identity may still use the handle over another connection.
     pub(crate) fn expire(&mut self, now: Instant, orphan_lease: Duration) {
         self.settle(now);
         for handle in self.handles.values_mut() {
-            // Once: a handle that lost its connection before keeps what was left of its lease.
+            // The lease is shortened once; a handle that lost its connection before keeps the rest of its lease.
             if handle.user.0.is_some() && handle.user.is_gone() {
                 handle.user = HandleUser(None);
                 handle.until = handle.until.min(now + orphan_lease);
@@ -179,8 +179,8 @@ impl TensorTable {
         self.handles.is_empty()
     }
 
-    /// Whether the table can be forgotten: it has no handles, and its budget is whole, so that its identity
-    /// gains nothing by a new one.
+    /// Whether the table can be dropped: it has no handles and a whole budget, so its identity gains nothing by a new
+    /// table.
     pub(crate) fn is_settled(&mut self, now: Instant) -> bool {
         self.settle(now);
         self.is_empty() && self.budget.is_whole()

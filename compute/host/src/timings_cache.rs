@@ -1,8 +1,8 @@
-//! What was measured, kept in a file: which way is the faster one does not change with a restart.
+//! Persistent cache of kernel timings: the faster variant does not change with a restart.
 //!
-//! It is worth nothing on another adapter, with another version of its driver, or with another number of
-//! threads; so they stand in it, and what was measured elsewhere is passed over. A file that cannot be read or
-//! written costs measurements and nothing else.
+//! Timings are worth nothing on another adapter, with another version of its driver, or with another number of
+//! threads; so the file names them, and a node with others ignores the file. A file that cannot be read or written
+//! costs only measurements.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -14,16 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::choose::{TimingEntry, TimingRecords};
 
-/// Longest file that is read, in bytes: two kernels, two ways and 22 sizes take a tenth of it.
+/// Longest file that is read, in bytes: two kernels, two variants and 22 sizes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// Version of the file. Another one is passed over.
+/// Version of the file. A file of another version is ignored.
 const VERSION: u32 = 1;
 
 /// Held while the file is written.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// What the figures belong to.
+/// The machine to which the timings belong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TimingsMachine {
     adapter: String,
@@ -43,7 +43,7 @@ impl TimingsMachine {
     }
 }
 
-/// All of the file.
+/// The content of the file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct TimingsCache {
     version: u32,
@@ -66,7 +66,7 @@ impl TimingsCache {
         }
     }
 
-    /// What a file has about this machine.
+    /// The timings that a file has for this machine.
     pub(crate) fn load(
         file: &Path,
         machine: &TimingsMachine,
@@ -75,22 +75,23 @@ impl TimingsCache {
         let read =
             File::open(file).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut text));
         if let Err(error) = read {
+            // The first start of a node has no file yet.
             if error.kind() != io::ErrorKind::NotFound {
                 tracing::warn!("what was measured cannot be read: {error}");
             }
             return None;
         }
         let read = serde_json::from_slice::<Self>(&text);
-        let kept = read
+        let cache = read
             .inspect_err(|error| tracing::warn!("what was measured is passed over: {error}"))
             .ok()?;
-        if kept.version != VERSION || kept.machine != *machine {
+        if cache.version != VERSION || cache.machine != *machine {
             return None;
         }
-        Some((kept.measured, TimingRecords::restored(kept.records)))
+        Some((cache.measured, TimingRecords::restored(cache.records)))
     }
 
-    /// Puts it in the place of what was there, whole or not at all.
+    /// Replaces the file, whole or not at all.
     pub(crate) fn save(&self, file: &Path) {
         let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
         let saved = serde_json::to_vec(self)
@@ -100,7 +101,7 @@ impl TimingsCache {
                 if let Some(folder) = file.parent() {
                     fs::create_dir_all(folder)?;
                 }
-                // Not synced: what a power cut takes is measured again.
+                // The file is not synced: timings that a power cut destroys are measured again.
                 fs::write(&fresh, text)?;
                 fs::rename(&fresh, file)
             });

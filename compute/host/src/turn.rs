@@ -1,4 +1,4 @@
-//! One caller's turn at its worker.
+//! A caller's turn at its worker.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,38 +20,39 @@ use crate::tenant::{PreparedRequest, Tenant, UploadData, WorkerSlot};
 use crate::tensor::{TensorArg, TensorSpec};
 use crate::tensor_table::{HandleUser, TensorTable};
 
-/// A request's turn on the worker of its identity: no other request has the worker while it lasts. Dropping it throws
-/// away the tensors that it made and did not keep.
+/// A request's turn at the worker of its identity: no other request has the worker while it lasts. Dropping it drops
+/// the tensors that it made and did not keep.
 #[derive(Debug)]
 pub(crate) struct WorkerTurn {
     compute: Compute,
     tenant: Arc<Tenant>,
-    /// Away while a request is out.
+    /// `None` while a request is with the worker.
     worker_slot: Option<OwnedMutexGuard<WorkerSlot>>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
     ctx: Ctx,
     info: Arc<GpuWorkerInfo>,
     uploads: Vec<(u64, UploadData)>,
-    /// Numbers and bytes of tensors that this turn makes.
+    /// Numbers and bytes of the tensors that this turn makes.
     fresh: Vec<(u64, u64)>,
 }
 
-/// A tensor that is at hand.
+/// A resolved tensor of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Operand {
     pub(crate) source: ByteSource,
     pub(crate) kind: TensorSpec,
 }
 
-/// Time of a request whose caller would wait for `wanted`; `gpu` is its time on the GPU where it has copies of stored
-/// tensors. What of a request is time on the GPU the worker says, which may have been taken over.
+/// The wall time of a request whose caller would wait for `wanted`; `gpu` is its limit of time on the GPU if it has
+/// copies of stored tensors. The worker, which may have been taken over, reports what part of a request is time on
+/// the GPU, so copies get a limit of wall time as well.
 fn wall_time(wanted: Duration, gpu: Option<Duration>) -> Duration {
     gpu.map_or(wanted, |gpu| {
         wanted.min(gpu.saturating_add(REFERENCED_BESIDES))
     })
 }
 
-/// How a caller wants a tensor back.
+/// The form in which a caller wants a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ResultForm {
@@ -61,7 +62,7 @@ pub(crate) enum ResultForm {
 
 impl WorkerTurn {
     pub(crate) async fn begin(compute: &Compute, tenant: Arc<Tenant>, ctx: &Ctx) -> Result<Self> {
-        let place = tenant.place()?;
+        let permit = tenant.permit()?;
         tenant.touch();
         let mut worker_slot = tenant.worker_slot().await;
         let info = worker_slot.info(&tenant);
@@ -80,7 +81,7 @@ impl WorkerTurn {
             compute: compute.clone(),
             tenant,
             worker_slot: Some(worker_slot),
-            _place: place,
+            _permit: permit,
             ctx: ctx.clone(),
             info: info.unwrap_or_default(),
             uploads: Vec::new(),
@@ -97,12 +98,12 @@ impl WorkerTurn {
         Ok(turn)
     }
 
-    /// What the worker computes with.
+    /// The device that the worker computes with.
     pub(crate) fn info(&self) -> &Arc<GpuWorkerInfo> {
         &self.info
     }
 
-    /// Asks the worker. A crash is held against `operation`.
+    /// Sends a request to the worker. If the worker crashes, the crash counts against `operation`.
     pub(crate) async fn ask<T: DeserializeOwned>(
         &mut self,
         ask: &ComputeRequest,
@@ -112,8 +113,8 @@ impl WorkerTurn {
         Ok(CborBody::from_cbor(answer).read()?)
     }
 
-    /// The same for answers that are the bytes themselves. When the caller gives up in the middle, the worker aborts
-    /// the request, and its next turn begins once it has stopped.
+    /// The same for responses that are plain bytes. If the caller aborts half-way, the worker aborts the request, and
+    /// the next turn begins once the worker has stopped.
     pub(crate) async fn exchange(
         &mut self,
         ask: &ComputeRequest,
@@ -128,13 +129,14 @@ impl WorkerTurn {
         };
         let mut worker_slot = self.worker_slot.take().ok_or_else(lost)?;
         let tenant = Arc::clone(&self.tenant);
-        let (told, outcome) = oneshot::channel();
+        let (sender, outcome) = oneshot::channel();
         let (wanted, given_up) = oneshot::channel();
-        // A task of its own: the worker is waited for where the caller is gone as well.
+        // The request runs in a task of its own, which waits for the worker even if the caller is gone.
         tokio::spawn(async move {
             let result = worker_slot.exchange(&tenant, sending, given_up).await;
-            // Where the caller has given up, this fails and drops the worker's lock: the next request has its turn.
-            let _ = told.send((worker_slot, result));
+            // If the caller has aborted, the send fails and drops the worker's lock, so the next request has its
+            // turn.
+            let _ = sender.send((worker_slot, result));
         });
         let (worker_slot, result) = outcome.await.map_err(|_| lost())?;
         drop(wanted);
@@ -144,7 +146,7 @@ impl WorkerTurn {
     }
 
     fn limits(&self, ask: &ComputeRequest) -> CallLimits {
-        // What the node wants to know it asked for itself: on a slow processor that takes its time.
+        // The node makes these requests itself, and they take longer on a slow processor.
         let own = matches!(ask, ComputeRequest::Info | ComputeRequest::Measure { .. });
         let left = |deadline: tokio::time::Instant| {
             deadline.saturating_duration_since(tokio::time::Instant::now())
@@ -154,17 +156,17 @@ impl WorkerTurn {
         let wall = self.ctx.deadline().map_or(WALL_TIME, left);
         CallLimits {
             wall: wall_time(wall, gpu.filter(|_| holds_copies)),
-            // Threads of the worker use several seconds of it in one.
+            // The worker's threads use several seconds of processor time in one second.
             cpu: None,
             gpu,
         }
     }
 
-    /// Looks up what the references among the tensors of a request name, and copies it. A request that waits for its turn
-    /// has no copies, and one whose turn it is has room for all of them before the first is made.
+    /// Resolves and copies the tensors to which a request refers. A request that waits for its turn has no copies,
+    /// and one whose turn it is gets room for all of them before the first is made.
     ///
     /// # Errors
-    /// As `tensor/open`, and where all of them together are too large.
+    /// As `tensor/open`, and if all copies together are too large.
     pub(crate) async fn resolve(&mut self, args: &mut [&mut TensorArg]) -> Result<()> {
         let (mut named, mut copies, mut bytes) = (Vec::new(), Vec::new(), 0_u64);
         for arg in args.iter_mut() {
@@ -179,7 +181,8 @@ impl WorkerTurn {
             return Ok(());
         }
         let claim = self.compute.room_for_copies(&self.tenant, bytes).await?;
-        // The claim goes along: a caller that gives up does not end what is copied, which has it until then.
+        // The claim moves to the thread that copies: a caller that aborts does not stop the copying, which holds its
+        // room until it ends.
         let copying = tokio::task::spawn_blocking(move || {
             let claim = Arc::new(claim);
             let copied = copies.into_iter().map(|copy| {
@@ -201,7 +204,7 @@ impl WorkerTurn {
         Ok(())
     }
 
-    /// A tensor of a request.
+    /// Turns a tensor of a request into an operand.
     pub(crate) fn operand(&mut self, arg: TensorArg) -> Result<Operand> {
         match arg {
             TensorArg::Handle {
@@ -210,6 +213,7 @@ impl WorkerTurn {
                 shape,
             } => {
                 let (number, kind) = self.find(&handle)?;
+                // A caller may repeat type and shape beside a handle; then they must be the handle's.
                 let other = dtype.is_some_and(|dtype| dtype != kind.dtype);
                 if other || shape.is_some_and(|shape| shape != kind.shape) {
                     return Err(Error::Shape(format!(
@@ -233,14 +237,14 @@ impl WorkerTurn {
         }
     }
 
-    /// Number and kind of a handle's tensor.
+    /// Number and type of a handle's tensor.
     pub(crate) fn find(&mut self, handle: &str) -> Result<(u64, TensorSpec)> {
         let (user, until) = (self.user(), self.until());
         self.tenant
             .tensor_table(|tensor_table| tensor_table.find(handle, user, until))
     }
 
-    /// Bytes for the next request: small ones in it, others ahead of it.
+    /// Bytes for the next request: small ones within it, others uploaded ahead of it.
     pub(crate) fn source(&mut self, data: UploadData) -> ByteSource {
         if let UploadData::Bytes(bytes) = &data
             && bytes.len() <= FRAME_BYTES_MAX
@@ -252,7 +256,7 @@ impl WorkerTurn {
         ByteSource::Upload(number)
     }
 
-    /// Where a result of this kind goes: as the caller wants it, or by its length.
+    /// The sink of a result of this type: as the caller wants it, or by its length.
     pub(crate) fn sink(
         &mut self,
         kind: &TensorSpec,
@@ -282,11 +286,12 @@ impl WorkerTurn {
         Ok(number)
     }
 
-    /// A handle for what this turn made, as answers show it.
+    /// A handle for a tensor that this turn made, in the form of responses.
     pub(crate) fn keep(&mut self, number: u64, kind: &TensorSpec) -> Result<Value> {
         let (user, until) = (self.user(), self.until());
         let handle = (self.tenant)
             .tensor_table(|tensor_table| tensor_table.keep(number, kind.clone(), user, until))?;
+        // A tensor with a handle is no longer dropped with the turn.
         self.fresh.retain(|(fresh, _)| *fresh != number);
         Ok(json!({
             "handle": handle,
@@ -306,7 +311,7 @@ impl WorkerTurn {
         Ok(())
     }
 
-    /// How long a handle lives from now on.
+    /// The lease of a handle from now on.
     pub(crate) fn lease(&self) -> Duration {
         self.compute.0.settings.lease
     }

@@ -1,8 +1,8 @@
-//! The language between a node and its GPU workers: the bodies of `run` and `tell` (`docs/workers.md`).
+//! The protocol between a node and its GPU workers: the bodies of `run` and `tell` (`docs/workers.md`).
 //!
-//! The node numbers buffers, so that it can give one back whatever became of the answer. A worker knows
-//! buffers as bytes: element types and shapes are the node's. What is long travels ahead of its request
-//! as [`ComputeUpload`], in sealed memory, and is named there by its number.
+//! The node numbers buffers, so it can drop one even if the response that should have named it was lost. A worker
+//! knows buffers as bytes; only the node knows element types and shapes. Long data is sent ahead of its request as
+//! [`ComputeUpload`], in sealed memory, and the request refers to it by number.
 
 pub mod limits;
 
@@ -10,114 +10,114 @@ use alknet_worker::FrameBlob;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// What a node asks for.
+/// A request of the node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ComputeRequest {
-    /// Makes a buffer: [`ComputeAck`].
+    /// Makes a buffer. Response: [`ComputeAck`].
     Create {
-        /// Its number.
+        /// The buffer's number.
         buffer: u64,
-        /// What is in it at first, and how long it is.
+        /// Its initial bytes, which also determine its length.
         from: ByteSource,
     },
-    /// Runs a caller's shader: [`DispatchReply`].
+    /// Runs a caller's shader. Response: [`DispatchReply`].
     Dispatch(ShaderDispatch),
-    /// Gives buffers back; numbers that are none are passed over. Answers [`ComputeAck`].
+    /// Drops buffers; unknown numbers are ignored. Response: [`ComputeAck`].
     Drop {
-        /// Their numbers.
+        /// The buffers' numbers.
         buffers: Vec<u64>,
     },
-    /// What there is: [`GpuWorkerInfo`].
+    /// Describes the worker. Response: [`GpuWorkerInfo`].
     Info,
-    /// Multiplies: [`KernelReply`].
+    /// Multiplies matrices. Response: [`KernelReply`].
     Matmul(MatmulRequest),
-    /// Measures this machine: [`MachineSpeed`].
+    /// Measures this machine. Response: [`MachineSpeed`].
     Measure {
-        /// Threads for what runs without the GPU.
+        /// Threads of the kernels that run without the GPU.
         threads: u32,
     },
-    /// Reads a part of a buffer. The answer is the bytes themselves.
+    /// Reads a part of a buffer. The response is the bytes themselves.
     Read {
-        /// Its number.
+        /// The buffer's number.
         buffer: u64,
         /// First byte.
         offset: u64,
-        /// How many.
+        /// Number of bytes.
         len: u64,
     },
-    /// Hashes messages: [`KernelReply`].
+    /// Hashes messages. Response: [`KernelReply`].
     Sha256(Sha256Request),
-    /// Overwrites a part of a buffer: [`ComputeAck`].
+    /// Overwrites a part of a buffer. Response: [`ComputeAck`].
     Write {
-        /// Its number.
+        /// The buffer's number.
         buffer: u64,
         /// First byte.
         offset: u64,
-        /// Where the bytes come from.
+        /// The new bytes.
         from: ByteSource,
     },
 }
 
-/// What a node says without asking: bytes for the next request.
+/// A notice of the node: bytes for the next request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComputeUpload {
-    /// Each with the number by which the request names it.
+    /// The bytes, each with the number by which the request refers to them.
     pub blobs: Vec<(u64, FrameBlob)>,
 }
 
-/// Where bytes come from.
+/// The source of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ByteSource {
-    /// A buffer, whole.
+    /// A whole buffer.
     Buffer(u64),
     /// Bytes in the message itself.
     Bytes(Bytes),
-    /// What was uploaded under this number.
+    /// The upload with this number.
     Upload(u64),
-    /// As many zeros.
+    /// This many zeros.
     Zero(u64),
 }
 
-/// Where results go.
+/// The destination of results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResultSink {
-    /// Into the answer.
+    /// The response.
     Answer,
-    /// Into a new buffer of this number.
+    /// A new buffer with this number.
     Buffer(u64),
 }
 
-/// A caller's shader with what it is bound to.
+/// A caller's shader with its bindings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShaderDispatch {
     /// The shader.
     pub wgsl: String,
     /// Its entry point.
     pub entry: String,
-    /// Groups in each dimension.
+    /// Workgroups in each dimension.
     pub groups: [u32; 3],
-    /// All of group 0.
+    /// The bindings of group 0.
     pub bindings: Vec<Binding>,
 }
 
 /// One binding of group 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Binding {
-    /// Its number.
+    /// The binding's number.
     pub binding: u32,
-    /// What the shader may do with it.
+    /// The shader's access to it.
     pub access: BindingAccess,
-    /// What is bound.
+    /// The bytes that are bound.
     pub from: ByteSource,
-    /// Where it goes afterwards; nowhere where the caller does not want it.
+    /// Where its content goes after the run; `None` if the caller does not want it.
     pub to: Option<ResultSink>,
 }
 
-/// What a shader may do with a binding.
+/// A shader's access to a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BindingAccess {
@@ -140,7 +140,7 @@ pub struct MatmulRequest {
     pub variant: KernelVariant,
     /// Threads for the host's kernel.
     pub threads: u32,
-    /// Where the product goes, row by row.
+    /// The destination of the product, row by row.
     pub to: ResultSink,
 }
 
@@ -149,30 +149,30 @@ pub struct MatmulRequest {
 pub struct Matrix {
     /// The bytes.
     pub from: ByteSource,
-    /// Where the first element is.
+    /// Offset of the first element.
     pub offset: u64,
-    /// How many there are.
+    /// Number of rows.
     pub rows: u32,
-    /// And of them.
+    /// Number of columns.
     pub columns: u32,
-    /// From one row to the next, and from one column to the next.
+    /// Elements from one row to the next, and from one column to the next.
     pub strides: [i64; 2],
 }
 
 /// Messages to hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sha256Request {
-    /// All messages, one behind the other.
+    /// All messages, end to end.
     pub data: ByteSource,
-    /// Where each begins, and where the last ends: 32-bit numbers, lowest byte first.
+    /// The begin of each message and the end of the last: 32-bit numbers, little-endian.
     pub offsets: ByteSource,
     /// Variant of the kernel.
     pub variant: KernelVariant,
-    /// Where the digests go, 32 bytes each.
+    /// The destination of the digests, 32 bytes each.
     pub to: ResultSink,
 }
 
-/// How something is computed.
+/// The variant of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KernelVariant {
@@ -182,65 +182,66 @@ pub enum KernelVariant {
     Wgsl,
 }
 
-/// Done, and nothing more to say.
+/// The response of a request that returns nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComputeAck {}
 
-/// What came of a shader.
+/// The response of a shader.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DispatchReply {
-    /// For each binding whose sink is the answer: its number and its bytes.
+    /// For each binding whose sink is the response: its number and its bytes.
     pub outputs: Vec<(u32, Bytes)>,
-    /// From the submission to the end, milliseconds.
+    /// Time from the submission to the end, in milliseconds.
     pub gpu_ms: f64,
-    /// Compiling, milliseconds; 0 where this shader was compiled before.
+    /// Time of compiling, in milliseconds; 0 if the shader was in the cache.
     pub jit_ms: f64,
 }
 
-/// What came of a kernel of ours.
+/// The response of a kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelReply {
-    /// The result, where the answer is its sink.
+    /// The result, if the response is its sink.
     pub bytes: Option<Bytes>,
-    /// How long it took, bringing bytes in and out included, milliseconds.
+    /// Time of the request, with the copying of bytes in and out, in milliseconds.
     pub ms: f64,
-    /// Of it compiling.
+    /// The part of it that was compiling.
     pub jit_ms: f64,
 }
 
-/// What a worker found when it started.
+/// A worker's description of itself at its start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuWorkerInfo {
-    /// What it computes with; `None` where there is nothing.
+    /// The adapter; `None` for a worker without one.
     pub adapter: Option<GpuAdapter>,
-    /// Why nothing, or why not hardware.
+    /// Why there is no adapter, or why it is not hardware.
     pub reason: Option<String>,
-    /// Version of wgpu, and of the compiler of shaders.
+    /// Version of wgpu and of its shader compiler.
     pub wgpu: String,
-    /// From the start of the process until it was ready, milliseconds.
+    /// Time from the start of the process until it was ready, in milliseconds.
     pub start_ms: f64,
 }
 
-/// What a worker computes with.
+/// The adapter of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuAdapter {
-    /// As the driver has it.
+    /// The name that the driver gives it.
     pub name: String,
-    /// The driver's name here.
+    /// The name that this project gives the driver.
     pub driver: String,
     /// `cpu`, `integrated`, `discrete`, `virtual` or `other`.
     pub class: String,
-    /// The driver's versions, in its own words.
+    /// The driver's versions, in the driver's words.
     pub versions: String,
-    /// What the device was opened with.
+    /// The features that the device was opened with.
     pub features: Vec<String>,
     /// Limits of the device.
     pub limits: DeviceLimits,
-    /// Whether memory of the device is memory of the worker, so that kernels of both kinds work on it.
+    /// Whether device memory is memory of the worker, so that shaders and the worker's threads work on the same
+    /// bytes.
     pub host_memory: bool,
-    /// How long the first check by a known kernel took, compiling included, in milliseconds.
+    /// Time of the first check with a known kernel, compiling included, in milliseconds.
     pub check_cold_ms: f64,
-    /// How long the same check took again, with the kernel compiled, in milliseconds.
+    /// Time of the same check with the kernel compiled, in milliseconds.
     pub check_warm_ms: f64,
 }
 
@@ -255,54 +256,54 @@ pub struct DeviceLimits {
     pub uniform_bytes: u64,
     /// Storage bindings of a shader.
     pub storage_bindings: u32,
-    /// Invocations in a group.
+    /// Invocations in a workgroup.
     pub group_invocations: u32,
-    /// Bytes of a group's shared memory.
+    /// Bytes of a workgroup's shared memory.
     pub group_bytes: u32,
-    /// Groups in a dimension.
+    /// Workgroups in a dimension.
     pub groups: u32,
 }
 
-/// How fast this machine is. On a machine without a device, what needs one is 0.
+/// The speed of this machine. On a machine without a device, the figures of the device are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MachineSpeed {
-    /// Multiplying matrices by a shader, GFLOP/s.
+    /// Matrix multiplication by a shader, GFLOP/s.
     pub matmul_wgsl: f64,
-    /// Multiplying matrices on the processor, GFLOP/s.
+    /// Matrix multiplication on the processor, GFLOP/s.
     pub matmul_host: f64,
-    /// A map over a large buffer, bytes read and written in a second.
+    /// The map kernel over a large buffer, bytes read and written in a second.
     pub map_bytes_s: f64,
-    /// A lone dispatch until it is done, microseconds.
+    /// Time of a single dispatch, in microseconds.
     pub dispatch_us: f64,
-    /// The first product of matrices, milliseconds: what compiling costs.
+    /// Time of the first matrix product, in milliseconds: the cost of compiling.
     pub cold_jit_ms: f64,
 }
 
-/// What went wrong with a shader, in the details of the fault `E_SHADER`.
+/// The position of a mistake in a shader, in the details of the fault `E_SHADER`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShaderPosition {
-    /// Counted from 1; 0 where it is no place of the text.
+    /// The line, counted from 1; 0 if the mistake has no position in the text.
     pub line: u32,
-    /// In bytes, counted from 1.
+    /// The column in bytes, counted from 1.
     pub column: u32,
 }
 
-/// Codes of faults; `docs/compute.md` says what each becomes for a caller.
+/// Codes of faults; `docs/compute.md` has the code that a caller gets for each.
 pub mod codes {
-    /// Given up.
+    /// The caller aborted the request.
     pub const ABORTED: &str = "E_ABORT";
-    /// The device is gone.
+    /// The device is lost.
     pub const DEVICE_LOST: &str = "E_DEVICE_LOST";
-    /// The worker's own mistake.
+    /// A defect of the worker.
     pub const INTERNAL: &str = "E_INTERNAL";
-    /// There is nothing to compute with.
+    /// There is no adapter.
     pub const NO_ADAPTER: &str = "E_NO_ADAPTER";
-    /// More memory than there is.
+    /// The memory is exhausted.
     pub const QUOTA: &str = "E_QUOTA";
-    /// The shader is wrong, or is not what its bindings say.
+    /// The shader is invalid, or contradicts its bindings.
     pub const SHADER: &str = "E_SHADER";
-    /// What was given does not fit together.
+    /// The arguments do not match each other.
     pub const SHAPE: &str = "E_SHAPE";
-    /// More than one buffer or binding holds.
+    /// The data exceed the limit of a buffer or binding.
     pub const TOO_LARGE: &str = "E_TOO_LARGE";
 }

@@ -1,5 +1,5 @@
-//! The access log: one line for each request, once its answer is away or its client has gone. It holds no query, no
-//! body and nothing that opens anything.
+//! The access log. It has one line for each request, which is written when the response is complete or the client has
+//! disconnected. It contains no query, no body and no secret.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,31 +13,31 @@ use http_body::Body;
 
 use crate::routes::TICKET;
 
-/// In the place of a status: the client went away before the end. The code is never sent.
+/// The logged status of a request whose client disconnected before the end. The node never sends this code.
 const GONE: u16 = 499;
 
-/// Characters of a path that are shown.
+/// The characters of a path that the log shows.
 const PATH_CHARS: usize = 256;
 
-/// Longest method that is shown; those that exist have seven letters at most.
+/// The longest method that the log shows; the methods in use have at most seven letters.
 const METHOD_BYTES: usize = 16;
 
-/// Operations of one batch that are named.
+/// The operations of one batch that the log names.
 const NAMED_MAX: usize = 8;
 
-/// Longest name of an operation that is shown.
+/// The longest name of an operation that the log shows.
 const NAME_BYTES: usize = 128;
 
-/// Where there is nothing to say.
+/// The text for an absent value.
 const NOTHING: &str = "-";
 
-/// What comes behind these is a secret as long as it was not used.
+/// The text after these paths is a secret until it is used.
 const TICKETS: [&str; 3] = [TICKET, "/status/enter/", "/status/act/"];
 
-/// What tokens begin with, for those who put one into a path.
+/// The prefixes of tokens, for clients that put a token into a path.
 const TOKENS: [&str; 2] = ["alk_", "als_"];
 
-/// What is said of one request. It is said when this is dropped.
+/// The log entry of one request. It is written when this is dropped.
 pub(crate) struct AccessLogEntry {
     id: RequestId,
     remote: Option<SocketAddr>,
@@ -49,14 +49,14 @@ pub(crate) struct AccessLogEntry {
     who: Option<Arc<Identity>>,
     operation: Option<String>,
     status: Option<StatusCode>,
-    /// Bytes that the answer's body has, where that is known.
+    /// The length of the response's body, if it is known.
     length: Option<u64>,
     bytes: u64,
     whole: bool,
 }
 
 impl AccessLogEntry {
-    /// Of a request that came over a connection of this protocol.
+    /// Begins the entry of a request over a connection of this protocol.
     pub(crate) fn begin<B>(
         request: &Request<B>,
         remote: Option<SocketAddr>,
@@ -80,50 +80,52 @@ impl AccessLogEntry {
         }
     }
 
-    /// What the request is called.
+    /// The request's id.
     pub(crate) fn id(&self) -> RequestId {
         self.id
     }
 
-    /// When it began.
+    /// When the request began.
     pub(crate) fn began(&self) -> Instant {
         self.began
     }
 
-    /// Who asks.
-    pub(crate) fn asked_by(&mut self, who: &Arc<Identity>) {
+    /// Sets the caller's identity.
+    pub(crate) fn set_caller(&mut self, who: &Arc<Identity>) {
+        // The request's own identity, which is set first, precedes that of its ticket's maker.
         self.who.get_or_insert_with(|| Arc::clone(who));
     }
 
-    /// What is called. The names are the caller's words: only what looks like a name is shown.
+    /// Sets the operations. The caller chose their names, so the log shows only those that have the form of a name.
     pub(crate) fn calls<'a>(&mut self, operations: impl IntoIterator<Item = &'a str>) {
         self.operation.get_or_insert_with(|| names(operations));
     }
 
-    /// The answer is there, and its body is on its way.
-    pub(crate) fn answered<B: Body>(&mut self, response: &Response<B>) {
-        let told = response.headers().get(CONTENT_LENGTH);
-        let told = told.and_then(|told| told.to_str().ok()?.parse().ok());
-        self.length = told.or_else(|| response.body().size_hint().exact());
+    /// Sets the response, whose body will follow.
+    pub(crate) fn set_response<B: Body>(&mut self, response: &Response<B>) {
+        let declared = response.headers().get(CONTENT_LENGTH);
+        let declared = declared.and_then(|declared| declared.to_str().ok()?.parse().ok());
+        self.length = declared.or_else(|| response.body().size_hint().exact());
         self.status = Some(response.status());
     }
 
-    /// So many bytes of the body went.
+    /// Adds sent bytes of the body.
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
     }
 
-    /// There is no more of the answer.
+    /// Marks the response as complete.
     pub(crate) fn end(&mut self) {
         self.whole = true;
     }
 
-    /// When it was over, if not when this is dropped.
+    /// Sets the end of the request; otherwise it ends when this is dropped.
     pub(crate) fn ended(&mut self, now: Instant) {
         self.ended = Some(now);
     }
 
     fn status(&self) -> u16 {
+        // A body whose bytes were all sent is complete, even if it was not polled to its end.
         let whole = self.whole || self.length == Some(self.bytes);
         match self.status {
             Some(status) if whole => status.as_u16(),
@@ -142,7 +144,8 @@ impl Drop for AccessLogEntry {
             id = self.id.as_str(),
             addr = self.remote.map(tracing::field::display),
             who = self.who.as_ref().map_or(NOTHING, |who| who.id.as_str()),
-            // A method is ASCII (RFC 9110 section 9.1), and may be cut anywhere; a shorter one has no such part.
+            // A valid method is ASCII (RFC 9110 section 9.1), so it can be cut at any byte. `get` returns `None` for
+            // a method that is shorter.
             method = method.get(..METHOD_BYTES).unwrap_or(method),
             path = self.path.as_str(),
             status = self.status(),
@@ -155,12 +158,12 @@ impl Drop for AccessLogEntry {
     }
 }
 
-/// A path as the log shows it: one word, without what opens something.
+/// A path in the form of the log: one word, without secrets.
 fn shown(path: &str) -> String {
     if let Some(before) = TICKETS.iter().find(|before| path.starts_with(**before)) {
         return (*before).to_owned();
     }
-    // Nearly all are.
+    // Nearly all paths need no change.
     if path.len() <= PATH_CHARS && path.bytes().all(|b| b.is_ascii_graphic()) && !has_token(path) {
         return path.to_owned();
     }
@@ -175,17 +178,17 @@ fn shown(path: &str) -> String {
 
 /// Whether a part of the path is a token.
 fn has_token(path: &str) -> bool {
-    // Without a search: this is looked at for every request.
+    // Every request runs this check, so it does not search the whole text for the prefixes.
     let mut parts = memchr::memchr_iter(b'/', path.as_bytes()).map(|at| at + 1);
     token(path).is_some() || parts.any(|at| token(&path[at..]).is_some())
 }
 
-/// What a token begins with, where this is one.
+/// The prefix of the token, if this is a token.
 fn token(part: &str) -> Option<&'static str> {
     TOKENS.into_iter().find(|token| part.starts_with(token))
 }
 
-/// Names, or what stands for one that no operation can have.
+/// The names of operations, with a placeholder for texts that cannot be a name.
 fn names<'a>(operations: impl IntoIterator<Item = &'a str>) -> String {
     let mut operations = operations.into_iter();
     let mut text = String::new();
@@ -255,12 +258,12 @@ mod tests {
         let answer = Response::new(http_body_util::Full::new(bytes::Bytes::from_static(b"abc")));
         let mut line = line("/");
         assert_eq!(line.status(), GONE, "there was none");
-        line.answered(&answer);
+        line.set_response(&answer);
         assert_eq!(line.status(), GONE, "nothing of it went");
         line.sent(3);
         assert_eq!(line.status(), 200);
         let mut endless = self::line("/");
-        endless.answered(&Response::new(axum::body::Body::from_stream(
+        endless.set_response(&Response::new(axum::body::Body::from_stream(
             futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>(),
         )));
         endless.sent(9);

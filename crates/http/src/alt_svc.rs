@@ -1,5 +1,5 @@
-//! Headers that clients remember: that HTTP/3 is served (RFC 7838), and that they are to ask this host over TLS only
-//! (RFC 6797). Both bind clients for long, so that the node sends both only for what a probe has seen from outside.
+//! Headers that clients remember: one offers HTTP/3 (RFC 7838), and one requires TLS for this host (RFC 6797). Both
+//! bind clients for a long time, so the node sends them only for names that a probe has verified from outside.
 
 use http::HeaderValue;
 use http::uri::Authority;
@@ -8,22 +8,20 @@ use crate::hosts;
 use crate::limits::ALT_SVC_MAX_AGE_S;
 use crate::settings::HttpSettings;
 
-/// Port of an address that names none (RFC 9110 section 4.2.2).
+/// The port of an address that names none (RFC 9110 section 4.2.2).
 const HTTPS: u16 = 443;
 
-/// How the node was last seen from outside: as others reach it, by its names.
+/// How the last probe reached the node from outside, by its public names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublicReachability {
-    /// Names and ports under which it answered over QUIC.
+    /// The names and ports under which the node answered over QUIC.
     pub http3: Vec<(String, u16)>,
-    /// Names for which it has shown, for long enough to count on it, certificates that every client
-    /// trusts.
+    /// The names that have had publicly trusted certificates for long enough to rely on them.
     pub trusted: Vec<String>,
 }
 
 impl PublicReachability {
-    /// Whether HTTP/3 is to be had where a client found this node. What does not leave a machine is
-    /// stopped by nothing on the way.
+    /// Whether a client can use HTTP/3 with this authority. On the loopback address nothing can block it.
     fn has_http3(&self, authority: &Authority) -> bool {
         let port = port(authority);
         let name = hosts::name(authority);
@@ -41,29 +39,28 @@ fn port(authority: &Authority) -> u16 {
     authority.port_u16().unwrap_or(HTTPS)
 }
 
-/// Where HTTP/3 is served: at the port the client came by. Known and unknown clients get the same.
+/// Offers HTTP/3 at the port that the client used. Known and unknown clients get the same header.
 pub(crate) fn alt_svc(
     h3: bool,
     seen: &PublicReachability,
     authority: Option<&Authority>,
 ) -> HeaderValue {
     let served = authority.filter(|authority| h3 && seen.has_http3(authority));
-    let told = served.and_then(|authority| {
+    let offered = served.and_then(|authority| {
         let service = format!("h3=\":{}\"; ma={ALT_SVC_MAX_AGE_S}", port(authority));
         HeaderValue::from_str(&service).ok()
     });
-    // A client that remembers HTTP/3 from before forgets it (RFC 7838 section 3).
-    told.unwrap_or_else(|| HeaderValue::from_static("clear"))
+    // This makes a client forget an earlier offer of HTTP/3 (RFC 7838 section 3).
+    offered.unwrap_or_else(|| HeaderValue::from_static("clear"))
 }
 
-/// That this host is to be asked over TLS only, where that can be promised. An address is no host that
-/// could be promised for.
+/// Requires TLS for this host, if the node can promise it. It never promises it for an address.
 pub(crate) fn hsts(
     settings: &HttpSettings,
     seen: &PublicReachability,
     authority: Option<&Authority>,
 ) -> Option<HeaderValue> {
-    // Browsers note no policy for an address (RFC 6797 section 8.1.1).
+    // Browsers ignore the policy for an address (RFC 6797 section 8.1.1).
     let authority = authority.filter(|authority| hosts::address(authority).is_none())?;
     let name = hosts::name(authority);
     let policy = settings.hsts.as_ref()?;

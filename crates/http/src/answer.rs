@@ -1,4 +1,4 @@
-//! Answers that every path may give.
+//! Responses that all paths share.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,16 +18,16 @@ use http_body_util::Full;
 
 use crate::settings::HttpSettings;
 
-/// Header that says what a request is called in the log.
+/// The header with the request's id in the log.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What a page that is not there looks like on many a server.
+/// The page for an unknown path, in the form that many servers use.
 const NOT_FOUND: &str = "<!doctype html>\n<html lang=\"en\">\n<head><title>404 Not Found</title></head>\n\
 <body>\n<h1>Not Found</h1>\n</body>\n</html>\n";
 
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// An answer of the gateway.
+/// A response of the gateway.
 pub(crate) fn api(status: StatusCode, kind: HeaderValue, body: Bytes) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
@@ -37,8 +37,8 @@ pub(crate) fn api(status: StatusCode, kind: HeaderValue, body: Bytes) -> Respons
     response
 }
 
-/// The same, whose body counts against `lease` until the client has taken it.
-pub(crate) fn kept(
+/// The same, but the body counts against `lease` until the client has received it.
+pub(crate) fn leased(
     status: StatusCode,
     kind: HeaderValue,
     body: Bytes,
@@ -47,7 +47,7 @@ pub(crate) fn kept(
     api(status, kind, Bytes::new()).map(|_| counted(Full::new(body), lease))
 }
 
-/// A body that counts against `lease` until the client has taken it.
+/// A body that counts against `lease` until the client has received it.
 pub(crate) fn counted<B>(body: B, lease: MemoryLease) -> Body
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
@@ -84,7 +84,7 @@ impl<B: http_body::Body + Unpin> http_body::Body for LeasedBody<B> {
     }
 }
 
-/// Marks a response so that no cache keeps it and no browser shows it as a page.
+/// Forbids caches to store the response, and browsers to show it as a page.
 pub(crate) fn private(response: &mut Response<Body>) {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -92,7 +92,7 @@ pub(crate) fn private(response: &mut Response<Body>) {
     headers.insert(CONTENT_SECURITY_POLICY, policy);
 }
 
-/// Why a request was not done.
+/// The response for an error.
 pub(crate) fn error(error: &ApiError, id: &RequestId) -> Response<Body> {
     let body = error.body(id).to_string();
     let mut response = api(error.status, JSON, body.into());
@@ -100,14 +100,14 @@ pub(crate) fn error(error: &ApiError, id: &RequestId) -> Response<Body> {
     if let Some(seconds) = error.retry_after_s() {
         headers.insert(RETRY_AFTER, seconds.into());
     }
-    // A 401 says how to prove who one is (RFC 9110 section 15.5.2).
+    // A 401 must name a way to authenticate (RFC 9110 section 15.5.2).
     if error.status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, challenge(error));
     }
     response
 }
 
-/// What is wanted (RFC 6750 section 3).
+/// The challenge for a token (RFC 6750 section 3).
 fn challenge(error: &ApiError) -> HeaderValue {
     // A request without a token gets no error code (RFC 6750 section 3.1).
     HeaderValue::from_static(if error.error.message == NO_TOKEN {
@@ -117,10 +117,10 @@ fn challenge(error: &ApiError) -> HeaderValue {
     })
 }
 
-/// Says that a token is wanted where none was sent.
+/// The message for a request without a token.
 pub(crate) const NO_TOKEN: &str = "send a token: 'Authorization: Bearer alk_…'";
 
-/// The path takes another method.
+/// The response for a method that the path does not support.
 pub(crate) fn method(allowed: &Method, id: &RequestId) -> Response<Body> {
     let message = format!("this path takes {allowed}");
     let refused = ApiError::new(
@@ -129,7 +129,7 @@ pub(crate) fn method(allowed: &Method, id: &RequestId) -> Response<Body> {
         message,
     );
     let mut response = error(&refused, id);
-    // A 405 names the methods that there are (RFC 9110 section 15.5.6).
+    // A 405 must list the supported methods (RFC 9110 section 15.5.6).
     let allowed = HeaderValue::from_str(allowed.as_str());
     if let Ok(allowed) = allowed {
         response.headers_mut().insert(ALLOW, allowed);
@@ -137,7 +137,7 @@ pub(crate) fn method(allowed: &Method, id: &RequestId) -> Response<Body> {
     response
 }
 
-/// What is answered where there is nothing, or nothing that is to be seen.
+/// The response for a path that does not exist, or that the caller must not see.
 pub(crate) fn decoy(settings: &HttpSettings, first_page: Option<Response<Body>>) -> Response<Body> {
     match (settings.decoy, &settings.redirect, first_page) {
         (Decoy::Redirect, Some(to), _) => {
@@ -151,15 +151,15 @@ pub(crate) fn decoy(settings: &HttpSettings, first_page: Option<Response<Body>>)
     }
 }
 
-/// No answer is taken for something else than its type says.
-pub(crate) fn never_guessed(response: &mut Response<Body>) {
+/// Forbids browsers to guess another type for the response.
+pub(crate) fn set_nosniff(response: &mut Response<Body>) {
     let nosniff = HeaderValue::from_static("nosniff");
     response
         .headers_mut()
         .insert(X_CONTENT_TYPE_OPTIONS, nosniff);
 }
 
-/// The small page, whatever the configuration says.
+/// The small 404 page, whatever the configuration says.
 pub(crate) fn plain_not_found(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::from(NOT_FOUND));
     *response.status_mut() = status;
@@ -168,13 +168,13 @@ pub(crate) fn plain_not_found(status: StatusCode) -> Response<Body> {
     response
 }
 
-/// Plain words.
+/// A response of plain text.
 pub(crate) fn text(status: StatusCode, text: String) -> Response<Body> {
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     api(status, kind, text.into())
 }
 
-/// What a mount answered.
+/// Adapts the response of a mount.
 pub(crate) fn mounted(response: Response<MountBody>) -> Response<Body> {
     response.map(Body::new)
 }

@@ -1,5 +1,5 @@
-//! What the authority that a request names says of its answer. Nearly all requests of a connection name
-//! the same, which is then not looked at again.
+//! What the authority of a request means for its response. Nearly all requests of a connection have the same
+//! authority, so the connection caches the result.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,20 +14,20 @@ use crate::hosts;
 use crate::settings::HttpSettings;
 use crate::shared::HttpShared;
 
-/// What was found of an authority.
+/// The result for an authority.
 #[derive(Debug)]
 pub(crate) struct AuthorityInfo {
     /// Whether the request is for this node.
     pub(crate) own: bool,
-    /// Where the same is served over HTTP/3.
+    /// The offer of HTTP/3 for this authority.
     pub(crate) services: HeaderValue,
-    /// Whether it is to be asked over TLS only.
+    /// The requirement of TLS for this authority.
     pub(crate) policy: Option<HeaderValue>,
     from: AuthorityKey,
 }
 
-/// What it was found from. Its parts are copies: a field of a request is a slice of the buffer that the connection
-/// was read into, and would keep all of it, 8 KiB, for as long as the connection lasts.
+/// The inputs of the result. The parts are copies: a field of a request is a slice of the connection's read buffer,
+/// and would keep all 8 KiB of it for as long as the connection lasts.
 #[derive(Debug)]
 struct AuthorityKey {
     target: Option<Box<str>>,
@@ -61,7 +61,7 @@ impl AuthorityInfo {
         }
     }
 
-    /// Whether it would be found for this request as well.
+    /// Whether the result also applies to this request.
     fn is_for(
         &self,
         request: &Parts,
@@ -78,12 +78,12 @@ impl AuthorityInfo {
     }
 }
 
-/// What was found last on a connection.
+/// The last result of a connection.
 #[derive(Debug, Default)]
 pub(crate) struct AuthorityCache(Mutex<Option<Arc<AuthorityInfo>>>);
 
 impl AuthorityCache {
-    /// What a request's authority says.
+    /// The result for a request's authority.
     pub(crate) fn named(
         &self,
         request: &Parts,
@@ -99,7 +99,7 @@ impl AuthorityCache {
             return Arc::clone(named);
         }
         let named = Arc::new(AuthorityInfo::find(request, shared.h3, settings, &seen));
-        // One that names two hosts is like no other.
+        // A request with two Host fields is never cached, because the key holds only one.
         if request.headers.get_all(HOST).iter().count() < 2 {
             *last = Some(Arc::clone(&named));
         }

@@ -1,4 +1,4 @@
-//! One connection that speaks HTTP.
+//! One HTTP connection.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -14,52 +14,51 @@ use crate::authority::AuthorityCache;
 use crate::limits::{BODY_BYTES_PER_SECOND, BUDGET, HttpTimeouts, SESSIONS_MAX};
 use crate::shared::HttpShared;
 
-/// More bytes in flight than an unknown peer has.
+/// The connection may have more bytes in flight than an unknown peer's one.
 const BYTES: u8 = 1;
 
-/// And more streams.
+/// The connection may also have more streams.
 const STREAMS: u8 = 2;
 
-/// What all requests of a connection share.
+/// The state that all requests of a connection share.
 pub(crate) struct HttpConnection {
     pub(crate) connection: Connection,
     pub(crate) gate: LocalCaller,
-    /// What was said of it when it began.
+    /// What authentication found out when the connection began.
     pub(crate) auth: AuthContext,
     pub(crate) remote: Option<SocketAddr>,
-    /// Its ALPN, for the log.
+    /// The ALPN, for the log.
     pub(crate) protocol: &'static str,
     pub(crate) shared: Arc<HttpShared>,
-    /// Requests that run.
+    /// Requests that run and began before the client was asked to leave.
     running: AtomicUsize,
-    /// Those that began after its client was asked to leave.
+    /// Requests that run and began after the client was asked to leave.
     late: AtomicUsize,
     leaving: AtomicBool,
-    /// Told when the last of either ended.
+    /// Notified when the last request of either counter ends.
     ended: Notify,
     began: Instant,
-    /// Whether heads of requests come one after another, and are waited for.
+    /// Whether the connection reads the heads of requests one after another, so that their time can be limited.
     watched: AtomicBool,
-    /// When the head began that is not whole yet, in nanoseconds since the beginning and one more; 0 without such a
-    /// head.
+    /// When the incomplete head began, in nanoseconds since the connection began, plus one; 0 without such a head.
     head_ns: AtomicU64,
-    /// When one ended last, in milliseconds since the beginning.
+    /// When the last request ended, in milliseconds since the connection began.
     ended_ms: AtomicU64,
     owed: ResponseBacklog,
-    /// Wrong tokens that were not counted yet.
+    /// Wrong tokens that are not counted yet.
     guesses: AtomicU32,
-    asked: AtomicBool,
-    /// What it was granted beyond what every connection has: [`BYTES`], then [`STREAMS`].
+    had_request: AtomicBool,
+    /// The limits that the connection has beyond those of every connection: [`BYTES`], then [`STREAMS`].
     raised: AtomicU8,
-    /// WebSockets that are open in it.
+    /// The open WebSockets of the connection.
     sessions: AtomicU32,
-    /// What its last request named.
+    /// The result for the last request's authority.
     pub(crate) last: AuthorityCache,
     /// The account of the last request's caller.
     counted: Mutex<Option<ConnectionAccount>>,
 }
 
-/// Where the requests of one caller are counted.
+/// The account that counts the requests of one caller.
 struct ConnectionAccount {
     who: Option<PeerId>,
     account: Weak<CallerQuota>,
@@ -88,7 +87,7 @@ impl HttpConnection {
             ended_ms: AtomicU64::new(0),
             owed: ResponseBacklog::new(shared.settings().patience.reader),
             guesses: AtomicU32::new(0),
-            asked: AtomicBool::new(false),
+            had_request: AtomicBool::new(false),
             raised: AtomicU8::new(0),
             sessions: AtomicU32::new(0),
             last: AuthorityCache::default(),
@@ -97,18 +96,18 @@ impl HttpConnection {
         }
     }
 
-    /// How long its client is waited for.
+    /// The time limits for the client.
     pub(crate) fn patience(&self) -> HttpTimeouts {
         self.shared.settings().patience
     }
 
-    /// Whether nothing was asked on it yet.
+    /// Whether no request has begun on the connection yet.
     pub(crate) fn is_new(&self) -> bool {
-        !self.asked.load(Ordering::Acquire)
+        !self.had_request.load(Ordering::Acquire)
     }
 
-    /// Raises the limits of a connection on which a caller proved who it is. More streams are granted once half of the
-    /// first ones are in use: a place for each costs memory from then on.
+    /// Raises the limits of a connection whose caller has authenticated. More streams are allowed once half of the
+    /// first ones are in use, because each permitted stream takes memory from then on.
     pub(crate) fn raise(&self) {
         let granted = StreamBudget::UNAUTHENTICATED.bidi_streams;
         let running = self.running.load(Ordering::Acquire);
@@ -116,7 +115,7 @@ impl HttpConnection {
             false => (BYTES, granted),
             true => (STREAMS, BUDGET.bidi_streams),
         };
-        // Of requests that come at the same time one raises the budget.
+        // If several requests arrive at once, only one of them raises the limits.
         if self.raised.fetch_max(step, Ordering::AcqRel) < step {
             self.connection.raise_budget(StreamBudget {
                 bidi_streams,
@@ -125,7 +124,7 @@ impl HttpConnection {
         }
     }
 
-    /// Where the requests of `who` on this connection are counted. Nearly all of them are the same caller's.
+    /// The account that counts the requests of `who` on this connection. Nearly all requests have the same caller.
     pub(crate) fn account(&self, who: Option<&Identity>) -> Arc<CallerQuota> {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let id = who.map(|who| &who.id);
@@ -136,46 +135,47 @@ impl HttpConnection {
         let account = self.shared.gateway.account(who, self.remote);
         *counted = Some(ConnectionAccount {
             who: id.cloned(),
-            // Not held: the gateway forgets an account that nothing uses.
+            // The reference is weak, so the gateway can drop an account that no request uses.
             account: Arc::downgrade(&account),
         });
         account
     }
 
-    /// How long nothing has run; `None` while something does.
+    /// How long no request has run; `None` while one runs.
     ///
-    /// A task that waits for it looks now and then instead of being woken at each request, which may be a thousand
-    /// times a second.
+    /// A task that waits for an idle connection checks this from time to time instead of being woken at each request,
+    /// which may be a thousand times a second.
     pub(crate) fn quiet(&self) -> Option<Duration> {
         let idle = self.running.load(Ordering::Acquire) == 0;
         let ended = Duration::from_millis(self.ended_ms.load(Ordering::Acquire));
         idle.then(|| self.began.elapsed().saturating_sub(ended))
     }
 
-    /// How long it may still have an unknown peer's place; `None` where its client proved who it is.
+    /// How long the connection may still use an unknown peer's connection slot; `None` if its client has
+    /// authenticated.
     pub(crate) fn stays(&self, most: Duration) -> Option<Duration> {
         let proved = self.connection.is_identified() || self.connection.is_authenticated();
         (!proved).then(|| most.saturating_sub(self.began.elapsed()))
     }
 
-    /// Its client is asked to leave: requests that begin from now on are not waited for by
-    /// [`finished_earlier`](Self::finished_earlier).
+    /// Asks the client to leave: [`finished_earlier`](Self::finished_earlier) does not wait for requests that begin
+    /// from now on.
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
     }
 
-    /// From now on it tells when something [`came`](Self::came).
+    /// From now on the reader of the connection reports bytes by [`bytes_arrived`](Self::bytes_arrived).
     pub(crate) fn watch(&self) {
         self.watched.store(true, Ordering::Release);
     }
 
-    /// Whether it does.
+    /// Whether the reader reports bytes.
     pub(crate) fn is_watched(&self) -> bool {
         self.watched.load(Ordering::Acquire)
     }
 
-    /// Something was read. While nothing runs, it belongs to the head of a request.
-    pub(crate) fn came(&self) {
+    /// Bytes arrived. While no request runs, they belong to the head of a request.
+    pub(crate) fn bytes_arrived(&self) {
         let none = self.head_ns.load(Ordering::Acquire) == 0;
         if none && self.running.load(Ordering::Acquire) == 0 {
             let now = nanos(self.began.elapsed()).saturating_add(1);
@@ -183,23 +183,24 @@ impl HttpConnection {
         }
     }
 
-    /// How long the head of a request has been on its way, if one is.
+    /// How long ago the incomplete head began, if there is one.
     pub(crate) fn head_since(&self) -> Option<Duration> {
         let since = self.head_ns.load(Ordering::Acquire).checked_sub(1)?;
         let since = Duration::from_nanos(since);
         Some(self.began.elapsed().saturating_sub(since))
     }
 
-    /// A head is whole: when its request began.
+    /// When the request began whose head is now complete.
     pub(crate) fn began(&self) -> Instant {
         match self.head_ns.swap(0, Ordering::AcqRel) {
             0 => Instant::now(),
+            // `bytes_arrived` adds one, because 0 means that there is no head.
             since => self.began + Duration::from_nanos(since - 1),
         }
     }
 
-    /// Notes whether a token was `wrong`. The guess is counted with the next request, or with the end of the
-    /// connection: the time that counting takes must not show in the time of the answer.
+    /// Records whether a token was `wrong`. The guess is counted with the next request or at the end of the
+    /// connection, because the time of a response must not show whether a guess was counted.
     pub(crate) fn guessed(&self, wrong: bool) {
         self.guesses.fetch_add(u32::from(wrong), Ordering::AcqRel);
     }
@@ -210,40 +211,40 @@ impl HttpConnection {
         }
     }
 
-    /// So many bytes of an answer are on their way. Returns until when they are to be taken.
+    /// Records that a response sends this number of bytes. Returns when the client must have received them.
     pub(crate) fn owes(&self, now: Instant, bytes: usize) -> Instant {
         let since = now.saturating_duration_since(self.began);
         now + self.owed.more(since, bytes)
     }
 
-    /// The client took them.
+    /// Records that the client received them.
     pub(crate) fn taken(&self) {
         self.owed.taken();
     }
 
-    /// Whether the client takes no answer any more, or too slowly.
+    /// Whether the client receives responses too slowly or not at all.
     pub(crate) fn is_stalled(&self) -> bool {
         self.owed.is_late(self.began.elapsed())
     }
 
-    /// Resolves when nothing runs.
+    /// Resolves when no request runs.
     pub(crate) async fn finished(&self) {
         let late = || self.late.load(Ordering::Acquire);
         self.until(|| self.running.load(Ordering::Acquire) == 0 && late() == 0)
             .await;
     }
 
-    /// Resolves when nothing runs that began before its client was asked to leave.
+    /// Resolves when no request runs that began before the client was asked to leave.
     pub(crate) async fn finished_earlier(&self) {
         self.until(|| self.running.load(Ordering::Acquire) == 0)
             .await;
     }
 
-    /// Resolves when that is so, which is looked at whenever the last of the requests ended.
+    /// Resolves when `is_so` returns true, which is checked whenever the last of the requests ends.
     async fn until(&self, is_so: impl Fn() -> bool) {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
-            // Waits before it looks: what ends in between wakes it all the same.
+            // The future is enabled before the check, so that a request which ends in between still wakes it.
             ended.as_mut().enable();
             if is_so() {
                 return;
@@ -256,14 +257,15 @@ impl HttpConnection {
         if late { &self.late } else { &self.running }
     }
 
-    /// Counts a request until its answer is away.
+    /// Counts a request until its response is sent.
     pub(crate) fn busy(self: &Arc<Self>) -> RequestGuard {
         self.count_guesses();
-        self.asked.store(true, Ordering::Release);
+        self.had_request.store(true, Ordering::Release);
         self.hold()
     }
 
-    /// Counts what is left of a request after its answer, and nothing else: this is in the time of the answer.
+    /// Counts the work that a request leaves after its response. It does nothing else, because it runs within the
+    /// time of the response.
     pub(crate) fn hold(self: &Arc<Self>) -> RequestGuard {
         let late = self.leaving.load(Ordering::Acquire);
         self.counter(late).fetch_add(1, Ordering::AcqRel);
@@ -275,13 +277,13 @@ impl HttpConnection {
     }
 }
 
-/// What a client has yet to take.
+/// The bytes that a client has not received yet.
 struct ResponseBacklog {
-    /// How long it may take nothing, whatever there is to take.
+    /// How long the client may receive nothing, whatever the amount is.
     patience: Duration,
-    /// Answers of which it has yet to take what came last.
+    /// Responses whose last bytes the client has not received.
     answers: AtomicUsize,
-    /// Until when it may, in milliseconds since the connection began.
+    /// The deadline for that, in milliseconds since the connection began.
     until_ms: AtomicU64,
 }
 
@@ -294,10 +296,11 @@ impl ResponseBacklog {
         }
     }
 
-    /// The more there is to take, the longer it may.
+    /// Adds bytes; more bytes extend the time that the client has.
     fn more(&self, now: Duration, bytes: usize) -> Duration {
         let rate = BODY_BYTES_PER_SECOND as f64;
         let time = self.patience + Duration::from_secs_f64(bytes as f64 / rate);
+        // Several responses may be under way, and the latest deadline counts.
         self.until_ms
             .fetch_max(millis(now + time), Ordering::AcqRel);
         self.answers.fetch_add(1, Ordering::AcqRel);
@@ -328,13 +331,14 @@ impl Drop for HttpConnection {
     }
 }
 
-/// A WebSocket that is open.
+/// An open WebSocket.
 pub(crate) struct WebSocketGuard(RequestGuard);
 
 impl WebSocketGuard {
-    /// A place for one more, unless the connection carries as many as it may.
+    /// Counts one more WebSocket, unless the connection carries the most that it may.
     pub(crate) fn begin(conn: &Arc<HttpConnection>) -> Option<Self> {
         let session = Self(conn.busy());
+        // The guard exists before the check, so that its drop undoes the count of a refused session.
         let before = conn.sessions.fetch_add(1, Ordering::AcqRel);
         (before < SESSIONS_MAX).then_some(session)
     }
@@ -349,13 +353,13 @@ impl Drop for WebSocketGuard {
 /// A request that runs.
 pub(crate) struct RequestGuard {
     conn: Arc<HttpConnection>,
-    /// Whether it began after the client was asked to leave.
+    /// Whether the request began after the client was asked to leave.
     late: bool,
     ended: Option<Instant>,
 }
 
 impl RequestGuard {
-    /// When it ended, if not when this is dropped.
+    /// Sets when the request ended; otherwise it ends when this is dropped.
     pub(crate) fn ended(&mut self, now: Instant) {
         self.ended = Some(now);
     }
@@ -366,7 +370,8 @@ impl Drop for RequestGuard {
         let conn = &self.conn;
         let now = self.ended.unwrap_or_else(Instant::now);
         let now = millis(now.saturating_duration_since(conn.began));
-        // Before the count goes down: a look that finds nothing running finds since when.
+        // The time is stored before the counter falls: a check that finds no running request then reads the right
+        // time.
         conn.ended_ms.store(now, Ordering::Release);
         if conn.counter(self.late).fetch_sub(1, Ordering::AcqRel) == 1 {
             conn.ended.notify_waiters();

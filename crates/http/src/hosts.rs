@@ -1,5 +1,5 @@
-//! Which names in a request are this node's. A page of another site that has its name point here (DNS rebinding) gets
-//! nothing.
+//! The host names of this node. A page of another site whose name points to the node (DNS rebinding) gets no
+//! response.
 
 use std::net::IpAddr;
 
@@ -8,13 +8,13 @@ use http::header::HOST;
 use http::uri::Authority;
 use http::{HeaderMap, Uri};
 
-/// This machine, as every machine calls itself.
+/// The name by which every machine reaches itself.
 pub(crate) const LOCALHOST: &str = "localhost";
 
 /// The names of the node.
 #[derive(Clone, Debug)]
 pub(crate) struct Hosts {
-    /// Those of the configuration, sorted.
+    /// The configured names, sorted.
     names: Vec<String>,
     /// The name in the node's own certificate, in small letters, if the node has one.
     of_key: Option<String>,
@@ -26,15 +26,16 @@ impl Hosts {
         let mut names: Vec<String> = config.http.names.clone();
         names.extend(node.domain.clone());
         names.extend(config.tls.acme.domains.iter().cloned());
-        // With the ending by which multicast DNS finds it (RFC 6762 section 3).
+        // The suffix is that of multicast DNS (RFC 6762 section 3).
         if let Some(name) = &node.name {
             names.extend([name.clone(), format!("{name}.local")]);
         }
-        // No page of another machine can have this name.
+        // A page of another machine cannot have this name.
         names.push(LOCALHOST.to_owned());
         names
             .iter_mut()
             .for_each(|name| name.make_ascii_lowercase());
+        // The lookups below use a binary search.
         names.sort();
         names.dedup();
         Self {
@@ -43,19 +44,19 @@ impl Hosts {
         }
     }
 
-    /// Has the node answer to the name in its own certificate, too. No name server answers for that name (RFC 6761
-    /// section 6.4), so that no page of another site can have it point here.
+    /// Makes the node also answer to the name in its own certificate. No name server resolves that name (RFC 6761
+    /// section 6.4), so another site cannot make it point here.
     pub(crate) fn set_key_name(&mut self, name: &str) {
         self.of_key = Some(name.to_ascii_lowercase());
     }
 
-    /// Those of the configuration.
+    /// The configured names.
     pub(crate) fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// Whether a request with this authority is for this node. An address is no name that could be made
-    /// to point here: it may be one that a router in between stands for.
+    /// Whether a request with this authority is for this node. Every address is accepted: rebinding needs a name, and
+    /// a router may use another address for the node.
     pub(crate) fn has(&self, authority: &Authority) -> bool {
         if address(authority).is_some() {
             return true;
@@ -65,14 +66,14 @@ impl Hosts {
             let rest = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
             rest.is_some_and(|name| self.names.binary_search(&name).is_ok())
         };
-        // A client that trusts the node by its key asks by the name that this key makes. The name of another key is
-        // that of another node.
+        // A client that trusts the node by its key uses the name that is derived from this key. A name that is derived
+        // from another key belongs to another node.
         let is_of_key = self.of_key.as_ref() == Some(&host);
         self.names.binary_search(&host).is_ok() || wildcard() || is_of_key
     }
 }
 
-/// The address that stands in the place of a name.
+/// The address, if the authority has one instead of a name.
 pub(crate) fn address(authority: &Authority) -> Option<IpAddr> {
     let host = authority.host();
     let bare = host
@@ -81,17 +82,17 @@ pub(crate) fn address(authority: &Authority) -> Option<IpAddr> {
     bare.unwrap_or(host).parse().ok()
 }
 
-/// The name, as names are compared: RFC 4343, and without the dot of the root.
+/// The name in the form for comparisons (RFC 4343), without the dot of the root.
 pub(crate) fn name(authority: &Authority) -> String {
     let host = authority.host();
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
-/// The authority that a request names; `None` for a request that names two.
+/// The authority of a request; `None` if the request names two different ones.
 pub(crate) fn authority(target: &Uri, headers: &HeaderMap) -> Option<Authority> {
     let mut fields = headers.get_all(HOST).iter();
     let field = fields.next();
-    // Two are malformed (RFC 9112 section 3.2): a program on the way could take the other one for the right one.
+    // Two Host fields are malformed (RFC 9112 section 3.2): a proxy could use the other one.
     if fields.next().is_some() {
         return None;
     }

@@ -1,13 +1,13 @@
 //! HTTP on the one port: HTTP/1.1, HTTP/2 and HTTP/3 in front of one router.
 //!
-//! [`HttpHandler`] is the handler of the ALPNs `h2`, `http/1.1` and `h3`. Whatever the framing, a request goes through
-//! the same steps: it gets a name, its head is bounded, its host is looked at, its token is looked up, and the router
-//! finds what answers it: the gateway's own paths, parts that were mounted, routes of the application that embeds this
-//! crate, a static site, or the decoy.
+//! [`HttpHandler`] is the handler of the ALPNs `h2`, `http/1.1` and `h3`. A request takes the same steps in each
+//! framing: it gets an id, its head is bounded, its host is checked, its token is authenticated, and the router finds
+//! the part that responds: the gateway's own paths, mounted parts, routes of the application that embeds this crate,
+//! a static site, or the decoy.
 //!
-//! The gateway's shapes are documented in `docs/http.md`, its bounds in [`limits`].
+//! `docs/http.md` documents the shapes of the gateway, and [`limits`] its limits.
 //!
-//! A node without operations, and a client that asks how it is:
+//! This example is a node without operations, and a client that asks for its health:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -119,11 +119,11 @@ pub use shared::{
 
 use shared::HttpShared;
 
-/// ALPN of HTTP/1.1 (RFC 7301 section 6).
+/// The ALPN of HTTP/1.1 (RFC 7301 section 6).
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
-/// ALPN of HTTP/2 (RFC 9113 section 3.1).
+/// The ALPN of HTTP/2 (RFC 9113 section 3.1).
 pub const ALPN_HTTP2: &[u8] = b"h2";
-/// ALPN of HTTP/3 (RFC 9114 section 3.1).
+/// The ALPN of HTTP/3 (RFC 9114 section 3.1).
 pub const ALPN_HTTP3: &[u8] = b"h3";
 
 /// Serves HTTP.
@@ -135,10 +135,10 @@ pub struct HttpHandler {
 }
 
 impl HttpHandler {
-    /// Puts the parts together. `h3`: whether HTTP/3 is served, too.
+    /// Makes a handler from its parts. `h3` says whether it also serves HTTP/3.
     ///
     /// # Errors
-    /// Two parts want one path.
+    /// Two parts use the same path.
     pub fn new(parts: HttpHandlerParts, h3: bool) -> Result<Self, RouteError> {
         let mut alpns = vec![
             spec(ALPN_HTTP2, Carriage::Tcp),
@@ -154,12 +154,12 @@ impl HttpHandler {
         })
     }
 
-    /// Other settings from now on.
+    /// Replaces the settings.
     pub fn set(&self, settings: HttpSettings) {
         self.shared.set(settings);
     }
 
-    /// Sets how a probe saw the node from outside. Before the first call the node promises clients nothing.
+    /// Sets how a probe reached the node from outside. Before the first call the node promises nothing to clients.
     pub fn set_outside(&self, seen: PublicReachability) {
         self.shared.set_outside(seen);
     }
@@ -168,6 +168,7 @@ impl HttpHandler {
 fn spec(id: &'static [u8], carriage: Carriage) -> AlpnSpec {
     AlpnSpec {
         carriage,
+        // A client may authenticate by a token in a request, after the connection has begun.
         auth: AuthNeed::Late,
         limits: limits::BUDGET,
         ..AlpnSpec::new(id)

@@ -1,4 +1,4 @@
-//! Bounds of HTTP connections and requests. Those of calls are in `alknet_gateway::limits`.
+//! Limits of HTTP connections and requests. `alknet_gateway::limits` has those of calls.
 
 use std::time::Duration;
 
@@ -11,83 +11,82 @@ pub const HEADER_BYTES_MAX: usize = 32 << 10;
 pub const HEADER_FIELDS_MAX: usize = 100;
 /// Bytes of a path with its query.
 pub const URL_BYTES_MAX: usize = 8 << 10;
-/// How long the headers of a request may take, and the first request of a connection.
+/// The limit for the headers of a request, and for the first request of a connection.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long nothing may come of a body that is not whole.
+/// How long no bytes of an incomplete body may arrive.
 pub const BODY_IDLE: Duration = Duration::from_secs(30);
-/// Bytes a second that a body has to come with, on average, after [`BODY_GRACE`].
+/// The least average rate of a body after [`BODY_GRACE`], in bytes per second.
 pub const BODY_BYTES_PER_SECOND: u64 = 1 << 10;
-/// How long a body may come slower.
+/// How long a body may be slower than that.
 pub const BODY_GRACE: Duration = Duration::from_secs(10);
-/// Bytes of a message for models' tools.
+/// Bytes of a message to the tool server for models.
 pub const MCP_BYTES_MAX: usize = 4 << 20;
-/// How long a body may take that is read whole before anything is done with it: a client with 1.2 Mbit/s sends the
-/// longest in that time. What counts as memory under way is then free again.
+/// The limit for a body that is read completely before it is used: a client with 1.2 Mbit/s sends the longest body in
+/// that time. The memory that counts as in progress is free again after it.
 pub const BODY_TIME: Duration = Duration::from_secs(60);
-/// How long a client may leave an answer unread, besides a second for each [`BODY_BYTES_PER_SECOND`] of what it
-/// has to take.
+/// How long a client may leave a response unread, in addition to a second for each [`BODY_BYTES_PER_SECOND`] of its
+/// bytes.
 pub const READER_PATIENCE: Duration = Duration::from_secs(30);
-/// Bytes that are read and thrown away of a body that was answered before it was whole.
+/// The most bytes that the node reads and discards of a body whose response came before its end.
 pub const LINGER_BYTES: usize = 16 << 20;
-/// How long that may take.
+/// The limit for that.
 pub const LINGER_TIME: Duration = Duration::from_secs(10);
-/// How long a connection is kept without a request.
+/// How long the node keeps a connection without a request.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Streams that a peer may have open on one connection of HTTP/2 or HTTP/3.
 pub const STREAMS_MAX: u32 = 128;
-/// Bytes in flight towards us on one connection of HTTP/2, on all of its streams together. They wait in the library,
-/// where they count for no account: an address may have 128 connections.
+/// Bytes in flight to the node on one connection of HTTP/2, on all of its streams together. They wait in the library
+/// and count against no account, and an address may have 128 connections.
 pub const STREAM_WINDOW: u32 = 256 << 10;
-/// Streams that a peer may reset before we answered them, and not waited for, on HTTP/2.
+/// Streams on one HTTP/2 connection that a peer may reset before the node responds to them.
 pub const RESETS_MAX: usize = 16;
-/// Bytes kept of an answer that its reader has not taken, on one stream of HTTP/2.
+/// Bytes of a response that the library buffers for one stream of HTTP/2 until the client receives them.
 pub const SEND_BUFFER: usize = 64 << 10;
-/// Bytes of an answer that are handed on at once over HTTP/2: what a stream may hold for a client that takes
-/// nothing of it.
+/// Bytes of a response that are handed on at once over HTTP/2: the memory that a stream may use for a client that
+/// receives nothing.
 pub const ANSWER_PIECE: usize = 16 << 10;
-/// The same over HTTP/1.1 and HTTP/3, where a connection holds it and not each stream.
+/// The same over HTTP/1.1 and HTTP/3, where each connection uses this memory instead of each stream.
 pub const ANSWER_PIECE_LARGE: usize = 64 << 10;
 /// Streams that a client of HTTP/2 may reset on one connection before the average counts: a browser that leaves a
-/// page resets what is open of it.
+/// page resets its open streams.
 pub const RESETS_BURST: u32 = 2 * STREAMS_MAX;
-/// Streams that it may reset in a second, on average.
+/// Streams that the client may reset per second on average.
 pub const RESETS_PER_SECOND: u32 = 20;
 /// Bytes of frames that one connection of HTTP/2 writes at once.
 pub const GATHERED_BYTES: usize = 64 << 10;
-/// How often a comment is sent on a stream of events on which nothing happens.
+/// How often the node sends a comment on a stream without events.
 pub const EVENT_PING: Duration = Duration::from_secs(15);
-/// Bytes of one event on its way out.
+/// Bytes of one event that the node sends.
 pub const EVENT_BYTES_MAX: usize = 1 << 20;
-/// Longest file of a static site that is kept in memory.
+/// The longest file of a static site that is cached in memory.
 pub const SITE_FILE_BYTES: u64 = 64 << 10;
-/// Bytes of files kept in memory, together.
+/// Bytes of all cached files together.
 pub const SITE_CACHE_BYTES: usize = 8 << 20;
-/// Names of a static site that something is known of.
+/// Names of a static site that the cache knows.
 pub const SITE_NAMES: usize = 4096;
-/// How long a file or a packed form that was added or taken away may go unnoticed. What changes in a
-/// file is noticed at once.
+/// How long a new or removed file or packed form may go unnoticed. A change of a file's content is noticed at once.
 pub const SITE_LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Bytes read at once of a file that is not. Each answer under way holds as many.
+/// Bytes that are read at once of a file that is not cached. Each response in progress holds this number of bytes.
 pub const SITE_CHUNK: usize = 32 << 10;
-/// Bytes that are counted for an answer of another part that reads on as the client takes it: one block under way,
-/// and the next.
+/// Bytes that count for a mount's response that is read while the client receives it: the current block and the next
+/// one.
 pub const VIEW_BYTES: usize = 512 << 10;
 /// Names of a static site that are looked up on disk at once.
 pub const SITE_LOOKS: usize = 16;
 /// Ranges of one request for a file.
 pub const SITE_RANGES_MAX: usize = 1;
-/// Seconds that a browser may remember the answer to a preflight request.
+/// Seconds that a browser may cache the response to a preflight request.
 pub const CORS_MAX_AGE_S: u32 = 600;
-/// Seconds that a client may remember that HTTP/3 is served.
+/// Seconds that a client may remember the offer of HTTP/3.
 pub const ALT_SVC_MAX_AGE_S: u32 = 86_400;
-/// Seconds that a browser is to ask this host over TLS only.
+/// Seconds for which a browser must use TLS for this host.
 pub const HSTS_MAX_AGE_S: u32 = 31_536_000;
-/// Connections taken at once on port 80.
+/// Connections that port 80 accepts at once.
 pub const PORT80_CONNECTIONS_MAX: usize = 64;
-/// How long one connection on port 80 may take, from first to last byte.
+/// The limit for one connection on port 80, from the first byte to the last.
 pub const PORT80_TIME: Duration = Duration::from_secs(10);
 
-/// What a client of HTTP/3 may have open once it is known.
+/// The budget of an authenticated HTTP/3 client.
 pub const BUDGET: StreamBudget = StreamBudget {
     bidi_streams: STREAMS_MAX,
     uni_streams: 8,
@@ -99,27 +98,28 @@ pub const BUDGET: StreamBudget = StreamBudget {
 /// WebSockets that one connection of HTTP/2 carries.
 pub const SESSIONS_MAX: u32 = 16;
 
-/// Memory, in bytes, with which a machine is a small one, and the node does a quarter of it at once.
+/// A machine with at most this many bytes of memory is a small one, and the node does a quarter of the work at once.
 pub const SMALL_MEMORY_BYTES: u64 = 512 << 20;
 
-/// How long clients are waited for. Tests wait less.
+/// The time limits for clients. Tests use shorter ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpTimeouts {
-    /// For the head of a request, and for the first request of a connection.
+    /// The limit for the head of a request, and for the first request of a connection.
     pub head: Duration,
-    /// For the next request of a connection.
+    /// The limit for the next request of a connection.
     pub keep_alive: Duration,
-    /// For a client to prove who it is, whatever it asks meanwhile. Then no more of its requests are taken.
+    /// The limit for authentication, whatever the client requests meanwhile. After it, the node accepts no further
+    /// request of the client.
     pub stranger: Duration,
-    /// For more of a body that is not whole.
+    /// The limit for more bytes of an incomplete body.
     pub body_idle: Duration,
-    /// For a body that comes slower than [`BODY_BYTES_PER_SECOND`].
+    /// The limit for a body that is slower than [`BODY_BYTES_PER_SECOND`].
     pub body_grace: Duration,
-    /// For all of a body that is read whole.
+    /// The limit for all of a body that is read completely.
     pub body_time: Duration,
-    /// For a client that takes nothing of an answer.
+    /// The limit for a client that receives nothing of a response.
     pub reader: Duration,
-    /// For an event, before a comment is sent.
+    /// The limit for an event, after which the node sends a comment.
     pub event_ping: Duration,
 }
 

@@ -1,5 +1,5 @@
-//! TCP port 80, where it is wanted: answers for a certificate authority, and the way to the one port.
-//! Nothing else.
+//! The server on TCP port 80, if the configuration has one. It responds only to a certificate authority's challenges,
+//! and redirects other clients to the main port.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,20 +24,21 @@ use crate::settings::HttpSettings;
 use crate::shared::AcmeChallenges;
 use crate::{answer, hosts};
 
-/// In the log in the place of the ALPN: there is no TLS.
+/// The log shows this in the place of the ALPN, because there is no TLS.
 const NO_ALPN: &str = "-";
 
-/// What is served on port 80.
+/// Serves port 80.
 pub struct Port80Server {
     challenges: Option<Arc<dyn AcmeChallenges>>,
     settings: HttpSettings,
-    /// The one port, where others are to be sent there.
+    /// The main port, if the server redirects clients to it.
     redirect: Option<u16>,
-    places: Semaphore,
+    permits: Semaphore,
 }
 
 impl Port80Server {
-    /// Answers `challenges`; sends every other client to `redirect`, or answers that nothing is here.
+    /// Makes a server that responds to `challenges`, and redirects every other client to `redirect` or responds with
+    /// 404.
     #[must_use]
     pub fn new(
         challenges: Option<Arc<dyn AcmeChallenges>>,
@@ -48,18 +49,18 @@ impl Port80Server {
             challenges,
             settings,
             redirect,
-            places: Semaphore::new(PORT80_CONNECTIONS_MAX),
+            permits: Semaphore::new(PORT80_CONNECTIONS_MAX),
         })
     }
 
-    /// Serves one connection, which comes from `remote`, for ten seconds at most; beyond 64 at once they
-    /// are closed.
+    /// Serves one connection from `remote` for at most ten seconds. If 64 connections are open, further ones are
+    /// closed.
     pub async fn serve(
         self: Arc<Self>,
         io: impl AsyncRead + AsyncWrite + Unpin,
         remote: Option<SocketAddr>,
     ) {
-        let Ok(_place) = self.places.try_acquire() else {
+        let Ok(_permit) = self.permits.try_acquire() else {
             return;
         };
         let own = Arc::clone(&self);
@@ -72,24 +73,24 @@ impl Port80Server {
             .header_read_timeout(HEADER_TIMEOUT)
             .max_headers(HEADER_FIELDS_MAX)
             .max_buf_size(HEADER_BYTES_MAX)
-            // A client has one question here, and its place is free again at once.
+            // A client sends one request here, and its slot becomes free at once.
             .keep_alive(false)
             .serve_connection(TokioIo::new(io), service);
         // The result is dropped: a failed connection here has no further consequence.
         let _ = tokio::time::timeout(PORT80_TIME, serving).await;
     }
 
-    /// Answers, and says so in the log: what is answered fits into one packet.
+    /// Responds and logs the request. The response fits into one packet.
     fn logged_answer<B>(&self, request: &Request<B>, remote: Option<SocketAddr>) -> Response<Body> {
-        let mut line = AccessLogEntry::begin(request, remote, NO_ALPN, std::time::Instant::now());
+        let mut entry = AccessLogEntry::begin(request, remote, NO_ALPN, std::time::Instant::now());
         let mut response = self.answer(request);
-        answer::never_guessed(&mut response);
-        line.answered(&response);
+        answer::set_nosniff(&mut response);
+        entry.set_response(&response);
         let length = response.body().size_hint().exact();
         if *request.method() != Method::HEAD {
-            line.sent(length.unwrap_or_default() as usize);
+            entry.sent(length.unwrap_or_default() as usize);
         }
-        line.end();
+        entry.end();
         response
     }
 
@@ -98,17 +99,18 @@ impl Port80Server {
         let token = request.uri().path().strip_prefix(ACME).filter(|_| reads);
         let challenges = self.challenges.as_ref();
         match token.and_then(|token| challenges?.answer(token)) {
-            Some(told) => answer::text(StatusCode::OK, told),
+            Some(text) => answer::text(StatusCode::OK, text),
             None => self
-                .elsewhere(request)
+                .redirect_response(request)
                 .unwrap_or_else(|| answer::plain_not_found(StatusCode::NOT_FOUND)),
         }
     }
 
-    /// 308 keeps the method (RFC 9110 section 15.4.9). Only names of this node are sent on.
-    fn elsewhere<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
+    /// A 308 keeps the method (RFC 9110 section 15.4.9). The redirect works only for this node's names.
+    fn redirect_response<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
         let port = self.redirect?;
         let authority = hosts::authority(request.uri(), request.headers())?;
+        // A redirect to a foreign name would make the node an open redirector.
         if !self.settings.hosts.has(&authority) {
             return None;
         }
@@ -303,7 +305,7 @@ redirect = "https://elsewhere.example/"
         }
         // A task takes its place when it first runs.
         let taken = async {
-            while plain.places.available_permits() > 0 {
+            while plain.permits.available_permits() > 0 {
                 tokio::task::yield_now().await;
             }
         };

@@ -1,5 +1,5 @@
-//! Bodies of requests that are read whole: their bytes are counted before they are kept, and all of one has to
-//! come within a time.
+//! Reads bodies of requests completely. Their bytes are counted before they are stored, and a whole body must arrive
+//! within a time limit.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -17,23 +17,23 @@ use http_body::Body as _;
 
 use crate::framing;
 
-/// A piece that is shorter is copied: it is a part of what was read of the connection, and would keep all of that.
+/// A shorter piece is copied: it is a part of the connection's read buffer, and would keep all of that.
 const COPIED_BYTES: usize = 16 << 10;
 
-/// What the body of a request may take.
+/// The memory and time that the body of a request may use.
 pub(crate) struct UploadAllowance {
-    /// What its bytes count against.
+    /// The lease that counts the bytes.
     pub(crate) lease: MemoryLease,
-    /// Bytes of the longest.
+    /// The most bytes of the body.
     pub(crate) most: usize,
-    /// How long it may take from its first byte to its last.
+    /// The limit from the first byte to the last.
     pub(crate) time: Duration,
 }
 
 /// Reads a body of JSON.
 ///
 /// # Errors
-/// It is not said to be JSON, too long, too slow, or breaks off; there is no memory for it now.
+/// The body is not declared as JSON, is too long or too slow, breaks off, or memory is short.
 pub(crate) async fn json(
     headers: &HeaderMap,
     body: &mut Body,
@@ -66,17 +66,17 @@ pub(crate) async fn whole(
     body: &mut Body,
     room: UploadAllowance,
 ) -> Result<RequestText, ApiError> {
-    let told = headers.get(CONTENT_LENGTH);
-    let told = told.and_then(|told| told.to_str().ok()?.parse::<u64>().ok());
-    if told.is_some_and(|told| told > room.most as u64) {
+    let declared = headers.get(CONTENT_LENGTH);
+    let declared = declared.and_then(|declared| declared.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|declared| declared > room.most as u64) {
         return Err(too_large(room.most));
     }
-    let told = told.map(|told| told as usize);
-    // What has no room now, or never has, is not begun. Nothing is kept for what is only said to come.
-    room.lease.could(told.unwrap_or_default())?;
+    let declared = declared.map(|declared| declared as usize);
+    // A body that memory has no room for is refused at its head. A declared length alone reserves nothing.
+    room.lease.could(declared.unwrap_or_default())?;
     let mut coming = PartialUpload {
         lease: room.lease,
-        told,
+        declared,
         counted: 0,
         first: None,
         more: BytesMut::new(),
@@ -87,14 +87,14 @@ pub(crate) async fn whole(
     Ok(coming.end())
 }
 
-/// A body as far as it has come.
+/// A body as far as it has arrived.
 struct PartialUpload {
     lease: MemoryLease,
-    /// Bytes that are said to come.
-    told: Option<usize>,
-    /// Bytes that are counted for it.
+    /// The declared length of the body.
+    declared: Option<usize>,
+    /// The bytes that are counted for the body.
     counted: usize,
-    /// Most bodies come in one piece, which is not copied where it is long.
+    /// Most bodies arrive in one piece, which is not copied if it is long.
     first: Option<Bytes>,
     more: BytesMut,
 }
@@ -105,7 +105,7 @@ impl PartialUpload {
             let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
             let Some(frame) = frame else { break };
             let frame = frame.map_err(|error| broken(&error))?;
-            // Trailers say nothing here.
+            // Trailers are ignored.
             let Ok(data) = frame.into_data() else {
                 continue;
             };
@@ -121,6 +121,7 @@ impl PartialUpload {
             .map_or(0, Bytes::len)
             .max(self.more.len());
         let have = had + data.len();
+        // A body without a declared length may still be too long.
         if have > most {
             return Err(too_large(most));
         }
@@ -140,41 +141,44 @@ impl PartialUpload {
         Ok(())
     }
 
-    /// Moves the `had` bytes that have come to a place of `capacity` bytes.
+    /// Moves the `had` bytes that have arrived to a buffer of `capacity` bytes.
     fn move_to(&mut self, capacity: usize, had: usize) -> Result<(), ApiError> {
-        if self.told.is_none() {
+        if self.declared.is_none() {
             self.count(capacity)?;
         }
-        // The old place is there until the new one is filled. Where more is counted than has come, that is counted.
-        let besides = (2 * had).saturating_sub(self.counted);
-        self.lease.more(besides)?;
-        let mut place = BytesMut::with_capacity(capacity);
-        place.extend_from_slice(self.first.take().as_deref().unwrap_or(&self.more));
-        self.more = place;
-        self.lease.less(besides);
+        // The old buffer exists until the new one is filled, so its bytes count too, except those that were counted
+        // in advance.
+        let uncounted = (2 * had).saturating_sub(self.counted);
+        self.lease.more(uncounted)?;
+        let mut buffer = BytesMut::with_capacity(capacity);
+        buffer.extend_from_slice(self.first.take().as_deref().unwrap_or(&self.more));
+        self.more = buffer;
+        self.lease.less(uncounted);
         Ok(())
     }
 
-    /// Bytes of the place for a body of which `have` have come: twice as many, so that each byte is copied a few
-    /// times at most, or all that are said to come once all of them are counted. A smaller place that is left is not
-    /// the system's again at once: of many long bodies these would be as much memory as the bodies.
+    /// The capacity of the buffer for a body of which `have` bytes have arrived: twice as many, so that each byte is
+    /// copied only a few times, or the declared length once all of it is counted. The system does not get the memory
+    /// of a smaller buffer back at once, so for many long bodies those buffers would use as much memory as the
+    /// bodies.
     fn capacity(&self, have: usize, most: usize) -> usize {
-        match self.told.filter(|told| *told >= have) {
-            Some(told) if told / BODY_AHEAD <= have => told,
-            told => have.saturating_mul(2).min(told.unwrap_or(most)),
+        match self.declared.filter(|declared| *declared >= have) {
+            Some(declared) if declared / BODY_AHEAD <= have => declared,
+            declared => have.saturating_mul(2).min(declared.unwrap_or(most)),
         }
     }
 
-    /// Bytes that are counted once `have` have come: a multiple of them, up to what is said to come. Who sends nothing
-    /// has nothing counted: lengths of many heads would take all that others may have. Of many long bodies that
-    /// are sent at once, those without room are refused early: memory that they had is not the system's again at
-    /// once.
+    /// The bytes that count once `have` bytes have arrived: a multiple of them, up to the declared length. A client
+    /// that sends nothing counts nothing, because the declared lengths of many requests could use up what other
+    /// callers may have. Of many long bodies that arrive at once, those without room are refused early, because the
+    /// system does not get their memory back at once.
     fn due(&self, have: usize) -> usize {
         let ahead = have.saturating_mul(BODY_AHEAD);
-        self.told.map_or(have, |told| ahead.min(told).max(have))
+        self.declared
+            .map_or(have, |declared| ahead.min(declared).max(have))
     }
 
-    /// Counts `bytes` in all.
+    /// Raises the counted bytes to `bytes`.
     fn count(&mut self, bytes: usize) -> Result<(), ApiError> {
         let more = bytes.saturating_sub(self.counted);
         self.lease.more(more)?;
@@ -182,14 +186,14 @@ impl PartialUpload {
         Ok(())
     }
 
-    /// All of it. What was counted and did not come is given back.
+    /// The whole body. Bytes that were counted but did not arrive are released.
     fn end(self) -> RequestText {
-        let kept = match (&self.first, self.told) {
+        let allocated = match (&self.first, self.declared) {
             (Some(first), _) => first.len(),
             (None, Some(_)) => self.more.len(),
             (None, None) => self.more.capacity(),
         };
-        self.lease.less(self.counted.saturating_sub(kept));
+        self.lease.less(self.counted.saturating_sub(allocated));
         RequestText {
             text: self.first.unwrap_or_else(|| self.more.freeze()),
             lease: Some(Arc::new(self.lease)),
@@ -213,7 +217,7 @@ fn broken(error: &axum::Error) -> ApiError {
     ApiError::malformed("", format!("the body breaks off: {error}"))
 }
 
-/// The body does not come, or too slowly.
+/// The error for a body that does not arrive, or arrives too slowly.
 pub(crate) fn slow() -> ApiError {
     ApiError::new(
         StatusCode::REQUEST_TIMEOUT,
@@ -251,7 +255,7 @@ mod tests {
             let gateway = Gateway::default();
             let mut coming = PartialUpload {
                 lease: gateway.lease_of(&gateway.account(None, None)),
-                told: None,
+                declared: None,
                 counted: 0,
                 first: None,
                 more: BytesMut::new(),

@@ -1,4 +1,4 @@
-//! The steps of every request: its name, its bounds, its host, its token, and the part that answers it.
+//! Takes each request through its steps: its id, its limits, its host, its token, and the part that responds.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,36 +26,36 @@ use crate::routes::{self, ACME, RouteKind};
 use crate::settings::HttpSettings;
 use crate::{answer, api, cors, framing, request_body, ws};
 
-/// Milliseconds after which a client that wants one more WebSocket than a connection carries may try again.
+/// The milliseconds after which a client may try again if its connection carries the most WebSockets that it may.
 const SESSIONS_RETRY_MS: u64 = 1000;
 
-/// A header with a token of no identity, which the router reads where a request has no header.
+/// A header with a token that belongs to no identity. The router parses it if a request has no such header.
 static NO_HEADER: LazyLock<HeaderValue> = LazyLock::new(|| {
     let header = HeaderValue::try_from(format!("Bearer {NO_TOKEN}"));
     header.expect("a token is ASCII")
 });
 
-/// Answers one request of a connection. Writes into the log's `line` who asks, and for what.
+/// Responds to one request of a connection. It writes the caller and the operation into the log's `entry`.
 pub(crate) async fn answer(
     conn: &Arc<HttpConnection>,
     arrived: &mut IncomingRequest,
-    line: &mut AccessLogEntry,
+    entry: &mut AccessLogEntry,
 ) -> Response<Body> {
     let settings = Arc::clone(&conn.shared.settings());
     let named = conn.last.named(&arrived.parts, &conn.shared, &settings);
     let head = arrived.parts.method == Method::HEAD;
     let origin = cors::allowed(&settings, &arrived.parts.headers);
-    let asked = RequestScope {
+    let scope = RequestScope {
         conn,
         settings: &settings,
-        id: line.id(),
-        began: line.began(),
+        id: entry.id(),
+        began: entry.began(),
     };
-    let mut told = asked.decide(arrived, named.own, line).await;
-    answer::never_guessed(&mut told.response);
-    let headers = told.response.headers_mut();
-    if told.of_api {
-        if let Ok(id) = HeaderValue::from_str(asked.id.as_str()) {
+    let mut routed = scope.decide(arrived, named.own, entry).await;
+    answer::set_nosniff(&mut routed.response);
+    let headers = routed.response.headers_mut();
+    if routed.of_api {
+        if let Ok(id) = HeaderValue::from_str(scope.id.as_str()) {
             headers.insert(answer::REQUEST_ID, id);
         }
         if let Some(origin) = &origin {
@@ -70,15 +70,15 @@ pub(crate) async fn answer(
         headers.insert(STRICT_TRANSPORT_SECURITY, policy.clone());
     }
     if head {
-        told.response = without_body(told.response);
+        routed.response = without_body(routed.response);
     }
-    told.response
+    routed.response
 }
 
-/// An answer.
+/// A response with its kind.
 struct RoutedResponse {
     response: Response<Body>,
-    /// Whether it is one that carries the request's name.
+    /// Whether the response carries the request's id.
     of_api: bool,
 }
 
@@ -98,7 +98,7 @@ impl RoutedResponse {
     }
 }
 
-/// One request on its way.
+/// One request in progress.
 struct RequestScope<'a> {
     conn: &'a Arc<HttpConnection>,
     settings: &'a HttpSettings,
@@ -106,7 +106,7 @@ struct RequestScope<'a> {
     began: Instant,
 }
 
-/// The request itself. It is large, and would be moved by each of those who hand it on.
+/// The request itself. It is large, and each function that passes it on by value would move it.
 pub(crate) struct IncomingRequest {
     parts: Parts,
     body: Body,
@@ -118,7 +118,7 @@ impl IncomingRequest {
         Self { parts, body }
     }
 
-    /// Takes it out, for those who want all of it.
+    /// Takes the request out, for parts that need all of it.
     fn take(&mut self) -> Request<Body> {
         let (nothing, _) = Request::new(()).into_parts();
         let parts = std::mem::replace(&mut self.parts, nothing);
@@ -131,35 +131,36 @@ impl RequestScope<'_> {
         &self,
         arrived: &mut IncomingRequest,
         own: bool,
-        line: &mut AccessLogEntry,
+        entry: &mut AccessLogEntry,
     ) -> RoutedResponse {
         let shared = &self.conn.shared;
         let parts = &arrived.parts;
         if let Some(refused) = self.oversized(parts) {
             return refused;
         }
-        // Where the node hides, an answer to an unknown client may not say which names are the node's: it gets what a
-        // web server with this site or decoy, and with one host for every name, would answer.
+        // A node in stealth mode must not reveal to an unknown client which names are its own. The client gets the
+        // response of a web server that serves this site or decoy under every name.
         if !own && !self.settings.stealth {
             return misdirected();
         }
         let path = parts.uri.path();
-        // Looked up for the paths of this crate as well: if such a path were found sooner than an absent one, a client
-        // could tell the two apart by time, where the node hides.
+        // The lookup also runs for the paths of this crate: if such a path were found sooner than an absent one, a
+        // client could distinguish them by time on a node that hides.
         let added = shared
             .paths
             .iter()
             .any(|route| routes::matches(route, path));
-        // `|` and not `||`, for the same reason.
+        // This is `|` instead of `||` for the same reason.
         let custom = added | routes::mount(&shared.mounts, path).is_some();
         let kind = match routes::kind(path, custom) {
+            // Without WebSockets, the path does not exist.
             RouteKind::Session if !shared.websocket => RouteKind::Other,
             kind => kind,
         };
-        if let Some(told) = self.open_to_every_client(kind, parts) {
-            return told;
+        if let Some(response) = self.open_to_every_client(kind, parts) {
+            return response;
         }
-        // Looked up for every path alike: the time it takes says nothing about which there are.
+        // The token is authenticated for every path, so that the time does not reveal which paths exist.
         let token = self.token(kind, parts);
         let known = shared
             .gateway
@@ -170,7 +171,7 @@ impl RequestScope<'_> {
             .ok()
             .and_then(|known| known.identity.as_ref());
         if let Some(who) = who {
-            line.asked_by(who);
+            entry.set_caller(who);
         }
         if !own && who.is_some() {
             return misdirected();
@@ -186,10 +187,10 @@ impl RequestScope<'_> {
             return RoutedResponse::plain(response);
         }
         match (kind, known) {
-            // The page has sessions of its own: a wrong token is as none there.
+            // The page has sessions of its own, so it treats a wrong token like none.
             (RouteKind::Page, known) => self.page(arrived, known.unwrap_or_default()).await,
             (RouteKind::Session, Ok(known)) => self.session(arrived, &self.caller(known)),
-            (_, Ok(known)) => self.route(kind, arrived, &self.caller(known), line).await,
+            (_, Ok(known)) => self.route(kind, arrived, &self.caller(known), entry).await,
             (_, Err(_)) if hidden => RoutedResponse::plain(self.nothing(parts).await),
             (_, Err(error)) => self.refused_unknown(&error),
         }
@@ -199,7 +200,7 @@ impl RequestScope<'_> {
         RoutedResponse::api(answer::error(error, &self.id))
     }
 
-    /// Refuses an unknown client, which counts against its network's rate.
+    /// Refuses an unknown client. The refusal counts against the rate of the client's network.
     fn refused_unknown(&self, error: &ApiError) -> RoutedResponse {
         let unknown = self.caller(CallerIdentity::default());
         match self.conn.shared.gateway.admit(&unknown) {
@@ -208,7 +209,7 @@ impl RequestScope<'_> {
         }
     }
 
-    /// What needs no look at who asks.
+    /// The responses that do not depend on the caller.
     fn open_to_every_client(&self, kind: RouteKind, parts: &Parts) -> Option<RoutedResponse> {
         let shared = &self.conn.shared;
         let get = matches!(parts.method, Method::GET | Method::HEAD);
@@ -225,18 +226,18 @@ impl RequestScope<'_> {
         }
     }
 
-    /// Whether a client without a token gets an answer there although the node hides.
+    /// Whether a client without a token gets a response although the node hides.
     fn shown(&self, kind: RouteKind, parts: &Parts) -> bool {
-        let asked = |page: &Arc<dyn crate::MountResponder>| page.knows(parts);
+        let knows = |page: &Arc<dyn crate::MountResponder>| page.knows(parts);
         match kind {
-            RouteKind::Page => self.conn.shared.page.as_ref().is_some_and(asked),
-            // The ticket is one.
+            RouteKind::Page => self.conn.shared.page.as_ref().is_some_and(knows),
+            // The ticket in the path proves the caller.
             RouteKind::Ticket => true,
             _ => false,
         }
     }
 
-    /// An answer that every client may have counts for the address that it is sent to.
+    /// Memory for a response that every client may get counts against the client's address.
     fn lease(&self) -> MemoryLease {
         let account = self.conn.account(None);
         self.conn.shared.gateway.lease_of(&account)
@@ -261,11 +262,11 @@ impl RequestScope<'_> {
         kind: RouteKind,
         arrived: &mut IncomingRequest,
         caller: &HttpCaller,
-        line: &mut AccessLogEntry,
+        entry: &mut AccessLogEntry,
     ) -> RoutedResponse {
         let shared = &self.conn.shared;
         if kind == RouteKind::Ticket {
-            return match api::ticket(shared, &arrived.parts, self.settings.stealth, line) {
+            return match api::ticket(shared, &arrived.parts, self.settings.stealth, entry) {
                 Some(response) => RoutedResponse::api(response),
                 None => RoutedResponse::plain(self.nothing(&arrived.parts).await),
             };
@@ -273,6 +274,7 @@ impl RequestScope<'_> {
         let open = kind == RouteKind::Custom
             || (kind == RouteKind::Api(routes::ApiRoute::Description)
                 && self.settings.public_openapi);
+        // The rate is limited before the request causes any work.
         if let Err(error) = shared.gateway.admit(caller) {
             return self.refused(&error);
         }
@@ -282,7 +284,7 @@ impl RequestScope<'_> {
         let response = match kind {
             RouteKind::Api(path) => {
                 let request = (&arrived.parts, &mut arrived.body);
-                api::answer(shared, path, caller, request, line).await
+                api::answer(shared, path, caller, request, entry).await
             }
             RouteKind::Mcp => match &shared.mcp {
                 Some(mcp) => match self.upload(arrived, caller).await {
@@ -308,7 +310,8 @@ impl RequestScope<'_> {
         RoutedResponse::api(response)
     }
 
-    /// The answer of tools, which make all of it before the first byte is sent: counted until it is taken.
+    /// The response of the tools. They make all of it before its first byte is sent, so it counts until the client
+    /// has received it.
     async fn model(
         &self,
         mcp: &dyn crate::MountResponder,
@@ -331,8 +334,8 @@ impl RequestScope<'_> {
         response
     }
 
-    /// The answer of a part that reads on as the client takes it. What may change something has memory for all of
-    /// its answer before it runs.
+    /// The response of a mount that is read while the client receives it. A request that may change something
+    /// reserves memory for its response before it runs.
     async fn viewed(
         &self,
         mount: Arc<dyn HttpMount>,
@@ -359,7 +362,7 @@ impl RequestScope<'_> {
         }
     }
 
-    /// Reads the body for a part that is given all of it.
+    /// Reads the body for a part that needs all of it.
     async fn upload(
         &self,
         arrived: &mut IncomingRequest,
@@ -373,12 +376,12 @@ impl RequestScope<'_> {
         request_body::whole(&arrived.parts.headers, &mut arrived.body, room).await
     }
 
-    /// A WebSocket is for every client whose token is not wrong: a client without one has no identity in it.
+    /// A WebSocket is open to every client whose token is not wrong: a client without a token has no identity in it.
     fn session(&self, arrived: &mut IncomingRequest, caller: &HttpCaller) -> RoutedResponse {
         let refuse = |error: &ApiError| {
-            let mut told = self.refused(error);
-            ws::add_headers(told.response.headers_mut(), error.status);
-            told
+            let mut routed = self.refused(error);
+            ws::add_headers(routed.response.headers_mut(), error.status);
+            routed
         };
         if let Err(error) = self.conn.shared.gateway.admit(caller) {
             return refuse(&error);
@@ -421,7 +424,7 @@ impl RequestScope<'_> {
         RoutedResponse::plain(self.in_time(&late, answer::mounted(response)))
     }
 
-    /// Views of other parts, and routes of the application that embeds this crate.
+    /// Responses of mounts, and of routes of the application that embeds this crate.
     async fn custom(&self, request: Request<Body>, caller: &HttpCaller) -> Response<Body> {
         let shared = &self.conn.shared;
         let late = SlowBodyFlag::default();
@@ -444,7 +447,7 @@ impl RequestScope<'_> {
         self.in_time(&late, answered.unwrap_or_else(|never| match never {}))
     }
 
-    /// The answer of the part that read the body, unless the body came too slowly.
+    /// The response of the part that read the body, unless the body came too slowly.
     fn in_time(&self, late: &SlowBodyFlag, response: Response<Body>) -> Response<Body> {
         if late.0.load(Ordering::Acquire) {
             return answer::error(&request_body::slow(), &self.id);
@@ -470,12 +473,14 @@ impl RequestScope<'_> {
         caller
     }
 
-    /// The token of a request: in its own header, or as the password of those who know nothing else.
+    /// The token of a request: from its own header, or from the password of a client that supports only basic
+    /// authentication.
     fn token<'p>(&self, kind: RouteKind, parts: &'p Parts) -> Option<Cow<'p, str>> {
         let Some(header) = parts.headers.get(AUTHORIZATION) else {
-            // Read as any other, so that the time it takes does not say whether a header is looked for.
+            // The placeholder is parsed like a real header, so that the time does not reveal whether the node looks
+            // for one.
             std::hint::black_box(self.read_token(kind, parts, std::hint::black_box(&*NO_HEADER)));
-            // A page can set no header but one.
+            // A web page can set no other header for a WebSocket.
             let token = (kind == RouteKind::Session).then(|| ws::bearer(&parts.headers))?;
             return token.map_or(Some(Cow::Borrowed("")), |token| token.map(Cow::Borrowed));
         };
@@ -490,20 +495,20 @@ impl RequestScope<'_> {
     ) -> Option<Cow<'p, str>> {
         let header = header.to_str().ok()?;
         let (scheme, rest) = header.split_once(' ')?;
-        // The name of a scheme has no case (RFC 9110 section 11.1).
+        // The name of a scheme ignores case (RFC 9110 section 11.1).
         if scheme.eq_ignore_ascii_case("bearer") {
             return Some(rest.trim().into());
         }
         let mount = routes::mount(&self.conn.shared.mounts, parts.uri.path());
         let basic = scheme.eq_ignore_ascii_case("basic") && kind == RouteKind::Custom;
         if !basic || !mount.is_some_and(|mount| mount.takes_basic()) {
-            // A token of no identity, rather than none.
+            // The result is a token that belongs to no identity, so the request fails instead of counting as one
+            // without a token.
             return Some("".into());
         }
         let pair = base64::engine::general_purpose::STANDARD.decode(rest.trim());
         let pair = pair.ok().and_then(|pair| String::from_utf8(pair).ok());
-        // The name before the first colon says nothing and cannot have one itself (RFC 7617 section 2); the token is
-        // the password.
+        // The user name, which ends at the first colon (RFC 7617 section 2), is ignored; the password is the token.
         Some(
             pair.and_then(|pair| Some(pair.split_once(':')?.1.to_owned().into()))
                 .unwrap_or_default(),
@@ -525,7 +530,7 @@ impl RequestScope<'_> {
             return None;
         };
         if self.settings.stealth {
-            // No word of whose server it is.
+            // A node that hides does not reveal whose server it is.
             return Some(RoutedResponse::plain(answer::plain_not_found(status)));
         }
         let error = ApiError::new(status, Code::InvalidInput, what);
@@ -533,8 +538,8 @@ impl RequestScope<'_> {
     }
 }
 
-/// The answer to a request for a name that is not the node's. A client that shares the connection among names asks
-/// again on another one (RFC 9110 section 15.5.20).
+/// The response to a request for a name that is not the node's. A client that uses one connection for several names
+/// tries again on another one (RFC 9110 section 15.5.20).
 fn misdirected() -> RoutedResponse {
     let status = StatusCode::MISDIRECTED_REQUEST;
     RoutedResponse::plain(answer::plain_not_found(status))
@@ -545,7 +550,7 @@ fn with<B>(mut request: Request<B>, caller: &HttpCaller) -> Request<B> {
     request
 }
 
-/// Whether a body came too slowly, where another part than the router reads it.
+/// Whether the body came too slowly, for bodies that another part reads.
 #[derive(Default)]
 struct SlowBodyFlag(Arc<AtomicBool>);
 
@@ -560,17 +565,17 @@ impl SlowBodyFlag {
     }
 }
 
-/// Bytes that an answer is known to have.
+/// The number of bytes that the response is known to have.
 fn length(response: &Response<Body>) -> usize {
     usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX)
 }
 
-/// What HEAD gets: everything but the body.
+/// The response to a HEAD request: all but the body.
 fn without_body(response: Response<Body>) -> Response<Body> {
     let length = response.body().size_hint().exact();
     let mut response = response.map(|_| Body::empty());
     if let Some(length) = length {
-        // As long as the answer to GET would be (RFC 9110 section 8.6).
+        // The length is that of the response to a GET (RFC 9110 section 8.6).
         let headers: &mut HeaderMap = response.headers_mut();
         headers.entry(CONTENT_LENGTH).or_insert(length.into());
     }

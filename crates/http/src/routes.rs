@@ -1,4 +1,4 @@
-//! Which paths there are, and who answers each.
+//! Which paths exist, and which part responds to each.
 
 use alknet_core::HttpMount;
 use axum::Router;
@@ -8,30 +8,30 @@ use thiserror::Error;
 
 use crate::shared::HttpHandlerParts;
 
-/// Who answers a path.
+/// The part that responds to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RouteKind {
-    /// A token of a certificate authority.
+    /// The challenges of a certificate authority.
     Acme,
-    /// One of the gateway's own.
+    /// One of the gateway's own paths.
     Api(ApiRoute),
-    /// Routes of the application that embeds this crate, and views of other parts.
+    /// Routes of the application that embeds this crate, and mounts.
     Custom,
     /// `/healthz`
     Health,
     /// `/mcp`
     Mcp,
-    /// Any other path: a static site, or the decoy.
+    /// Any other path: the static site or the decoy.
     Other,
-    /// The page of administrators.
+    /// The page for administrators.
     Page,
-    /// A WebSocket that speaks the call protocol.
+    /// A WebSocket with the call protocol.
     Session,
-    /// A stream of events that a ticket stands for.
+    /// A stream of events that a ticket allows.
     Ticket,
 }
 
-/// Paths of the gateway.
+/// The paths of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ApiRoute {
     Batch,
@@ -43,14 +43,15 @@ pub(crate) enum ApiRoute {
     Subscribe,
 }
 
-/// Where tokens of a certificate authority lie (RFC 8555 section 8.3).
+/// The path of the challenges of a certificate authority (RFC 8555 section 8.3).
 pub(crate) const ACME: &str = "/.well-known/acme-challenge/";
-/// Where tickets for streams of events lie.
+/// The path of tickets for streams of events.
 pub(crate) const TICKET: &str = "/subscribe/t/";
-/// First part of the paths of the page beside `/`.
+/// The path of the page, besides `/`.
 const PAGE: &str = "/status/";
 
-/// Paths of this crate, which no other route may take: a last slash stands for everything below it.
+/// The paths of this crate, which no other route may use. A slash at the end includes all paths
+/// below.
 const TAKEN: [&str; 15] = [
     "/",
     ACME,
@@ -78,7 +79,7 @@ impl ApiRoute {
     }
 }
 
-/// Who answers `path`; `custom` says whether one of the routes does that were added.
+/// The part that responds to `path`. `custom` says whether an added route or mount does.
 pub(crate) fn kind(path: &str, custom: bool) -> RouteKind {
     match path {
         "/call" => RouteKind::Api(ApiRoute::Call),
@@ -95,27 +96,28 @@ pub(crate) fn kind(path: &str, custom: bool) -> RouteKind {
         _ if path.starts_with(PAGE) => RouteKind::Page,
         _ if path.starts_with(TICKET) => RouteKind::Ticket,
         _ if path.starts_with(ACME) => RouteKind::Acme,
+        // The paths of this crate come first. `router` refuses added routes with the same paths.
         _ if custom => RouteKind::Custom,
         _ => RouteKind::Other,
     }
 }
 
-/// Why the paths do not fit together.
+/// The reason why the paths are in conflict.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RouteError {
-    /// A path that this crate answers itself.
+    /// The crate itself responds to this path.
     #[error("'{0}' is a path of the HTTP server's own; take another one")]
     Taken(String),
-    /// Two parts want one path.
+    /// Two parts use the same path.
     #[error("'{0}' is answered by two parts; take another path for one of them")]
     Twice(String),
-    /// Not `/` and at least one character.
+    /// A path must begin with `/` and continue with at least one character.
     #[error("'{0}' is no path to answer; it begins with '/' and goes on")]
     Wrong(String),
 }
 
-/// Everything that is not this crate's own.
+/// The routes of the application, after all paths were checked.
 pub(crate) fn router(parts: &HttpHandlerParts) -> Result<Router, RouteError> {
     let mut seen: Vec<String> = Vec::new();
     let mut take = |path: &str| {
@@ -145,6 +147,7 @@ pub(crate) fn router(parts: &HttpHandlerParts) -> Result<Router, RouteError> {
     for mount in &parts.mounts {
         let prefix = mount.prefix();
         take(prefix)?;
+        // A route below a mount would hide a part of it.
         if parts.routes.iter().any(|(path, _)| below(path, prefix)) {
             return Err(RouteError::Twice(prefix.to_owned()));
         }
@@ -157,7 +160,7 @@ fn below(path: &str, prefix: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The mount that answers `path`.
+/// The mount that responds to `path`.
 pub(crate) fn mount<'a>(
     mounts: &'a [Arc<dyn HttpMount>],
     path: &str,
@@ -165,7 +168,7 @@ pub(crate) fn mount<'a>(
     mounts.iter().find(|mount| below(path, mount.prefix()))
 }
 
-/// Whether `route`, as the router has it (`/a/{b}/{*rest}`), answers `path`.
+/// Whether `route`, in the router's form (`/a/{b}/{*rest}`), matches `path`.
 pub(crate) fn matches(route: &str, path: &str) -> bool {
     let (mut route, mut path) = (route.split('/'), path.split('/'));
     loop {

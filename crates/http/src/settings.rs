@@ -1,4 +1,4 @@
-//! What of the configuration can change while the node serves.
+//! The parts of the configuration that can change while the node serves.
 
 use alknet_core::config::{Decoy, HttpSection, NodeConfig};
 use alknet_gateway::Quota;
@@ -7,7 +7,7 @@ use http::HeaderValue;
 use crate::hosts::Hosts;
 use crate::limits::{HSTS_MAX_AGE_S, HttpTimeouts, SMALL_MEMORY_BYTES};
 
-/// Settings in force.
+/// The current settings.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
     pub(crate) hosts: Hosts,
@@ -18,14 +18,14 @@ pub struct HttpSettings {
     pub(crate) server: Option<HeaderValue>,
     pub(crate) public_openapi: bool,
     pub(crate) origins: Vec<String>,
-    /// What is said where TLS can be promised.
+    /// The header for names with a TLS promise.
     pub(crate) hsts: Option<HeaderValue>,
     pub(crate) quota: Quota,
     pub(crate) patience: HttpTimeouts,
 }
 
 impl HttpSettings {
-    /// Those of a configuration.
+    /// The settings of a configuration.
     #[must_use]
     pub fn new(config: &NodeConfig) -> Self {
         let http = &config.http;
@@ -45,8 +45,8 @@ impl HttpSettings {
         }
     }
 
-    /// The same on a machine with so much memory: a small one runs a quarter at once, and what is under way has
-    /// a part of it.
+    /// The same settings for a machine with this memory: a small one runs a quarter of the calls at once, and the
+    /// requests in progress may use a part of the memory.
     #[must_use]
     pub fn for_memory(mut self, bytes: u64) -> Self {
         self.quota = self.quota.for_memory(bytes);
@@ -58,37 +58,37 @@ impl HttpSettings {
         self
     }
 
-    /// The same for a node that answers to the name in its own certificate, too.
+    /// The same settings for a node that also answers to the name in its own certificate.
     #[must_use]
     pub fn with_key_name(mut self, name: &str) -> Self {
         self.hosts.set_key_name(name);
         self
     }
 
-    /// The same with other patience.
+    /// The same settings with other time limits.
     #[must_use]
     pub fn with_patience(mut self, patience: HttpTimeouts) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Names of the configuration that the node answers to, for parts that look at them, too.
+    /// The configured names that the node answers to, for other parts that check them.
     #[must_use]
     pub fn names(&self) -> &[String] {
         self.hosts.names()
     }
 }
 
-/// The policy (RFC 6797 section 6.1); `preload` is the word that the lists of browsers look for.
+/// The policy (RFC 6797 section 6.1). The directive `preload` is for the lists that browsers include.
 fn hsts(http: &HttpSection) -> Option<HeaderValue> {
-    let asked = &http.hsts;
-    if !asked.enabled {
+    let section = &http.hsts;
+    if !section.enabled {
         return None;
     }
     let mut policy = format!("max-age={HSTS_MAX_AGE_S}");
     for (wanted, directive) in [
-        (asked.include_subdomains, "; includeSubDomains"),
-        (asked.preload, "; preload"),
+        (section.include_subdomains, "; includeSubDomains"),
+        (section.preload, "; preload"),
     ] {
         if wanted {
             policy.push_str(directive);
@@ -101,6 +101,7 @@ fn quota(http: &HttpSection) -> Quota {
     let standard = Quota::default();
     Quota {
         per_second: http.requests_per_second,
+        // A burst below the rate would make the rate unreachable.
         burst: http.requests_burst.max(http.requests_per_second),
         stranger_per_second: http.stranger_requests_per_second,
         stranger_burst: standard

@@ -1,4 +1,4 @@
-//! What all connections share.
+//! The state that all connections share.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,65 +16,65 @@ use crate::routes::{self, RouteError};
 use crate::settings::HttpSettings;
 use crate::site::StaticSite;
 
-/// Answers requests that were authenticated: the tools of models, the page of administrators.
+/// A part that responds to authenticated requests: the tools for models, or the page for administrators.
 pub trait MountResponder: Send + Sync + 'static {
-    /// Answers one. Dropping the future means that the client has gone.
+    /// Responds to one request. Dropping the future means that the client has disconnected.
     fn respond(
         &self,
         request: Request<MountBody>,
         caller: HttpCaller,
     ) -> BoxFuture<'_, Response<MountBody>>;
 
-    /// Whether the request proves by other means than a token that its sender is known. Such a request is passed on
-    /// although the node hides this part from others.
+    /// Whether the request proves by other means than a token that its sender is known. Such a request reaches this
+    /// part even if the node hides.
     fn knows(&self, _head: &http::request::Parts) -> bool {
         false
     }
 }
 
-/// How the node is, for `/healthz`.
+/// The node's health, for `/healthz`.
 pub trait HealthSource: Send + Sync + 'static {
-    /// `None` when nothing is wrong, else what, in words that every client may read.
+    /// `None` if the node has no problem, or a description that every client may read.
     fn degraded(&self) -> Option<String>;
 }
 
-/// Answers for a certificate authority (RFC 8555 section 8.3).
+/// Responses for a certificate authority (RFC 8555 section 8.3).
 pub trait AcmeChallenges: Send + Sync + 'static {
-    /// What is to be answered for a token; `None` where none is asked for.
+    /// The response for a token; `None` if no challenge has it.
     fn answer(&self, token: &str) -> Option<String>;
 }
 
 /// The description of the gateway.
 pub trait DescriptionSource: Send + Sync + 'static {
-    /// The JSON text, where the operations have this digest.
+    /// The JSON text for operations with this digest.
     fn text(&self, digest: &str) -> Bytes;
 }
 
-/// What the handler is made of.
+/// The parts of a handler.
 pub struct HttpHandlerParts {
-    /// Who answers calls.
+    /// Runs the calls.
     pub dispatcher: Arc<Dispatcher>,
-    /// The way to it.
+    /// The gateway in front of the dispatcher.
     pub gateway: Arc<Gateway>,
-    /// What is in force at first.
+    /// The first settings.
     pub settings: HttpSettings,
-    /// How the node is.
+    /// The node's health.
     pub health: Arc<dyn HealthSource>,
     /// The description of the gateway.
     pub document: Arc<dyn DescriptionSource>,
-    /// Answers for a certificate authority.
+    /// Responses for a certificate authority.
     pub challenges: Option<Arc<dyn AcmeChallenges>>,
-    /// Tools for models, at `/mcp`.
+    /// The tools for models, at `/mcp`.
     pub mcp: Option<Arc<dyn MountResponder>>,
-    /// The page of administrators, at `/` and `/status/…`.
+    /// The page for administrators, at `/` and `/status/…`.
     pub page: Option<Arc<dyn MountResponder>>,
-    /// Whether calls over WebSocket are taken.
+    /// Whether the node accepts calls over WebSocket.
     pub websocket: bool,
-    /// Folder of a static site.
+    /// The folder of a static site.
     pub site: Option<std::path::PathBuf>,
-    /// Views of other parts.
+    /// Mounts of other parts.
     pub mounts: Vec<Arc<dyn HttpMount>>,
-    /// Routes of the application that embeds this crate, with their paths, which no other may use.
+    /// Routes of the application that embeds this crate, with their paths, which no other part may use.
     pub routes: Vec<(&'static str, axum::routing::MethodRouter)>,
 }
 
@@ -86,10 +86,10 @@ impl fmt::Debug for HttpHandlerParts {
     }
 }
 
-/// What a ticket for a stream of events stands for.
+/// The value of a ticket for a stream of events.
 pub(crate) type Awaited = (HttpCaller, GatewayCall);
 
-/// What all connections share.
+/// The state that all connections share.
 pub(crate) struct HttpShared {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) gateway: Arc<Gateway>,
@@ -102,7 +102,7 @@ pub(crate) struct HttpShared {
     pub(crate) site: Option<StaticSite>,
     pub(crate) tickets: TicketStore<Awaited>,
     pub(crate) mounts: Vec<Arc<dyn HttpMount>>,
-    /// Paths of the routes that were added.
+    /// The paths of the added routes.
     pub(crate) paths: Vec<&'static str>,
     pub(crate) router: Router,
     pub(crate) h3: bool,

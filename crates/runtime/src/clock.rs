@@ -4,24 +4,24 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// Where a session's time comes from.
+/// The source of a session's time.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 pub enum SessionTimeSource {
     /// Real time.
     System,
-    /// Begins at these milliseconds since 1970 and moves only when a timer is due. Timers fire when
-    /// no call is in flight, in their order, without waiting.
+    /// Virtual time. It begins at these milliseconds since 1970 and advances only when a timer is
+    /// due. Timers fire in their order when no call is in flight, without waiting.
     Virtual {
         /// Milliseconds since 1970-01-01T00:00:00Z.
         start_ms: i64,
     },
 }
 
-/// A session's clock while it runs.
+/// The clock of a running session.
 #[derive(Debug)]
 pub(crate) struct SessionClock {
     kind: SessionTimeSource,
-    /// Milliseconds since the session began; of a virtual clock only.
+    /// Milliseconds that a virtual clock has advanced since the session began.
     moved_ms: u64,
     since: Instant,
 }
@@ -39,18 +39,18 @@ impl SessionClock {
         matches!(self.kind, SessionTimeSource::Virtual { .. })
     }
 
-    /// Milliseconds since 1970, as `Date.now()` answers.
+    /// Milliseconds since 1970, as `Date.now()` returns them.
     pub(crate) fn now_ms(&self) -> f64 {
         match self.kind {
             SessionTimeSource::Virtual { start_ms } => start_ms as f64 + self.moved_ms as f64,
             SessionTimeSource::System => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
-                // A clock that is set to before 1970 shows 1970.
+                // A clock that is set to a time before 1970 shows 1970.
                 .map_or(0.0, |since| (since.as_millis() as f64).trunc()),
         }
     }
 
-    /// Milliseconds since the session began; never goes back.
+    /// Milliseconds since the session began, which never decrease.
     pub(crate) fn elapsed_ms(&self) -> u64 {
         match self.kind {
             SessionTimeSource::Virtual { .. } => self.moved_ms,
@@ -60,7 +60,7 @@ impl SessionClock {
         }
     }
 
-    /// A virtual clock moves to a timer's time; a real one has moved by itself.
+    /// Advances a virtual clock to a timer's time; a real clock has advanced by itself.
     pub(crate) fn advance_to(&mut self, elapsed_ms: u64) {
         self.moved_ms = self.moved_ms.max(elapsed_ms);
     }

@@ -1,4 +1,5 @@
-//! `alknet.d.ts`: what a script can use, in TypeScript's words, for the operations of one session.
+//! `alknet.d.ts`: TypeScript declarations of what a script can use, for the operations of one
+//! session.
 
 use std::fmt::Write as _;
 
@@ -6,14 +7,14 @@ use serde_json::Value;
 
 use crate::host::{EnvOperation, ScriptOperationKind};
 
-/// Deepest schema that is written out; `unknown` below.
+/// The deepest level of a schema that is written; deeper parts are `unknown`.
 const DEPTH: usize = 12;
 
 /// The declarations for a session whose environment has `operations`.
 #[must_use]
 pub fn declarations(operations: &[EnvOperation]) -> String {
     let mut out = String::from(include_str!("declarations.d.ts"));
-    // As the session has them: what may not be called is not declared either.
+    // The declarations omit what the session may not call.
     let may = |path: &str| operations.iter().any(|operation| operation.path == path);
     let parts = [
         ("compute/dispatch", include_str!("declarations.gpu.d.ts")),
@@ -25,6 +26,7 @@ pub fn declarations(operations: &[EnvOperation]) -> String {
             out.push_str(part);
         }
     }
+    // Only these two parts use the type.
     if may("compute/dispatch") || may("tensor/open") {
         out.push_str("\ntype Bytes = ArrayBuffer | ArrayBufferView;\n");
     }
@@ -40,7 +42,7 @@ pub fn declarations(operations: &[EnvOperation]) -> String {
     };
     let calls = of(&[ScriptOperationKind::Query, ScriptOperationKind::Mutation]);
     let streams = of(&[ScriptOperationKind::Subscription]);
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = write!(
         out,
         "\ninterface AlknetCalls {{\n{calls}}}\n\ninterface AlknetSubscriptions {{\n{streams}}}\n"
@@ -50,7 +52,7 @@ pub fn declarations(operations: &[EnvOperation]) -> String {
 
 fn member(out: &mut String, operation: &EnvOperation) {
     if !operation.description.is_empty() {
-        // It would end the comment.
+        // The text would end the comment.
         let text = operation.description.replace("*/", "* /");
         let _ = writeln!(
             out,
@@ -58,16 +60,16 @@ fn member(out: &mut String, operation: &EnvOperation) {
             text.split_whitespace().collect::<Vec<_>>().join(" ")
         );
     }
-    // Quoted: a path has a slash.
+    // The path is quoted because it has a slash.
     let path = Value::from(operation.path.as_str());
     let (input, output) = (type_of(&operation.input, 0), type_of(&operation.output, 0));
     let _ = writeln!(out, "  {path}: {{ input: {input}; output: {output} }};");
 }
 
-/// The type that a JSON Schema describes, as far as TypeScript has words for it.
+/// The type that a JSON Schema describes, as far as TypeScript can express it.
 fn type_of(schema: &Value, depth: usize) -> String {
     let Some(schema) = schema.as_object().filter(|_| depth < DEPTH) else {
-        // JSON Schema Core, section 4.3.2: nothing fits `false`.
+        // No value matches `false` (JSON Schema Core, section 4.3.2).
         return if schema == &Value::Bool(false) {
             "never"
         } else {

@@ -1,7 +1,7 @@
-//! How a call into a script ends when it does not end well.
+//! The failures of calls into scripts.
 //!
-//! `E_*` names live in the worker protocol and in exceptions inside scripts. On the wire a caller
-//! sees one of the call protocol's codes; [`RuntimeCode::on_the_wire`] is the table.
+//! The `E_*` names occur in the worker protocol and in exceptions inside scripts. On the wire a caller sees one of
+//! the call protocol's codes; [`RuntimeCode::on_the_wire`] has the table.
 
 use std::fmt;
 
@@ -9,59 +9,59 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
-/// The runtime's own codes. The names never change.
+/// The runtime's own codes. Their names never change.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[non_exhaustive]
 pub enum RuntimeCode {
-    /// Ended from outside.
+    /// The call was ended from outside.
     #[serde(rename = "E_ABORT")]
     Abort,
     /// The session's grants do not allow it.
     #[serde(rename = "E_DENIED")]
     Denied,
-    /// The device that held the data is gone.
+    /// The device with the data was lost.
     #[serde(rename = "E_DEVICE_LOST")]
     DeviceLost,
     /// A handle was used after it was disposed of.
     #[serde(rename = "E_DISPOSED")]
     Disposed,
-    /// A value that no JSON says.
+    /// A value has no JSON form.
     #[serde(rename = "E_ENCODE")]
     Encode,
-    /// An exception that nothing caught.
+    /// The script threw an exception and did not catch it.
     #[serde(rename = "E_EXCEPTION")]
     Exception,
-    /// The fuel of the call is used up.
+    /// The call used up its fuel.
     #[serde(rename = "E_FUEL")]
     Fuel,
     /// A dispatch took too long.
     #[serde(rename = "E_GPU_TIMEOUT")]
     GpuTimeout,
-    /// Source, graph or request outside what is accepted.
+    /// The source, the module graph or the request exceeds what is accepted.
     #[serde(rename = "E_LIMIT")]
     Limit,
-    /// Heap or external bytes are used up.
+    /// The heap or the external bytes are used up.
     #[serde(rename = "E_MEMORY")]
     Memory,
-    /// No adapter for shaders.
+    /// There is no adapter for shaders.
     #[serde(rename = "E_NO_ADAPTER")]
     NoAdapter,
-    /// Nothing of that name that the session may see.
+    /// The session sees nothing with this name.
     #[serde(rename = "E_NOTFOUND")]
     NotFound,
     /// The node's policy refuses to run it here.
     #[serde(rename = "E_POLICY")]
     Policy,
-    /// Too many calls.
+    /// There are too many calls.
     #[serde(rename = "E_QUOTA")]
     Quota,
     /// The stack is used up.
     #[serde(rename = "E_STACK")]
     Stack,
-    /// CPU or wall time is used up.
+    /// The CPU or wall-clock time is used up.
     #[serde(rename = "E_TIMEOUT")]
     Timeout,
-    /// TypeScript that is more than types.
+    /// The TypeScript uses features beyond types.
     #[serde(rename = "E_TS_UNSUPPORTED")]
     TsUnsupported,
     /// The worker process ended.
@@ -70,7 +70,7 @@ pub enum RuntimeCode {
 }
 
 impl RuntimeCode {
-    /// Every code, in the order of the names.
+    /// All codes, in the order of their names.
     pub const ALL: [Self; 18] = [
         Self::Abort,
         Self::Denied,
@@ -92,7 +92,7 @@ impl RuntimeCode {
         Self::WorkerLost,
     ];
 
-    /// The name as scripts and the protocol have it.
+    /// The name in scripts and in the worker protocol.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -117,8 +117,8 @@ impl RuntimeCode {
         }
     }
 
-    /// The call protocol's code and whether trying again can help. [`Self::Encode`] is the code for
-    /// a result here; for an argument it is `INVALID_INPUT`.
+    /// The call protocol's code, and whether a retry can help. [`Self::Encode`] has the code for a result here; for
+    /// an argument it is `INVALID_INPUT`.
     #[must_use]
     pub const fn on_the_wire(self) -> (&'static str, bool) {
         match self {
@@ -145,30 +145,31 @@ impl fmt::Display for RuntimeCode {
     }
 }
 
-/// Bytes of the longest name of a module that is repeated from a stack, which a script can make up.
+/// Bytes of the longest module name that is repeated from a stack. A script can invent such names.
 const MODULE_NAME_BYTES_MAX: usize = 256;
 
-/// What the call protocol calls it when there is too much to do.
+/// The call protocol's code for an overload.
 const OVERLOADED: &str = "OVERLOADED";
 
-/// Code that a script gets for a value without room, taken by the script's own values or by those of others.
+/// The code that a script gets for a value without room, whether the script's own values or those of others took the
+/// room.
 const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
 
-/// What an operation answers when it fails: a code of the call protocol, or one it declares.
+/// The error of a failed operation: a code of the call protocol, or one that the operation declares.
 #[derive(Clone, Debug, Deserialize, Error, PartialEq, Serialize)]
 #[error("{code}: {message}")]
 pub struct OpError {
-    /// Upper case, as on the wire.
+    /// The code in upper case, as on the wire.
     pub code: String,
-    /// For people.
+    /// A description for people.
     pub message: String,
-    /// Whether the same call can succeed later.
+    /// Whether the same call may succeed later.
     #[serde(default)]
     pub retryable: bool,
-    /// What the code's schema says.
+    /// Details in the form of the code's schema.
     #[serde(default)]
     pub details: Box<Value>,
-    /// The operation that answered.
+    /// The operation that failed.
     #[serde(default)]
     pub path: String,
 }
@@ -186,42 +187,42 @@ impl OpError {
         }
     }
 
-    /// Whether it says that there was no room for the call, or for a value beside those of others. Scripts make such
-    /// errors as well: only the part that refuses a call knows whether it did.
+    /// Whether the error says that there was no room for the call, or for a value beside those of others. Scripts can
+    /// make such errors too: only the part that refuses a call knows whether it did.
     #[must_use]
     pub fn says_no_room(&self) -> bool {
         self.code == OVERLOADED || self.code == QUOTA_EXCEEDED && self.retryable
     }
 }
 
-/// How a call into a script failed.
+/// The failure of a call into a script.
 #[derive(Clone, Debug, Deserialize, Error, PartialEq, Serialize)]
 #[error("{code}: {message}")]
 pub struct ScriptFailure {
-    /// What happened.
+    /// The kind of the failure.
     pub code: RuntimeCode,
-    /// For people.
+    /// A description for people.
     pub message: String,
-    /// `Error`, `TypeError`, … of an exception that nothing caught.
+    /// `Error`, `TypeError`, … of an exception that the script did not catch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Where: one frame a line, the innermost first.
+    /// The stack: one frame per line, the innermost first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stack: Option<String>,
-    /// The module that could not be taken, and its line.
+    /// The module that was refused, and its line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<ModulePosition>,
-    /// The error of an operation that the script let pass; declared codes go on unchanged.
+    /// The error of an operation that the script passed on; declared codes stay unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<Box<OpError>>,
 }
 
-/// A place in a module.
+/// A position in a module.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct ModulePosition {
-    /// Its specifier.
+    /// The specifier of the module.
     pub module: String,
-    /// Its line, from 1.
+    /// The line, from 1.
     pub line: u32,
 }
 
@@ -243,7 +244,7 @@ impl fmt::Display for ModulePosition {
 }
 
 impl ScriptFailure {
-    /// A failure without more than its code and text.
+    /// A failure with only a code and a text.
     #[must_use]
     pub fn new(code: RuntimeCode, message: impl Into<String>) -> Self {
         Self {
@@ -256,8 +257,8 @@ impl ScriptFailure {
         }
     }
 
-    /// Nothing was run: there are as many sessions, workers or checks as may be. The same may succeed later, and
-    /// it speaks against no script.
+    /// The failure if nothing was run because there are too many sessions, workers or checks. A retry may succeed
+    /// later, and the failure does not count against the script.
     #[must_use]
     pub fn no_room(message: impl Into<String>) -> Self {
         let mut failure = Self::new(RuntimeCode::Quota, message);
@@ -268,14 +269,14 @@ impl ScriptFailure {
         failure
     }
 
-    /// Whether it is [`Self::no_room`]. What a script throws has another code.
+    /// Whether the failure is [`Self::no_room`]. An exception of a script has another code.
     #[must_use]
     pub fn is_no_room(&self) -> bool {
-        let told = self.operation.as_deref();
-        self.code == RuntimeCode::Quota && told.is_some_and(|error| error.code == OVERLOADED)
+        let operation = self.operation.as_deref();
+        self.code == RuntimeCode::Quota && operation.is_some_and(|error| error.code == OVERLOADED)
     }
 
-    /// The same, at a line of a module.
+    /// The same failure at a line of a module.
     #[must_use]
     pub fn at(mut self, module: impl Into<String>, line: u32) -> Self {
         self.place = Some(ModulePosition {
@@ -302,7 +303,7 @@ impl ScriptFailure {
         }
     }
 
-    /// Whether the isolate that answered with this can take another call.
+    /// Whether the isolate that returned this failure cannot take another call.
     #[must_use]
     pub const fn closes(&self) -> bool {
         matches!(

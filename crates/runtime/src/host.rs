@@ -1,7 +1,7 @@
-//! What stands on the other side of a script: the node, reached over the worker's socket, or a test.
+//! The other side of a script: the node behind the worker's socket, or a test.
 //!
-//! The host enforces every right. The runtime asks and obeys its own limits so that an honest
-//! worker answers with a clear code; it is not what keeps a hostile one in.
+//! The host enforces all rights. The runtime obeys its own limits so that an honest worker answers
+//! with a clear code; they do not confine a hostile worker.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -14,87 +14,87 @@ use std::future::Future;
 
 use crate::error::OpError;
 
-/// A boxed future, as the object-safe trait returns it.
+/// A boxed future, which an object-safe trait needs.
 pub type HostFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
-/// The items of a subscription, in order; ends after the first error.
+/// The items of a subscription, in order; the stream ends after the first error.
 pub type Items = Pin<Box<dyn Stream<Item = Result<OpReply, OpError>> + Send + 'static>>;
 
-/// What an operation answers.
+/// The answer of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum OpReply {
     /// A JSON value.
     Json(Value),
-    /// Bytes that stay where they are: the script sees them as an immutable `ArrayBuffer`.
+    /// Bytes that are not copied: the script sees them as an immutable `ArrayBuffer`.
     Bytes(Bytes),
     /// A value with bytes: each `{"$bin": [offset, length]}` in it becomes an immutable
-    /// `ArrayBuffer` over that part of them.
+    /// `ArrayBuffer` of that part.
     Mixed(Value, Bytes),
 }
 
-/// Options of a call, named as in the call protocol.
+/// The options of a call, with the names of the call protocol.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScriptCallOptions {
-    /// The peer that shall answer; the node itself when absent.
+    /// The peer that must answer; without it, the node itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// How long the host waits, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Makes a repeated call the same call.
+    /// The key by which a repeated call counts as the same call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
 }
 
-/// What an operation does to the world.
+/// The kind of an operation.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScriptOperationKind {
-    /// Changes nothing.
+    /// It changes nothing.
     Query,
-    /// Changes something.
+    /// It changes something.
     Mutation,
-    /// Answers with items until it ends.
+    /// It answers with items until it ends.
     Subscription,
 }
 
-/// One operation that the session's environment contains.
+/// An operation in the session's environment.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct EnvOperation {
-    /// Its name, `namespace/operation`.
+    /// The name, `namespace/operation`.
     pub path: String,
-    /// What it does.
+    /// The kind of the operation.
     pub kind: ScriptOperationKind,
-    /// JSON Schema of its input.
+    /// The JSON Schema of the input.
     pub input: Value,
-    /// JSON Schema of its output, or of one item.
+    /// The JSON Schema of the output, or of one item.
     pub output: Value,
-    /// For people.
+    /// A description for people.
     #[serde(default)]
     pub description: String,
 }
 
-/// An operation that a script offers, in its session only.
+/// An operation that a script offers in its own session.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScriptRegistration {
-    /// `js/<name>` is what it is called by.
+    /// The name; callers use `js/<name>`.
     pub name: String,
-    /// JSON Schema of its input.
+    /// The JSON Schema of the input.
     #[serde(default = "anything")]
     pub input: Value,
-    /// JSON Schema of its output, or of one item.
+    /// The JSON Schema of the output, or of one item.
     #[serde(default = "anything")]
     pub output: Value,
-    /// Codes it may fail with, each with the schema of its details.
+    /// The codes that it may fail with, each with the schema of its details.
     #[serde(default)]
     pub errors: serde_json::Map<String, Value>,
-    /// Operations it calls.
+    /// The operations that it calls.
     #[serde(default)]
     pub uses: Vec<String>,
-    /// What it does.
+    /// The kind of the operation.
     pub kind: ScriptOperationKind,
-    /// For people.
+    /// A description for people.
     #[serde(default)]
     pub description: String,
 }
@@ -103,7 +103,7 @@ fn anything() -> Value {
     Value::Bool(true)
 }
 
-/// Weight of a line of `console`.
+/// The level of a line of `console`.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ConsoleLevel {
@@ -117,11 +117,11 @@ pub enum ConsoleLevel {
     Error,
 }
 
-/// The other side. Nothing here blocks; what takes time returns a future, and dropping the future
-/// aborts what it stands for.
+/// The other side of an isolate. No method blocks: work that takes time returns a future, and
+/// dropping the future aborts the work.
 pub trait IsolateHost: Send + Sync + 'static {
-    /// Calls an operation of the session's environment. One that is not in it answers exactly as
-    /// one that does not exist.
+    /// Calls an operation of the session's environment. An operation outside it fails like one that
+    /// does not exist.
     fn call(
         &self,
         path: &str,
@@ -129,8 +129,8 @@ pub trait IsolateHost: Send + Sync + 'static {
         options: ScriptCallOptions,
     ) -> HostFuture<Result<OpReply, OpError>>;
 
-    /// The same with bytes beside the input, which `{"$bin": [offset, length]}` in it point into.
-    /// With `map`, the answer may come as a file's bytes where they lie.
+    /// The same with bytes beside the input, which `{"$bin": [offset, length]}` in it refers to.
+    /// With `map`, the answer may be a file's bytes, which are not copied.
     fn call_with_bytes(
         &self,
         path: &str,
@@ -143,14 +143,14 @@ pub trait IsolateHost: Send + Sync + 'static {
         Box::pin(std::future::ready(Err(error)))
     }
 
-    /// Opens a subscription. The isolate holds at most [`crate::limits::UNACKNOWLEDGED`] items
+    /// Opens a subscription. The isolate buffers at most [`crate::limits::UNACKNOWLEDGED`] items
     /// that the script did not take, and polls for no more until it takes one.
     fn subscribe(&self, path: &str, input: Value, options: ScriptCallOptions) -> Items;
 
-    /// What the session may call whose path begins with `prefix`.
+    /// The operations that the session may call and whose path begins with `prefix`.
     fn list(&self, prefix: &str) -> Vec<EnvOperation>;
 
-    /// Offers an operation. `script` identifies specification and source (see
+    /// Offers an operation. `script` identifies the specification and the source (see
     /// [`crate::ops::script_id`]).
     fn register(
         &self,
@@ -158,20 +158,20 @@ pub trait IsolateHost: Send + Sync + 'static {
         script: [u8; 32],
     ) -> HostFuture<Result<(), OpError>>;
 
-    /// One item of a subscription that a script serves. The future resolves when the next one may
-    /// follow.
+    /// Sends one item of a subscription that a script serves. The future resolves when the next one
+    /// may follow.
     fn emit(&self, entry: u64, item: Value) -> HostFuture<Result<(), OpError>>;
 
-    /// A line of `console`.
+    /// Writes a line of `console`.
     fn log(&self, level: ConsoleLevel, text: &str);
 
-    /// Whether `value` fits `schema`; the text says where it does not.
+    /// Checks whether `value` matches `schema`.
     ///
     /// # Errors
-    /// The first place that does not fit.
+    /// The first location that does not match.
     fn check(&self, schema: &Value, value: &Value) -> Result<(), String>;
 
-    /// Waits for a timer of a session that follows real time.
+    /// Waits for a timer of a session with real time.
     fn sleep(&self, time: Duration) -> HostFuture<()> {
         Box::pin(tokio::time::sleep(time))
     }

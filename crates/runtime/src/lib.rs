@@ -1,12 +1,11 @@
-//! Scripts: QuickJS isolates with every limit, and the bridge between a script and its host.
+//! Scripts: QuickJS isolates with limits for every resource, and the bridge between a script and its host.
 //!
-//! This is the part that runs inside a confined worker process. It knows no process, no socket and
-//! no registry: what a script asks for goes through the [`IsolateHost`] trait, and what its owner decides
-//! comes in as a [`IsolateSpec`].
+//! This crate runs inside a confined worker process. It has no access to processes, sockets or the registry: a
+//! script's requests go through the [`IsolateHost`] trait, and the decisions of its owner are an [`IsolateSpec`].
 //!
-//! The way through the folders: `isolate` makes an engine, runs it in turns and charges it;
-//! `globals` is what a script finds; `ops` is how it reaches the host; `json` is what crosses;
-//! `modules` and `typescript` turn the session's sources into code; `core` is what scripts import.
+//! The modules: `isolate` makes an engine, runs it in turns and charges it; `globals` has the objects that a script
+//! finds; `ops` is its way to the host; `json` converts values; `modules` and `typescript` turn the session's sources
+//! into code; `core` has the modules that scripts import.
 //!
 //! ```
 //! use std::future::ready;

@@ -1,7 +1,7 @@
-//! Every limit of a session, as a constant with its unit and its reason.
+//! All limits of a session, as constants with a unit and a reason.
 //!
-//! What a session may set is a field of [`IsolateLimits`]; what it may not is a constant. Each is listed in
-//! `docs/scripts.md`, and a test hits each.
+//! Limits that a session may set are fields of [`IsolateLimits`]; the others are constants. `docs/scripts.md` lists
+//! them all, and a test reaches each.
 
 use std::time::Duration;
 
@@ -9,77 +9,78 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{RuntimeCode, ScriptFailure};
 
-/// Poll points (jumps, calls; a plain loop has two a round) in one tick of fuel: the interval at which the engine asks.
+/// Poll points in one tick of fuel, which is the interval of the engine's checks. Jumps and calls are poll points; a
+/// plain loop has two per round.
 pub const POLL_POINTS_PER_TICK: u64 = 10_000;
-/// Most CPU time that one call can be given.
+/// The most CPU time for one call.
 pub const CPU_MAX: Duration = Duration::from_secs(300);
-/// Least heap a session works with: the globals alone take a good part of it.
+/// The smallest heap with which a session works: the globals alone take a large part of it.
 pub const HEAP_BYTES_MIN: usize = 1 << 20;
-/// Most heap a session can be given.
+/// The largest heap for a session.
 pub const HEAP_BYTES_MAX: usize = 1 << 30;
-/// Least stack a session works with.
+/// The smallest stack with which a session works.
 pub const STACK_BYTES_MIN: usize = 64 << 10;
-/// Most stack a session can be given. The thread needs 128 KiB more, for the calls into Rust.
+/// The largest stack for a session. The thread needs 128 KiB more for calls into Rust.
 pub const STACK_BYTES_MAX: usize = 1 << 20;
-/// Length of one module's source.
+/// The length of one module's source.
 pub const SOURCE_BYTES: usize = 1 << 20;
-/// Modules of one graph, the embedded ones aside.
+/// Modules of one graph, without the embedded ones.
 pub const MODULES: usize = 256;
-/// Jobs (promise reactions, microtasks) that one turn may run.
+/// Jobs (promise reactions and microtasks) that one turn may run.
 pub const JOBS_PER_TURN: u64 = 100_000;
-/// Depth of a JSON value that crosses between a script and its host.
+/// The depth of a JSON value between a script and its host.
 pub const JSON_DEPTH: usize = 64;
-/// Size of a JSON value that crosses from a script, in memory ([`crate::weight`]); the text of one that
-/// crosses to a script.
+/// The size in memory of a JSON value from a script ([`crate::weight`]), and the length of the text of one for a
+/// script.
 pub const JSON_BYTES: usize = 4 << 20;
 /// Items of a subscription that the host sent and the script did not take yet.
 pub const UNACKNOWLEDGED: usize = 16;
 /// Timers that wait at the same time.
 pub const TIMERS: usize = 1024;
-/// Subscriptions open at the same time.
+/// Subscriptions that are open at the same time.
 pub const SUBSCRIPTIONS: usize = 64;
-/// Operations that one session registers.
+/// Operations that one session may register.
 pub const REGISTERED: usize = 256;
 /// Cases of one `ops.test`.
 pub const TEST_CASES: usize = 256;
-/// Calls that a record keeps.
+/// Calls in a record.
 pub const RECORDED_MAX: usize = 1_000;
-/// Bytes of all of them, as their JSON text is long, bytes as base64 included: half of what an answer
-/// may be long, so that a script's own value finds room beside them.
+/// Bytes of all recorded calls as JSON text, with bytes in base64: half of the longest answer, so that a script's own
+/// value fits beside them.
 pub const RECORDED_BYTES_MAX: usize = 512 << 10;
-/// How many times as much memory as [`RECORDED_BYTES_MAX`] recorded values may take.
+/// The memory of recorded values, as a multiple of [`RECORDED_BYTES_MAX`].
 pub const RECORDED_MEMORY_FACTOR: usize = 8;
-/// Imports, and places that make code of text, that a scan reports of one source.
+/// Imports, and places that make code of text, that a scan of one source reports.
 pub const LOOKED: usize = 1_000;
-/// Text that `console` may write within one second of the session's clock.
+/// Bytes that `console` may write within one second of the session's clock.
 pub const LOG_BYTES_PER_SECOND: usize = 64 << 10;
-/// Length of one line of `console`; the rest is cut.
+/// The length of one line of `console`; the rest is cut.
 pub const LOG_LINE_BYTES: usize = 8 << 10;
-/// Random bytes of one `crypto.getRandomValues`, as browsers have it.
+/// Random bytes of one `crypto.getRandomValues`, as in browsers.
 pub const RANDOM_BYTES: usize = 65_536;
 
-/// What one session may use. Fuel and CPU time are per call, everything else per session.
+/// The limits of one session. Fuel and CPU time are for each call, and all others for the session.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct IsolateLimits {
-    /// Ticks of [`POLL_POINTS_PER_TICK`] for a call. The same script on the same input always takes
-    /// the same number.
+    /// The fuel of a call, in units of [`POLL_POINTS_PER_TICK`]. The same script with the same input always uses the
+    /// same fuel.
     pub fuel_ticks: u64,
-    /// CPU time of a call, of the thread that runs it.
+    /// The CPU time of a call, on the thread that runs it.
     pub cpu: Duration,
-    /// Bytes the engine may have allocated.
+    /// Bytes that the engine may allocate.
     pub heap_bytes: usize,
     /// Bytes outside the engine's heap that the script can see.
     pub external_bytes: usize,
-    /// Depth of the stack, in bytes.
+    /// The depth of the stack, in bytes.
     pub stack_bytes: usize,
     /// Calls and subscriptions during the whole session.
     pub calls: u64,
-    /// Calls not answered yet, and subscriptions waiting for an item.
+    /// Calls without an answer yet, and subscriptions that wait for an item.
     pub calls_in_flight: usize,
 }
 
 impl IsolateLimits {
-    /// Refuses what is above a hard cap or too small to work with.
+    /// Refuses limits that are above a hard cap, or too small to work with.
     ///
     /// ```
     /// use alknet_runtime::IsolateLimits;
@@ -93,17 +94,17 @@ impl IsolateLimits {
     /// ```
     ///
     /// # Errors
-    /// [`RuntimeCode::Limit`], with the name of the field.
+    /// [`RuntimeCode::Limit`] with the name of the field.
     pub fn checked(self) -> Result<Self, ScriptFailure> {
         let heap = (HEAP_BYTES_MIN..=HEAP_BYTES_MAX).contains(&self.heap_bytes);
         let stack = (STACK_BYTES_MIN..=STACK_BYTES_MAX).contains(&self.stack_bytes);
-        let wrong = [
+        let checks = [
             (self.fuel_ticks > 0, "fuel_ticks"),
             (!self.cpu.is_zero() && self.cpu <= CPU_MAX, "cpu"),
             (heap, "heap_bytes"),
             (stack, "stack_bytes"),
         ];
-        match wrong.into_iter().find(|(fits, _)| !fits) {
+        match checks.into_iter().find(|(is_valid, _)| !is_valid) {
             Some((_, field)) => Err(ScriptFailure::new(
                 RuntimeCode::Limit,
                 format!("the limit {field} is out of its range"),

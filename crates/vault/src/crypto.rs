@@ -1,4 +1,4 @@
-//! The primitives as the rest of the crate names them.
+//! The cryptographic primitives, with the names that this crate uses.
 
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, Nonce, Tag};
@@ -15,14 +15,14 @@ pub(crate) const TAG: usize = 16;
 /// Bytes of an AES-GCM nonce.
 pub(crate) const IV: usize = 12;
 
-/// From the operating system; waits until its generator is ready.
+/// Random bytes of the kernel; blocks until its generator is ready (getrandom(2)).
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], VaultError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|_| VaultError::NoRandomness)?;
     Ok(bytes)
 }
 
-/// The same for what is secret.
+/// The same for a secret.
 pub(crate) fn random_secret<const N: usize>() -> Result<SecretArr<N>, VaultError> {
     let mut secret = SecretArr::zeroed();
     getrandom::fill(secret.expose_mut()).map_err(|_| VaultError::NoRandomness)?;
@@ -38,6 +38,7 @@ pub(crate) fn hmac_sha512(key: &[u8], parts: &[&[u8]]) -> SecretArr<64> {
     let mut tag = mac.finalize().into_bytes();
     let mut out = SecretArr::zeroed();
     out.expose_mut().copy_from_slice(&tag);
+    // The tag is a secret key for some callers, and its buffer is not wiped by its type.
     tag.as_mut_slice().zeroize();
     out
 }
@@ -49,7 +50,7 @@ pub(crate) fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
     mac.finalize().into_bytes().into()
 }
 
-/// HKDF-SHA256 to one key.
+/// HKDF-SHA256 (RFC 5869) with an output of one key.
 pub(crate) fn hkdf_sha256(ikm: &[u8], salt: &[u8], info: &[u8]) -> SecretArr<32> {
     let mut out = SecretArr::zeroed();
     Hkdf::<Sha256>::new(Some(salt), ikm)
@@ -71,7 +72,7 @@ pub(crate) fn encrypt(
     plaintext: &[u8],
     out: &mut Vec<u8>,
 ) {
-    // Reserved before, so that the plaintext lies in one place and is overwritten there.
+    // The memory is reserved first, so that the plaintext is not moved and is overwritten in place.
     out.reserve_exact(plaintext.len() + TAG);
     let start = out.len();
     out.extend_from_slice(plaintext);
@@ -81,7 +82,7 @@ pub(crate) fn encrypt(
     out.extend_from_slice(&tag);
 }
 
-/// AES-256-GCM: the plaintext of `ciphertext ‖ tag`, or `Decrypt` whatever the reason.
+/// AES-256-GCM: the plaintext of `ciphertext ‖ tag`, or `Decrypt` for every failure.
 pub(crate) fn decrypt(
     key: &SecretArr<32>,
     iv: &[u8; IV],

@@ -1,20 +1,19 @@
-//! Canonical JSON (RFC 8785) of what this crate writes: one text for one value, so that it can be
-//! authenticated and compared byte by byte.
+//! Canonical JSON (RFC 8785): one text for one value, so that texts can be authenticated and compared byte by byte.
 
 use serde_json::Value;
 
-/// Integers beyond are no integers to every reader.
+/// Largest integer that every reader of JSON reads exactly (RFC 8259 section 6).
 const MAX_SAFE: u64 = (1 << 53) - 1;
 
-/// The canonical text of `value`, or `None` for a number that is no integer from 0 to 2⁵³ − 1: nothing
-/// here has others.
+/// The canonical text of `value`, or `None` if it has a number other than an integer from 0 to 2⁵³ − 1; this crate
+/// writes no others.
 pub(crate) fn canonical(value: &Value) -> Option<String> {
     let mut out = String::new();
     write(value, &mut out)?;
     Some(out)
 }
 
-/// A value whose text was canonical.
+/// Parses a text, which must be canonical.
 pub(crate) fn parse_canonical(text: &[u8]) -> Option<Value> {
     let value = serde_json::from_slice(text).ok()?;
     (canonical(&value)?.as_bytes() == text).then_some(value)
@@ -23,6 +22,8 @@ pub(crate) fn parse_canonical(text: &[u8]) -> Option<Value> {
 fn write(value: &Value, out: &mut String) -> Option<()> {
     match value {
         Value::Number(number) => {
+            // RFC 8785 section 3.2.2.3 writes numbers as ECMAScript does, which this crate avoids by using integers
+            // only.
             let number = number.as_u64().filter(|number| *number <= MAX_SAFE)?;
             out.push_str(&number.to_string());
         }
@@ -36,7 +37,7 @@ fn write(value: &Value, out: &mut String) -> Option<()> {
         }
         Value::Object(fields) => {
             let mut names: Vec<_> = fields.iter().collect();
-            // RFC 8785 §3.2.3: names in the order of their UTF-16 code units.
+            // RFC 8785 section 3.2.3: names are sorted by their UTF-16 code units.
             names.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
             out.push('{');
             for (at, (name, field)) in names.into_iter().enumerate() {
@@ -47,7 +48,7 @@ fn write(value: &Value, out: &mut String) -> Option<()> {
             }
             out.push('}');
         }
-        // serde_json escapes as RFC 8785 says: what has a short form by it, the rest as \u00xx.
+        // serde_json escapes as RFC 8785 requires: the short form if there is one, otherwise \u00xx.
         Value::Null | Value::Bool(_) | Value::String(_) => out.push_str(&value.to_string()),
     }
     Some(())

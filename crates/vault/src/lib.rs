@@ -1,13 +1,13 @@
-//! The vault: recovery words, every key that is derived from them, and what is sealed under those.
+//! The vault: recovery words, the keys that are derived from them, and the records that are sealed under those keys.
 //!
-//! One secret, the entropy of BIP39 words, is kept encrypted in `vault.alkv` behind key slots
-//! ([`slots`]). Unlocked, it gives every long-lived key of a node ([`Vault`]): derived when it is asked
-//! for and never written. Secrets that come from outside are sealed under a derived key ([`SealedBlob`]).
-//! What happens is written to a log that shows when it was changed ([`audit`]).
+//! One secret, the entropy of BIP39 words, is kept encrypted in `vault.alkv` behind key slots ([`slots`]). An
+//! unlocked [`Vault`] gives every long-lived key of a node, which it derives at each request and never writes.
+//! Secrets that come from outside are sealed under a derived key ([`SealedBlob`]). What happens is written to a log
+//! that shows when it was changed ([`audit`]).
 //!
-//! Everything is synchronous. There is no network, no asynchronous runtime and no other crate of the
-//! project beneath, no clock and no environment: times come from the caller, and the only files
-//! touched are those a caller names.
+//! Everything is synchronous. The crate has no network, no asynchronous runtime, no clock and no environment, and
+//! uses no other crate of the project: times come from the caller, and the only files that it touches are those that
+//! a caller names.
 //!
 //! ```
 //! use alknet_vault::slots::{Alkv, NewSlot, NewVault, OpenAlkv, UnlockKey};

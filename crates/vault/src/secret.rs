@@ -1,24 +1,24 @@
-//! Memory that is wiped when it is let go.
+//! Memory that is zeroized when it is dropped.
 //!
-//! Nothing here can be copied by `Clone`, shown by `Debug` or written by `serde`, and nothing grows: a
-//! buffer that moves would leave its old contents behind.
+//! No type of this module implements `Clone` or `serde`, `Debug` shows no content, and no buffer grows, because a
+//! buffer that moves leaves its old contents behind.
 
 use std::fmt;
 
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
-/// `N` secret bytes at one place on the heap, wiped on drop.
+/// `N` secret bytes in one heap allocation, zeroized on drop.
 pub struct SecretArr<const N: usize>(Box<[u8; N]>);
 
 impl<const N: usize> SecretArr<N> {
-    /// Zeroes, to be filled in place.
+    /// Zeros, which the caller fills in place.
     #[must_use]
     pub fn zeroed() -> Self {
         Self(Box::new([0; N]))
     }
 
-    /// A copy of `bytes`; the caller wipes the original.
+    /// A copy of `bytes`; the caller zeroizes the original.
     #[must_use]
     pub fn copy_of(bytes: &[u8; N]) -> Self {
         let mut secret = Self::zeroed();
@@ -26,7 +26,7 @@ impl<const N: usize> SecretArr<N> {
         secret
     }
 
-    /// A copy of `bytes` if they are `N`.
+    /// A copy of `bytes` if their number is `N`.
     #[must_use]
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         Some(Self::copy_of(bytes.try_into().ok()?))
@@ -49,7 +49,7 @@ impl<const N: usize> Drop for SecretArr<N> {
     }
 }
 
-/// In constant time.
+/// Compares in constant time.
 impl<const N: usize> PartialEq for SecretArr<N> {
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(other.0.as_slice()).into()
@@ -64,17 +64,17 @@ impl<const N: usize> fmt::Debug for SecretArr<N> {
     }
 }
 
-/// Secret bytes of any number, wiped on drop.
+/// Secret bytes of any number, zeroized on drop.
 pub struct SecretBytes(Zeroizing<Vec<u8>>);
 
 impl SecretBytes {
-    /// Takes the bytes over. The vector must not have moved while it was filled.
+    /// Takes ownership of the bytes. The vector must not have grown while it was filled.
     #[must_use]
     pub fn from_vec(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// A copy of `bytes`; the caller wipes the original.
+    /// A copy of `bytes`; the caller zeroizes the original.
     #[must_use]
     pub fn copy_of(bytes: &[u8]) -> Self {
         Self::from_vec(bytes.to_vec())
@@ -87,7 +87,7 @@ impl SecretBytes {
     }
 }
 
-/// In constant time for what has the same length.
+/// Compares in constant time if the lengths are equal.
 impl PartialEq for SecretBytes {
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(other.0.as_slice()).into()
@@ -102,7 +102,7 @@ impl fmt::Debug for SecretBytes {
     }
 }
 
-/// A secret text, wiped on drop.
+/// A secret text, zeroized on drop.
 ///
 /// ```
 /// use alknet_vault::SecretStr;
@@ -114,7 +114,7 @@ impl fmt::Debug for SecretBytes {
 pub struct SecretStr(Zeroizing<String>);
 
 impl SecretStr {
-    /// Takes the text over.
+    /// Takes ownership of the text.
     #[must_use]
     pub fn from_string(text: String) -> Self {
         Self(Zeroizing::new(text))

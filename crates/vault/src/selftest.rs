@@ -1,5 +1,5 @@
-//! The official vectors, carried inside the program, so that any build can be asked whether it still
-//! computes what other implementations compute.
+//! The official test vectors within the program, so that every build can check that it computes
+//! what other implementations compute.
 
 mod suites;
 
@@ -8,9 +8,9 @@ use thiserror::Error;
 /// One set of vectors that passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suite {
-    /// What it is called.
+    /// The name of the set.
     pub name: &'static str,
-    /// How many cases it has.
+    /// The number of cases.
     pub cases: usize,
 }
 
@@ -18,13 +18,13 @@ pub struct Suite {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("self-test {suite}: case {case} failed; this build computes wrong keys")]
 pub struct SelfTestFailure {
-    /// Of which set.
+    /// The set.
     pub suite: &'static str,
-    /// Which line of it, counted from 1 without comments.
+    /// The line in the set, counted from 1 without comments.
     pub case: usize,
 }
 
-/// Runs every vector; answers which sets there were, or the first case that failed.
+/// Runs every vector; returns the sets, or the first case that failed.
 pub fn selftest() -> Result<Vec<Suite>, SelfTestFailure> {
     suites::ALL
         .iter()
@@ -32,7 +32,7 @@ pub fn selftest() -> Result<Vec<Suite>, SelfTestFailure> {
         .collect()
 }
 
-/// Checks the fields of one line; `None` is a failure, as is a field that does not read.
+/// Checks the fields of one line; `None` means a failure or a field that does not parse.
 type Check = fn(&[&str]) -> Option<()>;
 
 fn run(suite: &'static str, text: &str, check: Check) -> Result<Suite, SelfTestFailure> {

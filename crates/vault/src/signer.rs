@@ -1,5 +1,5 @@
-//! Keys that sign, handed out one by one. A key that was handed out outlives `lock`, so that what is
-//! being served goes on; `lock_hard` takes all of them back.
+//! Signing keys that programs get one by one. A key in use survives `lock`, so that a node can go on serving;
+//! `lock_hard` revokes all of them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,19 +14,19 @@ use crate::error::VaultError;
 use crate::secret::{SecretArr, SecretBytes};
 use crate::vault::Vault;
 
-/// Why the bytes of a key leave the vault; goes into the audit log.
+/// Why the bytes of a key leave the vault; the audit log records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExportReason {
-    /// A certificate authority's client takes key bytes only.
+    /// A certificate authority's client accepts key bytes only.
     AcmeClient,
-    /// The administrator asked at the console.
+    /// The administrator requested it at the console.
     Console,
-    /// iroh takes key bytes only.
+    /// iroh accepts key bytes only.
     IrohEndpoint,
-    /// The SSH server takes key bytes only.
+    /// The SSH server accepts key bytes only.
     SshServer,
-    /// The TLS library takes key bytes only.
+    /// The TLS library accepts key bytes only.
     TlsConfig,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for ExportReason {
     }
 }
 
-/// The names that `Display` writes, and no others.
+/// Parses the names that `Display` writes, and no others.
 impl FromStr for ExportReason {
     type Err = ();
 
@@ -58,11 +58,11 @@ impl FromStr for ExportReason {
     }
 }
 
-/// A key that can be taken back, by this process or by the other that has the vault.
+/// A key that this process, or the other one that has the vault, can revoke.
 pub(crate) struct RevocableKey<K> {
     key: RwLock<Option<Box<K>>>,
     area: Arc<SeedArea>,
-    /// How often all keys had been taken back when it was handed out.
+    /// The number of revocations when the key was given out.
     hard_locks: u64,
 }
 
@@ -76,7 +76,7 @@ impl<K> RevocableKey<K> {
     }
 
     pub(crate) fn with<R>(&self, act: impl FnOnce(&K) -> R) -> Result<R, VaultError> {
-        // The other process may have taken all keys back: the number in the shared memory says so.
+        // The other process may have revoked all keys, which the counter in the shared memory shows.
         if self.area.hard_locks() != self.hard_locks {
             return Err(VaultError::Locked);
         }
@@ -85,7 +85,7 @@ impl<K> RevocableKey<K> {
     }
 }
 
-/// What `lock_hard` does to every key there is; dropping a key wipes it.
+/// The action of `lock_hard` on every key; dropping a key zeroizes it.
 pub(crate) trait Revoke: Send + Sync {
     fn revoke(&self);
 }
@@ -97,7 +97,7 @@ impl<K: Send + Sync> Revoke for RevocableKey<K> {
     }
 }
 
-/// An Ed25519 key. Clones are the same key.
+/// An Ed25519 key. Clones share the key.
 #[derive(Clone)]
 pub struct Ed25519Signer {
     pub(crate) key: Arc<RevocableKey<ed25519_dalek::SigningKey>>,
@@ -107,26 +107,26 @@ pub struct Ed25519Signer {
 }
 
 impl Ed25519Signer {
-    /// What others know it by.
+    /// The public key.
     #[must_use]
     pub fn public(&self) -> [u8; 32] {
         self.public
     }
 
-    /// What it is for.
+    /// The purpose.
     #[must_use]
     pub fn purpose(&self) -> KeyPurpose {
         self.purpose
     }
 
-    /// Signs as RFC 8032 says; `Locked` once the key was taken back.
+    /// Signs as in RFC 8032; `Locked` once the key is revoked.
     pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], VaultError> {
         self.key.with(|key| key.sign(message).to_bytes())
     }
 
-    /// The 32-byte seed of RFC 8032, for a library that signs by itself. What is exposed cannot be
-    /// taken back.
+    /// The 32-byte seed of RFC 8032, for a library that signs by itself. An exposed seed cannot be revoked.
     pub fn expose(&self, reason: ExportReason) -> Result<SecretArr<32>, VaultError> {
+        // A revoked key fails here, and then the audit log records no export.
         let seed = self.key.with(|key| SecretArr::copy_of(key.as_bytes()))?;
         self.vault.exposed(self.purpose, reason);
         Ok(seed)
@@ -134,6 +134,7 @@ impl Ed25519Signer {
 
     /// The same as PKCS #8 (RFC 8410), without the public key.
     pub fn pkcs8(&self, reason: ExportReason) -> Result<SecretBytes, VaultError> {
+        // The DER of a private key up to its seed (RFC 8410 section 7).
         const BEFORE: [u8; 16] = [
             0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22,
             0x04, 0x20,
@@ -151,7 +152,7 @@ impl fmt::Debug for Ed25519Signer {
     }
 }
 
-/// A NIST P-256 key. Clones are the same key.
+/// A NIST P-256 key. Clones share the key.
 #[derive(Clone)]
 pub struct P256Signer {
     pub(crate) key: Arc<RevocableKey<p256::ecdsa::SigningKey>>,
@@ -161,13 +162,13 @@ pub struct P256Signer {
 }
 
 impl P256Signer {
-    /// What others know it by: the uncompressed point of SEC 1.
+    /// The public key: the uncompressed point of SEC 1.
     #[must_use]
     pub fn public(&self) -> [u8; 65] {
         self.public
     }
 
-    /// What it is for.
+    /// The purpose.
     #[must_use]
     pub fn purpose(&self) -> KeyPurpose {
         self.purpose
@@ -181,9 +182,10 @@ impl P256Signer {
         })
     }
 
-    /// The private scalar, big endian. What is exposed cannot be taken back.
+    /// The private scalar, big endian. An exposed scalar cannot be revoked.
     pub fn expose(&self, reason: ExportReason) -> Result<SecretArr<32>, VaultError> {
         let scalar = self.key.with(|key| {
+            // `to_bytes` returns a plain array, which would stay on the stack.
             let bytes = zeroize::Zeroizing::new(<[u8; 32]>::from(key.to_bytes()));
             SecretArr::copy_of(&bytes)
         })?;
@@ -193,11 +195,13 @@ impl P256Signer {
 
     /// The same as PKCS #8 (RFC 5958, RFC 5915), with the public key.
     pub fn pkcs8(&self, reason: ExportReason) -> Result<SecretBytes, VaultError> {
+        // The DER of a private key on P-256 up to its scalar (RFC 5915 section 3).
         const BEFORE: [u8; 36] = [
             0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce,
             0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04,
             0x6d, 0x30, 0x6b, 0x02, 0x01, 0x01, 0x04, 0x20,
         ];
+        // The DER of the optional public key up to its point (RFC 5915 section 3).
         const BETWEEN: [u8; 5] = [0xa1, 0x44, 0x03, 0x42, 0x00];
         let scalar = self.expose(reason)?;
         let parts = [&BEFORE, scalar.expose().as_slice(), &BETWEEN, &self.public];
@@ -219,7 +223,7 @@ pub(crate) fn p256_public(key: &p256::ecdsa::SigningKey) -> [u8; 65] {
         .expect("an uncompressed point of P-256 has 65 bytes")
 }
 
-/// The Ethereum key. Clones are the same key.
+/// The Ethereum key. Clones share the key.
 #[cfg(feature = "secp256k1")]
 #[derive(Clone)]
 pub struct EthereumSigner {
@@ -229,13 +233,13 @@ pub struct EthereumSigner {
 
 #[cfg(feature = "secp256k1")]
 impl EthereumSigner {
-    /// What others know it by: the uncompressed point of SEC 1.
+    /// The public key: the uncompressed point of SEC 1.
     #[must_use]
     pub fn public(&self) -> [u8; 65] {
         self.public
     }
 
-    /// Signs a digest; `r ‖ s` with the smaller `s`, and which of the points is the signer's (0 or 1).
+    /// Signs a digest; returns `r ‖ s` with the smaller `s`, and the index of the signer's point (0 or 1).
     pub fn sign_digest(&self, digest: &[u8; 32]) -> Result<([u8; 64], u8), VaultError> {
         let signed = self.key.with(|key| key.sign_prehash_recoverable(digest))?;
         let (signature, recovery) = signed;
@@ -260,7 +264,7 @@ pub(crate) fn k256_public(key: &k256::ecdsa::SigningKey) -> [u8; 65] {
 }
 
 impl Vault {
-    /// Tells the audit log that bytes of a key left the vault.
+    /// Records in the audit log that bytes of a key left the vault.
     fn exposed(&self, purpose: KeyPurpose, reason: ExportReason) {
         let what = ExportedSecret::Key(purpose);
         self.tell(&AuditEvent::Exported { what, reason });

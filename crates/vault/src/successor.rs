@@ -1,15 +1,15 @@
-//! Who a node is after its words were replaced.
+//! The identity of a node after its words were replaced.
 //!
-//! Words that leaked cannot be rotated away: a vault of other words has another identity. The old one
-//! states once who follows it, so that peers that knew it may accept the new one. Canonical JSON:
+//! Words that leaked cannot be rotated: a vault with other words has another identity. The old identity states once
+//! which identity follows it, so that peers which knew the old one may accept the new one. Canonical JSON:
 //!
 //! `{"alksucc":1,"new":"ed25519:…","old":"ed25519:…","sig_new":…,"sig_old":…,"t":…}`
 //!
-//! Both signatures are over `alknet successor 1`, a line end, and the text without them. The old key's
-//! says who follows; the new key's proves that the statement names a key of its maker.
+//! Both signatures cover `alknet successor 1`, a newline, and the text without them. The old key's signature states
+//! the successor; the new key's proves that the statement's maker has that key.
 //!
-//! A thief of the old words can make such a statement too, at any time: a peer that accepts one by
-//! itself trusts the thief as much as the owner. What a statement is worth is the peer's decision.
+//! A thief of the old words can make such a statement too, at any time: a peer that accepts statements automatically
+//! trusts the thief as much as the owner. Each peer decides what a statement is worth.
 
 use std::fmt;
 
@@ -32,27 +32,27 @@ const KEY_PREFIX: &str = "ed25519:";
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SuccessorError {
-    /// Not the JSON of a statement.
+    /// The text is not the JSON of a statement.
     #[error("this is no statement of a successor: {0}")]
     Form(&'static str),
-    /// Of a later program.
+    /// A later program wrote the statement.
     #[error("the statement has format {0}; this program knows 1")]
     Newer(u64),
-    /// The new key did not sign it.
+    /// The new key's signature is invalid.
     #[error("the new key did not sign the statement")]
     NewSignature,
-    /// The old key did not sign it.
+    /// The old key's signature is invalid.
     #[error("the old key did not sign the statement")]
     OldSignature,
-    /// The identity would follow itself.
+    /// Both keys are the same.
     #[error("the old and the new key are the same")]
     Same,
-    /// More than a statement has.
+    /// The text exceeds the limit of a statement.
     #[error("a statement has at most {} bytes", MAX_SUCCESSOR_BYTES)]
     TooLong,
 }
 
-/// A statement whose signatures fit.
+/// A statement with valid signatures.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Successor {
     old: [u8; 32],
@@ -63,12 +63,12 @@ pub struct Successor {
 }
 
 impl Successor {
-    /// States that the identity of `new` follows that of `old`. Both are unlocked.
+    /// States that the identity of `new` follows that of `old`. Both vaults must be unlocked.
     pub fn state(old: &Vault, new: &Vault, t_s: u64) -> Result<Self, VaultError> {
         let keys = [old, new].map(|vault| vault.signer(KeyPurpose::NodeIdentity));
         let [old, new] = keys;
         let (old, new) = (old?, new?);
-        // The number that every reader of JSON has; times are far below it.
+        // The largest integer that every reader of JSON reads exactly; times are far below it.
         let mut stated = Self {
             old: old.public(),
             new: new.public(),
@@ -85,8 +85,8 @@ impl Successor {
         Ok(stated)
     }
 
-    /// Reads a statement and believes it only if both keys signed it. Whether the old key is one that
-    /// the reader knows is the reader's question ([`Successor::old`]).
+    /// Parses a statement, and accepts it only if both keys signed it. The caller has to check whether it knows the
+    /// old key ([`Successor::old`]).
     pub fn parse(text: &[u8]) -> Result<Self, SuccessorError> {
         if text.len() > MAX_SUCCESSOR_BYTES {
             return Err(SuccessorError::TooLong);
@@ -110,6 +110,7 @@ impl Successor {
             sig_old: signature(&value["sig_old"])?,
             sig_new: signature(&value["sig_new"])?,
         };
+        // Further fields would not be covered by the signatures.
         if stated.to_text().as_bytes() != text {
             return Err(form("it has other fields"));
         }
@@ -126,7 +127,7 @@ impl Successor {
         Ok(stated)
     }
 
-    /// The statement as it is published.
+    /// The statement in its published form.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut value = self.covered();
@@ -141,13 +142,13 @@ impl Successor {
         self.old
     }
 
-    /// The Ed25519 key that it has now.
+    /// The Ed25519 key that the node has now.
     #[must_use]
     pub fn new_key(&self) -> [u8; 32] {
         self.new
     }
 
-    /// Seconds since 1970, by the clock of the node that stated it.
+    /// The time of the statement in seconds since 1970, by the clock of the node that made it.
     #[must_use]
     pub fn time_s(&self) -> u64 {
         self.t_s
@@ -200,6 +201,7 @@ fn signature(value: &Value) -> Result<[u8; 64], SuccessorError> {
 }
 
 fn signed(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
+    // `verify_strict` also refuses weak keys, for which a signature fits several messages.
     let signature = Signature::from_bytes(signature);
     VerifyingKey::from_bytes(key).is_ok_and(|key| key.verify_strict(message, &signature).is_ok())
 }

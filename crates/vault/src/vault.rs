@@ -1,4 +1,4 @@
-//! The vault itself: locked, or open with the seed in memory.
+//! The vault: locked, or open with the seed in memory.
 
 mod state;
 
@@ -21,11 +21,11 @@ use crate::traces::without_traces;
 
 pub use state::{Epoch, KeyVersions, Observer, StateChange, VaultState};
 
-/// More than the seed's readers take of the stack, bytes. Who asks for no more than whether the vault is open
-/// may be a thread of PID 1, which outlives the seed.
+/// More than the stack that readers of the seed use, in bytes. Even a thread that only asks whether the vault is open
+/// may belong to PID 1, which outlives the seed.
 const SEED_STACK: usize = 32 << 10;
 
-/// All keys of a node. Clones are the same vault.
+/// All keys of a node. Clones share the vault.
 ///
 /// ```
 /// use alknet_vault::{Entropy, KeyPurpose, SecretStr, Vault, WordCount};
@@ -52,40 +52,39 @@ const SEED_STACK: usize = 32 << 10;
 pub struct Vault(Arc<VaultShared>);
 
 struct VaultShared {
-    /// The only place that has the seed.
+    /// The only memory with the seed.
     area: Arc<SeedArea>,
     device: PathIndex,
     observer: Option<Box<dyn Observer>>,
-    /// Keys that were handed out. Weak, so that a key is gone when its last holder drops it.
+    /// Keys in use. The references are weak, so that a key is wiped when its last user drops it.
     held: Mutex<Vec<Weak<dyn Revoke>>>,
     seen: Mutex<ObservedState>,
 }
 
-/// What this process did last, or noticed of the other.
+/// The last change that this process made, or noticed of the other process.
 struct ObservedState {
     state: VaultState,
     hard_locks: u64,
 }
 
 impl Vault {
-    /// A vault of device 0 with nothing in it.
+    /// A locked vault of device 0.
     #[must_use]
     pub fn locked() -> Self {
         Self::locked_as(PathIndex::default(), None)
     }
 
-    /// The same for one of several nodes of the same words, with an observer that hears what happens.
+    /// The same for one of several nodes of the same words, with an observer of its events.
     #[must_use]
     pub fn locked_as(device: PathIndex, observer: Option<Box<dyn Observer>>) -> Self {
         let area = SeedArea::private();
-        // A new one is locked, and takes it.
+        // The area is new and locked, so it accepts the device.
         let _ = area.set_device(device);
         Self::over(area, observer)
     }
 
-    /// A vault whose seed is in that area only, and which is open if the area is: two processes that
-    /// have one area have one vault. What this process had handed out, it has itself; the other learns
-    /// of it by nothing but the log.
+    /// A vault whose seed is only in that area, and which is open if the area is: two processes with one area have
+    /// one vault. Each process tracks the keys that it gave out; the other learns of them from the log only.
     #[must_use]
     pub fn over(area: impl Into<Arc<SeedArea>>, observer: Option<Box<dyn Observer>>) -> Self {
         let area = area.into();
@@ -103,10 +102,10 @@ impl Vault {
         }))
     }
 
-    /// Takes the words in. The passphrase is BIP39's, empty for none.
+    /// Opens the vault with the words. The passphrase is BIP39's, empty for none.
     pub fn unlock(&self, words: &Entropy, passphrase: &SecretStr) -> Result<Epoch, VaultError> {
         let seed = words.seed(passphrase)?;
-        // After the derivation, which takes milliseconds: the lock is held for the change only.
+        // The derivation takes milliseconds, so the lock is taken only after it.
         let mut seen = self.seen();
         let epoch = self.0.area.unlock(self.0.device, &seed);
         let epoch = epoch.map(Epoch).ok_or(VaultError::AlreadyUnlocked)?;
@@ -114,24 +113,23 @@ impl Vault {
         Ok(epoch)
     }
 
-    /// Wipes the seed, also for the other process. Keys that were handed out go on signing. Locking
-    /// twice is locking once.
+    /// Wipes the seed, for the other process as well. Keys in use go on signing. Locking a locked vault does nothing.
     pub fn lock(&self) {
         let mut seen = self.seen();
         seen.state = VaultState::Locked;
         let was_open = self.0.area.lock();
-        // The observer may call the vault again.
+        // The observer may call the vault again, so the lock is released first.
         drop(seen);
         if was_open {
             self.tell(&AuditEvent::Locked { hard: false });
         }
     }
 
-    /// Wipes the seed and every key that was handed out. Those of the other process sign nothing from
-    /// now on, and are wiped when it notices ([`Vault::notice`]).
+    /// Wipes the seed and every key in use. Keys of the other process sign nothing from now on, and are wiped when
+    /// that process notices ([`Vault::notice`]).
     pub fn lock_hard(&self) {
         let mut seen = self.seen();
-        // Before the keys are revoked: a key that is derived meanwhile is refused by the number.
+        // The counter rises before the keys are revoked, so that a key which is derived meanwhile is refused as well.
         seen.hard_locks = self.0.area.count_hard_lock();
         seen.state = VaultState::Locked;
         let was_open = self.0.area.lock();
@@ -142,8 +140,8 @@ impl Vault {
         }
     }
 
-    /// What the other process did since this one last did or noticed something; wipes the keys of this
-    /// one if all were taken back. Asked for now and then: nothing wakes this process.
+    /// The changes that the other process made since this one last made or noticed a change. Wipes the keys of this
+    /// process if all were revoked. The caller has to poll, because nothing wakes this process.
     pub fn notice(&self) -> Option<StateChange> {
         let mut seen = self.seen();
         let now = ObservedState {
@@ -155,7 +153,8 @@ impl Vault {
         if !revoked && seen.state == state {
             return None;
         }
-        // Taken over before the keys are revoked: two threads that notice report the change once.
+        // The new state is stored before the keys are revoked, so that of two threads that notice only one reports
+        // the change.
         *seen = now;
         drop(seen);
         if revoked {
@@ -164,27 +163,28 @@ impl Vault {
         Some(StateChange { state, revoked })
     }
 
-    /// Whether it is open.
+    /// Whether the vault is open.
     #[must_use]
     pub fn state(&self) -> VaultState {
         state_of(&self.0.area, self.0.device)
     }
 
-    /// Where the seed is.
+    /// The memory of the seed.
     #[must_use]
     pub fn area(&self) -> &SeedArea {
         &self.0.area
     }
 
-    /// Which of the nodes of its words it is.
+    /// The number of the node among the nodes of its words.
     #[must_use]
     pub fn device(&self) -> PathIndex {
         self.0.device
     }
 
-    /// Says which versions of the credential key are sealed with and opened, open or locked; for the
-    /// other process as well.
+    /// Sets the versions of the credential key that seal and open records, open or locked; for the other process as
+    /// well.
     pub fn use_versions(&self, versions: KeyVersions) -> Result<(), VaultError> {
+        // New records would be sealed with a version that the vault itself refuses.
         if versions.oldest > versions.current {
             return Err(VaultError::UnknownVersion(versions.current.number()));
         }
@@ -192,13 +192,13 @@ impl Vault {
         Ok(())
     }
 
-    /// Which versions are in use.
+    /// The versions in use.
     #[must_use]
     pub fn versions(&self) -> KeyVersions {
         self.0.area.versions()
     }
 
-    /// The Ed25519 key of a purpose that signs; `Unsupported` for the others.
+    /// The Ed25519 key of a purpose that signs; `Unsupported` for other purposes.
     pub fn signer(&self, purpose: KeyPurpose) -> Result<Ed25519Signer, VaultError> {
         let key = self.signing_key(purpose, Curve::Ed25519, |bytes| {
             Ok(ed25519_dalek::SigningKey::from_bytes(bytes))
@@ -211,7 +211,7 @@ impl Vault {
         })
     }
 
-    /// The NIST P-256 key of a purpose that has one; `Unsupported` for the others.
+    /// The NIST P-256 key of a purpose that has one; `Unsupported` for other purposes.
     pub fn p256_signer(&self, purpose: KeyPurpose) -> Result<P256Signer, VaultError> {
         let key = self.signing_key(purpose, Curve::NistP256, |bytes| {
             p256::ecdsa::SigningKey::from_bytes(bytes.into()).map_err(|_| VaultError::Unsupported)
@@ -246,7 +246,7 @@ impl Vault {
         Ok(blob)
     }
 
-    /// Opens what was sealed under that label, or says `Decrypt` and no more.
+    /// Opens a record that was sealed under that label, or returns `Decrypt` without a reason.
     pub fn open(&self, label: &BlobLabel, blob: &SealedBlob) -> Result<SecretBytes, VaultError> {
         let plaintext = blob.open(&self.readable_key(blob.key_version())?, label)?;
         self.tell(&AuditEvent::Opened {
@@ -255,8 +255,8 @@ impl Vault {
         Ok(plaintext)
     }
 
-    /// Seals again under another version: one step of a rotation. A blob that has that version already is
-    /// checked and answered as it is, so that a rotation that was interrupted may be run again.
+    /// Seals a record again under another version: one step of a rotation. A blob that has the version already is
+    /// checked and returned unchanged, so that an interrupted rotation can be run again.
     pub fn rewrap(
         &self,
         label: &BlobLabel,
@@ -265,7 +265,7 @@ impl Vault {
     ) -> Result<SealedBlob, VaultError> {
         let target = self.readable_key(to)?;
         let plaintext = blob.open(&self.readable_key(blob.key_version())?, label)?;
-        // It was opened all the same: only a record that opens counts as rotated.
+        // The record was opened all the same, because only a record that opens counts as rotated.
         if blob.key_version() == to {
             return Ok(blob.clone());
         }
@@ -277,7 +277,7 @@ impl Vault {
         Ok(sealed)
     }
 
-    /// Seals again for a vault of other words, under its current version: one step of a migration.
+    /// Seals a record again for a vault of other words, under its current version: one step of a migration.
     pub fn hand_over(
         &self,
         to: &Self,
@@ -288,7 +288,7 @@ impl Vault {
         to.seal(label, plaintext.expose())
     }
 
-    /// Seals data of any length; answers how many bytes there were.
+    /// Seals data of any length; returns the number of its bytes.
     pub fn seal_stream(
         &self,
         label: &BlobLabel,
@@ -303,7 +303,7 @@ impl Vault {
         Ok(bytes)
     }
 
-    /// Opens a sealed stream; what was written is only whole if this answers `Ok`.
+    /// Opens a sealed stream; the output is complete only if this returns `Ok`.
     pub fn open_stream(
         &self,
         label: &BlobLabel,
@@ -323,7 +323,7 @@ impl Vault {
         Ok(crypto::hmac_sha256(key.expose(), message))
     }
 
-    /// What opens the data partition when only the words are left.
+    /// The secret that opens the data partition if only the words are left.
     pub fn recovery_secret(&self) -> Result<SecretArr<32>, VaultError> {
         let secret = self.derive(KeyPurpose::DataRecovery)?;
         self.tell(&AuditEvent::Derived {
@@ -338,7 +338,7 @@ impl Vault {
         }
     }
 
-    /// A key, in the form its library wants, of which the vault keeps the means to take it back.
+    /// A key in its library's type, which the vault can revoke.
     fn signing_key<K: Send + Sync + 'static>(
         &self,
         purpose: KeyPurpose,
@@ -348,13 +348,13 @@ impl Vault {
         if purpose.curve() != curve || !purpose.signs() {
             return Err(VaultError::Unsupported);
         }
-        // Read first: a key that is derived while all are taken back is of before that.
+        // The counter is read first: a key that is derived while all keys are revoked then has the old count.
         let hard_locks = self.0.area.hard_locks();
         let key = read(self.derive(purpose)?.expose())?;
         let held = RevocableKey::new(key, Arc::clone(&self.0.area), hard_locks);
         let weak: Weak<dyn Revoke> = Arc::downgrade(&(Arc::clone(&held) as Arc<dyn Revoke>));
         let mut all = self.held();
-        // Keys that were dropped leave their places here; no other step would remove them.
+        // References to dropped keys are removed here; no other step would remove them.
         all.retain(|other| other.strong_count() > 0);
         all.push(weak);
         drop(all);
@@ -374,8 +374,8 @@ impl Vault {
         self.derive(KeyPurpose::Credentials(version))
     }
 
-    /// Derives the key each time: four hashes take microseconds, and a cache would be one more secret. The
-    /// copy of the seed lives as long.
+    /// Derives the key at each request: four hashes take microseconds, and a cache would be one more secret. The copy
+    /// of the seed is dropped with the derivation.
     fn derive(&self, purpose: KeyPurpose) -> Result<SecretArr<32>, VaultError> {
         without_traces::<SEED_STACK, _>(|| {
             let open = self.0.area.read(self.0.device).ok_or(VaultError::Locked)?;
@@ -384,7 +384,7 @@ impl Vault {
         })
     }
 
-    /// Wipes every key that this process handed out; answers whether there were any.
+    /// Wipes every key that this process gave out; returns whether there were any.
     fn revoke_all(&self) -> bool {
         let held = std::mem::take(&mut *self.held());
         let keys: Vec<_> = held.iter().filter_map(Weak::upgrade).collect();
@@ -394,7 +394,7 @@ impl Vault {
         !keys.is_empty()
     }
 
-    // No invariant spans two steps, so what a panicking thread left is whole.
+    // No invariant spans two steps, so the state is consistent even if a thread panicked.
     fn held(&self) -> MutexGuard<'_, Vec<Weak<dyn Revoke>>> {
         let held = self.0.held.lock();
         held.unwrap_or_else(|poison| poison.into_inner())

@@ -1,4 +1,4 @@
-//! How a command ends when it does not end well.
+//! Why a command of `alknet tensor` failed, with its codes and message.
 
 use std::io;
 
@@ -9,22 +9,23 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TensorCliError {
-    /// The reader of standard output went away, which `| head` does.
+    /// The reader of standard output closed it, as `| head` does.
     #[error("the reader went away")]
     Closed,
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
-    /// A file is not what was asked for, or cannot be read.
+    /// The command cannot read a file, or the file is not what the command needs.
     #[error("{0}")]
     Tensor(#[from] TensorError),
-    /// The command line says nothing sensible.
+    /// The arguments contradict each other or have no meaning together.
     #[error("{0}")]
     Usage(String),
 }
 
 impl TensorCliError {
-    /// The stable code: those of containers as they are, `LOCAL` and `USAGE` beside them.
+    /// The stable code: errors of containers keep their own, and the command line adds `CLOSED`,
+    /// `LOCAL` and `USAGE`.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -35,8 +36,8 @@ impl TensorCliError {
         }
     }
 
-    /// The exit code: 0 where the reader of standard output is gone, 1 where something of this
-    /// computer failed, 2 where the command line or a file is wrong.
+    /// The exit code: 0 if the reader of standard output closed it, 1 if this computer failed, 2 if
+    /// the arguments or a file are wrong.
     #[must_use]
     pub fn exit(&self) -> u8 {
         match self {
@@ -47,7 +48,7 @@ impl TensorCliError {
         }
     }
 
-    /// One line without the code.
+    /// The message on one line, without the code.
     #[must_use]
     pub fn message(&self) -> String {
         match self {
@@ -60,6 +61,8 @@ impl TensorCliError {
 impl From<io::Error> for TensorCliError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
+            // The standard library ignores SIGPIPE, so `| head` reaches a command as EPIPE of
+            // write(2).
             io::ErrorKind::BrokenPipe => Self::Closed,
             _ => Self::Output(error),
         }

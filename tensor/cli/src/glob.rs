@@ -1,13 +1,13 @@
 //! Names picked by a pattern.
 
-/// Whether a name fits: `*` stands for any characters, `?` for one of them, anything else for
-/// itself.
+/// Whether a name matches the pattern: `*` stands for any characters, `?` for one character, and
+/// each other character for itself.
 #[must_use]
 pub fn fits(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
-    // The last star, and how much it stands for so far.
+    // The position of the last star, and the position in the name up to which the star matches.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         match pattern.get(p) {
@@ -23,13 +23,15 @@ pub fn fits(pattern: &str, name: &str) -> bool {
                 let Some((at, taken)) = star else {
                     return false;
                 };
-                // Only the last star takes more: no pattern makes this take exponential time.
+                // The search goes back to the last star only, so a pattern cannot make it take
+                // exponential time.
                 star = Some((at, taken + 1));
                 p = at + 1;
                 n = taken + 1;
             }
         }
     }
+    // The name has ended: what is left of the pattern matches only if it can match nothing.
     pattern[p..].iter().all(|c| *c == '*')
 }
 

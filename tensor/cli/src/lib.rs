@@ -1,6 +1,6 @@
-//! `alknet tensor`: what people do with containers on their own computer.
+//! `alknet tensor`: commands over containers on the user's own computer.
 //!
-//! A [`LocalTensorVerb`] is what was asked, as clap reads it; [`run`] does it over the functions of
+//! A [`LocalTensorVerb`] is the command as clap reads it; [`run`] carries it out with the functions of
 //! [`alknet_tensor::tools`]. Files are read by offset and never mapped.
 
 mod error;
@@ -29,16 +29,16 @@ pub use verbs::{CatArgs, ConvertArgs, FormatArg, LayoutArgs, LocalTensorVerb, Ve
 
 use progress::CountedIo;
 
-/// How a command ended that did what it was asked.
+/// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorCliOutcome {
-    /// All is well.
+    /// The command found nothing to report.
     Good,
-    /// It found what it looked for: problems, differences. Exit code 1.
+    /// The command found problems or differences. Exit code 1.
     Found,
 }
 
-/// Does what was asked, and prints it to `out`, as JSON where that is asked for.
+/// Runs the command and prints its result to `out`, as JSON if `json` is set.
 ///
 /// # Errors
 /// See [`TensorCliError`].
@@ -47,9 +47,12 @@ pub fn run(
     json: bool,
     out: &mut dyn Write,
 ) -> Result<TensorCliOutcome, TensorCliError> {
-    // Progress is for people.
-    let told = !json && std::io::stderr().is_terminal();
-    let cli = TensorCli { json, told };
+    // A program reads JSON output; progress lines are for a person at a terminal.
+    let shows_progress = !json && std::io::stderr().is_terminal();
+    let cli = TensorCli {
+        json,
+        shows_progress,
+    };
     match verb {
         LocalTensorVerb::Cat(args) => cli.cat(args, out),
         LocalTensorVerb::Convert(args) => cli.convert(&args, out),
@@ -68,7 +71,7 @@ pub fn run(
 
 struct TensorCli {
     json: bool,
-    told: bool,
+    shows_progress: bool,
 }
 
 impl TensorCli {
@@ -81,7 +84,7 @@ impl TensorCli {
         let reader = ContainerReader::open(watched, &ContainerLimits::safetensors());
         let reader = reader.map_err(|error| match error.code() {
             TensorErrorCode::Io => error,
-            // A length or a bracket says little of a file that never was one.
+            // The parser's error alone does not say that the file may be no container at all.
             code => {
                 let what = format!("{} is no tensor file: {}", file.display(), error.what());
                 TensorError::new(code, what)
@@ -110,8 +113,9 @@ impl TensorCli {
             let what = format!("{} is a folder: name a file in it", path.display());
             return Err(TensorCliError::Usage(what));
         }
+        // Without a size the command still works, and its progress line has no percentage.
         let total = metadata.map(|metadata| metadata.len());
-        let progress = ByteProgress::new(what, total, self.told);
+        let progress = ByteProgress::new(what, total, self.shows_progress);
         let watched = progress.watch(file);
         Ok((progress, watched))
     }
@@ -126,7 +130,8 @@ impl TensorCli {
             let values = values::values(&reader, &args.name, args.rows)?;
             writeln!(out, "{values}")?;
         } else {
-            // Keeps an error of the writer apart from one of the file.
+            // `sink` remembers an error of standard output, which ends the command otherwise than an error of the
+            // file.
             let mut sink = OutputSink {
                 inner: &mut *out,
                 failed: None,
@@ -137,6 +142,7 @@ impl TensorCli {
             }
             written?;
         }
+        // A full pipe or disk may fail here first, and the exit code must say so.
         out.flush()?;
         Ok(TensorCliOutcome::Good)
     }
@@ -146,14 +152,15 @@ impl TensorCli {
         args: &ConvertArgs,
         out: &mut dyn Write,
     ) -> Result<TensorCliOutcome, TensorCliError> {
-        let format = |said: Option<FormatArg>, path: &Path| match said {
-            Some(said) => Ok(ArrayFormat::from(said)),
+        let format = |given: Option<FormatArg>, path: &Path| match given {
+            Some(given) => Ok(ArrayFormat::from(given)),
             None => ArrayFormat::from_path(path)
                 .map_err(|error| TensorCliError::Usage(error.what().to_owned())),
         };
         let from = format(args.from, &args.input)?;
         let to = format(args.to, &args.output)?;
         let (progress, source) = self.watched("convert", &args.input)?;
+        // A file without names gives its tensor the name of the file.
         let name = args.input.file_stem().and_then(|stem| stem.to_str());
         let limits = ContainerLimits::safetensors();
         let output = args.output.as_path();
@@ -217,6 +224,7 @@ impl TensorCli {
         if self.json {
             writeln!(out, "{}", json!(listing))?;
         } else {
+            // A listing has one line for each tensor, so the lines are written in larger pieces.
             table(&listing, &mut BufWriter::new(&mut *out))?;
         }
         Ok(TensorCliOutcome::Good)
@@ -229,9 +237,11 @@ impl TensorCli {
         layout: LayoutArgs,
         out: &mut dyn Write,
     ) -> Result<TensorCliOutcome, TensorCliError> {
-        let progress = ByteProgress::new("pack", None, self.told);
+        // The size of the output is not known before the folder was read.
+        let progress = ByteProgress::new("pack", None, self.shows_progress);
         let sink = progress.watch(AtomicFile::create(output)?);
         let (written, sink) = tools::pack(folder, sink, layout.into())?;
+        // The output gets its name only once it is complete.
         sink.into_inner().commit()?;
         drop(progress);
         self.made(output, Some(written), out)
@@ -245,6 +255,7 @@ impl TensorCli {
     ) -> Result<TensorCliOutcome, TensorCliError> {
         let (progress, reader) = self.open("strip", input)?;
         let (written, file) = tools::strip(&reader, AtomicFile::create(output)?)?;
+        // The output gets its name only once it is complete.
         file.commit()?;
         drop(progress);
         self.made(output, Some(written), out)
@@ -274,7 +285,7 @@ impl TensorCli {
         Ok(found(!report.is_good()))
     }
 
-    /// What was made. Of a format without an id only where it is.
+    /// Prints what the command wrote: the id and the path, or the path alone for a format without an id.
     fn made(
         &self,
         path: &Path,
@@ -304,8 +315,8 @@ const fn found(something: bool) -> TensorCliOutcome {
     }
 }
 
-/// A name from a file as a terminal may show it: without what moves its cursor, ends a line or turns one around
-/// (UAX #9).
+/// A name from a file as a terminal may show it: without characters that move the cursor, end a line or reverse the
+/// direction of text (UAX #9).
 fn printable(name: &str) -> String {
     let turns = |c: char| {
         matches!(
@@ -399,7 +410,7 @@ fn report_line(report: &VerifyReport) -> String {
     )
 }
 
-/// Standard output, whose failures are not those of the file that is read.
+/// Standard output, whose errors are recorded apart from those of the file that is read.
 struct OutputSink<'o> {
     inner: &'o mut dyn Write,
     failed: Option<std::io::Error>,
@@ -410,7 +421,7 @@ impl Write for OutputSink<'_> {
         let written = self.inner.write(bytes);
         written.map_err(|error| {
             let kind = error.kind();
-            // `write_all` tries that one again by itself.
+            // `write_all` repeats an interrupted write by itself.
             if kind != ErrorKind::Interrupted {
                 self.failed = Some(error);
             }

@@ -1,4 +1,4 @@
-//! How far a command is, for people whose patience it takes.
+//! The progress line of a command that takes long.
 
 use std::io::{self, Seek, SeekFrom, Write};
 use std::sync::Arc;
@@ -9,24 +9,25 @@ use std::time::Duration;
 
 use alknet_tensor::ReadAt;
 
-/// How long a command may take in silence.
+/// How long a command may run before it shows progress.
 const SILENCE: Duration = Duration::from_secs(2);
-/// How often it says something from then on.
+/// How often the progress line is updated after that.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Tells how many bytes have passed, once a command takes long. Dropping it says nothing more.
+/// Shows how many bytes have passed once a command takes long. Dropping it ends the line.
 #[derive(Debug)]
 pub struct ByteProgress {
     bytes: Arc<AtomicU64>,
-    /// Of so many; 0 where that is not known.
+    /// The bytes in all; 0 if they are not known.
     total: Arc<AtomicU64>,
     ended: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl ByteProgress {
-    /// Of `total` bytes, where that is known. Without `told`, nothing is ever said.
+    /// Counts towards `total` bytes, or without a percentage if `total` is unknown. If `shown` is
+    /// false, no line is ever shown.
     #[must_use]
-    pub fn new(what: &'static str, total: Option<u64>, told: bool) -> Self {
+    pub fn new(what: &'static str, total: Option<u64>, shown: bool) -> Self {
         let bytes = Arc::new(AtomicU64::new(0));
         let total = Arc::new(AtomicU64::new(total.unwrap_or(0)));
         let (counted, all) = (Arc::clone(&bytes), Arc::clone(&total));
@@ -36,17 +37,17 @@ impl ByteProgress {
             while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 let total = all.load(Ordering::Relaxed);
                 let text = line(what, counted.load(Ordering::Relaxed), total);
-                // Where standard error is gone, the message has no reader.
+                // A closed standard error is no reason to fail the command.
                 write!(io::stderr(), "\r{text}").ok();
                 wait = EVERY;
             }
-            // Something was shown, and its line has no end yet.
+            // A line was shown and does not end yet.
             if wait == EVERY {
                 writeln!(io::stderr()).ok();
             }
         };
-        // Without a thread it is done in silence.
-        let thread = told.then(|| thread::Builder::new().spawn(tell));
+        // If the thread cannot start, the command runs without progress.
+        let thread = shown.then(|| thread::Builder::new().spawn(tell));
         let thread = thread.and_then(Result::ok);
         Self {
             bytes,
@@ -55,7 +56,7 @@ impl ByteProgress {
         }
     }
 
-    /// It is this far.
+    /// Sets how many of how many bytes have passed.
     pub fn set(&self, bytes: u64, total: u64) {
         self.total.store(total, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
@@ -73,19 +74,20 @@ impl ByteProgress {
 impl Drop for ByteProgress {
     fn drop(&mut self) {
         if let Some((end, thread)) = self.ended.take() {
-            // The channel that is closed wakes the thread at once.
+            // Closing the channel wakes the thread at once.
             drop(end);
             thread.join().ok();
         }
     }
 }
 
-/// What is shown, always as long so that it covers what stood there.
+/// The progress line. All lines of a command are equally long, so each covers the one before it.
 fn line(what: &str, bytes: u64, total: u64) -> String {
     let mb = bytes / 1_000_000;
     match total {
-        // Commands may pass over a file more than once.
+        // A command may read a file more than once, so more bytes may pass than the file has.
         total if total > 0 && bytes <= total => {
+            // A product of 64 bits would overflow above 184 PB.
             let percent = u128::from(bytes) * 100 / u128::from(total);
             format!("{what}: {mb} MB, {percent:>3} %")
         }

@@ -12,8 +12,8 @@ use crate::error::TensorCliError;
 /// Bytes of a tensor that are shown as JSON at once; `--rows` picks a part of more.
 pub(crate) const SHOWN_BYTES_MAX: u64 = 64 << 20;
 
-/// What `cat --json` prints: name, type, shape and values. Numbers that JSON does not have are texts,
-/// as the schema keywords write them; bytes are lower-case hex digits.
+/// What `cat --json` prints: name, type, shape and values. Numbers that JSON cannot express are strings, as the
+/// schema keywords write them; bytes are lower-case hex digits.
 pub(crate) fn values<S: ReadAt>(
     reader: &ContainerReader<S>,
     name: &str,
@@ -22,10 +22,12 @@ pub(crate) fn values<S: ReadAt>(
     let tensor = reader.tensor(name)?;
     let entry = tensor.entry();
     let count = entry.shape().first().copied();
+    // A scalar has no dimension and counts as one row.
     let all = 0..count.unwrap_or(1);
     let part = rows.clone().unwrap_or(all);
     let (kind, values) = match tensor.kind() {
         TensorKind::Struct(_) => {
+            // The limit is checked before the rows are read, so that a huge tensor costs no memory.
             let size = entry.byte_len() / count.unwrap_or(1).max(1);
             bounded(size.saturating_mul(part.end.saturating_sub(part.start)))?;
             let records = reader.strukt_rows(name, part)?;
@@ -90,12 +92,13 @@ fn bounded(bytes: u64) -> Result<(), TensorCliError> {
 fn text_of(enc: &str, item: &[u8]) -> Value {
     match (enc, std::str::from_utf8(item)) {
         ("bytes", _) | (_, Err(_)) => hex(item).into(),
+        // A text that claims to be JSON and is not is shown as it is: `cat` shows what the file has.
         ("json", Ok(text)) => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
         (_, Ok(text)) => text.into(),
     }
 }
 
-/// Element after element, last dimension fastest.
+/// The elements in order, the last dimension fastest.
 fn elements(view: &TensorView<'_>) -> Result<Vec<Value>, TensorCliError> {
     let words = |width: usize, value: &dyn Fn(&[u8]) -> Value| -> Vec<Value> {
         view.bytes().chunks_exact(width).map(value).collect()
@@ -111,11 +114,11 @@ fn elements(view: &TensorView<'_>) -> Result<Vec<Value>, TensorCliError> {
             json!([part(0), part(4)])
         }),
         ElementType::Known(Dtype::Bool) => {
-            // Says which byte is neither.
+            // Reading the view as bytes reports which byte is neither 0 nor 1.
             view.as_slice::<u8>()?;
             words(1, &|b| (b == [1]).into())
         }
-        // Whole numbers of 16 bits are exact as `f32`.
+        // `f32` represents every integer of 16 bits exactly (IEEE 754 has 24 bits of precision there).
         ElementType::Known(Dtype::U8 | Dtype::I8 | Dtype::U16 | Dtype::I16) => view
             .to_f32()?
             .into_iter()
@@ -130,7 +133,7 @@ fn elements(view: &TensorView<'_>) -> Result<Vec<Value>, TensorCliError> {
     })
 }
 
-/// Pieces were cut to this length.
+/// The callers cut pieces of exactly this length, so the fallback is never used.
 fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
     bytes.try_into().unwrap_or([0; N])
 }

@@ -1,4 +1,4 @@
-//! What can be asked, as the command line spells it.
+//! The commands of `alknet tensor`, as the command line spells them.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -161,6 +161,7 @@ impl From<FormatArg> for tools::ArrayFormat {
 fn rows(text: &str) -> Result<Range<u64>, String> {
     let both = text.split_once(':');
     let range = both.and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
+    // An empty range is valid: it prints no rows.
     let range = range.filter(|range: &Range<u64>| range.start <= range.end);
     range.ok_or_else(|| format!("'{text}' is no range of rows; write 0:10 for the first ten"))
 }

@@ -1,12 +1,12 @@
-//! Who may read and write what: an identity may do only what its scopes say.
+//! Access to stored files by scopes.
 //!
-//! A scope is `tensor:read:PREFIX` or `tensor:write:PREFIX`. A prefix is a path or whole segments of
-//! its beginning; `tensor:read:*` is everything. A file without a path, or asked for by its id, has
-//! the path `id/HEX`.
+//! A scope is `tensor:read:PREFIX` or `tensor:write:PREFIX`. A prefix is a path or whole segments
+//! of its beginning; `tensor:read:*` is everything. A file without a path, or one that a peer names
+//! by its id, has the path `id/HEX`.
 
 use alknet_core::ScopeSet;
 
-/// What is to be done.
+/// What a peer wants to do with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorAccess {
     /// `tensor:read:…`
@@ -24,11 +24,12 @@ impl TensorAccess {
     }
 }
 
-/// Whether `scopes` allow the deed to a path.
+/// Whether `scopes` allow `deed` at a path.
 #[must_use]
 pub fn allows(scopes: &ScopeSet, deed: TensorAccess, path: &str) -> bool {
     let mut scope = format!("{}{path}", deed.scope());
     let least = deed.scope().len();
+    // A scope for a folder covers what lies below it, so each prefix of whole segments is tried.
     loop {
         if scopes.allows(&scope) {
             return true;

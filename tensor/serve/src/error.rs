@@ -1,20 +1,22 @@
-//! What a request can end with, on this protocol's wire and on that of calls.
+//! The errors with which a request ends, on the wire of `alknet/tensor` and on that of calls.
 
 use alknet_call::{CallError, ErrorCode};
 use alknet_tensor::{TensorError, TensorErrorCode};
 use serde_json::json;
 use thiserror::Error;
 
-/// Declared by operations that read what is stored: it is not what it was.
+/// Error code of operations that read stored files: a file on the disk no longer matches its hash
+/// or its format.
 pub const TENSOR_INVALID: &str = "TENSOR_INVALID";
-/// Declared by operations that store.
+/// Error code of operations that store files.
 pub const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
 
-/// Characters of a peer's words that an error repeats.
+/// Characters of a peer's text that an error repeats.
 const SAID_CHARS_MAX: usize = 200;
 
-/// What a peer sent, or serde says of it: on one line that a terminal may show, and not for ever.
-pub(crate) fn said(words: impl std::fmt::Display) -> String {
+/// A text from a peer, or serde's message about it, cut to [`SAID_CHARS_MAX`] characters of one
+/// line that a terminal may show.
+pub(crate) fn excerpt(words: impl std::fmt::Display) -> String {
     let words = words.to_string();
     let mut line = String::new();
     for (at, c) in words.chars().enumerate() {
@@ -30,34 +32,35 @@ pub(crate) fn said(words: impl std::fmt::Display) -> String {
     line
 }
 
-/// Why a request is refused. The text is one line without the code.
+/// Why the server refuses a request. The text is one line without the code.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// As much of this goes on as may.
+    /// As many of these run at once as the limits allow.
     #[error("at most {1} {0} at once; wait for one to end")]
     Busy(&'static str, u64),
-    /// What was asked or sent is wrong.
+    /// The request or the sent content is invalid.
     #[error("{}", .0.what())]
     Input(TensorError),
-    /// No such file, or none that may be known of: the two are not told apart.
+    /// The file does not exist, or the peer may not know of it. The peer cannot tell the two cases
+    /// apart.
     #[error("no such file here")]
     Missing,
-    /// The store would be larger than it may be.
+    /// The store would grow above its limit.
     #[error("the store has room for {left} bytes more, not for {wanted}")]
     Quota {
-        /// What was to be stored.
+        /// Bytes that the peer wants to store.
         wanted: u64,
-        /// What still fits.
+        /// Bytes for which the store has room.
         left: u64,
     },
-    /// What is stored is wrong, or cannot be read.
+    /// A stored file is damaged, or cannot be read.
     #[error("{}", .0.what())]
     Stored(TensorError),
 }
 
 impl ServeError {
-    /// Wrong input, said in one line.
+    /// Invalid input, with one line that says why.
     pub(crate) fn input(code: TensorErrorCode, what: impl Into<String>) -> Self {
         Self::Input(TensorError::new(code, what))
     }
@@ -78,7 +81,7 @@ impl ServeError {
         }
     }
 
-    /// Whether the system failed, and not the file or the peer.
+    /// Whether this node's system failed, rather than the file or the peer.
     #[must_use]
     pub fn is_io(&self) -> bool {
         matches!(self, Self::Stored(error) if error.code() == TensorErrorCode::Io)
@@ -92,6 +95,8 @@ impl From<ServeError> for CallError {
             ServeError::Input(_) => ErrorCode::InvalidInput,
             ServeError::Missing => ErrorCode::NotFound,
             ServeError::Quota { .. } => ErrorCode::from_name(QUOTA_EXCEEDED),
+            // A failed disk concerns the administrator; the caller gets the code of an internal
+            // error.
             ServeError::Stored(_) if error.is_io() => ErrorCode::Internal,
             ServeError::Stored(_) => ErrorCode::from_name(TENSOR_INVALID),
         };
@@ -105,8 +110,8 @@ mod tests {
 
     #[test]
     fn words_of_others_stay_on_their_line() {
-        assert_eq!(said("a\n\u{7f}ä"), "a\\n\\u{7f}ä");
-        let long = said("x".repeat(10_000));
+        assert_eq!(excerpt("a\n\u{7f}ä"), "a\\n\\u{7f}ä");
+        let long = excerpt("x".repeat(10_000));
         assert_eq!(long.chars().count(), SAID_CHARS_MAX + 1);
     }
 

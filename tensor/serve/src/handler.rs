@@ -1,4 +1,4 @@
-//! `alknet/tensor`: each request has a stream of its own.
+//! The handler of `alknet/tensor`: each request has a stream of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,17 +26,17 @@ use crate::wire::{self, FrameReadError};
 
 /// The protocol's name in TLS.
 pub const ALPN: &[u8] = b"alknet/tensor";
-/// What a file without a path is stored as, for its scope.
+/// The path against which the scopes of a file without a path are checked.
 pub(crate) const NAMELESS: &str = "id";
-/// Bytes handed to the transport at a time, so that the timeout tells a slow peer from one that stopped.
+/// Bytes handed to the transport at a time, so that the timeout distinguishes a slow peer from one that stopped.
 const STEP_BYTES: usize = 64 << 10;
 
-/// How long a peer may leave this node waiting.
+/// How long this node waits for a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServeTimeouts {
-    /// For a request.
+    /// For the whole request.
     pub request: Duration,
-    /// For bytes, either way.
+    /// For the next bytes, in either direction.
     pub stalled: Duration,
 }
 
@@ -58,7 +58,7 @@ pub struct TensorHandler {
 }
 
 impl TensorHandler {
-    /// Serves `store` to known peers over QUIC, to each what its scopes say.
+    /// Serves `store` to known peers over QUIC, to each the files that its scopes allow.
     #[must_use]
     pub fn new(store: Arc<TensorStore>) -> Self {
         Self {
@@ -73,7 +73,7 @@ impl TensorHandler {
         }
     }
 
-    /// Waits longer or shorter.
+    /// Sets how long the handler waits for a peer.
     #[must_use]
     pub const fn with_patience(mut self, patience: ServeTimeouts) -> Self {
         self.patience = patience;
@@ -92,10 +92,12 @@ impl TensorHandler {
                 Ok(pair) => pair,
                 Err(StreamError::Closed(_) | StreamError::Timeout) => return Ok(()),
                 Err(error) => {
+                    // One bad stream does not end the connection, whose other streams still work.
                     tracing::debug!(%error, "a stream could not be accepted");
                     continue;
                 }
             };
+            // The permit is not waited for: a peer above the limit gets a refusal at once.
             let permit = Arc::clone(&permits).try_acquire_owned().ok();
             let stream = TensorStream {
                 store: Arc::clone(&self.store),
@@ -104,7 +106,7 @@ impl TensorHandler {
                 send,
                 recv,
             };
-            // A refusal has a task as well: the loop must not wait for a peer that does not take it.
+            // A refusal has a task as well: the loop does not wait for a peer that does not read it.
             running.spawn(async move {
                 let busy = permit
                     .is_none()
@@ -130,6 +132,7 @@ impl ProtocolHandler for TensorHandler {
             if let Some(identity) = &auth.identity {
                 let set = connection.set_identity(Arc::clone(identity));
                 set.map_err(|error| HandlerError::Internal(error.into()))?;
+                // From now on the connection may use what authenticated peers may.
                 connection.raise_budget(StreamBudget::AUTHENTICATED);
             }
             self.serve(connection).await
@@ -137,13 +140,13 @@ impl ProtocolHandler for TensorHandler {
     }
 }
 
-/// How a stream ends that does not end well.
+/// How a stream ends that was not served to its end.
 enum TensorStreamEnd {
-    /// With what is said to the peer.
+    /// The server sends the peer this error.
     Refused(ServeError),
-    /// Half-way: nothing more can be said.
+    /// The stream breaks off half-way, where the server can send no error message.
     Broken(StreamCode, String),
-    /// The peer went away.
+    /// The peer closed the stream.
     Gone,
 }
 
@@ -169,8 +172,8 @@ struct TensorStream {
 }
 
 impl TensorStream {
-    /// Who asks, once it is read what for: scopes change while connections stay, and while streams are open on which
-    /// nothing was asked yet.
+    /// The peer's identity, read again after each request has arrived: the administrator may change its scopes while
+    /// the connection stays or a stream waits for its request.
     fn identity(&self) -> Result<Arc<Identity>, ServeError> {
         self.connection.identity().ok_or(ServeError::Missing)
     }
@@ -182,19 +185,20 @@ impl TensorStream {
         };
         match ended {
             Ok(()) => {
-                // If the stream is gone, the peer does not miss its end.
+                // If the stream is gone, the peer does not wait for its end.
                 let _ = self.send.finish();
             }
             Err(TensorStreamEnd::Refused(error)) => {
-                // Not the peer's fault: the system failed, or what is stored is damaged.
+                // The node's system failed, or a stored file is damaged: the administrator should see it.
                 if matches!(error, ServeError::Stored(_)) {
                     tracing::warn!(code = error.code(), "a tensor could not be served: {error}");
                 }
                 let refusal = json!({ "ok": false, "code": error.code(),
                                       "msg": error.to_string() });
+                // An upload may still be under way; the peer need not send its rest.
                 self.recv.stop(StreamCode::Cancelled);
-                let said = timeout(self.patience.stalled, wire::write(&mut self.send, &refusal));
-                match said.await {
+                let sent = timeout(self.patience.stalled, wire::write(&mut self.send, &refusal));
+                match sent.await {
                     Ok(Ok(())) => {
                         let _ = self.send.finish();
                     }
@@ -214,8 +218,8 @@ impl TensorStream {
     }
 
     async fn run(&mut self) -> Result<(), TensorStreamEnd> {
-        let asked = timeout(self.patience.request, wire::read(&mut self.recv)).await;
-        let text = match asked {
+        let request = timeout(self.patience.request, wire::read(&mut self.recv)).await;
+        let text = match request {
             Ok(Ok(text)) => text,
             Ok(Err(FrameReadError::Long(len))) => {
                 let what = format!("a request of {len} bytes");
@@ -243,7 +247,7 @@ impl TensorStream {
             .store
             .bytes_in_flight()
             .enter(&identity.id, part.head.len)?;
-        // Earlier in the order goes first.
+        // Parts that come earlier in the file's order have a higher priority.
         let order = i32::try_from(part.order).unwrap_or(i32::MAX);
         self.send.set_priority(-order);
         self.say(&part.head).await?;
@@ -254,7 +258,7 @@ impl TensorStream {
                 Err(error) => return Err(broken(&error)),
                 Ok(None) => return Ok(()),
                 Ok(Some(block)) => {
-                    // The next block is read while this one travels.
+                    // The next block is read from the disk while this one is sent.
                     next = read_on(part);
                     self.pass(block).await?;
                 }
@@ -265,6 +269,7 @@ impl TensorStream {
     async fn put(&mut self, path: Option<StorePath>) -> Result<(), TensorStreamEnd> {
         let identity = self.identity()?;
         let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
+        // The answer for a path that the peer may not write is that of a missing file, so it learns no names.
         if !allows(&identity.scopes, TensorAccess::Write, place) {
             return Err(ServeError::Missing.into());
         }
@@ -282,7 +287,7 @@ impl TensorStream {
             let chunk = chunk.map_err(|_| late("content"))??;
             let ended = chunk.is_none();
             piece.extend_from_slice(&chunk.unwrap_or_default());
-            // Whole blocks: each write is a turn of another thread.
+            // Whole blocks are written, because each write runs on a thread of the blocking pool.
             if piece.len() >= BLOCK_BYTES || (ended && !piece.is_empty()) {
                 let full = std::mem::take(&mut piece);
                 let written = move || upload.write(&full).map(|()| upload);
@@ -300,7 +305,7 @@ impl TensorStream {
         self.say(&done).await
     }
 
-    /// Reads a header with the length before it; memory grows as it arrives.
+    /// Reads a header with its length prefix. Memory grows as the bytes arrive.
     async fn header(&mut self) -> Result<Vec<u8>, TensorStreamEnd> {
         let mut header = Vec::new();
         let mut wanted = PREFIX_BYTES as usize;
@@ -322,15 +327,15 @@ impl TensorStream {
                 return Ok(header);
             }
             let len = header_len(&header, u64::MAX, self.store.limits());
-            // Within the limits, which are far below what memory can address.
+            // `header_len` has checked the limits, which are far below what memory can address.
             wanted += len.map_err(ServeError::Input)? as usize;
         }
     }
 
     async fn say(&mut self, head: &TensorResponseHead) -> Result<(), TensorStreamEnd> {
         let head = accepted(head);
-        let said = timeout(self.patience.stalled, wire::write(&mut self.send, &head));
-        said.await.map_err(|_| late("the head to be taken"))??;
+        let sent = timeout(self.patience.stalled, wire::write(&mut self.send, &head));
+        sent.await.map_err(|_| late("the head to be taken"))??;
         Ok(())
     }
 
@@ -345,9 +350,9 @@ impl TensorStream {
 }
 
 fn accepted(head: &TensorResponseHead) -> Value {
-    let mut said = json!(head);
-    said["ok"] = true.into();
-    said
+    let mut object = json!(head);
+    object["ok"] = true.into();
+    object
 }
 
 fn late(what: &str) -> TensorStreamEnd {
@@ -370,7 +375,7 @@ pub(crate) fn read_on(mut part: FilePart) -> Next {
     Box::pin(async move { reading.await.map_err(|error| stopped(&error)) })
 }
 
-/// Does what blocks where that is allowed.
+/// Runs work that blocks on a thread of the blocking pool.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
 ) -> Result<T, ServeError> {

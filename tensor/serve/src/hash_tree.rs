@@ -1,8 +1,8 @@
-//! The hash tree of a part that is verified while it travels: BLAKE3 with groups of 16 KiB, as
-//! [`bao_tree`] has it and iroh's blobs travel.
+//! The hash tree of a part that is verified as it is received: BLAKE3 with groups of 16 KiB, in the
+//! format of [`bao_tree`] and of iroh's blobs.
 //!
-//! An encoded part is, in pre-order, the two hashes below each inner node that leads to it, and each
-//! group of it.
+//! An encoded part has, in pre-order, the two child hashes of each inner node on the way to it, and
+//! each of its groups.
 
 use std::ops::Range;
 
@@ -22,19 +22,19 @@ pub(crate) const PAIR_BYTES: usize = 64;
 /// One step of an encoded part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TreeStep {
-    /// The hashes below a node, which lie at this pair of the outboard; whether what is to the left
-    /// and to the right of it comes too.
+    /// The child hashes of a node, at this pair of the outboard; `left` and `right` say whether the
+    /// encoded part has what lies below them.
     Pair {
         at: u64,
         root: bool,
         left: bool,
         right: bool,
     },
-    /// A group: where it begins, and its bytes.
+    /// A group: its first byte in the file, and its length.
     Group { start: u64, len: usize, root: bool },
 }
 
-/// The tree of so many bytes.
+/// The tree of a file of `len` bytes.
 pub(crate) fn tree(len: u64) -> BaoTree {
     BaoTree::new(len, BLOCK)
 }
@@ -45,7 +45,7 @@ pub(crate) fn groups(len: u64, part: &Range<u64>) -> Range<u64> {
     part.start / GROUP_BYTES * GROUP_BYTES..end
 }
 
-/// The steps that encode a part, which lies within the `len` bytes.
+/// The steps that encode a part of a file of `len` bytes.
 #[derive(Debug)]
 pub(crate) struct TreeSteps {
     tree: BaoTree,
@@ -56,6 +56,7 @@ impl TreeSteps {
     pub(crate) fn new(len: u64, part: &Range<u64>) -> Self {
         let groups = groups(len, part);
         let start = ChunkNum::full_chunks(groups.start);
+        // `ChunkRanges` of an empty file needs its one empty chunk, or no hash is verified.
         let ranges = if len == 0 {
             ChunkRanges::all()
         } else if part.is_empty() {
@@ -94,7 +95,7 @@ impl Iterator for TreeSteps {
                 right,
                 ..
             } => TreeStep::Pair {
-                // Whole groups are asked for, so no node within one comes.
+                // Parts begin and end at groups, so the iterator yields no node within a group.
                 at: self.tree.pre_order_offset(node)?,
                 root: is_root,
                 left,
@@ -114,7 +115,7 @@ impl Iterator for TreeSteps {
     }
 }
 
-/// The two hashes of a node, and whether they are those of the hash above.
+/// The two hashes of a node's children, and the node's own hash computed from them.
 pub(crate) fn pair(bytes: &[u8; PAIR_BYTES], root: bool) -> ([[u8; 32]; 2], [u8; 32]) {
     let mut two = [[0; 32]; 2];
     two[0].copy_from_slice(&bytes[..32]);
@@ -137,7 +138,7 @@ pub(crate) fn group(start: u64, bytes: &[u8], root: bool) -> [u8; 32] {
     hasher.finalize_non_root()
 }
 
-/// Hashes that were vouched for and whose bytes have not come yet.
+/// Hashes that a verified parent lists and whose bytes have not arrived yet.
 #[derive(Debug)]
 pub(crate) struct ExpectedHashes(Vec<[u8; 32]>);
 
@@ -146,23 +147,24 @@ impl ExpectedHashes {
         Self(vec![*root.as_bytes()])
     }
 
-    /// Takes a pair, if it is the one that has to come.
+    /// Accepts a pair if it has the expected hash.
     pub(crate) fn pair(
         &mut self,
         bytes: &[u8; PAIR_BYTES],
         (root, left, right): (bool, bool, bool),
     ) -> bool {
         let ([l, r], above) = pair(bytes, root);
+        // A pair without its expected hash could be any bytes, so nothing below it is accepted.
         if self.0.pop() != Some(above) {
             return false;
         }
-        // The left side comes first (pre-order), and so lies on top.
+        // The left side comes first (pre-order), so its hash is pushed last.
         self.0.extend(right.then_some(r));
         self.0.extend(left.then_some(l));
         true
     }
 
-    /// Takes a group, if it is the one that has to come.
+    /// Accepts a group if it has the expected hash.
     pub(crate) fn group(&mut self, start: u64, bytes: &[u8], root: bool) -> bool {
         self.0.pop() == Some(group(start, bytes, root))
     }

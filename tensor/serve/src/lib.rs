@@ -1,9 +1,9 @@
-//! Serving containers of typed data: a store by content, the protocol `alknet/tensor`, the same as
-//! operations, and a view over HTTP.
+//! Serves containers of typed data: a content-addressed store, the protocol `alknet/tensor`, the same as operations,
+//! and a view over HTTP.
 //!
-//! A [`TensorStore`] holds files. [`TensorHandler`] serves them to the peers that may read them, each
-//! request on a stream of its own; [`operations`] does so over `alknet/call`, and a [`Mirror`] over HTTP. A
-//! [`TensorClient`] fetches, and proves what it is sent. Files are read by offset and never mapped.
+//! A [`TensorStore`] holds files. [`TensorHandler`] serves them to the peers that may read them, each request on a
+//! stream of its own; [`operations`] does so over `alknet/call`, and a [`Mirror`] over HTTP. A [`TensorClient`]
+//! fetches, and verifies what the server sends. Files are read by offset and never mapped.
 
 pub mod limits;
 

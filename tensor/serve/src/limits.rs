@@ -1,30 +1,30 @@
-//! Every bound of serving. Each one limits what a peer can make this node hold or do.
+//! The limits of serving. Each limits what a peer can make this node hold or do.
 
 use std::time::Duration;
 
 /// Bytes of a request, and of the head of a response.
 pub const REQUEST_BYTES: usize = 64 << 10;
-/// Requests of one connection that are answered at once.
+/// Requests of one connection that the node serves at once.
 pub const STREAMS: usize = 64;
-/// Bytes of responses under way to one peer. A response that is larger goes alone.
+/// Bytes of responses under way to one peer. A larger response is sent alone.
 pub const IN_FLIGHT_BYTES: u64 = 4 << 30;
-/// Bytes that are read at once; a stream holds two such blocks at most.
+/// Bytes that the node reads at once; a stream holds at most two such blocks.
 pub const BLOCK_BYTES: usize = 256 << 10;
-/// Bytes of a group that is verified at once: sixteen chunks of BLAKE3.
+/// Bytes of a group, the unit of verification: sixteen chunks of BLAKE3.
 pub const GROUP_BYTES: u64 = 16 << 10;
 /// How long a request may take to arrive.
 pub const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// How long a peer may neither take bytes nor send those it promised.
+/// How long the node waits for a peer that neither reads nor sends.
 pub const STALLED_TIME: Duration = Duration::from_secs(30);
 
-/// Uploads in pieces that one peer has begun.
+/// Chunked uploads that one peer may have open.
 pub const UPLOADS_PER_PEER: usize = 4;
-/// Uploads in pieces in all.
+/// Chunked uploads that may be open in all.
 pub const UPLOADS: usize = 64;
-/// How long an upload is kept that its peer does not go on with.
+/// How long the node keeps an upload that its peer does not continue.
 pub const UPLOAD_IDLE: Duration = Duration::from_secs(600);
 
-/// Bytes of files in a store, unless its owner says otherwise.
+/// Bytes of files in a store, unless the administrator sets another limit.
 pub const STORE_BYTES: u64 = 64 << 30;
 /// Paths in a store.
 pub const PATHS: usize = 65_536;
@@ -32,7 +32,7 @@ pub const PATHS: usize = 65_536;
 pub const PATH_BYTES: usize = 512;
 /// Segments of a path.
 pub const PATH_SEGMENTS: usize = 16;
-/// Files that are kept open with their headers read.
+/// Files that stay open with their headers read.
 pub const OPEN_FILES: usize = 16;
-/// Bytes of headers beyond which none but the last is kept.
+/// Bytes of cached headers above which only the last one stays.
 pub const OPEN_HEADER_BYTES: u64 = 16 << 20;

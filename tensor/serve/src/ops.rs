@@ -1,4 +1,4 @@
-//! The store as operations: `tensor/open`, `stat`, `fetch`, `put` and `remove`.
+//! The operations of a store: `tensor/open`, `stat`, `fetch`, `put` and `remove`.
 
 use std::sync::Arc;
 
@@ -24,8 +24,8 @@ use crate::requester::TensorRequester;
 use crate::store::{Object, TensorRemoval, TensorStore, TensorUpload};
 use crate::uploads::Uploads;
 
-/// The operations of a store. Every identified caller may call them; what it may read and write is what
-/// its scopes say, and if an operation calls for it, what that operation's authority says as well.
+/// The operations of a store. Every identified caller may call them. What the caller may read and write follows from
+/// its scopes and, if an operation calls on its behalf, from that operation's authority as well.
 #[must_use]
 pub fn operations(store: &Arc<TensorStore>) -> Vec<Registration> {
     let uploads = Uploads::new(UPLOAD_IDLE);
@@ -94,7 +94,7 @@ fn fetch(store: &Arc<TensorStore>) -> Registration {
     .with_identity();
     let store = Arc::clone(store);
     let handler = HandlerKind::stream(move |input: CallBody, ctx: Ctx| {
-        let begin = FetchState::Asked(Arc::clone(&store), input, Box::new(ctx));
+        let begin = FetchState::Requested(Arc::clone(&store), input, Box::new(ctx));
         items(begin)
     });
     reading(spec, handler)
@@ -155,7 +155,7 @@ fn remove(store: &Arc<TensorStore>) -> Registration {
     Registration::new(spec, handler)
 }
 
-/// A caller that may not write there, and one that names what is not there, get the same answer.
+/// A caller without the right to write there gets the same answer as a caller that names nothing that is stored.
 async fn remove_stored(
     store: Arc<TensorStore>,
     input: &Value,
@@ -221,6 +221,7 @@ fn described(object: &Object) -> Value {
     let tensors: Vec<Value> = meta
         .tensors()
         .map(|tensor| {
+            // Without a hash in the header the member is left out; computing one here would read the whole tensor.
             let entry = tensor.entry();
             let mut row = json!({ "name": tensor.name(), "kind": tensor.kind().name(),
                                   "dtype": entry.dtype().to_string(), "shape": entry.shape() });
@@ -244,32 +245,32 @@ fn described(object: &Object) -> Value {
 fn tensor(object: &Object, name: &str) -> Result<Value, CallError> {
     let tensor = object.meta().tensor(name).map_err(ServeError::Input)?;
     let entry = tensor.entry();
-    let mut said = json!({ "kind": tensor.kind().name(), "dtype": entry.dtype().to_string(),
+    let mut description = json!({ "kind": tensor.kind().name(), "dtype": entry.dtype().to_string(),
                            "shape": entry.shape(), "len": entry.byte_len(),
                            "align": tensor.align().unwrap_or(1) });
     if let Some(hash) = tensor.hash() {
-        said["b3"] = hash.to_hex().to_string().into();
+        description["b3"] = hash.to_hex().to_string().into();
     }
     if let TensorKind::Struct(records) = tensor.kind() {
         let fields = records.fields().map(|field| {
             json!({ "path": field.path, "off": field.off, "type": field.kind.name(),
                     "len": field.len })
         });
-        said["fields"] = fields.collect();
+        description["fields"] = fields.collect();
     }
-    Ok(said)
+    Ok(description)
 }
 
-/// How far a fetch is.
+/// The state of a fetch: the request, then the part that is under way.
 enum FetchState {
-    Asked(Arc<TensorStore>, CallBody, Box<Ctx>),
+    Requested(Arc<TensorStore>, CallBody, Box<Ctx>),
     Under(FilePart, ResponsePermit),
 }
 
 fn items(begin: FetchState) -> impl Stream<Item = Result<CallOutput, CallError>> {
     stream::try_unfold(begin, |state| async move {
         match state {
-            FetchState::Asked(store, input, ctx) => {
+            FetchState::Requested(store, input, ctx) => {
                 let (part, flight) = begin_fetch(store, &input, &ctx).await?;
                 let head = CallOutput::json(&part.head)?;
                 Ok::<_, CallError>(Some((head, FetchState::Under(part, flight))))
@@ -301,11 +302,12 @@ async fn begin_fetch(
         FilePart::find(&store, &object, &fetch.want, fetch.encoding)
     });
     let part = found.await?;
+    // The bytes count before the head is sent, so a refused caller gets an error instead of a beginning.
     let flight = bytes_in_flight.enter(asker.id(), part.head.len)?;
     Ok((part, flight))
 }
 
-/// What a call of `tensor/put` does.
+/// The step that a call of `tensor/put` takes.
 enum PutStep<'i> {
     Begin,
     Add(&'i str, u64),
@@ -313,17 +315,18 @@ enum PutStep<'i> {
 }
 
 impl<'i> PutStep<'i> {
-    /// By the members that are there.
-    fn parse(said: &'i Value) -> Result<Self, CallError> {
-        let members = said.as_object().map(|members| members.keys());
+    /// Decides by the members that the input has.
+    fn parse(input: &'i Value) -> Result<Self, CallError> {
+        let members = input.as_object().map(|members| members.keys());
         let mut members: Vec<&str> = members.into_iter().flatten().map(String::as_str).collect();
-        // Members of an object have no order.
+        // The order of members in a JSON object has no meaning (RFC 8259 section 4), so they are compared in sorted
+        // order.
         members.sort_unstable();
-        let upload = said["upload"].as_str().unwrap_or_default();
-        match (&*members, said["offset"].as_u64()) {
+        let upload = input["upload"].as_str().unwrap_or_default();
+        match (&*members, input["offset"].as_u64()) {
             (["header"] | ["header", "path"], _) => Ok(Self::Begin),
             (["bytes", "offset", "upload"], Some(offset)) => Ok(Self::Add(upload, offset)),
-            (["commit", "upload"], _) if said["commit"] == true => Ok(Self::Commit(upload)),
+            (["commit", "upload"], _) if input["commit"] == true => Ok(Self::Commit(upload)),
             _ => Err(CallError::invalid_input(
                 "put takes header, with path if it has one; upload, offset and bytes; or upload \
                  and commit",
@@ -350,7 +353,7 @@ async fn store_piece(
                 .lookup(asker.id(), asker.by(), name)?
                 .lock_owned()
                 .await;
-            // First: a second commit finds nothing.
+            // The name is removed first, so a second commit of the same upload finds nothing.
             uploads.forget(name);
             let upload = held.take().ok_or(ServeError::Missing)?;
             let id = blocking(move || upload.commit()).await?;
@@ -365,15 +368,15 @@ async fn begin_upload(
     input: &CallBody,
     asker: &TensorRequester,
 ) -> Result<CallOutput, CallError> {
-    let said = input.try_value()?;
-    let path = said["path"].as_str().map(StorePath::parse).transpose()?;
+    let value = input.try_value()?;
+    let path = value["path"].as_str().map(StorePath::parse).transpose()?;
     let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
     if !asker.may_write(place) {
         return Err(ServeError::Missing.into());
     }
-    // Asked before the header is read as well: a refusal costs nothing then.
+    // The room is checked before the header is read too, so a refusal costs no parsing.
     uploads.room(asker.id())?;
-    let header = bytes(input, &said["header"])?;
+    let header = bytes(input, &value["header"])?;
     let upload = blocking(move || TensorUpload::begin(&store, &header, path)).await?;
     let name = uploads.keep(asker.id(), asker.by(), upload)?;
     Ok(json!({ "upload": name }).into())
@@ -386,12 +389,14 @@ async fn add_piece(
     offset: u64,
     piece: Bytes,
 ) -> Result<CallOutput, CallError> {
-    // Held by the thread that writes, so that a call which is given up in the middle loses nothing.
+    // The lock is moved to the thread that writes, so a call that its caller cancels half-way does not lose the
+    // upload.
     let mut held = uploads
         .lookup(asker.id(), asker.by(), name)?
         .lock_owned()
         .await;
     let have = held.as_ref().ok_or(ServeError::Missing)?.have();
+    // A caller that repeats a piece after a lost response learns from `have` where to go on.
     if offset != have {
         let message = format!("the next piece begins at {have}");
         let details = json!({ "code": TensorErrorCode::Shape.as_str(), "have": have });
@@ -405,18 +410,19 @@ async fn add_piece(
     match written.await {
         Ok(have) => Ok(json!({ "have": have }).into()),
         Err(error) => {
-            // How much of the piece was written is not known, so that no next one can follow it.
+            // How much of the piece was written is unknown, so no further piece can follow it.
             uploads.forget(name);
             Err(error.into())
         }
     }
 }
 
-/// Bytes that lie behind the JSON, or stand in it as base64.
+/// Bytes beside the JSON of the input, or as base64 within it.
 fn bytes(input: &CallBody, value: &Value) -> Result<Bytes, CallError> {
     if let Some(bytes) = input.binary(value) {
         return Ok(bytes);
     }
+    // JSON without binary parts has the bytes in base64 (RFC 4648 section 4).
     let text = value.as_str();
     let decoded = text.map(|text| base64::engine::general_purpose::STANDARD.decode(text));
     match decoded {

@@ -1,4 +1,4 @@
-//! A part of a stored file on its way out: what is said of it first, and its bytes block by block.
+//! A part of a stored file that the node sends: its head, and its bytes block by block.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,45 +15,45 @@ use crate::limits::BLOCK_BYTES;
 use crate::request::{PartEncoding, PartSelector};
 use crate::store::{Object, Outboard, TensorStore};
 
-/// Bytes of an offset of an item.
+/// Bytes of one offset of an item.
 const OFFSET_BYTES: u64 = 8;
 
-/// What a response begins with.
+/// The head of a response.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorResponseHead {
-    /// Bytes that follow.
+    /// Bytes that follow the head.
     #[serde(default)]
     pub len: u64,
-    /// BLAKE3 of what the part belongs to: the entry, the header or the file. What is encoded is
-    /// proven by it.
+    /// BLAKE3 of the entry, the header or the file that the part belongs to. The client verifies an
+    /// encoded part by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub b3: Option<String>,
     /// Element type of a tensor or its rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
-    /// Its dimensions.
+    /// Dimensions of a tensor or its rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shape: Option<Vec<u64>>,
-    /// The content may come.
+    /// The client may send the content.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub go: Option<bool>,
-    /// BLAKE3 of the header, where the header was asked for.
+    /// BLAKE3 of the header, if the client requested the header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header_b3: Option<String>,
-    /// The file, where the header was asked for or the file was stored.
+    /// The file's id, if the client requested the header or stored the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Bytes of what the part belongs to, where it is encoded.
+    /// Bytes of the entry or file that the part belongs to, if the part is encoded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
 }
 
-/// A part that may be read.
+/// A part that the peer may read.
 #[derive(Debug)]
 pub struct FilePart {
-    /// What is said first.
+    /// The head, which is sent first.
     pub head: TensorResponseHead,
-    /// Where the tensor stands in the order to load in.
+    /// The tensor's position in the order in which the file's writer wants them loaded.
     pub order: u32,
     object: Arc<Object>,
     pieces: VecDeque<PartPiece>,
@@ -63,13 +63,13 @@ pub struct FilePart {
 enum PartPiece {
     /// Bytes of the file.
     Raw(Range<u64>),
-    /// Offsets of items, from which the first one is taken away.
+    /// Offsets of items; `first` is subtracted from each.
     Offsets {
         range: Range<u64>,
         first: u64,
         last: u64,
     },
-    /// Groups with what proves them.
+    /// Groups with the hashes that verify them.
     Encoded(Box<EncodedPiece>),
 }
 
@@ -80,21 +80,21 @@ struct EncodedPiece {
     outboard: Outboard,
     steps: TreeSteps,
     expected: ExpectedHashes,
-    /// Only these of the bytes are handed on, and no hashes.
+    /// The only bytes that are sent, without hashes.
     only: Option<Range<u64>>,
 }
 
-/// What a part is cut out of: bytes of the file and their hash, if the file has one for them.
+/// The range that a part belongs to, and its hash if the file has one for it.
 struct VerifiedRange {
     range: Range<u64>,
     hash: Option<Hash>,
 }
 
 impl FilePart {
-    /// Finds the part, and the tree that proves it where it is to be encoded. Blocks.
+    /// Finds the part and, if it is encoded, the hash tree that verifies it. Blocks.
     ///
     /// # Errors
-    /// `E_NOTFOUND`, `E_SHAPE`, `E_VALUE` where there is no such part; [`ServeError::Stored`].
+    /// `E_NOTFOUND`, `E_SHAPE`, `E_VALUE` if the file has no such part; [`ServeError::Stored`].
     pub fn find(
         store: &TensorStore,
         object: &Arc<Object>,
@@ -184,8 +184,8 @@ impl FilePart {
         })
     }
 
-    /// Bytes of the file as they are: each group is held against the tree of the whole file before
-    /// any of it is handed on.
+    /// Bytes of the file without encoding. The node verifies each group by the tree of the whole
+    /// file before it sends any byte of the group.
     pub(crate) fn checked(object: &Arc<Object>, outboard: Outboard, range: Range<u64>) -> Self {
         let root = outboard.root();
         let steps = TreeSteps::new(object.meta().file_len(), &range);
@@ -208,7 +208,7 @@ impl FilePart {
         }
     }
 
-    /// Items of a blob: their offsets, counted from the first of them, then their bytes.
+    /// Items of a blob: their offsets, relative to the first one, then their bytes.
     fn items(
         object: &Arc<Object>,
         tensor: &Tensor<'_>,
@@ -232,7 +232,7 @@ impl FilePart {
         };
         let (first, last) = (at(rows.start)?, at(rows.end)?);
         let entry = tensor.entry();
-        // Offsets are data: nothing was held against them when the header was read.
+        // Offsets are data, which reading the header did not check.
         if first > last || last > entry.byte_len() {
             let what = format!("items {rows:?} are bytes {first} to {last}");
             return Err(ServeError::Stored(TensorError::new(
@@ -240,6 +240,7 @@ impl FilePart {
                 what,
             )));
         }
+        // A list of items has one offset more than items: the end of the last one.
         let ends = (rows.end - rows.start + 1) * OFFSET_BYTES;
         let from = offsets + rows.start * OFFSET_BYTES;
         let data = entry.file_range().start;
@@ -264,10 +265,10 @@ impl FilePart {
         })
     }
 
-    /// The next bytes; none at the end. Blocks.
+    /// The next bytes; `None` at the end. Blocks.
     ///
     /// # Errors
-    /// `E_IO` where the file changed meanwhile; `E_HASH` where it is not what it was stored as.
+    /// `E_IO` if the file changed meanwhile; `E_HASH` if its bytes no longer match their hash.
     pub fn next_block(&mut self) -> Result<Option<Bytes>, ServeError> {
         loop {
             let Some(piece) = self.pieces.front_mut() else {
@@ -286,6 +287,8 @@ impl FilePart {
                 self.pieces.pop_front();
                 continue;
             }
+            // The bytes are checked after they were read: another program may have written to the
+            // file meanwhile.
             self.object.check()?;
             return Ok(Some(block.into()));
         }
@@ -324,6 +327,7 @@ impl EncodedPiece {
                 }
             };
             if !good {
+                // The disk has damaged the file; bytes that were not verified are not sent.
                 let what = format!("file {} is not what was stored", object.id());
                 return Err(ServeError::Stored(TensorError::new(
                     TensorErrorCode::Hash,
@@ -336,10 +340,12 @@ impl EncodedPiece {
     }
 }
 
-/// Leaves of the group that begins at `start`, and at `from` in the block, what is wanted of it.
+/// Keeps of the group that begins at `start` in the file, and at `from` in the block, only the
+/// bytes of `only`.
 fn trim(block: &mut Vec<u8>, from: usize, start: u64, only: &Range<u64>) {
     let end = start + (block.len() - from) as u64;
-    // Every group that comes has a byte of what is wanted: less than a group is cut off.
+    // Every group has a byte that is wanted, so less than a group is cut off and the casts keep
+    // their values.
     let behind = end.saturating_sub(only.end) as usize;
     let before = only.start.saturating_sub(start) as usize;
     block.truncate(block.len() - behind);
@@ -347,7 +353,7 @@ fn trim(block: &mut Vec<u8>, from: usize, start: u64, only: &Range<u64>) {
 }
 
 fn raw(object: &Object, range: &mut Range<u64>) -> Result<Vec<u8>, ServeError> {
-    // At most a block.
+    // At most a block, so the cast keeps the value.
     let len = (range.end - range.start).min(BLOCK_BYTES as u64) as usize;
     let mut block = vec![0; len];
     object.read(&mut block, range.start)?;
@@ -355,10 +361,11 @@ fn raw(object: &Object, range: &mut Range<u64>) -> Result<Vec<u8>, ServeError> {
     Ok(block)
 }
 
-/// Takes `first` from every offset. Blocks are whole offsets.
+/// Subtracts `first` from every offset. A block has whole offsets.
 fn rebase(block: &mut [u8], first: u64, last: u64) -> Result<(), ServeError> {
     let (offsets, _) = block.as_chunks_mut::<{ OFFSET_BYTES as usize }>();
     for bytes in offsets {
+        // The offsets between the first and the last one were not checked before either.
         let offset = u64::from_le_bytes(*bytes);
         let based = offset.checked_sub(first).filter(|_| offset <= last);
         let Some(based) = based else {
@@ -383,10 +390,10 @@ fn within(range: &Range<u64>, len: u64) -> Result<(), ServeError> {
     }
 }
 
-/// An entry that is more than room: a tensor, or the offsets of one.
+/// The entry of a tensor or of its offsets; padding is no entry here.
 fn entry<'o>(object: &'o Object, name: &str) -> Result<HeaderEntry<'o>, ServeError> {
     let entry = object.meta().entry(name).filter(|entry| !entry.is_pad());
-    // Says how a name that is not there is shown.
+    // The error of `tensor` names the entry in the form that every other error has.
     entry.map_or_else(
         || {
             Err(ServeError::Input(
@@ -413,7 +420,7 @@ fn describe(head: &mut TensorResponseHead, entry: &HeaderEntry<'_>, shape: Vec<u
     head.shape = Some(shape);
 }
 
-/// Where the tensor that an entry belongs to stands in the order.
+/// The position in the loading order of the tensor that an entry belongs to.
 fn place(object: &Object, name: &str) -> u32 {
     let owner = name.strip_suffix(OFFSETS_SUFFIX).unwrap_or(name);
     let is = |known: &str| known == name || known == owner;

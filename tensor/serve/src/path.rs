@@ -1,4 +1,4 @@
-//! What a file of a store is called beside its id.
+//! The name of a file in a store: its path, or its id.
 
 use std::fmt;
 
@@ -7,19 +7,19 @@ use alknet_tensor::{FileId, TensorErrorCode};
 use crate::error::ServeError;
 use crate::limits::{PATH_BYTES, PATH_SEGMENTS};
 
-/// The first segment of paths that stand for ids.
+/// The first segment of the paths that stand for ids.
 const ID_SEGMENT: &str = "id";
 
 /// A path in a store: segments of letters, digits, `.`, `_` and `-` that do not begin with a dot,
-/// joined by `/`. None begins with the segment `id`.
+/// joined by `/`. A path does not begin with the segment `id`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StorePath(String);
 
 impl StorePath {
-    /// Takes a path that follows the grammar.
+    /// Checks that a text follows the grammar.
     ///
     /// # Errors
-    /// `E_VALUE`, and `E_LIMIT` where it is too long.
+    /// `E_VALUE`, and `E_LIMIT` for a path that is too long.
     pub fn parse(text: &str) -> Result<Self, ServeError> {
         if text.len() > PATH_BYTES || text.split('/').count() > PATH_SEGMENTS {
             let what =
@@ -27,10 +27,11 @@ impl StorePath {
             return Err(ServeError::input(TensorErrorCode::Limit, what));
         }
         let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
-        // No dot first: neither `..` nor a file that is hidden.
+        // A segment that begins with a dot would be `..` or a hidden file.
         let good = |segment: &str| {
             !segment.is_empty() && !segment.starts_with('.') && segment.bytes().all(plain)
         };
+        // Paths below `id` stand for ids in scopes, and a stored path must not collide with them.
         if !text.split('/').all(good) || text.split('/').next() == Some(ID_SEGMENT) {
             let what = "a path is segments of letters, digits, '.', '_' and '-' joined by '/', \
                         the first of them not 'id'";
@@ -52,17 +53,17 @@ impl fmt::Display for StorePath {
     }
 }
 
-/// What a file is asked for by.
+/// How a request names a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TensorFileRef {
-    /// Its content.
+    /// By its content.
     Id(FileId),
-    /// A path that leads to it at this moment.
+    /// By a path that leads to the file at this moment.
     Path(StorePath),
 }
 
 impl TensorFileRef {
-    /// The path that scopes are held against.
+    /// The path against which scopes are checked.
     #[must_use]
     pub fn scope_path(&self) -> String {
         match self {

@@ -9,11 +9,11 @@ use alknet_core::PeerId;
 use crate::error::ServeError;
 use crate::limits::IN_FLIGHT_BYTES;
 
-/// What is under way.
+/// Bytes under way, by peer.
 #[derive(Debug, Default)]
 pub(crate) struct BytesInFlight(Mutex<HashMap<PeerId, u64>>);
 
-/// A response under way; dropped, it is not any more.
+/// A response under way; dropping it gives its bytes back.
 #[derive(Debug)]
 pub(crate) struct ResponsePermit {
     bytes_in_flight: Arc<BytesInFlight>,
@@ -22,7 +22,7 @@ pub(crate) struct ResponsePermit {
 }
 
 impl BytesInFlight {
-    /// Counts a response, unless the peer has as much under way as it may.
+    /// Counts a response, unless the peer has reached its limit.
     pub(crate) fn enter(
         self: &Arc<Self>,
         who: &PeerId,
@@ -31,6 +31,7 @@ impl BytesInFlight {
         let mut table = self.table();
         let under_way = table.entry(who.clone()).or_default();
         let sum = under_way.saturating_add(bytes);
+        // A peer with nothing under way may always fetch one response, however large it is.
         if *under_way > 0 && sum > IN_FLIGHT_BYTES {
             return Err(ServeError::Busy("bytes for one peer", IN_FLIGHT_BYTES));
         }
@@ -44,6 +45,7 @@ impl BytesInFlight {
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<PeerId, u64>> {
+        // The table holds plain sums, which a panic elsewhere cannot leave half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -52,6 +54,7 @@ impl Drop for ResponsePermit {
     fn drop(&mut self) {
         if let Entry::Occupied(mut entry) = self.bytes_in_flight.table().entry(self.who.clone()) {
             let left = entry.get().saturating_sub(self.bytes);
+            // Peers come and go; an entry of 0 would stay in memory for each of them.
             if left == 0 {
                 entry.remove();
             } else {

@@ -1,4 +1,4 @@
-//! What can be asked for, on either wire.
+//! The requests of both wires.
 
 use std::ops::Range;
 
@@ -6,36 +6,36 @@ use alknet_tensor::{FileId, TensorErrorCode};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::error::{ServeError, said};
+use crate::error::{ServeError, excerpt};
 use crate::path::{StorePath, TensorFileRef};
 
 /// The only version of requests.
 const VERSION: u64 = 1;
 
-/// A request that has been understood.
+/// A request that was parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TensorRequest {
     /// A part of a stored file.
     Fetch(Fetch),
-    /// The file that follows is to be stored, and the path is to lead to it.
+    /// A file that follows; `path`, if there is one, is to lead to it.
     Put(Option<StorePath>),
 }
 
 /// A part of a stored file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
-    /// Which file.
+    /// The file.
     pub src: TensorFileRef,
-    /// Which part.
+    /// The part.
     pub want: PartSelector,
-    /// How it travels.
+    /// The encoding.
     pub encoding: PartEncoding,
 }
 
 /// Which part of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PartSelector {
-    /// The header with the length before it.
+    /// The header with its length prefix.
     Header,
     /// Bytes of the entry of this name, or of the whole file.
     Range(Option<String>, Range<u64>),
@@ -45,13 +45,13 @@ pub enum PartSelector {
     Tensor(String),
 }
 
-/// How bytes travel.
+/// How bytes are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PartEncoding {
-    /// With the hashes that prove each group of 16 KiB.
+    /// With the hashes that verify each group of 16 KiB.
     Bao16,
-    /// As they are.
+    /// Without hashes.
     #[default]
     Raw,
 }
@@ -64,7 +64,8 @@ struct RawTensorFileRef {
     path: Option<String>,
 }
 
-/// The members of a request. Others are refused: a peer that sends them means something by them.
+/// The members of a request. The server refuses unknown members, because a peer that sends one
+/// expects an effect of it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRequest {
@@ -86,7 +87,10 @@ impl TensorRequest {
     /// `E_JSON`, `E_VERSION`, `E_VALUE`.
     pub fn parse(text: &[u8]) -> Result<Self, ServeError> {
         let raw: RawRequest = serde_json::from_slice(text).map_err(|error| {
-            ServeError::input(TensorErrorCode::Json, format!("request: {}", said(error)))
+            ServeError::input(
+                TensorErrorCode::Json,
+                format!("request: {}", excerpt(error)),
+            )
         })?;
         if raw.v != Some(VERSION) {
             let what = format!("a request of version {VERSION} says \"v\":{VERSION}");
@@ -95,6 +99,7 @@ impl TensorRequest {
         if raw.want != "put" {
             return raw.fetch().map(Self::Fetch);
         }
+        // A member that `put` ignores would suggest to the peer that it had an effect.
         if raw.src.is_some() || raw.name.is_some() || raw.rows.is_some() || raw.range.is_some() {
             return Err(value("put takes a path alone"));
         }
@@ -110,7 +115,10 @@ impl Fetch {
     /// As [`TensorRequest::parse`].
     pub fn from_value(value: &Value) -> Result<Self, ServeError> {
         let raw = RawRequest::deserialize(value).map_err(|error| {
-            ServeError::input(TensorErrorCode::Json, format!("request: {}", said(error)))
+            ServeError::input(
+                TensorErrorCode::Json,
+                format!("request: {}", excerpt(error)),
+            )
         })?;
         raw.fetch()
     }
@@ -118,6 +126,7 @@ impl Fetch {
 
 impl RawRequest {
     fn fetch(self) -> Result<Fetch, ServeError> {
+        // Only `put` has a path outside of `src`.
         if self.path.is_some() {
             return Err(value("a path stands in src"));
         }
@@ -148,6 +157,7 @@ impl RawRequest {
 
 impl RawTensorFileRef {
     fn read(self) -> Result<TensorFileRef, ServeError> {
+        // With both, it would be open which one the peer means.
         match (self.id, self.path) {
             (Some(id), None) => id
                 .parse::<FileId>()
@@ -160,13 +170,13 @@ impl RawTensorFileRef {
 }
 
 impl TensorFileRef {
-    /// Reads what stands in the `src` of a request: `{"id": …}` or `{"path": …}`.
+    /// Reads the `src` of a request: `{"id": …}` or `{"path": …}`.
     ///
     /// # Errors
-    /// `E_VALUE`, and `E_LIMIT` for too long a path.
+    /// `E_VALUE`, and `E_LIMIT` for a path that is too long.
     pub fn from_value(src: &Value) -> Result<Self, ServeError> {
         let raw = RawTensorFileRef::deserialize(src);
-        raw.map_err(|error| value(format!("src: {}", said(error))))?
+        raw.map_err(|error| value(format!("src: {}", excerpt(error))))?
             .read()
     }
 }

@@ -1,4 +1,4 @@
-//! By whose rights a call between operations, or one from outside, reads and writes.
+//! The rights with which a call reads and writes: those of its caller, and of the operation that calls on its behalf.
 
 use std::iter;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use crate::error::ServeError;
 use crate::path::TensorFileRef;
 use crate::store::TensorStore;
 
-/// On whose behalf it happens, and what calls for them, where something does. Both have to be allowed it: who calls an
-/// operation lends it no right, and an operation gives its caller none to read by.
+/// The caller's identity, and the operation that calls on its behalf, if one does. Both need the scope: an operation
+/// does not gain its caller's rights, and a caller does not gain the operation's.
 #[derive(Clone, Debug)]
 pub struct TensorRequester {
     identity: Arc<Identity>,
     calls: Option<CallingOperation>,
 }
 
-/// An operation or a script that calls.
+/// An operation or a script that calls on a caller's behalf.
 #[derive(Clone, Debug)]
 struct CallingOperation {
     label: Arc<str>,
@@ -28,13 +28,14 @@ struct CallingOperation {
 }
 
 impl TensorRequester {
-    /// Of a call.
+    /// The requester of a call.
     ///
     /// # Errors
-    /// [`ServeError::Missing`] where the peer is not known, or what calls may do nothing.
+    /// [`ServeError::Missing`] if the peer is unknown, or the calling operation has no authority.
     pub fn from_ctx(ctx: &Ctx) -> Result<Self, ServeError> {
         match ctx.internal() {
             true => Self::below(ctx.identity(), ctx.calling_authority()),
+            // A call from outside has no operation between the caller and the store.
             false => Ok(Self {
                 identity: ctx.identity().cloned().ok_or(ServeError::Missing)?,
                 calls: None,
@@ -42,7 +43,7 @@ impl TensorRequester {
         }
     }
 
-    /// Of whatever an operation or a script calls through `env`.
+    /// The requester of a call that an operation or a script makes through `env`.
     ///
     /// # Errors
     /// As [`TensorRequester::from_ctx`].
@@ -54,6 +55,7 @@ impl TensorRequester {
         identity: Option<&Arc<Identity>>,
         calls: Option<&CompositionAuthority>,
     ) -> Result<Self, ServeError> {
+        // An operation without an authority has no scopes, so it may reach nothing.
         let calls = calls.ok_or(ServeError::Missing)?;
         Ok(Self {
             identity: identity.cloned().ok_or(ServeError::Missing)?,
@@ -64,32 +66,33 @@ impl TensorRequester {
         })
     }
 
-    /// As [`TensorStore::resolve`], for both.
+    /// As [`TensorStore::resolve`], with the scopes of both.
     ///
     /// # Errors
-    /// [`ServeError::Missing`], whether it is not there or not for them.
+    /// [`ServeError::Missing`], whether the file does not exist or one of them may not read it.
     pub fn resolve(&self, store: &TensorStore, src: &TensorFileRef) -> Result<FileId, ServeError> {
         let id = store.resolve(&self.identity.scopes, src)?;
         match &self.calls {
-            // A path that leads elsewhere meanwhile was allowed to the first as well: scopes name paths.
+            // The path may lead elsewhere by now, which the first identity was allowed to read as well, because
+            // scopes name paths.
             Some(calls) => store.resolve(&calls.scopes, src),
             None => Ok(id),
         }
     }
 
-    /// Whether both may store there.
+    /// Whether both may store at a path.
     pub(crate) fn may_write(&self, place: &str) -> bool {
         let calls = self.calls.iter().map(|calls| &calls.scopes);
         let mut all = iter::once(&self.identity.scopes).chain(calls);
         all.all(|scopes| allows(scopes, TensorAccess::Write, place))
     }
 
-    /// The peer that it counts for.
+    /// The peer whose limits the request counts against.
     pub(crate) fn id(&self) -> &PeerId {
         &self.identity.id
     }
 
-    /// What calls for them.
+    /// The operation that calls on the peer's behalf.
     pub(crate) fn by(&self) -> Option<&Arc<str>> {
         self.calls.as_ref().map(|calls| &calls.label)
     }

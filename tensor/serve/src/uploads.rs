@@ -1,4 +1,4 @@
-//! Containers that come in pieces, each piece in a call of its own.
+//! Chunked uploads: each piece arrives in a call of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,7 +11,7 @@ use crate::error::ServeError;
 use crate::limits::{UPLOADS, UPLOADS_PER_PEER};
 use crate::store::TensorUpload;
 
-/// An upload that one piece at a time is added to; none once it was stored or failed.
+/// An upload to which one piece at a time is added; `None` once it was stored or failed.
 pub(crate) type Shared = Arc<tokio::sync::Mutex<Option<TensorUpload>>>;
 
 /// Uploads by name.
@@ -30,20 +30,20 @@ struct UploadTable {
 #[derive(Debug)]
 struct UploadSlot {
     owner: PeerId,
-    /// What began it on the owner's behalf, where something did.
+    /// The operation that began it on the owner's behalf, if one did.
     by: Option<Arc<str>>,
     touched: Instant,
     upload: Shared,
 }
 
 impl Uploads {
-    /// Drops an upload that its peer does not go on with for so long.
+    /// `idle` is how long an upload stays that its peer does not continue.
     pub(crate) fn new(idle: Duration) -> Arc<Self> {
         let table = Mutex::default();
         Arc::new(Self { idle, table })
     }
 
-    /// Keeps an upload, whose name is given back. Must run inside a runtime.
+    /// Keeps an upload and returns its name. Must run inside a runtime.
     pub(crate) fn keep(
         self: &Arc<Self>,
         owner: &PeerId,
@@ -52,6 +52,7 @@ impl Uploads {
     ) -> Result<String, ServeError> {
         self.room(owner)?;
         let mut table = self.table();
+        // Numbers are never used twice, so a late piece cannot reach another upload.
         table.last += 1;
         let name = format!("u{}", table.last);
         let slot = UploadSlot {
@@ -66,7 +67,7 @@ impl Uploads {
         Ok(name)
     }
 
-    /// Whether this peer may begin another.
+    /// Whether this peer may begin another upload.
     pub(crate) fn room(&self, owner: &PeerId) -> Result<(), ServeError> {
         let table = self.table();
         let slots = table.slots.values();
@@ -83,7 +84,8 @@ impl Uploads {
         Ok(())
     }
 
-    /// The upload of this name, if it is this peer's, and was begun by the same on its behalf: names can be guessed.
+    /// The upload of this name, if this peer began it, through the same operation or directly. Names are guessable,
+    /// so both are checked.
     pub(crate) fn lookup(
         &self,
         owner: &PeerId,
@@ -107,7 +109,7 @@ impl Uploads {
     }
 }
 
-/// Drops the upload once its peer has not gone on with it for too long.
+/// Drops an upload that its peer has not continued for too long.
 async fn expire(uploads: Weak<Uploads>, name: String) {
     loop {
         let Some(uploads) = uploads.upgrade() else {
@@ -124,7 +126,7 @@ async fn expire(uploads: Weak<Uploads>, name: String) {
             uploads.forget(&name);
             return;
         }
-        // Not held while it sleeps: the table may go before that.
+        // The table is not kept alive while this task sleeps, so the node may drop it first.
         drop(uploads);
         tokio::time::sleep_until(end).await;
     }

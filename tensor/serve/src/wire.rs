@@ -7,10 +7,10 @@ use tokio::io::AsyncReadExt;
 
 use crate::limits::REQUEST_BYTES;
 
-/// What keeps a frame from being read.
+/// Why a frame was not read.
 #[derive(Debug)]
 pub(crate) enum FrameReadError {
-    /// It says that it is longer than may be.
+    /// The frame states a length above the limit.
     Long(usize),
     /// The stream ended or failed.
     Gone(std::io::Error),
@@ -20,6 +20,7 @@ pub(crate) enum FrameReadError {
 pub(crate) async fn read(recv: &mut RecvStream) -> Result<Vec<u8>, FrameReadError> {
     let len = recv.read_u32().await.map_err(FrameReadError::Gone)?;
     let len = usize::try_from(len).unwrap_or(usize::MAX);
+    // The limit is checked before memory for the frame is allocated.
     if len > REQUEST_BYTES {
         return Err(FrameReadError::Long(len));
     }
@@ -33,7 +34,7 @@ pub(crate) async fn read(recv: &mut RecvStream) -> Result<Vec<u8>, FrameReadErro
 /// Writes a frame.
 pub(crate) async fn write(send: &mut SendStream, value: &Value) -> Result<(), StreamError> {
     let text = value.to_string();
-    // What this side says is short.
+    // The frames of this side are short, so the cast keeps the length.
     let mut frame = (text.len() as u32).to_be_bytes().to_vec();
     frame.extend(text.into_bytes());
     send.write_chunk(Bytes::from(frame)).await

@@ -1,4 +1,4 @@
-//! The top level of a header: entries, and `__metadata__`.
+//! The top level of a header: the entries and `__metadata__`.
 
 use std::fmt;
 
@@ -13,14 +13,14 @@ use crate::header::json::{
 use crate::keys::{INDEX, METADATA, SCHEMA};
 use crate::limits::ContainerLimits;
 
-/// Objects around a member of an entry.
+/// Depth of the objects around a member of an entry.
 const ENTRY_DEPTH: u32 = 2;
 
-/// An entry as it is kept: texts and sizes lie in arenas.
+/// An entry in its compact form: texts and sizes lie in arenas.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RawEntry {
     pub(crate) name: TextSpan,
-    /// Where the type is unknown, its name.
+    /// The name of an unknown type.
     pub(crate) opaque: TextSpan,
     pub(crate) dims_start: u32,
     pub(crate) rank: u8,
@@ -29,7 +29,7 @@ pub(crate) struct RawEntry {
     pub(crate) end: u64,
 }
 
-/// What the top level says, before anything is held against anything.
+/// The top level as parsed, before any check of one part against another.
 #[derive(Debug, Default)]
 pub(super) struct RawHeader {
     pub(super) text: TextArena,
@@ -65,10 +65,12 @@ struct HeaderSeed<'a> {
 
 impl HeaderSeed<'_> {
     fn name<E: de::Error>(&self, name: &str) -> Result<(), E> {
+        // The limit is checked before the next entry takes memory.
         if self.raw.entries.len() as u64 >= u64::from(self.limits.entries) {
             let what = format!("header: more than {} entries", self.limits.entries);
             return Err(self.context.say(TensorErrorCode::Limit, what));
         }
+        // Stock files have no limit on names; the containers of this crate have.
         let Some(max) = self.limits.name_bytes else {
             return Ok(());
         };
@@ -107,6 +109,7 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
         let mut described = false;
         while let Some(name) = members.next_key_seed(TextSeed(&mut self.raw.text))? {
             self.context.subject(name.text_in(self.raw.text.as_str()));
+            // The last entry may have set another code.
             self.context.expect(TensorErrorCode::Header);
             if name.text_in(self.raw.text.as_str()) == METADATA {
                 if described {
@@ -135,7 +138,7 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
     }
 }
 
-/// `__metadata__`: strings under strings. `null` is read as none, as stock readers do.
+/// `__metadata__`: strings by strings. `null` is read as an absent member, as stock readers do.
 struct MetadataSeed<'a> {
     context: &'a VisitorContext,
     limits: &'a ContainerLimits,
@@ -167,7 +170,7 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
         let mut bytes = 0;
         while let Some(key) = members.next_key_seed(TextSeed(text))? {
             let value = members.next_value_seed(TextSeed(text))?;
-            // Index and schema grow with the tensors, and have limits of their own.
+            // Index and schema grow with the number of tensors, so they have limits of their own.
             let (limit, counted) = match key.text_in(text.as_str()) {
                 INDEX => (self.limits.header_bytes, value.len()),
                 SCHEMA => (self.limits.schema_bytes, value.len()),
@@ -184,7 +187,8 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
             pairs.push((key, value));
         }
         let text = text.as_str();
-        // Sorted: there may be very many, too many to hold each against each.
+        // The keys are sorted, because comparing each with each would take quadratic time for very
+        // many keys.
         let mut keys: Vec<TextSpan> = pairs.iter().map(|(key, _)| *key).collect();
         keys.sort_unstable_by(|a, b| a.text_in(text).cmp(b.text_in(text)));
         let twice = keys
@@ -199,7 +203,7 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
     }
 }
 
-/// `{"dtype", "shape", "data_offsets"}`, and whatever else the file's writer put beside them.
+/// `{"dtype", "shape", "data_offsets"}`, and further members of the file's writer.
 struct EntrySeed<'a> {
     context: &'a VisitorContext,
     bounds: &'a JsonBounds,
@@ -208,7 +212,7 @@ struct EntrySeed<'a> {
     raw: &'a mut RawHeader,
 }
 
-/// A member's key; further ones are kept to see whether one comes twice.
+/// A member's key; further keys are kept to find one that comes twice.
 enum EntryMember {
     Dtype,
     Shape,
@@ -246,7 +250,7 @@ impl Visitor<'_> for EntryMemberSeed<'_> {
     }
 }
 
-/// Begin and end.
+/// The begin and the end of an entry.
 struct OffsetsSeed;
 
 impl<'de> DeserializeSeed<'de> for OffsetsSeed {
@@ -268,6 +272,8 @@ impl<'de> Visitor<'de> for OffsetsSeed {
         let short = |n| de::Error::invalid_length(n, &"a list of two whole numbers");
         let start = items.next_element()?.ok_or_else(|| short(0))?;
         let end = items.next_element()?.ok_or_else(|| short(1))?;
+        // serde_json reports an item that is left over as a fault of the JSON text, which it is
+        // not.
         match items.next_element::<u64>()? {
             None => Ok([start, end]),
             Some(_) => Err(short(3)),
@@ -296,7 +302,8 @@ impl<'de> Visitor<'de> for EntrySeed<'_> {
         while let Some(member) = members.next_key_seed(EntryMemberSeed(&mut others))? {
             let twice = match member {
                 EntryMember::Dtype => {
-                    // Until the next of these, what the parser refuses is reported as this.
+                    // Until the next call of `expect`, an error of the parser is reported with this
+                    // code.
                     self.context.expect(TensorErrorCode::Dtype);
                     let text = members.next_value_seed(TextSeed(&mut self.raw.text))?;
                     dtype.replace(text).map(|_| "dtype")
@@ -317,7 +324,7 @@ impl<'de> Visitor<'de> for EntrySeed<'_> {
                 }
             };
             if let Some(key) = twice {
-                let error = duplicate(self.said(), key);
+                let error = duplicate(self.label(), key);
                 return Err(self.context.raise(error));
             }
         }
@@ -326,7 +333,7 @@ impl<'de> Visitor<'de> for EntrySeed<'_> {
             .check(EntryLabel(self.name.text_in(self.raw.text.as_str())))
             .map_err(|error| self.context.raise(error))?;
         let absent = |what: &str| {
-            let what = format!("{}: no {what}", self.said());
+            let what = format!("{}: no {what}", self.label());
             self.context.say(TensorErrorCode::Header, what)
         };
         let opaque = dtype.ok_or_else(|| absent("dtype"))?;
@@ -337,6 +344,8 @@ impl<'de> Visitor<'de> for EntrySeed<'_> {
             opaque,
             dims_start,
             rank,
+            // An unknown type is no error: programs may define their own, whose bytes stay
+            // readable.
             dtype: Dtype::from_name(opaque.text_in(self.raw.text.as_str())),
             start,
             end,
@@ -344,7 +353,7 @@ impl<'de> Visitor<'de> for EntrySeed<'_> {
     }
 }
 
-/// An entry as errors call it.
+/// An entry as errors name it.
 struct EntryLabel<'a>(&'a str);
 
 impl fmt::Display for EntryLabel<'_> {
@@ -354,7 +363,7 @@ impl fmt::Display for EntryLabel<'_> {
 }
 
 impl EntrySeed<'_> {
-    fn said(&self) -> String {
+    fn label(&self) -> String {
         format!(
             "entry {}",
             QuotedText(self.name.text_in(self.raw.text.as_str()))
@@ -382,7 +391,7 @@ impl EntrySeed<'_> {
     }
 }
 
-/// Where the sizes begin, and how many there are.
+/// The index of the first size, and the number of sizes.
 struct ShapeSeed<'a> {
     context: &'a VisitorContext,
     rank_max: u32,
@@ -418,7 +427,8 @@ impl<'de> Visitor<'de> for ShapeSeed<'_> {
             }
             self.dims.push(size);
         }
-        // Two bytes of a header of at most 100 MB are one size at most, and ranks end at 32.
+        // A size takes at least two bytes of a header of at most 100 MB, and a rank is at most 32,
+        // so the casts keep their values.
         Ok((start as u32, (self.dims.len() - start) as u8))
     }
 }

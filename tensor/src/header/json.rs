@@ -1,8 +1,8 @@
-//! Reading JSON without trust: keys that come twice are refused at every level, depth and number of
-//! values are bounded, and nothing is kept of what is not needed.
+//! Reads untrusted JSON: refuses a duplicate key at every level, bounds depth and number of values,
+//! and keeps only what is needed.
 //!
-//! `serde_json` keeps the last of two equal keys and says nothing, so every object is read by a
-//! visitor of ours.
+//! `serde_json` silently keeps the last of two equal keys, so a visitor of this module reads every
+//! object.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -12,17 +12,17 @@ use serde_json::error::Category;
 
 use crate::error::{QuotedText, Result, TensorError, TensorErrorCode};
 
-/// Characters of what serde says that an error repeats.
+/// Characters of serde's message that an error repeats.
 const SAID_CHARS_MAX: usize = 200;
 
-/// What visitors leave behind for the error: serde itself would only carry a text.
+/// The error of a visitor in full; serde itself would carry only its text.
 #[derive(Debug)]
 pub(super) struct VisitorContext {
-    /// What is read.
+    /// The name of the document that is read.
     document: &'static str,
-    /// What a wrong type means where the reader is now.
+    /// The code of an error for a value of the wrong type.
     code: Cell<TensorErrorCode>,
-    /// Whose part is read now.
+    /// The name of the part that is read now.
     subject: RefCell<String>,
     fault: RefCell<Option<TensorError>>,
 }
@@ -37,21 +37,21 @@ impl VisitorContext {
         }
     }
 
-    /// From here on a wrong type means `code`.
+    /// Sets the code for values of the wrong type.
     pub(super) fn expect(&self, code: TensorErrorCode) {
         self.code.set(code);
     }
 
-    /// From here on errors are about `name`.
+    /// Sets the name that errors mention.
     pub(super) fn subject(&self, name: &str) {
         let mut subject = self.subject.borrow_mut();
         subject.clear();
         subject.push_str(name);
     }
 
-    /// Keeps the first error, and gives serde one to stop with.
+    /// Keeps the first error, and returns one that makes serde stop.
     pub(super) fn raise<E: de::Error>(&self, error: TensorError) -> E {
-        // The first counts: what is raised later comes of it.
+        // The first error counts, because later ones follow from it.
         self.fault.borrow_mut().get_or_insert(error);
         E::custom("refused")
     }
@@ -64,13 +64,14 @@ impl VisitorContext {
     /// Reads all of `text`.
     ///
     /// # Errors
-    /// The visitor's own; the expected code where a value has the wrong type; `E_JSON` where the
-    /// text is no JSON, or goes on after its end.
+    /// The visitor's own; the expected code if a value has the wrong type; `E_JSON` if the text is
+    /// not JSON, or goes on after its end.
     pub(super) fn read<'de, S>(&self, text: &'de str, seed: S) -> Result<()>
     where
         S: DeserializeSeed<'de, Value = ()>,
     {
         let mut json = serde_json::Deserializer::from_str(text);
+        // `end` refuses text after the value.
         let done = seed.deserialize(&mut json).and_then(|()| json.end());
         done.map_err(|error| self.explain(&error))
     }
@@ -81,22 +82,22 @@ impl VisitorContext {
         }
         let document = self.document;
         let subject = self.subject.borrow();
-        // A string of the wrong type is repeated in full.
-        let mut said = error.to_string();
-        if let Some((end, _)) = said.char_indices().nth(SAID_CHARS_MAX) {
-            said.truncate(end);
-            said.push('…');
+        // serde's message repeats a string of the wrong type in full, so the message is cut.
+        let mut message = error.to_string();
+        if let Some((end, _)) = message.char_indices().nth(SAID_CHARS_MAX) {
+            message.truncate(end);
+            message.push('…');
         }
         match error.classify() {
             Category::Data if subject.is_empty() => {
-                TensorError::new(self.code.get(), format!("{document}: {said}"))
+                TensorError::new(self.code.get(), format!("{document}: {message}"))
             }
             Category::Data => {
                 let subject = QuotedText(&subject);
-                TensorError::new(self.code.get(), format!("{document}: {subject}: {said}"))
+                TensorError::new(self.code.get(), format!("{document}: {subject}: {message}"))
             }
-            // It is not JSON, whatever was expected.
-            _ => TensorError::new(TensorErrorCode::Json, format!("{document}: {said}")),
+            // The text is not JSON, whatever type was expected.
+            _ => TensorError::new(TensorErrorCode::Json, format!("{document}: {message}")),
         }
     }
 }
@@ -109,9 +110,10 @@ pub(crate) struct TextSpan {
 }
 
 impl TextSpan {
-    /// The text, in the arena it was put into.
+    /// The text in `arena`, which must be the arena that it was added to.
     pub(crate) fn text_in(self, arena: &str) -> &str {
         let start = self.start as usize;
+        // A span of another arena may lie outside of this one.
         let text = arena.get(start..start + self.len as usize);
         text.unwrap_or_default()
     }
@@ -121,12 +123,12 @@ impl TextSpan {
     }
 }
 
-/// Texts end to end. A header is at most 100 MB, and so is what is decoded from it.
+/// Texts end to end. A header has at most 100 MB, and its decoded texts are not longer.
 #[derive(Debug, Default)]
 pub(crate) struct TextArena(String);
 
 impl TextArena {
-    /// `bytes` is the size of something that lies in memory already.
+    /// `bytes` is the size of a text that is in memory already, so it bounds the allocation.
     pub(crate) fn with_room_for(bytes: usize) -> Self {
         Self(String::with_capacity(bytes))
     }
@@ -172,7 +174,7 @@ impl Visitor<'_> for TextSeed<'_> {
     }
 }
 
-/// Keys of one object, to find out whether one comes twice.
+/// The keys of one object, among which `check` finds a duplicate.
 #[derive(Debug, Default)]
 pub(super) struct ObjectKeys {
     arena: TextArena,
@@ -185,12 +187,14 @@ impl ObjectKeys {
         self.spans.push(span);
     }
 
-    /// `E_DUPKEY` where a key comes twice in the object that errors call `what`.
+    /// `E_DUPKEY` if a key comes twice in the object that errors call `what`.
     pub(super) fn check(mut self, what: impl fmt::Display) -> Result<()> {
+        // Most objects have few keys, and one key cannot come twice.
         if self.spans.len() < 2 {
             return Ok(());
         }
         let text = self.arena.as_str();
+        // Sorting keeps an object with very many keys from costing quadratic time.
         self.spans
             .sort_unstable_by(|a, b| a.text_in(text).cmp(b.text_in(text)));
         let twice = self
@@ -211,7 +215,7 @@ pub(super) fn duplicate(what: impl fmt::Display, key: &str) -> TensorError {
     )
 }
 
-/// How deep and how long a value may be.
+/// Limits of the depth and the number of values.
 #[derive(Debug)]
 pub(super) struct JsonBounds {
     pub(super) depth_max: u32,
@@ -229,36 +233,36 @@ impl JsonBounds {
     }
 }
 
-/// Told of every member of every object that is walked over.
+/// A [`ValueWalk`] calls it for every member of every object.
 pub(super) trait MemberWatcher {
-    /// A string at `depth`, below `key`, which is inside the value of `parent`.
+    /// Called for a string under `key`, inside the value of `parent`.
     fn text(&self, parent: &str, key: &str, text: &str) -> Result<()> {
         let _ = (parent, key, text);
         Ok(())
     }
 
-    /// Anything else that is neither object nor array.
+    /// Called for any other value that is neither object nor array.
     fn other(&self) -> Result<()> {
         Ok(())
     }
 
-    /// An array begins.
+    /// Called at the beginning of an array.
     fn list(&self) -> Result<()> {
         Ok(())
     }
 }
 
-/// Watches nothing.
+/// Ignores all members.
 pub(super) struct IgnoredMembers;
 
 impl MemberWatcher for IgnoredMembers {}
 
-/// Reads any value and keeps nothing of it.
+/// Reads any value and keeps none of it.
 pub(super) struct ValueWalk<'a, W> {
     pub(super) context: &'a VisitorContext,
     pub(super) bounds: &'a JsonBounds,
     pub(super) watch: &'a W,
-    /// Objects and arrays around the value.
+    /// Depth of the objects and arrays around the value.
     pub(super) depth: u32,
     pub(super) parent: &'a str,
     pub(super) key: &'a str,

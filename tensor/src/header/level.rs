@@ -1,5 +1,4 @@
-//! What a file that calls itself a metatensor has to be beside a safetensors file: its index is held
-//! against its entries.
+//! The checks of a metatensor beyond those of a safetensors file: its index must match its entries.
 
 use std::borrow::Cow;
 
@@ -17,17 +16,17 @@ use crate::limits::ContainerLimits;
 
 /// The only level above plain safetensors.
 const LEVEL_ONE: &str = "1";
-/// What a schema's own annotations begin with.
+/// Prefix of the annotations that schemas use themselves.
 const ANNOTATION_PREFIX: &str = "TypeDef:";
 
-/// What level 1 adds.
+/// The additions of level 1.
 #[derive(Debug)]
 pub(super) struct Extension {
     pub(super) index: TensorIndex,
     pub(super) data_hash: Option<Hash>,
 }
 
-/// Reads what level 1 adds; none where the file is plain safetensors.
+/// Reads the additions of level 1; `None` if the file is plain safetensors.
 pub(super) fn read(
     table: &EntryTable<'_>,
     metadata: &[(TextSpan, TextSpan)],
@@ -42,10 +41,12 @@ pub(super) fn read(
     let Some(level) = value(LEVEL) else {
         return Ok(None);
     };
+    // A later level may change the meaning of entries, so a reader of level 1 must not guess.
     if level != LEVEL_ONE {
         let what = format!("{LEVEL} is {}, this reads level 1", QuotedText(level));
         return fail(TensorErrorCode::Version, what);
     }
+    // The level promises an index, without which the tensors have no kinds.
     let Some(text) = value(INDEX) else {
         return fail(TensorErrorCode::Schema, format!("{LEVEL} without {INDEX}"));
     };
@@ -80,7 +81,7 @@ struct IndexCheck<'a> {
 }
 
 impl IndexCheck<'_> {
-    /// Whether the entry is a tensor, and not the offsets of one.
+    /// Whether the entry is a tensor, rather than the offsets of one.
     fn is_tensor(&self, entry: u32) -> bool {
         let name = self.table.name(entry);
         self.index.tensor_at(entry).is_some() && !name.ends_with(OFFSETS_SUFFIX)
@@ -89,6 +90,7 @@ impl IndexCheck<'_> {
     fn tensors(&self) -> Result<()> {
         for tensor in &self.index.tensors {
             let name = self.table.name(tensor.entry);
+            // A pad holds no values that the index could describe.
             if name.starts_with(PAD_PREFIX) {
                 let what = format!("{INDEX}: {} is a pad", QuotedText(name));
                 return fail(TensorErrorCode::Schema, what);
@@ -123,21 +125,21 @@ impl IndexCheck<'_> {
         [count, stride]: [u64; 2],
         (start, len): (u32, u32),
     ) -> Result<()> {
-        let said = QuotedText(name);
+        let label = QuotedText(name);
         if stride == 0 {
             return fail(
                 TensorErrorCode::Layout,
-                format!("struct {said}: records of 0 bytes"),
+                format!("struct {label}: records of 0 bytes"),
             );
         }
         if count.checked_mul(stride).is_none() {
-            let what = format!("struct {said}: {count} records of {stride} bytes");
+            let what = format!("struct {label}: {count} records of {stride} bytes");
             return fail(TensorErrorCode::Overflow, what);
         }
         match self.entry(tensor.entry) {
             Some((entry, shape)) if entry.dtype == Some(Dtype::U8) && shape == [count, stride] => {}
             _ => {
-                let what = format!("struct {said}: its entry is not U8 of [{count}, {stride}]");
+                let what = format!("struct {label}: its entry is not U8 of [{count}, {stride}]");
                 return fail(TensorErrorCode::Layout, what);
             }
         }
@@ -158,42 +160,45 @@ impl IndexCheck<'_> {
     }
 
     fn blob(&self, name: &str, tensor: &RawTensor, shape_of: Option<u32>) -> Result<()> {
-        let said = QuotedText(name);
+        let label = QuotedText(name);
         match self.entry(tensor.entry) {
             Some((entry, [_])) if entry.dtype == Some(Dtype::U8) => {}
             _ => {
-                let what = format!("blob {said}: its entry is not U8 of one dimension");
+                let what = format!("blob {label}: its entry is not U8 of one dimension");
                 return fail(TensorErrorCode::Layout, what);
             }
         }
         let offsets = self.table.find(&format!("{name}{OFFSETS_SUFFIX}"));
-        // Where each item begins, and where the last one ends: a blob without items has one.
+        // The offsets have the begin of each item and the end of the last one, so a blob without
+        // items has one offset.
         let ends = match offsets.and_then(|at| self.entry(at)) {
             Some((entry, &[ends])) if entry.dtype == Some(Dtype::U64) && ends > 0 => ends,
             Some(_) => {
-                let what = format!("blob {said}: its offsets are not U64 of [items + 1]");
+                let what = format!("blob {label}: its offsets are not U64 of [items + 1]");
                 return fail(TensorErrorCode::Layout, what);
             }
-            None => return fail(TensorErrorCode::Layout, format!("blob {said}: no offsets")),
+            None => return fail(TensorErrorCode::Layout, format!("blob {label}: no offsets")),
         };
         if ends - 1 > self.limits.blob_items {
-            let what = format!("blob {said}: {} items", ends - 1);
+            let what = format!("blob {label}: {} items", ends - 1);
             return fail(TensorErrorCode::Limit, what);
         }
         match shape_of {
+            // The index can only name entries that exist, but an entry may be a pad or the offsets
+            // of a blob.
             Some(other) if !self.is_tensor(other) => {
                 let other = QuotedText(self.table.name(other));
-                let what = format!("blob {said}: shape_of {other}, which is no tensor");
+                let what = format!("blob {label}: shape_of {other}, which is no tensor");
                 fail(TensorErrorCode::Schema, what)
             }
             _ => Ok(()),
         }
     }
 
-    /// Every entry is a tensor, the offsets of a blob, or a pad.
+    /// Checks that every entry is a tensor, the offsets of a blob, or padding.
     fn entries(&self) -> Result<()> {
         for (at, entry) in self.table.entries.iter().enumerate() {
-            // At most a million.
+            // At most a million entries, so the cast keeps the value.
             let at = at as u32;
             let name = entry.name.text_in(self.table.text);
             if name.starts_with(PAD_PREFIX) {
@@ -223,8 +228,9 @@ impl IndexCheck<'_> {
         Ok(())
     }
 
-    /// Every tensor stands in the order once.
+    /// Checks that the order names every tensor once.
     fn order(&self) -> Result<()> {
+        // One flag for each entry finds a repeated name without a search.
         let mut seen = vec![false; self.table.entries.len()];
         for at in &self.index.order {
             let name = QuotedText(self.table.name(*at));
@@ -256,7 +262,7 @@ impl IndexCheck<'_> {
     }
 }
 
-/// Bounded, without keys that come twice, and little-endian.
+/// Checks that a schema is within the limits, has no duplicate keys, and is little-endian.
 fn check_schema(schema: &str, limits: &ContainerLimits) -> Result<()> {
     let context = VisitorContext::new(SCHEMA, TensorErrorCode::Schema);
     let bounds = JsonBounds::new(limits.schema_depth, limits.schema_nodes);
@@ -266,6 +272,7 @@ fn check_schema(schema: &str, limits: &ContainerLimits) -> Result<()> {
             context: &context,
             bounds: &bounds,
             watch: &LittleEndian,
+            // The schema is a document of its own, so its depth begins at zero.
             depth: 0,
             parent: "",
             key: "",

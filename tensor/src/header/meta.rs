@@ -1,4 +1,4 @@
-//! A header that was read, and how to look at it.
+//! A parsed header, and its accessors.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use crate::header::tensor::{Tensor, TensorKind};
 use crate::keys::{INDEX, OFFSETS_SUFFIX, PAD_PREFIX, SCHEMA};
 use crate::layout::{LayoutOracle, StructField};
 
-/// What a file holds, without its data.
+/// The description of a file, without its data.
 #[derive(Debug)]
 pub struct Meta {
     pub(super) header_len: u64,
@@ -36,7 +36,7 @@ impl Meta {
         self.index.is_some() as u32
     }
 
-    /// Bytes of the header without the length before it.
+    /// Bytes of the header without its length prefix.
     #[must_use]
     pub const fn header_len(&self) -> u64 {
         self.header_len
@@ -60,24 +60,24 @@ impl Meta {
         self.data_start() + self.data_len
     }
 
-    /// Every entry in the order of its bytes, pads and offsets included.
+    /// Every entry in the order of its bytes, padding and offsets included.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = HeaderEntry<'_>> {
         self.entries
             .iter()
             .map(|raw| HeaderEntry { meta: self, raw })
     }
 
-    /// The entry of this name, be it a tensor or not.
+    /// The entry with this name, whether it is a tensor or not.
     #[must_use]
     pub fn entry(&self, name: &str) -> Option<HeaderEntry<'_>> {
         let at = self.find(name)?;
         self.entry_at(at)
     }
 
-    /// The tensors in the order that they are best loaded in.
+    /// The tensors in the order in which a reader should load them.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor<'_>> {
         let ordered = self.index.as_ref().map(|index| index.order.iter().copied());
-        // At most a million.
+        // At most a million entries, so the cast keeps the value.
         let plain = match self.index {
             None => 0..self.entries.len() as u32,
             Some(_) => 0..0,
@@ -86,10 +86,10 @@ impl Meta {
         places.filter_map(|at| self.tensor_at(at))
     }
 
-    /// The tensor of this name.
+    /// The tensor with this name.
     ///
     /// # Errors
-    /// `E_NOTFOUND`: none has it. Pads and the offsets of blobs are no tensors.
+    /// `E_NOTFOUND` if no tensor has the name. Padding and the offsets of blobs are no tensors.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
         let found = self.find(name).and_then(|at| self.tensor_at(at));
         found.ok_or_else(|| {
@@ -100,26 +100,26 @@ impl Meta {
         })
     }
 
-    /// The metadata as it stands, in its order.
+    /// The metadata as the file has them, in the file's order.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
         let pairs = self.metadata.iter().flatten();
         pairs.map(|(key, value)| (key.text_in(&self.text), value.text_in(&self.text)))
     }
 
-    /// Whether there is metadata at all, be it empty.
+    /// Whether the header has metadata, which may be empty.
     #[must_use]
     pub const fn has_metadata(&self) -> bool {
         self.metadata.is_some()
     }
 
-    /// The metadata under this key.
+    /// The value of the metadata under this key.
     #[must_use]
     pub fn metadata_value(&self, key: &str) -> Option<&str> {
         let mut pairs = self.metadata();
         pairs.find(|(k, _)| *k == key).map(|(_, value)| value)
     }
 
-    /// BLAKE3 of the data, as the header says.
+    /// BLAKE3 of the data, as the header states it.
     #[must_use]
     pub const fn data_hash(&self) -> Option<Hash> {
         self.data_hash
@@ -140,11 +140,11 @@ impl Meta {
         text.get(start as usize..(start + len) as usize)
     }
 
-    /// Holds the fields of every struct against what its schema comes to.
+    /// Compares the fields of every struct with the layout of its schema.
     ///
     /// # Errors
-    /// `E_SCHEMA` where the schema or a definition cannot be laid out; `E_LAYOUT` where the file
-    /// says something else.
+    /// `E_SCHEMA` if the schema or a definition has no layout; `E_LAYOUT` if the file states
+    /// another one.
     pub fn check_layouts(&self, oracle: &dyn LayoutOracle) -> Result<()> {
         let Some(schema) = self.schema() else {
             return Ok(());
@@ -171,7 +171,8 @@ impl Meta {
             }
             let mut ours: Vec<StructField<'_>> = records.fields().collect();
             let mut theirs = layout.fields;
-            // The index may list fields in any order.
+            // The index may list fields in any order, so both lists are sorted before the
+            // comparison.
             ours.sort_by(|a, b| a.path.cmp(&b.path));
             theirs.sort_by(|a, b| a.path.cmp(&b.path));
             let differ = ours
@@ -183,7 +184,7 @@ impl Meta {
                     format!("struct {name}: {ours:?} by the index, {theirs:?} by its schema");
                 return fail(TensorErrorCode::Layout, what);
             }
-            // What was compared ends with the shorter of them.
+            // `zip` ends with the shorter list, so the lengths are compared as well.
             if ours.len() != theirs.len() {
                 let what = format!(
                     "struct {name}: {} fields by the index, {} by its schema",
@@ -209,21 +210,21 @@ impl Meta {
         let entry = self.entry_at(at)?;
         let listed = match &self.index {
             None => None,
-            // A part of its blob.
+            // The offsets are a part of their blob.
             Some(_) if entry.name().ends_with(OFFSETS_SUFFIX) => return None,
             Some(index) => Some(index.tensor_at(at)?),
         };
         Some(Tensor { entry, listed })
     }
 
-    /// The hash that the index has for an entry, be it a tensor or the offsets of one.
+    /// The hash that the index states for an entry, whether it is a tensor or the offsets of one.
     #[must_use]
     pub fn entry_hash(&self, name: &str) -> Option<Hash> {
         let index = self.index.as_ref()?;
         index.tensor_at(self.find(name)?)?.hash
     }
 
-    /// The alignment that the index has for an entry.
+    /// The alignment that the index states for an entry.
     pub(crate) fn align_of(&self, name: &str) -> Option<u32> {
         let index = self.index.as_ref()?;
         index.tensor_at(self.find(name)?)?.align
@@ -238,13 +239,13 @@ pub struct HeaderEntry<'m> {
 }
 
 impl<'m> HeaderEntry<'m> {
-    /// Its name.
+    /// The entry's name.
     #[must_use]
     pub fn name(&self) -> &'m str {
         self.raw.name.text_in(&self.meta.text)
     }
 
-    /// Its element type.
+    /// The element type.
     #[must_use]
     pub fn dtype(&self) -> ElementType<'m> {
         match self.raw.dtype {
@@ -253,41 +254,41 @@ impl<'m> HeaderEntry<'m> {
         }
     }
 
-    /// Its dimensions; none for a single element.
+    /// The dimensions; an empty slice for a single element.
     #[must_use]
     pub fn shape(&self) -> &'m [u64] {
         table::shape(&self.meta.dims, self.raw)
     }
 
-    /// Its bytes, counted from the beginning of the data.
+    /// The range of its bytes in the data.
     #[must_use]
     pub const fn range(&self) -> Range<u64> {
         self.raw.start..self.raw.end
     }
 
-    /// Its bytes, counted from the beginning of the file.
+    /// The range of its bytes in the file.
     #[must_use]
     pub const fn file_range(&self) -> Range<u64> {
         let start = self.meta.data_start();
         start + self.raw.start..start + self.raw.end
     }
 
-    /// How many bytes it has.
+    /// The number of its bytes.
     #[must_use]
     pub const fn byte_len(&self) -> u64 {
         self.raw.end - self.raw.start
     }
 
-    /// Where these rows lie in it, counted from its beginning.
+    /// The range of these rows within the entry.
     ///
     /// # Errors
-    /// `E_SHAPE` where there are no such rows; `E_DTYPE` where they are no whole bytes.
+    /// `E_SHAPE` if the entry has no such rows; `E_DTYPE` if they are no whole bytes.
     pub fn row_range(&self, rows: Range<u64>) -> Result<Range<u64>> {
         let range = crate::view::row_bytes(self.dtype(), self.shape(), &rows);
         range.map_err(|error| error.with_subject(format_args!("entry {}", QuotedText(self.name()))))
     }
 
-    /// Whether it only fills room, which only files of level 1 have.
+    /// Whether it is padding, which only files of level 1 have.
     #[must_use]
     pub fn is_pad(&self) -> bool {
         self.meta.index.is_some() && self.name().starts_with(PAD_PREFIX)

@@ -1,8 +1,8 @@
-//! The header: eight bytes of length, then a JSON object that says which bytes are what.
+//! The header: a length of eight bytes, then a JSON object that describes the data.
 //!
-//! Nothing here touches the data, and nothing is allocated by a number in the file: what is kept is
-//! proportional to the text that is there. A header is read once, top to bottom, into a few flat
-//! lists ([`Meta`]); names and texts lie in one arena.
+//! The parser does not touch the data, and allocates no memory by a number in the file: what it
+//! keeps is proportional to the header's text. A header is read once, top to bottom, into a few
+//! flat lists ([`Meta`]); names and texts lie in one arena.
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +22,7 @@ pub use tensor::{BlobInfo, StructInfo, Tensor, TensorKind};
 
 pub(crate) use table::byte_len;
 
-/// Bytes of the length before the header.
+/// Bytes of the length prefix.
 pub const PREFIX_BYTES: u64 = 8;
 /// Bytes of the shortest header, `{}`.
 pub const HEADER_BYTES_MIN: u64 = 2;
@@ -39,7 +39,7 @@ pub const HEADER_BYTES_MIN: u64 = 2;
 /// ```
 ///
 /// # Errors
-/// `E_HEADER` where the file is too short for the length or for what it says; `E_LIMIT`.
+/// `E_HEADER` if the file is too short for the prefix or for the length that it states; `E_LIMIT`.
 pub fn header_len(prefix: &[u8], file_len: u64, limits: &ContainerLimits) -> Result<u64> {
     let Some(prefix) = prefix.first_chunk() else {
         let what = format!("a file of {file_len} bytes has no header");
@@ -72,7 +72,7 @@ fn check_len(len: u64, limits: &ContainerLimits) -> Result<()> {
 }
 
 impl Meta {
-    /// Reads a header, without the length before it, of a file with `data_len` bytes behind it.
+    /// Reads a header, without its length prefix, of a file with `data_len` bytes of data.
     ///
     /// ```
     /// use alknet_tensor::{ContainerLimits, Meta};
@@ -84,13 +84,13 @@ impl Meta {
     /// ```
     ///
     /// # Errors
-    /// Any code of the format but those that need the data; see the table in `docs/tensor.md`.
+    /// Any code of the format except those that need the data; see the table in `docs/tensor.md`.
     pub fn parse(header: &[u8], data_len: u64, limits: &ContainerLimits) -> Result<Self> {
         Self::read(header, Some(data_len), limits)
     }
 
-    /// Reads the header of a file of which nothing else is there yet: it says itself how long the
-    /// data is.
+    /// Reads the header of a file that has not arrived otherwise; the header itself states the
+    /// length of the data.
     ///
     /// # Errors
     /// As [`Meta::parse`].
@@ -107,6 +107,7 @@ impl Meta {
                 "the header does not begin with '{'",
             );
         }
+        // JSON between programs is UTF-8 (RFC 8259 section 8.1).
         let text = std::str::from_utf8(header)
             .map_err(|error| TensorError::new(TensorErrorCode::Json, format!("header: {error}")))?;
         let entries::RawHeader {
@@ -117,6 +118,7 @@ impl Meta {
         } = entries::read(text, limits)?;
         let text = text.into_text();
         table::sort(&mut entries, &text);
+        // After sorting, the last entry ends where the data ends.
         let data_len = data_len.unwrap_or_else(|| entries.last().map_or(0, |last| last.end));
         if PREFIX_BYTES
             .checked_add(len)

@@ -1,4 +1,4 @@
-//! The entries in the order of their bytes, each tried against its size and its neighbours.
+//! The entries in the order of their bytes, each checked against its size and its neighbours.
 
 use std::cell::Cell;
 use std::cmp::Ordering;
@@ -13,7 +13,7 @@ use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
 use crate::header::entries::RawEntry;
 use crate::header::json::duplicate;
 
-/// Entries sorted, with what is needed to look at them.
+/// Sorted entries, with their names and dimensions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EntryTable<'a> {
     pub(super) text: &'a str,
@@ -32,8 +32,8 @@ impl<'a> EntryTable<'a> {
         self.by_name.find(self.entries, self.text, name)
     }
 
-    /// The same where names mostly come in the order of the bytes, as writers put them: the entry
-    /// behind the last one, or behind the pad that follows it, is looked at first.
+    /// The same for names that mostly come in the order of the bytes, as writers list them: the
+    /// entry after the last one found, and the one after that, are tried first.
     pub(super) fn find_near(&self, name: &str, near: &Cell<u32>) -> Option<u32> {
         let next = near.get();
         let is_it = |at: &u32| self.entries.get(*at as usize).is_some() && self.name(*at) == name;
@@ -54,8 +54,8 @@ pub(crate) fn shape<'a>(dims: &'a [u64], entry: &RawEntry) -> &'a [u64] {
     shape.unwrap_or_default()
 }
 
-/// The places of entries by name. The hash has a seed of its own for each file, so that an attacker
-/// cannot choose names that share a slot.
+/// The positions of entries by name. The hash has a random seed for each file, so an attacker
+/// cannot choose names that collide.
 #[derive(Default)]
 pub(crate) struct EntryNames {
     places: HashTable<u32>,
@@ -64,7 +64,7 @@ pub(crate) struct EntryNames {
 
 impl EntryNames {
     /// # Errors
-    /// `E_DUPKEY`: two have one name.
+    /// `E_DUPKEY` if two entries have the same name.
     pub(super) fn build(entries: &[RawEntry], text: &str) -> Result<Self> {
         let name = |at: u32| {
             let entry = entries.get(at as usize);
@@ -75,7 +75,7 @@ impl EntryNames {
             hasher: DefaultHashBuilder::default(),
         };
         let hasher = &names.hasher;
-        // At most a million.
+        // At most a million entries, so the cast keeps the value.
         for at in 0..entries.len() as u32 {
             let own = name(at);
             let slot = names.places.entry(
@@ -106,24 +106,27 @@ impl fmt::Debug for EntryNames {
     }
 }
 
-/// Sorts entries by their bytes; those without any come before what begins where they lie.
+/// Sorts entries by their bytes; an empty entry comes before the entry that begins at the same
+/// byte.
 pub(super) fn sort(entries: &mut [RawEntry], text: &str) {
     entries.sort_unstable_by(|a, b| {
+        // The name decides between empty entries at one offset, so that the order is always the
+        // same.
         let bytes = (a.start, a.end).cmp(&(b.start, b.end));
         bytes.then_with(|| a.name.text_in(text).cmp(b.name.text_in(text)))
     });
 }
 
-/// Each entry is as long as its shape says, begins where the one before ends, and the last ends
-/// with the data.
+/// Checks that each entry has the size of its shape, begins where the one before it ends, and that
+/// the last ends with the data.
 pub(super) fn check_tiling(table: &EntryTable<'_>, data_len: u64) -> Result<()> {
     let mut at = 0;
     for entry in table.entries {
-        let said = || format!("entry {}", QuotedText(entry.name.text_in(table.text)));
+        let label = || format!("entry {}", QuotedText(entry.name.text_in(table.text)));
         if entry.start > entry.end {
             let what = format!(
                 "{}: begins at {} and ends at {}",
-                said(),
+                label(),
                 entry.start,
                 entry.end
             );
@@ -134,7 +137,7 @@ pub(super) fn check_tiling(table: &EntryTable<'_>, data_len: u64) -> Result<()> 
             Ordering::Greater => {
                 let what = format!(
                     "{}: begins at {}, what is before it ends at {at}",
-                    said(),
+                    label(),
                     entry.start
                 );
                 return fail(TensorErrorCode::Tiling, what);
@@ -142,21 +145,22 @@ pub(super) fn check_tiling(table: &EntryTable<'_>, data_len: u64) -> Result<()> 
             Ordering::Less => {
                 let what = format!(
                     "{}: begins at {}, before the end of another at {at}",
-                    said(),
+                    label(),
                     entry.start
                 );
                 return fail(TensorErrorCode::Tiling, what);
             }
         }
         let held = entry.end - entry.start;
+        // The size of an unknown type is unknown as well, so only its range can be checked.
         if let Some(dtype) = entry.dtype {
             let shape = table.shape(entry);
             let wanted = byte_len(ElementType::Known(dtype), shape);
-            let wanted = wanted.map_err(|error| error.with_subject(said()))?;
+            let wanted = wanted.map_err(|error| error.with_subject(label()))?;
             if wanted != held {
                 let what = format!(
                     "{}: {dtype} of shape {shape:?} is {wanted} bytes, the entry has {held}",
-                    said()
+                    label()
                 );
                 return fail(TensorErrorCode::Shape, what);
             }
@@ -173,7 +177,7 @@ pub(super) fn check_tiling(table: &EntryTable<'_>, data_len: u64) -> Result<()> 
 /// Bytes that elements of this type and shape take.
 ///
 /// # Errors
-/// `E_OVERFLOW` beyond 64 bits; `E_DTYPE` where they do not fill whole bytes, or are unknown.
+/// `E_OVERFLOW` above 64 bits; `E_DTYPE` if they do not fill whole bytes, or their type is unknown.
 pub(crate) fn byte_len(dtype: ElementType<'_>, shape: &[u64]) -> Result<u64> {
     let ElementType::Known(dtype) = dtype else {
         let what = format!(

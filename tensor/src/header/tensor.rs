@@ -1,4 +1,4 @@
-//! A tensor of a header that was read, and how it is to be read.
+//! A tensor of a parsed header, and its kind.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use crate::header::meta::HeaderEntry;
 use crate::keys::OFFSETS_SUFFIX;
 use crate::layout::StructField;
 
-/// A tensor: an entry, and what the index says about it.
+/// A tensor: an entry, and its description in the index.
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'m> {
     pub(super) entry: HeaderEntry<'m>,
@@ -17,31 +17,31 @@ pub struct Tensor<'m> {
 }
 
 impl<'m> Tensor<'m> {
-    /// Its name.
+    /// The tensor's name.
     #[must_use]
     pub fn name(&self) -> &'m str {
         self.entry.name()
     }
 
-    /// Its entry; a blob's data.
+    /// The tensor's entry; for a blob, the entry of its data.
     #[must_use]
     pub const fn entry(&self) -> HeaderEntry<'m> {
         self.entry
     }
 
-    /// The alignment that the index promises.
+    /// The alignment that the index states.
     #[must_use]
     pub fn align(&self) -> Option<u32> {
         self.listed?.align
     }
 
-    /// BLAKE3 of the entry's bytes, as the index says.
+    /// BLAKE3 of the entry's bytes, as the index states it.
     #[must_use]
     pub fn hash(&self) -> Option<Hash> {
         self.listed?.hash
     }
 
-    /// How it is to be read.
+    /// How the tensor's bytes are interpreted.
     #[must_use]
     pub fn kind(&self) -> TensorKind<'m> {
         let meta = self.entry.meta;
@@ -53,7 +53,8 @@ impl<'m> Tensor<'m> {
             RawKind::Struct { .. } => TensorKind::Struct(StructInfo { index, tensor }),
             RawKind::Blob { enc, shape_of } => {
                 let offsets = format!("{}{OFFSETS_SUFFIX}", self.name());
-                // The header was refused if it were not there.
+                // Parsing the header refuses a blob without offsets, so this fallback is not
+                // reached.
                 let Some(offsets) = meta.entry(&offsets) else {
                     return TensorKind::Flat;
                 };
@@ -67,7 +68,7 @@ impl<'m> Tensor<'m> {
     }
 }
 
-/// How a tensor is to be read.
+/// How a tensor's bytes are interpreted.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum TensorKind<'m> {
@@ -99,9 +100,10 @@ pub struct StructInfo<'m> {
 }
 
 impl<'m> StructInfo<'m> {
-    /// Which definition of the schema the records are.
+    /// The name of the records' definition in the schema.
     #[must_use]
     pub fn def(&self) -> &'m str {
+        // `kind` makes this value only for records, so the other arm is not reached.
         match self.tensor.kind {
             RawKind::Struct { def, .. } => def.text_in(self.index.text.as_str()),
             _ => "",
@@ -117,7 +119,7 @@ impl<'m> StructInfo<'m> {
         }
     }
 
-    /// How many records there are.
+    /// The number of records.
     #[must_use]
     pub const fn count(&self) -> u64 {
         match self.tensor.kind {
@@ -157,27 +159,29 @@ pub struct BlobInfo<'m> {
 }
 
 impl<'m> BlobInfo<'m> {
-    /// What the items are: `utf8`, `bytes`, `json` or a media type.
+    /// The encoding of the items: `utf8`, `bytes`, `json` or a media type.
     #[must_use]
     pub const fn enc(&self) -> &'m str {
         self.enc
     }
 
-    /// The tensor that has the shape of each item of a ragged array.
+    /// The tensor with the shape of each item, if the blob is a ragged array.
     #[must_use]
     pub fn shape_of(&self) -> Option<&'m str> {
         self.shape_of.map(|entry| entry.name())
     }
 
-    /// The entry of the offsets: one more than there are items.
+    /// The entry of the offsets, which has one more than the blob has items.
     #[must_use]
     pub const fn offsets(&self) -> HeaderEntry<'m> {
         self.offsets
     }
 
-    /// How many items there are.
+    /// The number of items.
     #[must_use]
     pub fn count(&self) -> u64 {
+        // Parsing the header refuses a blob without any offset, so this subtraction cannot
+        // underflow.
         self.offsets.byte_len() / 8 - 1
     }
 }

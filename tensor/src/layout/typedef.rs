@@ -1,4 +1,4 @@
-//! The schema engine as an oracle of layouts.
+//! The schema engine as an oracle for layouts.
 
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
@@ -7,9 +7,9 @@ use alknet_typedef::{FieldKind, Schema, SchemaLimits, parse};
 
 use super::{FieldType, LayoutOracle, StructField, StructLayout};
 
-/// Lays out records by the schema keywords of `docs/typedef.md`.
+/// Computes layouts of records by the schema keywords of `docs/typedef.md`.
 ///
-/// The schema read last is kept, since all structs of a file have one.
+/// It keeps the schema that it read last, because all structs of a file share one.
 ///
 /// ```
 /// use alknet_tensor::{LayoutOracle, SchemaLayouts};
@@ -27,7 +27,7 @@ pub struct SchemaLayouts {
 }
 
 impl SchemaLayouts {
-    /// Takes schemas within `limits`.
+    /// Uses `limits` for schemas.
     #[must_use]
     pub fn with_limits(limits: SchemaLimits) -> Self {
         Self {
@@ -39,6 +39,8 @@ impl SchemaLayouts {
 
 impl LayoutOracle for SchemaLayouts {
     fn layout(&self, schema: &str, def: &str) -> Result<StructLayout, String> {
+        // The lock guards a cache, which a panic cannot leave wrong: the entry is taken out before
+        // it is used.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let known = last.take().filter(|(text, _)| text == schema);
         let (text, read) = match known {
@@ -62,7 +64,7 @@ impl LayoutOracle for SchemaLayouts {
     }
 }
 
-/// Text without reserved space lies elsewhere.
+/// A text field without a length has no bytes in the record; the record has its offset and length.
 fn field(theirs: alknet_typedef::RecordField) -> Result<StructField<'static>, String> {
     let (kind, len) = match (theirs.kind, theirs.len) {
         (FieldKind::String | FieldKind::Bytes | FieldKind::Timestamp, None) => {

@@ -9,7 +9,7 @@ use super::ReadAt;
 impl ReadAt for File {
     fn size(&self) -> io::Result<u64> {
         let metadata = self.metadata()?;
-        // A pipe or a device has no size, and is not read by offset.
+        // A pipe or a device has no size and cannot be read by offset.
         if !metadata.is_file() {
             let what = "no regular file";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));

@@ -1,4 +1,4 @@
-//! A file as memory. This is the one place of this crate that is not safe.
+//! A file mapped into memory: the only module of this crate with unsafe code.
 
 use std::fs::File;
 use std::io;
@@ -6,23 +6,23 @@ use std::ops::Deref;
 
 use memmap2::Mmap;
 
-/// A file that was mapped.
+/// A mapped file.
 #[derive(Debug)]
 pub struct MappedFile(Mmap);
 
 impl MappedFile {
-    /// Maps all of `file`, to be read.
+    /// Maps all of `file` for reading.
     ///
     /// # Errors
-    /// The system cannot map it.
+    /// The error of mmap(2).
     ///
     /// # Safety
-    /// No process may change or shorten the file while the map lives: what was checked could change
-    /// after the check, and reading what is gone ends the process with `SIGBUS`. A file of the
-    /// content-addressed store is such a file, and so is a memory file sealed against shrinking and
-    /// writing. The node and PID 1 never map; their workers do.
+    /// No process may change or shorten the file while it is mapped: bytes could change after they
+    /// were checked, and reading beyond a shortened file ends the process with `SIGBUS` (mmap(2)).
+    /// A file of the content-addressed store fulfils this, and so does a memory file sealed against
+    /// shrinking and writing. The node and PID 1 never map files; their workers do.
     pub unsafe fn new(file: &File) -> io::Result<Self> {
-        // SAFETY: the caller answers for the file.
+        // SAFETY: the caller guarantees that the file does not change.
         unsafe { Mmap::map(file) }.map(Self)
     }
 }

@@ -1,7 +1,7 @@
-//! Where the bytes of a container come from.
+//! The source of a container's bytes.
 //!
-//! The usual source is a file that is read by offset into memory of its own: a mapped file that
-//! shrinks ends the process with a signal. Mapping is [`MappedFile`], and unsafe to ask for.
+//! The usual source is a file that is read by offset into memory of its own, because a mapped file
+//! that shrinks ends the process with a signal. [`MappedFile`] maps a file, which is unsafe.
 
 #[cfg(not(target_family = "wasm"))]
 mod file;
@@ -15,21 +15,21 @@ use std::sync::Arc;
 #[cfg(not(target_family = "wasm"))]
 pub use mapped::MappedFile;
 
-/// Bytes that can be read by offset, as often and in as many threads as wanted.
+/// Bytes that any number of threads can read by offset, repeatedly.
 pub trait ReadAt {
-    /// How many bytes there are.
+    /// The number of bytes.
     ///
     /// # Errors
-    /// The system does not say.
+    /// The system cannot tell the size.
     fn size(&self) -> io::Result<u64>;
 
     /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// Any of the system's; `UnexpectedEof` where there are fewer.
+    /// The error of the system; `UnexpectedEof` if there are fewer bytes.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// These bytes where they lie, if they are in memory.
+    /// These bytes without a copy, if they are in memory.
     fn slice_at(&self, range: Range<u64>) -> Option<&[u8]> {
         let _ = range;
         None
@@ -43,6 +43,7 @@ impl ReadAt for [u8] {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let start = usize::try_from(offset).ok();
+        // `get` on ranges refuses offsets beyond the end, so no sum can overflow here.
         let rest = start.and_then(|start| self.get(start..));
         let Some(bytes) = rest.and_then(|rest| rest.get(..buffer.len())) else {
             return Err(io::ErrorKind::UnexpectedEof.into());

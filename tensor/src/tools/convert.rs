@@ -1,4 +1,4 @@
-//! `convert`: containers, NumPy arrays and archives of them, one into the other.
+//! `convert`: between containers, NumPy arrays and archives of NumPy arrays.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -14,10 +14,10 @@ use crate::tools::npz::{self, Cursor};
 use crate::tools::rewrite::{RewriteOptions, rewrite, strip};
 use crate::writer::{AtomicFile, ContainerWriter};
 
-/// What a tensor is called that comes from a file without names.
+/// The name of a tensor from a file without names.
 const UNNAMED: &str = "array";
 
-/// What a file is.
+/// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ArrayFormat {
@@ -32,10 +32,10 @@ pub enum ArrayFormat {
 }
 
 impl ArrayFormat {
-    /// What a file of this name is taken for.
+    /// The format that the extension of a file name stands for.
     ///
     /// # Errors
-    /// `E_NOTFOUND`: its extension says nothing.
+    /// `E_NOTFOUND` for an extension other than the known ones.
     pub fn from_path(path: &Path) -> Result<Self> {
         let extension = path.extension().and_then(|extension| extension.to_str());
         match extension.map(str::to_ascii_lowercase).as_deref() {
@@ -54,13 +54,13 @@ impl ArrayFormat {
     }
 }
 
-/// Reads the file `input`, writes `output`, which is there whole or not at all.
+/// Converts the file `input` to `output`, which is written whole or not at all.
 ///
-/// An array is made of a container with one tensor; a tensor that comes from an array is called like
+/// A container with exactly one tensor becomes an array; a tensor made of an array gets the name of
 /// its file.
 ///
 /// # Errors
-/// `E_IO`; what readers of the one and writers of the other refuse.
+/// `E_IO`; the errors of the readers of `from` and of the writers of `to`.
 pub fn convert(
     (input, from): (&Path, ArrayFormat),
     output: (&Path, ArrayFormat),
@@ -74,7 +74,7 @@ pub fn convert(
     convert_source((file, name, from), output, options, limits)
 }
 
-/// The same of anything that is called `name`, if it has a name.
+/// The same for a source named `name`, if it has a name.
 ///
 /// # Errors
 /// As [`convert`].
@@ -104,7 +104,7 @@ pub fn convert_source<S: ReadAt>(
     }
 }
 
-/// Writes a container with what `add` puts into it.
+/// Writes a container with the tensors that `add` adds to it.
 fn arrays<'a>(
     (output, to): (&Path, ArrayFormat),
     options: RewriteOptions,
@@ -146,6 +146,7 @@ fn container<S: ReadAt>(
         }
         ArrayFormat::Npy => {
             let mut names = reader.names();
+            // An NPY file holds exactly one array.
             let (Some(name), None) = (names.next(), names.next()) else {
                 let what = "an array is made of a container with exactly one tensor";
                 return fail(TensorErrorCode::Shape, what);
@@ -157,6 +158,7 @@ fn container<S: ReadAt>(
     }
 }
 
+// An error of the last flush would be lost if the buffer were dropped.
 fn end(mut buffered: BufWriter<AtomicFile>) -> Result<()> {
     let flushed = buffered.flush();
     flushed.map_err(|error| TensorError::io("write the end", error))?;

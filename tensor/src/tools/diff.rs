@@ -1,4 +1,4 @@
-//! `diff`: what would have to be done to a file's tensors to make those of another.
+//! `diff`: the steps from a file's tensors to those of another.
 
 use std::collections::BTreeMap;
 
@@ -7,43 +7,43 @@ use serde::Serialize;
 use crate::header::{Meta, Tensor, TensorKind};
 use crate::layout::StructField;
 
-/// What a [`DiffChange`] does.
+/// The kind of a [`DiffChange`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeKind {
-    /// The second file has it alone.
+    /// Only the second file has it.
     Add,
-    /// The first file has it alone.
+    /// Only the first file has it.
     Remove,
-    /// It has another number of elements, or another arrangement of them.
+    /// It has another number or arrangement of elements.
     Reshape,
-    /// It is of another type or kind, or a field lies elsewhere in its record.
+    /// It has another type or kind, or a field has another offset in its record.
     Retype,
 }
 
 /// One step from the first file to the second.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DiffChange {
-    /// What is to be done.
+    /// The kind of the step.
     pub op: ChangeKind,
     /// A tensor, or `TENSOR#FIELD`.
     pub path: String,
-    /// What it is in the first file.
+    /// Its description in the first file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// What it is in the second.
+    /// Its description in the second file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
 }
 
-/// The steps: what goes, in the order of the first file, then the rest in that of the second. Only
-/// headers are compared; files without a step between them may hold different values.
+/// The steps: removals in the order of the first file, then the others in the order of the second.
+/// Only headers are compared; files without a step between them may hold different values.
 #[must_use]
 pub fn diff(first: &Meta, second: &Meta) -> Vec<DiffChange> {
     let (before, after) = (shapes(first), shapes(second));
     let known: BTreeMap<&str, &TensorSummary> = before.iter().map(|it| (&*it.name, it)).collect();
-    let kept: BTreeMap<&str, &TensorSummary> = after.iter().map(|it| (&*it.name, it)).collect();
-    let gone = before.iter().filter(|it| !kept.contains_key(&*it.name));
+    let later: BTreeMap<&str, &TensorSummary> = after.iter().map(|it| (&*it.name, it)).collect();
+    let gone = before.iter().filter(|it| !later.contains_key(&*it.name));
     let mut changes: Vec<DiffChange> = gone.map(|it| it.change(ChangeKind::Remove)).collect();
     for shape in &after {
         match known.get(&*shape.name) {
@@ -54,12 +54,12 @@ pub fn diff(first: &Meta, second: &Meta) -> Vec<DiffChange> {
     changes
 }
 
-/// A tensor as far as it is compared.
+/// The properties of a tensor that are compared.
 struct TensorSummary {
     name: String,
     what: String,
     dims: String,
-    /// Paths and what they are.
+    /// Paths with the type and offset of each field.
     fields: Vec<(String, String)>,
 }
 
@@ -95,12 +95,13 @@ fn shape(tensor: &Tensor<'_>) -> TensorSummary {
             (entry.dtype().to_string(), dims, Vec::new())
         }
         TensorKind::Struct(records) => (
-            // Another stride shows in the fields too, but for gaps at the end.
+            // A change of the stride shows in the fields as well, except for gaps at the end of a
+            // record.
             format!("struct of {} bytes", records.stride()),
             format!("[{}]", records.count()),
             records
                 .fields()
-                .map(|field| (field.path.to_string(), said(&field)))
+                .map(|field| (field.path.to_string(), field_text(&field)))
                 .collect(),
         ),
         TensorKind::Blob(blob) => {
@@ -116,7 +117,7 @@ fn shape(tensor: &Tensor<'_>) -> TensorSummary {
     }
 }
 
-fn said(field: &StructField<'_>) -> String {
+fn field_text(field: &StructField<'_>) -> String {
     let (kind, off) = (field.kind.name(), field.off);
     match field.len {
         1 => format!("{kind} at {off}"),
@@ -131,6 +132,7 @@ fn compare(old: &TensorSummary, new: &TensorSummary, changes: &mut Vec<DiffChang
         from: Some(old.text()),
         to: Some(new.text()),
     };
+    // The descriptions have the dimensions too, so one step covers a change of both.
     if old.what != new.what {
         changes.push(both(ChangeKind::Retype));
     } else if old.dims != new.dims {
@@ -142,10 +144,10 @@ fn compare(old: &TensorSummary, new: &TensorSummary, changes: &mut Vec<DiffChang
         from: from.cloned(),
         to: to.cloned(),
     };
-    let of = |shape: &TensorSummary| -> BTreeMap<String, String> {
+    let fields_of = |shape: &TensorSummary| -> BTreeMap<String, String> {
         shape.fields.iter().cloned().collect()
     };
-    let (before, after) = (of(old), of(new));
+    let (before, after) = (fields_of(old), fields_of(new));
     let gone = old.fields.iter().filter(|it| !after.contains_key(&it.0));
     changes.extend(gone.map(|(path, was)| field(ChangeKind::Remove, path, Some(was), None)));
     for (path, is) in &new.fields {

@@ -14,46 +14,46 @@ use crate::source::ReadAt;
 use crate::tools::npy::npy_header;
 use crate::view::row_bytes;
 
-/// What a file holds.
+/// The description of a file.
 #[derive(Clone, Debug, Serialize)]
 pub struct ContainerListing {
     /// 1 for a metatensor, 0 for any other safetensors file.
     pub level: u32,
     /// Bytes of the file.
     pub file_len: u64,
-    /// Bytes of the header without the length before it.
+    /// Bytes of the header without its length prefix.
     pub header_len: u64,
-    /// Metadata, the format's own left out.
+    /// The metadata, except the format's own keys.
     pub metadata: Vec<(String, String)>,
-    /// The tensors in the order that they are best loaded in.
+    /// The tensors in the order in which a reader should load them.
     pub tensors: Vec<TensorRow>,
 }
 
 /// A tensor of a [`ContainerListing`].
 #[derive(Clone, Debug, Serialize)]
 pub struct TensorRow {
-    /// Its name.
+    /// The tensor's name.
     pub name: String,
-    /// Its element type as the file has it.
+    /// The element type as the file names it.
     pub dtype: String,
-    /// Its dimensions.
+    /// The dimensions.
     pub shape: Vec<u64>,
-    /// Bytes of its entry.
+    /// Bytes of the tensor's entry.
     pub bytes: u64,
-    /// Where its entry begins in the file.
+    /// Offset of the entry in the file.
     pub offset: u64,
-    /// The alignment that the index promises.
+    /// The alignment that the index states.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub align: Option<u32>,
-    /// BLAKE3 of its entry, as the index says.
+    /// BLAKE3 of the entry, as the index states it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub b3: Option<String>,
-    /// How it is to be read.
+    /// How the bytes are interpreted.
     #[serde(flatten)]
     pub kind: KindRow,
 }
 
-/// How a tensor is to be read, and what there is to say about that.
+/// The kind of a tensor, with the details of that kind.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 #[non_exhaustive]
@@ -62,22 +62,22 @@ pub enum KindRow {
     Flat,
     /// Records of one size.
     Struct {
-        /// Their definition in the schema.
+        /// The definition of the records in the schema.
         def: String,
-        /// Bytes from one to the next.
+        /// Bytes from one record to the next.
         stride: u64,
-        /// How many.
+        /// The number of records.
         count: u64,
-        /// What is in one.
+        /// The fields of a record.
         fields: Vec<FieldRow>,
     },
     /// Items of any size.
     Blob {
-        /// What they are.
+        /// The encoding of the items.
         enc: String,
-        /// How many.
+        /// The number of items.
         count: u64,
-        /// The tensor that has their shapes.
+        /// The tensor with the shapes of the items.
         #[serde(skip_serializing_if = "Option::is_none")]
         shape_of: Option<String>,
     },
@@ -86,21 +86,22 @@ pub enum KindRow {
 /// A field of a record.
 #[derive(Clone, Debug, Serialize)]
 pub struct FieldRow {
-    /// Its path.
+    /// The field's path.
     pub path: String,
-    /// Bytes before it in the record.
+    /// Offset in the record, in bytes.
     pub off: u64,
-    /// What it is.
+    /// The field's type.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Values, or bytes of what has no width of its own.
+    /// The number of values, or of bytes for a type without a width.
     pub len: u64,
 }
 
-/// What a file holds; nothing but its header is read.
+/// The description of a file; only its header is read.
 #[must_use]
 pub fn list<S: ReadAt>(reader: &ContainerReader<S>) -> ContainerListing {
     let meta = reader.meta();
+    // The format's own keys appear as the columns of the listing.
     let others = meta.metadata().filter(|(key, _)| !crate::keys::is_own(key));
     ContainerListing {
         level: meta.level(),
@@ -148,11 +149,10 @@ fn row(tensor: &Tensor<'_>) -> TensorRow {
     }
 }
 
-/// Writes the bytes of a tensor, or of some of its rows; behind a NumPy header where that is asked
-/// for.
+/// Writes the bytes of a tensor or of some of its rows, after a NumPy header if `npy` is set.
 ///
 /// # Errors
-/// `E_NOTFOUND`; `E_SHAPE` where there are no such rows; `E_DTYPE` where NumPy has no such type;
+/// `E_NOTFOUND`; `E_SHAPE` if the tensor has no such rows; `E_DTYPE` if NumPy has no such type;
 /// `E_IO`.
 pub fn cat<S: ReadAt>(
     reader: &ContainerReader<S>,
@@ -166,6 +166,7 @@ pub fn cat<S: ReadAt>(
     let mut range = 0..entry.byte_len();
     if let Some(rows) = rows {
         range = row_bytes(entry.dtype(), &shape, &rows)?;
+        // The NumPy header states the number of the selected rows.
         if let Some(first) = shape.first_mut() {
             *first = rows.end - rows.start;
         }
@@ -181,12 +182,12 @@ pub fn cat<S: ReadAt>(
     reader.pass(start + range.start..start + range.end, write)
 }
 
-/// What a file is known by.
+/// The hashes of a file.
 #[derive(Clone, Debug)]
 pub struct ContainerHashes {
     /// BLAKE3 of the whole file.
     pub id: FileId,
-    /// BLAKE3 of the header with the length before it.
+    /// BLAKE3 of the header with its length prefix.
     pub header: Hash,
     /// BLAKE3 of the data.
     pub data: Hash,
@@ -194,7 +195,7 @@ pub struct ContainerHashes {
     pub tensors: Vec<(String, Hash)>,
 }
 
-/// Hashes a file, whatever it says of itself.
+/// Computes the hashes of a file from its bytes; hashes in its header are ignored.
 ///
 /// # Errors
 /// `E_IO`.

@@ -1,5 +1,4 @@
-//! What the command line does with containers, as functions: they return data and typed errors and
-//! print nothing.
+//! The commands over containers as functions: they return data and typed errors and print nothing.
 
 #[cfg(not(target_family = "wasm"))]
 mod convert;

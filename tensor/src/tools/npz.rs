@@ -1,4 +1,4 @@
-//! Archives of NumPy arrays: a zip file with one `NAME.npy` each.
+//! Archives of NumPy arrays: a zip file with one `NAME.npy` for each array.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -13,12 +13,12 @@ use crate::source::ReadAt;
 use crate::tools::npy::{Npy, npy_header};
 use crate::writer::{ContainerWriter, TensorContent};
 
-/// What each array's name ends with in an archive.
+/// Suffix of the arrays' names in an archive.
 const SUFFIX: &str = ".npy";
-/// Bytes that are unpacked at once.
+/// Bytes that are decompressed at once.
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// A source as a file that is read from a place on. Copies share the source.
+/// A source as a file with a read position. Clones share the source.
 #[derive(Debug)]
 pub(super) struct Cursor<'s, S> {
     source: &'s S,
@@ -49,7 +49,7 @@ impl<S> Clone for Cursor<'_, S> {
 impl<S: ReadAt> Read for Cursor<'_, S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.size.saturating_sub(self.at);
-        // At most the length of the buffer.
+        // At most the length of the buffer, so the cast keeps the value.
         let len = left.min(buffer.len() as u64) as usize;
         self.source.read_exact_at(&mut buffer[..len], self.at)?;
         self.at += len as u64;
@@ -69,16 +69,17 @@ impl<S> Seek for Cursor<'_, S> {
     }
 }
 
-/// Adds every array of an archive to a container. Arrays are unpacked while the container is
-/// written, and never more of one than its header says.
+/// Adds every array of an archive to a container. The arrays are decompressed while the container
+/// is written, each at most to the length that its header states.
 ///
 /// # Errors
-/// `E_HEADER` where it is no archive of arrays; as [`Npy::read`].
+/// `E_HEADER` if it is no archive of arrays; as [`Npy::read`].
 pub(super) fn add_archive<'s, S: ReadAt, W: Write + Seek>(
     source: &'s S,
     writer: &mut ContainerWriter<'s, W>,
 ) -> Result<()> {
     let mut archive = ZipArchive::new(Cursor::new(source)?).map_err(broken)?;
+    // The number of files comes from the archive, and each becomes an entry.
     if archive.len() > ENTRIES_MAX as usize {
         return fail(
             TensorErrorCode::Limit,
@@ -92,9 +93,11 @@ pub(super) fn add_archive<'s, S: ReadAt, W: Write + Seek>(
             let what = format!("{} in the archive is no array", QuotedText(&path));
             return fail(TensorErrorCode::Header, what);
         };
-        let said = |error: TensorError| error.with_subject(QuotedText(&path));
-        let header = Npy::read(file).map_err(said)?.header;
+        let with_name = |error: TensorError| error.with_subject(QuotedText(&path));
+        let header = Npy::read(file).map_err(with_name)?.header;
         let (dtype, shape) = (header.dtype, header.shape);
+        // Contents are written later, in the writer's order, so each has its own handle to the
+        // archive.
         let again = ZipArchive::clone(&archive);
         let content = TensorContent::made(move |out| unpack(again, at, out));
         writer.flat(name, dtype, &shape, content)?;
@@ -112,17 +115,18 @@ fn unpack<R: Read + Seek>(
     Npy::read(buffered)?.write_elements(out)
 }
 
-/// Writes an archive with every tensor that NumPy has a type for; records and items as the entries
-/// they are.
+/// Writes an archive with every tensor that has a NumPy type; records and items are written as the
+/// entries that hold them.
 ///
 /// # Errors
-/// `E_DTYPE` where NumPy has no such type; `E_IO`.
+/// `E_DTYPE` if NumPy has no such type; `E_IO`.
 pub(super) fn write_archive<S: ReadAt>(
     reader: &ContainerReader<S>,
     out: impl Write + Seek,
 ) -> Result<()> {
     let mut archive = ZipWriter::new(out);
-    // The length stands before the bytes, and may turn out to be more than 4 GiB.
+    // The length is written before the bytes and may exceed 4 GiB, so the entry gets the 64 bit
+    // fields of zip.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .large_file(true);

@@ -1,4 +1,4 @@
-//! `pack`: the files of a folder in one container.
+//! `pack`: the files of a folder as one container.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Seek, Write};
@@ -10,27 +10,26 @@ use crate::tools::npy::Npy;
 use crate::tools::rewrite::RewriteOptions;
 use crate::writer::{ContainerWriter, TensorContent, WriteSummary};
 
-/// Folders within folders.
+/// Depth of nested folders.
 const DEPTH_MAX: usize = 32;
-/// What files end with that hold an array.
+/// Suffix of files that hold an array.
 const ARRAY_SUFFIX: &str = ".npy";
-/// What other files are, by what their names end with.
+/// Encodings of other files, by the suffix of their names.
 const ENCODINGS: [(&str, &str); 4] = [
     (".csv", "utf8"),
     (".json", "json"),
     (".md", "utf8"),
     (".txt", "utf8"),
 ];
-/// What they are otherwise.
+/// The encoding of all other files.
 const ENCODING: &str = "bytes";
 
-/// Writes a metatensor with every file below `folder`, in the order of their names: an array as a
-/// tensor called like its path without `.npy`, any other file as a blob of one item called like its
-/// path.
+/// Writes a metatensor with every file below `folder`, sorted by name: an array as a tensor named
+/// by its path without `.npy`, any other file as a blob of one item named by its path.
 ///
 /// # Errors
-/// `E_IO`, also for what is neither file nor folder; `E_VALUE` for a name that is not UTF-8;
-/// `E_LIMIT`; what [`Npy::read`] and [`ContainerWriter::finish`] refuse.
+/// `E_IO`, also for an entry that is neither file nor folder; `E_VALUE` for a name that is not
+/// UTF-8; `E_LIMIT`; the errors of [`Npy::read`] and [`ContainerWriter::finish`].
 pub fn pack<W: Write + Seek>(
     folder: &Path,
     sink: W,
@@ -50,8 +49,8 @@ pub fn pack<W: Write + Seek>(
         let file = opened.map_err(|error| TensorError::io(QuotedText(&name), error))?;
         match name.strip_suffix(ARRAY_SUFFIX) {
             Some(array) => {
-                // The file is opened again when it is its turn: there may be more of them than a
-                // process may have open.
+                // The file is opened again when its content is written, because a folder may have
+                // more files than a process may have open.
                 let npy = Npy::read(BufReader::new(file));
                 let header = npy
                     .map_err(|error| error.with_subject(QuotedText(&name)))?
@@ -84,13 +83,14 @@ pub fn pack<W: Write + Seek>(
     writer.finish()
 }
 
-/// Every file below, as its name and where it lies.
+/// Every file below the folder, with its name and path.
 fn collect(
     folder: &Path,
     prefix: &str,
     depth: usize,
     files: &mut Vec<(String, PathBuf)>,
 ) -> Result<()> {
+    // The limit bounds the recursion over folders.
     if depth > DEPTH_MAX {
         return fail(
             TensorErrorCode::Limit,
@@ -100,7 +100,8 @@ fn collect(
     let io = |error| TensorError::io(format_args!("read {}", folder.display()), error);
     let entries = fs::read_dir(folder).map_err(io)?;
     let mut entries = entries.collect::<Result<Vec<_>, _>>().map_err(io)?;
-    // A folder has no order of its own, and the same files are to give the same container.
+    // readdir(3) returns entries in no defined order, and the same files must give the same
+    // container.
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
@@ -110,7 +111,8 @@ fn collect(
         };
         let name = format!("{prefix}{name}");
         let kind = entry.file_type().map_err(io)?;
-        // A link counts as the file it leads to; folders are not followed, they could be circles.
+        // A link counts as the file that it leads to. Links to folders are not followed, because
+        // they could form a cycle.
         let is_file = match kind.is_symlink() {
             true => fs::metadata(&path)
                 .map_err(|error| TensorError::io(QuotedText(&name), error))?

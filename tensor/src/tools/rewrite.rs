@@ -1,4 +1,4 @@
-//! The same tensors in another file: with everything this format adds, or without.
+//! Writes the tensors of a container to another file, with the additions of level 1 or without them.
 
 use std::io::{Seek, Write};
 
@@ -13,18 +13,18 @@ use crate::writer::{ContainerWriter, TensorContent, WriteSummary};
 /// How a container is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RewriteOptions {
-    /// Tensors of a MiB and more begin with a page of the file.
+    /// Tensors of a MiB and more begin at a page of the file.
     pub page_align: bool,
-    /// Tensors begin where a GPU can bind them. A file that says so already stays so.
+    /// Tensors begin at offsets that a GPU can bind. A file that already has this property keeps it.
     pub gpu: bool,
 }
 
-/// Writes a metatensor with the tensors of any container, in the order of their bytes. Metadata that
-/// is not this writer's own, the schema, the nested view and the order are kept.
+/// Writes a metatensor with the tensors of any container, in the order of their bytes. It keeps foreign metadata, the
+/// schema, the nested view and the order.
 ///
 /// # Errors
-/// `E_IO`; what [`ContainerWriter::finish`] refuses, as a tensor of plain safetensors with a name that means
-/// something here.
+/// `E_IO`; the errors of [`ContainerWriter::finish`], for example for a tensor of plain safetensors with a reserved
+/// name.
 pub fn rewrite<S: ReadAt, W: Write + Seek>(
     reader: &ContainerReader<S>,
     sink: W,
@@ -33,7 +33,7 @@ pub fn rewrite<S: ReadAt, W: Write + Seek>(
     write(reader, sink, options, None)
 }
 
-/// The same with some of the tensors. The nested view is left out, whose leaves could be gone.
+/// The same with some of the tensors. The nested view is left out, because it may name tensors that are left out.
 ///
 /// # Errors
 /// As [`rewrite`].
@@ -53,7 +53,7 @@ fn write<S: ReadAt, W: Write + Seek>(
     keep: Option<&dyn Fn(&str) -> bool>,
 ) -> Result<(WriteSummary, W)> {
     let meta = reader.meta();
-    let kept = |name: &str| keep.is_none_or(|keep| keep(name));
+    let is_kept = |name: &str| keep.is_none_or(|keep| keep(name));
     let mut writer = ContainerWriter::new(sink);
     if options.page_align {
         writer = writer.page_aligned();
@@ -70,7 +70,7 @@ fn write<S: ReadAt, W: Write + Seek>(
     }
     if level > 0 {
         let names = meta.tensors().map(|tensor| tensor.name());
-        let order = names.filter(|name| kept(name)).map(str::to_owned);
+        let order = names.filter(|name| is_kept(name)).map(str::to_owned);
         writer = writer.with_order(order.collect());
     }
     for (key, value) in meta.metadata() {
@@ -79,8 +79,8 @@ fn write<S: ReadAt, W: Write + Seek>(
         }
     }
     for entry in meta.entries() {
-        // The writer makes pads and offsets of its own.
-        let Some(tensor) = meta.tensor(entry.name()).ok().filter(|t| kept(t.name())) else {
+        // The writer makes its own padding and offsets.
+        let Some(tensor) = meta.tensor(entry.name()).ok().filter(|t| is_kept(t.name())) else {
             continue;
         };
         let content = copied(reader, entry);
@@ -95,8 +95,8 @@ fn write<S: ReadAt, W: Write + Seek>(
                 let offsets = copied(reader, blob.offsets());
                 let size = [blob.count(), entry.byte_len()];
                 writer.blob_parts(entry.name(), blob.enc(), size, offsets, content)?;
-                if let Some(other) = blob.shape_of().filter(|other| kept(other)) {
-                    // It was a blob that was added.
+                if let Some(other) = blob.shape_of().filter(|other| is_kept(other)) {
+                    // The tensor added last is a blob, so `shape_of` finds it.
                     let _ = writer.shape_of(other);
                 }
             }
@@ -105,8 +105,8 @@ fn write<S: ReadAt, W: Write + Seek>(
     writer.finish()
 }
 
-/// Writes a plain safetensors file, byte for byte as the stock package would: without this format's metadata
-/// and pads, and packed again. Records and items stay as the entries they are.
+/// Writes a plain safetensors file, byte for byte as the stock package would: without this format's metadata and
+/// padding, and packed in the stock order. Records and items stay in the entries that hold them.
 ///
 /// # Errors
 /// `E_IO`.
@@ -148,7 +148,7 @@ fn add<'a, W: Write + Seek>(
     Ok(())
 }
 
-/// The bytes of an entry, read while the other file is written.
+/// The bytes of an entry, which are read while the other file is written.
 fn copied<'a, S: ReadAt>(
     reader: &'a ContainerReader<S>,
     entry: HeaderEntry<'a>,

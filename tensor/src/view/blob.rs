@@ -1,4 +1,4 @@
-//! Items of any size, one after the other, and where each begins.
+//! Items of any size, end to end, with their offsets.
 
 use crate::error::{Result, TensorError, TensorErrorCode, fail};
 use crate::view::bytes::{ViewBytes, part};
@@ -15,10 +15,10 @@ pub struct BlobView<'a> {
 }
 
 impl<'a> BlobView<'a> {
-    /// Items of `data`, which end where `offsets` say: one more than there are items, 64 bits each.
+    /// Items of `data` that end at `offsets`: one offset of 64 bits more than there are items.
     ///
     /// # Errors
-    /// `E_LAYOUT` where offsets do not begin with 0, fall, or do not end with the data.
+    /// `E_LAYOUT` if the offsets do not begin with 0, fall, or do not end with the data.
     pub fn new(enc: &'a str, data: ViewBytes<'a>, offsets: ViewBytes<'a>) -> Result<Self> {
         let mut last = None;
         check_offsets(&offsets, 0, &mut last)?;
@@ -26,13 +26,13 @@ impl<'a> BlobView<'a> {
         Ok(Self { enc, data, offsets })
     }
 
-    /// What the items are: `utf8`, `bytes`, `json` or a media type.
+    /// The encoding of the items: `utf8`, `bytes`, `json` or a media type.
     #[must_use]
     pub const fn enc(&self) -> &'a str {
         self.enc
     }
 
-    /// How many items there are.
+    /// The number of items.
     #[must_use]
     pub fn len(&self) -> u64 {
         (self.offsets.len() / OFFSET_BYTES) as u64 - 1
@@ -53,7 +53,7 @@ impl<'a> BlobView<'a> {
     /// One item.
     ///
     /// # Errors
-    /// `E_NOTFOUND`: there are fewer.
+    /// `E_NOTFOUND` if the blob has fewer items.
     pub fn item(&self, at: u64) -> Result<&[u8]> {
         let (offsets, _) = self.offsets.as_chunks::<OFFSET_BYTES>();
         let place = usize::try_from(at).ok();
@@ -73,7 +73,7 @@ impl<'a> BlobView<'a> {
     /// One item as a text.
     ///
     /// # Errors
-    /// `E_NOTFOUND` where there are fewer; `E_VALUE` where it is not UTF-8.
+    /// `E_NOTFOUND` if the blob has fewer items; `E_VALUE` if the item is not UTF-8.
     pub fn text(&self, at: u64) -> Result<&str> {
         std::str::from_utf8(self.item(at)?).map_err(|error| {
             TensorError::new(TensorErrorCode::Value, format!("item {at}: {error}"))
@@ -85,13 +85,15 @@ impl<'a> BlobView<'a> {
         let (offsets, _) = self.offsets.as_chunks::<OFFSET_BYTES>();
         offsets.windows(2).map(|two| {
             let range = u64::from_le_bytes(two[0])..u64::from_le_bytes(two[1]);
-            // Offsets rise and end with the data.
+            // `new` has checked that offsets rise and end with the data, so the fallback is not
+            // reached.
             part(&self.data, &range).unwrap_or_default()
         })
     }
 }
 
-/// Offsets begin with 0 and never fall. `last` is the one before these; `first` counts them.
+/// Checks that offsets begin with 0 and never fall. `last` is the offset before these; `first` is
+/// the index of the first one.
 pub(crate) fn check_offsets(bytes: &[u8], first: u64, last: &mut Option<u64>) -> Result<()> {
     let (offsets, rest) = bytes.as_chunks::<OFFSET_BYTES>();
     if !rest.is_empty() {
@@ -120,7 +122,7 @@ pub(crate) fn check_offsets(bytes: &[u8], first: u64, last: &mut Option<u64>) ->
     Ok(())
 }
 
-/// The last offset is the end of the data.
+/// Checks that the last offset is the end of the data.
 pub(crate) fn check_end(last: Option<u64>, total: u64) -> Result<()> {
     match last {
         None => fail(TensorErrorCode::Layout, "no offsets"),

@@ -1,14 +1,14 @@
-//! Bytes that are borrowed from a source or were read into memory of their own.
+//! Bytes that are borrowed from a source or were read into memory.
 
 use std::ops::{Deref, Range};
 
 use crate::error::{Result, TensorError, TensorErrorCode, fail};
 
-/// Bytes read at once: what is read lies in the cache while it is copied, and memory is asked for no
-/// faster than bytes arrive.
+/// Bytes read at once: a piece stays in the processor's cache while it is copied, and memory is touched no faster
+/// than bytes arrive.
 const READ_BYTES: usize = 1 << 20;
 
-/// Owned bytes that begin where any element may.
+/// Owned bytes with the alignment of every element type.
 #[derive(Clone, Debug, Default)]
 pub struct AlignedBytes {
     words: Vec<u64>,
@@ -16,7 +16,7 @@ pub struct AlignedBytes {
 }
 
 impl AlignedBytes {
-    /// Fills `len` bytes piece by piece; `fill` gets where a piece begins.
+    /// Fills `len` bytes piece by piece; `fill` gets the offset of each piece.
     pub(crate) fn read(
         len: u64,
         mut fill: impl FnMut(u64, &mut [u8]) -> Result<()>,
@@ -25,7 +25,8 @@ impl AlignedBytes {
             || TensorError::new(TensorErrorCode::Limit, format!("no memory for {len} bytes"));
         let whole = usize::try_from(len).map_err(|_| too_long())?;
         let mut words = Vec::new();
-        // The length may come from a file: without memory this fails, where a plain `reserve` would end the program.
+        // The length may come from a file: if memory is exhausted this returns an error, where a plain `reserve`
+        // would abort the process.
         words
             .try_reserve_exact(whole.div_ceil(8))
             .map_err(|_| too_long())?;
@@ -53,9 +54,9 @@ impl Deref for AlignedBytes {
 /// The bytes of a view.
 #[derive(Clone, Debug)]
 pub enum ViewBytes<'a> {
-    /// Of a source in memory.
+    /// Borrowed from a source in memory.
     Borrowed(&'a [u8]),
-    /// Read from a source that is not.
+    /// Read from another source.
     Owned(AlignedBytes),
 }
 
@@ -73,7 +74,7 @@ impl Deref for ViewBytes<'_> {
 /// A part of `bytes`.
 ///
 /// # Errors
-/// `E_SHAPE`: it does not lie within them.
+/// `E_SHAPE` if the range does not lie within them.
 pub(crate) fn part<'b>(bytes: &'b [u8], range: &Range<u64>) -> Result<&'b [u8]> {
     let inside = usize::try_from(range.start)
         .ok()

@@ -1,4 +1,4 @@
-//! Which Rust types are elements of which type.
+//! The Rust types with which elements can be viewed.
 
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -6,12 +6,12 @@ use half::{bf16, f16};
 use crate::dtype::Dtype;
 use crate::layout::FieldType;
 
-/// A Rust type that elements can be viewed as. Containers are little-endian, and so is every machine
-/// that this is built for.
+/// A Rust type with which elements can be viewed. Containers are little-endian, and so is every
+/// machine that this crate is built for.
 pub trait Element: Pod + sealed::SealedElement {
-    /// The element types that are this one.
+    /// The element types with this representation.
     const DTYPES: &'static [Dtype];
-    /// The fields of records that are this one.
+    /// The field types with this representation.
     const FIELDS: &'static [FieldType];
 }
 

@@ -1,4 +1,4 @@
-//! The small floating-point formats, and everything else as `f32`.
+//! The small floating-point formats, and the conversion of every type to `f32`.
 //!
 //! Layouts: OCP 8-bit floating point (E5M2, E4M3), OCP microscaling formats (E2M1, E2M3, E3M2,
 //! E8M0), and the variants without infinities and negative zero (FNUZ).
@@ -12,9 +12,9 @@ struct SmallFloatFormat {
     exponent_bits: u32,
     fraction_bits: u32,
     bias: i32,
-    /// Whether the highest exponent is infinity and no numbers, as in IEEE 754.
+    /// Whether the highest exponent means infinity and NaN, as in IEEE 754.
     ieee: bool,
-    /// The patterns that are no number, where the format has such and is not like IEEE 754.
+    /// The NaN patterns of a format that has some and differs from IEEE 754.
     nan: fn(u8) -> bool,
 }
 
@@ -69,7 +69,8 @@ const E5M2_FNUZ: SmallFloatFormat = SmallFloatFormat {
 };
 
 impl SmallFloatFormat {
-    /// The number these bits are. Every one of these formats fits `f32` exactly.
+    /// The number that these bits represent. `f32` represents every number of these formats
+    /// exactly.
     fn to_f32(&self, bits: u8) -> f32 {
         let fraction_max = 1_u32 << self.fraction_bits;
         let exponent_max = (1_u32 << self.exponent_bits) - 1;
@@ -86,35 +87,37 @@ impl SmallFloatFormat {
                 f32::NAN
             }
         } else {
+            // An exponent of 0 means a subnormal number, which has no implicit leading bit.
             let (whole, exponent) = match exponent {
                 0 => (fraction, 1),
                 _ => (fraction + fraction_max, exponent),
             };
-            // At most 4 bits times a power of two between 2^-18 and 2^15.
+            // At most 4 bits times a power of two between 2^-18 and 2^15, which `f32` represents
+            // exactly.
             whole as f32 * power_of_two(exponent as i32 - self.bias - self.fraction_bits as i32)
         };
         if negative { -size } else { size }
     }
 }
 
-/// Exact, for every exponent that a normal `f32` has.
+/// A power of two as `f32`; exact for every exponent of a normal `f32`.
 fn power_of_two(exponent: i32) -> f32 {
     f32::from_bits(((exponent + 127) as u32) << 23)
 }
 
-/// E8M0: nothing but an exponent, and one pattern that is no number.
+/// E8M0: an exponent alone, and one pattern for NaN.
 fn scale(bits: u8) -> f32 {
     match bits {
         0xff => f32::NAN,
-        // 2^-127 is below the smallest normal number.
+        // 2^-127 is subnormal in `f32`, so it is a pattern of its own.
         0 => f32::from_bits(1 << 22),
         _ => f32::from_bits(u32::from(bits) << 23),
     }
 }
 
-/// Every element as `f32`, appended; rounded where that has fewer bits. None for complex numbers.
+/// Appends every element as `f32`, rounded if `f32` has fewer bits. `None` for complex numbers.
 ///
-/// `bytes` are whole elements.
+/// `bytes` must be whole elements.
 pub(super) fn append_f32(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) -> Option<()> {
     let small = |format: &'static SmallFloatFormat| bytes.iter().map(|bits| format.to_f32(*bits));
     match dtype {
@@ -151,7 +154,7 @@ fn words<'a, const N: usize>(
     words.iter().map(move |word| read(*word))
 }
 
-/// Elements of `BITS` bits, from the lowest bit of the first byte on.
+/// Elements of `BITS` bits, beginning with the lowest bit of the first byte.
 fn packed<const BITS: usize>(bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
     let count = bytes.len() * 8 / BITS;
     (0..count).map(move |at| {
@@ -159,7 +162,7 @@ fn packed<const BITS: usize>(bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
         let low = u16::from(bytes[byte]);
         let high = bytes.get(byte + 1).map_or(0, |byte| u16::from(*byte));
         let bits = (low | high << 8) >> shift;
-        // The mask leaves less than a byte.
+        // The mask leaves less than a byte, so the cast keeps the value.
         (bits & ((1 << BITS) - 1)) as u8
     })
 }

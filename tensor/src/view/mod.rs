@@ -1,4 +1,4 @@
-//! Looking at data: elements, records and items.
+//! Views of data: elements, records and items.
 
 mod blob;
 mod bytes;
@@ -32,10 +32,10 @@ pub struct TensorView<'a> {
 }
 
 impl<'a> TensorView<'a> {
-    /// Elements that lie in memory.
+    /// Views elements in memory.
     ///
     /// # Errors
-    /// `E_SHAPE` where the bytes are more or fewer than the shape says; `E_OVERFLOW`, `E_DTYPE`.
+    /// `E_SHAPE` if the number of bytes contradicts the shape; `E_OVERFLOW`, `E_DTYPE`.
     pub fn new(dtype: Dtype, shape: impl Into<Cow<'a, [u64]>>, bytes: &'a [u8]) -> Result<Self> {
         let shape = shape.into();
         let dtype = ElementType::Known(dtype);
@@ -50,7 +50,7 @@ impl<'a> TensorView<'a> {
         Ok(Self::trusted(dtype, shape, ViewBytes::Borrowed(bytes)))
     }
 
-    /// The same of sizes that were held against each other before.
+    /// The same for sizes that the caller has checked.
     pub(crate) const fn trusted(
         dtype: ElementType<'a>,
         shape: Cow<'a, [u64]>,
@@ -63,31 +63,31 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// What an element is.
+    /// The element type.
     #[must_use]
     pub const fn dtype(&self) -> ElementType<'a> {
         self.dtype
     }
 
-    /// The dimensions; none for a single element.
+    /// The dimensions; an empty slice for a single element.
     #[must_use]
     pub fn shape(&self) -> &[u64] {
         &self.shape
     }
 
-    /// The bytes as they stand in the file.
+    /// The bytes as they are in the file.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// How the bytes are held.
+    /// The bytes of the view, borrowed or owned.
     #[must_use]
     pub fn into_bytes(self) -> ViewBytes<'a> {
         self.bytes
     }
 
-    /// The elements where they lie.
+    /// The elements without a copy.
     ///
     /// ```
     /// use alknet_tensor::{Dtype, TensorView};
@@ -98,14 +98,15 @@ impl<'a> TensorView<'a> {
     /// ```
     ///
     /// # Errors
-    /// `E_DTYPE` where they are of another type; `E_ALIGN` where they do not lie as such elements
-    /// must, so that the caller has to copy; `E_VALUE` where a boolean is neither 0 nor 1.
+    /// `E_DTYPE` if they have another type; `E_ALIGN` if they are not aligned for the type, so that
+    /// the caller has to copy; `E_VALUE` if a boolean is neither 0 nor 1.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
         let known = self.known()?;
         if !T::DTYPES.contains(&known) {
             let what = format!("{known} is no {}", std::any::type_name::<T>());
             return fail(TensorErrorCode::Dtype, what);
         }
+        // A `bool` of Rust with another bit pattern than 0 or 1 would be undefined behaviour.
         if known == Dtype::Bool {
             check_booleans(self.bytes())?;
         }
@@ -121,11 +122,11 @@ impl<'a> TensorView<'a> {
         })
     }
 
-    /// A part along the first dimension. Nothing is copied of what is borrowed.
+    /// A part along the first dimension. Borrowed bytes are not copied.
     ///
     /// # Errors
-    /// `E_SHAPE` where there are no such rows; `E_DTYPE` where they do not begin and end with a
-    /// byte, or the size of an element is not known.
+    /// `E_SHAPE` if the tensor has no such rows; `E_DTYPE` if they do not begin and end at a byte,
+    /// or the size of an element is unknown.
     pub fn rows(&self, rows: Range<u64>) -> Result<TensorView<'_>> {
         let range = row_bytes(self.dtype, &self.shape, &rows)?;
         let bytes = part(&self.bytes, &range)?;
@@ -140,19 +141,21 @@ impl<'a> TensorView<'a> {
         ))
     }
 
-    /// Every element as `f32`, rounded where that has fewer bits.
+    /// Every element as `f32`, rounded if `f32` has fewer bits.
     ///
     /// # Errors
-    /// `E_DTYPE` for complex numbers and unknown types; `E_VALUE` where a boolean is neither 0 nor
-    /// 1; `E_LIMIT` where there is no memory.
+    /// `E_DTYPE` for complex numbers and unknown types; `E_VALUE` if a boolean is neither 0 nor 1;
+    /// `E_LIMIT` if memory is exhausted.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         let known = self.known()?;
         if known == Dtype::Bool {
             check_booleans(self.bytes())?;
         }
-        // In 128 bits, since eight times the bytes of a view may be beyond 64.
+        // In 128 bits, because eight times the bytes of a view may exceed 64 bits.
         let count = self.bytes.len() as u128 * 8 / u128::from(known.bits());
         let mut out = Vec::new();
+        // Small formats take up to eight times their bytes as `f32`, so the allocation may fail and
+        // must not abort the process.
         let room = usize::try_from(count)
             .ok()
             .and_then(|n| out.try_reserve_exact(n).ok());
@@ -185,7 +188,7 @@ impl<'a> TensorView<'a> {
     }
 }
 
-/// Every byte is 0 or 1.
+/// Checks that every byte is 0 or 1.
 pub(crate) fn check_booleans(bytes: &[u8]) -> Result<()> {
     match bytes.iter().position(|byte| *byte > 1) {
         None => Ok(()),
@@ -196,7 +199,7 @@ pub(crate) fn check_booleans(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Which bytes of a tensor these rows are.
+/// The range of these rows in the bytes of a tensor.
 pub(crate) fn row_bytes(
     dtype: ElementType<'_>,
     shape: &[u64],
@@ -208,7 +211,7 @@ pub(crate) fn row_bytes(
     if rows.start > rows.end || rows.end > *count {
         return fail(TensorErrorCode::Shape, format!("rows {rows:?} of {count}"));
     }
-    // Only the product counts: the number of rows may stand last.
+    // Only the product of the dimensions counts, so the number of rows may be the last factor.
     let mut shape = rest.to_vec();
     shape.push(0);
     let mut bytes_before = |row: u64| {

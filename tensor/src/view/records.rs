@@ -1,4 +1,4 @@
-//! Records of fixed size: one by one, or one field of all of them.
+//! Records of fixed size: record by record, or one field of all records.
 
 use std::marker::PhantomData;
 
@@ -24,7 +24,7 @@ pub struct StructView<'a> {
 pub enum RecordFieldValue<'a> {
     /// `Boolean`.
     Bool(bool),
-    /// The content of `Bytes`, and a `Union` as it stands.
+    /// The content of `Bytes`, or the bytes of a `Union`.
     Bytes(&'a [u8]),
     /// The floating-point types.
     Float(f64),
@@ -32,26 +32,26 @@ pub enum RecordFieldValue<'a> {
     Int(i64),
     /// Several values, in order.
     List(Vec<Self>),
-    /// `Indirect`: where bytes lie elsewhere.
+    /// `Indirect`: the position of bytes outside the record.
     Span {
-        /// Bytes before them.
+        /// Their offset.
         offset: u64,
-        /// How many they are.
+        /// Their number.
         len: u64,
     },
-    /// `String` and `Timestamp`, without the zeros that fill them up.
+    /// `String` and `Timestamp`, without the padding zeros.
     Text(&'a str),
-    /// The unsigned types, and the number of an `Enum`'s member.
+    /// The unsigned types, and the index of an `Enum`'s member.
     Uint(u64),
 }
 
 impl<'a> StructView<'a> {
-    /// `bytes` are `count` of the records that `info` describes.
+    /// `bytes` must be `count` of the records that `info` describes.
     pub(crate) const fn trusted(info: StructInfo<'a>, count: u64, bytes: ViewBytes<'a>) -> Self {
         Self { info, count, bytes }
     }
 
-    /// How many records there are.
+    /// The number of records.
     #[must_use]
     pub const fn len(&self) -> u64 {
         self.count
@@ -69,7 +69,7 @@ impl<'a> StructView<'a> {
         self.info.stride()
     }
 
-    /// All of them, end to end.
+    /// All records, end to end.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -80,10 +80,10 @@ impl<'a> StructView<'a> {
         self.info.fields()
     }
 
-    /// The field of this path.
+    /// The field with this path.
     ///
     /// # Errors
-    /// `E_NOTFOUND`: records have none.
+    /// `E_NOTFOUND` if records have no such field.
     pub fn field(&self, path: &str) -> Result<StructField<'a>> {
         let found = self.info.fields().find(|field| field.path == path);
         found.ok_or_else(|| {
@@ -97,14 +97,15 @@ impl<'a> StructView<'a> {
     /// One record.
     ///
     /// # Errors
-    /// `E_NOTFOUND`: there are fewer.
+    /// `E_NOTFOUND` if the struct has fewer records.
     pub fn record(&self, at: u64) -> Result<StructRecord<'_>> {
         if at >= self.count {
             let what = format!("record {at} of {}", self.count);
             return fail(TensorErrorCode::NotFound, what);
         }
         let stride = self.stride();
-        // The bytes are `count` records, and `at` is below.
+        // The bytes are `count` records, and `at` is below `count`, so the product does not
+        // overflow.
         let bytes = part(&self.bytes, &(at * stride..(at + 1) * stride))?;
         Ok(StructRecord {
             info: self.info,
@@ -115,16 +116,16 @@ impl<'a> StructView<'a> {
     /// Every record.
     pub fn records(&self) -> impl Iterator<Item = StructRecord<'_>> {
         let info = self.info;
-        // Layouts with records of no bytes are refused; this only keeps the division defined.
+        // Parsing the header refuses records of no bytes; `max` only keeps the division defined.
         let stride = usize::try_from(self.stride()).unwrap_or(usize::MAX).max(1);
         let records = self.bytes.chunks_exact(stride);
         records.map(move |bytes| StructRecord { info, bytes })
     }
 
-    /// One field of all records; its first value where it has several.
+    /// One field of all records; its first value if it has several.
     ///
     /// # Errors
-    /// `E_NOTFOUND` where there is no such field; `E_DTYPE` where it is of another type.
+    /// `E_NOTFOUND` if records have no such field; `E_DTYPE` if it has another type.
     pub fn column<T: Element>(&self, path: &str) -> Result<FieldColumn<'_, T>> {
         let field = self.field(path)?;
         let name = QuotedText(path);
@@ -141,7 +142,8 @@ impl<'a> StructView<'a> {
         }
         Ok(FieldColumn {
             bytes: &self.bytes,
-            // A field lies within a record, and records within the bytes.
+            // A field lies within a record, and the records within the bytes, so both fit a
+            // `usize`.
             stride: usize::try_from(self.stride()).unwrap_or(usize::MAX),
             off: usize::try_from(field.off).unwrap_or(usize::MAX),
             element: PhantomData,
@@ -166,6 +168,7 @@ impl<T: Element> Iterator for FieldColumn<'_, T> {
         if record.is_empty() {
             return None;
         }
+        // Records have no padding for alignment, so the value is read unaligned.
         let value = record.get(self.off..)?.get(..size_of::<T>())?;
         self.bytes = rest;
         Some(bytemuck::pod_read_unaligned(value))
@@ -185,16 +188,16 @@ pub struct StructRecord<'a> {
 }
 
 impl<'a> StructRecord<'a> {
-    /// Its bytes.
+    /// The record's bytes.
     #[must_use]
     pub const fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// The value of the field of this path.
+    /// The value of the field with this path.
     ///
     /// # Errors
-    /// `E_NOTFOUND`: records have none. `E_VALUE`: the bytes are no value of its type.
+    /// `E_NOTFOUND` if records have no such field. `E_VALUE` if the bytes are no value of its type.
     pub fn get(&self, path: &str) -> Result<RecordFieldValue<'a>> {
         let found = self.info.fields().find(|field| field.path == path);
         let Some(field) = found else {
@@ -209,26 +212,26 @@ impl<'a> StructRecord<'a> {
     /// The value of a field of these records.
     ///
     /// # Errors
-    /// `E_VALUE`: the bytes are no value of its type.
+    /// `E_VALUE` if the bytes are no value of its type.
     pub fn value(&self, field: &StructField<'_>) -> Result<RecordFieldValue<'a>> {
-        let said = || format!("field {}", QuotedText(&field.path));
+        let label = || format!("field {}", QuotedText(&field.path));
         let end = field.bytes().and_then(|bytes| bytes.checked_add(field.off));
         let Some(end) = end else {
-            return fail(TensorErrorCode::Overflow, format!("{}: {field:?}", said()));
+            return fail(TensorErrorCode::Overflow, format!("{}: {field:?}", label()));
         };
         let bytes =
-            part(self.bytes, &(field.off..end)).map_err(|error| error.with_subject(said()))?;
-        read(field.kind, field.len, bytes).map_err(|error| error.with_subject(said()))
+            part(self.bytes, &(field.off..end)).map_err(|error| error.with_subject(label()))?;
+        read(field.kind, field.len, bytes).map_err(|error| error.with_subject(label()))
     }
 }
 
-/// What `bytes` are, as `len` values of a kind.
+/// Reads `bytes` as `len` values of a kind.
 fn read(kind: FieldType, len: u64, bytes: &[u8]) -> Result<RecordFieldValue<'_>> {
     match kind.width() {
         None => sized(kind, bytes),
         Some(_) if len == 1 => scalar(kind, bytes),
         Some(width) => {
-            // At most 16.
+            // A width is at most 16, so the cast keeps it.
             let values = bytes.chunks_exact(width as usize);
             let values = values.map(|value| scalar(kind, value));
             Ok(RecordFieldValue::List(values.collect::<Result<_>>()?))
@@ -236,10 +239,11 @@ fn read(kind: FieldType, len: u64, bytes: &[u8]) -> Result<RecordFieldValue<'_>>
     }
 }
 
-/// A field whose bytes the layout counts.
+/// Reads a field whose length the layout states.
 fn sized(kind: FieldType, bytes: &[u8]) -> Result<RecordFieldValue<'_>> {
     match kind {
         FieldType::String | FieldType::Timestamp => {
+            // The schema pads texts with zeros, so only zeros at the end are removed.
             let end = bytes
                 .iter()
                 .rposition(|byte| *byte != 0)
@@ -267,7 +271,7 @@ fn sized(kind: FieldType, bytes: &[u8]) -> Result<RecordFieldValue<'_>> {
     }
 }
 
-/// One value of a kind that has a width; `bytes` are as many.
+/// Reads one value of a kind with a width; `bytes` must be as many.
 fn scalar(kind: FieldType, bytes: &[u8]) -> Result<RecordFieldValue<'_>> {
     use RecordFieldValue::{Bool, Float, Int, Span, Uint};
     Ok(match kind {

@@ -1,12 +1,13 @@
-//! Content on its way, collected so that writing and hashing get much of it at once.
+//! Collects content, so that writing and hashing work on large batches.
 
 use std::mem;
 use std::sync::Arc;
 
-/// Bytes of a batch: they stay in a processor's second cache while they are written and hashed.
+/// Bytes of a batch: they stay in a processor's second-level cache while they are written and
+/// hashed.
 const BATCH_BYTES: usize = 512 << 10;
 
-/// Bytes of data, and where entries end in them.
+/// Bytes of data, and the ends of entries in them.
 #[derive(Debug, Default)]
 pub(super) struct WriteBatch {
     pub(super) bytes: Vec<u8>,
@@ -14,7 +15,7 @@ pub(super) struct WriteBatch {
 }
 
 impl WriteBatch {
-    /// Takes as many of these bytes as there is room for, and says how many.
+    /// Copies as many of these bytes as the batch has room for, and returns their number.
     pub(super) fn fill(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(BATCH_BYTES - self.bytes.len());
         self.bytes.extend_from_slice(&bytes[..taken]);
@@ -25,12 +26,12 @@ impl WriteBatch {
         self.bytes.len() == BATCH_BYTES
     }
 
-    /// What was collected, to be looked at by several; empty afterwards.
+    /// The collected bytes, for several readers; the batch is empty afterwards.
     pub(super) fn share(&mut self) -> Arc<Self> {
         Arc::new(mem::take(self))
     }
 
-    /// Uses the memory of a batch that no other thread looks at any more.
+    /// Reuses the memory of a batch that no other thread reads any more.
     pub(super) fn reuse(&mut self, done: Arc<Self>) {
         if let Ok(done) = Arc::try_unwrap(done)
             && self.bytes.capacity() == 0

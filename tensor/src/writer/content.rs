@@ -1,4 +1,4 @@
-//! Bytes that are still to be written.
+//! The content of a tensor that will be written.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::view::Element;
 /// Bytes that are read at once.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// The bytes of a tensor, here already or made while the file is written.
+/// The bytes of a tensor: in memory, or produced while the file is written.
 pub struct TensorContent<'a>(ContentSource<'a>);
 
 enum ContentSource<'a> {
@@ -27,13 +27,13 @@ impl<'a> TensorContent<'a> {
         Self::from(bytemuck::cast_slice::<T, u8>(elements))
     }
 
-    /// Whatever `make` writes, which has to be as much as the shape says.
+    /// The bytes that `make` writes, which must be as many as the shape requires.
     #[must_use]
     pub fn made(make: impl FnOnce(&mut dyn Write) -> Result<()> + 'a) -> Self {
         Self(ContentSource::Made(Box::new(make)))
     }
 
-    /// All of a reader.
+    /// All bytes of a reader.
     #[must_use]
     pub fn reader(reader: impl Read + 'a) -> Self {
         Self::made(move |out| {
@@ -44,7 +44,7 @@ impl<'a> TensorContent<'a> {
         })
     }
 
-    /// Where the bytes are here already, there are `len` of them.
+    /// Checks that content in memory has `len` bytes.
     pub(super) fn check(&self, len: u64) -> Result<()> {
         match &self.0 {
             ContentSource::Here(bytes) if bytes.len() as u64 != len => fail(

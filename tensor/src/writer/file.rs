@@ -1,4 +1,4 @@
-//! A file that is there whole or not at all.
+//! A file that is written whole or not at all.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -10,10 +10,10 @@ use tempfile::NamedTempFile;
 use crate::error::{Result, TensorError};
 use crate::writer::{ContainerWriter, WriteSummary};
 
-/// Permission bits of a new file, before the process's mask takes from them.
+/// Permission bits of a new file, before the process's umask clears some of them.
 const MODE: u32 = 0o666;
 
-/// A file beside the one it is to become. Dropped before [`AtomicFile::commit`], it is removed.
+/// A temporary file beside its target. If it is dropped before [`AtomicFile::commit`], it is removed.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: NamedTempFile,
@@ -21,12 +21,13 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Begins what is to become `path`.
+    /// Begins the file that will become `path`.
     ///
     /// # Errors
-    /// `E_IO`: nothing can be made in its folder.
+    /// `E_IO` if no file can be made in the folder.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
+        // The temporary file lies in the target's folder, because rename(2) does not work across file systems.
         let made = tempfile::Builder::new()
             .prefix(".alknet-")
             .permissions(Permissions::from_mode(MODE))
@@ -40,7 +41,7 @@ impl AtomicFile {
         }
     }
 
-    /// Has the system put it on the disk, gives it its name, and has that put on the disk.
+    /// Syncs the file to the disk, renames it to its target, and syncs the folder.
     ///
     /// # Errors
     /// `E_IO`.
@@ -55,7 +56,7 @@ impl AtomicFile {
     }
 }
 
-/// The folder a path lies in.
+/// The folder of a path.
 fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -80,18 +81,18 @@ impl Seek for AtomicFile {
 }
 
 impl ContainerWriter<'_, AtomicFile> {
-    /// A metatensor that is to become the file `path`.
+    /// Begins a metatensor that will become the file `path`.
     ///
     /// # Errors
-    /// `E_IO`: nothing can be made in its folder.
+    /// `E_IO` if no file can be made in the folder.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         AtomicFile::create(path).map(Self::new)
     }
 
-    /// Writes the file, has the system put it on the disk, and only then gives it its name.
+    /// Writes the file and syncs it to the disk before it gets its name.
     ///
     /// # Errors
-    /// As [`ContainerWriter::finish`]. Nothing is left behind, and a file that had the name keeps it.
+    /// As [`ContainerWriter::finish`]. The temporary file is removed, and an existing file of that name stays.
     pub fn save(self) -> Result<WriteSummary> {
         let (written, file) = self.finish()?;
         file.commit()?;

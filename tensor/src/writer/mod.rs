@@ -1,8 +1,8 @@
-//! Making a container.
+//! Writes a container.
 //!
-//! What is to be written is said first, with its sizes; [`ContainerWriter::finish`] then writes the header
-//! with zeros for hashes, lets the data pass once while it is hashed, and puts the hashes into their
-//! places. The same input gives the same bytes.
+//! The caller first describes all content with its sizes. [`ContainerWriter::finish`] then writes the header with
+//! zeros in place of hashes, hashes the data while it writes them once, and puts the hashes into the header. The same
+//! input gives the same bytes.
 
 mod batch;
 mod chunk_aligner;
@@ -35,27 +35,27 @@ pub use file::AtomicFile;
 use plan::{ContainerPlan, PlannedKind, PlannedTensor};
 use stream::{DataHashes, DataStream};
 
-/// What these files are aligned to, and the header.
+/// Alignment of entries and of the data.
 const ALIGN: u32 = 64;
-/// What a GPU may bind at any offset of: the largest that WebGPU allows a device to ask for.
+/// Alignment of every offset that a GPU may bind: the largest minimum that WebGPU allows a device to require.
 const ALIGN_GPU: u32 = 256;
-/// A page.
+/// Size of a page.
 const ALIGN_PAGE: u32 = 4096;
-/// From how many bytes on a tensor begins with a page, where that is asked for.
+/// Bytes from which a tensor begins at a page, if the caller wants that.
 const PAGE_ALIGN_FROM: u64 = 1 << 20;
 
-/// What was written.
+/// The result of writing a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteSummary {
     /// BLAKE3 of the whole file.
     pub id: FileId,
-    /// BLAKE3 of the header with the length before it.
+    /// BLAKE3 of the header with its length prefix.
     pub header_hash: Hash,
     /// Bytes of the file.
     pub file_len: u64,
 }
 
-/// Makes a container in `W`.
+/// Writes a container to `W`.
 #[derive(Debug)]
 pub struct ContainerWriter<'a, W> {
     sink: W,
@@ -64,8 +64,8 @@ pub struct ContainerWriter<'a, W> {
 }
 
 impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
-    /// A metatensor: with index, hashes and alignment. Tensors stand in the order that they are
-    /// given in.
+    /// Begins a metatensor: with index, hashes and alignment. Tensors are written in the order in which the caller
+    /// adds them.
     pub fn new(sink: W) -> Self {
         Self {
             sink,
@@ -74,69 +74,68 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         }
     }
 
-    /// A plain safetensors file, byte for byte as the stock package writes it: packed by descending
-    /// type, then by name.
+    /// Begins a plain safetensors file, byte for byte as the stock package writes it: packed by descending type, then
+    /// by name.
     pub fn plain(sink: W) -> Self {
         let mut writer = Self::new(sink);
         writer.plan.plain = true;
         writer
     }
 
-    /// Refuses what readers with these limits would. Unless this is called, what no stock reader
-    /// takes is refused.
+    /// Refuses content that readers with these limits would refuse. By default, the limits are those of stock
+    /// readers.
     #[must_use]
     pub const fn with_limits(mut self, limits: ContainerLimits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Tensors of a MiB and more begin with a page of the file.
+    /// Makes tensors of a MiB and more begin at a page of the file.
     #[must_use]
     pub const fn page_aligned(mut self) -> Self {
         self.plan.pages = true;
         self
     }
 
-    /// Tensors begin where a GPU can bind them, and the file says so.
+    /// Makes tensors begin at offsets that a GPU can bind, and notes it in the file.
     #[must_use]
     pub const fn for_gpu(mut self) -> Self {
         self.plan.gpu = true;
         self
     }
 
-    /// The nested view: JSON objects whose leaves are `"#NAME"`.
+    /// Sets the nested view: JSON objects whose leaves are `"#NAME"`.
     #[must_use]
     pub fn with_root(mut self, root: impl Into<String>) -> Self {
         self.plan.root = Some(root.into());
         self
     }
 
-    /// The schema of the records.
+    /// Sets the schema of the records.
     #[must_use]
     pub fn with_schema(mut self, schema: impl Into<String>) -> Self {
         self.plan.schema = Some(schema.into());
         self
     }
 
-    /// The order to load tensors in, which is otherwise the order that they are given in.
+    /// Sets the loading order, which is otherwise the order in which the caller adds tensors.
     #[must_use]
     pub fn with_order(mut self, order: Vec<String>) -> Self {
         self.plan.order = Some(order);
         self
     }
 
-    /// There is metadata, be it empty.
+    /// Writes a metadata object even if it is empty.
     #[must_use]
     pub fn with_metadata(mut self) -> Self {
         self.plan.metadata.get_or_insert_default();
         self
     }
 
-    /// Metadata of another program, kept as it is.
+    /// Adds metadata of another program, unchanged.
     ///
     /// # Errors
-    /// `E_HEADER` for the keys that this writer itself fills in. A key that was given before is
-    /// refused at the end.
+    /// `E_HEADER` for the keys that this writer itself writes. `finish` refuses a duplicate key.
     pub fn metadata(
         &mut self,
         key: impl Into<String>,
@@ -154,11 +153,11 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         Ok(self)
     }
 
-    /// Elements of one type.
+    /// Adds elements of one type.
     ///
     /// # Errors
-    /// `E_OVERFLOW`, `E_DTYPE` where the shape has no size in bytes; `E_SHAPE` where the content is
-    /// known and has another; `E_HEADER` for a reserved name.
+    /// `E_OVERFLOW`, `E_DTYPE` if the shape has no size in bytes; `E_SHAPE` if the content is in memory and has
+    /// another size; `E_HEADER` for a reserved name.
     pub fn flat(
         &mut self,
         name: impl Into<String>,
@@ -177,10 +176,10 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         })
     }
 
-    /// Elements of another program's type, in so many bytes.
+    /// Adds elements of another program's type, in `len` bytes.
     ///
     /// # Errors
-    /// As [`ContainerWriter::flat`]; `E_DTYPE` where the type is one of ours.
+    /// As [`ContainerWriter::flat`]; `E_DTYPE` if this crate knows the type.
     pub fn opaque(
         &mut self,
         name: impl Into<String>,
@@ -190,7 +189,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         content: TensorContent<'a>,
     ) -> Result<&mut Self> {
         let dtype = dtype.into();
-        // A known type has its size by its shape, which is not checked here.
+        // The shape determines the size of a known type, which this function does not check.
         if Dtype::from_name(&dtype).is_some() {
             return fail(
                 TensorErrorCode::Dtype,
@@ -207,10 +206,10 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         })
     }
 
-    /// `count` records of `stride` bytes. `def` names their definition in the schema.
+    /// Adds `count` records of `stride` bytes. `def` names their definition in the schema.
     ///
     /// # Errors
-    /// As [`ContainerWriter::flat`]. Fields that overlap or reach beyond a record are refused at the end.
+    /// As [`ContainerWriter::flat`]. `finish` refuses fields that overlap or reach beyond a record.
     pub fn strukt(
         &mut self,
         name: impl Into<String>,
@@ -234,8 +233,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         })
     }
 
-    /// Items of these lengths, end to end in `content`. `enc` is `utf8`, `bytes`, `json` or a media
-    /// type.
+    /// Adds items of these lengths, end to end in `content`. `enc` is `utf8`, `bytes`, `json` or a media type.
     ///
     /// # Errors
     /// As [`ContainerWriter::flat`].
@@ -257,14 +255,15 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
             total = sum;
             offsets.extend(total.to_le_bytes());
         }
+        // The offsets begin with a zero, so there is one more offset than items.
         let count = offsets.len() as u64 / 8 - 1;
         self.blob_parts(name, enc, [count, total], offsets.into(), content)
     }
 
-    /// `count` items in `total` bytes, with their `count + 1` offsets as they stand in a file.
+    /// Adds `count` items in `total` bytes, with their `count + 1` offsets in the form of the file.
     ///
     /// # Errors
-    /// As [`ContainerWriter::flat`]. The offsets are not looked at.
+    /// As [`ContainerWriter::flat`]. The offsets are not checked.
     pub fn blob_parts(
         &mut self,
         name: impl Into<String>,
@@ -297,7 +296,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         })
     }
 
-    /// The items of the blob added last are ragged arrays, whose shapes are in this tensor.
+    /// Notes that the items of the blob added last are ragged arrays with their shapes in this tensor.
     #[must_use]
     pub fn shape_of(&mut self, tensor: impl Into<String>) -> Option<&mut Self> {
         let last = self.plan.tensors.last_mut()?;
@@ -308,18 +307,20 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         Some(self)
     }
 
-    /// Writes the file. Gives back where it was written, behind its end.
+    /// Writes the file. Returns the sink positioned after its end.
     ///
     /// # Errors
-    /// `E_IO`; `E_SHAPE` where content is longer or shorter than said; `E_DUPKEY` where two tensors
-    /// have one name; whatever a reader would refuse.
+    /// `E_IO`; `E_SHAPE` if content is longer or shorter than its shape; `E_DUPKEY` for two tensors with one name;
+    /// every error of a reader.
     pub fn finish(mut self) -> Result<(WriteSummary, W)> {
         let io = |what| move |error| TensorError::io(what, error);
+        // The sink may already hold bytes, for example as a part of a larger file.
         let base = self.sink.stream_position().map_err(io("find the place"))?;
         let layout = self.plan.place()?;
         let zero = Hash::from_bytes([0; 32]);
+        // The hashes are not known yet. Zeros in their place give the header its final length.
         let header = text::header(&self.plan, &layout, &vec![zero; layout.placed.len()], zero);
-        // What is written is read as another program would, before any of it is.
+        // The header is parsed as a reader would parse it, before any byte is written.
         Meta::parse(&header[8..], layout.data_len, &self.limits)?;
         self.sink
             .write_all(&header)
@@ -338,7 +339,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
             None => header,
         };
         let file_len = header.len() as u64 + layout.data_len;
-        // A plain file has no hashes to put in.
+        // A plain file has no hashes to fill in.
         if !self.plan.plain {
             let seek = |to| move |error| TensorError::io(format!("seek to {to}"), error);
             let end = base + file_len;
@@ -346,6 +347,7 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
             self.sink
                 .write_all(&header)
                 .map_err(io("write the header"))?;
+            // The caller expects the sink at the end of the file.
             self.sink.seek(SeekFrom::Start(end)).map_err(seek(end))?;
         }
         self.sink.flush().map_err(io("write the end"))?;
@@ -358,7 +360,8 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
     }
 
     fn add(&mut self, tensor: PlannedTensor<'a>) -> Result<&mut Self> {
-        let said = || format!("tensor {}", QuotedText(&tensor.name));
+        let label = || format!("tensor {}", QuotedText(&tensor.name));
+        // A plain file has no index, so only the format's own key is reserved.
         let reserved = match self.plan.plain {
             true => tensor.name == crate::keys::METADATA,
             false => is_reserved(&tensor.name),
@@ -366,13 +369,14 @@ impl<'a, W: Write + Seek> ContainerWriter<'a, W> {
         if reserved {
             return fail(
                 TensorErrorCode::Header,
-                format!("{}: the name is reserved", said()),
+                format!("{}: the name is reserved", label()),
             );
         }
+        // A wrong size of content in memory is found here; that of other content is found when it is read.
         if let Some(content) = &tensor.content {
             content
                 .check(tensor.len)
-                .map_err(|error| error.with_subject(said()))?;
+                .map_err(|error| error.with_subject(label()))?;
         }
         self.plan.tensors.push(tensor);
         Ok(self)

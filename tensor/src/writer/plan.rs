@@ -1,4 +1,4 @@
-//! Where everything will lie.
+//! The layout of the file.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use crate::layout::StructField;
 use crate::writer::content::TensorContent;
 use crate::writer::{ALIGN, ALIGN_GPU, ALIGN_PAGE, PAGE_ALIGN_FROM};
 
-/// What is to be written.
+/// The content that the caller has added.
 #[derive(Debug, Default)]
 pub(super) struct ContainerPlan<'a> {
     pub(super) plain: bool,
@@ -47,7 +47,7 @@ pub(super) enum PlannedKind<'a> {
     },
 }
 
-/// What the bytes of an entry are. Tensors are named by their place in the plan.
+/// The part of a tensor that an entry holds. Tensors are referred to by their position in the plan.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum EntryPart {
     Pad,
@@ -66,20 +66,20 @@ pub(super) struct PlacedEntry {
     pub(super) part: EntryPart,
 }
 
-/// All entries by their bytes.
+/// All entries in the order of their bytes.
 #[derive(Debug)]
 pub(super) struct EntryLayout {
     pub(super) placed: Vec<PlacedEntry>,
     pub(super) data_len: u64,
-    /// What the data itself begins at a multiple of.
+    /// Alignment of the data in the file.
     pub(super) align: u32,
 }
 
 impl<'a> ContainerPlan<'a> {
-    /// Gives every entry its place.
+    /// Assigns every entry its range.
     pub(super) fn place(&mut self) -> Result<EntryLayout> {
         if self.plain {
-            // Unknown types have no place in the stock writer's order: they come last.
+            // The stock writer's order has no position for unknown types, so they come last.
             self.tensors.sort_by(|a, b| {
                 let types = Dtype::from_name(&b.dtype).cmp(&Dtype::from_name(&a.dtype));
                 types.then_with(|| a.name.cmp(&b.name))
@@ -97,7 +97,7 @@ impl<'a> ContainerPlan<'a> {
             layout.pad(align, &mut pads)?;
             layout.put(EntryPart::Data(at), tensor, tensor.len, align)?;
             if let PlannedKind::Blob { ends, .. } = tensor.kind {
-                // As many bytes were found to fit when the blob was added.
+                // Adding the blob has checked that this product fits 64 bits.
                 let len = ends.saturating_mul(8);
                 let align = self.align(len);
                 layout.pad(align, &mut pads)?;
@@ -121,7 +121,7 @@ impl<'a> ContainerPlan<'a> {
         }
     }
 
-    /// The content of a part, once.
+    /// Takes the content of a part, which is written once.
     pub(super) fn content(&mut self, part: EntryPart) -> Option<TensorContent<'a>> {
         match part {
             EntryPart::Pad => None,
@@ -160,11 +160,12 @@ impl EntryLayout {
         Ok(())
     }
 
-    /// Fills up to a multiple of `align`.
+    /// Adds padding up to a multiple of `align`.
     fn pad(&mut self, align: u32, pads: &mut u32) -> Result<()> {
         let end = self.data_len.checked_next_multiple_of(align.into());
         let what = || TensorError::new(TensorErrorCode::Overflow, "tensors end beyond 2^64 bytes");
         let end = end.ok_or_else(what)?;
+        // Padding of no bytes would be an entry for nothing.
         if end == self.data_len {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! The data on its way: hashed as often as it has to be while it passes once.
+//! The data stream: writes the data once and computes all of its hashes meanwhile.
 
 use std::io::{self, Read as _, Write};
 
@@ -10,28 +10,28 @@ use crate::writer::content::TensorContent;
 use crate::writer::sums::HashPipeline;
 use crate::writer::tree::FileHashTree;
 
-/// What is written between header and end.
+/// The stream between the header and the end of the file.
 pub(super) struct DataStream<'w, W> {
     sink: &'w mut W,
-    /// What came and is not written yet.
+    /// Bytes that arrived and are not written yet.
     batch: WriteBatch,
     tree: FileHashTree,
-    /// Of the data and of its entries, where they are wanted.
+    /// The hashes of the data and of its entries, if the file has them.
     sums: Option<HashPipeline>,
     left: u64,
     too_long: bool,
 }
 
-/// What is known once the data has passed.
+/// The hashes that are known once all data was written.
 pub(super) struct DataHashes {
-    /// Of the whole data and of each entry, where they were wanted.
+    /// The hash of the whole data and of each entry, if the file has them.
     pub(super) hashes: Option<(Hash, Vec<Hash>)>,
-    /// The tree of the file.
+    /// The hash tree of the file.
     pub(super) tree: FileHashTree,
 }
 
 impl<'w, W: Write> DataStream<'w, W> {
-    /// So many bytes of data behind a header of so many bytes, the length counted.
+    /// Writes `data_len` bytes after a header of `header_len` bytes, its length prefix included.
     pub(super) fn new(sink: &'w mut W, header_len: u64, data_len: u64, hashed: bool) -> Self {
         Self {
             sink,
@@ -43,7 +43,7 @@ impl<'w, W: Write> DataStream<'w, W> {
         }
     }
 
-    /// Writes one entry of `len` bytes; zeros where there is no content.
+    /// Writes one entry of `len` bytes; zeros if it has no content.
     pub(super) fn entry(
         &mut self,
         name: &str,
@@ -58,6 +58,8 @@ impl<'w, W: Write> DataStream<'w, W> {
             }
             Some(content) => {
                 let written = content.write(self);
+                // The error of the writer only says that the stream ended; this one names the
+                // tensor.
                 if self.too_long {
                     let what = format!("{}: more than {len} bytes of content", QuotedText(name));
                     return fail(TensorErrorCode::Shape, what);
@@ -87,10 +89,11 @@ impl<'w, W: Write> DataStream<'w, W> {
         })
     }
 
-    /// Writes and hashes what has come together.
+    /// Writes and hashes the collected batch.
     fn pass(&mut self) -> io::Result<()> {
         let batch = self.batch.share();
-        // First, so that another thread may hash while this one writes.
+        // The batch is handed to the hashing thread first, so that it hashes while this thread
+        // writes.
         if let Some(sums) = &mut self.sums {
             sums.take(&batch)?;
         }
@@ -107,7 +110,7 @@ impl<W: Write> Write for DataStream<'_, W> {
         if bytes.is_empty() {
             return Ok(0);
         }
-        // Less than the length of a slice.
+        // Less than the length of a slice, so the cast keeps the value.
         let len = (bytes.len() as u64).min(self.left) as usize;
         if len == 0 {
             self.too_long = true;

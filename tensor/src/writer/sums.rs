@@ -1,5 +1,5 @@
-//! Hashes of the data and of each entry in it. They begin at other places than the file does, so each
-//! byte is hashed twice more; where there is much of it, on a thread beside the one that writes.
+//! Hashes of the data and of each entry in it. Their trees begin at other offsets than the file's, so each byte is
+//! hashed twice more; long data is hashed on a second thread.
 
 use std::io;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use blake3::Hash;
 use crate::writer::batch::WriteBatch;
 use crate::writer::chunk_aligner::ChunkAligner;
 
-/// Batches under way to the other thread.
+/// Batches that wait for the other thread.
 const BATCHES: usize = 3;
-/// Bytes of data from which on another thread is worth its start.
+/// Bytes of data from which a second thread is worth its start.
 const THREAD_FROM: u64 = 4 << 20;
 
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ impl Hashers {
     }
 }
 
-/// The hashes on their way, and who makes them.
+/// The hashers, on this thread or on another one.
 #[derive(Debug)]
 pub(super) enum HashPipeline {
     This(Box<Hashers>),
@@ -48,14 +48,14 @@ pub(super) enum HashPipeline {
 }
 
 impl HashPipeline {
-    /// For so many bytes of data.
+    /// Prepares to hash `data_len` bytes.
     pub(super) fn new(data_len: u64) -> Self {
-        // Where no thread can be had, this one does it.
+        // If no thread can be started, this thread hashes.
         let other = (data_len >= THREAD_FROM).then(start).and_then(Result::ok);
         other.unwrap_or_else(|| Self::This(Box::default()))
     }
 
-    /// Hashes a batch, or has it hashed.
+    /// Hashes a batch, or sends it to the thread that hashes.
     pub(super) fn take(&mut self, batch: &Arc<WriteBatch>) -> io::Result<()> {
         match self {
             Self::This(hashers) => hashers.take(batch),
@@ -64,7 +64,7 @@ impl HashPipeline {
         Ok(())
     }
 
-    /// A batch that has been hashed, if there is one by now.
+    /// A batch that the other thread has hashed, if there is one by now.
     pub(super) fn done(&self) -> Option<Arc<WriteBatch>> {
         match self {
             Self::This(_) => None,
@@ -72,12 +72,12 @@ impl HashPipeline {
         }
     }
 
-    /// Hash of the data, and of each entry.
+    /// The hash of the data, and of each entry.
     pub(super) fn end(self) -> io::Result<(Hash, Vec<Hash>)> {
         let mut hashers = match self {
             Self::This(hashers) => hashers,
             Self::Other { full, thread, .. } => {
-                // Ends the loop of the other thread.
+                // Dropping the sender ends the loop of the other thread.
                 drop(full);
                 thread.join().map_err(|_| gone())?
             }
@@ -86,12 +86,13 @@ impl HashPipeline {
     }
 }
 
-/// Nothing in the other thread can fail but memory.
+/// The error if the other thread ended early, which only exhausted memory can cause.
 fn gone() -> io::Error {
     io::Error::other("the thread that hashes ended")
 }
 
 fn start() -> io::Result<HashPipeline> {
+    // The bound keeps a fast writer from filling memory with batches.
     let (full, batches) = sync_channel::<Arc<WriteBatch>>(BATCHES);
     let (back, done) = channel();
     let thread = thread::Builder::new()
@@ -100,7 +101,7 @@ fn start() -> io::Result<HashPipeline> {
             let mut hashers = Box::<Hashers>::default();
             for batch in batches {
                 hashers.take(&batch);
-                // A writer that gave up takes no batch back.
+                // A writer that failed no longer receives batches.
                 let _ = back.send(batch);
             }
             hashers

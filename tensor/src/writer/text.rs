@@ -1,4 +1,4 @@
-//! The header's text. Keys stand in a fixed order, so that the same input gives the same bytes.
+//! The text of the header. Keys have a fixed order, so the same input gives the same bytes.
 
 use std::fmt::Write as _;
 
@@ -9,9 +9,9 @@ use crate::keys::{DATA_HASH, GPU, INDEX, LEVEL, METADATA, SCHEMA};
 use crate::layout::StructField;
 use crate::writer::plan::{ContainerPlan, EntryLayout, EntryPart, PlannedKind};
 
-/// The header with the length before it, filled up with blanks so that the data is aligned.
+/// The header with its length prefix, padded with spaces so that the data is aligned.
 ///
-/// Hashes are as long before they are known as after: the text only ever changes in place.
+/// A hash is as long as the zeros in its place, so filling it in does not change the length.
 pub(super) fn header(
     plan: &ContainerPlan<'_>,
     layout: &EntryLayout,
@@ -32,6 +32,7 @@ pub(super) fn header(
         text.push('}');
     }
     for entry in &layout.placed {
+        // Without metadata, only the brace stands before the first entry.
         let first = text.len() == 1;
         separate(&mut text, usize::from(!first));
         text.push_str(&quoted(&entry.name));
@@ -51,13 +52,14 @@ pub(super) fn header(
     text.push('}');
     let unpadded = text.len() as u64 + PREFIX_BYTES;
     let blanks = unpadded.next_multiple_of(layout.align.into()) - unpadded;
+    // safetensors allows trailing spaces after the object.
     text.extend((0..blanks).map(|_| ' '));
     let mut header = (text.len() as u64).to_le_bytes().to_vec();
     header.extend(text.into_bytes());
     header
 }
 
-/// Pairs in the order they are written in.
+/// The metadata in the order in which they are written.
 fn metadata<'p>(
     plan: &'p ContainerPlan<'_>,
     layout: &EntryLayout,
@@ -66,6 +68,7 @@ fn metadata<'p>(
 ) -> Option<Vec<(&'p str, String)>> {
     let others = plan.metadata.as_ref();
     let others = others.map(|pairs| pairs.iter().map(|(k, v)| (k.as_str(), v.clone())));
+    // A plain file gets only the metadata that the caller added.
     if plan.plain {
         return others.map(Iterator::collect);
     }
@@ -89,6 +92,7 @@ fn index(plan: &ContainerPlan<'_>, layout: &EntryLayout, hashes: &[Hash]) -> Str
     let mut first = true;
     for (entry, hash) in layout.placed.iter().zip(hashes) {
         let kind = match entry.part {
+            // A pad holds no values, so the index does not list it.
             EntryPart::Pad => continue,
             EntryPart::Data(at) => plan.tensors.get(at).map(|tensor| &tensor.kind),
             EntryPart::Offsets(_) => None,
@@ -158,6 +162,7 @@ fn field(text: &mut String, field: &StructField<'_>) {
         text,
         format_args!("{{\"path\":{path},\"off\":{off},\"type\":\"{kind}\""),
     );
+    // Readers take an absent length as 1 only for a type with a width.
     if field.kind.width().is_none() || field.len != 1 {
         write(text, format_args!(",\"len\":{}", field.len));
     }
@@ -170,12 +175,12 @@ fn separate(text: &mut String, at: usize) {
     }
 }
 
-/// A string cannot refuse to grow.
+/// Writing to a `String` cannot fail.
 fn write(text: &mut String, what: std::fmt::Arguments<'_>) {
     text.write_fmt(what).unwrap_or_default();
 }
 
-/// As JSON writes a string, and as the stock writer does.
+/// A JSON string, escaped as the stock writer does it.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

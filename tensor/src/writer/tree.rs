@@ -1,10 +1,9 @@
-//! BLAKE3 of a file whose beginning is known last.
+//! BLAKE3 of a file whose header is known last.
 //!
-//! The header carries hashes of the data and is complete only when the data has passed. BLAKE3 is a
-//! tree over pieces of the file, so the data can be hashed first: with `K` the first power of two at
-//! or behind the end of the header, the bytes from `K` to `2K`, from `2K` to `4K` and so on are whole
-//! subtrees, and the last one is whatever is left. Only the data below `K` has to be kept, which is
-//! no more than the header is long.
+//! The header holds hashes of the data and is complete only when all data was written. BLAKE3 is a tree over pieces
+//! of the file, so the data can be hashed first: with `K` the first power of two at or after the end of the header,
+//! the bytes from `K` to `2K`, from `2K` to `4K` and so on are whole subtrees, and the last one is the rest. Only the
+//! data below `K` must stay in memory, which is at most as long as the header.
 
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
@@ -13,27 +12,27 @@ use blake3::{CHUNK_LEN, Hash, Hasher};
 
 use crate::writer::chunk_aligner::ChunkAligner;
 
-/// The file behind its header.
+/// The hash tree of a file, without its header.
 #[derive(Debug)]
 pub(super) struct FileHashTree {
-    /// Where the first subtree of data alone begins.
+    /// Where the first subtree begins that holds data alone.
     first: u64,
-    /// The data before it.
-    kept: Vec<u8>,
+    /// The data before that subtree.
+    low_data: Vec<u8>,
     /// Bytes of the file so far.
     at: u64,
     /// Subtrees that are complete.
     done: Vec<ChainingValue>,
-    /// The one that is not, and where it ends.
+    /// The subtree that is not complete, and its end.
     open: Option<(ChunkAligner, u64)>,
 }
 
 impl FileHashTree {
-    /// A file with a header of this many bytes.
+    /// Begins with the data after a header of this many bytes.
     pub(super) fn behind(header_len: u64) -> Self {
         Self {
             first: header_len.max(CHUNK_LEN as u64).next_power_of_two(),
-            kept: Vec::new(),
+            low_data: Vec::new(),
             at: header_len,
             done: Vec::new(),
             open: None,
@@ -46,6 +45,7 @@ impl FileHashTree {
                 Some((_, end)) => *end,
                 None if self.at < self.first => self.first,
                 None => {
+                    // The next subtree is as large as everything before it (BLAKE3's tree is left-balanced).
                     let end = self.at.saturating_mul(2);
                     self.open = Some((ChunkAligner::at(self.at), end));
                     end
@@ -56,7 +56,7 @@ impl FileHashTree {
             bytes = rest;
             self.at += piece.len() as u64;
             match &mut self.open {
-                None => self.kept.extend_from_slice(piece),
+                None => self.low_data.extend_from_slice(piece),
                 Some((part, _)) => part.update(piece),
             }
             if self.at == end {
@@ -69,7 +69,7 @@ impl FileHashTree {
     pub(super) fn finish(mut self, header: &[u8]) -> Hash {
         self.close();
         let mut hasher = Hasher::new();
-        hasher.update(header).update(&self.kept);
+        hasher.update(header).update(&self.low_data);
         let Some((last, others)) = self.done.split_last() else {
             return hasher.finalize();
         };
@@ -107,7 +107,7 @@ mod tests {
                     for piece in file[header..].chunks(piece) {
                         tree.update(piece);
                     }
-                    assert!(tree.kept.len() <= header.max(CHUNK_LEN));
+                    assert!(tree.low_data.len() <= header.max(CHUNK_LEN));
                     let hash = tree.finish(&file[..header]);
                     assert_eq!(hash, blake3::hash(file), "{header} {len} {piece}");
                 }

@@ -1,9 +1,8 @@
-//! Products of matrices on processors with AVX-512, whose registers are twice as wide as what
-//! `matrixmultiply` knows.
+//! Matrix products on processors with AVX-512, whose registers are twice as wide as those that `matrixmultiply` uses.
 //!
-//! The usual scheme: a block of the product stays in registers while a strip of A and a strip of B, copied
-//! into the order in which they are read, pass by. Strips of A stay in the first cache, blocks of B in
-//! the second; so the product is gone through row by row, and as few times as may be.
+//! The usual scheme: a block of the product stays in registers while strips of A and B, copied into the order in
+//! which they are read, pass through. Strips of A stay in the first-level cache, blocks of B in the second; so the
+//! kernel walks over the product row by row, as few times as possible.
 
 use std::arch::x86_64::{
     __m128, __m512, __mmask16, _MM_HINT_T0, _mm_loadu_ps, _mm_prefetch, _mm512_add_ps,
@@ -15,55 +14,54 @@ use std::arch::x86_64::{
 
 use super::MatrixView;
 
-/// Floats of a register.
+/// Floats in a register.
 const LANES: usize = 16;
 
-/// Rows of the product in registers. With their two registers each, two for B and one for an element of
-/// A, that is 31 of 32.
+/// Rows of the product in registers. Two registers for each row, two for B and one for an element of A make 31 of 32.
 const ROWS: usize = 14;
 
 /// Columns of the product in registers.
 const COLUMNS: usize = 2 * LANES;
 
-/// Rows of A that are copied at once, which is a part of 6 MB at most.
+/// Rows of A that are copied at once: at most 6 MB.
 const ROWS_COPIED: usize = 290 * ROWS;
 
-/// Columns of B that are copied at once: 576 KB of a second cache that has 1 MB or more.
+/// Columns of B that are copied at once: 576 KB of a second-level cache of 1 MB or more.
 const COLUMNS_COPIED: usize = 12 * COLUMNS;
 
-/// Terms that are added up before the sums are written: a strip of A has 21 KB, of a first cache that has
-/// 32 or 48.
+/// Terms that are added up before the sums are written: a strip of A takes 21 KB of a first-level cache of 32 or 48
+/// KB.
 const DEPTH: usize = 384;
 
-/// Least sides that make it worth while: a register is filled.
+/// Least sides for which the kernel pays: they fill a register.
 const ROWS_MIN: usize = 4;
 const COLUMNS_MIN: usize = LANES;
 
-/// Steps of B of which all strips are copied before the next ones, so that its rows are read as they lie.
+/// Steps of B whose strips are all copied before the next steps, so that rows are read in their order in memory.
 const STEPS_TOGETHER: usize = 16;
 
-/// Floats of a quarter of a register.
+/// Floats in a quarter of a register.
 const QUARTER: usize = 4;
 
-/// Floats that a strip of A needs behind it while it is written, a register at a time.
+/// Floats of room behind a strip of A while it is written, a register at a time.
 const BEHIND: usize = LANES - ROWS;
 
-/// As much as a register holds, and aligned for it.
+/// A register's floats with a register's alignment.
 #[repr(C, align(64))]
 struct AlignedLanes([f32; LANES]);
 
-/// Whether this processor can, and the product is of a size for which that pays.
+/// Whether this processor supports the kernel, and the product is large enough for it.
 pub(super) fn is_for(a: MatrixView<'_>, b: MatrixView<'_>) -> bool {
     a.rows >= ROWS_MIN && b.columns >= COLUMNS_MIN && is_x86_feature_detected!("avx512f")
 }
 
-/// The product, row by row without gaps.
+/// Writes the product, row by row without gaps.
 ///
 /// # Panics
-/// If an element of either matrix is outside of its data, or a side is empty.
+/// If an element of either matrix is outside of its data, or a side is 0.
 ///
 /// # Safety
-/// The processor has AVX-512. `c` has room for the product, and no other code reads or writes it.
+/// The processor must have AVX-512. `c` must have room for the product, and no other code may read or write it.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn multiply(a: MatrixView<'_>, b: MatrixView<'_>, c: *mut f32) {
     let (x, y) = (StridedElements::from_view(a), StridedElements::from_view(b));
@@ -72,7 +70,7 @@ pub(super) unsafe fn multiply(a: MatrixView<'_>, b: MatrixView<'_>, c: *mut f32)
     let strips = |side: usize, strip: usize, most: usize| side.min(most).div_ceil(strip);
     let of_a = strips(rows, ROWS, ROWS_COPIED) * ROWS * steps;
     let of_b = strips(columns, COLUMNS, COLUMNS_COPIED) * COLUMNS * steps;
-    // Only written and read by address, each strip whole before it is read.
+    // The vectors stay empty: their memory is only accessed by address, and each strip is written before it is read.
     let mut of_a = Vec::<AlignedLanes>::with_capacity((of_a + BEHIND).div_ceil(LANES));
     let mut of_b = Vec::<AlignedLanes>::with_capacity(of_b / LANES);
     let (of_a, of_b) = (
@@ -83,11 +81,11 @@ pub(super) unsafe fn multiply(a: MatrixView<'_>, b: MatrixView<'_>, c: *mut f32)
         let height = ROWS_COPIED.min(rows - row);
         for step in (0..depth).step_by(DEPTH) {
             let steps = DEPTH.min(depth - step);
-            // SAFETY: the part is inside A, and there is room for it in whole strips.
+            // SAFETY: the part is inside A, and the memory has room for it in whole strips.
             unsafe { copy_a(x.at(row, step), of_a, steps, height) };
             for column in (0..columns).step_by(COLUMNS_COPIED) {
                 let width = COLUMNS_COPIED.min(columns - column);
-                // SAFETY: as for A; the part of the product is inside it.
+                // SAFETY: as for A; the part of the product is inside the product.
                 unsafe {
                     copy_b(y.at(step, column), of_b, steps, width);
                     let part = ProductTile {
@@ -104,7 +102,7 @@ pub(super) unsafe fn multiply(a: MatrixView<'_>, b: MatrixView<'_>, c: *mut f32)
     }
 }
 
-/// Elements in memory at equal distances.
+/// Elements at equal distances in memory.
 #[derive(Clone, Copy, Debug)]
 struct StridedElements {
     start: *const f32,
@@ -119,7 +117,7 @@ impl StridedElements {
         }
     }
 
-    /// What begins at this element. Nothing is read.
+    /// The elements from this one on. Nothing is read.
     const fn at(self, row: usize, column: usize) -> Self {
         let away = row.cast_signed() * self.strides[0] + column.cast_signed() * self.strides[1];
         Self {
@@ -128,33 +126,32 @@ impl StridedElements {
         }
     }
 
-    /// Four elements of a row that lies without gaps; of the last row of a strip instead of one that the
-    /// strip has not.
+    /// Four neighbouring elements of a row; a row beyond the strip is replaced by the strip's last row.
     ///
     /// # Safety
-    /// They are inside the matrix.
+    /// The elements must be inside the matrix.
     #[inline]
     unsafe fn four(self, row: usize, column: usize) -> __m128 {
-        // SAFETY: as the caller says; an address need not be aligned.
+        // SAFETY: the caller guarantees it; the load needs no alignment.
         unsafe { _mm_loadu_ps(self.at(row.min(ROWS - 1), column).start) }
     }
 
     /// # Safety
-    /// The element is inside the matrix.
+    /// The element must be inside the matrix.
     const unsafe fn get(self, row: usize, column: usize) -> f32 {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller guarantees it.
         unsafe { *self.at(row, column).start }
     }
 }
 
-/// Copies so many steps of so many columns, strip by strip, with zeros in the last strip beyond the edge.
+/// Copies `steps` steps of `columns` columns, strip by strip, and fills the last strip with zeros beyond the edge.
 ///
 /// # Safety
-/// They are inside B, and `to` has room for whole strips and is aligned as a [`AlignedLanes`].
+/// The elements must be inside B, and `to` must have room for whole strips and the alignment of [`AlignedLanes`].
 #[target_feature(enable = "avx512f")]
 unsafe fn copy_b(b: StridedElements, to: *mut f32, steps: usize, columns: usize) {
     if b.strides[1] != 1 {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller guarantees it.
         unsafe { copy_scattered(b, to, steps, columns) };
         return;
     }
@@ -166,8 +163,8 @@ unsafe fn copy_b(b: StridedElements, to: *mut f32, steps: usize, columns: usize)
             for step in group.clone() {
                 let from = b.at(step, first).start;
                 for (half, mask) in masks.into_iter().enumerate() {
-                    // SAFETY: what is masked is inside B; a strip is as long as `steps` rows of it, every
-                    // half of which is aligned.
+                    // SAFETY: masked elements are inside B; a strip is as long as `steps` rows of it, and every half
+                    // of a row is aligned.
                     unsafe {
                         let to = to.add((strip * steps + step) * COLUMNS + half * LANES);
                         let line = _mm512_maskz_loadu_ps(mask, from.wrapping_add(half * LANES));
@@ -179,7 +176,7 @@ unsafe fn copy_b(b: StridedElements, to: *mut f32, steps: usize, columns: usize)
     }
 }
 
-/// The same where columns of a row are not neighbours.
+/// The same for rows whose columns are not neighbours in memory.
 ///
 /// # Safety
 /// As for [`copy_b`].
@@ -202,10 +199,10 @@ unsafe fn copy_scattered(b: StridedElements, to: *mut f32, steps: usize, columns
     }
 }
 
-/// The same of A, in strips of so many rows.
+/// The same for A, in strips of [`ROWS`] rows.
 ///
 /// # Safety
-/// They are inside A, and `to` has room for whole strips.
+/// The elements must be inside A, and `to` must have room for whole strips.
 #[target_feature(enable = "avx512f")]
 unsafe fn copy_a(a: StridedElements, to: *mut f32, steps: usize, rows: usize) {
     for (strip, first) in (0..rows).step_by(ROWS).enumerate() {
@@ -214,7 +211,7 @@ unsafe fn copy_a(a: StridedElements, to: *mut f32, steps: usize, rows: usize) {
         let mut copied = 0;
         if a.strides[1] == 1 && rows - first >= ROWS {
             copied = steps - steps % LANES;
-            // SAFETY: whole registers of each row of the strip are inside A, and there is room for them.
+            // SAFETY: whole registers of each row of the strip are inside A, and the strip has room for them.
             unsafe { turn(a.at(first, 0), to, copied) };
         }
         for row in 0..ROWS {
@@ -234,19 +231,19 @@ unsafe fn copy_a(a: StridedElements, to: *mut f32, steps: usize, rows: usize) {
     }
 }
 
-/// Copies a strip's rows of A that lie without gaps, so that what is in one column comes together.
+/// Transposes the rows of a strip of A that are stored without gaps.
 ///
 /// # Safety
-/// So many steps of each row, whole registers of them, are inside A and inside the strip, behind which
-/// there is room for [`BEHIND`] more.
+/// `steps` steps of each row, in whole registers, must be inside A and inside the strip, behind which there must be
+/// room for [`BEHIND`] more floats.
 #[target_feature(enable = "avx512f")]
 unsafe fn turn(a: StridedElements, to: *mut f32, steps: usize) {
     for step in (0..steps).step_by(QUARTER) {
-        // Every fourth row beside each of the first four, so that what follows puts them in order. Not
-        // by a closure, which is called where it would have to be part of this.
+        // Every fourth row is put beside each of the first four, so that the steps below sort them. A closure would
+        // be compiled to a call instead of being inlined.
         let mut rows = [_mm512_setzero_ps(); QUARTER];
         for (row, rows) in rows.iter_mut().enumerate() {
-            // SAFETY: as the caller says.
+            // SAFETY: the caller guarantees it.
             unsafe {
                 let whole = _mm512_castps128_ps512(a.four(row, step));
                 let whole = _mm512_insertf32x4::<1>(whole, a.four(row + 4, step));
@@ -265,7 +262,7 @@ unsafe fn turn(a: StridedElements, to: *mut f32, steps: usize) {
             ]
         });
         for (at, column) in columns.as_flattened().iter().enumerate() {
-            // SAFETY: as the caller says. What is too much is written over by the next column.
+            // SAFETY: the caller guarantees it. The next column overwrites the surplus.
             unsafe { _mm512_storeu_ps(to.add((step + at) * ROWS), _mm512_castpd_ps(*column)) };
         }
     }
@@ -275,23 +272,23 @@ unsafe fn turn(a: StridedElements, to: *mut f32, steps: usize) {
 #[derive(Clone, Copy, Debug)]
 struct ProductTile {
     start: *mut f32,
-    /// From one row to the next.
+    /// Elements from one row to the next.
     stride: usize,
     rows: usize,
     columns: usize,
-    /// Nothing was written there yet.
+    /// Whether the part has no sums yet.
     first: bool,
 }
 
 impl ProductTile {
-    /// Adds what so many steps contribute.
+    /// Adds the contribution of `steps` steps.
     ///
     /// # Safety
-    /// The part is inside the product; `a` and `b` are strips of its rows and columns, `b` aligned.
+    /// The part must be inside the product; `a` and `b` are strips of its rows and columns, `b` aligned.
     #[target_feature(enable = "avx512f")]
     unsafe fn fill(self, a: *const f32, b: *const f32, steps: usize) {
         for (strip, row) in (0..self.rows).step_by(ROWS).enumerate() {
-            // SAFETY: there are as many strips as rows of the part need.
+            // SAFETY: A has as many strips as the part's rows need.
             let a = unsafe { a.add(strip * ROWS * steps) };
             for (strip, column) in (0..self.columns).step_by(COLUMNS).enumerate() {
                 let block = Self {
@@ -301,7 +298,7 @@ impl ProductTile {
                     ..self
                 };
                 block.fetch();
-                // SAFETY: the same for columns; the block is inside the part.
+                // SAFETY: the same holds for B; the block is inside the part.
                 unsafe {
                     let b = b.add(strip * COLUMNS * steps);
                     block.write(match block.rows {
@@ -314,28 +311,28 @@ impl ProductTile {
         }
     }
 
-    /// Has the block brought near while it is computed: its rows are far from each other.
+    /// Prefetches the block while its sums are computed, because its rows are far from each other in memory.
     fn fetch(self) {
         for row in 0..self.rows {
             let at = self.start.wrapping_add(row * self.stride);
             for half in [0, LANES] {
-                // SAFETY: a hint, which reads nothing.
+                // SAFETY: a hint that reads nothing.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(half).cast()) };
             }
         }
     }
 
-    /// Writes a block's sums, or adds them to what is there.
+    /// Writes a block's sums, or adds them to the sums that are there.
     ///
     /// # Safety
-    /// The block is inside the product.
+    /// The block must be inside the product.
     #[target_feature(enable = "avx512f")]
     unsafe fn write(self, sums: [[__m512; 2]; ROWS]) {
         let masks = [mask(self.columns), mask(self.columns.saturating_sub(LANES))];
         for (row, sums) in sums.into_iter().enumerate().take(self.rows) {
             for (half, (sum, mask)) in sums.into_iter().zip(masks).enumerate() {
                 let at = self.start.wrapping_add(row * self.stride + half * LANES);
-                // SAFETY: what is masked is inside the block.
+                // SAFETY: masked elements are inside the block.
                 unsafe {
                     let sum = if self.first {
                         sum
@@ -349,7 +346,7 @@ impl ProductTile {
     }
 }
 
-/// The first so many lanes.
+/// A mask of the first `lanes` lanes.
 const fn mask(lanes: usize) -> __mmask16 {
     if lanes >= LANES {
         return __mmask16::MAX;
@@ -357,18 +354,18 @@ const fn mask(lanes: usize) -> __mmask16 {
     (1 << lanes) - 1
 }
 
-/// A block of sums, all in registers; of these rows, the others are left at zero. Written out for each row,
-/// since the compiler keeps the sums in memory where it is left with a loop.
+/// A block of sums, all in registers. Only the listed rows are computed; the others stay zero. The rows are written
+/// out, because the compiler keeps the sums in memory if it gets a loop.
 macro_rules! sums_of {
     ($name:ident: $($row:literal)*) => {
         /// # Safety
-        /// There are so many steps of both strips, and B's is aligned.
+        /// Both strips must have `steps` steps, and B's must be aligned.
         #[target_feature(enable = "avx512f")]
         #[inline]
         unsafe fn $name(a: *const f32, b: *const f32, steps: usize) -> [[__m512; 2]; ROWS] {
             let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
             for step in 0..steps {
-                // SAFETY: as the caller says.
+                // SAFETY: the caller guarantees it.
                 unsafe {
                     let b = b.add(step * COLUMNS);
                     let halves = [_mm512_load_ps(b), _mm512_load_ps(b.add(LANES))];
@@ -386,7 +383,7 @@ macro_rules! sums_of {
 }
 
 sums_of!(sums: 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
-// For what is left at the lower edge.
+// Shorter blocks for the rest at the lower edge.
 sums_of!(sums_of_seven: 0 1 2 3 4 5 6);
 sums_of!(sums_of_three: 0 1 2);
 

@@ -1,4 +1,4 @@
-//! Bytes that sessions keep here: buffers, and what was uploaded for the next request.
+//! The bytes of sessions: buffers, and uploads for the next request.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,22 +11,22 @@ use alknet_worker::{SealedMapping, WorkerFrameError};
 use super::fault::{GpuFault, GpuResult};
 use super::memory::{TensorMemory, TensorStorage};
 
-/// A tensor's bytes and how many of them mean something; buffers are rounded up to whole words.
+/// A tensor's storage and the number of bytes in use; storage is rounded up to whole words.
 #[derive(Clone, Debug)]
 pub(super) struct TensorBuffer {
-    pub(super) kept: TensorStorage,
+    pub(super) storage: TensorStorage,
     pub(super) len: u64,
 }
 
-/// What one session has here.
+/// The buffers and uploads of one session.
 #[derive(Debug, Default)]
 pub(super) struct BufferPool {
     buffers: HashMap<u64, TensorBuffer>,
-    /// With the reason for one that cannot be read, until a request asks for it.
+    /// An upload that cannot be read keeps its error until a request names it.
     uploads: HashMap<u64, Result<UploadBytes, WorkerFrameError>>,
 }
 
-/// Bytes that came from the host.
+/// Bytes that the host sent.
 #[derive(Debug)]
 enum UploadBytes {
     Inline(Vec<u8>),
@@ -42,7 +42,7 @@ impl UploadBytes {
     }
 }
 
-/// Where the bytes of a source are.
+/// The location of a source's bytes.
 #[derive(Debug)]
 pub(super) enum SourceBytes<'a> {
     /// In a buffer of the session.
@@ -52,16 +52,17 @@ pub(super) enum SourceBytes<'a> {
 }
 
 impl BufferPool {
-    /// Keeps what came, as far as there is room.
+    /// Keeps uploads up to the limit.
     pub(super) fn upload(&mut self, upload: ComputeUpload, fds: &[OwnedFd]) {
         for (number, blob) in upload.blobs {
-            // What does not fit is missed by the request that names it.
+            // The request that names an upload above the limit fails.
             if self.uploads.len() >= UPLOADS_MAX {
                 return;
             }
             let held = match blob.mapped(fds) {
                 Ok(Some(mapped)) => Ok(UploadBytes::SealedMapping(mapped)),
                 Ok(None) => blob.read(fds, u64::MAX).map(UploadBytes::Inline),
+                // The error is kept, because a notice has no response in which to report it.
                 Err(error) => Err(error),
             };
             self.uploads.insert(number, held);
@@ -74,7 +75,10 @@ impl BufferPool {
 
     /// Bytes of all buffers.
     pub(super) fn bytes(&self) -> u64 {
-        self.buffers.values().map(|stored| stored.kept.size()).sum()
+        self.buffers
+            .values()
+            .map(|stored| stored.storage.size())
+            .sum()
     }
 
     pub(super) fn stored(&self, number: u64) -> GpuResult<TensorBuffer> {
@@ -90,7 +94,7 @@ impl BufferPool {
         self.buffers.remove(&number);
     }
 
-    /// How long a source is.
+    /// The length of a source.
     pub(super) fn len(&self, source: &ByteSource) -> GpuResult<u64> {
         Ok(match source {
             ByteSource::Buffer(number) => self.stored(*number)?.len,
@@ -100,7 +104,7 @@ impl BufferPool {
         })
     }
 
-    /// Finds the bytes of a source.
+    /// Locates the bytes of a source.
     pub(super) fn locate<'a>(&'a self, source: &'a ByteSource) -> GpuResult<SourceBytes<'a>> {
         check_length(self.len(source)?)?;
         Ok(match source {
@@ -124,7 +128,7 @@ impl BufferPool {
         }
     }
 
-    /// A source as a tensor: its own, or a new one.
+    /// A source as a tensor: an existing buffer, or a new one.
     pub(super) fn stored_from(
         &self,
         memory: &TensorMemory,
@@ -133,21 +137,22 @@ impl BufferPool {
     ) -> GpuResult<TensorBuffer> {
         let len = self.len(source)?;
         check_length(len)?;
+        // An existing buffer takes no further room.
         if let ByteSource::Buffer(number) = source {
             return self.stored(*number);
         }
         room(used, len)?;
-        let kept = match source {
+        let storage = match source {
             ByteSource::Zero(len) => memory.zeroed(*len)?,
             ByteSource::Bytes(bytes) => memory.upload(bytes)?,
             ByteSource::Upload(number) => memory.upload(self.held(*number)?)?,
             ByteSource::Buffer(number) => return self.stored(*number),
         };
-        Ok(TensorBuffer { kept, len })
+        Ok(TensorBuffer { storage, len })
     }
 }
 
-/// One tensor's limit.
+/// Checks the limit of one tensor.
 pub(super) fn check_length(len: u64) -> GpuResult<()> {
     if len > TENSOR_BYTES_MAX {
         return Err(GpuFault::too_large("a tensor", len, TENSOR_BYTES_MAX));
@@ -155,7 +160,7 @@ pub(super) fn check_length(len: u64) -> GpuResult<()> {
     Ok(())
 }
 
-/// The worker's limit.
+/// Checks the limit of the worker.
 pub(super) fn room(used: u64, more: u64) -> GpuResult<()> {
     if used.saturating_add(more) > BUFFERS_BYTES_MAX {
         let message = format!("all buffers together may have {BUFFERS_BYTES_MAX} bytes");

@@ -1,10 +1,10 @@
-//! What of a request is time on the GPU.
+//! The time of a request on the GPU.
 
 use std::time::{Duration, Instant};
 
 use alknet_worker::{FromWorkerMessage, Guest, GuestCall};
 
-/// The host's clock of a request's time on the GPU, as a worker starts and stops it.
+/// The host's clock of a request's time on the GPU; the worker starts and stops it.
 #[derive(Clone, Copy)]
 pub(super) struct GpuClock<'a> {
     guest: &'a Guest,
@@ -16,7 +16,7 @@ impl<'a> GpuClock<'a> {
         Self { guest, call }
     }
 
-    /// It runs while this is done.
+    /// Runs the clock during `work`.
     pub(super) fn runs<T>(self, work: impl FnOnce() -> T) -> T {
         self.tell(true);
         let done = work();
@@ -24,9 +24,8 @@ impl<'a> GpuClock<'a> {
         done
     }
 
-    /// It stands while this is done, for which `took` is the account: a kernel of ours is compiled once
-    /// in a worker's life, which is nothing that the caller asked for, and takes seconds where
-    /// processors are slow.
+    /// Stops the clock during `work` and adds its time to `took`: a kernel of this program is compiled once in a
+    /// worker's life, at no request of the caller, and takes seconds on slow processors.
     pub(super) fn stands<T>(self, took: &mut Duration, work: impl FnOnce() -> T) -> T {
         self.tell(false);
         let begun = Instant::now();
@@ -38,7 +37,7 @@ impl<'a> GpuClock<'a> {
 
     fn tell(self, busy: bool) {
         let (sid, id) = (self.call.sid(), self.call.id());
-        // A host that is gone is noticed by reading.
+        // A host that is gone shows in the next read.
         let _ = (self.guest).send(&FromWorkerMessage::Gpu { sid, id, busy }, Vec::new());
     }
 }

@@ -1,4 +1,4 @@
-//! Callers' shaders, run.
+//! Runs the callers' shaders.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,10 +16,10 @@ use super::shader::{self, ShaderLimits};
 use crate::device::{GpuDevice, ShaderPipeline};
 use crate::milliseconds;
 
-/// Compiled shaders of callers that are kept.
+/// Compiled shaders of callers that the worker caches.
 const PIPELINES_KEPT: usize = 64;
 
-/// What was compiled, most recently used last.
+/// The compiled shaders, the most recently used one last.
 #[derive(Debug, Default)]
 pub(super) struct PipelineCache(Vec<([u8; 32], Arc<ShaderPipeline>)>);
 
@@ -33,6 +33,7 @@ impl PipelineCache {
 
     fn put(&mut self, key: [u8; 32], kernel: &Arc<ShaderPipeline>) {
         if self.0.len() >= PIPELINES_KEPT {
+            // The least recently used shader is the first one.
             self.0.remove(0);
         }
         self.0.push((key, Arc::clone(kernel)));
@@ -49,7 +50,7 @@ impl GpuJob<'_> {
         let begun = Instant::now();
         let key = key(&ask);
         let known = self.engine.pipelines.get(&key);
-        // What was compiled before was checked before.
+        // A cached shader was checked before it was compiled.
         if known.is_none() {
             let bounds = bounds(self.engine.memory.device()?);
             shader::check(&ask.wgsl, &ask.entry, &ask.bindings, bounds)?;
@@ -57,7 +58,7 @@ impl GpuJob<'_> {
         let bound = self.bind(&ask.bindings)?;
         let mut buffers = Vec::with_capacity(bound.len());
         for (binding, stored) in ask.bindings.iter().zip(&bound) {
-            buffers.push((binding.binding, stored.kept.buffer()?));
+            buffers.push((binding.binding, stored.storage.buffer()?));
         }
         let device = self.engine.memory.device()?;
         let fresh = known.is_none();
@@ -66,7 +67,8 @@ impl GpuJob<'_> {
             None => Arc::new(compile(device, &ask)?),
         };
         if fresh {
-            // The driver compiles when it is to run a shader for the first time: let it run nothing.
+            // The driver compiles a shader when it first runs it, so an empty dispatch makes it
+            // compile.
             device.submit(&kernel, &buffers, [0, 0, 0])?;
             device.wait()?;
         }
@@ -84,7 +86,7 @@ impl GpuJob<'_> {
         device.wait()?;
         let gpu_ms = milliseconds(begun.elapsed());
         drop(buffers);
-        // Only a shader that ran to its end is kept.
+        // Only a shader that ran to its end is cached.
         if fresh {
             self.engine.pipelines.put(key, &kernel);
         }
@@ -94,7 +96,7 @@ impl GpuJob<'_> {
             let Some(to) = binding.to else {
                 continue;
             };
-            let bytes = self.deliver_kept(to, stored.kept, stored.len)?;
+            let bytes = self.deliver_stored(to, stored.storage, stored.len)?;
             outputs.extend(bytes.map(|bytes| (binding.binding, bytes)));
         }
         Ok(DispatchReply {
@@ -104,7 +106,7 @@ impl GpuJob<'_> {
         })
     }
 
-    /// A buffer for each binding.
+    /// Makes a buffer for each binding.
     fn bind(&self, bindings: &[Binding]) -> GpuResult<Vec<TensorBuffer>> {
         let memory = &self.engine.memory;
         let limits = memory.device()?.limits();
@@ -118,7 +120,7 @@ impl GpuJob<'_> {
             }
             let stored = self.tensor_table.stored_from(memory, &binding.from, used)?;
             if !matches!(binding.from, ByteSource::Buffer(_)) {
-                used += stored.kept.size();
+                used += stored.storage.size();
             }
             let most = match binding.access {
                 BindingAccess::Uniform => limits.max_uniform_buffer_binding_size,
@@ -132,6 +134,8 @@ impl GpuJob<'_> {
             }
             if matches!(
                 (&binding.from, binding.to),
+                // A buffer that is bound keeps its number, so it cannot be delivered as another
+                // one.
                 (ByteSource::Buffer(_), Some(ResultSink::Buffer(_)))
             ) {
                 return Err(GpuFault::internal("a buffer has one number"));
@@ -168,10 +172,10 @@ fn compile(device: &GpuDevice, ask: &ShaderDispatch) -> GpuResult<ShaderPipeline
     Ok(device.kernel_bound(&ask.wgsl, &ask.entry, &layout)?)
 }
 
-/// What decides about the compiled code, and about whether it fits its bindings.
+/// The hash of all inputs that determine the compiled code and its bindings.
 fn key(ask: &ShaderDispatch) -> [u8; 32] {
     let mut hash = Sha256::new();
-    // Each with its length, so that a shader and a name do not run into each other.
+    // Each text is hashed with its length, so that a shader and a name cannot run together.
     for text in [&ask.wgsl, &ask.entry] {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);

@@ -1,4 +1,4 @@
-//! What a worker has, and who does which request.
+//! The state of a worker, and the handling of each request.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -23,15 +23,15 @@ use super::trust;
 use crate::device::{GpuDevice, ShaderPipeline};
 use crate::milliseconds;
 
-/// A worker. Where there is no device it says so, and does what it can on its own threads.
+/// A worker. Without a device it reports the reason, and computes what it can on its own threads.
 #[derive(Debug)]
 pub(super) struct GpuWorkerState {
     info: GpuWorkerInfo,
     engine: GpuEngine,
-    shelves: HashMap<u64, BufferPool>,
+    pools: HashMap<u64, BufferPool>,
 }
 
-/// The device, if there is one, and what was compiled for it.
+/// The device, if there is one, and the shaders compiled for it.
 #[derive(Debug)]
 pub(super) struct GpuEngine {
     pub(super) memory: TensorMemory,
@@ -40,13 +40,13 @@ pub(super) struct GpuEngine {
 }
 
 impl GpuWorkerState {
-    /// Opens the best adapter that computes as it should, of one driver only where one is wanted.
+    /// Opens the best adapter that passes the check, of the driver `wanted` if one is named.
     pub(super) fn start(started: Instant, wanted: Option<&str>) -> Self {
         let mut info = GpuWorkerInfo {
             wgpu: WGPU.to_owned(),
             ..GpuWorkerInfo::default()
         };
-        // Of the last adapter that was checked, which is the one that is opened.
+        // The time of the last adapter that was checked, which is the one that is opened.
         let cold = Cell::new(Duration::ZERO);
         let first = |device: &GpuDevice| {
             let begun = Instant::now();
@@ -56,7 +56,7 @@ impl GpuWorkerState {
         };
         let mut warm = Duration::ZERO;
         let opened = GpuDevice::open_trusted(wanted, first).and_then(|device| {
-            // A second check, now that the kernel is compiled.
+            // The kernel is compiled by now, so a second check measures the time of a warm one.
             let begun = Instant::now();
             trust::check(&device)?;
             warm = begun.elapsed();
@@ -81,11 +81,11 @@ impl GpuWorkerState {
                 pipelines: PipelineCache::default(),
                 kernels: KernelCache::default(),
             },
-            shelves: HashMap::new(),
+            pools: HashMap::new(),
         }
     }
 
-    /// Does what is asked.
+    /// Carries out one request.
     pub(super) fn perform(
         &mut self,
         call: &GuestCall,
@@ -96,7 +96,7 @@ impl GpuWorkerState {
             return encoded(&self.info);
         }
         let used = self.bytes();
-        let tensor_table = self.shelves.entry(call.sid()).or_default();
+        let tensor_table = self.pools.entry(call.sid()).or_default();
         let mut job = GpuJob {
             call,
             clock,
@@ -107,6 +107,7 @@ impl GpuWorkerState {
         match ask {
             ComputeRequest::Create { buffer, from } => job.create(buffer, &from),
             ComputeRequest::Dispatch(dispatch) => encoded(&job.dispatch(dispatch)?),
+            // Numbers that no buffer has are ignored: the node drops after errors as well.
             ComputeRequest::Drop { buffers } => {
                 buffers
                     .into_iter()
@@ -131,32 +132,32 @@ impl GpuWorkerState {
     }
 
     pub(super) fn upload(&mut self, sid: u64, upload: ComputeUpload, fds: &[OwnedFd]) {
-        self.shelves.entry(sid).or_default().upload(upload, fds);
+        self.pools.entry(sid).or_default().upload(upload, fds);
     }
 
     pub(super) fn forget_uploads(&mut self, sid: u64) {
-        if let Some(tensor_table) = self.shelves.get_mut(&sid) {
+        if let Some(tensor_table) = self.pools.get_mut(&sid) {
             tensor_table.forget_uploads();
         }
     }
 
     pub(super) fn close(&mut self, sid: u64) {
-        self.shelves.remove(&sid);
+        self.pools.remove(&sid);
     }
 
     /// Bytes of all buffers.
     pub(super) fn bytes(&self) -> u64 {
-        self.shelves.values().map(BufferPool::bytes).sum()
+        self.pools.values().map(BufferPool::bytes).sum()
     }
 }
 
-/// One request while it is done.
+/// One request while it is carried out.
 pub(super) struct GpuJob<'a> {
     pub(super) call: &'a GuestCall,
     pub(super) clock: GpuClock<'a>,
     pub(super) engine: &'a mut GpuEngine,
     pub(super) tensor_table: &'a mut BufferPool,
-    /// Bytes of the worker's buffers when it began.
+    /// Bytes of the worker's buffers when the request began.
     pub(super) used: u64,
 }
 
@@ -166,9 +167,10 @@ impl GpuJob<'_> {
             ByteSource::Buffer(other) => {
                 let other = self.tensor_table.stored(*other)?;
                 room(self.used, other.len)?;
-                let kept = self.engine.memory.copied(&other.kept)?;
-                TensorBuffer { kept, ..other }
+                let storage = self.engine.memory.copied(&other.storage)?;
+                TensorBuffer { storage, ..other }
             }
+            // Other sources are new storage in any case, and need no copy.
             from => (self.tensor_table).stored_from(&self.engine.memory, from, self.used)?,
         };
         self.tensor_table.put(number, stored);
@@ -179,7 +181,7 @@ impl GpuJob<'_> {
         let stored = self.tensor_table.stored(number)?;
         let range = within(stored.len, offset, len)?;
         let read = |bytes: &[u8]| bytes.get(range).map(<[u8]>::to_vec);
-        let bytes = self.engine.memory.with_read(&stored.kept, read)?;
+        let bytes = self.engine.memory.with_read(&stored.storage, read)?;
         bytes.ok_or_else(|| GpuFault::internal("a buffer shorter than it is"))
     }
 
@@ -190,12 +192,12 @@ impl GpuJob<'_> {
         };
         within(stored.len, offset, bytes.len() as u64)?;
         if !bytes.is_empty() {
-            self.engine.memory.write(&stored.kept, offset, &bytes)?;
+            self.engine.memory.write(&stored.storage, offset, &bytes)?;
         }
         encoded(&ComputeAck {})
     }
 
-    /// Puts a result where it is wanted; returns it where that is the answer.
+    /// Puts a result into its sink; returns the result if the answer is the sink.
     pub(super) fn deliver(
         &mut self,
         to: ResultSink,
@@ -205,38 +207,41 @@ impl GpuJob<'_> {
             ResultSink::Answer => Ok(Some(result.into())),
             ResultSink::Buffer(number) => {
                 let len = result.len() as u64;
+                // The limits of the tensor and of the worker are checked before the device
+                // allocates memory.
                 check_length(len)?;
                 room(self.used, len)?;
-                let kept = self.engine.memory.upload(&result)?;
-                self.tensor_table.put(number, TensorBuffer { kept, len });
+                let storage = self.engine.memory.upload(&result)?;
+                self.tensor_table.put(number, TensorBuffer { storage, len });
                 Ok(None)
             }
         }
     }
 
-    /// The same for a result that is kept already, of which `len` bytes mean something.
-    pub(super) fn deliver_kept(
+    /// The same for a result that is in storage, of which the first `len` bytes are in use.
+    pub(super) fn deliver_stored(
         &mut self,
         to: ResultSink,
-        kept: TensorStorage,
+        storage: TensorStorage,
         len: u64,
     ) -> GpuResult<Option<bytes::Bytes>> {
         match to {
             ResultSink::Answer => {
+                // The storage may be longer than the tensor.
                 let cut = usize::try_from(len).unwrap_or(usize::MAX);
                 let read =
                     |bytes: &[u8]| bytes::Bytes::copy_from_slice(&bytes[..cut.min(bytes.len())]);
-                Ok(Some(self.engine.memory.with_read(&kept, read)?))
+                Ok(Some(self.engine.memory.with_read(&storage, read)?))
             }
             ResultSink::Buffer(number) => {
-                self.tensor_table.put(number, TensorBuffer { kept, len });
+                self.tensor_table.put(number, TensorBuffer { storage, len });
                 Ok(None)
             }
         }
     }
 
-    /// A kernel of ours, compiled when it is first wanted. Until the driver has to run a shader it
-    /// compiles nothing: a new one runs once, over no group of these buffers.
+    /// A kernel of this program, compiled when a request first needs it. The driver compiles a
+    /// shader only when it runs, so a new kernel runs once over no group of these buffers.
     pub(super) fn kernel(
         &mut self,
         name: KernelName,
@@ -250,6 +255,8 @@ impl GpuJob<'_> {
         let kernel = kernels.get(name, |wgsl| {
             self.clock.stands(jit, || {
                 let kernel = device.kernel(wgsl, &[])?;
+                // A driver may compile at the first dispatch, so an empty one is a part of
+                // compiling.
                 device.submit(&kernel, buffers, [0, 0, 0])?;
                 device.wait()?;
                 Ok(kernel)
@@ -258,7 +265,7 @@ impl GpuJob<'_> {
         Ok((device, kernel))
     }
 
-    /// The kernel that multiplies, and how it divides its work.
+    /// The matrix kernel, and how it divides its work.
     pub(super) fn multiplier(
         &mut self,
         jit: &mut Duration,
@@ -271,7 +278,7 @@ impl GpuJob<'_> {
         Ok((device, kernel, plan))
     }
 
-    /// Fails once the caller has given up.
+    /// Fails if the caller has aborted the request.
     pub(super) fn still_wanted(&self) -> GpuResult<()> {
         if self.call.is_aborted() {
             return Err(GpuFault::aborted());
@@ -280,7 +287,7 @@ impl GpuJob<'_> {
     }
 }
 
-/// Version of the library that speaks to drivers, with the compiler of shaders in it.
+/// Version of wgpu, which includes the shader compiler.
 const WGPU: &str = "30";
 
 fn within(len: u64, offset: u64, wanted: u64) -> GpuResult<std::ops::Range<usize>> {
@@ -295,8 +302,9 @@ pub(super) fn encoded<T: Serialize>(value: &T) -> GpuResult<Vec<u8>> {
     Ok(body.into_bytes())
 }
 
-/// Why the device is not hardware, if it is not.
+/// Why the device is no hardware, if it is not.
 fn reason(device: &GpuDevice) -> Option<String> {
+    // On hardware there is no fallback to explain.
     if device.found.info.device_type != wgpu::DeviceType::Cpu {
         return None;
     }
@@ -306,7 +314,7 @@ fn reason(device: &GpuDevice) -> Option<String> {
     Some(device.passed_over.join("; "))
 }
 
-/// `cold` and `warm` are how long its two checks took.
+/// `cold` and `warm` are the times of its two checks.
 fn adapter(device: &GpuDevice, cold: Duration, warm: Duration) -> GpuAdapter {
     let info = &device.found.info;
     let limits = device.limits();
@@ -329,6 +337,7 @@ fn adapter(device: &GpuDevice, cold: Duration, warm: Duration) -> GpuAdapter {
             .collect(),
         limits: DeviceLimits {
             buffer_bytes: limits.max_buffer_size,
+            // A tensor's own limit may be lower than the device's.
             storage_bytes: limits.max_storage_buffer_binding_size.min(TENSOR_BYTES_MAX),
             uniform_bytes: limits.max_uniform_buffer_binding_size,
             storage_bindings: limits.max_storage_buffers_per_shader_stage,

@@ -1,14 +1,14 @@
-//! What a request fails with.
+//! The error of a request.
 
 use alknet_compute_wire::{ShaderPosition, codes};
 use alknet_worker::{CborBody, WorkerFault};
 
 use crate::error::Error;
 
-/// Result of a request, or of a part of it.
+/// The result of a request, or of a part of it.
 pub(super) type GpuResult<T> = Result<T, GpuFault>;
 
-/// A code, a line for people, and for shaders the place.
+/// A code, a message of one line, and for shaders the position of the mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct GpuFault {
     pub(super) code: &'static str,

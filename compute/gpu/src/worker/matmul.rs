@@ -1,4 +1,4 @@
-//! Products of matrices: by a shader, and on the worker's own threads.
+//! Matrix products: by a shader, and on the worker's own threads.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ use super::templates::{KernelName, MatrixOrder};
 use crate::host::{self, MatrixView};
 use crate::milliseconds;
 
-/// Invocations of a group of `pack.wgsl`.
+/// Invocations in a workgroup of `pack.wgsl`.
 const PACK_GROUP: u32 = 64;
 
-/// Groups in one dimension of `pack.wgsl`, which folds them.
+/// Workgroups in one dimension of `pack.wgsl`, which spreads longer work over two.
 const PACK_LINES: u32 = 1 << 14;
 
 impl GpuJob<'_> {
@@ -29,7 +29,7 @@ impl GpuJob<'_> {
         check_length(len)?;
         room(self.used, len)?;
         let mut jit = Duration::ZERO;
-        // A binding may not be empty, and a product over nothing is zeros.
+        // A binding must not be empty, and a product over nothing is all zeros.
         let bytes = if m == 0 || n == 0 || k == 0 {
             self.deliver(ask.to, vec![0; usize::try_from(len).unwrap_or(usize::MAX)])?
         } else {
@@ -45,7 +45,7 @@ impl GpuJob<'_> {
         })
     }
 
-    /// Rows of A, its columns, columns of B; once everything is known to fit.
+    /// Rows of A, columns of A and columns of B, once all sizes are checked.
     fn checked(&self, ask: &MatmulRequest) -> GpuResult<(u32, u32, u32)> {
         if ask.a.columns != ask.b.rows {
             return Err(GpuFault::shape(format!(
@@ -67,7 +67,7 @@ impl GpuJob<'_> {
             self.tensor_table.locate(&ask.b.from)?,
         );
         let same = ask.a.from == ask.b.from;
-        // Straight into the buffer where that is memory of this process.
+        // The product is written straight into the buffer if that is memory of this process.
         if let (ResultSink::Buffer(number), TensorMemory::Device(device)) =
             (ask.to, &self.engine.memory)
             && device.host_memory
@@ -79,8 +79,8 @@ impl GpuJob<'_> {
                     host::matmul_into(a, b, memory, threads);
                 })
             })??;
-            let kept = TensorStorage::Device(buffer);
-            self.tensor_table.put(number, TensorBuffer { kept, len });
+            let storage = TensorStorage::Device(buffer);
+            self.tensor_table.put(number, TensorBuffer { storage, len });
             return Ok(None);
         }
         let product = self.with_floats(&a, &b, same, |x, y| {
@@ -89,7 +89,7 @@ impl GpuJob<'_> {
         self.deliver(ask.to, bytemuck::cast_slice(&product).to_vec())
     }
 
-    /// Hands out two matrices' memory, where it lies.
+    /// Passes the memory of two matrices to `work`, without a copy where possible.
     fn with_floats<T>(
         &self,
         a: &SourceBytes<'_>,
@@ -98,7 +98,7 @@ impl GpuJob<'_> {
         work: impl FnOnce(&[f32], &[f32]) -> T,
     ) -> GpuResult<T> {
         if same {
-            // A buffer is not mapped twice.
+            // A buffer must not be mapped twice.
             return self.floats(a, |x| work(x, x));
         }
         self.floats(a, |x| self.floats(b, |y| work(x, y)))?
@@ -110,7 +110,7 @@ impl GpuJob<'_> {
             SourceBytes::Buffer(stored) => {
                 let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
                 let read = |bytes: &[u8]| work(&aligned(&bytes[..len.min(bytes.len())]));
-                self.engine.memory.with_read(&stored.kept, read)
+                self.engine.memory.with_read(&stored.storage, read)
             }
         }
     }
@@ -132,7 +132,7 @@ impl GpuJob<'_> {
                 self.packed(&ask.b, [depth, width], jit)?,
             ],
         };
-        // A device cannot be interrupted: a request ends between two of its submissions.
+        // A device cannot be interrupted, so a request can end only between two of its submissions.
         self.still_wanted()?;
         let device = self.engine.memory.device()?;
         let floats = u64::from(rows) * u64::from(width);
@@ -144,8 +144,9 @@ impl GpuJob<'_> {
         device.wait()?;
         self.still_wanted()?;
         if rows == m && width == n {
-            return self.deliver_kept(ask.to, TensorStorage::Device(c), len);
+            return self.deliver_stored(ask.to, TensorStorage::Device(c), len);
         }
+        // With this plan, device memory is memory of this process, which cuts faster than a kernel.
         if plan.order().is_some() {
             let device = self.engine.memory.device()?;
             let cut = device.with_read(&c, |bytes| cut(bytes, [m, n], width))?;
@@ -157,11 +158,11 @@ impl GpuJob<'_> {
             shape: [m, n],
         };
         let cut = self.pack(&c, padded, [m, n], jit)?;
-        self.deliver_kept(ask.to, TensorStorage::Device(cut), len)
+        self.deliver_stored(ask.to, TensorStorage::Device(cut), len)
     }
 
-    /// Both matrices in the order that the kernel wants, which is made here: memory of the device is
-    /// memory of this process then. Together they have so many elements.
+    /// Both matrices in the kernel's order, arranged by this process, because device memory is memory of this process
+    /// then. Together they have `elements` elements.
     fn arranged(
         &self,
         ask: &MatmulRequest,
@@ -194,16 +195,16 @@ impl GpuJob<'_> {
     ) -> GpuResult<wgpu::Buffer> {
         let stored =
             (self.tensor_table).stored_from(&self.engine.memory, &matrix.from, self.used)?;
-        let buffer = stored.kept.buffer()?;
+        let buffer = stored.storage.buffer()?;
         let placed = MatrixLayout {
             offset: matrix.offset,
             strides: matrix.strides,
             shape: [matrix.rows, matrix.columns],
         };
-        let lies_so = placed.shape == shape
+        let is_packed = placed.shape == shape
             && placed.offset == 0
             && placed.strides == [i64::from(matrix.columns), 1];
-        if lies_so {
+        if is_packed {
             return Ok(buffer.clone());
         }
         self.pack(buffer, placed, shape, jit)
@@ -221,7 +222,7 @@ impl GpuJob<'_> {
         room(self.used, bytes)?;
         let device = self.engine.memory.device()?;
         let packed = device.buffer(bytes)?;
-        // A tensor's limit keeps every number far below 2³¹.
+        // The limit of a tensor keeps every number far below 2³¹.
         let small = |number: i64| i32::try_from(number).unwrap_or(i32::MAX).cast_unsigned();
         let groups = elements.div_ceil(u64::from(PACK_GROUP));
         let shape = [
@@ -239,6 +240,7 @@ impl GpuJob<'_> {
         let (device, kernel) = self.kernel(KernelName::Pack, &buffers, jit)?;
         let lines = groups.div_ceil(u64::from(PACK_LINES));
         let across = groups.min(u64::from(PACK_LINES));
+        // WebGPU limits the groups in one dimension, so long work uses two.
         let groups = [across, lines, 1].map(|groups| u32::try_from(groups).unwrap_or(u32::MAX));
         device.submit(kernel, &buffers, groups)?;
         device.wait()?;
@@ -246,7 +248,7 @@ impl GpuJob<'_> {
     }
 }
 
-/// How a matrix lies in its buffer, in elements.
+/// The layout of a matrix in its buffer, in elements.
 #[derive(Clone, Copy, Debug)]
 struct MatrixLayout {
     offset: u64,
@@ -254,7 +256,7 @@ struct MatrixLayout {
     shape: [u32; 2],
 }
 
-/// Whether every element of the matrix is among so many.
+/// Checks that every element of the matrix is one of `elements`.
 fn extent(matrix: &Matrix, elements: u64) -> GpuResult<()> {
     if matrix.rows > SIDE_MAX || matrix.columns > SIDE_MAX {
         return Err(GpuFault::shape(format!(
@@ -264,7 +266,7 @@ fn extent(matrix: &Matrix, elements: u64) -> GpuResult<()> {
     if matrix.rows == 0 || matrix.columns == 0 {
         return Ok(());
     }
-    // In 128 bits: offset and strides are the caller's, and what they reach could leave 64.
+    // In 128 bits, because the caller chooses offset and strides, and their sum may exceed 64 bits.
     let mut least = i128::from(matrix.offset);
     let mut most = least;
     for (count, stride) in [matrix.rows, matrix.columns]
@@ -295,15 +297,14 @@ fn view<'a>(data: &'a [f32], matrix: &Matrix) -> MatrixView<'a> {
     }
 }
 
-/// The first rows and columns of a product that has more of both.
+/// The first rows and columns of a padded product.
 fn cut(bytes: &[u8], [rows, columns]: [u32; 2], width: u32) -> Vec<u8> {
     let [columns, width] = [columns, width].map(|side| side as usize * size_of::<f32>());
     let rows = bytes.chunks_exact(width).take(rows as usize);
     rows.flat_map(|row| &row[..columns]).copied().collect()
 }
 
-/// Bytes as floats: where they lie, or copied to where floats may lie. Bytes that make no whole float
-/// are left out.
+/// Bytes as floats: borrowed if they are aligned, copied otherwise. Bytes beyond the last whole float are left out.
 fn aligned(bytes: &[u8]) -> Cow<'_, [f32]> {
     let whole = &bytes[..bytes.len() - bytes.len() % size_of::<f32>()];
     match bytemuck::try_cast_slice(whole) {

@@ -1,4 +1,4 @@
-//! How fast this machine is: what decides between a shader and the worker's own threads.
+//! Measures the speed of this machine, by which the node chooses between a shader and the worker's threads.
 
 use std::time::{Duration, Instant};
 
@@ -12,20 +12,19 @@ use super::fault::GpuResult;
 use crate::host::{self, MatrixView};
 use crate::milliseconds;
 
-/// Side of the matrices: large enough to show what a kernel can do, and done in tens of milliseconds.
+/// Side of the matrices: large enough to show a kernel's speed, and small enough for tens of milliseconds.
 const SIDE: u32 = 256;
 
-/// Bytes that the map reads and writes.
+/// Bytes that the map kernel reads and writes.
 const MAP_BYTES: u64 = 16 << 20;
 
 /// Repetitions, of which the fastest counts.
 const ROUNDS: usize = 3;
 
-/// No repetition begins after this long: a slow processor tells enough in fewer, and the caller
-/// waits.
+/// No repetition begins after this time: on a slow processor fewer are enough, and the caller waits.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Lone dispatches that are timed.
+/// Single dispatches that are timed.
 const DISPATCHES: usize = 20;
 
 impl GpuJob<'_> {
@@ -48,6 +47,7 @@ impl GpuJob<'_> {
                 ..MachineSpeed::default()
             });
         }
+        // The first product includes compiling, so the difference to a later one is the time of the compiler.
         let begun = Instant::now();
         self.product(&data)?;
         let cold = begun.elapsed();
@@ -81,18 +81,18 @@ impl GpuJob<'_> {
         self.matmul(&ask).map(drop)
     }
 
-    /// A map over a large buffer, and one over next to nothing.
+    /// Times the map kernel over a large buffer, and over one group.
     fn map(&self) -> GpuResult<(Duration, Duration)> {
         let device = self.engine.memory.device()?;
         let large = device.buffer(MAP_BYTES)?;
-        // As everywhere, compiling a kernel of ours is no time on the GPU.
+        // As for every request, compiling a kernel of this program does not count as time on the GPU.
         let mut compiling = Duration::ZERO;
         let kernel = self.clock.stands(&mut compiling, || {
             let kernel = device.kernel(include_str!("../shaders/map.wgsl"), &[])?;
             device.dispatch(&kernel, &[&large], [0, 0, 0])?;
             GpuResult::Ok(kernel)
         })?;
-        // Sixteen bytes for each invocation, 64 of them to a group.
+        // Each invocation handles sixteen bytes, and a workgroup has 64 invocations.
         let groups = u32::try_from(MAP_BYTES / (16 * 64)).unwrap_or(1);
         let run = |groups: u32| -> GpuResult<()> {
             Ok(device.dispatch(&kernel, &[&large], [groups, 1, 1])?)

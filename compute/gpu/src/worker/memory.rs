@@ -1,4 +1,4 @@
-//! Where bytes are kept: in buffers of the device, or, where there is no device, in this process.
+//! Memory for tensors: buffers of the device or, without a device, memory of this process.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,16 +7,16 @@ use alknet_compute_wire::codes;
 use super::fault::{GpuFault, GpuResult};
 use crate::device::GpuDevice;
 
-/// Memory for tensors. Without a device everything that needs none still works on it.
+/// Memory for tensors. Without a device, requests that need none still work.
 #[derive(Debug)]
 pub(super) enum TensorMemory {
-    /// A device's, which may be this process's as well.
+    /// Memory of the device, which may be memory of this process.
     Device(Box<GpuDevice>),
-    /// This process's, and why there is no device.
+    /// Memory of this process, with the reason for the absence of a device.
     Process(String),
 }
 
-/// Bytes in it. Clones are the same bytes.
+/// The bytes of a tensor. Clones share the bytes.
 #[derive(Clone, Debug)]
 pub(super) enum TensorStorage {
     Device(wgpu::Buffer),
@@ -24,7 +24,7 @@ pub(super) enum TensorStorage {
 }
 
 impl TensorStorage {
-    /// How many bytes it takes.
+    /// The bytes that it takes.
     pub(super) fn size(&self) -> u64 {
         match self {
             Self::Device(buffer) => buffer.size(),
@@ -32,7 +32,7 @@ impl TensorStorage {
         }
     }
 
-    /// As a shader sees it.
+    /// The buffer that a shader binds.
     pub(super) fn buffer(&self) -> GpuResult<&wgpu::Buffer> {
         match self {
             Self::Device(buffer) => Ok(buffer),
@@ -50,23 +50,23 @@ impl TensorMemory {
         }
     }
 
-    /// So many zeros.
+    /// Storage of `bytes` zeros.
     pub(super) fn zeroed(&self, bytes: u64) -> GpuResult<TensorStorage> {
         Ok(match self {
             Self::Device(device) => TensorStorage::Device(device.buffer(bytes)?),
-            Self::Process(_) => kept(vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)]),
+            Self::Process(_) => in_process(vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)]),
         })
     }
 
-    /// These bytes.
+    /// Storage with these bytes.
     pub(super) fn upload(&self, bytes: &[u8]) -> GpuResult<TensorStorage> {
         Ok(match self {
             Self::Device(device) => TensorStorage::Device(device.upload(bytes)?),
-            Self::Process(_) => kept(bytes.to_vec()),
+            Self::Process(_) => in_process(bytes.to_vec()),
         })
     }
 
-    /// The same bytes once more.
+    /// A copy of the bytes.
     pub(super) fn copied(&self, from: &TensorStorage) -> GpuResult<TensorStorage> {
         Ok(match (self, from) {
             (Self::Device(device), TensorStorage::Device(from)) => {
@@ -74,27 +74,28 @@ impl TensorMemory {
                 device.copy(from, &copy)?;
                 TensorStorage::Device(copy)
             }
-            (_, TensorStorage::Process(from)) => kept(locked(from, |bytes| bytes.clone())),
+            (_, TensorStorage::Process(from)) => in_process(locked(from, |bytes| bytes.clone())),
+            // A worker without a device has no device storage; this arm only completes the match.
             (Self::Process(why), TensorStorage::Device(_)) => {
                 return Err(GpuFault::new(codes::NO_ADAPTER, why.clone()));
             }
         })
     }
 
-    /// Hands them out to be read.
+    /// Passes the bytes to `work`.
     pub(super) fn with_read<T>(
         &self,
-        kept: &TensorStorage,
+        storage: &TensorStorage,
         work: impl FnOnce(&[u8]) -> T,
     ) -> GpuResult<T> {
-        match kept {
+        match storage {
             TensorStorage::Device(buffer) => Ok(self.device()?.with_read(buffer, work)?),
             TensorStorage::Process(bytes) => Ok(locked(bytes, |bytes| work(bytes))),
         }
     }
 
-    /// Overwrites a part, which is inside.
-    pub(super) fn write(&self, kept: &TensorStorage, offset: u64, new: &[u8]) -> GpuResult<()> {
+    /// Overwrites a part, which must lie inside.
+    pub(super) fn write(&self, storage: &TensorStorage, offset: u64, new: &[u8]) -> GpuResult<()> {
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = from.saturating_add(new.len());
         let into = |bytes: &mut [u8]| match bytes.get_mut(from..end) {
@@ -104,7 +105,7 @@ impl TensorMemory {
             }
             None => Err(GpuFault::internal("a buffer shorter than it is")),
         };
-        match kept {
+        match storage {
             TensorStorage::Process(bytes) => locked(bytes, |bytes| into(bytes)),
             TensorStorage::Device(buffer) => {
                 let device = self.device()?;
@@ -113,7 +114,7 @@ impl TensorMemory {
                 if aligned || device.host_memory {
                     return Ok(device.write(buffer, offset, new)?);
                 }
-                // Such memory takes whole words only.
+                // Memory of the device can be written in whole words only.
                 let mut all = device.read(buffer)?;
                 into(&mut all)?;
                 Ok(device.write(buffer, 0, &all)?)
@@ -125,11 +126,11 @@ impl TensorMemory {
 /// Bytes of a word, the unit in which devices are written.
 const WORD: u64 = 4;
 
-fn kept(bytes: Vec<u8>) -> TensorStorage {
+fn in_process(bytes: Vec<u8>) -> TensorStorage {
     TensorStorage::Process(Arc::new(Mutex::new(bytes)))
 }
 
-/// One thread does everything here; a panic in it ends the process.
+/// One thread does all of this module's work; a panic in it ends the process.
 fn locked<T>(bytes: &Mutex<Vec<u8>>, work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     work(&mut bytes.lock().unwrap_or_else(PoisonError::into_inner))
 }

@@ -1,21 +1,21 @@
-//! How deep a shader nests. The compilers behind it, ours and the driver's, call themselves for each
-//! level, and a stack that overflows ends the process; so depth is counted before anything is parsed.
+//! Limits the nesting of a shader. The compilers, naga and the driver's, recurse for each level, and a stack overflow
+//! ends the process; so the depth is counted before the text is parsed.
 
 use wgpu::naga::{Block, Function, Handle, Module, Statement, TypeInner};
 
-/// Brackets inside brackets, and branches of one `if` behind each other.
+/// Nested brackets, and consecutive branches of one `if`.
 const BRACKETS_MAX: usize = 64;
 
 /// Operators in one expression.
 const OPERATORS_MAX: usize = 1024;
 
-/// Branches, loops and calls inside each other. llvmpipe loses count at 80.
+/// Nested branches, loops and calls. llvmpipe fails at 80.
 const BRANCHES_MAX: usize = 64;
 
-/// Types inside types.
+/// Nested types.
 const TYPES_MAX: usize = 32;
 
-/// What nests too deep in a shader's text, if anything does.
+/// What nests too deep in a shader's text, if something does.
 pub(super) fn of_text(wgsl: &str) -> Option<&'static str> {
     let mut counted = NestingCounter::default();
     let mut rest = wgsl.as_bytes();
@@ -47,13 +47,13 @@ pub(super) fn of_text(wgsl: &str) -> Option<&'static str> {
 
 #[derive(Debug, Default)]
 struct NestingCounter {
-    /// For each open bracket, how many branches of an `if` lie behind each other in it.
+    /// For each open bracket, the consecutive branches of an `if` in it.
     open: Vec<usize>,
-    /// The same outside of all.
+    /// The same outside of all brackets.
     outside: usize,
-    /// All of these together.
+    /// The sum of all these branches.
     branches: usize,
-    /// A bracket was closed last.
+    /// Whether the last token closed a brace.
     closed: bool,
     operators: usize,
 }
@@ -88,12 +88,13 @@ impl NestingCounter {
         }
         match sign {
             b';' | b'{' | b'}' | b',' => self.operators = 0,
+            // These do not make an expression longer, so they neither count nor end it.
             b'(' | b')' | b'[' | b']' | b'@' | b':' => {}
             _ => self.operators += 1,
         }
     }
 
-    /// What follows is no further branch.
+    /// Ends the chain of branches, because the token is no `else`.
     fn end_branches(&mut self) {
         let here = self.open.last_mut().unwrap_or(&mut self.outside);
         self.branches = self.branches.saturating_sub(std::mem::take(here));
@@ -101,7 +102,7 @@ impl NestingCounter {
 }
 
 fn is_word(byte: u8) -> bool {
-    // Names in WGSL may have letters of all of Unicode.
+    // WGSL allows letters of all of Unicode in names.
     byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
 }
 
@@ -110,7 +111,7 @@ fn line_comment(text: &[u8]) -> &[u8] {
     &text[end.unwrap_or(text.len())..]
 }
 
-/// Such comments nest.
+/// Skips a block comment; block comments of WGSL nest.
 fn block_comment(mut text: &[u8]) -> &[u8] {
     let mut open = 1;
     while open > 0 {
@@ -118,15 +119,17 @@ fn block_comment(mut text: &[u8]) -> &[u8] {
             [b'*', b'/', rest @ ..] => (open - 1, rest),
             [b'/', b'*', rest @ ..] => (open + 1, rest),
             [_, rest @ ..] => (open, rest),
+            // naga reports a comment without an end; here it only ends the count.
             [] => return text,
         };
     }
     text
 }
 
-/// What nests too deep in a valid shader, where names stand for what is elsewhere.
+/// What nests too deep in a valid shader, where names refer to other parts.
 pub(super) fn of_module(module: &Module) -> Option<&'static str> {
     let mut types: Vec<usize> = Vec::with_capacity(module.types.len());
+    // naga lists a type before the types that contain it.
     for (_, ty) in module.types.iter() {
         let depth = |inner: Handle<_>| types.get(inner.index()).copied().unwrap_or(0);
         let inside = match &ty.inner {
@@ -142,7 +145,7 @@ pub(super) fn of_module(module: &Module) -> Option<&'static str> {
     if types.iter().any(|depth| *depth > TYPES_MAX) {
         return Some("too many types lie in each other");
     }
-    // A function is there before it is called.
+    // naga lists a function before its callers.
     let mut functions = Vec::with_capacity(module.functions.len());
     for (_, function) in module.functions.iter() {
         functions.push(branches(&function.body, &functions));
@@ -153,7 +156,7 @@ pub(super) fn of_module(module: &Module) -> Option<&'static str> {
     (deepest.unwrap_or(0) > BRANCHES_MAX).then_some("too many branches, loops and calls nest")
 }
 
-/// How deep the statements of a block nest, calls followed.
+/// The nesting of a block's statements, including the functions that they call.
 fn branches(block: &Block, functions: &[usize]) -> usize {
     let inside = |block: &Block| 1 + branches(block, functions);
     let depths = block.iter().map(|statement| match statement {

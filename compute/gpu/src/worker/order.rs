@@ -1,7 +1,7 @@
-//! Matrices copied into the order in which a kernel reads them, with zeros beyond their edges.
+//! Copies matrices into the order in which a kernel reads them, with zeros beyond their edges.
 //!
-//! What lies in memory as it is read costs a processor half of what rows cost that are far from each other: each
-//! step along a column of a large matrix is another page.
+//! Sequential memory costs a processor half the time of rows that are far apart: each step along a column of a large
+//! matrix touches another page.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use crate::host::MatrixView;
 /// Elements that the kernel loads at once.
 const FOUR: usize = 4;
 
-/// Both matrices of a product; row by row and padded to fours where no order is asked for.
+/// Both matrices of a product in the kernel's order; row by row and padded to fours if `order` is `None`.
 pub(crate) fn arranged<'a>(
     order: Option<MatrixOrder>,
     a: MatrixView<'a>,
@@ -32,7 +32,8 @@ pub(crate) fn arranged<'a>(
     }
 }
 
-/// A matrix, padded, in tiles from left to right and from top to bottom, each row by row. The tiles divide it.
+/// A matrix, padded, in tiles from left to right and from top to bottom, each tile row by row. The tiles must divide
+/// the padded size.
 fn tiled(
     matrix: MatrixView<'_>,
     [height, width]: [usize; 2],

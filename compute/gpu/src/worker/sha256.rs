@@ -13,7 +13,7 @@ use super::memory::TensorStorage;
 use super::templates::KernelName;
 use crate::milliseconds;
 
-/// Invocations of a group.
+/// Invocations in a workgroup.
 const GROUP: usize = 64;
 
 /// Bytes of a digest.
@@ -45,7 +45,7 @@ impl GpuJob<'_> {
         })
     }
 
-    /// Where each message lies: offset and length.
+    /// The offset and length of each message.
     fn spans(&self, offsets: &ByteSource, total: u64) -> GpuResult<Vec<[u32; 2]>> {
         let numbers = |bytes: &[u8]| spans(bytes, total);
         match self.tensor_table.locate(offsets)? {
@@ -53,7 +53,7 @@ impl GpuJob<'_> {
             SourceBytes::Buffer(stored) => {
                 let len = usize::try_from(stored.len).unwrap_or(usize::MAX);
                 let whole = |bytes: &[u8]| numbers(&bytes[..len.min(bytes.len())]);
-                self.engine.memory.with_read(&stored.kept, whole)?
+                self.engine.memory.with_read(&stored.storage, whole)?
             }
         }
     }
@@ -68,7 +68,7 @@ impl GpuJob<'_> {
         };
         match self.tensor_table.locate(data)? {
             SourceBytes::Memory(bytes) => Ok(hash(&bytes)),
-            SourceBytes::Buffer(stored) => self.engine.memory.with_read(&stored.kept, hash),
+            SourceBytes::Buffer(stored) => self.engine.memory.with_read(&stored.storage, hash),
         }
     }
 
@@ -83,17 +83,17 @@ impl GpuJob<'_> {
         let len = (spans.len() * DIGEST) as u64;
         let places = device.upload(bytemuck::cast_slice(spans))?;
         let digests = device.buffer(len)?;
-        let buffers = [(0, data.kept.buffer()?), (1, &places), (2, &digests)];
+        let buffers = [(0, data.storage.buffer()?), (1, &places), (2, &digests)];
         let (device, kernel) = self.kernel(KernelName::Sha256, &buffers, jit)?;
         let groups = u32::try_from(spans.len().div_ceil(GROUP)).unwrap_or(u32::MAX);
         device.submit(kernel, &buffers, [groups, 1, 1])?;
         device.wait()?;
         self.still_wanted()?;
-        self.deliver_kept(ask.to, TensorStorage::Device(digests), len)
+        self.deliver_stored(ask.to, TensorStorage::Device(digests), len)
     }
 }
 
-/// Offsets as spans. They never go back, and end inside the data.
+/// Offsets as spans. Offsets must not fall, and must end inside the data.
 fn spans(bytes: &[u8], total: u64) -> GpuResult<Vec<[u32; 2]>> {
     if !bytes.len().is_multiple_of(size_of::<u32>()) {
         return Err(GpuFault::shape("offsets are numbers of 32 bits"));

@@ -1,9 +1,8 @@
-//! Callers' shaders: read, checked, and held against what is bound to them, before the driver sees
-//! anything.
+//! Callers' shaders: parsed, validated, and compared with their bindings, before the driver gets them.
 //!
-//! No capability beyond the language's core is allowed, and of that only what the device can: what a driver does for floats of 64 bits or for
-//! subgroups is more code of other people's to trust. Overrides are refused because a dispatch has no way
-//! to set them, and sizes that depend on them would be known to the driver only.
+//! No capability beyond WGSL's core is allowed, and of the core only what the device supports: a driver's code for
+//! 64-bit floats or subgroups would be more foreign code to trust. Overrides are refused because a dispatch cannot
+//! set them, and only the driver would know the sizes that depend on them.
 
 use alknet_compute_wire::limits::{BINDINGS_MAX, PRIVATE_BYTES_MAX, WGSL_BYTES_MAX};
 use alknet_compute_wire::{Binding, BindingAccess, ShaderPosition};
@@ -16,15 +15,15 @@ use wgpu::naga::{
 use super::fault::{GpuFault, GpuResult};
 use super::nesting;
 
-/// Longest message that is passed on, in characters: it quotes the shader.
+/// Longest message that is passed on, in characters, because it quotes the shader.
 const MESSAGE_CHARS_MAX: usize = 500;
 
-/// What a device can do, as far as a shader's shape is concerned.
+/// The device's limits that concern a shader.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ShaderLimits {
     pub(super) group_invocations: u32,
     pub(super) group_bytes: u64,
-    /// Half floats can be packed and unpacked, which processors without F16C cannot.
+    /// Whether half floats can be packed and unpacked, which processors without F16C cannot do.
     pub(super) half_floats: bool,
 }
 
@@ -37,7 +36,7 @@ impl ShaderLimits {
     }
 }
 
-/// Checks everything.
+/// Checks a shader and its bindings.
 pub(super) fn check(
     wgsl: &str,
     entry: &str,
@@ -57,7 +56,7 @@ pub(super) fn check(
             bindings.len()
         )));
     }
-    // Before it is parsed, which goes as deep as the text does.
+    // The nesting is checked before the parser runs, which recurses as deep as the text nests.
     if let Some(why) = nesting::of_text(wgsl) {
         return Err(GpuFault::shader(why));
     }
@@ -80,7 +79,7 @@ pub(super) fn check(
     bound(&module, bindings)
 }
 
-/// An error with everything below it, in one line.
+/// An error and all its causes, on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut below = error.source();
@@ -107,6 +106,7 @@ fn located(message: String, place: Option<SourceLocation>) -> GpuFault {
 fn entry_point<'a>(module: &'a Module, name: &str) -> GpuResult<&'a EntryPoint> {
     let compute = |entry: &&EntryPoint| entry.stage == ShaderStage::Compute && entry.name == name;
     module.entry_points.iter().find(compute).ok_or_else(|| {
+        // The name comes from the caller, and an error must stay short.
         let name: String = name.chars().take(64).collect();
         GpuFault::shader(format!("there is no compute entry point '{name}'"))
     })
@@ -114,7 +114,7 @@ fn entry_point<'a>(module: &'a Module, name: &str) -> GpuResult<&'a EntryPoint> 
 
 fn group(entry: &EntryPoint, bounds: ShaderLimits) -> GpuResult<()> {
     let invocations = entry.workgroup_size.iter().map(|side| u64::from(*side));
-    // Three factors of 32 bits may leave 64.
+    // The product of three factors of 32 bits may exceed 64 bits.
     let invocations = invocations.fold(1, u64::saturating_mul);
     if invocations > u64::from(bounds.group_invocations) {
         return Err(GpuFault::shader(format!(
@@ -125,8 +125,9 @@ fn group(entry: &EntryPoint, bounds: ShaderLimits) -> GpuResult<()> {
     Ok(())
 }
 
-/// What lies in a group's and in an invocation's own memory.
+/// Checks the memory of a workgroup and of an invocation.
 fn memory(module: &Module, bounds: ShaderLimits) -> GpuResult<()> {
+    // naga's layouter computes the sizes by WGSL's rules for alignment.
     let mut layouter = Layouter::default();
     layouter
         .update(module.to_ctx())
@@ -145,7 +146,7 @@ fn memory(module: &Module, bounds: ShaderLimits) -> GpuResult<()> {
         .flat_map(|function| function.local_variables.iter())
         .map(|(_, variable)| u64::from(layouter[variable.ty].size))
         .sum();
-    // As if every function were within the others: no chain of calls has more.
+    // The sum over all functions bounds every chain of calls.
     let own = globals(AddressSpace::Private).saturating_add(locals);
     for (what, bytes, most) in [
         (
@@ -164,7 +165,7 @@ fn memory(module: &Module, bounds: ShaderLimits) -> GpuResult<()> {
     Ok(())
 }
 
-/// Every resource is bound as it is declared, and nothing else is.
+/// Checks that every resource is bound as the shader declares it, and that no other binding is given.
 fn bound(module: &Module, bindings: &[Binding]) -> GpuResult<()> {
     let mut declared = Vec::new();
     for (_, variable) in module.global_variables.iter() {

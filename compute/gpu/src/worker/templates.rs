@@ -1,4 +1,4 @@
-//! Kernels of ours, made from templates and kept once compiled.
+//! Kernels of this program, rendered from templates and cached once compiled.
 
 use handlebars::{Handlebars, no_escape};
 use serde_json::json;
@@ -9,27 +9,27 @@ use crate::device::{GpuDevice, ShaderPipeline};
 use crate::error::{Error, Result};
 use crate::host::MatrixView;
 
-/// Rows of the product that one invocation has in registers. Eight need a second of compiling on a
-/// processor and are slower for it.
+/// Rows of the product that one invocation keeps in registers. With eight, a processor's driver compiles for a
+/// second, and the kernel is slower.
 const ROWS: u32 = 4;
 
-/// Invocations of a group, in columns and rows, on a processor: a group is one thread's job.
+/// Invocations of a workgroup, in columns and rows, on a processor, where one thread runs a workgroup.
 const GROUP: [u32; 2] = [8, 8];
 
-/// Rows of the product for each lane of a subgroup that shares what it loads. More need fewer loads, and
-/// longer to be compiled.
+/// Rows of the product for each lane of a subgroup that shares its loads. More rows need fewer loads and longer
+/// compiling.
 const ROWS_FOR_LANE: u32 = 2;
 
-/// Subgroups in a group of that kernel.
+/// Subgroups in a workgroup of the kernel that shares loads.
 const SUBGROUPS: u32 = 4;
 
-/// Sizes of subgroups for which that kernel is made.
+/// Sizes of subgroups for which the kernel that shares loads is rendered.
 const LANES: std::ops::RangeInclusive<u32> = 4..=16;
 
-/// Steps along a row of A that are taken at once, and where in four elements they are.
+/// Steps along a row of A that are taken at once, with the component of four elements that holds each.
 const STEPS: [(u32, &str); 4] = [(0, "x"), (1, "y"), (2, "z"), (3, "w")];
 
-/// Each is compiled when it is first wanted.
+/// Each kernel is compiled when a request first needs it.
 #[derive(Debug, Default)]
 pub(super) struct KernelCache {
     product: Option<(MatmulPlan, ShaderPipeline)>,
@@ -37,7 +37,7 @@ pub(super) struct KernelCache {
     sha256: Option<ShaderPipeline>,
 }
 
-/// One of them.
+/// The name of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum KernelName {
     Pack,
@@ -45,8 +45,8 @@ pub(super) enum KernelName {
 }
 
 impl KernelCache {
-    /// The kernel of this name. `compile` makes it and runs it once if it does not exist yet: drivers
-    /// compile when a shader is to run for the first time.
+    /// The kernel with this name. `compile` makes it if it does not exist yet and runs it once, because drivers
+    /// compile a shader when it first runs.
     pub(super) fn get(
         &mut self,
         name: KernelName,
@@ -63,8 +63,7 @@ impl KernelCache {
         kernel.ok_or_else(|| GpuFault::internal("a kernel that is not there"))
     }
 
-    /// The kernel that multiplies, and how it divides its work. `compile` makes it if it does not exist
-    /// yet.
+    /// The matrix kernel, and how it divides its work. `compile` makes it if it does not exist yet.
     pub(super) fn product(
         &mut self,
         compile: impl FnOnce() -> GpuResult<(MatmulPlan, ShaderPipeline)>,
@@ -79,35 +78,35 @@ impl KernelCache {
     }
 }
 
-/// How a product is divided among groups, and what kernel does that.
+/// How a product is divided among workgroups, and by which kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MatmulPlan {
-    /// Rows are padded to multiples of it.
+    /// Rows are padded to multiples of this.
     pub(crate) height: u32,
-    /// Of a group: columns in fours, and rows.
+    /// Columns, in fours, and rows of a workgroup.
     covers: [u32; 2],
-    /// Size of the subgroups that share what they load.
+    /// Size of the subgroups that share their loads.
     lanes: Option<u32>,
 }
 
-/// How the kernel wants its matrices.
+/// The order in which the kernel reads its matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MatrixOrder {
     /// Rows of a strip of A.
     pub(crate) rows: usize,
-    /// Columns of a strip of B; those of the product are padded to a multiple of it.
+    /// Columns of a strip of B; the columns of the product are padded to a multiple of this.
     pub(crate) columns: usize,
 }
 
 impl MatmulPlan {
-    /// Every invocation loads for itself.
+    /// The plan in which every invocation loads for itself.
     pub(crate) const BLOCK: Self = Self {
         height: ROWS,
         covers: [GROUP[0], GROUP[1] * ROWS],
         lanes: None,
     };
 
-    /// Subgroups of so many share.
+    /// The plan in which subgroups of `lanes` share their loads.
     const fn shared(lanes: u32) -> Self {
         let height = lanes * ROWS_FOR_LANE;
         Self {
@@ -117,12 +116,13 @@ impl MatmulPlan {
         }
     }
 
-    /// The one to be tried first: a processor pays for every load of every lane.
+    /// The plan to try first: on a processor each load of each lane costs time.
     pub(crate) fn first(device: &GpuDevice) -> Self {
         let info = &device.found.info;
         let lanes = info.subgroup_min_size;
-        // A size that changes from one dispatch to the next cannot be written into a kernel.
+        // A size that changes between dispatches cannot be written into a kernel.
         let known = lanes == info.subgroup_max_size && LANES.contains(&lanes);
+        // On a GPU the loads of neighbouring lanes are combined by hardware.
         let processor = info.device_type == wgpu::DeviceType::Cpu;
         if known && processor && device.host_memory && device.has(wgpu::Features::SUBGROUP) {
             return Self::shared(lanes);
@@ -130,7 +130,7 @@ impl MatmulPlan {
         Self::BLOCK
     }
 
-    /// In which order the matrices have to lie; `None` for row by row.
+    /// The order of the matrices in memory; `None` for row by row.
     pub(crate) fn order(&self) -> Option<MatrixOrder> {
         self.lanes.map(|lanes| MatrixOrder {
             rows: self.height as usize,
@@ -138,7 +138,7 @@ impl MatmulPlan {
         })
     }
 
-    /// The product's rows and columns with what is added for the kernel's sake.
+    /// The product's rows and columns with padding.
     pub(crate) const fn padded(&self, rows: u32, columns: u32) -> [u32; 2] {
         let columns_at_once = match self.lanes {
             Some(lanes) => 4 * lanes,
@@ -150,7 +150,7 @@ impl MatmulPlan {
         ]
     }
 
-    /// Groups for a product of so many columns and rows, both padded.
+    /// Workgroups for a product of this padded size.
     pub(crate) const fn groups(&self, columns: u32, rows: u32) -> [u32; 3] {
         [
             (columns / 4).div_ceil(self.covers[0]),
@@ -167,8 +167,8 @@ impl MatmulPlan {
     }
 }
 
-/// The first kernel that multiplies as it should: which lanes of a group are a subgroup is something
-/// that only devices know.
+/// The first kernel that multiplies correctly: only the device knows which lanes of a workgroup form a subgroup, so
+/// each kernel is tried.
 pub(super) fn best_product(device: &GpuDevice) -> GpuResult<(MatmulPlan, ShaderPipeline)> {
     for plan in [MatmulPlan::first(device), MatmulPlan::BLOCK] {
         let kernel = device.kernel(&plan.source()?, &[])?;
@@ -179,7 +179,7 @@ pub(super) fn best_product(device: &GpuDevice) -> GpuResult<(MatmulPlan, ShaderP
     Err(GpuFault::internal("no kernel multiplies as it should"))
 }
 
-/// Whether a small product is right, to the last bit: its numbers are small and whole.
+/// Whether a small product is right to the last bit, which its small integers allow.
 fn multiplies(device: &GpuDevice, plan: MatmulPlan, kernel: &ShaderPipeline) -> GpuResult<bool> {
     let [rows, columns] = plan.padded(plan.height * 3, plan.covers[0] * 4 + 4);
     let depth = 8;
@@ -230,7 +230,8 @@ fn block(rows: u32, group: [u32; 2]) -> Result<String> {
     rendered(include_str!("../shaders/block.wgsl.hbs"), &variables)
 }
 
-/// The same where subgroups share: `height` rows for each subgroup of `lanes`, so many of them in a group.
+/// The source of the kernel that shares loads: `height` rows for each subgroup of `lanes`, `subgroups` of them in a
+/// workgroup.
 fn shared(lanes: u32, height: u32, subgroups: u32) -> Result<String> {
     let rows =
         (0..height).map(|row| json!({ "row": row, "part": row / lanes, "lane": row % lanes }));
@@ -252,7 +253,7 @@ fn shared(lanes: u32, height: u32, subgroups: u32) -> Result<String> {
 
 fn rendered(template: &str, variables: &serde_json::Value) -> Result<String> {
     let mut engine = Handlebars::new();
-    // A name that is missing is a mistake, and WGSL is no HTML.
+    // Strict mode reports a missing name, and WGSL needs no escaping for HTML.
     engine.set_strict_mode(true);
     engine.register_escape_fn(no_escape);
     let made = engine.render_template(template, variables);

@@ -1,15 +1,15 @@
-//! Whether an adapter may be trusted: one known kernel, small enough to cost next to nothing.
+//! Checks an adapter with one known kernel, which costs next to nothing.
 
 use crate::device::GpuDevice;
 use crate::error::{Error, Result};
 
-/// Invocations of a workgroup.
+/// Invocations of the workgroup.
 const LANES: u32 = 64;
 
 /// Rounds of the kernel's loop.
 const ROUNDS: u32 = 5;
 
-/// Runs the kernel and compares.
+/// Runs the kernel and compares its result with the processor's.
 pub(super) fn check(device: &GpuDevice) -> Result<()> {
     let input: Vec<u32> = (0..LANES).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
     let kernel = device.kernel(include_str!("../shaders/trust.wgsl"), &[])?;
@@ -26,13 +26,15 @@ pub(super) fn check(device: &GpuDevice) -> Result<()> {
     if got == expected {
         return Ok(());
     }
+    // A wrong adapter is passed over, so that callers get right results from another one.
     Err(Error::Wrong {
         kernel: "trust",
         why: "the adapter does not compute what the processor computes".to_owned(),
     })
 }
 
-/// What `trust.wgsl` does to one word. Its floats are small whole numbers, exact in any order.
+/// What `trust.wgsl` computes of one word. Its floats are small integers, which are exact in any
+/// order.
 fn one(lane: u32, word: u32) -> u32 {
     let mut x = word;
     let mut f = (word % 256) as f32;

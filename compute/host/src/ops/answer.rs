@@ -1,4 +1,4 @@
-//! Answers with bytes in them.
+//! Responses that contain bytes.
 
 use alknet_call::CallOutput;
 use alknet_compute_wire::ResultSink;
@@ -9,19 +9,19 @@ use crate::error::{Error, Result};
 use crate::tensor::TensorSpec;
 use crate::turn::WorkerTurn;
 
-/// Collects the bytes that an answer's `{"$bin":…}` point into.
+/// Collects the bytes to which a response's `{"$bin":…}` point.
 #[derive(Debug, Default)]
 pub(super) struct BinaryTail(Vec<u8>);
 
 impl BinaryTail {
-    /// Adds bytes and says where they are.
+    /// Adds bytes and returns their position.
     pub(super) fn add(&mut self, bytes: &[u8]) -> Value {
         let offset = self.0.len();
         self.0.extend_from_slice(bytes);
         json!({ "$bin": [offset, bytes.len()] })
     }
 
-    /// A tensor where its sink put it.
+    /// A tensor in the form of its sink.
     pub(super) fn tensor(
         &mut self,
         turn: &mut WorkerTurn,

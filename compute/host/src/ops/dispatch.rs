@@ -1,4 +1,4 @@
-//! `compute/dispatch`: a caller's shader.
+//! `compute/dispatch`: runs a caller's shader.
 
 use std::collections::HashSet;
 
@@ -92,6 +92,7 @@ pub(super) fn operation(compute: &Compute) -> Registration {
 
 async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
     let input: DispatchInput = parse(&body)?;
+    // The cheap checks run before the request takes its turn at the worker.
     check(&input)?;
     let mut args = Vec::with_capacity(input.bindings.len());
     for wanted in &input.bindings {
@@ -101,6 +102,7 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
         });
     }
     let mut turn = compute.turn(&ctx).await?;
+    // All references are resolved together, so that the request has room for all copies before the first is made.
     let mut all: Vec<_> = args.iter_mut().flatten().collect();
     turn.resolve(&mut all).await?;
     let mut bindings = Vec::with_capacity(args.len());
@@ -111,7 +113,7 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
         bindings.push(binding);
     }
     one_writer(&bindings)?;
-    // A shader that crashes workers is known by its text.
+    // The hash of its text identifies a shader that crashes workers.
     let operation: [u8; 32] = Sha256::digest(&input.wgsl).into();
     let ask = ComputeRequest::Dispatch(ShaderDispatch {
         wgsl: input.wgsl,
@@ -132,7 +134,7 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
     Ok(tail.into_output(answer))
 }
 
-/// What can be said before a worker is asked for.
+/// Checks the input as far as possible before a worker is needed.
 fn check(input: &DispatchInput) -> Result<()> {
     let refused = |message: String| Error::Shader {
         place: Default::default(),
@@ -169,8 +171,8 @@ fn check(input: &DispatchInput) -> Result<()> {
     }
 }
 
-/// One binding, and what its tensor is. A tensor that the shader may write to and that has no handle is
-/// returned to the caller.
+/// One binding, and the type of its tensor. A tensor that the shader may write to and that has no handle is returned
+/// to the caller.
 fn bind(
     turn: &mut WorkerTurn,
     wanted: BindingInput,
@@ -180,8 +182,9 @@ fn bind(
     let (access, from, to, kind) = match (wanted.access, arg, wanted.out) {
         (Some(access), Some(arg), None) => {
             let operand = turn.operand(arg)?;
-            let kept = matches!(operand.source, ByteSource::Buffer(_));
-            let back = access == BindingAccess::ReadWrite && !kept;
+            let has_handle = matches!(operand.source, ByteSource::Buffer(_));
+            // The worker changes a tensor with a handle in place, so its bytes need not come back.
+            let back = access == BindingAccess::ReadWrite && !has_handle;
             let to = back.then(|| turn.sink(&operand.kind, None)).transpose()?;
             (access, operand.source, to, operand.kind)
         }
@@ -210,7 +213,7 @@ fn bind(
     Ok((binding, kind))
 }
 
-/// A tensor that is written to is bound once: what a shader would read of it elsewhere is undefined.
+/// Checks that a tensor that is written to is bound once, because reading it through another binding is undefined.
 fn one_writer(bindings: &[Binding]) -> Result<()> {
     for (at, one) in bindings.iter().enumerate() {
         let ByteSource::Buffer(number) = one.from else {

@@ -1,4 +1,4 @@
-//! `compute/info`: what this node computes with.
+//! `compute/info`: describes the device that this node computes with.
 
 use alknet_call::{CallOutput, OperationSpec, Registration};
 use alknet_compute_wire::{ComputeRequest, GpuAdapter, GpuWorkerInfo, MachineSpeed};
@@ -43,6 +43,7 @@ pub(super) fn operation(compute: &Compute) -> Registration {
         .with_output(output)
         .with_scope("compute:read");
     register(compute, spec, |compute, input, ctx| async move {
+        // A call without an input is a plain question.
         let input: InfoInput = if input.is_null() {
             InfoInput::default()
         } else {
@@ -56,12 +57,12 @@ pub(super) fn operation(compute: &Compute) -> Registration {
                         turn.ask(&ComputeRequest::Measure { threads }, None).await?;
                     compute.learn_measured(measured);
                 }
-                // Without a worker the probe has an answer as well: nothing computes here, and why.
+                // If no worker can be started, the probe still returns a result, which says why.
                 Err(Error::Policy(why) | Error::Worker(why)) => {
-                    let mut told = describe(&compute);
-                    told["state"] = "none".into();
-                    told["reason"] = why.into();
-                    return Ok(CallOutput::Value(told));
+                    let mut described = describe(&compute);
+                    described["state"] = "none".into();
+                    described["reason"] = why.into();
+                    return Ok(CallOutput::Value(described));
                 }
                 Err(error) => return Err(error),
             }
@@ -72,47 +73,47 @@ pub(super) fn operation(compute: &Compute) -> Registration {
 
 fn describe(compute: &Compute) -> Value {
     let settings = &compute.0.settings;
-    let mut told = json!({
+    let mut described = json!({
         "state": "unprobed",
         "host_kernels": if settings.host_kernels { json!(["matmul", "sha256"]) } else { json!([]) },
         "threads": settings.threads,
         "shader_cache": "none",
     });
     let Some(info) = compute.info() else {
-        return told;
+        return described;
     };
     match &info.adapter {
         None => {
-            told["state"] = "none".into();
-            told["reason"] = compute.lack(&info).into();
-            told["versions"] = json!({ "wgpu": info.wgpu, "naga": info.wgpu });
+            described["state"] = "none".into();
+            described["reason"] = compute.lack(&info).into();
+            described["versions"] = json!({ "wgpu": info.wgpu, "naga": info.wgpu });
         }
         Some(adapter) => {
-            told["state"] = "ready".into();
-            add(&mut told, &info, adapter);
+            described["state"] = "ready".into();
+            add(&mut described, &info, adapter);
         }
     }
     if let Some(measured) = compute.measured() {
-        told["measured"] = json!(measured);
+        described["measured"] = json!(measured);
     }
-    told
+    described
 }
 
-fn add(told: &mut Value, info: &GpuWorkerInfo, adapter: &GpuAdapter) {
+fn add(described: &mut Value, info: &GpuWorkerInfo, adapter: &GpuAdapter) {
     let hardware = adapter.class != "cpu";
-    told["adapter"] = json!({
+    described["adapter"] = json!({
         "name": adapter.name,
         "driver": adapter.driver,
         "class": adapter.class,
         "hardware": hardware,
     });
     if let (false, Some(reason)) = (hardware, &info.reason) {
-        told["adapter"]["fallback_reason"] = reason.as_str().into();
+        described["adapter"]["fallback_reason"] = reason.as_str().into();
     }
-    told["limits"] = json!(adapter.limits);
-    told["features"] = json!(adapter.features);
-    told["versions"] = versions(&adapter.versions, &info.wgpu);
-    told["selftest"] = json!({
+    described["limits"] = json!(adapter.limits);
+    described["features"] = json!(adapter.features);
+    described["versions"] = versions(&adapter.versions, &info.wgpu);
+    described["selftest"] = json!({
         "ok": true,
         "cold_ms": adapter.check_cold_ms,
         "warm_ms": adapter.check_warm_ms,
@@ -120,7 +121,8 @@ fn add(told: &mut Value, info: &GpuWorkerInfo, adapter: &GpuAdapter) {
     });
 }
 
-/// Versions out of what a driver says of itself, which is for people and begins with `Mesa`.
+/// Extracts versions from a driver's description of itself, which is written for people and begins
+/// with `Mesa`.
 fn versions(driver: &str, wgpu: &str) -> Value {
     let after = |name: &str| {
         let at = driver.find(name)? + name.len();

@@ -27,7 +27,7 @@ struct MatmulInput {
     wanted: Option<ResultForm>,
 }
 
-/// A matrix inside a tensor, counted in elements.
+/// A matrix inside a tensor. Offset and strides count elements.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MatrixViewInput {
@@ -37,7 +37,7 @@ struct MatrixViewInput {
     strides: [i64; 2],
 }
 
-/// Which way the caller wants it.
+/// The variant that the caller wants.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum VariantChoice {
@@ -48,7 +48,7 @@ pub(super) enum VariantChoice {
 }
 
 impl VariantChoice {
-    /// The variant, where the caller said one.
+    /// The variant, if the caller named one.
     pub(super) const fn variant(self) -> Option<KernelVariant> {
         match self {
             Self::Auto => None,
@@ -134,7 +134,8 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
         KernelKind::Matmul,
         operations,
         variant,
-        // Compiling is done once in a worker's life, and would make the shader look slow.
+        // A worker compiles a kernel once in its life; counting that would make the shader look
+        // slow.
         done.ms - done.jit_ms,
     );
     let mut tail = BinaryTail::default();
@@ -154,13 +155,15 @@ fn matrix(operand: Operand, view: Option<MatrixViewInput>) -> Result<Matrix> {
         let name = kind.dtype.name();
         return Err(Error::Dtype(format!("matrices are F32, not {name}")));
     }
+    // Without a view the tensor itself must be a matrix.
     let view = match view {
         Some(view) => view,
         None => whole(&kind)?,
     };
     let side = |side: u64| {
-        let fits = u32::try_from(side).ok().filter(|side| *side <= SIDE_MAX);
-        fits.ok_or_else(|| Error::Shape(format!("a side may have {SIDE_MAX} elements, not {side}")))
+        let known = u32::try_from(side).ok().filter(|side| *side <= SIDE_MAX);
+        known
+            .ok_or_else(|| Error::Shape(format!("a side may have {SIDE_MAX} elements, not {side}")))
     };
     Ok(Matrix {
         rows: side(view.shape[0])?,
@@ -181,6 +184,7 @@ fn whole(kind: &TensorSpec) -> Result<MatrixViewInput> {
     Ok(MatrixViewInput {
         offset: 0,
         shape: [rows, columns],
+        // A shape is checked to fit a tensor, so the fallback is not reached.
         strides: [i64::try_from(columns).unwrap_or(i64::MAX), 1],
     })
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::limits::RANK_MAX;
 
-/// A shape.
+/// Schema of a shape.
 pub(super) fn shape() -> Value {
     json!({
         "type": "array", "maxItems": RANK_MAX,
@@ -12,7 +12,7 @@ pub(super) fn shape() -> Value {
     })
 }
 
-/// A tensor in a request or an answer. Bytes are a part of a mixed frame, or base64.
+/// Schema of a tensor in a request or a response. Bytes are a part of a mixed frame, or base64.
 pub(super) fn tensor() -> Value {
     json!({
         "type": "object",
@@ -37,7 +37,7 @@ pub(super) fn bytes() -> Value {
     })
 }
 
-/// How an answer is wanted.
+/// Schema of the form of a response.
 pub(super) fn wanted() -> Value {
     json!({
         "enum": ["inline", "handle"],
@@ -45,12 +45,12 @@ pub(super) fn wanted() -> Value {
     })
 }
 
-/// Which way something is computed.
+/// Schema of a kernel's variant.
 pub(super) fn variant() -> Value {
     json!({ "enum": ["auto", "host", "wgsl"], "default": "auto" })
 }
 
-/// Some rows: from, and up to.
+/// Schema of a range of rows: the first, and the one after the last.
 pub(super) fn rows() -> Value {
     json!({
         "type": ["array", "null"], "minItems": 2, "maxItems": 2,

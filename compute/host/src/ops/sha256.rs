@@ -1,4 +1,4 @@
-//! `compute/sha256`: many hashes at once.
+//! `compute/sha256`: hashes many messages at once.
 
 use alknet_call::{CallBody, CallOutput, Ctx, OperationSpec, Registration};
 use alknet_compute_wire::limits::MESSAGES_MAX;
@@ -109,7 +109,8 @@ async fn run(compute: Compute, body: CallBody, ctx: Ctx) -> Result<CallOutput> {
     })))
 }
 
-/// Offsets where none are given: a message for each row, or one where there are no rows.
+/// The offsets if the caller gives none: a message for each row, or one message if the tensor has
+/// no rows.
 fn rows(turn: &mut WorkerTurn, kind: &TensorSpec) -> Result<Operand> {
     let (messages, each) = match kind.shape.len() {
         0 | 1 => (1, kind.bytes()),
@@ -119,7 +120,7 @@ fn rows(turn: &mut WorkerTurn, kind: &TensorSpec) -> Result<Operand> {
         return Err(too_many());
     }
     let offsets = (0..=messages).flat_map(|row| {
-        // A tensor's limit is far below 4 GiB.
+        // The limit of a tensor is far below 4 GiB, so the fallback is not reached.
         u32::try_from(row * each).unwrap_or(u32::MAX).to_le_bytes()
     });
     let bytes: Bytes = offsets.collect::<Vec<_>>().into();
@@ -128,7 +129,7 @@ fn rows(turn: &mut WorkerTurn, kind: &TensorSpec) -> Result<Operand> {
     Ok(Operand { source, kind })
 }
 
-/// How many messages so many offsets make.
+/// The number of messages between these offsets.
 fn messages(offsets: &TensorSpec) -> Result<u64> {
     if offsets.dtype != ComputeDtype::U32 || offsets.shape.len() != 1 {
         return Err(Error::Dtype("offsets are U32 in one dimension".to_owned()));

@@ -1,4 +1,4 @@
-//! `tensor/create`, `read`, `write`, `drop`: tensors that stay with the worker.
+//! `tensor/create`, `read`, `write`, `drop`: tensors that stay in the worker.
 
 use alknet_call::{CallOutput, OperationSpec, Registration};
 use alknet_compute_wire::{ByteSource, ComputeAck, ComputeRequest};
@@ -77,6 +77,7 @@ fn create(compute: &Compute) -> Registration {
             from: source,
         };
         let ComputeAck {} = turn.ask(&ask, None).await?;
+        // The handle exists only once the worker has the buffer.
         let made = turn.keep(number, &kind)?;
         Ok(CallOutput::Value(json!({
             "handle": made["handle"], "expires_ms": made["expires_ms"],
@@ -84,7 +85,8 @@ fn create(compute: &Compute) -> Registration {
     })
 }
 
-/// Elements are copied as they are, in whichever shape.
+/// Checks that the elements can be copied: the type and the bytes must be equal, the shape may
+/// differ.
 fn same(kind: &TensorSpec, from: &TensorSpec) -> Result<()> {
     if kind.dtype != from.dtype {
         let (to, from) = (kind.dtype.name(), from.dtype.name());
@@ -126,6 +128,7 @@ fn read(compute: &Compute) -> Registration {
         let input: TensorReadInput = parse(&body)?;
         let mut turn = compute.turn(&ctx).await?;
         let (buffer, kind) = turn.find(&input.handle)?;
+        // The range is checked by the node, which alone knows the shape.
         let (offset, part) = kind.rows(input.rows)?;
         let len = part.bytes();
         if len > READ_BYTES_MAX {
@@ -139,7 +142,7 @@ fn read(compute: &Compute) -> Registration {
             len,
         };
         let bytes = turn.exchange(&ask, None).await?;
-        // A worker is not believed: drivers run in it.
+        // A driver's defect may have taken the worker over, so the length of its result is checked.
         if bytes.len() as u64 != len {
             return Err(Error::Internal("a tensor of another length".to_owned()));
         }

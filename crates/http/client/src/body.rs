@@ -1,4 +1,4 @@
-//! The body of an answer, as it comes.
+//! The body of a response, read as it arrives.
 
 use std::fmt;
 use std::pin::Pin;
@@ -18,12 +18,12 @@ use crate::limits::{BODY_GROWTH_BYTES, BODY_GROWTH_PART};
 use crate::origin::HttpOrigin;
 use crate::pool::HttpConnectionPool;
 
-/// The body of an answer. Dropping it before its end gives the rest up.
+/// The body of a response. If it is dropped before its end, the client abandons the rest.
 pub struct ResponseBody {
     inner: Incoming,
     origin: HttpOrigin,
-    /// Goes back to where others take it from, once the body has ended.
-    line: Option<(HttpClientConnection, Arc<HttpConnectionPool>)>,
+    /// The connection, which returns to the pool once the body has ended.
+    connection: Option<(HttpClientConnection, Arc<HttpConnectionPool>)>,
     idle: Duration,
     silence: Pin<Box<Sleep>>,
     whole: Option<(Pin<Box<Sleep>>, Duration)>,
@@ -33,14 +33,14 @@ impl ResponseBody {
     pub(crate) fn new(
         inner: Incoming,
         origin: HttpOrigin,
-        line: HttpClientConnection,
+        connection: HttpClientConnection,
         pool: Arc<HttpConnectionPool>,
         idle: Duration,
     ) -> Self {
         let mut body = Self {
             inner,
             origin,
-            line: Some((line, pool)),
+            connection: Some((connection, pool)),
             idle,
             silence: Box::pin(sleep(idle)),
             whole: None,
@@ -51,22 +51,22 @@ impl ResponseBody {
         body
     }
 
-    /// Ends it `whole` after `started`.
+    /// Ends the body `whole` after `started`.
     pub(crate) fn bounded(mut self, started: Instant, whole: Option<Duration>) -> Self {
         self.whole = whole.map(|whole| (Box::pin(sleep_until(started + whole)), whole));
         self
     }
 
-    /// All of it, if it is no longer than `max` bytes.
+    /// The whole body, if it has at most `max` bytes.
     ///
     /// # Errors
-    /// It is longer, late, or breaks off.
+    /// The body is longer, too late, or breaks off.
     pub async fn collect_bounded(self, max: usize) -> Result<Bytes, HttpError> {
         self.collect_counted(max, |_| true).await
     }
 
-    /// The same. `has_room` is called with the bytes of memory that the body is about to take, each time that these
-    /// become more, and says whether it may.
+    /// The same. Each time the body needs more memory, `has_room` gets the bytes that it will have, and returns
+    /// whether it may have them.
     ///
     /// # Errors
     /// The same, and [`NoRoom`](HttpError::NoRoom) once `has_room` refuses.
@@ -75,6 +75,7 @@ impl ResponseBody {
         max: usize,
         mut has_room: impl FnMut(usize) -> bool + Send,
     ) -> Result<Bytes, HttpError> {
+        // A length that the server announces is refused before any byte is read.
         if self.inner.size_hint().lower() > max as u64 {
             return Err(HttpError::TooLong(max));
         }
@@ -83,6 +84,7 @@ impl ResponseBody {
         let longest = announced.map_or(max, |bytes| bytes.min(max));
         let mut whole: Vec<u8> = Vec::new();
         while let Some(frame) = self.frame().await {
+            // Trailers are no part of the body.
             let Ok(data) = frame?.into_data() else {
                 continue;
             };
@@ -90,7 +92,7 @@ impl ResponseBody {
                 return Err(HttpError::TooLong(max));
             }
             let needed = whole.len() + data.len();
-            // Most bodies are one frame, which needs no copy.
+            // Most bodies have a single frame, which needs no copy.
             let is_all = whole.is_empty() && self.is_end_stream();
             let capacity = match is_all {
                 true => needed,
@@ -109,14 +111,14 @@ impl ResponseBody {
     }
 
     fn release(&mut self) {
-        if let Some((line, pool)) = self.line.take() {
-            pool.put(self.origin.clone(), line);
+        if let Some((connection, pool)) = self.connection.take() {
+            pool.put(self.origin.clone(), connection);
         }
     }
 }
 
-/// Bytes that the buffer of a body gets which has `capacity`, where `needed` are there and `longest` may come. Doubled,
-/// it would take up to twice the memory of the body; by each piece alone, a long body would be copied too often.
+/// The new capacity of a body's buffer that has `capacity` bytes, needs `needed`, and may need `longest`. Doubling it
+/// could use twice the memory of the body; growing by each frame would copy a long body too often.
 fn capacity_for(needed: usize, capacity: usize, longest: usize) -> usize {
     if needed <= capacity {
         return capacity;
@@ -134,7 +136,8 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         let this = &mut *self;
-        // Before the body is looked at: one that always has more ready would never be late.
+        // The limit is checked before the body is polled: a body that always has more data ready would otherwise
+        // never be late.
         if let Some((late, limit)) = &mut this.whole
             && late.as_mut().poll(cx).is_ready()
         {
@@ -142,6 +145,7 @@ impl Body for ResponseBody {
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
+                // Each frame restarts the limit of silence; the limit of the whole body runs on.
                 this.silence.as_mut().reset(Instant::now() + this.idle);
                 if this.inner.is_end_stream() {
                     this.release();
@@ -149,7 +153,7 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(source))) => {
-                this.line = None;
+                this.connection = None;
                 let origin = this.origin.to_string();
                 Poll::Ready(Some(Err(HttpError::Broken { origin, source })))
             }

@@ -1,4 +1,4 @@
-//! The client: rules, redirects, and tries.
+//! The client: its rules, redirects and retries.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::origin::HttpOrigin;
 use crate::pool::HttpConnectionPool;
 use crate::retry;
 
-/// Headers that concern one connection: this crate or hyper sets them for each message.
+/// Headers of one connection, which this crate or hyper sets for each message (RFC 9110 section 7.6.1).
 const HOP: [HeaderName; 7] = [
     CONNECTION,
     CONTENT_LENGTH,
@@ -36,7 +36,7 @@ const HOP: [HeaderName; 7] = [
     UPGRADE,
 ];
 
-/// Headers that a redirect takes to another server: none that could be a secret.
+/// Headers that a redirect takes to another server: those that cannot hold a secret.
 const HARMLESS: [HeaderName; 8] = [
     ACCEPT,
     ACCEPT_LANGUAGE,
@@ -48,8 +48,7 @@ const HARMLESS: [HeaderName; 8] = [
     USER_AGENT,
 ];
 
-/// Sends requests to other servers. Keeps no cookies and asks no proxy. Clones share their
-/// connections.
+/// Sends requests to other servers. It stores no cookies and uses no proxy. Clones share their connections.
 #[derive(Clone, Debug)]
 pub struct HttpClient(Arc<HttpClientInner>);
 
@@ -61,7 +60,7 @@ struct HttpClientInner {
 }
 
 impl HttpClient {
-    /// Dials with `dialer`, which knows which servers to trust.
+    /// Connects with `dialer`, which decides which servers to trust.
     #[must_use]
     pub fn new(dialer: Arc<dyn Dialer>, options: ClientOptions) -> Self {
         let pool = Arc::default();
@@ -72,20 +71,19 @@ impl HttpClient {
         }))
     }
 
-    /// Sends one request, whose URI has to be absolute, and waits for the head of its answer.
+    /// Sends one request, whose URI must be absolute, and waits for the head of the response.
     ///
     /// # Errors
-    /// The server may not be asked, cannot be reached, or does not answer in time. Statuses are no
-    /// errors.
+    /// The rules do not allow the server, it cannot be reached, or it does not respond in time. A status is no error.
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<ResponseBody>, HttpError> {
         self.send_with(request, &HttpRequestOptions::default())
             .await
     }
 
-    /// The same as `exchange` says.
+    /// The same with the settings of `exchange`.
     ///
     /// # Errors
-    /// The same.
+    /// As [`HttpClient::send`].
     pub async fn send_with(
         &self,
         request: Request<Bytes>,
@@ -116,6 +114,7 @@ impl HttpClientInner {
             let again = exchange.retry && tried < RETRIES_MAX;
             let wait = again.then(|| retry::delay(&answer, tried)).flatten();
             match wait {
+                // A retry that begins after the limit could not succeed.
                 Some(wait) if Instant::now() + wait < until => {
                     drop(answer);
                     sleep(wait).await;
@@ -126,7 +125,7 @@ impl HttpClientInner {
         }
     }
 
-    /// Where the request leads to.
+    /// Sends the request and follows redirects.
     async fn follow(
         &self,
         request: &Request<Bytes>,
@@ -139,12 +138,11 @@ impl HttpClientInner {
             self.allow(&origin)?;
             let message = message(request, &uri, origin == first, exchange)?;
             let message = self.dressed(message);
-            let (answer, line) = self.answer(&origin, &message).await?;
+            let (answer, connection) = self.answer(&origin, &message).await?;
             let Some(next) = self.redirect(request.method(), &origin, &uri, &answer)? else {
                 let pool = Arc::clone(&self.pool);
-                return Ok(
-                    answer.map(|body| ResponseBody::new(body, origin, line, pool, exchange.idle))
-                );
+                return Ok(answer
+                    .map(|body| ResponseBody::new(body, origin, connection, pool, exchange.idle)));
             };
             (origin, uri) = next;
         }
@@ -176,7 +174,7 @@ impl HttpClientInner {
         message
     }
 
-    /// Asks once, or once more if a connection that was kept turns out to be dead.
+    /// Sends the request once, and once more if a pooled connection turns out to be closed.
     async fn answer(
         &self,
         origin: &HttpOrigin,
@@ -184,23 +182,23 @@ impl HttpClientInner {
     ) -> Result<(Response<Incoming>, HttpClientConnection), HttpError> {
         // A server may close an idle connection just as the request leaves (RFC 9112 section 9.3.1).
         let safe = [Method::GET, Method::HEAD].contains(message.method());
-        if let Some(mut line) = self.pool.take(origin) {
-            match line.send(message.clone(), origin).await? {
-                Ok(answer) => return checked(answer, line, origin),
+        if let Some(mut connection) = self.pool.take(origin) {
+            match connection.send(message.clone(), origin).await? {
+                Ok(answer) => return checked(answer, connection, origin),
                 Err(failed) if failed.unsent || safe => {}
                 Err(failed) => return Err(HttpError::broken(origin, failed.error)),
             }
         }
-        let mut line = self.open(origin).await?;
-        match line.send(message.clone(), origin).await? {
-            Ok(answer) => checked(answer, line, origin),
+        let mut connection = self.open(origin).await?;
+        match connection.send(message.clone(), origin).await? {
+            Ok(answer) => checked(answer, connection, origin),
             Err(failed) => Err(HttpError::broken(origin, failed.error)),
         }
     }
 
     async fn open(&self, origin: &HttpOrigin) -> Result<HttpClientConnection, HttpError> {
         let open = |http2| HttpClientConnection::open(&*self.dialer, &self.options, origin, http2);
-        // HTTP/2 is agreed on by ALPN, within TLS (RFC 9113 section 3.2).
+        // Client and server agree on HTTP/2 by ALPN, within TLS (RFC 9113 section 3.2).
         if !self.options.http2 || !origin.secure || self.pool.is_old(origin) {
             return open(false).await;
         }
@@ -209,17 +207,17 @@ impl HttpClientInner {
                 self.pool.set_old(origin.clone());
                 open(false).await
             }
-            Ok(line) => {
-                if let Some(shared) = line.share() {
+            Ok(connection) => {
+                if let Some(shared) = connection.share() {
                     self.pool.put(origin.clone(), shared);
                 }
-                Ok(line)
+                Ok(connection)
             }
             other => other,
         }
     }
 
-    /// Where the answer redirects the requester, if the client follows it.
+    /// The target of a redirect, if the client follows it.
     fn redirect<B>(
         &self,
         method: &Method,
@@ -235,6 +233,7 @@ impl HttpClientInner {
             S::TEMPORARY_REDIRECT,
             S::PERMANENT_REDIRECT,
         ];
+        // Repeating another method at another address could have an effect twice.
         let safe = [Method::GET, Method::HEAD].contains(method);
         let rule = self.options.redirects;
         if !safe || rule == Redirects::No || !moved.contains(&answer.status()) {
@@ -256,31 +255,31 @@ impl HttpClientInner {
     }
 }
 
-/// HTTP/2 counts the bytes of headers, and not how many there are.
+/// HTTP/2 limits the bytes of headers, but not their number, so the number is checked here.
 fn checked(
     answer: Response<Incoming>,
-    line: HttpClientConnection,
+    connection: HttpClientConnection,
     origin: &HttpOrigin,
 ) -> Result<(Response<Incoming>, HttpClientConnection), HttpError> {
     match answer.headers().len() <= HEADERS_MAX {
-        true => Ok((answer, line)),
+        true => Ok((answer, connection)),
         false => Err(HttpError::Headers {
             origin: origin.to_string(),
         }),
     }
 }
 
-/// `location` as seen from `uri` (RFC 9110 section 10.2.2).
+/// Resolves `location` against `uri` (RFC 9110 section 10.2.2).
 fn joined(uri: &Uri, location: &HeaderValue) -> Option<Uri> {
     let base = Url::parse(&uri.to_string()).ok()?;
     let mut next = base.join(location.to_str().ok()?).ok()?;
-    // A fragment is the client's own and never sent (RFC 3986 section 3.5).
+    // A fragment is for the client alone and is never sent (RFC 3986 section 3.5).
     next.set_fragment(None);
     next.as_str().parse().ok()
 }
 
-/// The message for `uri`. It has the node's credential, body and other headers only if `own`: the
-/// server is the one that the request was made for.
+/// The message for `uri`. It has the node's credential, body and all headers only if `own`, that is, if the server is
+/// the one that the request names.
 fn message(
     request: &Request<Bytes>,
     uri: &Uri,
@@ -289,11 +288,11 @@ fn message(
 ) -> Result<Request<Full<Bytes>>, HttpError> {
     let mut headers = HeaderMap::with_capacity(request.headers().len() + 2);
     for (name, value) in request.headers() {
-        let kept = match own {
+        let is_copied = match own {
             true => !HOP.contains(name),
             false => HARMLESS.contains(name) && !value.is_sensitive(),
         };
-        if kept {
+        if is_copied {
             headers.append(name, value.clone());
         }
     }
@@ -316,7 +315,7 @@ fn message(
     Ok(message)
 }
 
-/// Writes a secret to its place.
+/// Writes a secret to its location.
 fn authorize(
     place: SecretLocation,
     name: &str,
@@ -327,8 +326,8 @@ fn authorize(
     let unusable = CapabilityError::Unusable;
     let sensitive = |bytes: &[u8]| {
         let mut value = HeaderValue::from_bytes(bytes).map_err(|_| unusable)?;
-        // Then HTTP/2 sends it as a literal that no table of a proxy keeps (RFC 7541 section 7.1.3), and debug text
-        // leaves it out.
+        // HTTP/2 then sends the value as a literal that no table of a proxy stores (RFC 7541 section 7.1.3), and
+        // debug output omits it.
         value.set_sensitive(true);
         Ok::<_, CapabilityError>(value)
     };
@@ -338,12 +337,12 @@ fn authorize(
             headers.insert(name, sensitive(value)?);
         }
         SecretLocation::Cookie => {
-            // What a cookie cannot hold would be a second one.
+            // Other characters would end the cookie and begin another one (RFC 6265 section 4.1.1).
             let plain = |byte: &u8| byte.is_ascii_graphic() && !b"\",;\\".contains(byte);
             if !value.iter().all(plain) {
                 return Err(unusable);
             }
-            // A request has one Cookie field at most (RFC 6265 section 5.4).
+            // A request has at most one Cookie field (RFC 6265 section 5.4).
             let mut cookie = headers
                 .remove(COOKIE)
                 .map_or_else(Vec::new, |own| [own.as_bytes(), b"; "].concat());

@@ -1,4 +1,4 @@
-//! One connection to a server, from the dial on.
+//! A connection to a server, from the dial on.
 
 use std::fmt;
 use std::io;
@@ -32,7 +32,7 @@ const ALPN_2: &[u8] = b"h2";
 /// Addresses of a name that are tried without TLS.
 const ADDRESSES_MAX: usize = 8;
 
-/// A connection that takes requests.
+/// A connection that can send requests.
 pub(crate) struct HttpClientConnection {
     sender: HttpRequestSender,
     task: Arc<HttpConnectionTask>,
@@ -43,7 +43,7 @@ enum HttpRequestSender {
     Many(http2::SendRequest<Full<Bytes>>),
 }
 
-/// The task that moves the connection's bytes. It ends when the last request handle is dropped.
+/// The task that moves the connection's bytes. It is aborted when the last request handle is dropped.
 struct HttpConnectionTask(AbortHandle);
 
 impl Drop for HttpConnectionTask {
@@ -52,15 +52,15 @@ impl Drop for HttpConnectionTask {
     }
 }
 
-/// A request that was not answered.
+/// A request without a response.
 pub(crate) struct HttpSendError {
     pub(crate) error: hyper::Error,
-    /// Whether nothing of it was written.
+    /// Whether no byte of the request was written.
     pub(crate) unsent: bool,
 }
 
 impl HttpClientConnection {
-    /// Dials `origin`.
+    /// Connects to `origin`.
     pub(crate) async fn open(
         dialer: &dyn Dialer,
         options: &ClientOptions,
@@ -89,7 +89,7 @@ impl HttpClientConnection {
         let alpn = if http2 { ALPN_2 } else { ALPN_1 };
         let request = DialRequest {
             carriage: Carriage::Tcp,
-            // The node's key would be a mark by which servers could tell its requests.
+            // Servers could recognise the node by its key, so the node does not present it.
             present_key: false,
             reach: options.reach.clone(),
             ..DialRequest::new(origin.place.clone(), options.expect(origin), alpn)
@@ -104,10 +104,10 @@ impl HttpClientConnection {
         }
     }
 
-    /// HTTP/1.1 over `stream`, for which `kept` has to live.
+    /// HTTP/1.1 over `stream`; `kept` lives as long as the connection.
     async fn first(
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        kept: impl Send + 'static,
+        keep_alive: impl Send + 'static,
         origin: &HttpOrigin,
     ) -> Result<Self, HttpError> {
         let shaken = http1::Builder::new()
@@ -120,14 +120,14 @@ impl HttpClientConnection {
         Ok(Self::moved(
             HttpRequestSender::One(sender),
             connection,
-            kept,
+            keep_alive,
         ))
     }
 
-    /// HTTP/2 over it.
+    /// HTTP/2 over `stream`; `kept` lives as long as the connection.
     async fn second(
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        kept: impl Send + 'static,
+        keep_alive: impl Send + 'static,
         origin: &HttpOrigin,
     ) -> Result<Self, HttpError> {
         let shaken = http2::Builder::new(TokioExecutor::new())
@@ -142,20 +142,20 @@ impl HttpClientConnection {
         Ok(Self::moved(
             HttpRequestSender::Many(sender),
             connection,
-            kept,
+            keep_alive,
         ))
     }
 
-    /// With `connection` to move its bytes, for which `kept` has to live.
+    /// Starts the task that runs `connection`; `kept` lives as long as the task.
     fn moved(
         sender: HttpRequestSender,
         connection: impl Future<Output = hyper::Result<()>> + Send + 'static,
-        kept: impl Send + 'static,
+        keep_alive: impl Send + 'static,
     ) -> Self {
         let task = tokio::spawn(async move {
-            // A requester gets the error with its own request.
+            // The requester gets the error with its own request.
             let _ = connection.await;
-            drop(kept);
+            drop(keep_alive);
         });
         Self {
             sender,
@@ -163,7 +163,7 @@ impl HttpClientConnection {
         }
     }
 
-    /// The same connection for another request at the same time, where it takes more than one.
+    /// The same connection for a concurrent request, if the protocol allows several.
     pub(crate) fn share(&self) -> Option<Self> {
         match &self.sender {
             HttpRequestSender::One(_) => None,
@@ -181,7 +181,7 @@ impl HttpClientConnection {
         }
     }
 
-    /// Sends a request whose URI is absolute, and waits for the head of the answer.
+    /// Sends a request whose URI is absolute, and waits for the head of the response.
     pub(crate) async fn send(
         &mut self,
         mut request: Request<Full<Bytes>>,
@@ -197,7 +197,7 @@ impl HttpClientConnection {
                 })
             }
             HttpRequestSender::Many(sender) => {
-                // `:authority` stands for it (RFC 9113 section 8.3.1).
+                // `:authority` replaces the Host field (RFC 9113 section 8.3.1).
                 request.headers_mut().remove(HOST);
                 *request.uri_mut() = origin.absolute(request.uri())?;
                 Ok(match sender.ready().await {
@@ -237,7 +237,7 @@ fn refused(error: &io::Error) -> HttpError {
     HttpError::Dial(DialError::new(DialErrorKind::Refused, error.to_string()))
 }
 
-/// A connection without TLS. Names are resolved here, and so looked at here.
+/// A connection without TLS. This function resolves the name, so it also checks the addresses.
 async fn plain(place: &PeerAddr, reach: &DialAllowList) -> Result<TcpStream, DialError> {
     let unreachable = |error: io::Error| {
         let text = format!("cannot reach {}: {error}", place.address());
@@ -251,14 +251,15 @@ async fn plain(place: &PeerAddr, reach: &DialAllowList) -> Result<TcpStream, Dia
     let found: Vec<_> = found.map_err(unreachable)?.take(ADDRESSES_MAX).collect();
     let mut last = None;
     for address in &found {
-        // The addresses are held against the list, not the name: its owner chooses what the name resolves to.
+        // The allow list is checked against the addresses: the owner of a name chooses the addresses that it resolves
+        // to.
         if !reach.allows(address.ip()) {
             continue;
         }
         match TcpStream::connect(address).await {
             Ok(stream) => {
-                // Nagle's algorithm (RFC 896) would hold the end of a request back until the server acknowledges what
-                // came before.
+                // Nagle's algorithm (RFC 896) would delay the end of a request until the server acknowledges the
+                // bytes before it.
                 stream.set_nodelay(true).map_err(unreachable)?;
                 return Ok(stream);
             }

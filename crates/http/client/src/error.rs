@@ -1,4 +1,4 @@
-//! Why there is no answer.
+//! The errors of a request to another server.
 
 use std::time::Duration;
 
@@ -9,82 +9,82 @@ use thiserror::Error;
 use crate::limits::{HEADERS_MAX, REDIRECTS_MAX, URI_BYTES_MAX};
 use crate::origin::HttpOrigin;
 
-/// Why a request was not answered, or its answer not read.
+/// Why a request got no response, or its response was not read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum HttpError {
-    /// The connection broke, or what came is no HTTP.
+    /// The connection broke, or the server sent something other than HTTP.
     #[error("{origin} broke off: {}", chain(.source))]
     Broken {
         /// Scheme, host and port.
         origin: String,
-        /// As hyper tells it.
+        /// The error of hyper.
         source: hyper::Error,
     },
-    /// The secret for the server cannot be used.
+    /// The credential for the server cannot be used.
     #[error("the credential for this server cannot be used: {0}")]
     Credential(#[from] CapabilityError),
     /// The server cannot be reached.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// The server sends more headers than are read.
+    /// The server sent more headers than the client reads.
     #[error("{origin} sends more than {HEADERS_MAX} headers")]
     Headers {
         /// Scheme, host and port.
         origin: String,
     },
-    /// A host that is not listed.
+    /// The host is not on the list.
     #[error(
         "{0} is not among the hosts that may be asked; list it where this server is configured"
     )]
     Host(String),
-    /// Nothing came for so long.
+    /// The server sent nothing for this time.
     #[error("nothing more of the answer came within {} s", .0.as_secs())]
     Idle(Duration),
-    /// The memory for answers is taken by others now.
+    /// Other responses use the memory for responses now.
     #[error("there is no room for the answer now; ask again later")]
     NoRoom,
-    /// A server without TLS.
+    /// The server has no TLS.
     #[error("{0} is not https; list it as plain where this server is configured if that is meant")]
     Plain(String),
-    /// Somewhere else than can be followed to.
+    /// The redirect leads to a server that the client does not follow to.
     #[error("{origin} redirects to {to}, which is not followed")]
     Redirect {
         /// Scheme, host and port.
         origin: String,
-        /// Where to, without its query.
+        /// The target, without its query.
         to: String,
     },
-    /// One redirect after the other.
+    /// The server redirected too often.
     #[error("{origin} redirects more than {REDIRECTS_MAX} times")]
     Redirects {
-        /// Scheme, host and port of the last.
+        /// Scheme, host and port of the last server.
         origin: String,
     },
-    /// Nothing that can be dialled.
+    /// The URI names no server.
     #[error("'{uri}' names no server: {source}")]
     Target {
-        /// As it was written, without its query.
+        /// The URI as written, without its query.
         uri: String,
-        /// What is wrong with it.
+        /// The mistake in it.
         source: PeerAddrError,
     },
-    /// No answer in time.
+    /// The server did not respond in time.
     #[error("no whole answer within {}", whole_units(*.0))]
     TimedOut(Duration),
-    /// The answer is longer than it may be.
+    /// The response is longer than the limit.
     #[error("the answer is longer than {0} bytes")]
     TooLong(usize),
-    /// Not `https://host/…`.
+    /// The URI is not `https://host/…`.
     #[error("'{0}' is no https:// address")]
     Uri(String),
-    /// A URI that no server would read.
+    /// The URI is longer than servers accept.
     #[error("the address of a request is longer than {URI_BYTES_MAX} bytes")]
     UriTooLong,
 }
 
 impl HttpError {
-    /// Whether nothing of the request reached a server.
+    /// Whether no byte of the request reached a server.
     #[must_use]
     pub fn is_before_sending(&self) -> bool {
         matches!(
@@ -99,7 +99,7 @@ impl HttpError {
         )
     }
 
-    /// What hyper says of a connection to `origin`.
+    /// The error of a connection to `origin`.
     pub(crate) fn broken(origin: &HttpOrigin, source: hyper::Error) -> Self {
         Self::Broken {
             origin: origin.to_string(),
@@ -107,7 +107,7 @@ impl HttpError {
         }
     }
 
-    /// Whether the same request may do better later.
+    /// Whether the same request may succeed later.
     pub(crate) fn is_worth_another_try(&self) -> bool {
         match self {
             Self::Broken { .. } => true,
@@ -117,7 +117,7 @@ impl HttpError {
     }
 }
 
-/// A URI as a message may show it: queries hold keys now and then.
+/// A URI for a message, without its query and user, which may hold secrets.
 pub(crate) fn shown(uri: &Uri) -> String {
     let mut text = uri.to_string();
     text.truncate(text.find(['?', '#']).unwrap_or(text.len()));
@@ -130,7 +130,7 @@ pub(crate) fn shown(uri: &Uri) -> String {
     text
 }
 
-/// hyper's own text says little; what it stands on says the rest.
+/// The error with its causes, because hyper's own text says little.
 fn chain(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut next = std::error::Error::source(error);
@@ -142,7 +142,8 @@ fn chain(error: &hyper::Error) -> String {
     text
 }
 
-/// A time limit in seconds, or in milliseconds where it is shorter than one: a call may have less than a second left.
+/// A time limit in seconds, or in milliseconds if it is below one second, since a call may have less than a second
+/// left.
 fn whole_units(limit: Duration) -> String {
     match limit.as_secs() {
         0 => format!("{} ms", limit.as_millis()),

@@ -1,4 +1,4 @@
-//! Hosts that may be asked, as people write them.
+//! Rules for the hosts that the client may contact.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,8 +6,8 @@ use std::str::FromStr;
 use alknet_core::{DialHost, PeerAddr};
 use thiserror::Error;
 
-/// A host that may be asked: `api.example.org`, `*.example.org` for every name below it, an address, each
-/// with `:PORT` if it is not 443.
+/// A host that the client may contact: `api.example.org`, `*.example.org` for every name below it, or an address,
+/// each with `:PORT` if it is not 443.
 ///
 /// ```
 /// use alknet_core::DialHost;
@@ -20,13 +20,13 @@ use thiserror::Error;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRule {
-    /// Names below it, and not it.
+    /// Whether the rule allows the names below it, but not the name itself.
     below: bool,
     place: PeerAddr,
 }
 
 impl HostRule {
-    /// Exactly that host and port.
+    /// Allows exactly that host and port.
     #[must_use]
     pub fn exactly(host: DialHost, port: u16) -> Self {
         let pins = Vec::new();
@@ -36,14 +36,14 @@ impl HostRule {
         }
     }
 
-    /// Whether it is meant.
+    /// Whether the rule allows the host.
     #[must_use]
     pub fn allows(&self, host: &DialHost, port: u16) -> bool {
         if self.place.port != port {
             return false;
         }
         match (&self.place.host, host) {
-            // Whole labels: `anexample.org` is not below `example.org`.
+            // Only whole labels match: `anexample.org` is not below `example.org`.
             (DialHost::Name(suffix), DialHost::Name(name)) if self.below => name
                 .strip_suffix(suffix.as_str())
                 .and_then(|rest| rest.strip_suffix('.'))
@@ -53,7 +53,7 @@ impl HostRule {
     }
 }
 
-/// What is wrong with the text of a rule.
+/// The text is no rule.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "'{0}' is no host; write a name like api.example.org, *.example.org for all below it, or an address, with :PORT if it is not 443"
@@ -64,18 +64,19 @@ impl FromStr for HostRule {
     type Err = HostRuleError;
 
     fn from_str(text: &str) -> Result<Self, HostRuleError> {
-        let wrong = || HostRuleError(text.to_owned());
+        let invalid = || HostRuleError(text.to_owned());
         let (below, rest) = match text.strip_prefix("*.") {
             Some(rest) => (true, rest),
             None => (false, text),
         };
-        // An address may have a key before it; a rule has none.
+        // A peer's address may begin with a key; a rule has none.
         if rest.contains('@') {
-            return Err(wrong());
+            return Err(invalid());
         }
-        let place: PeerAddr = rest.parse().map_err(|_| wrong())?;
+        let place: PeerAddr = rest.parse().map_err(|_| invalid())?;
+        // Nothing is below an address.
         if below && matches!(place.host, DialHost::Ip(_)) {
-            return Err(wrong());
+            return Err(invalid());
         }
         Ok(Self {
             below,
@@ -94,7 +95,7 @@ impl fmt::Display for HostRule {
     }
 }
 
-/// The dot at the end of a name, which makes it no other host.
+/// Removes the dot at the end of a name, which does not change the host.
 pub(crate) fn plain(host: DialHost) -> DialHost {
     match host {
         DialHost::Name(mut name) => {

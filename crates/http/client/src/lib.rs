@@ -1,10 +1,9 @@
-//! Requests of this node to other servers, over the one dialler.
+//! Requests of this node to other servers, over the node's dialler.
 //!
-//! [`HttpClient`] speaks HTTP/1.1 and HTTP/2 over whatever [`Dialer`](alknet_core::Dialer) connects to,
-//! which decides by the rule of all diallers who is believed to be that server. What a caller lets it
-//! reach is in [`ClientOptions`]: which hosts, which addresses, and whether any of them without TLS. What
-//! one request needs is in [`HttpRequestOptions`]. Everything has a limit, and no proxy, cookie or certificate comes
-//! from anywhere else.
+//! [`HttpClient`] speaks HTTP/1.1 and HTTP/2 over whatever [`Dialer`](alknet_core::Dialer) connects to, which
+//! verifies the server as every dialler of the node does. [`ClientOptions`] has the hosts and addresses that the
+//! client may contact, and those of them that need no TLS. [`HttpRequestOptions`] has the settings of one request.
+//! Everything has a limit, and the client takes no proxy, cookie or certificate from its environment.
 //!
 //! ```no_run
 //! # use std::sync::Arc;

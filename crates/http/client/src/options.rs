@@ -1,4 +1,4 @@
-//! What a client may do, and what one request may.
+//! Settings of a client, and of one request.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use crate::host::HostRule;
 use crate::limits::{BODY_IDLE, CONNECT_TIMEOUT, EXCHANGE_TIMEOUT, HEAD_TIMEOUT, STREAM_IDLE};
 use crate::origin::HttpOrigin;
 
-/// What a client may do. Nothing of it is ever read from the environment.
+/// Settings of a client. None of them comes from the environment.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
-    /// Hosts that may be asked; `None`: any.
+    /// Hosts that the client may contact; `None` allows every host.
     pub hosts: Option<Vec<HostRule>>,
-    /// Addresses that may be dialled: those of the public Internet unless it says otherwise. For
-    /// hosts whose names are resolved by the dialler it is looked at there.
+    /// Addresses that the client may dial: by default those of the public Internet. The dialler checks it for the
+    /// hosts whose names it resolves.
     pub reach: DialAllowList,
-    /// Servers that are spoken to without TLS; of any other `http://` is refused. Pins in it mean
-    /// nothing.
+    /// Servers that the client contacts without TLS; it refuses every other `http://`. Pins in the list have no
+    /// effect.
     pub plain: Vec<PeerAddr>,
-    /// Servers that are known by their keys, and not by a public certificate.
+    /// Servers that prove their identity by pinned keys instead of a public certificate.
     pub pinned: Vec<PeerAddr>,
-    /// Whether HTTP/2 is asked for first; a server without it gets HTTP/1.1.
+    /// Whether the client offers HTTP/2 first; a server without it gets HTTP/1.1.
     pub http2: bool,
-    /// What is followed.
+    /// The redirects that the client follows.
     pub redirects: Redirects,
-    /// Everything from the name to a connection that speaks HTTP.
+    /// Time from the resolution of the name to a connection that speaks HTTP.
     pub connect: Duration,
-    /// Value of the header `user-agent`, of requests that bring none.
+    /// Value of the header `user-agent` in requests without one.
     pub user_agent: Option<http::HeaderValue>,
 }
 
@@ -47,7 +47,7 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
-    /// How a server has to prove who it is.
+    /// How the server must prove its identity.
     pub(crate) fn expect(&self, origin: &HttpOrigin) -> PeerVerification {
         let pins = self.pinned.iter().filter(|one| origin.is_at(one));
         let pins: Vec<_> = pins.flat_map(|one| one.pins.iter().copied()).collect();
@@ -58,32 +58,32 @@ impl ClientOptions {
     }
 }
 
-/// Redirects of `GET` and `HEAD` that are followed; others are answers like any other.
+/// The redirects of `GET` and `HEAD` that the client follows; it returns all others as responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Redirects {
-    /// Any that the other rules allow. No other server gets credentials, or any header that could be one.
+    /// All that the other rules allow. Another server gets no credentials and no header that could be one.
     Any,
-    /// None: they are answers.
+    /// No redirects: the client returns them as responses.
     No,
-    /// To the same scheme, host and port; others are errors.
+    /// Redirects to the same scheme, host and port; others are errors.
     SameOrigin,
 }
 
-/// How one request is made.
+/// Settings of one request.
 #[derive(Clone, Debug)]
 pub struct HttpRequestOptions {
-    /// Everything up to the end of the body; `None` where it has no end.
+    /// Time to the end of the body; `None` if it has no end.
     pub whole: Option<Duration>,
-    /// Everything up to the head of the answer.
+    /// Time to the head of the response.
     pub head: Duration,
     /// Longest silence within the body.
     pub idle: Duration,
-    /// The credential by which the server knows the node. The client writes it into the request and shows it to no
-    /// other code.
+    /// The credential that identifies the node to the server. Only the client, which writes it into the request, sees
+    /// it.
     pub credential: Option<Capability>,
-    /// Whether the request is asked again if the server cannot be reached or says that it cannot now
-    /// (429, 502, 503, 504): for requests that change nothing.
+    /// Whether the client retries if the server cannot be reached or is unavailable (429, 502, 503, 504), for
+    /// requests that change nothing.
     pub retry: bool,
 }
 
@@ -100,7 +100,7 @@ impl Default for HttpRequestOptions {
 }
 
 impl HttpRequestOptions {
-    /// For answers that go on for as long as both want: streams of events.
+    /// For responses that may go on without end, such as streams of events.
     #[must_use]
     pub fn streaming() -> Self {
         Self {
@@ -110,7 +110,7 @@ impl HttpRequestOptions {
         }
     }
 
-    /// As the node, to that server.
+    /// The same with a credential for the server.
     #[must_use]
     pub fn with_credential(mut self, credential: Option<Capability>) -> Self {
         self.credential = credential;

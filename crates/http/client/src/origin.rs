@@ -1,4 +1,4 @@
-//! The server that a URI names.
+//! The server of a URI.
 
 use std::fmt;
 
@@ -19,24 +19,25 @@ pub(crate) struct HttpOrigin {
 
 impl HttpOrigin {
     pub(crate) fn from_uri(uri: &Uri) -> Result<Self, HttpError> {
-        let wrong = || HttpError::Uri(shown(uri));
+        let invalid = || HttpError::Uri(shown(uri));
         let secure = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
-            _ => return Err(wrong()),
+            _ => return Err(invalid()),
         };
-        let authority = uri.authority().ok_or_else(wrong)?;
-        // A user in an address is a password in a log.
+        let authority = uri.authority().ok_or_else(invalid)?;
+        // A user name in a URI may come with a password, which would end up in a log.
         if authority.as_str().contains('@') {
-            return Err(wrong());
+            return Err(invalid());
         }
+        // A longer URI fails at most servers with 414 (RFC 9110 section 15.5.15).
         if uri.path_and_query().map_or(0, |path| path.as_str().len()) > URI_BYTES_MAX {
             return Err(HttpError::UriTooLong);
         }
-        // As text: a number that is no port would be read as none.
+        // The port is read as text, because `Uri` reads an invalid port as an absent one.
         let rest = authority.as_str().strip_prefix(authority.host());
         let port = match (rest, secure) {
-            (None, _) => return Err(wrong()),
+            (None, _) => return Err(invalid()),
             (Some(""), true) => ":443",
             (Some(""), false) => ":80",
             (Some(port), _) => port,
@@ -59,7 +60,7 @@ impl HttpOrigin {
         self.place.port == place.port && self.place.host == plain(place.host.clone())
     }
 
-    /// As the header `host` has it.
+    /// The value of the header `host`.
     pub(crate) fn authority(&self) -> String {
         let usual = if self.secure { 443 } else { 80 };
         match &self.place.host {
@@ -73,21 +74,21 @@ impl HttpOrigin {
         HeaderValue::try_from(self.authority()).map_err(|_| HttpError::Uri(self.to_string()))
     }
 
-    /// The same path at this origin, as HTTP/2 wants it.
+    /// The path at this origin as an absolute URI, which HTTP/2 needs.
     pub(crate) fn absolute(&self, uri: &Uri) -> Result<Uri, HttpError> {
-        let wrong = || HttpError::Uri(shown(uri));
+        let invalid = || HttpError::Uri(shown(uri));
         let mut parts = uri.clone().into_parts();
         parts.scheme = Some(match self.secure {
             true => Scheme::HTTPS,
             false => Scheme::HTTP,
         });
-        let authority = Authority::try_from(self.authority()).map_err(|_| wrong())?;
+        let authority = Authority::try_from(self.authority()).map_err(|_| invalid())?;
         parts.authority = Some(authority);
         parts.path_and_query = Some(path_of(uri));
-        Uri::from_parts(parts).map_err(|_| wrong())
+        Uri::from_parts(parts).map_err(|_| invalid())
     }
 
-    /// The path alone, as HTTP/1.1 wants it.
+    /// The path alone, which HTTP/1.1 needs.
     pub(crate) fn relative(uri: &Uri) -> Uri {
         Uri::from(path_of(uri))
     }

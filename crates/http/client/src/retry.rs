@@ -1,4 +1,4 @@
-//! Whether to ask again, and when.
+//! When the client sends a request again.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,13 +8,13 @@ use http::{HeaderMap, Response, StatusCode};
 use crate::error::HttpError;
 use crate::limits::{RETRY_AFTER_MAX, RETRY_DELAY};
 
-/// How long to wait before the same request is sent again; `None`: this is the answer.
+/// The time before the same request is sent again; `None` if the response counts.
 pub(crate) fn delay<B>(answer: &Result<Response<B>, HttpError>, tried: u32) -> Option<Duration> {
     let usual = RETRY_DELAY * 2u32.saturating_pow(tried);
     match answer {
         Err(error) => error.is_worth_another_try().then_some(usual),
-        Ok(answer) if may_recover(answer.status()) => match asked(answer.headers()) {
-            Some(asked) => (asked <= RETRY_AFTER_MAX).then(|| asked.max(usual)),
+        Ok(answer) if may_recover(answer.status()) => match requested(answer.headers()) {
+            Some(requested) => (requested <= RETRY_AFTER_MAX).then(|| requested.max(usual)),
             None => Some(usual),
         },
         Ok(_) => None,
@@ -31,10 +31,11 @@ fn may_recover(status: StatusCode) -> bool {
     .contains(&status)
 }
 
-/// What `retry-after` asks for (RFC 9110 section 10.2.3): seconds or a date.
-fn asked(headers: &HeaderMap) -> Option<Duration> {
+/// The time that `retry-after` requests (RFC 9110 section 10.2.3): seconds or a date.
+fn requested(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // A number that overflows is longer than any delay that the client accepts.
         return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let date = jiff::fmt::rfc2822::DateTimeParser::new()

@@ -1,4 +1,4 @@
-//! Who asks, over what, and the name the request has in logs.
+//! The caller of a request, and the request's id.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -12,31 +12,31 @@ use alknet_core::{AuthToken, Identity};
 
 use crate::rate_limit::CallerQuota;
 
-/// One request's caller.
+/// The caller of one request.
 #[derive(Clone, Debug)]
 pub struct HttpCaller {
-    /// The connection it came over.
+    /// The connection of the request.
     pub gate: LocalCaller,
-    /// The identity that its token, or else the connection's key, proved.
+    /// The identity that the token, or otherwise the connection's key, proved.
     pub identity: Option<Arc<Identity>>,
-    /// The token that did.
+    /// The token that proved the identity.
     pub token: Option<Arc<AuthToken>>,
-    /// What did, where it is neither.
+    /// The proof of the identity, if it is neither a token nor the connection's key.
     pub proved_by: Option<CallerProof>,
-    /// By which way it came.
+    /// The interface through which the request came.
     pub via: HttpIngress,
-    /// Where from.
+    /// The address of the client.
     pub remote: Option<SocketAddr>,
-    /// Where its requests are counted, if that was looked up already.
+    /// The quota that the request counts against, if it is known already.
     pub account: Option<Arc<CallerQuota>>,
     /// When the request began.
     pub began: Instant,
-    /// What it is called in logs and answers.
+    /// The request's id in logs and responses.
     pub request_id: RequestId,
 }
 
 impl HttpCaller {
-    /// The same caller by another way.
+    /// The same caller through another interface.
     #[must_use]
     pub fn via(mut self, via: HttpIngress) -> Self {
         self.via = via;
@@ -44,11 +44,11 @@ impl HttpCaller {
     }
 }
 
-/// By which way a request came.
+/// The interface through which a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HttpIngress {
-    /// A route of this program's own, beside the others.
+    /// A route that the embedding program adds.
     Custom(&'static str),
     /// The gateway's own paths.
     Http,
@@ -58,37 +58,38 @@ pub enum HttpIngress {
     Page,
 }
 
-/// Names a request: unique in this process, and not to be guessed from another process's.
+/// The id of a request: unique in this process, and unpredictable in other processes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RequestId {
     text: [u8; ID_BYTES_MAX],
     len: u8,
 }
 
-/// Longest name of a request: eight digits, a dash, and the digits of a number of 64 bits.
+/// Longest id: eight digits, a dash, and the digits of a 64-bit number.
 const ID_BYTES_MAX: usize = 8 + 1 + 16;
 
 impl RequestId {
-    /// The next one.
+    /// The id of the next request.
     #[must_use]
     pub fn next() -> Self {
         static PROCESS: OnceLock<u64> = OnceLock::new();
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let process = PROCESS.get_or_init(|| {
             use std::hash::{BuildHasher, RandomState};
-            // Its keys are random: std has no other source of that.
+            // The keys of `RandomState` are random, and std has no other source of randomness.
             RandomState::new().hash_one(std::process::id())
         });
-        // Only the number has to be another one each time.
+        // The number only has to be unique, so no ordering is needed.
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         Self::from_parts(process >> 32, n)
     }
 
-    /// `{process:08x}-{n:x}`, which every request needs: written without the library's formatting.
+    /// Formats `{process:08x}-{n:x}` by hand, because every request needs an id.
     fn from_parts(process: u64, n: u64) -> Self {
         let mut text = [0; ID_BYTES_MAX];
         append_hex(&mut text[..8], process);
         text[8] = b'-';
+        // Zero has one digit as well.
         let digits = (u64::BITS - n.leading_zeros()).div_ceil(4).max(1) as usize;
         append_hex(&mut text[9..9 + digits], n);
         Self {
@@ -97,16 +98,16 @@ impl RequestId {
         }
     }
 
-    /// Its text.
+    /// The id's text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         let text = &self.text[..usize::from(self.len)];
-        // Digits and a dash: this is always UTF-8.
+        // The text has digits and a dash only, so it is valid UTF-8.
         std::str::from_utf8(text).unwrap_or_default()
     }
 }
 
-/// The last digits of `number`, as many as there is room for.
+/// Writes the last digits of `number`, as many as `room` has bytes.
 fn append_hex(room: &mut [u8], mut number: u64) {
     for digit in room.iter_mut().rev() {
         *digit = b"0123456789abcdef"[(number & 15) as usize];

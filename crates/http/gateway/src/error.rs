@@ -1,4 +1,4 @@
-//! Errors in the one form that every answer over HTTP has.
+//! Errors in the one form of all HTTP responses.
 
 use alknet_call::{CallError, ErrorCode, LocalCallError};
 use http::StatusCode;
@@ -8,19 +8,19 @@ use thiserror::Error;
 use crate::caller::RequestId;
 use crate::limits::VIOLATIONS_MAX;
 
-/// What callers read of a fault of this node.
+/// The message that callers get for a fault of this node.
 const INTERNAL: &str = "the node failed; its log says more under the request's id";
 
-/// The code of an error, as programs compare it.
+/// The code of an error, which programs compare.
 pub type Code = ErrorCode;
 
-/// Why a request was not done: `{"error":{…}}` and a status.
+/// Why a request failed: a status and the body `{"error":{…}}`.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[error("{status}: {error}")]
 pub struct ApiError {
-    /// The status of the answer.
+    /// The status of the response.
     pub status: StatusCode,
-    /// What is said about it.
+    /// The error that the body describes.
     pub error: Box<CallError>,
 }
 
@@ -33,14 +33,14 @@ impl ApiError {
         }
     }
 
-    /// The request is not what the path takes: 400. `pointer` names the member, by RFC 6901.
+    /// The request does not match what the path takes: 400. `pointer` names the member (RFC 6901).
     pub fn malformed(pointer: &str, message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::BAD_REQUEST, ErrorCode::InvalidInput, message);
         error.error.details = Some(Box::new(json!({ "pointer": pointer })));
         error
     }
 
-    /// A token is needed and is missing, or belongs to no identity: 401.
+    /// The token is missing, or belongs to no identity: 401.
     pub fn unauthenticated(message: impl Into<String>) -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
@@ -49,12 +49,12 @@ impl ApiError {
         )
     }
 
-    /// Nothing here, or nothing the caller may know of: 404.
+    /// The path does not exist, or the caller may not know of it: 404.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, ErrorCode::NotFound, message)
     }
 
-    /// A limit was reached: 429.
+    /// A limit is reached: 429.
     pub fn overloaded(message: impl Into<String>, retry_after_ms: u64) -> Self {
         let mut error = Self::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -65,25 +65,25 @@ impl ApiError {
         error
     }
 
-    /// A call's error as the caller of `request_id` gets it. `known`: whether the caller has an
-    /// identity.
+    /// A call's error for the caller of `request_id`. `known` is whether the caller has an identity.
     pub(crate) fn of_call(refused: LocalCallError, known: bool, request_id: &RequestId) -> Self {
         let LocalCallError {
             mut error,
             http_status,
         } = refused;
-        // An unknown caller is asked for a token first.
+        // An unknown caller is asked for a token first (RFC 9110 section 15.5.2).
         if error.code == ErrorCode::Forbidden && !known {
             error.code = ErrorCode::Unauthenticated;
         }
         let status = status(&error, http_status);
-        // What failed inside may quote what the caller must not read: it is in the log only.
+        // The message of an internal failure may quote data that the caller must not read, so only the log gets it.
         if matches!(error.code, ErrorCode::Internal | ErrorCode::InvalidOutput) {
             tracing::error!(%request_id, "a call failed: {error}");
             error.message = INTERNAL.to_owned();
             error.details = None;
         }
         if let Some(violations) = error.details.as_deref_mut().and_then(Value::as_array_mut) {
+            // A long input can violate its schema at every item.
             violations.truncate(VIOLATIONS_MAX);
         }
         Self {
@@ -92,18 +92,18 @@ impl ApiError {
         }
     }
 
-    /// Seconds for `Retry-After`, rounded up; only where another try can help.
+    /// Seconds for `Retry-After`, rounded up; `None` if a retry cannot help.
     #[must_use]
     pub fn retry_after_s(&self) -> Option<u64> {
-        let told = self.error.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1));
+        let requested = self.error.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1));
         let expected = [
             StatusCode::TOO_MANY_REQUESTS,
             StatusCode::SERVICE_UNAVAILABLE,
         ];
-        told.or_else(|| expected.contains(&self.status).then_some(1))
+        requested.or_else(|| expected.contains(&self.status).then_some(1))
     }
 
-    /// The object behind `"error"`.
+    /// The object in the member `error`.
     #[must_use]
     pub fn object(&self, request_id: &RequestId) -> Value {
         let error = &self.error;
@@ -128,7 +128,7 @@ impl ApiError {
 
 fn status(error: &CallError, declared: Option<u16>) -> StatusCode {
     let ErrorCode::Operation(name) = &error.code else {
-        // 499 is for the log: the client has gone.
+        // 499 appears in the log only, because the client is gone.
         let table = error.code.http_status();
         return StatusCode::from_u16(table).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     };
@@ -148,11 +148,11 @@ fn status(error: &CallError, declared: Option<u16>) -> StatusCode {
     }
 }
 
-/// The status of this node for that of a server which it asked, by RFC 9110 section 15.6: the client must not take what
-/// the server says of the node's own request for what this node says of the client's.
+/// The status of this node for a status of a server that the node asked (RFC 9110 section 15.6): the client must not
+/// take the server's verdict on the node's request for the node's verdict on the client's.
 const fn relayed(status: u16) -> u16 {
     match status {
-        // The server wants to know the node, or a proxy does: a challenge for the client would be another one's.
+        // The server, or a proxy, wants the node to authenticate, so its challenge is not for the client.
         401 | 407 => 502,
         408 => 504,
         400..=499 | 503 | 504 => status,

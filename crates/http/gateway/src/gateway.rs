@@ -1,4 +1,4 @@
-//! One spine for everything that comes in over HTTP: the gateway's own paths, tools of models, pages and routes of
+//! The common path of all requests over HTTP: the gateway's own paths, tools of models, pages, and routes of
 //! applications that embed this crate.
 
 use std::borrow::Cow;
@@ -28,25 +28,25 @@ use crate::wire::{
     SearchSummary,
 };
 
-/// One for the whole node.
+/// The gateway of a node.
 #[derive(Debug, Default)]
 pub struct Gateway {
     room: HttpRateLimiter,
 }
 
-/// Who asks, and by what they proved it.
+/// The identity of a caller, and its proof.
 #[derive(Clone, Debug, Default)]
 pub struct CallerIdentity {
-    /// The identity that the token, or else the connection's key, proved.
+    /// The identity that the token, or otherwise the connection's key, proved.
     pub identity: Option<Arc<Identity>>,
-    /// The token that did.
+    /// The token that proved the identity.
     pub token: Option<Arc<AuthToken>>,
 }
 
-/// A place among what runs; given back when dropped.
+/// A permit of a running call or stream; dropping it returns the permit.
 #[derive(Debug)]
 pub struct GatewayPermit {
-    _place: ConcurrencyPermit,
+    _permit: ConcurrencyPermit,
 }
 
 /// The events of an operation.
@@ -58,7 +58,7 @@ pub struct GatewaySubscription {
 }
 
 impl Gateway {
-    /// One that lets in as much as `quota` says.
+    /// A gateway with the limits of `quota`.
     #[must_use]
     pub fn new(quota: Quota) -> Self {
         Self {
@@ -66,31 +66,31 @@ impl Gateway {
         }
     }
 
-    /// Lets in more or less from now on.
+    /// Changes the limits from now on.
     pub fn set_quota(&self, quota: Quota) {
         self.room.set_quota(quota);
     }
 
-    /// Calls and streams that run.
+    /// The number of running calls and streams.
     #[must_use]
     pub fn running(&self) -> (u32, u32) {
         self.room.running()
     }
 
-    /// The identity of a token, or without one the identity that the connection proved.
+    /// The identity of a token or, without a token, the identity that the connection proved.
     ///
-    /// It takes the same work whether there is a token or not, and whether it has the form of one: from outside, an
-    /// attacker cannot tell by the time it takes what a path wants.
+    /// It takes the same work for a request without a token, with a token, and with a malformed one, so an attacker
+    /// cannot learn from the time what a path accepts.
     ///
     /// # Errors
-    /// The token belongs to no identity; 429 where too many such came from the same network. The caller counts the
-    /// guess, by [`LocalCaller::guessed`], when the answer is away.
+    /// The token belongs to no identity; 429 if the network made too many wrong guesses. The caller counts the guess
+    /// with [`LocalCaller::guessed`] once the response is sent.
     pub fn authenticate(
         &self,
         gate: &LocalCaller,
         token: Option<&str>,
     ) -> Result<CallerIdentity, ApiError> {
-        // Asked for whatever comes, as everything else that takes time.
+        // The penalty is looked up for every request, like everything else that takes time.
         let penalty = gate.penalty();
         let Some(token) = token else {
             check_dummy_token(gate);
@@ -110,11 +110,12 @@ impl Gateway {
             }
             Err(error) => {
                 if token.hash().is_err() {
-                    // It was copied and refused, but neither hashed nor looked up.
+                    // The malformed token was copied and refused, but neither hashed nor looked up, so this does the
+                    // same work.
                     let found = gate.is_known_token(&DUMMY_TOKEN) || DUMMY_TOKEN.hash().is_err();
                     std::hint::black_box(found);
                 }
-                // The identity of the connection is looked up for a request without a token; here the work is the same.
+                // For a request without a token the connection's identity is looked up; this does the same work.
                 std::hint::black_box(gate.identity());
                 Err(match penalty {
                     None => wrong_token_error(error),
@@ -124,16 +125,16 @@ impl Gateway {
         }
     }
 
-    /// Counts a request against what its caller may send.
+    /// Counts a request against its caller's limits.
     ///
     /// # Errors
-    /// Too many came lately.
+    /// The caller sent too many requests lately.
     pub fn admit(&self, caller: &HttpCaller) -> Result<(), ApiError> {
         self.room.request(&self.counted(caller), caller.began)
     }
 
-    /// Where the requests of `identity`, or of an unknown peer at `remote`, are counted. The server of a connection may
-    /// look it up once for all its requests.
+    /// The quota against which the requests of `identity`, or of an unknown peer at `remote`, count. The server of a
+    /// connection may look it up once for all its requests.
     #[must_use]
     pub fn account(
         &self,
@@ -157,6 +158,7 @@ impl Gateway {
         let (visible, _) = caller.gate.visible(caller.identity.as_deref());
         let found = visible.iter().filter(|one| query.finds(one.spec()));
         let limit = query.limit();
+        // One operation above the limit shows whether there is a next page.
         let mut operations: Vec<_> = found
             .take(limit + 1)
             .map(|one| SearchSummary::from_spec(one.spec()))
@@ -170,7 +172,7 @@ impl Gateway {
         }
     }
 
-    /// One of them, whole.
+    /// The whole description of one operation.
     ///
     /// # Errors
     /// No operation has that name, or the caller may not know of it.
@@ -183,7 +185,7 @@ impl Gateway {
         Ok(OperationDescription::from_spec(found.spec()))
     }
 
-    /// One of them, as it is registered.
+    /// One operation as it is registered.
     ///
     /// # Errors
     /// As [`describe`](Self::describe).
@@ -195,12 +197,13 @@ impl Gateway {
         let found = caller.gate.spec(caller.identity.as_deref(), operation);
         found.ok_or_else(|| {
             let name = operation.strip_prefix('/').unwrap_or(operation);
+            // The name comes from the caller, and an error must stay short.
             let shown: String = name.chars().take(128).collect();
             ApiError::not_found(format!("there is no operation '/{shown}'"))
         })
     }
 
-    /// Changes when what the caller sees of the operations may have.
+    /// A tag that changes when the operations that the caller sees may have changed.
     #[must_use]
     pub fn etag(&self, caller: &HttpCaller) -> String {
         let digest = caller.gate.dispatcher().registry().digest();
@@ -208,35 +211,37 @@ impl Gateway {
         hash.update(digest);
         if let Some(identity) = &caller.identity {
             hash.update(identity.id.as_str());
+            // The rights of an identity may change while its id stays the same.
             hash.update(format!("{:?}{:?}", identity.scopes, identity.resources));
         }
         let hash = hash.finalize();
         let short: String = hash.iter().take(12).map(|b| format!("{b:02x}")).collect();
-        // Weak (RFC 9110 section 8.8.1): it stands for what may be called, and not for the bytes of an answer.
+        // The tag is weak (RFC 9110 section 8.8.1): it identifies the callable operations, not the bytes of a
+        // response.
         format!("W/\"{short}\"")
     }
 
-    /// Calls a query or mutation. Dropping the future aborts it, and what it called.
+    /// Calls a query or mutation. Dropping the future aborts the call and its nested calls.
     ///
     /// # Errors
-    /// As the error has it.
+    /// The error of the call.
     pub async fn invoke(
         &self,
         caller: &HttpCaller,
         call: GatewayCall,
     ) -> Result<CallOutput, ApiError> {
-        let _place = self.room.call(&self.counted(caller))?;
+        let _permit = self.room.call(&self.counted(caller))?;
         let incoming = incoming(caller, &call, caller.request_id.as_str());
         let outcome = caller.gate.call(incoming).await;
         outcome.map_err(|refused| refuse(caller, refused))
     }
 
-    /// Calls several. The results come in the order of the calls; those that could not begin in time, or
-    /// not after another failed, say `NOT_RUN`. Outputs count against `answers`; one for which there is no room is
-    /// an error in its place. A call for whose answer there is not the least room is not run.
+    /// Runs several calls. The results have the order of the calls; a call that could not begin in time, or came
+    /// after a failed one in a mode that stops, gets `NOT_RUN`. Outputs count against `answers`; an output without
+    /// room is replaced by an error. A call without room for the smallest response does not run.
     ///
     /// # Errors
-    /// There are too many calls, or their ids are wrong; there is no memory for the answer's frame.
+    /// There are too many calls, their ids are invalid, or there is no memory for the frame of the response.
     pub async fn batch(
         &self,
         caller: &HttpCaller,
@@ -245,6 +250,7 @@ impl Gateway {
         answers: &MemoryLease,
     ) -> Result<Vec<BatchResult>, ApiError> {
         check_ids(&calls)?;
+        // Each result has a frame, even if its call fails.
         answers.more(calls.len() * BATCH_ITEM_BYTES)?;
         let deadline = tokio::time::Instant::from_std(Instant::now() + BATCH_TIMEOUT);
         let ids: Vec<_> = calls.iter().map(|(id, _)| id.clone()).collect();
@@ -259,7 +265,7 @@ impl Gateway {
             .enumerate()
             .map(|(n, (_, call))| async move {
                 let outcome = match call {
-                    Ok(call) => self.invoke_kept(caller, call, answers).await,
+                    Ok(call) => self.invoke_leased(caller, call, answers).await,
                     Err(error) => Err(error),
                 };
                 (n, outcome)
@@ -268,11 +274,12 @@ impl Gateway {
         while let Ok(Some((n, outcome))) = tokio::time::timeout_at(deadline, runs.next()).await {
             let failed = outcome.is_err();
             outcomes[n] = Some(outcome);
+            // Leaving the loop aborts the calls after the failed one.
             if failed && mode == BatchMode::StopOnError {
                 break;
             }
         }
-        // Calls that still run are aborted before their place says that they did not.
+        // Calls that are still running are aborted before their results say that they did not run.
         drop(runs);
         let late = tokio::time::Instant::now() >= deadline;
         let not_run = || not_run(late);
@@ -286,8 +293,8 @@ impl Gateway {
             .collect())
     }
 
-    /// Calls one whose output is kept until others have theirs.
-    async fn invoke_kept(
+    /// Runs one call whose output waits for the others'.
+    async fn invoke_leased(
         &self,
         caller: &HttpCaller,
         call: GatewayCall,
@@ -295,24 +302,24 @@ impl Gateway {
     ) -> Result<CallOutput, ApiError> {
         let reserve = answers.reserve()?;
         let text = text(self.invoke(caller, call).await?);
-        // It counts twice: it is also copied into the whole answer.
+        // The output counts twice, because it is also copied into the whole response.
         reserve.answer(2 * text.len())?;
         Ok(CallOutput::Raw(text))
     }
 
-    /// Memory for what the caller sends and is sent, of which nothing is taken yet.
+    /// A lease of memory for the caller's request and response, of which nothing is taken yet.
     #[must_use]
     pub fn lease(&self, caller: &HttpCaller) -> MemoryLease {
         self.room.lease(&self.counted(caller))
     }
 
-    /// The same for the caller that an account belongs to.
+    /// The same for the caller of a quota.
     #[must_use]
     pub fn lease_of(&self, account: &Arc<CallerQuota>) -> MemoryLease {
         self.room.lease(account)
     }
 
-    /// Bytes of requests and answers that are under way.
+    /// Bytes of requests and responses under way.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.room.bytes()
@@ -321,55 +328,55 @@ impl Gateway {
     /// Starts a subscription. Dropping it ends the work behind it.
     ///
     /// # Errors
-    /// As the error has it, where it does not begin.
+    /// The error of a subscription that does not begin.
     pub fn subscribe(
         &self,
         caller: HttpCaller,
         call: GatewayCall,
     ) -> Result<GatewaySubscription, ApiError> {
-        let place = self.room.stream(&self.counted(&caller))?;
+        let permit = self.room.stream(&self.counted(&caller))?;
         let incoming = incoming(&caller, &call, caller.request_id.as_str());
         let events = caller.gate.subscribe(incoming);
         let events = events.map_err(|refused| refuse(&caller, refused))?;
         Ok(GatewaySubscription {
             events,
-            _running: GatewayPermit { _place: place },
+            _running: GatewayPermit { _permit: permit },
             caller,
         })
     }
 
-    /// A place among the streams of events of the caller, for what yields events of other kinds.
+    /// A permit among the caller's streams of events, for other kinds of events.
     ///
     /// # Errors
-    /// As many are open as may.
+    /// The caller has the maximum number of streams.
     pub fn stream(&self, caller: &HttpCaller) -> Result<GatewayPermit, ApiError> {
-        let _place = self.room.stream(&self.counted(caller))?;
-        Ok(GatewayPermit { _place })
+        let _permit = self.room.stream(&self.counted(caller))?;
+        Ok(GatewayPermit { _permit })
     }
 }
 
-/// A token as long as a real one, which belongs to no identity: for the work that is done where a request has none.
+/// A token as long as a real one, which belongs to no identity. Requests without a token cause the same work with it.
 pub const NO_TOKEN: &str = "alk_00000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// The work of a wrong token, step by step: it is copied, looked up, looked at again for its form, and its error is
-/// made. Only the guess is not counted.
+/// The work of a wrong token, step by step: it is copied, looked up, checked for its form, and its error is made.
+/// Only the guess is not counted.
 fn check_dummy_token(gate: &LocalCaller) {
     let token = AuthToken::new(std::hint::black_box(NO_TOKEN).to_owned());
     let found = gate.is_known_token(&token) || token.hash().is_err();
     std::hint::black_box((found, wrong_token_error(CallError::bad_token())));
 }
 
-/// What is looked up where there is nothing to look up.
+/// The token that is looked up if there is nothing to look up.
 static DUMMY_TOKEN: LazyLock<AuthToken> = LazyLock::new(|| AuthToken::new(NO_TOKEN.to_owned()));
 
-/// The answer to a wrong token, with the error of the call protocol.
+/// The response to a wrong token, with the error of the call protocol.
 fn wrong_token_error(error: CallError) -> ApiError {
     let mut refused = ApiError::unauthenticated(error.message.clone());
     refused.error = Box::new(error);
     refused
 }
 
-/// The same where too many guesses came from the same network.
+/// The same if the network made too many guesses.
 fn too_many(refused: CallError) -> ApiError {
     let mut answer = ApiError::overloaded(refused.message.clone(), 0);
     answer.error = Box::new(refused);
@@ -398,7 +405,7 @@ fn refuse(caller: &HttpCaller, refused: LocalCallError) -> ApiError {
     ApiError::of_call(refused, caller.identity.is_some(), &caller.request_id)
 }
 
-/// An output as the text that is sent.
+/// The text of an output.
 fn text(output: CallOutput) -> Bytes {
     match output {
         CallOutput::Raw(text) => text,
@@ -415,6 +422,7 @@ fn check_ids(calls: &[(String, Result<GatewayCall, ApiError>)]) -> Result<(), Ap
         let message = format!("a batch has at most {BATCH_CALLS_MAX} calls");
         return Err(ApiError::malformed("/calls", message));
     }
+    // A caller finds its results by id, so each id must be unique.
     let mut seen = std::collections::HashSet::new();
     for (n, (id, _)) in calls.iter().enumerate() {
         let at = format!("/calls/{n}/id");
@@ -446,13 +454,13 @@ fn not_run(late: bool) -> ApiError {
 }
 
 impl GatewaySubscription {
-    /// The next event; an error is the last that comes.
+    /// The next event; after an error the stream ends.
     pub async fn next(&mut self) -> Option<Result<LocalEvent, ApiError>> {
         let event = self.events.next().await?;
         Some(event.map_err(|refused| refuse(&self.caller, refused)))
     }
 
-    /// What the subscription is called.
+    /// The caller of the subscription.
     #[must_use]
     pub fn caller(&self) -> &HttpCaller {
         &self.caller

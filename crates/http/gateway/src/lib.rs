@@ -1,9 +1,9 @@
-//! What every way in over HTTP shares: who asks, which operations there are for them, calls, and
-//! errors in one form.
+//! The common part of all interfaces over HTTP: the caller, the operations that it may call, calls, and errors in one
+//! form.
 //!
-//! [`Gateway`] is one for the whole node. A [`HttpCaller`] is one request's: the connection it came over, the identity
-//! that its token or the connection's key proved, and by which way it came. Whatever the way, an operation is found,
-//! checked and run as one that came over `alknet/call`, never as one of the node's own.
+//! A node has one [`Gateway`]. Each request has a [`HttpCaller`]: its connection, the identity that its token or the
+//! connection's key proved, and its interface. Over every interface, an operation is found, checked and run as over
+//! `alknet/call`, and never as a call of the node itself.
 
 pub mod limits;
 

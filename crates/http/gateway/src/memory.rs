@@ -1,4 +1,4 @@
-//! Memory that requests and answers take, counted for each identity and for the node before it is taken.
+//! The memory of requests and responses, counted for each identity and for the node before it is used.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,22 +11,22 @@ use crate::error::ApiError;
 use crate::limits::{ANSWER_BYTES_MIN, BYTES_LEAST, FREE_EIGHTHS, LONG_LEAST, SMALL_BYTES};
 use crate::rate_limit::{CallerQuota, QuotaLoad};
 
-/// Milliseconds after which a refused caller may try again: until then others have been answered.
+/// Milliseconds after which a refused caller may retry, when other requests have ended.
 const RETRY_MS: u64 = 1000;
 
-/// Bytes under way at once.
+/// Limits of the bytes under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryCaps {
-    /// For the node.
+    /// Of the node.
     pub(crate) node: usize,
-    /// For all unknown peers together.
-    pub(crate) strangers: usize,
-    /// For one identity, or one network of unknown peers.
+    /// Of all unknown peers together.
+    pub(crate) unknown_peers: usize,
+    /// Of one identity, or of one network of unknown peers.
     pub(crate) each: usize,
 }
 
 impl MemoryCaps {
-    /// Bytes of the node that a request of so many bytes may use. A quarter is kept for small requests.
+    /// The bytes of the node that a request of this size may use. A quarter is reserved for small requests.
     fn of_node(self, bytes: usize) -> usize {
         match bytes > SMALL_BYTES {
             true => self.node / 4 * 3,
@@ -34,13 +34,13 @@ impl MemoryCaps {
         }
     }
 
-    /// Bytes that one request may ever have.
-    fn fits(self, bytes: usize) -> usize {
+    /// The most bytes that one request can ever have.
+    fn request_max(self, bytes: usize) -> usize {
         self.each.min(self.of_node(bytes))
     }
 
-    /// Whether the node has room for what is counted. Once [`FREE_EIGHTHS`] are taken, each identity has at most a part
-    /// of what is left: otherwise two identities would take all of it, be it in long requests or in small ones.
+    /// Whether the node has room for the counted bytes. Once [`FREE_EIGHTHS`] are taken, each identity gets at most a
+    /// part of the rest; otherwise two identities could take everything, by long requests or by small ones.
     fn has_room(self, sums: MemoryTotals) -> bool {
         let most = self.of_node(sums.request);
         let (own, part) = match sums.request > SMALL_BYTES {
@@ -57,14 +57,14 @@ impl MemoryCaps {
 struct MemoryTotals {
     request: usize,
     account: usize,
-    /// Of the account: of each request no more than a small one has.
+    /// Bytes of the account, where each request counts at most as a small one.
     small: usize,
     /// 0 for a known identity.
-    strangers: usize,
+    unknown_peers: usize,
     node: usize,
 }
 
-/// What a request of so many bytes has as a small one.
+/// The bytes of a request that count as those of a small one.
 fn small_part(bytes: usize) -> usize {
     bytes.min(SMALL_BYTES)
 }
@@ -73,8 +73,8 @@ fn small_part(bytes: usize) -> usize {
 #[derive(Debug)]
 pub struct MemoryLease {
     own: Arc<CallerQuota>,
-    /// The unknown peers together, where the request is one of theirs.
-    strangers: Option<Arc<QuotaLoad>>,
+    /// The load of all unknown peers, if the request is one of theirs.
+    unknown_peers: Option<Arc<QuotaLoad>>,
     all: Arc<QuotaLoad>,
     most: MemoryCaps,
     bytes: AtomicUsize,
@@ -83,26 +83,26 @@ pub struct MemoryLease {
 impl MemoryLease {
     pub(crate) fn new(
         own: Arc<CallerQuota>,
-        strangers: Option<Arc<QuotaLoad>>,
+        unknown_peers: Option<Arc<QuotaLoad>>,
         all: Arc<QuotaLoad>,
         most: MemoryCaps,
     ) -> Self {
         Self {
             own,
-            strangers,
+            unknown_peers,
             all,
             most,
             bytes: AtomicUsize::new(0),
         }
     }
 
-    /// Counts so many bytes more.
+    /// Counts further bytes.
     ///
     /// # Errors
-    /// 429 where other requests have them now, 413 where one request never has as many.
+    /// 429 if other requests have the bytes now, 413 if one request can never have as many.
     pub fn more(&self, bytes: usize) -> Result<(), ApiError> {
         let add = |counter: &AtomicUsize, bytes| counter.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        // Counted first and looked at then: two requests that come at once cannot both take the last room.
+        // The bytes are added before the check, so that two concurrent requests cannot both take the last room.
         let had = self.bytes.fetch_add(bytes, Ordering::AcqRel);
         self.refusal(self.sums(had, bytes, add))
             .map_or(Ok(()), |refused| {
@@ -111,13 +111,15 @@ impl MemoryLease {
             })
     }
 
-    /// Whether so many bytes more could be counted now. Nothing is counted: they may be gone when they are wanted.
+    /// Checks whether further bytes could be counted now. Nothing is counted, so they may be taken when they are
+    /// needed.
     ///
     /// # Errors
     /// As [`more`](Self::more).
     pub fn could(&self, bytes: usize) -> Result<(), ApiError> {
         let with = |counter: &AtomicUsize, bytes| {
             let counted: usize = counter.load(Ordering::Acquire);
+            // A sum that wrapped around would look like free memory.
             counted.saturating_add(bytes)
         };
         let had = self.bytes.load(Ordering::Acquire);
@@ -125,8 +127,8 @@ impl MemoryLease {
             .map_or(Ok(()), Err)
     }
 
-    /// Counts the least that an answer takes, before what it answers runs: a call that is refused for want of
-    /// memory has then not run, and one that ran can say so.
+    /// Counts the smallest response before the call runs: a call that is refused for lack of memory has then not run,
+    /// and one that has run can say so.
     ///
     /// # Errors
     /// As [`more`](Self::more).
@@ -138,16 +140,16 @@ impl MemoryLease {
         })
     }
 
-    /// Counts so many bytes from now on, and none besides.
+    /// Counts exactly this many bytes from now on.
     ///
     /// # Errors
-    /// 413 where there is no room: the calls have run, and are not to be tried again as they are.
+    /// 413 if there is no room: the calls have run, and must not be retried unchanged.
     pub fn settle(&self, bytes: usize) -> Result<(), ApiError> {
         let had = self.bytes.load(Ordering::Acquire);
         self.change(had, bytes)
     }
 
-    /// Counts `bytes` in place of `had`.
+    /// Replaces `had` counted bytes by `bytes`.
     fn change(&self, had: usize, bytes: usize) -> Result<(), ApiError> {
         if bytes <= had {
             self.less(had - bytes);
@@ -162,7 +164,7 @@ impl MemoryLease {
         })
     }
 
-    /// Counts so many bytes less.
+    /// Returns counted bytes.
     pub fn less(&self, bytes: usize) {
         let had = self.bytes.fetch_sub(bytes, Ordering::AcqRel);
         let left = had.saturating_sub(bytes);
@@ -170,42 +172,46 @@ impl MemoryLease {
         self.sums(left, bytes, take);
     }
 
-    /// What `of` makes of each counter that the request counts against, and of the bytes that are counted there
-    /// where a request of `least` bytes has `bytes` more, or had.
+    /// Applies `of` to each counter of the request, with the bytes that count there if a request of `least` bytes
+    /// gets, or had, `bytes` more.
     fn sums(
         &self,
         least: usize,
         bytes: usize,
-        of: impl Fn(&AtomicUsize, usize) -> usize,
+        apply: impl Fn(&AtomicUsize, usize) -> usize,
     ) -> MemoryTotals {
         let request = least.saturating_add(bytes);
         let own = self.own.load();
-        let strangers = self.strangers.as_ref();
+        let unknown_peers = self.unknown_peers.as_ref();
         MemoryTotals {
             request,
-            account: of(&own.bytes, bytes),
-            small: of(&own.small_bytes, small_part(request) - small_part(least)),
-            strangers: strangers.map_or(0, |strangers| of(&strangers.bytes, bytes)),
-            node: of(&self.all.bytes, bytes),
+            account: apply(&own.bytes, bytes),
+            small: apply(&own.small_bytes, small_part(request) - small_part(least)),
+            unknown_peers: unknown_peers
+                .map_or(0, |unknown_peers| apply(&unknown_peers.bytes, bytes)),
+            node: apply(&self.all.bytes, bytes),
         }
     }
 
-    /// Why there are not as many bytes.
+    /// Why the bytes are refused, if they are.
     fn refusal(&self, sums: MemoryTotals) -> Option<ApiError> {
         let most = self.most;
-        let fits = most.fits(sums.request);
-        if sums.request > fits {
-            let message =
-                format!("a request and its answer have {fits} bytes of this machine's memory");
+        let request_max = most.request_max(sums.request);
+        // No retry can help a request of this size, so it gets a status of its own.
+        if sums.request > request_max {
+            let message = format!(
+                "a request and its answer have {request_max} bytes of this machine's memory"
+            );
             return Some(too_large(message));
         }
         let message = if sums.account > most.each {
-            let whose = match self.strangers {
+            let whose = match self.unknown_peers {
                 None => "identity",
+                // Unknown peers are counted by their network.
                 Some(_) => "network",
             };
             format!("requests of one {whose} have {} bytes at once", most.each)
-        } else if sums.strangers > most.strangers || !most.has_room(sums) {
+        } else if sums.unknown_peers > most.unknown_peers || !most.has_room(sums) {
             "the node has no memory for more at once".to_owned()
         } else {
             return None;
@@ -222,7 +228,7 @@ fn too_large(message: String) -> ApiError {
     )
 }
 
-/// The least that an answer takes, counted until it is dropped or the answer is counted in its place.
+/// The smallest response, counted until this is dropped or replaced by the real one.
 #[derive(Debug)]
 #[must_use]
 pub struct ResponseReserve<'a> {
@@ -231,12 +237,13 @@ pub struct ResponseReserve<'a> {
 }
 
 impl ResponseReserve<'_> {
-    /// Counts the bytes of the answer instead, against the lease.
+    /// Counts the bytes of the response instead, against the lease.
     ///
     /// # Errors
-    /// 413 where there is no room: the call has run, and is not to be tried again as it is.
+    /// 413 if there is no room: the call has run, and must not be retried unchanged.
     pub fn answer(mut self, bytes: usize) -> Result<(), ApiError> {
         self.lease.change(self.bytes, bytes)?;
+        // The lease counts the response from now on, so the drop must return nothing.
         self.bytes = 0;
         Ok(())
     }
@@ -264,12 +271,12 @@ impl InputMemory for MemoryLease {
     }
 }
 
-/// The text of a request, and what it counts against as long as a part of it is kept.
+/// The text of a request, with the lease that counts it as long as a part of it is in use.
 #[derive(Clone, Debug)]
 pub struct RequestText {
-    /// All of it.
+    /// The whole text.
     pub text: Bytes,
-    /// `None` where its length is bounded by something else.
+    /// `None` if another limit bounds its length.
     pub lease: Option<Arc<MemoryLease>>,
 }
 

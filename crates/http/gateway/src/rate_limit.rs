@@ -1,4 +1,4 @@
-//! How much one identity, or one network of unknown peers, may ask for.
+//! Limits of one identity, or of one network of unknown peers.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,30 +14,30 @@ use crate::error::ApiError;
 use crate::limits;
 use crate::memory::{MemoryCaps, MemoryLease};
 
-/// What the configuration allows.
+/// The limits that the configuration sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// Requests a second for one identity, on average.
+    /// Requests per second of one identity, on average.
     pub per_second: u32,
-    /// Requests one identity may make at once before the average counts.
+    /// Requests that one identity may make at once before the average counts.
     pub burst: u32,
-    /// The same for the unknown peers of one network.
+    /// Requests per second of the unknown peers of one network, on average.
     pub stranger_per_second: u32,
-    /// And at once.
+    /// Requests that they may make at once.
     pub stranger_burst: u32,
-    /// Calls at once for the whole node.
+    /// Concurrent calls of the whole node.
     pub calls: usize,
-    /// Calls at once for one identity.
+    /// Concurrent calls of one identity.
     pub calls_each: usize,
-    /// Streams of events at once for one identity.
+    /// Concurrent streams of events of one identity.
     pub streams_each: usize,
-    /// Bytes of requests and answers that are under way at once for the whole node.
+    /// Bytes of requests and responses under way for the whole node.
     pub bytes: usize,
-    /// And for one identity.
+    /// The same for one identity.
     pub bytes_each: usize,
-    /// And for all unknown peers together.
+    /// The same for all unknown peers together.
     pub stranger_bytes: usize,
-    /// And for those of one network.
+    /// The same for the unknown peers of one network.
     pub stranger_bytes_each: usize,
 }
 
@@ -61,13 +61,13 @@ impl Default for Quota {
 }
 
 impl Quota {
-    /// The same on a machine with so much memory.
+    /// The same limits for a machine with this memory.
     #[must_use]
     pub fn for_memory(self, memory_bytes: u64) -> Self {
         self.with_bytes(bytes_for_memory(memory_bytes))
     }
 
-    /// The same with so many bytes under way, and the shares of them.
+    /// The same with this many bytes under way, and the shares of them.
     fn with_bytes(self, bytes: usize) -> Self {
         let stranger_bytes = bytes / limits::BYTES_UNKNOWN_PEERS;
         Self {
@@ -79,7 +79,7 @@ impl Quota {
         }
     }
 
-    /// Requests a second on average, and at once.
+    /// Requests per second on average, and at once.
     fn requests(&self, known: bool) -> (u32, u32) {
         match known {
             true => (self.per_second, self.burst),
@@ -88,28 +88,28 @@ impl Quota {
     }
 }
 
-/// The caller that requests are counted for.
+/// The caller against which requests count.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum QuotaKey {
     Known(PeerId),
-    /// Unknown callers of one network: a client that has one address easily has others of its network.
+    /// Unknown callers of one network, because a client with one address can easily use others of its network.
     Network(NetworkPrefix),
-    /// On a carriage without addresses.
+    /// Callers on a carriage without addresses.
     Nowhere,
 }
 
-/// What runs for one account.
+/// The load of one account.
 #[derive(Debug, Default)]
 pub(crate) struct QuotaLoad {
     calls: AtomicU32,
     streams: AtomicU32,
     pub(crate) bytes: AtomicUsize,
-    /// Bytes of requests that are small ones, and as many of each longer one; of an account.
+    /// Bytes of the account's small requests, and as many of each longer one.
     pub(crate) small_bytes: AtomicUsize,
 }
 
-/// What one identity, or the unknown peers of one network, asked for. The server of a connection keeps it from one
-/// request to the next; a weak reference does not keep it from being forgotten.
+/// The quota of one identity, or of the unknown peers of one network. The server of a connection keeps it between
+/// requests; a weak reference does not prevent its removal.
 #[derive(Debug)]
 pub struct CallerQuota {
     known: bool,
@@ -119,7 +119,7 @@ pub struct CallerQuota {
 
 #[derive(Debug)]
 struct CallTokenBucket {
-    /// Requests left of the burst.
+    /// Requests that are left of the burst.
     left: f64,
     at: Instant,
 }
@@ -134,17 +134,17 @@ impl CallerQuota {
     }
 }
 
-/// Counts requests.
+/// Counts the requests of all callers.
 #[derive(Debug, Default)]
 pub(crate) struct HttpRateLimiter {
     quota: ArcSwap<Quota>,
     accounts: Mutex<HashMap<QuotaKey, Arc<CallerQuota>>>,
-    /// The unknown peers together; only their bytes are counted.
-    strangers: Arc<QuotaLoad>,
+    /// The load of all unknown peers; only their bytes are counted.
+    unknown_peers: Arc<QuotaLoad>,
     all: Arc<QuotaLoad>,
 }
 
-/// A place that a call or a stream has as long as it runs.
+/// A permit that a call or a stream holds while it runs.
 #[derive(Debug)]
 pub(crate) struct ConcurrencyPermit {
     own: Arc<CallerQuota>,
@@ -171,7 +171,7 @@ impl ConcurrencyPermit {
 }
 
 impl HttpRateLimiter {
-    /// Room for as much as `quota` says.
+    /// A limiter with the limits of `quota`.
     #[must_use]
     pub(crate) fn new(quota: Quota) -> Self {
         Self {
@@ -180,12 +180,12 @@ impl HttpRateLimiter {
         }
     }
 
-    /// Another quota from now on.
+    /// Changes the limits from now on.
     pub(crate) fn set_quota(&self, quota: Quota) {
         self.quota.store(Arc::new(quota));
     }
 
-    /// The account of `who`, or of an unknown caller at `address`: a new one with all of its burst, if need be.
+    /// The account of `who`, or of an unknown caller at `address`; a new account has its whole burst.
     pub(crate) fn account(
         &self,
         who: Option<&PeerId>,
@@ -207,7 +207,7 @@ impl HttpRateLimiter {
             (None, None) => QuotaKey::Nowhere,
         };
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        // Only who is new needs room.
+        // Only a new caller needs room.
         if accounts.len() >= limits::ACCOUNTS_MAX && !accounts.contains_key(&who) {
             forget(&mut accounts, now);
         }
@@ -226,12 +226,12 @@ impl HttpRateLimiter {
     /// Counts one request that began at `now`.
     ///
     /// # Errors
-    /// Too many of them came lately.
+    /// The caller sent too many requests lately.
     pub(crate) fn request(&self, account: &CallerQuota, now: Instant) -> Result<(), ApiError> {
         let (rate, burst) = self.quota.load().requests(account.known);
         let (rate, burst) = (f64::from(rate), f64::from(burst));
         let mut spent = account.spent();
-        // It began before one that was counted already: no time has passed.
+        // The request began before one that was counted already, so no time has passed.
         let now = now.max(spent.at);
         let passed = now.duration_since(spent.at).as_secs_f64();
         spent.left = (spent.left + passed * rate).min(burst);
@@ -240,30 +240,30 @@ impl HttpRateLimiter {
             spent.left -= 1.0;
             return Ok(());
         }
-        // A rate of zero cannot be divided by.
+        // A rate of zero cannot be a divisor.
         let wait = Duration::from_secs_f64(((1.0 - spent.left) / rate.max(0.001)).min(60.0));
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let message = "too many requests; send fewer";
         Err(ApiError::overloaded(message, wait_ms))
     }
 
-    /// A place for a call.
+    /// A permit for a call.
     ///
     /// # Errors
-    /// As many run as may.
+    /// The maximum number of calls runs.
     pub(crate) fn call(&self, account: &Arc<CallerQuota>) -> Result<ConcurrencyPermit, ApiError> {
-        self.place(account, false)
+        self.permit(account, false)
     }
 
-    /// A place for a stream of events.
+    /// A permit for a stream of events.
     ///
     /// # Errors
-    /// As many are open as may.
+    /// The maximum number of streams is open.
     pub(crate) fn stream(&self, account: &Arc<CallerQuota>) -> Result<ConcurrencyPermit, ApiError> {
-        self.place(account, true)
+        self.permit(account, true)
     }
 
-    fn place(
+    fn permit(
         &self,
         account: &Arc<CallerQuota>,
         stream: bool,
@@ -273,40 +273,45 @@ impl HttpRateLimiter {
             true => (quota.streams_each, usize::MAX),
             false => (quota.calls_each, quota.calls),
         };
-        // Made at once, so that whatever is refused is also given back.
-        let place = ConcurrencyPermit {
+        // The permit is made first, so that dropping it returns what was counted.
+        let permit = ConcurrencyPermit {
             own: Arc::clone(account),
             all: Arc::clone(&self.all),
             stream,
         };
-        let ours = place.counter(&place.own.load);
-        let ours = ours.fetch_add(1, Ordering::AcqRel) as usize;
-        let everybodys = place.counter(&place.all).fetch_add(1, Ordering::AcqRel) as usize;
+        let own_count = permit.counter(&permit.own.load);
+        let own_count = own_count.fetch_add(1, Ordering::AcqRel) as usize;
+        let in_all = permit.counter(&permit.all).fetch_add(1, Ordering::AcqRel) as usize;
         let what = if stream { "streams of events" } else { "calls" };
-        if ours >= each {
+        if own_count >= each {
             let message = format!("at most {each} {what} at once for one identity");
             return Err(ApiError::overloaded(message, 1000));
         }
-        if everybodys >= all {
+        if in_all >= all {
             let message = format!("the node runs {all} {what} at once and no more");
             return Err(ApiError::overloaded(message, 1000));
         }
-        Ok(place)
+        Ok(permit)
     }
 
-    /// Memory for a request, of which nothing is taken yet.
+    /// A lease of memory for a request, of which nothing is taken yet.
     pub(crate) fn lease(&self, account: &Arc<CallerQuota>) -> MemoryLease {
         let quota = self.quota.load();
         let most = MemoryCaps {
             node: quota.bytes,
-            strangers: quota.stranger_bytes,
+            unknown_peers: quota.stranger_bytes,
             each: match account.known {
                 true => quota.bytes_each,
                 false => quota.stranger_bytes_each,
             },
         };
-        let strangers = (!account.known).then(|| Arc::clone(&self.strangers));
-        MemoryLease::new(Arc::clone(account), strangers, Arc::clone(&self.all), most)
+        let unknown_peers = (!account.known).then(|| Arc::clone(&self.unknown_peers));
+        MemoryLease::new(
+            Arc::clone(account),
+            unknown_peers,
+            Arc::clone(&self.all),
+            most,
+        )
     }
 
     /// Bytes that are counted now.
@@ -315,7 +320,7 @@ impl HttpRateLimiter {
         self.all.bytes.load(Ordering::Acquire)
     }
 
-    /// Calls and streams that run now.
+    /// The number of running calls and streams.
     #[must_use]
     pub(crate) fn running(&self) -> (u32, u32) {
         let read = |counter: &AtomicU32| counter.load(Ordering::Acquire);
@@ -323,17 +328,17 @@ impl HttpRateLimiter {
     }
 }
 
-/// Makes room: a caller that has not asked for a while and has nothing running is new when it comes back.
+/// Makes room: a caller without recent requests and without running work counts as new at its next request.
 fn forget(accounts: &mut HashMap<QuotaKey, Arc<CallerQuota>>, now: Instant) {
     const LONG: Duration = Duration::from_secs(60);
-    // The table alone has it: no connection and no call.
+    // Only the table refers to the account: no connection and no call does.
     let idle = |account: &Arc<CallerQuota>| Arc::strong_count(account) == 1;
     let quiet = |account: &CallerQuota| now.saturating_duration_since(account.spent().at);
     accounts.retain(|_, account| !idle(account) || quiet(account) < LONG);
     while accounts.len() >= limits::ACCOUNTS_MAX {
         let oldest = accounts.iter().filter(|(_, account)| idle(account));
         let oldest = oldest.min_by_key(|(_, account)| account.spent().at);
-        // All are in use: for as long the table is longer than its limit.
+        // All accounts are in use, so the table exceeds its limit until some are released.
         let Some(who) = oldest.map(|(who, _)| who.clone()) else {
             return;
         };
@@ -471,7 +476,10 @@ mod tests {
         bob.more(small / 2).expect("room");
         drop((held, ada, bob));
         assert_eq!(
-            (room.bytes(), room.strangers.bytes.load(Ordering::Acquire)),
+            (
+                room.bytes(),
+                room.unknown_peers.bytes.load(Ordering::Acquire)
+            ),
             (0, 0)
         );
     }
@@ -531,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_counted_by_their_network() {
+    fn unknown_peers_are_counted_by_their_network() {
         let room = room();
         let now = Instant::now();
         let ask = |text: &str| {

@@ -1,5 +1,5 @@
-//! Tickets: a client that cannot send a header with a request sends the request before, and takes what it yields under
-//! an address that works once.
+//! Tickets: a client that cannot send headers with a request sends the request first, and fetches the result at an
+//! address that works once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -16,17 +16,17 @@ use crate::limits::{TICKET_BYTES_MAX, TICKETS_MAX, TICKETS_SHARE};
 /// Bytes of randomness in a ticket's name: 43 characters.
 const NAME_BYTES: usize = 32;
 
-/// Tickets that wait to be used, each once and for a while only.
+/// Tickets that wait for their use, each valid once and for a limited time.
 #[derive(Debug)]
 pub struct TicketStore<T> {
     time: Duration,
     waiting: Mutex<HashMap<String, StoredTicket<T>>>,
 }
 
-/// A ticket as it is kept.
+/// A stored ticket.
 #[derive(Debug)]
 pub struct StoredTicket<T> {
-    /// What it stands for.
+    /// The value that the ticket stands for.
     pub value: T,
     owner: PeerId,
     bytes: usize,
@@ -34,7 +34,7 @@ pub struct StoredTicket<T> {
 }
 
 impl<T> TicketStore<T> {
-    /// Tickets that can be used within `time`.
+    /// Tickets that are valid for `time`.
     #[must_use]
     pub fn new(time: Duration) -> Self {
         Self {
@@ -43,21 +43,22 @@ impl<T> TicketStore<T> {
         }
     }
 
-    /// How long a new one can be used.
+    /// How long a new ticket is valid.
     #[must_use]
     pub fn time(&self) -> Duration {
         self.time
     }
 
-    /// Makes one of `owner` for `value`, which takes `bytes` of memory, and returns its name.
+    /// Makes a ticket of `owner` for `value`, which takes `bytes` of memory, and returns its name.
     ///
     /// # Errors
-    /// 429 where too many wait, of all or of the owner's; 413 where the owner may never have as many bytes; the
-    /// system has no randomness.
+    /// 429 if too many tickets wait, of all owners or of this one; 413 if the owner can never have as many bytes; the
+    /// kernel has no randomness.
     pub fn make(&self, owner: &PeerId, value: T, bytes: usize) -> Result<String, ApiError> {
         let name = new_name()?;
         let now = Instant::now();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Expired tickets must not count against the limits.
         waiting.retain(|_, ticket| ticket.until > now);
         self.room(&waiting, owner, bytes)?;
         let ticket = StoredTicket {
@@ -70,7 +71,7 @@ impl<T> TicketStore<T> {
         Ok(name)
     }
 
-    /// Whether there is room for one more of `owner`.
+    /// Checks that there is room for one more ticket of `owner`.
     fn room(
         &self,
         waiting: &HashMap<String, StoredTicket<T>>,
@@ -84,9 +85,9 @@ impl<T> TicketStore<T> {
             return Err(ApiError::new(status, ErrorCode::PayloadTooLarge, message));
         }
         let full = |whose: &dyn Fn(&&StoredTicket<T>) -> bool, share: usize| {
-            let kept = waiting.values().filter(whose);
-            let (count, kept) = kept.fold((0, 0), |(n, sum), one| (n + 1, sum + one.bytes));
-            count >= TICKETS_MAX / share || kept + bytes > TICKET_BYTES_MAX / share
+            let stored = waiting.values().filter(whose);
+            let (count, stored) = stored.fold((0, 0), |(n, sum), one| (n + 1, sum + one.bytes));
+            count >= TICKETS_MAX / share || stored + bytes > TICKET_BYTES_MAX / share
         };
         let whose = if full(&|ticket| ticket.owner == *owner, TICKETS_SHARE) {
             "too many tickets of this identity"
@@ -99,12 +100,12 @@ impl<T> TicketStore<T> {
         Err(ApiError::overloaded(message, self.time.as_millis() as u64))
     }
 
-    /// Takes what the ticket stands for; `None` for one that was used, is too old or never was.
+    /// Takes the value of a ticket; `None` if the ticket was used, expired or never existed.
     ///
-    /// Looked up in a table of randomly keyed hashes: how long that takes says nothing about other
-    /// names.
+    /// The table uses randomly keyed hashes, so the time of a lookup reveals nothing about other names.
     pub fn take(&self, name: &str) -> Option<T> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Removing the ticket under the lock makes it work once, even for concurrent requests.
         let ticket = waiting.remove(name)?;
         (ticket.until > Instant::now()).then_some(ticket.value)
     }

@@ -1,4 +1,4 @@
-//! The shapes of requests and answers. They are a contract: see `docs/http.md`.
+//! The shapes of requests and responses. They are a contract: see `docs/http.md`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,28 +20,28 @@ use crate::limits::{
 };
 use crate::memory::RequestText;
 
-/// Body of `/call` and `/subscribe`.
+/// The body of `/call` and `/subscribe`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CallRequest<'a> {
-    /// The operation, with a leading slash or without.
+    /// The operation, with or without a leading slash.
     #[serde(borrow)]
     pub operation: Cow<'a, str>,
-    /// Its input; absent stands for `null`.
+    /// The input of the operation; an absent input stands for `null`.
     #[serde(borrow, default)]
     pub input: Option<&'a RawValue>,
-    /// The answer is wanted within so many milliseconds.
+    /// The caller wants the response within this number of milliseconds.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
-    /// A mutation asked for again with the same key runs once.
+    /// A mutation that the caller repeats with the same key runs once.
     #[serde(borrow, default)]
     pub idempotency_key: Option<Cow<'a, str>>,
-    /// The peer that the call is passed on to.
+    /// The peer to which the node forwards the call.
     #[serde(borrow, default)]
     pub peer: Option<Cow<'a, str>>,
 }
 
-/// Members of [`CallRequest`] and what each has to be.
+/// The members of [`CallRequest`] and the kind of value that each must have.
 const CALL_MEMBERS: [(&str, MemberKind); 5] = [
     ("operation", MemberKind::Text),
     ("input", MemberKind::Any),
@@ -51,19 +51,19 @@ const CALL_MEMBERS: [(&str, MemberKind); 5] = [
 ];
 
 impl<'a> CallRequest<'a> {
-    /// Reads a body.
+    /// Reads the body of a request.
     ///
     /// # Errors
-    /// 400 that names the member that is wrong.
+    /// A 400 that names the invalid member.
     pub fn read(body: &'a [u8]) -> Result<Self, ApiError> {
         read_object(body, NESTING_MAX)
             .map_err(|error| diagnose(body, "", &CALL_MEMBERS, &["operation"], error.message))
     }
 
-    /// What is asked for; `body` is what it was read from.
+    /// The call that the request describes. The request was read from `body`.
     ///
     /// # Errors
-    /// 400 where the time is out of range.
+    /// A 400 if the time is out of range.
     pub fn invocation(&self, body: &RequestText) -> Result<GatewayCall, ApiError> {
         let timeout_ms = self.timeout_ms;
         if timeout_ms.is_some_and(|ms| !(1..=TIMEOUT_MS_MAX).contains(&ms)) {
@@ -84,25 +84,25 @@ impl<'a> CallRequest<'a> {
     }
 }
 
-/// A call that is asked for.
+/// A call that a caller requests.
 #[derive(Clone, Debug, Default)]
 pub struct GatewayCall {
-    /// The operation, with a leading slash or without.
+    /// The operation, with or without a leading slash.
     pub operation: String,
     /// Checked JSON text; `None` stands for `null`.
     pub input: Option<Bytes>,
-    /// What it counts against.
+    /// The memory that the input counts against.
     pub memory: Option<Arc<dyn InputMemory>>,
-    /// The answer is wanted within this time.
+    /// The caller wants the response within this time.
     pub timeout: Option<Duration>,
-    /// A mutation asked for again with the same key runs once.
+    /// A mutation that the caller repeats with the same key runs once.
     pub idempotency_key: Option<String>,
-    /// The peer that the call is passed on to.
+    /// The peer to which the node forwards the call.
     pub peer: Option<String>,
 }
 
 impl GatewayCall {
-    /// A call of an operation with an input.
+    /// A call of `operation` with an input.
     #[must_use]
     pub fn for_operation(operation: &str, input: &Value) -> Self {
         Self {
@@ -113,14 +113,15 @@ impl GatewayCall {
     }
 }
 
-/// Body of `/batch`.
+/// The body of `/batch`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchRequest<'a> {
-    /// The calls, 64 at most; none have no results. One more is read of those that are too many.
+    /// The calls, 64 at most. A batch without calls has no results. Of a batch with too many calls,
+    /// only one call above the maximum is read.
     #[serde(borrow, deserialize_with = "first_calls")]
     pub calls: Vec<BatchItem<'a>>,
-    /// How they follow each other.
+    /// How the calls follow each other.
     #[serde(default)]
     pub mode: BatchMode,
 }
@@ -129,7 +130,7 @@ pub struct BatchRequest<'a> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchItem<'a> {
-    /// What its result is called; no other has it.
+    /// The name of its result, which is unique in the batch.
     #[serde(borrow)]
     pub id: Cow<'a, str>,
     /// As in [`CallRequest`].
@@ -153,12 +154,12 @@ pub struct BatchItem<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BatchMode {
-    /// Eight at once.
+    /// Eight calls run at once.
     #[default]
     Parallel,
-    /// One after the other.
+    /// One call runs after the other.
     Sequential,
-    /// One after the other, and none after one that fails.
+    /// One call runs after the other, and the first failure ends the batch.
     StopOnError,
 }
 
@@ -172,31 +173,32 @@ const ITEM_MEMBERS: [(&str, MemberKind); 6] = [
 ];
 
 impl<'a> BatchRequest<'a> {
-    /// Reads a body.
+    /// Reads the body of a request.
     ///
     /// # Errors
-    /// 400 that names the member that is wrong.
+    /// A 400 that names the invalid member.
     pub fn read(body: &'a [u8]) -> Result<Self, ApiError> {
         read_object(body, NESTING_MAX).map_err(|error| {
             let members = [("calls", MemberKind::List), ("mode", MemberKind::Text)];
             let outer = diagnose(body, "", &members, &["calls"], error.message);
-            // The first call that is wrong by itself says more than the whole does.
+            // The first call that is invalid by itself gives a more precise reason than the error
+            // of the whole body.
             let calls: Option<RawBatch<'_>> = serde_json::from_slice(body).ok();
             let calls = calls.into_iter().flat_map(|listed| listed.calls);
-            let wrong = calls.enumerate().find_map(|(n, item)| {
+            let item_fault = calls.enumerate().find_map(|(n, item)| {
                 let at = format!("/calls/{n}");
                 fault(item.get(), &at, &ITEM_MEMBERS, &["id", "operation"])
             });
-            wrong.unwrap_or(outer)
+            item_fault.unwrap_or(outer)
         })
     }
 }
 
 impl BatchItem<'_> {
-    /// What is asked for; `body` is what it was read from.
+    /// The call that the item describes. The item was read from `body`.
     ///
     /// # Errors
-    /// 400 where the time is out of range.
+    /// A 400 if the time is out of range.
     pub fn invocation(&self, body: &RequestText) -> Result<GatewayCall, ApiError> {
         let request = CallRequest {
             operation: self.operation.clone(),
@@ -209,44 +211,47 @@ impl BatchItem<'_> {
     }
 }
 
-/// Result of one call of a batch.
+/// The result of one call of a batch.
 #[derive(Clone, Debug)]
 pub struct BatchResult {
     /// The id of the call.
     pub id: String,
-    /// Its output, or its error.
+    /// Its output or its error.
     pub outcome: Result<alknet_call::CallOutput, ApiError>,
 }
 
-/// What is searched for.
+/// The conditions of a search.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SearchQuery {
-    /// A part of a name, a summary or a tag, in any case.
+    /// A part of a name, a summary or a tag; the case of letters does not matter.
     pub q: String,
-    /// The first part of names.
+    /// The first part of the names.
     pub namespace: Option<String>,
-    /// Only operations of this type.
+    /// If set, the search finds only operations of this type.
     pub op_type: Option<OperationType>,
-    /// Leave out what answers many times.
+    /// If set, the search leaves out subscriptions, which have several outputs.
     pub no_subscriptions: bool,
-    /// The most a page has.
+    /// The highest number of operations on a page.
     pub limit: Option<usize>,
-    /// The last name of the page before.
+    /// The last name of the previous page.
     pub cursor: Option<String>,
 }
 
 impl SearchQuery {
-    /// Takes one member of a query string, or of a tool's arguments.
+    /// Sets one member of a query string, or of a tool's arguments.
     ///
     /// # Errors
-    /// 400 that names it.
+    /// A 400 that names the member.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), ApiError> {
         let at = || format!("/{name}");
+        // The search compares the text with every operation, so its length is limited.
         if value.len() > SEARCH_BYTES_MAX {
             let message = format!("'{name}' has at most {SEARCH_BYTES_MAX} bytes");
             return Err(ApiError::malformed(&at(), message));
         }
         match name {
+            // The search ignores case, and this converts its text once instead of for each
+            // operation.
             "q" => self.q = value.to_lowercase(),
             "namespace" if value.chars().count() > NAMESPACE_CHARS_MAX => {
                 let message = format!("'namespace' has at most {NAMESPACE_CHARS_MAX} characters");
@@ -291,6 +296,7 @@ impl SearchQuery {
         let text = |text: &str| text.to_lowercase().contains(&self.q);
         let namespace = self.namespace.as_deref();
         let cursor = self.cursor.as_deref().unwrap_or_default();
+        // Pages are in the order of names, so the next page begins after the cursor.
         spec.name.as_str() > cursor.strip_prefix('/').unwrap_or(cursor)
             && namespace.is_none_or(|namespace| spec.namespace == namespace)
             && self.op_type.is_none_or(|kind| spec.op_type == kind)
@@ -302,16 +308,16 @@ impl SearchQuery {
     }
 }
 
-/// Answer of `/search`.
+/// The response of `/search`.
 #[derive(Clone, Debug, Serialize)]
 pub struct SearchPage {
-    /// What was found, in order of name.
+    /// The operations that the search found, in order of name.
     pub operations: Vec<SearchSummary>,
-    /// Where the next page begins.
+    /// The cursor at which the next page begins.
     pub next: Option<String>,
 }
 
-/// One operation in short.
+/// The short form of an operation.
 #[derive(Clone, Debug, Serialize)]
 pub struct SearchSummary {
     /// Its name, with the leading slash.
@@ -319,11 +325,11 @@ pub struct SearchSummary {
     /// Query, mutation or subscription.
     #[serde(rename = "type")]
     pub op_type: OperationType,
-    /// What it does, in a line.
+    /// A description of one line.
     pub summary: String,
     /// The first part of its name.
     pub namespace: String,
-    /// `ok`: only what may be called is listed.
+    /// Always `ok`, because the search lists only operations that the caller may call.
     pub access: &'static str,
 }
 
@@ -339,7 +345,7 @@ impl SearchSummary {
     }
 }
 
-/// The first line of a description.
+/// The first line of the operation's description.
 fn summary(spec: &OperationSpec) -> String {
     spec.description
         .lines()
@@ -348,7 +354,7 @@ fn summary(spec: &OperationSpec) -> String {
         .to_owned()
 }
 
-/// Answer of `/schema`.
+/// The response of `/schema`.
 #[derive(Clone, Debug, Serialize)]
 pub struct OperationDescription {
     /// Its name, with the leading slash.
@@ -356,28 +362,28 @@ pub struct OperationDescription {
     /// Query, mutation or subscription.
     #[serde(rename = "type")]
     pub op_type: OperationType,
-    /// What it does, in a line.
+    /// A description of one line.
     pub summary: String,
-    /// What it does.
+    /// The whole description.
     pub description: String,
-    /// JSON Schema of the input.
+    /// The JSON Schema of the input.
     pub input_schema: Value,
-    /// JSON Schema of the output, or of each event.
+    /// The JSON Schema of the output, or of each event.
     pub output_schema: Value,
-    /// Errors of its own.
+    /// The errors that the operation declares.
     pub errors: Vec<ErrorShape>,
-    /// Inputs to try.
+    /// Example inputs.
     pub examples: Vec<Value>,
 }
 
 /// An error that an operation declares.
 #[derive(Clone, Debug, Serialize)]
 pub struct ErrorShape {
-    /// Its code.
+    /// The code of the error.
     pub code: String,
-    /// The status it comes with.
+    /// The HTTP status of a response with this error.
     pub http_status: u16,
-    /// JSON Schema of its details.
+    /// The JSON Schema of the error's details.
     pub schema: Value,
 }
 
@@ -401,13 +407,13 @@ impl OperationDescription {
     }
 }
 
-/// JSON Schema has a place for them.
+/// The examples of an input, which JSON Schema holds in `examples`.
 fn examples(schema: &Value) -> Vec<Value> {
     let listed = schema.get("examples").and_then(Value::as_array);
     listed.cloned().unwrap_or_default()
 }
 
-/// What a member has to be.
+/// The kind of value that a member must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MemberKind {
     Any,
@@ -421,6 +427,7 @@ impl MemberKind {
         match self {
             Self::Any => true,
             Self::List => value.starts_with('['),
+            // Members with numbers are optional, and `null` counts as absent.
             Self::Number => value == "null" || value.parse::<u64>().is_ok(),
             Self::Text => value.starts_with('"'),
         }
@@ -436,7 +443,7 @@ impl MemberKind {
     }
 }
 
-/// Why a body was not taken, with the place of what is wrong where that can be told.
+/// The reason why a body was refused, with the location of the fault if it can be found.
 fn diagnose(
     body: &[u8],
     at: &str,
@@ -444,12 +451,13 @@ fn diagnose(
     needed: &[&str],
     otherwise: String,
 ) -> ApiError {
+    // For a body that is no JSON, the error of the first read is the answer.
     let text = serde_json::from_slice::<&RawValue>(body).ok();
     let fault = text.and_then(|text| fault(text.get(), at, members, needed));
     fault.unwrap_or_else(|| ApiError::malformed(at, otherwise))
 }
 
-/// What is wrong with a text of JSON, which is read member by member and never kept.
+/// The fault in a JSON text. The text is read member by member and never stored.
 fn fault(
     text: &str,
     at: &str,
@@ -465,18 +473,18 @@ fn fault(
         members,
         missing: &mut missing,
     };
-    let wrong = serde_json::Deserializer::from_str(text).deserialize_map(faults);
-    wrong.ok()?.or_else(|| {
+    let found = serde_json::Deserializer::from_str(text).deserialize_map(faults);
+    found.ok()?.or_else(|| {
         let name = missing.first()?;
         Some(ApiError::malformed(at, format!("'{name}' is missing")))
     })
 }
 
-/// Finds the first member that is wrong.
+/// Finds the first invalid member.
 struct MemberChecker<'a, 'm> {
     at: &'a str,
     members: &'a [(&'a str, MemberKind)],
-    /// Those that have to be there and were not yet.
+    /// The required members that were not found yet.
     missing: &'a mut Vec<&'m str>,
 }
 
@@ -488,28 +496,30 @@ impl<'de> Visitor<'de> for MemberChecker<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut all: A) -> Result<Self::Value, A::Error> {
-        let mut wrong = None;
+        let mut first = None;
         while let Some(BodyMemberName(name)) = all.next_key()? {
             let value = all.next_value::<&RawValue>()?;
+            // A required member with an invalid value counts as present: its own fault is the one
+            // to report.
             self.missing.retain(|needed| *needed != name);
-            if wrong.is_none() {
-                wrong = wrong_member(&name, value.get(), self.at, self.members);
+            if first.is_none() {
+                first = member_fault(&name, value.get(), self.at, self.members);
             }
         }
-        Ok(wrong)
+        Ok(first)
     }
 }
 
 #[derive(Deserialize)]
 struct BodyMemberName<'a>(#[serde(borrow)] Cow<'a, str>);
 
-fn wrong_member(
+fn member_fault(
     name: &str,
     value: &str,
     at: &str,
     members: &[(&str, MemberKind)],
 ) -> Option<ApiError> {
-    // RFC 6901 section 3.
+    // The pointer escapes these two characters (RFC 6901 section 3).
     let pointer = || format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
     match members.iter().find(|(known, _)| *known == name) {
         None => Some(ApiError::malformed(
@@ -524,14 +534,14 @@ fn wrong_member(
     }
 }
 
-/// The calls of a batch as they are written.
+/// The calls of a batch as raw JSON text.
 #[derive(Deserialize)]
 struct RawBatch<'a> {
     #[serde(borrow, deserialize_with = "first_calls")]
     calls: Vec<&'a RawValue>,
 }
 
-/// As many as a batch has, and one more where it has too many.
+/// At most as many calls as a batch may have, and one more if it has too many.
 fn first_calls<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -554,6 +564,8 @@ where
                     None => return Ok(first),
                 }
             }
+            // The rest is read without storing it: serde refuses a list that its visitor leaves
+            // unread.
             while all.next_element::<IgnoredAny>()?.is_some() {}
             Ok(first)
         }

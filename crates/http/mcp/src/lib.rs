@@ -1,11 +1,11 @@
-//! The Model Context Protocol, both ways.
+//! The Model Context Protocol, as a server and as a client.
 //!
-//! [`McpServer`] shows this node to models: four tools that find operations and call them, and operations
-//! that an administrator pinned as tools of their own. There are no sessions: every request stands for
-//! itself, in each version of the protocol.
+//! [`McpServer`] offers this node to models: four tools that find operations and call them, and the operations that
+//! an administrator pinned as tools of their own. It has no sessions: every request is complete in itself, in each
+//! version of the protocol.
 //!
-//! [`FromMcp`] makes operations of the tools of other servers, which are asked over streamable HTTP and
-//! never believed: what they say is bounded, and what they ask for is refused.
+//! [`FromMcp`] makes operations of the tools of other servers. The node calls these over streamable HTTP and does not
+//! trust them: it bounds what they send and refuses their requests.
 
 pub mod limits;
 

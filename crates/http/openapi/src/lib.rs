@@ -1,4 +1,5 @@
-//! OpenAPI: the document of the gateway, and operations made of documents of others.
+//! OpenAPI: the gateway's own document, and operations that are made from the documents of other
+//! servers.
 
 pub mod from;
 mod to;

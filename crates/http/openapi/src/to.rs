@@ -1,27 +1,27 @@
-//! The document of the gateway: its fixed paths, which are the same on every node. Operations are not in
-//! it: `/search` tells each caller the own.
+//! The document of the gateway. It describes the gateway's fixed paths, which are the same on every node. It does not
+//! describe operations: `/search` lists those that a caller may call.
 //!
-//! Every schema has a name of its own; generators invent names for those that have none.
+//! Every schema has a name, because generators invent names for schemas without one.
 
 use serde_json::{Map, Value, json};
 
-/// Version of the gateway's contract, as of semver: not of the product. A member more is a minor step, a
-/// path or a member less a major one.
+/// The version of the gateway's contract by semantic versioning, independent of the product's version. A new member
+/// is a minor change; removing a path or a member is a major one.
 pub const CONTRACT_VERSION: &str = "1.0.0";
 
-/// Longest deadline of a call, in milliseconds.
+/// The longest deadline of a call, in milliseconds.
 const TIMEOUT_MS_MAX: u32 = 600_000;
-/// Most calls of one batch.
+/// The most calls of one batch.
 const BATCH_MAX: u32 = 64;
-/// Longest list that a search answers.
+/// The longest list that a search returns.
 const LIMIT_MAX: u32 = 500;
 
-/// What of the document is of this node.
+/// The parts of the document that depend on this node.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenApiContract<'a> {
-    /// Changes whenever the set of operations does.
+    /// A digest that changes whenever the set of operations does.
     pub operations_digest: &'a str,
-    /// Whether clients without a token get the document (`http.public_openapi`).
+    /// Whether clients without a token may read the document (`http.public_openapi`).
     pub is_public: bool,
 }
 
@@ -198,7 +198,7 @@ fn openapi(is_public: bool) -> Value {
             &["401", "403", "429"],
         ),
     });
-    // An empty list takes the document's requirement off (OpenAPI 3.1, section 4.8.10).
+    // An empty list overrides the document's security requirement (OpenAPI 3.1, section 4.8.10).
     if is_public {
         operation["security"] = json!([]);
     }
@@ -220,7 +220,7 @@ fn metrics() -> Value {
 
 const JSON: &str = "application/json";
 
-/// Statuses of `/call` that have a meaning of their own; an operation's own errors may have others.
+/// The statuses of `/call` that have a meaning of their own. An operation's own errors may have others.
 const CALL_STATUSES: [&str; 13] = [
     "400", "401", "403", "404", "409", "413", "415", "422", "429", "500", "502", "503", "504",
 ];
@@ -258,7 +258,7 @@ fn responses<const N: usize>(good: [(&str, Value); N], failures: &[&str]) -> Val
     for status in failures {
         all.insert((*status).to_owned(), failure(meaning(status)));
     }
-    // So that generated clients know the form of a status that comes later.
+    // With this entry, generated clients also know the form of statuses that a later version adds.
     all.insert("default".to_owned(), failure("Another failure."));
     all.into()
 }
@@ -287,7 +287,7 @@ fn object(required: &[&str], properties: Value) -> Value {
 }
 
 fn closed(required: &[&str], properties: Value) -> Value {
-    // For requests only: answers may have more members after a minor step.
+    // Only schemas of requests are closed: responses may get more members in a minor version.
     let mut schema = object(required, properties);
     schema["additionalProperties"] = json!(false);
     schema
@@ -305,6 +305,7 @@ fn schemas() -> Value {
             "description": "The peer that serves the call; if absent, any peer that serves the operation.",
         },
     });
+    // A call of a batch is a call with an id for its result.
     let mut one = call.clone();
     one["id"] = json!({ "type": "string", "minLength": 1, "maxLength": 64 });
     json!({

@@ -1,4 +1,4 @@
-//! Answers, with what each of them says to browsers.
+//! Builds responses with the headers that browsers obey.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,12 +16,12 @@ use http_body_util::{BodyExt, Full};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-/// Nothing but what this node itself serves, and no page around it.
+/// The policy allows only content that this node serves, and forbids framing.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
 img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// Headers of everything that comes from here. The referrer is kept among our own pages: without it
-/// browsers would not say where a form comes from.
+/// The headers of every response. The browser sends the referrer between the node's own pages,
+/// because without it browsers would not state the origin of a form.
 const ALWAYS: [(HeaderName, &str); 5] = [
     (CONTENT_SECURITY_POLICY, POLICY),
     (REFERRER_POLICY, "same-origin"),
@@ -38,18 +38,18 @@ const ALWAYS: [(HeaderName, &str); 5] = [
 
 pub(crate) type PageResponse = Response<MountBody>;
 
-/// A page.
+/// A response with a page.
 pub(crate) fn page(status: StatusCode, html: String) -> PageResponse {
     with(status, "text/html; charset=utf-8", "no-store", full(html))
 }
 
-/// A file of the program; its address changes with it.
+/// A static file of the program. Its address changes with its content.
 pub(crate) fn asset(kind: &'static str, text: &'static str) -> PageResponse {
     let body = full(Bytes::from_static(text.as_bytes()));
     with(StatusCode::OK, kind, "max-age=31536000, immutable", body)
 }
 
-/// Nothing here.
+/// The response for an unknown path.
 pub(crate) fn nothing() -> PageResponse {
     plain(StatusCode::NOT_FOUND, "There is nothing here.\n")
 }
@@ -58,7 +58,7 @@ pub(crate) fn plain(status: StatusCode, text: &'static str) -> PageResponse {
     with(status, "text/plain; charset=utf-8", "no-store", full(text))
 }
 
-/// Another method is wanted.
+/// The response for a method that the path does not support.
 pub(crate) fn method(allowed: &'static str) -> PageResponse {
     let mut answer = plain(
         StatusCode::METHOD_NOT_ALLOWED,
@@ -69,29 +69,31 @@ pub(crate) fn method(allowed: &'static str) -> PageResponse {
     answer
 }
 
-/// The browser is to get `/`.
+/// Redirects the browser to `/`.
 pub(crate) fn see_root() -> PageResponse {
-    // 303 has the browser get it, whatever it sent before (RFC 9110 section 15.4.4).
+    // After a 303 the browser sends a GET, whatever method it used before (RFC 9110 section
+    // 15.4.4).
     let mut answer = plain(StatusCode::SEE_OTHER, "");
     let headers = answer.headers_mut();
     headers.insert(LOCATION, HeaderValue::from_static("/"));
     answer
 }
 
-/// The same answer with a cookie.
+/// The same response with a cookie.
 pub(crate) fn with_cookie(mut answer: PageResponse, cookie: &str) -> PageResponse {
-    // A cookie of ours is visible ASCII.
+    // The node's cookies contain only visible ASCII, so this always succeeds.
     if let Ok(value) = HeaderValue::from_str(cookie) {
         answer.headers_mut().insert(SET_COOKIE, value);
     }
     answer
 }
 
-/// Events as they come.
+/// A response that streams events.
 pub(crate) fn events(body: EventBody) -> PageResponse {
     let body = MountBody::new(body.map_err(|never: Infallible| match never {}));
     let mut answer = with(StatusCode::OK, "text/event-stream", "no-store", body);
     let headers = answer.headers_mut();
+    // A buffering proxy would hold back the events.
     let unbuffered = HeaderName::from_static("x-accel-buffering");
     headers.insert(unbuffered, HeaderValue::from_static("no"));
     answer
@@ -119,7 +121,7 @@ fn with(
     answer
 }
 
-/// The events that a task writes; dropping the body ends the task.
+/// The events that a task writes. Dropping the body ends the task.
 #[derive(Debug)]
 pub(crate) struct EventBody {
     events: mpsc::Receiver<Bytes>,
@@ -127,7 +129,7 @@ pub(crate) struct EventBody {
 }
 
 impl EventBody {
-    /// Reads what `writer` sends.
+    /// A body with the events that `writer` sends.
     pub(crate) fn new(events: mpsc::Receiver<Bytes>, writer: AbortHandle) -> Self {
         Self { events, writer }
     }

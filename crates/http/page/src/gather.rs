@@ -1,4 +1,4 @@
-//! What the page shows: the answers of operations, called as the viewer.
+//! Gathers the content of the page: the outputs of operations that are called as the viewer.
 
 use std::time::Instant;
 
@@ -10,19 +10,19 @@ use tokio::time::timeout;
 use crate::history::{MetricsHistory, MetricsSample};
 use crate::limits::{ASK_TIME, LOG_LINES};
 
-/// What an operation answered.
+/// The result of calling an operation for the page.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum PageCallResult {
     /// The node has no such operation, or the viewer may not call it.
     #[default]
     Absent,
-    /// It answered.
+    /// The operation's output.
     Answer(Value),
-    /// It did not, and why.
+    /// The reason why the operation failed.
     Failed(String),
 }
 
-/// Everything that is shown.
+/// All results that the page shows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StatusSnapshot {
     pub(crate) info: PageCallResult,
@@ -36,7 +36,7 @@ pub(crate) struct StatusSnapshot {
     pub(crate) log: PageCallResult,
 }
 
-/// Asks all of them.
+/// Calls all operations of the page.
 pub(crate) async fn gather(
     gateway: &Gateway,
     caller: &HttpCaller,
@@ -55,6 +55,7 @@ pub(crate) async fn gather(
         follow(gateway, caller),
     );
     if let PageCallResult::Answer(answer) = &metrics {
+        // The page reads the metrics anyway, so the plots use them as a sample.
         history.add(Instant::now(), MetricsSample::from_metrics(answer));
     }
     StatusSnapshot {
@@ -70,7 +71,7 @@ pub(crate) async fn gather(
     }
 }
 
-/// Asks one.
+/// Calls one operation.
 pub(crate) async fn ask(
     gateway: &Gateway,
     caller: &HttpCaller,
@@ -90,7 +91,7 @@ pub(crate) async fn ask(
     }
 }
 
-/// The last records of the log.
+/// Reads the last records of the log.
 async fn follow(gateway: &Gateway, caller: &HttpCaller) -> PageCallResult {
     const OPERATION: &str = "node/log";
     if gateway.find(caller, OPERATION).is_err() {
@@ -114,7 +115,7 @@ async fn follow(gateway: &Gateway, caller: &HttpCaller) -> PageCallResult {
     };
     match timeout(ASK_TIME, read).await {
         Ok(Err(why)) => PageCallResult::Failed(why),
-        // What came in time is shown.
+        // After the time limit, the page shows the records that arrived before it.
         Ok(Ok(())) | Err(_) => PageCallResult::Answer(Value::Array(records)),
     }
 }

@@ -1,4 +1,4 @@
-//! Numbers of the last minutes, for the plots.
+//! Metrics of the last minutes, for the plots.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use crate::limits::{
     FAILURES_MANY, FAILURES_MANY_PART, FAILURES_WITHIN, LOOKED_LATELY, SAMPLE_EVERY, SAMPLES_MAX,
 };
 
-/// What `node/metrics` said at one time, as far as it is drawn.
+/// The part of the output of `node/metrics` at one time that the page draws.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct MetricsSample {
     pub(crate) calls: f64,
@@ -19,12 +19,12 @@ pub(crate) struct MetricsSample {
     pub(crate) sent: f64,
     pub(crate) resident: Option<f64>,
     pub(crate) connections: f64,
-    /// Calls that took at most so many seconds, ascending; the last bound is infinite.
+    /// The number of calls that took at most this many seconds, in ascending order. The last bound is infinite.
     pub(crate) seconds: Vec<(f64, f64)>,
 }
 
 impl MetricsSample {
-    /// Out of `values`, each by its series.
+    /// Reads the metrics from the output's member `values`, by the name of each series.
     pub(crate) fn from_metrics(answer: &Value) -> Self {
         let mut numbers = Self::default();
         let values = answer["values"].as_object().into_iter().flatten();
@@ -57,23 +57,23 @@ impl MetricsSample {
     }
 }
 
-/// How much happened between two samples; `None` where nothing can be said.
+/// The rates between two samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct MetricsRates {
-    /// Time of the second sample, since the first of all.
+    /// The time of the second sample, relative to the first sample of all.
     pub(crate) at: Duration,
     pub(crate) calls: f64,
     pub(crate) errors: f64,
     pub(crate) received: f64,
     pub(crate) sent: f64,
     pub(crate) resident: Option<f64>,
-    /// Half of the calls took at most so many seconds.
+    /// The seconds within which half of the calls ended.
     pub(crate) median: Option<f64>,
-    /// And 99 of 100.
+    /// The seconds within which 99 of 100 calls ended.
     pub(crate) slowest: Option<f64>,
 }
 
-/// What happened between two samples. `began` is the time of the first of all.
+/// The rates between two samples; `None` if both have the same time. `began` is the time of the first sample of all.
 fn rates(
     began: Instant,
     before: &(Instant, MetricsSample),
@@ -85,7 +85,7 @@ fn rates(
     }
     let at = after.0.saturating_duration_since(began);
     let (before, after) = (&before.1, &after.1);
-    // What counts from the start counts from zero after another one.
+    // A counter restarts at zero when the node restarts.
     let rate = |before: f64, after: f64| (after - before).max(0.0) / seconds;
     let quantile = |of: f64| quantile(&before.seconds, &after.seconds, of);
     Some(MetricsRates {
@@ -100,9 +100,10 @@ fn rates(
     })
 }
 
-/// The time within which this part of the calls between two histograms ended, as if the calls of one
-/// bucket were spread evenly over it.
+/// The time within which this part of the calls between two histograms ended, if the calls of a bucket are spread
+/// evenly over it.
 fn quantile(before: &[(f64, f64)], after: &[(f64, f64)], part: f64) -> Option<f64> {
+    // Histograms with different buckets cannot be subtracted, so the newer one counts alone.
     let same = before.len() == after.len();
     let since = |n: usize| after[n].1 - if same { before[n].1 } else { 0.0 };
     let total = since(after.len().checked_sub(1)?);
@@ -120,7 +121,7 @@ fn quantile(before: &[(f64, f64)], after: &[(f64, f64)], part: f64) -> Option<f6
             } else {
                 1.0
             };
-            // The last bucket has no end: its beginning is what is known.
+            // The last bucket has no upper bound, so only its beginning is known.
             let known = bound.is_finite();
             return Some(if known {
                 lower + (bound - lower) * share
@@ -133,80 +134,79 @@ fn quantile(before: &[(f64, f64)], after: &[(f64, f64)], part: f64) -> Option<f6
     None
 }
 
-/// Calls of the last [`FAILURES_WITHIN`], and how many of them ended with an error.
+/// The calls of the last [`FAILURES_WITHIN`], and how many of them failed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RecentCalls {
     pub(crate) calls: f64,
     pub(crate) failed: f64,
-    /// The time that was looked at: less than the minute after the page was opened.
+    /// The time that the samples cover: less than [`FAILURES_WITHIN`] shortly after the page was opened.
     pub(crate) span: Duration,
 }
 
 impl RecentCalls {
-    /// Whether so many failed that the page says so in another colour.
+    /// Whether so many calls failed that the page shows it in another colour.
     pub(crate) fn has_many_failures(&self) -> bool {
         self.failed >= FAILURES_MANY && self.failed >= self.calls * FAILURES_MANY_PART
     }
 }
 
-/// The samples.
+/// The samples for the plots.
 #[derive(Debug, Default)]
 pub(crate) struct MetricsHistory(Mutex<MetricsHistoryState>);
 
 #[derive(Debug, Default)]
 struct MetricsHistoryState {
     samples: VecDeque<(Instant, MetricsSample)>,
-    looked: Option<Instant>,
-    /// A task takes samples.
-    followed: bool,
+    last_view: Option<Instant>,
+    /// Whether a task takes samples.
+    has_sampler: bool,
 }
 
 impl MetricsHistory {
-    /// Takes numbers down, unless some were a moment ago.
+    /// Records a sample, unless the last one is very recent.
     pub(crate) fn add(&self, now: Instant, numbers: MetricsSample) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = kept.samples.back().map(|(at, _)| *at);
-        let soon = |last: Instant| now.saturating_duration_since(last) < SAMPLE_EVERY / 2;
-        if last.is_some_and(soon) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = state.samples.back().map(|(at, _)| *at);
+        let is_recent = |last: Instant| now.saturating_duration_since(last) < SAMPLE_EVERY / 2;
+        if last.is_some_and(is_recent) {
             return;
         }
-        // After a long gap between samples a plot begins afresh: a line across it would be wrong.
-        let torn = |last: Instant| now.saturating_duration_since(last) > gap();
-        if last.is_some_and(torn) {
-            kept.samples.clear();
+        // After a long gap a plot starts again: a line across the gap would be wrong.
+        let has_gap = |last: Instant| now.saturating_duration_since(last) > gap();
+        if last.is_some_and(has_gap) {
+            state.samples.clear();
         }
-        if kept.samples.len() >= SAMPLES_MAX {
-            kept.samples.pop_front();
+        if state.samples.len() >= SAMPLES_MAX {
+            state.samples.pop_front();
         }
-        kept.samples.push_back((now, numbers));
+        state.samples.push_back((now, numbers));
     }
 
-    /// Notes that a viewer looks. Returns whether the caller has to start the task that takes
-    /// samples.
-    pub(crate) fn look(&self, now: Instant) -> bool {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.looked = Some(now);
-        !std::mem::replace(&mut kept.followed, true)
+    /// Records that a viewer reads the page. Returns whether the caller must start the task that takes samples.
+    pub(crate) fn record_view(&self, now: Instant) -> bool {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.last_view = Some(now);
+        !std::mem::replace(&mut state.has_sampler, true)
     }
 
-    /// Whether samples are still wanted; if not, the task that takes them stops.
+    /// Whether samples are still needed; if not, the task that takes them stops.
     pub(crate) fn wanted(&self, now: Instant) -> bool {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lately = |at: Instant| now.saturating_duration_since(at) < LOOKED_LATELY;
-        kept.followed = kept.looked.is_some_and(lately);
-        kept.followed
+        state.has_sampler = state.last_view.is_some_and(lately);
+        state.has_sampler
     }
 
-    /// Notes that the task that took samples has stopped.
+    /// Records that the task that takes samples has stopped.
     pub(crate) fn stop(&self) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.followed = false;
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.has_sampler = false;
     }
 
-    /// What happened between each two samples, oldest first, and over how long.
+    /// The rates between each two samples, the oldest first, and the time that they cover.
     pub(crate) fn rates(&self) -> (Vec<MetricsRates>, Duration) {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let samples = &kept.samples;
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = &state.samples;
         let (Some(first), Some(last)) = (samples.front(), samples.back()) else {
             return (Vec::new(), Duration::ZERO);
         };
@@ -215,12 +215,12 @@ impl MetricsHistory {
         (rates.collect(), last.0.saturating_duration_since(first.0))
     }
 
-    /// What the samples of the last [`FAILURES_WITHIN`] say about calls; `None` before there are two of them.
+    /// The calls in the samples of the last [`FAILURES_WITHIN`]; `None` before there are two samples.
     pub(crate) fn recent_calls(&self) -> Option<RecentCalls> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now, last) = kept.samples.back()?;
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, last) = state.samples.back()?;
         let age = |at: Instant| now.saturating_duration_since(at);
-        let (began, first) = kept
+        let (began, first) = state
             .samples
             .iter()
             .find(|(at, _)| age(*at) <= FAILURES_WITHIN)?;
@@ -233,7 +233,7 @@ impl MetricsHistory {
     }
 }
 
-/// The longest time between two samples that one line connects.
+/// The longest time between two samples that a line connects.
 fn gap() -> Duration {
     SAMPLE_EVERY * 12
 }
@@ -356,10 +356,10 @@ mod tests {
             history.rates().0.is_empty(),
             "after a long pause a new line begins"
         );
-        assert!(history.look(end) && !history.look(end));
+        assert!(history.record_view(end) && !history.record_view(end));
         assert!(history.wanted(end) && !history.wanted(end + LOOKED_LATELY));
         assert!(
-            history.look(end + LOOKED_LATELY),
+            history.record_view(end + LOOKED_LATELY),
             "no client takes them any more"
         );
     }

@@ -1,11 +1,11 @@
-//! The page an administrator looks at: how the node is, as its operations tell it.
+//! The page for administrators: it shows the node's state as its operations report it.
 //!
-//! One gets in by a link that works once, which `node/page-ticket` makes over a connection that proved
-//! who asks, or with a token. Either begins a session behind a cookie that is good for reading this page
-//! and nothing else: no other path looks at it. So there is nothing that another site could have a
-//! browser do. What changes something is asked for by a link of its own, and the link is the proof.
+//! A viewer enters with a token, or with a link that works once; `node/page-ticket` makes such a link over an
+//! authenticated connection. Both begin a session with a cookie that allows reading this page and nothing else: no
+//! other path uses it. So another site gains nothing if it makes a browser send a request. An action needs a link of
+//! its own, which is the proof that an administrator requested it.
 //!
-//! Everything shown comes from operations, called as the viewer; what the viewer may not call is left out.
+//! All content comes from operations that are called as the viewer. The page leaves out what the viewer may not call.
 
 pub mod limits;
 

@@ -1,4 +1,4 @@
-//! Events that keep an open page up to date.
+//! Streams events that update an open page.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use crate::limits::{LIVE_EVERY, SAMPLE_EVERY};
 use crate::page::{AdminPageInner, PageViewer};
 use crate::view::view;
 
-/// Milliseconds after which a browser that lost the connection comes again.
+/// The milliseconds after which a browser reconnects if it lost the connection.
 const RETRY_MS: u64 = 5000;
 
-/// Streams what changes, for as long as the viewer reads and may. The stream holds a place among
-/// the identity's streams meanwhile.
+/// Streams the changes of the page, as long as the viewer reads and is allowed to. The stream
+/// counts as one of the identity's streams meanwhile.
 pub(crate) fn events(
     page: &Arc<AdminPageInner>,
     viewer: PageViewer,
     address: String,
 ) -> Result<EventBody, ApiError> {
-    let place = page.gateway.stream(&viewer.caller)?;
-    // One at a time: what a slow reader does not take is not made.
+    let permit = page.gateway.stream(&viewer.caller)?;
+    // The channel holds one event, so nothing is built that a slow reader does not read.
     let (write, events) = mpsc::channel(1);
-    let writing = follow(Arc::clone(page), viewer, address, write, place);
+    let writing = follow(Arc::clone(page), viewer, address, write, permit);
     let task = tokio::spawn(writing);
     Ok(EventBody::new(events, task.abort_handle()))
 }
@@ -40,7 +40,7 @@ async fn follow(
     mut viewer: PageViewer,
     address: String,
     write: mpsc::Sender<Bytes>,
-    _place: GatewayPermit,
+    _permit: GatewayPermit,
 ) {
     let mut shown: HashMap<&'static str, String> = HashMap::new();
     let mut often = interval(LIVE_EVERY);
@@ -49,7 +49,7 @@ async fn follow(
     if write.send(hello.into()).await.is_err() {
         return;
     }
-    // The first tick is now, when the page is new.
+    // The first tick is immediate, when the page is still current.
     often.tick().await;
     loop {
         often.tick().await;
@@ -72,34 +72,37 @@ async fn update(
     address: &str,
     shown: &mut HashMap<&'static str, String>,
 ) -> Bytes {
-    page.look(viewer);
+    page.record_view(viewer);
     let gathered = gather(&page.gateway, &viewer.caller, &page.history).await;
     let view = view(&gathered, &page.history, address);
     let mut sections = Map::new();
     for section in &view.sections {
         let html = page.templates.section(section);
+        // Only changed sections are sent.
         if shown.get(section.id) != Some(&html) {
             sections.insert(section.id.to_owned(), Value::String(html.clone()));
             shown.insert(section.id, html);
         }
     }
-    let told = json!({
+    let event = json!({
         "ids": view.sections.iter().map(|section| section.id).collect::<Vec<_>>(),
         "sections": sections,
         "state": view.state,
         "well": view.well,
         "at": view.at,
     });
-    // JSON has no line ends of its own.
-    format!("event: update\ndata: {told}\n\n").into()
+    // JSON text without indentation has no line ends, which would end the event's data.
+    format!("event: update\ndata: {event}\n\n").into()
 }
 
-/// Takes numbers down for the plots, as long as a viewer has looked lately and `viewer` still may.
+/// Takes samples for the plots, as long as a viewer has read the page recently and `viewer` is
+/// allowed to.
 pub(crate) async fn sample(page: std::sync::Weak<AdminPageInner>, mut viewer: PageViewer) {
     let mut often = interval(SAMPLE_EVERY);
     often.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         often.tick().await;
+        // The task holds the page weakly, so it does not keep a stopped node's page alive.
         let Some(page) = page.upgrade() else {
             return;
         };
@@ -107,15 +110,15 @@ pub(crate) async fn sample(page: std::sync::Weak<AdminPageInner>, mut viewer: Pa
             return;
         }
         if !viewer.is_let_in(&page) {
-            // The next viewer starts a task of its own.
+            // The next viewer starts a new task.
             return page.history.stop();
         }
-        let asked = ask(&page.gateway, &viewer.caller, "node/metrics", Value::Null).await;
-        match asked {
-            PageCallResult::Answer(answer) => page
+        let answer = ask(&page.gateway, &viewer.caller, "node/metrics", Value::Null).await;
+        match answer {
+            PageCallResult::Answer(metrics) => page
                 .history
-                .add(Instant::now(), MetricsSample::from_metrics(&answer)),
-            // By this connection nothing can be asked any more, or never could.
+                .add(Instant::now(), MetricsSample::from_metrics(&metrics)),
+            // This viewer cannot call the operation any more, or never could.
             PageCallResult::Absent | PageCallResult::Failed(_) => return page.history.stop(),
         }
     }

@@ -1,4 +1,4 @@
-//! `node/page-ticket`: the way in for a peer that has a connection already.
+//! `node/page-ticket`: how a peer with a connection opens the page.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -44,6 +44,7 @@ pub(crate) fn registration(page: &Arc<AdminPageInner>) -> Registration {
         }
     }))
     .with_scope(SCOPE);
+    // The page holds the registry through its gateway, so a strong reference here would be a cycle.
     let page = Arc::downgrade(page);
     let handler = HandlerKind::once(move |input: CallBody, ctx: Ctx| {
         let page = page.upgrade();
@@ -55,7 +56,8 @@ pub(crate) fn registration(page: &Arc<AdminPageInner>) -> Registration {
 
 fn make(page: &AdminPageInner, input: &CallBody, ctx: &Ctx) -> Result<Value, CallError> {
     if ctx.internal() {
-        // On whose behalf an operation calls was not checked, and a link is for them alone.
+        // The checks did not cover the peer on whose behalf an operation calls, and a link is for
+        // that peer alone.
         let message = "an operation may not make a link for its caller; call this directly";
         return Err(CallError::new(ErrorCode::Forbidden, message));
     }
@@ -93,7 +95,8 @@ fn make(page: &AdminPageInner, input: &CallBody, ctx: &Ctx) -> Result<Value, Cal
     }))
 }
 
-/// What the caller is known by, which has to hold as long as what comes of the link lasts.
+/// The proof of the caller's identity, which must stay valid as long as the sessions and actions of
+/// the link.
 fn proof(page: &AdminPageInner, ctx: &Ctx) -> Result<ViewerProof, CallError> {
     let who = ctx.identity().ok_or_else(|| {
         CallError::new(
@@ -102,7 +105,8 @@ fn proof(page: &AdminPageInner, ctx: &Ctx) -> Result<ViewerProof, CallError> {
         )
     })?;
     let id = who.id.clone();
-    // A token before the key: what comes of it ends with it, whatever else the peer has.
+    // A token takes precedence over a key: the session ends with the token, whatever else the peer
+    // has.
     let proof = match (ctx.token(), ctx.conn().key) {
         (Some(token), _) => ViewerProof::token(id, Arc::clone(token)),
         (None, Some(key)) => ViewerProof::key(id, key),

@@ -1,4 +1,4 @@
-//! The page's paths, and who may see what behind them.
+//! The paths of the page, and the checks of who may see what.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ use crate::ticket::{LinkPurpose, PageAction, PageLinkStore};
 use crate::view::view;
 use crate::{live, operation};
 
-/// Before the ticket in the path of a link to the page.
+/// The path before the ticket of a link that opens the page.
 pub(crate) const ENTER: &str = "/status/enter/";
-/// Before the ticket in the path of a link to a question.
+/// The path before the ticket of a link that asks to confirm an action.
 pub(crate) const ACT: &str = "/status/act/";
 
-/// The page of administrators. Clones share it.
+/// The page for administrators. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct AdminPage(Arc<AdminPageInner>);
 
@@ -50,17 +50,18 @@ impl fmt::Debug for AdminPageInner {
     }
 }
 
-/// An administrator who may look at the page.
+/// An administrator who may read the page.
 #[derive(Clone, Debug)]
 pub(crate) struct PageViewer {
     pub(crate) caller: HttpCaller,
     proof: ViewerProof,
-    /// The session it comes by; none where the request itself proved who asks.
+    /// The session that the request belongs to; `None` if the request itself proved the identity.
     session: Option<String>,
 }
 
 impl PageViewer {
-    /// Whether they still may; if so, with the rights of now. That does not count as a look.
+    /// Whether the viewer may still read the page. If so, this updates the caller to the rights that it has now. The
+    /// check does not count as use of the session.
     pub(crate) fn is_let_in(&mut self, page: &AdminPageInner) -> bool {
         let session = self.session.as_deref();
         let lasts = session.is_none_or(|name| {
@@ -75,8 +76,8 @@ impl PageViewer {
 }
 
 impl AdminPage {
-    /// A page for those that `identities` knows, which asks through `gateway`. `names` are those that the node answers
-    /// to over HTTP, beside its addresses; links may use them.
+    /// A page for the identities that `identities` knows, which calls operations through `gateway`. `names` returns
+    /// the host names that the node answers to over HTTP, besides its addresses; links may use them.
     pub fn new(
         gateway: Arc<Gateway>,
         identities: Arc<dyn IdentityProvider>,
@@ -93,14 +94,14 @@ impl AdminPage {
         }))
     }
 
-    /// `node/page-ticket`, to be registered with the node's operations.
+    /// The operation `node/page-ticket`, which the node registers.
     #[must_use]
     pub fn operation(&self) -> Registration {
         operation::registration(&self.0)
     }
 
-    /// Whose session a request carries, as long as it is an administrator's. That does not count as
-    /// a look.
+    /// The identity of a request's session, as long as it is an administrator's. The check does not count as use of
+    /// the session.
     #[must_use]
     pub fn session_of(&self, headers: &HeaderMap) -> Option<Arc<Identity>> {
         let name = session::cookie_of(headers)?;
@@ -108,19 +109,19 @@ impl AdminPage {
         proof.resolve(&*self.0.identities)
     }
 
-    /// Whether a request carries a session of the page or a link that works: where the node hides the page, only such a
-    /// request gets an answer from it.
+    /// Whether a request has a session of the page or a valid link. If the node hides the page, only such a request
+    /// gets a response from it.
     #[must_use]
     pub fn knows(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let path = uri.path();
         let ticket = path.strip_prefix(ENTER).or_else(|| path.strip_prefix(ACT));
         let by_link =
-            ticket.is_some_and(|name| self.0.tickets.look(name, Instant::now()).is_some());
+            ticket.is_some_and(|name| self.0.tickets.find(name, Instant::now()).is_some());
         by_link || self.session_of(headers).is_some()
     }
 
-    /// Answers a request for `/` or anything below `/status/`. `caller` is what the request itself proved; the page's
-    /// own cookie is looked at here, and nowhere else.
+    /// Responds to a request for `/` or a path below `/status/`. `caller` is the identity that the request itself
+    /// proved. Only this function reads the page's own cookie.
     pub async fn respond<B>(&self, request: Request<B>, caller: HttpCaller) -> Response<MountBody>
     where
         B: Body<Data = Bytes> + Send,
@@ -130,41 +131,43 @@ impl AdminPage {
         let (head, body) = request.into_parts();
         let reads = matches!(head.method, Method::GET | Method::HEAD);
         let posts = head.method == Method::POST;
-        let asked = PageRequest {
+        let request = PageRequest {
             page,
             uri: &head.uri,
             headers: &head.headers,
             caller,
         };
         let path = head.uri.path();
+        // The static files are cached by browsers and need no limit.
         let is_asset = matches!(path, "/status/style.css" | "/status/live.js");
-        if !is_asset && page.gateway.admit(&asked.caller).is_err() {
+        if !is_asset && page.gateway.admit(&request.caller).is_err() {
             let slower = "Too many requests came from there: try again in a moment.\n";
             return answer::plain(StatusCode::TOO_MANY_REQUESTS, slower);
         }
         match path {
-            "/" | "/status" | "/status/" if reads => asked.index().await,
+            "/" | "/status" | "/status/" if reads => request.index().await,
             "/status/style.css" if reads => answer::asset("text/css; charset=utf-8", STYLE),
             "/status/live.js" if reads => answer::asset("text/javascript; charset=utf-8", SCRIPT),
-            "/status/events" if reads => asked.events(),
-            "/status/enter" if posts => asked.enter_by_token(&form(&head.headers, body).await),
-            "/status/leave" if posts => asked.leave(),
+            "/status/events" if reads => request.events(),
+            "/status/enter" if posts => request.enter_by_token(&form(&head.headers, body).await),
+            "/status/leave" if posts => request.leave(),
             path if path.starts_with(ENTER) => match head.method {
-                // A look at the head uses nothing up.
-                Method::GET => asked.enter_by_link(&path[ENTER.len()..]),
+                // A HEAD request must not use up the link.
+                Method::GET => request.enter_by_link(&path[ENTER.len()..]),
                 _ => answer::method("GET"),
             },
             path if path.starts_with(ACT) => {
                 let ticket = &path[ACT.len()..];
                 match head.method {
-                    Method::GET | Method::HEAD => asked.question(ticket),
-                    Method::POST => asked.act(ticket, &form(&head.headers, body).await).await,
+                    Method::GET | Method::HEAD => request.question(ticket),
+                    Method::POST => request.act(ticket, &form(&head.headers, body).await).await,
                     _ => answer::method("GET, HEAD, POST"),
                 }
             }
             "/" | "/status/style.css" | "/status/live.js" | "/status/events" => {
                 answer::method("GET, HEAD")
             }
+            // A browser that goes back to the address of a form gets the page.
             "/status/enter" | "/status/leave" if reads => answer::see_root(),
             _ => answer::nothing(),
         }
@@ -172,15 +175,15 @@ impl AdminPage {
 }
 
 impl AdminPageInner {
-    /// A viewer looks: numbers are taken down for a while.
-    pub(crate) fn look(self: &Arc<Self>, viewer: &PageViewer) {
-        if self.history.look(Instant::now()) {
+    /// Records that a viewer reads the page, and starts the task that takes samples unless one runs.
+    pub(crate) fn record_view(self: &Arc<Self>, viewer: &PageViewer) {
+        if self.history.record_view(Instant::now()) {
             tokio::spawn(live::sample(Arc::downgrade(self), viewer.clone()));
         }
     }
 }
 
-/// One request.
+/// One request for the page.
 struct PageRequest<'a> {
     page: &'a Arc<AdminPageInner>,
     uri: &'a Uri,
@@ -194,16 +197,16 @@ impl PageRequest<'_> {
             return self.entry(StatusCode::OK, None);
         };
         let page = self.page;
-        page.look(&viewer);
+        page.record_view(&viewer);
         let gathered = gather(&page.gateway, &viewer.caller, &page.history).await;
         let view = view(&gathered, &page.history, &self.address());
         answer::page(StatusCode::OK, page.templates.page(&view))
     }
 
     fn events(self) -> PageResponse {
-        // Events are for a page that is open, which does not keep its session alive.
+        // An open page reads events by itself, so this does not keep its session alive.
         let Some(viewer) = self.viewer(false) else {
-            // By its specification that ends the browser's trying.
+            // The standard of event streams makes the browser stop reconnecting at this status.
             return answer::plain(StatusCode::NO_CONTENT, "");
         };
         match live::events(self.page, viewer, self.address()) {
@@ -217,9 +220,9 @@ impl PageRequest<'_> {
 
     fn enter_by_link(self, ticket: &str) -> PageResponse {
         let enters = |purpose| purpose == LinkPurpose::Enter;
-        let taken = self.page.tickets.take(ticket, Instant::now(), enters);
-        let Some((_, proof)) = taken else {
-            // A viewer that is already in has only opened the link again.
+        let link = self.page.tickets.take(ticket, Instant::now(), enters);
+        let Some((_, proof)) = link else {
+            // A viewer with a session has only opened the link again.
             return match self.viewer(true) {
                 Some(_) => answer::see_root(),
                 None => self.entry(StatusCode::GONE, Some(USED)),
@@ -234,7 +237,7 @@ impl PageRequest<'_> {
         }
         let text = form.field("token").unwrap_or_default();
         let token = AuthToken::new(text.trim().to_owned());
-        // A wrong one is a guess, and counted against the network it comes from.
+        // A wrong token may be a guess, and counts against the network that it comes from.
         let identity = match self.caller.gate.by_token(&token) {
             Ok(identity) => identity,
             Err(error) => return self.wrong_token_form(&error),
@@ -245,7 +248,7 @@ impl PageRequest<'_> {
         self.begin(ViewerProof::token(identity.id.clone(), Arc::new(token)))
     }
 
-    /// The form again after a wrong token; 429 where too many came from the same network.
+    /// The form again after a wrong token, or 429 after too many wrong tokens from one network.
     fn wrong_token_form(&self, error: &CallError) -> PageResponse {
         let Some(wait_ms) = error.retry_after_ms else {
             return self.entry(StatusCode::FORBIDDEN, Some(WRONG));
@@ -256,12 +259,12 @@ impl PageRequest<'_> {
         answer
     }
 
-    /// Begins a session, and shows the page.
+    /// Begins a session and shows the page.
     fn begin(&self, proof: ViewerProof) -> PageResponse {
         let Some(identity) = proof.resolve(&*self.page.identities) else {
             return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
         };
-        // The browser keeps one cookie: the old session would stay until its time is over.
+        // The browser keeps only one cookie, so the old session would otherwise stay until it expires.
         if let Some(old) = session::cookie_of(self.headers) {
             self.page.sessions.end(old);
         }
@@ -273,11 +276,11 @@ impl PageRequest<'_> {
         };
         tracing::info!(by = identity.id.as_str(), "page.enter");
         let comes_from = self.headers.get("sec-fetch-site");
-        let elsewhere = comes_from.is_some_and(|from| from != "none" && from != "same-origin");
-        let redirect = match elsewhere {
+        let is_cross_site = comes_from.is_some_and(|from| from != "none" && from != "same-origin");
+        let redirect = match is_cross_site {
             false => answer::see_root(),
-            // A browser that follows a link from another site sends no strict cookie along, and none with the redirect
-            // that follows: only a page of this site makes it do so.
+            // A browser that follows a link from another site sends no strict cookie, also not with the redirect that
+            // follows. It sends the cookie only if a page of this site causes the request.
             true => answer::page(
                 StatusCode::OK,
                 self.page.templates.plain(&MessagePage {
@@ -297,9 +300,9 @@ impl PageRequest<'_> {
         answer::with_cookie(answer::see_root(), &session::no_cookie())
     }
 
-    /// Asks whether to do what a link is for. The link is used up by the answer, not by the question.
+    /// Asks for the confirmation of a link's action. The answer uses up the link, not the question.
     fn question(self, ticket: &str) -> PageResponse {
-        let found = self.page.tickets.look(ticket, Instant::now());
+        let found = self.page.tickets.find(ticket, Instant::now());
         let Some((LinkPurpose::Act(action), proof)) = found else {
             return self.entry(StatusCode::GONE, Some(USED));
         };
@@ -319,15 +322,16 @@ impl PageRequest<'_> {
         answer::page(StatusCode::OK, self.page.templates.plain(&plain))
     }
 
-    /// Does what a link is for. The link is the proof: no cookie is looked at, and only the link's receiver has it. It
-    /// is in the path, where a node that tells unknown peers nothing looks for it before it answers.
+    /// Performs a link's action. The link is the proof: this reads no cookie, and only the receiver of the link has
+    /// it. The link is in the path, because a node that hides from unknown peers looks for it there before it
+    /// responds.
     async fn act(self, ticket: &str, form: &PageForm) -> PageResponse {
         if let Some(refused) = self.foreign_form(form) {
             return refused;
         }
         let acts = |purpose| matches!(purpose, LinkPurpose::Act(_));
-        let taken = self.page.tickets.take(ticket, Instant::now(), acts);
-        let Some((LinkPurpose::Act(action), proof)) = taken else {
+        let link = self.page.tickets.take(ticket, Instant::now(), acts);
+        let Some((LinkPurpose::Act(action), proof)) = link else {
             return self.entry(StatusCode::GONE, Some(USED));
         };
         let Some(identity) = proof.resolve(&*self.page.identities) else {
@@ -382,7 +386,7 @@ impl PageRequest<'_> {
                 session: None,
             });
         }
-        // A token that was sent says who asks, whatever else comes with it.
+        // A token in the request decides, whatever cookie comes with it.
         if self.caller.token.is_some() {
             return None;
         }
@@ -401,7 +405,7 @@ impl PageRequest<'_> {
 
     fn caller_of(&self, proof: &ViewerProof, identity: Option<Arc<Identity>>) -> HttpCaller {
         if let Some(identity) = &identity {
-            // Its connection is no unknown peer's.
+            // The connection is no longer one of an unknown peer.
             self.caller.gate.authenticated(identity);
         }
         HttpCaller {
@@ -413,7 +417,7 @@ impl PageRequest<'_> {
         }
     }
 
-    /// The form to enter, and why it is there.
+    /// The form to sign in, with the reason for showing it.
     fn entry(&self, status: StatusCode, wrong: Option<&str>) -> PageResponse {
         let plain = MessagePage {
             title: "Sign in to the status page".to_owned(),
@@ -425,10 +429,10 @@ impl PageRequest<'_> {
         answer::page(status, self.page.templates.plain(&plain))
     }
 
-    /// Refuses a form that another page sends, and a body that is not a form.
+    /// Refuses a form from another site's page, and a body that is no form.
     fn foreign_form(&self, form: &PageForm) -> Option<PageResponse> {
         let own = match self.headers.get(ORIGIN) {
-            // Programs do not say; what they send is theirs.
+            // Programs other than browsers send no origin, and no other site controls their requests.
             None => true,
             Some(origin) => {
                 let origin = origin
@@ -450,13 +454,14 @@ impl PageRequest<'_> {
         }
     }
 
-    /// What the browser calls the node, with the port.
+    /// The host and port under which the browser reached the node.
     fn authority(&self) -> Option<String> {
         let own = self.uri.authority().map(ToString::to_string);
         own.or_else(|| Some(self.headers.get(HOST)?.to_str().ok()?.to_owned()))
     }
 
-    /// Where the browser found the node, port included: on its way there may be another port than the node's own.
+    /// The address under which the browser reached the node, with the port. A device on the way may map the node's
+    /// port to another one.
     fn address(&self) -> String {
         let authority = self.authority().unwrap_or_default();
         let parsed = authority.parse::<http::uri::Authority>();
@@ -467,7 +472,7 @@ impl PageRequest<'_> {
     }
 }
 
-/// Where `https://` leads without a port.
+/// The default port of `https://`.
 const HTTPS_PORT: u16 = 443;
 
 const USED: &str = "This link was used already, or is more than a minute old. \
@@ -478,7 +483,7 @@ Wait before you try again.";
 const NARROW: &str = "You may not see the status page: it is for administrators, and a token \
 needs the scope admin.";
 
-/// What a form carries.
+/// The content of a form.
 enum PageForm {
     Fields(Vec<(String, String)>),
     Refused(StatusCode),
@@ -494,7 +499,7 @@ impl PageForm {
     }
 }
 
-/// Reads a form as browsers send one.
+/// Reads a form as browsers send it.
 async fn form<B>(headers: &HeaderMap, body: B) -> PageForm
 where
     B: Body<Data = Bytes> + Send,

@@ -1,4 +1,4 @@
-//! Plots with axes and a legend, as lines of an SVG in the page.
+//! Draws plots with axes and a legend, as lines of an SVG in the page.
 
 use std::time::Duration;
 
@@ -6,26 +6,26 @@ use serde::Serialize;
 
 use crate::text;
 
-/// Width of a plot, in its own units.
+/// The width of a plot, in its own units.
 const WIDTH: f64 = 240.0;
-/// Height of a plot, in its own units.
+/// The height of a plot, in its own units.
 const HEIGHT: f64 = 48.0;
-/// Room for the line's own width.
+/// The margin for the width of the line itself.
 const MARGIN: f64 = 2.0;
-/// Ends of a scale, each of which halves to a short number; times a power of ten.
+/// The possible ends of a scale, times a power of ten. Half of each is a short number too.
 const SCALE_ENDS: [f64; 5] = [1.0, 2.0, 2.5, 5.0, 10.0];
 
-/// A plot as the template shows it.
+/// A plot in the form that the template shows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Plot {
     pub(crate) title: &'static str,
-    /// What the numbers at the axis count, "in ms".
+    /// The unit of the numbers at the axis, such as "in ms".
     pub(crate) unit: String,
-    /// The whole plot as a sentence, for a reader who does not see it.
+    /// A sentence that describes the plot to readers who cannot see it.
     pub(crate) about: String,
-    /// Number at the top of the vertical axis, which begins at zero.
+    /// The number at the top of the vertical axis, which begins at zero.
     pub(crate) top: String,
-    /// Number in the middle of the vertical axis.
+    /// The number in the middle of the vertical axis.
     pub(crate) middle: String,
     /// How long ago the horizontal axis begins; it ends now.
     pub(crate) begins: String,
@@ -34,28 +34,29 @@ pub(crate) struct Plot {
     pub(crate) lines: Vec<PlotLine>,
 }
 
-/// One line and its entry of the legend.
+/// One line and its entry in the legend.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct PlotLine {
     pub(crate) label: &'static str,
-    /// Its last number, with the unit.
+    /// The last number of the line, with its unit.
     pub(crate) value: String,
-    /// Colour and dashes.
+    /// The CSS class, which sets the colour and the dashes.
     pub(crate) class: &'static str,
-    /// The line, in as many pieces as it is torn into.
+    /// The connected pieces of the line, between its gaps.
     pub(crate) pieces: Vec<String>,
 }
 
-/// What is drawn.
+/// The data of a line.
 #[derive(Clone, Debug)]
 pub(crate) struct PlotSeries {
     pub(crate) label: &'static str,
     pub(crate) class: &'static str,
-    /// Where on the horizontal axis, from 0 to 1, and the number there if it is known; oldest first.
+    /// The points, the oldest first: the position on the horizontal axis, from 0 to 1, and the
+    /// number, if it is known.
     pub(crate) points: Vec<(f64, Option<f64>)>,
 }
 
-/// What a plot measures.
+/// The quantity that a plot shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlotQuantity {
     PerSecond,
@@ -75,7 +76,7 @@ impl PlotQuantity {
         }
     }
 
-    /// The unit of an axis that reaches this number, and how much one of the unit is.
+    /// The unit of an axis that reaches `most`, and the size of one unit.
     fn unit(self, most: f64) -> (f64, String) {
         match self {
             Self::PerSecond => (1.0, "per second".to_owned()),
@@ -95,7 +96,7 @@ impl PlotQuantity {
     }
 }
 
-/// Draws lines to one scale that begins at zero. The horizontal axis covers the last `span`.
+/// Draws lines with one scale, which begins at zero. The horizontal axis covers the last `span`.
 pub(crate) fn plot(
     title: &'static str,
     quantity: PlotQuantity,
@@ -143,15 +144,16 @@ pub(crate) fn plot(
     }
 }
 
-/// The end of a scale for numbers up to this one: a short number that is not smaller.
+/// The end of a scale for numbers up to `most`: a short number that is not smaller.
 fn scale_end(most: f64) -> f64 {
-    /// Powers of ten beyond which a number of the page is a mistake.
+    /// The largest power of ten of a scale: numbers beyond it are mistakes.
     const POWER_MAX: f64 = 12.0;
     if !most.is_finite() || most <= 0.0 {
         return 1.0;
     }
     let power = most.log10().floor().clamp(-POWER_MAX, POWER_MAX);
-    // A negative power of ten is no exact number, and a division by a positive one is rounded once.
+    // A negative power of ten has no exact floating-point form, but the division by a positive one
+    // rounds only once.
     let scaled = |end: f64| match power < 0.0 {
         true => end / 10f64.powf(-power),
         false => end * 10f64.powf(power),
@@ -170,7 +172,7 @@ fn pieces(points: &[(f64, Option<f64>)], top: f64) -> Vec<String> {
             let y = HEIGHT - MARGIN - (HEIGHT - 2.0 * MARGIN) * part;
             drawn.push((x, y));
         }
-        // One point alone is no line: a short one stands for it.
+        // One point makes no line, so a short line is drawn in its place.
         if let [(x, y)] = *drawn.as_slice() {
             let (from, to) = ((x - 2.0).max(0.0), (x + 2.0).min(WIDTH));
             drawn = vec![(from, y), (to, y)];

@@ -1,4 +1,4 @@
-//! Templates, and what the server sends beside them.
+//! The templates, and the static files of the page.
 
 use std::sync::{LazyLock, OnceLock};
 
@@ -12,12 +12,12 @@ use crate::view::{PageSection, StatusView};
 pub(crate) const STYLE: &str = include_str!("../assets/style.css");
 pub(crate) const SCRIPT: &str = include_str!("../assets/live.js");
 
-/// A line that goes up, in a colour that both kinds of tabs show.
+/// A rising line, in a colour that is visible on light and dark tabs.
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E\
 %3Cpath d='M2 12 6 6l3 3 5-7' fill='none' stroke='%23209a97' stroke-width='2.5' \
 stroke-linecap='round' stroke-linejoin='round'/%3E%3C/svg%3E";
 
-/// Changes when style or script do, so that browsers may keep them.
+/// A version that changes with the style or the script, so that browsers may cache both.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let hash = Sha256::new().chain_update(STYLE).chain_update(SCRIPT);
     let hash = hash.finalize();
@@ -27,22 +27,22 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
         .collect()
 });
 
-/// A page that is not the status page.
+/// A page other than the status page.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct MessagePage {
     pub(crate) title: String,
-    /// What is wrong.
+    /// The error that the page reports.
     pub(crate) wrong: Option<String>,
     pub(crate) text: Option<String>,
-    /// It leads to the status page by itself.
+    /// The page goes to the status page by itself.
     pub(crate) refresh: bool,
     pub(crate) act: Option<ConfirmPrompt>,
-    /// Whether it has the form to enter.
+    /// Whether the page has the form to sign in.
     pub(crate) entry: bool,
     pub(crate) host: String,
 }
 
-/// A question whether to do something.
+/// A question that asks to confirm an action.
 #[derive(Debug, Serialize)]
 pub(crate) struct ConfirmPrompt {
     pub(crate) ticket: String,
@@ -50,7 +50,8 @@ pub(crate) struct ConfirmPrompt {
     pub(crate) who: String,
 }
 
-/// The templates, read with the first page: reading them costs a start 23 million instructions.
+/// The templates, which are parsed when the first page is written: parsing them takes 23 million
+/// instructions.
 #[derive(Debug)]
 pub(crate) struct Templates(OnceLock<Handlebars<'static>>);
 
@@ -67,7 +68,8 @@ impl Templates {
             ("section", include_str!("../assets/section.hbs")),
         ] {
             if let Err(error) = all.register_template_string(name, text) {
-                // A mistake of ours, which every test of the page finds.
+                // Only a fault in the program causes this, and every test of the page would find
+                // it.
                 tracing::error!(%error, name, "a template cannot be read");
             }
         }

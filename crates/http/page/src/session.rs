@@ -1,4 +1,4 @@
-//! Who may look: sessions behind a cookie, and what each of them rests on.
+//! Sessions behind a cookie, and the proof of identity that each of them depends on.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,21 +13,22 @@ use http::header::COOKIE;
 
 use crate::limits::{SESSION_IDLE, SESSION_TIME, SESSIONS_MAX, SESSIONS_PER_IDENTITY};
 
-/// Name of the cookie. Browsers take one of such a name only over TLS, for the whole host and from that host alone.
+/// The name of the cookie. Browsers accept a cookie with this prefix only over TLS, for the whole host and from that
+/// host.
 pub const COOKIE_NAME: &str = "__Host-alknet";
-/// The scope that lets its holder look.
+/// The scope that allows reading the page.
 pub(crate) const SCOPE: &str = "admin";
-/// Bytes of randomness in the name of a session or a link: 43 characters.
+/// The random bytes in the name of a session or a link, which make 43 characters.
 const NAME_BYTES: usize = 32;
 
-/// A random name of 256 bits, which cannot be guessed; `None` while the system has no randomness.
+/// A random name of 256 bits that cannot be guessed; `None` while the system has no randomness.
 pub(crate) fn new_name() -> Option<String> {
     let mut name = [0; NAME_BYTES];
     getrandom::fill(&mut name).ok()?;
     Some(BASE64URL_NOPAD.encode(&name))
 }
 
-/// What a viewer proved, to be asked again.
+/// The proof of a viewer's identity, which the page checks again later.
 #[derive(Clone)]
 pub(crate) struct ViewerProof {
     id: PeerId,
@@ -36,11 +37,11 @@ pub(crate) struct ViewerProof {
 
 #[derive(Clone)]
 enum ProofMethod {
-    /// The key of the connection over which a link was asked for.
+    /// The key of the connection that requested a link.
     Key(PeerKey),
-    /// The token that was pasted, or that a link was asked for with. Its holder may have others, and keys.
+    /// The token from the form, or the token that requested a link. Its holder may also have other tokens and keys.
     Token(Arc<AuthToken>),
-    /// A proof that the page does not see: the connection has no key, and its handler says whose it is.
+    /// A proof that the page does not see: the connection has no key, and its handler names the peer.
     Name,
 }
 
@@ -62,7 +63,7 @@ impl ViewerProof {
         }
     }
 
-    /// Whose it is, as long as it is an administrator's.
+    /// The identity of the proof, as long as it is an administrator's.
     pub(crate) fn resolve(&self, identities: &dyn IdentityProvider) -> Option<Arc<Identity>> {
         let now = match &self.by {
             ProofMethod::Key(key) => identities.by_key(key),
@@ -72,7 +73,7 @@ impl ViewerProof {
         now.filter(|now| now.id == self.id && now.scopes.allows(SCOPE))
     }
 
-    /// What it is for who answers calls, where it is no token.
+    /// The proof in the form that operations check; `None` for a token.
     pub(crate) fn proved_by(&self) -> Option<CallerProof> {
         match &self.by {
             ProofMethod::Key(key) => Some(CallerProof::Key(*key)),
@@ -81,7 +82,7 @@ impl ViewerProof {
         }
     }
 
-    /// The token, where it is one.
+    /// The token, if the proof is one.
     pub(crate) fn bearer(&self) -> Option<Arc<AuthToken>> {
         match &self.by {
             ProofMethod::Token(token) => Some(Arc::clone(token)),
@@ -110,18 +111,18 @@ impl PageSession {
     }
 }
 
-/// The sessions there are.
+/// The current sessions.
 ///
-/// They are looked up in a table of randomly keyed hashes: how long that takes says nothing about other
-/// names.
+/// The table uses randomly keyed hashes, so the time of a lookup reveals nothing about other names.
 #[derive(Debug, Default)]
 pub(crate) struct PageSessions(Mutex<HashMap<String, PageSession>>);
 
 impl PageSessions {
-    /// Begins one, and returns its name.
+    /// Begins a session and returns its name.
     pub(crate) fn begin(&self, proof: ViewerProof, now: Instant) -> Option<String> {
         let name = new_name()?;
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Expired sessions would otherwise count against the limits below.
         all.retain(|_, session| !session.is_over(now));
         let own = |session: &PageSession| session.proof.id == proof.id;
         if all.values().filter(|one| own(one)).count() >= SESSIONS_PER_IDENTITY {
@@ -139,7 +140,7 @@ impl PageSessions {
         Some(name)
     }
 
-    /// What a session rests on. `used`: whether its idle time begins again.
+    /// The proof of a session. If `used` is true, the session's idle time restarts.
     pub(crate) fn find(&self, name: &str, now: Instant, used: bool) -> Option<ViewerProof> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let session = all.get_mut(name)?;
@@ -153,7 +154,7 @@ impl PageSessions {
         Some(session.proof.clone())
     }
 
-    /// Ends one.
+    /// Ends a session.
     pub(crate) fn end(&self, name: &str) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.remove(name);
@@ -168,28 +169,29 @@ fn end_idlest(all: &mut HashMap<String, PageSession>, among: impl Fn(&PageSessio
     }
 }
 
-/// The name of the session that a request carries. One that carries two carries none.
+/// The name of the request's session. A request with two session cookies has no session.
 pub(crate) fn cookie_of(headers: &HeaderMap) -> Option<&str> {
     let fields = headers.get_all(COOKIE).iter();
     let pairs = fields.filter_map(|field| field.to_str().ok());
     let pairs = pairs.flat_map(|field| field.split(';'));
     let mut found =
         pairs.filter_map(|pair| pair.trim().strip_prefix(COOKIE_NAME)?.strip_prefix('='));
-    // Which of two this node has set cannot be told.
+    // The node cannot know which of the two it has set.
     let one = found.next()?;
     found.next().is_none().then_some(one)
 }
 
-/// The cookie that carries a session.
+/// The cookie for a session.
 pub(crate) fn cookie(name: &str) -> String {
-    // No script reads it, and no request that another site causes carries it.
+    // No script can read the cookie, and a browser does not send it with requests that another site causes.
     let seconds = SESSION_TIME.as_secs();
     format!("{COOKIE_NAME}={name}; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age={seconds}")
 }
 
-/// The cookie that takes it away.
+/// The cookie that removes the session's cookie.
 pub(crate) fn no_cookie() -> String {
-    // As it was set: browsers take a cookie of such a name with these attributes only.
+    // The attributes are the same as when the cookie was set, because browsers accept a cookie with this prefix only
+    // with them.
     format!("{COOKIE_NAME}=; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age=0")
 }
 

@@ -1,17 +1,17 @@
-//! Numbers and texts as people read them.
+//! Numbers and texts in a form for people.
 
 use serde_json::Value;
 
 use crate::limits::TEXT_CHARS_MAX;
 
-/// A size, to three digits.
+/// A size with three digits.
 pub(crate) fn bytes(bytes: f64) -> String {
     let bytes = bytes.max(0.0);
     let (one, unit) = bytes_unit(bytes);
     format!("{} {unit}", number(bytes / one))
 }
 
-/// The unit in which this size has at most three digits before the point, and its bytes.
+/// The unit in which this size has at most three digits before the point, and the bytes of one unit.
 pub(crate) fn bytes_unit(bytes: f64) -> (f64, &'static str) {
     const LARGER: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut found = (1.0, "B");
@@ -24,7 +24,7 @@ pub(crate) fn bytes_unit(bytes: f64) -> (f64, &'static str) {
     found
 }
 
-/// A number to about three digits.
+/// A number with about three digits.
 pub(crate) fn number(number: f64) -> String {
     match number.abs() {
         n if n >= 100.0 || n.fract() == 0.0 => format!("{number:.0}"),
@@ -34,7 +34,7 @@ pub(crate) fn number(number: f64) -> String {
     }
 }
 
-/// How often something happens.
+/// A number of events per second.
 pub(crate) fn rate(per_second: f64) -> String {
     format!("{}/s", number(per_second))
 }
@@ -45,7 +45,7 @@ pub(crate) fn seconds(seconds: f64) -> String {
     format!("{} {unit}", number(seconds / one))
 }
 
-/// The unit in which this time is no small fraction, and its seconds; milliseconds for no time at all.
+/// The unit in which this time is not much smaller than one, and the seconds of one unit. Zero is in milliseconds.
 pub(crate) fn seconds_unit(seconds: f64) -> (f64, &'static str) {
     match seconds {
         s if s >= 1.0 => (1.0, "s"),
@@ -63,17 +63,17 @@ pub(crate) fn percent(part: f64, whole: f64) -> String {
     }
 }
 
-/// A time of RFC 3339 in UTC to the second, as a reader without scripts sees it; the script of the page shows it in the
-/// reader's zone. `None` if it has another form. Of two such texts the smaller is the earlier time.
+/// A time of RFC 3339 in UTC to the second, for a reader without scripts; the page's script shows it in the reader's
+/// time zone. `None` if the text has another form. Such texts sort by time.
 pub(crate) fn utc(text: &str) -> Option<String> {
     let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
     let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let has_form = |text: &str, form: &str| {
-        let fits = |(c, form): (char, char)| match form {
+        let matches = |(c, form): (char, char)| match form {
             '0' => c.is_ascii_digit(),
             form => c == form,
         };
-        text.len() == form.len() && text.chars().zip(form.chars()).all(fits)
+        text.len() == form.len() && text.chars().zip(form.chars()).all(matches)
     };
     let is_whole = has_form(date, "0000-00-00")
         && has_form(time, "00:00:00")
@@ -91,14 +91,15 @@ pub(crate) fn duration(seconds: u64) -> String {
     }
 }
 
-/// A text that did not originate on this node: bounded, and without what could turn a line around
-/// or end it.
+/// A text that did not originate on this node, cut to a limit and without characters that could reverse or end a
+/// line.
 pub(crate) fn foreign(text: &str) -> String {
     let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let shown = text.chars().map(|c| match c {
         c if c.is_control() || turns(c) => '\u{fffd}',
         c => c,
     });
+    // One character more than the maximum reveals a longer text.
     let mut shown: Vec<char> = shown.take(TEXT_CHARS_MAX + 1).collect();
     if shown.len() > TEXT_CHARS_MAX {
         shown.truncate(TEXT_CHARS_MAX);
@@ -107,7 +108,7 @@ pub(crate) fn foreign(text: &str) -> String {
     shown.into_iter().collect()
 }
 
-/// A member as text; empty where it is absent.
+/// A member as text; empty if it is absent.
 pub(crate) fn member_text(value: &Value) -> String {
     match value {
         Value::String(text) => foreign(text),
@@ -116,7 +117,7 @@ pub(crate) fn member_text(value: &Value) -> String {
     }
 }
 
-/// Members of a list of texts, with commas.
+/// The texts of a list, separated by commas.
 pub(crate) fn list(value: &Value) -> String {
     let items = value.as_array().into_iter().flatten();
     let items: Vec<_> = items

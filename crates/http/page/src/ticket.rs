@@ -1,4 +1,4 @@
-//! Links that work once, and the operation that makes them.
+//! Links that work once, and the actions that they may request.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,16 +7,16 @@ use std::time::Instant;
 use crate::limits::{TICKET_TIME, TICKETS_MAX};
 use crate::session::{ViewerProof, new_name};
 
-/// What a link is good for.
+/// What a link allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LinkPurpose {
     /// To begin a session.
     Enter,
-    /// To do this, once.
+    /// To perform this action once.
     Act(PageAction),
 }
 
-/// What can be done from the page, each time by a link of its own.
+/// The actions that the page offers, each through a link of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageAction {
     Lock,
@@ -47,7 +47,7 @@ impl PageAction {
         }
     }
 
-    /// What the page asks.
+    /// The question that the page shows.
     pub(crate) fn question(self) -> &'static str {
         match self {
             Self::Lock => "Lock the vault?",
@@ -56,7 +56,7 @@ impl PageAction {
         }
     }
 
-    /// What comes of it.
+    /// The effect of the action.
     pub(crate) fn consequence(self) -> &'static str {
         match self {
             Self::Lock => "The node stops. It serves nothing until a person unlocks the vault.",
@@ -70,7 +70,7 @@ impl PageAction {
         }
     }
 
-    /// The word on the button.
+    /// The text of the button.
     pub(crate) fn verb(self) -> &'static str {
         match self {
             Self::Lock => "Lock",
@@ -79,7 +79,7 @@ impl PageAction {
         }
     }
 
-    /// What is said once it was accepted.
+    /// The text after the action was accepted.
     pub(crate) fn done(self) -> &'static str {
         match self {
             Self::Lock => "The vault is being locked.",
@@ -96,21 +96,21 @@ struct PageLink {
     until: Instant,
 }
 
-/// Links that wait to be used.
+/// The links that are not used yet.
 #[derive(Debug, Default)]
 pub(crate) struct PageLinkStore(Mutex<HashMap<String, PageLink>>);
 
-/// Why there is no link.
+/// The reason why no link was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageLinkError {
-    /// Too many wait.
+    /// Too many links wait to be used.
     Full,
     /// The system has no randomness yet.
     Randomness,
 }
 
 impl PageLinkStore {
-    /// Makes one, and returns its name.
+    /// Makes a link and returns its name.
     pub(crate) fn make(
         &self,
         purpose: LinkPurpose,
@@ -120,6 +120,8 @@ impl PageLinkStore {
         let name = new_name().ok_or(PageLinkError::Randomness)?;
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, ticket| ticket.until > now);
+        // The limit refuses new links instead of removing old ones, so a flood of requests does not
+        // end the links of others.
         if all.len() >= TICKETS_MAX {
             return Err(PageLinkError::Full);
         }
@@ -133,24 +135,26 @@ impl PageLinkStore {
         Ok(name)
     }
 
-    /// What one is good for, which it stays.
-    pub(crate) fn look(&self, name: &str, now: Instant) -> Option<(LinkPurpose, ViewerProof)> {
+    /// What the link allows; the link stays valid.
+    pub(crate) fn find(&self, name: &str, now: Instant) -> Option<(LinkPurpose, ViewerProof)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let ticket = all.get(name).filter(|ticket| ticket.until > now)?;
         Some((ticket.purpose, ticket.proof.clone()))
     }
 
-    /// Uses one. `fits` says whether it is for this; one that is not stays.
+    /// Uses a link. `is_for` decides whether its purpose matches; a link with another purpose stays
+    /// valid.
     pub(crate) fn take(
         &self,
         name: &str,
         now: Instant,
-        fits: impl Fn(LinkPurpose) -> bool,
+        is_for: impl Fn(LinkPurpose) -> bool,
     ) -> Option<(LinkPurpose, ViewerProof)> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !fits(all.get(name)?.purpose) {
+        if !is_for(all.get(name)?.purpose) {
             return None;
         }
+        // The link is removed even if it has expired.
         let ticket = all.remove(name)?;
         (ticket.until > now).then_some((ticket.purpose, ticket.proof))
     }
@@ -170,15 +174,15 @@ mod tests {
         let make = |purpose| tickets.make(purpose, proof(), now).expect("room");
         let enters = |purpose| purpose == LinkPurpose::Enter;
         let name = make(LinkPurpose::Enter);
-        assert!(tickets.look(&name, now).is_some());
+        assert!(tickets.find(&name, now).is_some());
         assert!(tickets.take(&name, now, enters).is_some());
         assert!(tickets.take(&name, now, enters).is_none());
-        assert!(tickets.look(&name, now).is_none());
+        assert!(tickets.find(&name, now).is_none());
         let acts = make(LinkPurpose::Act(PageAction::Reboot));
         assert!(tickets.take(&acts, now, enters).is_none());
-        assert!(tickets.look(&acts, now).is_some(), "it was not used");
+        assert!(tickets.find(&acts, now).is_some(), "it was not used");
         let late = now + TICKET_TIME;
-        assert!(tickets.look(&acts, late).is_none());
+        assert!(tickets.find(&acts, late).is_none());
         assert!(tickets.take(&acts, late, |_| true).is_none());
     }
 

@@ -1,4 +1,4 @@
-//! Answers of operations as sections of the page.
+//! Turns the outputs of operations into the sections of the page.
 
 mod sections;
 
@@ -12,37 +12,37 @@ use crate::limits::ROWS_MAX;
 use crate::plot::Plot;
 use crate::text;
 
-/// The part of a meter beyond which it is nearly full.
+/// The part of a meter above which it counts as nearly full.
 const NEARLY_FULL: f64 = 0.9;
 
-/// The page as the template has it.
+/// The data of the page for the template.
 #[derive(Debug, Serialize)]
 pub(crate) struct StatusView {
     pub(crate) name: String,
-    /// One sentence that says whether anything is wrong.
+    /// A sentence that says whether the node has problems.
     pub(crate) state: String,
-    /// The node said that it has no problem.
+    /// Whether the node reported that it has no problem.
     pub(crate) well: bool,
     /// The node's time, RFC 3339 in UTC; empty while its clock is not set.
     pub(crate) at: String,
-    /// The same for a reader without scripts.
+    /// The same time for a reader without scripts.
     pub(crate) at_text: String,
     pub(crate) sections: Vec<PageSection>,
 }
 
-/// One part of the page.
+/// One section of the page.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct PageSection {
     pub(crate) id: &'static str,
     pub(crate) title: &'static str,
-    /// Why the section is empty.
+    /// The reason why the section is empty.
     pub(crate) error: Option<String>,
-    /// What needs attention, in the colour of errors.
+    /// A warning, which is shown in the colour of errors.
     pub(crate) alarm: Option<String>,
     pub(crate) note: Option<String>,
     pub(crate) problems: Vec<PageProblem>,
     pub(crate) facts: Vec<PageFact>,
-    /// Whether a wide window shows four facts beside each other, and not three.
+    /// Whether a wide window shows four facts in a row instead of three.
     pub(crate) by_four: bool,
     pub(crate) plots: Vec<Plot>,
     pub(crate) table: Option<PageTable>,
@@ -63,7 +63,7 @@ pub(crate) struct PageFact {
     name: &'static str,
     value: String,
     code: bool,
-    /// It is long, and takes the whole width.
+    /// The value is long and takes the whole width.
     whole: bool,
     meter: Option<PageMeter>,
 }
@@ -100,21 +100,21 @@ pub(crate) struct PageDetails {
 pub(crate) struct PageLogRow {
     /// RFC 3339 in UTC; empty for a record from before the clock was set.
     at: String,
-    /// When, for a reader without scripts.
+    /// The time for a reader without scripts.
     when: String,
     level: String,
     target: String,
     message: String,
 }
 
-/// What is done elsewhere, and by which command.
+/// A task that an administrator does elsewhere, and the command for it.
 #[derive(Debug, Serialize)]
 pub(crate) struct PageCommandHint {
     what: &'static str,
     command: String,
 }
 
-/// The whole page. `address` is where the browser found the node.
+/// The data of the whole page. `address` is where the browser reached the node.
 pub(crate) fn view(
     gathered: &StatusSnapshot,
     history: &MetricsHistory,
@@ -122,10 +122,12 @@ pub(crate) fn view(
 ) -> StatusView {
     let info = match &gathered.info {
         PageCallResult::Answer(info) => info,
+        // Each member of null is null, so the page shows no facts of the node.
         PageCallResult::Absent | PageCallResult::Failed(_) => &Value::Null,
     };
     let problems = info["problems"].as_array().map_or(0, Vec::len);
     let name = Some(text::member_text(&info["name"])).filter(|name| !name.is_empty());
+    // The address comes from the request's Host field, which the client chooses.
     let address = text::foreign(address);
     let target = target(info, &address);
     let at = text::member_text(&info["time"]);
@@ -139,6 +141,7 @@ pub(crate) fn view(
     StatusView {
         name: name.unwrap_or(address),
         state: state(&gathered.info, problems),
+        // A node that did not answer may have problems.
         well: problems == 0 && matches!(gathered.info, PageCallResult::Answer(_)),
         at: at_text.as_ref().map(|_| at).unwrap_or_default(),
         at_text: at_text.unwrap_or_default(),
@@ -146,7 +149,7 @@ pub(crate) fn view(
     }
 }
 
-/// The sections of what was answered, in their order. `target` is what a command line calls the node, `now` its time.
+/// The sections of all outputs, in their order. `target` names the node in a command line, and `now` is its time.
 fn page_sections(
     gathered: &StatusSnapshot,
     history: &MetricsHistory,
@@ -197,11 +200,11 @@ fn state(info: &PageCallResult, problems: usize) -> String {
     }
 }
 
-/// A section of what was answered; none where nothing was asked.
+/// A section for an operation's output; `None` if the operation was not called.
 fn build_section(
     id: &'static str,
     title: &'static str,
-    asked: &PageCallResult,
+    result: &PageCallResult,
     fill: impl FnOnce(&mut PageSection, &Value),
 ) -> Option<PageSection> {
     let mut section = PageSection {
@@ -209,17 +212,19 @@ fn build_section(
         title,
         ..PageSection::default()
     };
-    match asked {
+    match result {
         PageCallResult::Absent => return None,
         PageCallResult::Answer(answer) => fill(&mut section, answer),
         PageCallResult::Failed(why) => section.error = Some(text::foreign(why)),
     }
+    // A fact that takes the whole width stands in no row with others.
     let short = section.facts.iter().filter(|fact| !fact.whole).count();
     section.by_four = are_by_four(short);
     Some(section)
 }
 
-/// Whether so many facts are shown four to a row: three to a row would leave the last one alone, or four fill each row.
+/// Whether this number of facts is shown four to a row: three to a row would leave the last fact alone, or four fill
+/// each row.
 fn are_by_four(facts: usize) -> bool {
     facts % 3 == 1 || facts.is_multiple_of(4)
 }
@@ -242,7 +247,7 @@ impl PageSection {
         });
     }
 
-    /// The same for what is longer than a column is wide.
+    /// As [`code`](Self::code), for a value that is longer than a column is wide.
     fn long_code(&mut self, name: &'static str, value: String) {
         self.push(PageFact {
             name,
@@ -254,16 +259,18 @@ impl PageSection {
     }
 
     fn push(&mut self, fact: PageFact) {
+        // An empty value stands for a fact that the node did not report.
         if !fact.value.is_empty() {
             self.facts.push(fact);
         }
     }
 
-    /// How much of something is used.
+    /// Adds a fact that shows how much of a resource is used.
     fn used(&mut self, name: &'static str, total: Option<f64>, free: Option<f64>) {
         let (Some(total), Some(free)) = (total.filter(|total| *total > 0.0), free) else {
             return;
         };
+        // A node may report more free bytes than bytes in total. The meter shows no negative value then.
         let used = (total - free).clamp(0.0, total);
         let value = format!("{} of {} used", text::bytes(used), text::bytes(total));
         let meter = PageMeter {
@@ -291,7 +298,7 @@ impl PageSection {
     ) {
         let left_out = rows.len().checked_sub(ROWS_MAX).filter(|n| *n > 0);
         rows.truncate(ROWS_MAX);
-        // A column without any content is left out. The first one is the head of each row.
+        // A column without any content is left out. The first column is the head of each row.
         let has_content = |n: usize| {
             let mut cells = rows.iter().filter_map(|row| row.cells.get(n));
             cells.any(|cell| !cell.is_empty())
@@ -322,10 +329,11 @@ impl PageSection {
     }
 }
 
-/// What a command line calls the node.
+/// The name of the node in a command line.
 fn target(info: &Value, address: &str) -> String {
     let identity = text::member_text(&info["identity"]);
     if identity.is_empty() || address.is_empty() {
+        // The reader replaces this word in the commands.
         return "NODE".to_owned();
     }
     format!("{identity}@{address}")

@@ -1,4 +1,4 @@
-//! Streams of events (server-sent events, the HTML standard's section 9.2).
+//! Streams of server-sent events (WHATWG HTML, section 9.2).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -22,9 +22,9 @@ use crate::request_body;
 use crate::routes::TICKET;
 use crate::shared::HttpShared;
 
-/// RFC 7240: the answer may come later, elsewhere.
+/// With this header, a client accepts that the response comes later and elsewhere (RFC 7240).
 const PREFER: HeaderName = HeaderName::from_static("prefer");
-/// Tells proxies not to collect what is to be seen at once.
+/// Forbids proxies to buffer the events.
 const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const EVENT_STREAM: &str = "text/event-stream";
@@ -33,7 +33,7 @@ pub(super) async fn subscribe(
     shared: &Arc<HttpShared>,
     caller: &HttpCaller,
     (parts, body): (&Parts, &mut Body),
-    line: &mut AccessLogEntry,
+    entry: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
     let later = prefers_later(&parts.headers);
     if !later && !accepts_events(&parts.headers) {
@@ -46,12 +46,12 @@ pub(super) async fn subscribe(
     let key = key(&parts.headers)?;
     let body = request_body::json(&parts.headers, body, room(shared, caller)).await?;
     let call = invocation(&body, key)?;
-    line.calls([call.operation.as_str()]);
+    entry.calls([call.operation.as_str()]);
     if !later {
         let subscription = shared.gateway.subscribe(caller.clone(), call)?;
         return Ok(events(shared, subscription));
     }
-    // A caller that may not call gets no ticket.
+    // A caller that may not call the operation gets no ticket.
     shared.gateway.find(caller, &call.operation)?;
     let time = shared.tickets.time().as_secs();
     let bytes = body.text.len();
@@ -59,27 +59,27 @@ pub(super) async fn subscribe(
         return Err(ApiError::unauthenticated(answer::NO_TOKEN));
     };
     let name = shared.tickets.make(&owner, (caller.clone(), call), bytes)?;
-    let told = json!({ "url": format!("{TICKET}{name}"), "expires_in": time });
+    let ticket = json!({ "url": format!("{TICKET}{name}"), "expires_in": time });
     Ok(answer::api(
         StatusCode::CREATED,
         JSON,
-        told.to_string().into(),
+        ticket.to_string().into(),
     ))
 }
 
-/// Answers with what a ticket stands for; `None` where it stands for nothing.
+/// The response for a ticket; `None` if the ticket is invalid.
 pub(crate) fn ticket(
     shared: &HttpShared,
     parts: &Parts,
     stealth: bool,
-    line: &mut AccessLogEntry,
+    entry: &mut AccessLogEntry,
 ) -> Option<Response<Body>> {
-    // HEAD would use the ticket up for nothing.
+    // A HEAD request must not use up the ticket.
     if parts.method != Method::GET {
         return None;
     }
-    // A browser that lost the connection asks again, and stops for good when there is no content. It also stops at a
-    // 404, which an unknown client gets from a node that hides.
+    // A browser that lost the connection asks again, and stops for good at a 204. It also stops at a 404, which an
+    // unknown client gets from a node that hides.
     if parts.headers.contains_key(LAST_EVENT_ID) && !stealth {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
@@ -89,11 +89,11 @@ pub(crate) fn ticket(
     let name = parts.uri.path().strip_prefix(TICKET)?;
     let (caller, call) = shared.tickets.take(name)?;
     if let Some(who) = &caller.identity {
-        line.asked_by(who);
+        entry.set_caller(who);
     }
-    line.calls([call.operation.as_str()]);
+    entry.calls([call.operation.as_str()]);
     let id = caller.request_id;
-    let caller = match as_now(shared, caller) {
+    let caller = match current_caller(shared, caller) {
         Ok(caller) => caller,
         Err(error) => return Some(answer::error(&error, &id)),
     };
@@ -103,9 +103,9 @@ pub(crate) fn ticket(
     })
 }
 
-/// The caller who made a ticket, as its proof stands now: the token or key may have been revoked since. The connection
-/// that it was made on may be closed, and keeps the identity that it had.
-fn as_now(shared: &HttpShared, caller: HttpCaller) -> Result<HttpCaller, ApiError> {
+/// The caller who made a ticket, with its current identity: its token or key may have been revoked since. The
+/// connection that the ticket was made on may be closed, but keeps its identity.
+fn current_caller(shared: &HttpShared, caller: HttpCaller) -> Result<HttpCaller, ApiError> {
     let gate = &caller.gate;
     let (identity, proved_by) = match (&caller.token, gate.key()) {
         (Some(token), _) => {
@@ -113,11 +113,11 @@ fn as_now(shared: &HttpShared, caller: HttpCaller) -> Result<HttpCaller, ApiErro
             (known.identity, None)
         }
         (None, Some(key)) => (gate.by_key(key), Some(CallerProof::Key(key))),
-        // Its handler says whose it is.
+        // The handler of the connection names the peer.
         (None, None) => (gate.identity(), None),
     };
-    let then = caller.identity.as_ref().map(|then| &then.id);
-    let identity = identity.filter(|now| then == Some(&now.id));
+    let previous = caller.identity.as_ref().map(|previous| &previous.id);
+    let identity = identity.filter(|now| previous == Some(&now.id));
     if identity.is_none() {
         return Err(ApiError::unauthenticated(answer::NO_TOKEN));
     }
@@ -130,16 +130,16 @@ fn as_now(shared: &HttpShared, caller: HttpCaller) -> Result<HttpCaller, ApiErro
 }
 
 fn prefers_later(headers: &HeaderMap) -> bool {
-    let mut said = headers.get_all(PREFER).iter();
-    said.any(|value| {
+    let mut values = headers.get_all(PREFER).iter();
+    values.any(|value| {
         let value = value.to_str().unwrap_or_default();
         value.split(',').any(|one| one.trim() == "respond-async")
     })
 }
 
 fn accepts_events(headers: &HeaderMap) -> bool {
-    let mut said = headers.get_all(ACCEPT).iter();
-    said.any(|value| {
+    let mut values = headers.get_all(ACCEPT).iter();
+    values.any(|value| {
         let value = value.to_str().unwrap_or_default();
         value.split(',').any(|one| {
             let one = one.split(';').next().unwrap_or_default().trim();
@@ -148,19 +148,19 @@ fn accepts_events(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Where a stream of events is.
+/// The position in a stream of events.
 struct EventStreamState {
     subscription: Option<GatewaySubscription>,
     id: RequestId,
     sent: u64,
-    /// Counts what came last until the client has taken it.
+    /// Counts the last event until the client has received it.
     lease: MemoryLease,
     counted: usize,
-    /// A comment is sent when nothing else is for so long.
+    /// The node sends a comment if there is no event for this time.
     ping: Duration,
 }
 
-/// The events of a subscription. It is asked for the next one when the connection has room for it.
+/// The events of a subscription. The node asks for the next event when the connection has room for it.
 fn events(shared: &HttpShared, subscription: GatewaySubscription) -> Response<Body> {
     let reading = EventStreamState {
         id: subscription.caller().request_id,
@@ -184,10 +184,12 @@ fn events(shared: &HttpShared, subscription: GatewaySubscription) -> Response<Bo
 
 impl EventStreamState {
     async fn next(&mut self) -> Option<Bytes> {
+        // The connection asks for the next event, so the client has received the last one.
         self.lease.less(std::mem::take(&mut self.counted));
         let subscription = self.subscription.as_mut()?;
         let event = tokio::time::timeout(self.ping, subscription.next()).await;
         let Ok(event) = event else {
+            // A comment keeps proxies from closing an idle connection.
             return Some(Bytes::from_static(b": ping\n\n"));
         };
         let frame = match event {
@@ -226,8 +228,8 @@ fn failed(error: &ApiError, id: &RequestId) -> Bytes {
     frame(None, "error", error.object(id).to_string().as_bytes())
 }
 
-/// One event. JSON text has no line break outside strings, where it is escaped; what an operation wrote
-/// itself may have some between its parts.
+/// One event. JSON text escapes line breaks within strings, but an operation's own text may have line breaks between
+/// its tokens.
 fn frame(id: Option<u64>, event: &str, data: &[u8]) -> Bytes {
     let mut text = Vec::with_capacity(data.len() + 48);
     if let Some(id) = id {

@@ -1,4 +1,4 @@
-//! The gateway's own paths. Their shapes are a contract: `docs/http.md`.
+//! The gateway's own paths. Their shapes are a contract: see `docs/http.md`.
 
 mod events;
 
@@ -24,10 +24,10 @@ use crate::shared::HttpShared;
 
 pub(crate) use events::ticket;
 
-/// Header that may say what the member `idempotency_key` says.
+/// A header that may carry the same key as the member `idempotency_key`.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// Says how the node is.
+/// The response of the health check.
 pub(crate) fn health(shared: &HttpShared) -> Response<Body> {
     match shared.health.degraded() {
         None => answer::text(StatusCode::OK, "ok\n".to_owned()),
@@ -38,28 +38,28 @@ pub(crate) fn health(shared: &HttpShared) -> Response<Body> {
     }
 }
 
-/// Answers a request to one of the paths.
+/// Responds to a request for one of the paths.
 pub(crate) async fn answer(
     shared: &Arc<HttpShared>,
     path: ApiRoute,
     caller: &HttpCaller,
     (parts, body): (&Parts, &mut Body),
-    line: &mut AccessLogEntry,
+    entry: &mut AccessLogEntry,
 ) -> Response<Body> {
     let method = &parts.method;
-    // HEAD is answered as GET (RFC 9110 section 9.3.2); the router takes the body off.
+    // A HEAD request is handled as a GET (RFC 9110 section 9.3.2); the router removes the body.
     let reads = path.method() == Method::GET && *method == Method::HEAD;
     if *method != path.method() && !reads {
         return answer::method(&path.method(), &caller.request_id);
     }
     let answered = match path {
-        ApiRoute::Call => call(shared, caller, (parts, body), line).await,
-        ApiRoute::Batch => batch(shared, caller, (parts, body), line).await,
-        ApiRoute::Subscribe => events::subscribe(shared, caller, (parts, body), line).await,
+        ApiRoute::Call => call(shared, caller, (parts, body), entry).await,
+        ApiRoute::Batch => batch(shared, caller, (parts, body), entry).await,
+        ApiRoute::Subscribe => events::subscribe(shared, caller, (parts, body), entry).await,
         ApiRoute::Search => search(shared, caller, parts),
         ApiRoute::Schema => schema(shared, caller, parts),
         ApiRoute::Description => openapi(shared, caller, parts),
-        ApiRoute::Metrics => metrics(shared, caller, line).await,
+        ApiRoute::Metrics => metrics(shared, caller, entry).await,
     };
     answered.unwrap_or_else(|error| answer::error(&error, &caller.request_id))
 }
@@ -68,28 +68,28 @@ async fn call(
     shared: &HttpShared,
     caller: &HttpCaller,
     (parts, body): (&Parts, &mut Body),
-    line: &mut AccessLogEntry,
+    entry: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
     let key = key(&parts.headers)?;
     let invocation = {
         let body = request_body::json(&parts.headers, body, room(shared, caller)).await?;
         invocation(&body, key)?
     };
-    line.calls([invocation.operation.as_str()]);
+    entry.calls([invocation.operation.as_str()]);
     let lease = shared.gateway.lease(caller);
     let reserve = lease.reserve()?;
     let output = shared.gateway.invoke(caller, invocation).await?;
     let mut text = opened(&caller.request_id);
     output.append_to(&mut text);
-    // Freed before the client takes the answer, which may last.
+    // The output's memory is freed before the client receives the response, which may take long.
     drop(output);
     text.push(b'}');
-    // The capacity and not the length: all of it is held.
+    // The capacity counts instead of the length, because all of it is allocated.
     reserve.answer(text.capacity())?;
-    Ok(answer::kept(StatusCode::OK, JSON, text.into(), lease))
+    Ok(answer::leased(StatusCode::OK, JSON, text.into(), lease))
 }
 
-/// What the body of a call may take.
+/// The memory and time that the body of a call may use.
 fn room(shared: &HttpShared, caller: &HttpCaller) -> request_body::UploadAllowance {
     request_body::UploadAllowance {
         lease: shared.gateway.lease(caller),
@@ -98,10 +98,10 @@ fn room(shared: &HttpShared, caller: &HttpCaller) -> request_body::UploadAllowan
     }
 }
 
-/// `{"request_id":"…","output":`
+/// Writes `{"request_id":"…","output":`.
 fn opened(id: &RequestId) -> Vec<u8> {
     let mut text = Vec::with_capacity(256);
-    // The id has no character that JSON escapes.
+    // No character of the id needs an escape in JSON.
     text.extend_from_slice(b"{\"request_id\":\"");
     text.extend_from_slice(id.as_str().as_bytes());
     text.extend_from_slice(b"\",\"output\":");
@@ -118,7 +118,7 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     Ok(Some(key.to_owned()))
 }
 
-/// What the body asks for; the header may say the key as well, but not another one.
+/// The call that the body describes. The header may repeat the key, but must not contradict it.
 fn invocation(body: &RequestText, key: Option<String>) -> Result<GatewayCall, ApiError> {
     let request = CallRequest::read(&body.text)?;
     let mut invocation = request.invocation(body)?;
@@ -137,7 +137,7 @@ async fn batch(
     shared: &HttpShared,
     caller: &HttpCaller,
     (parts, body): (&Parts, &mut Body),
-    line: &mut AccessLogEntry,
+    entry: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
     let (calls, mode) = {
         let body = request_body::json(&parts.headers, body, room(shared, caller)).await?;
@@ -147,7 +147,7 @@ async fn batch(
         (calls.collect::<Vec<_>>(), batch.mode)
     };
     let named = calls.iter().filter_map(|(_, call)| call.as_ref().ok());
-    line.calls(named.map(|call| call.operation.as_str()));
+    entry.calls(named.map(|call| call.operation.as_str()));
     let answers = shared.gateway.lease(caller);
     let results = shared.gateway.batch(caller, calls, mode, &answers).await?;
     let mut text = b"{\"results\":[".to_vec();
@@ -159,7 +159,7 @@ async fn batch(
     }
     text.extend_from_slice(b"]}");
     answers.settle(text.capacity())?;
-    Ok(answer::kept(StatusCode::OK, JSON, text.into(), answers))
+    Ok(answer::leased(StatusCode::OK, JSON, text.into(), answers))
 }
 
 fn append_result(text: &mut Vec<u8>, result: BatchResult, id: &RequestId) {
@@ -191,6 +191,7 @@ fn search(
     for (name, value) in members(parts)? {
         query.set(&name, &value)?;
     }
+    // The query was checked first, so that a 304 does not hide its faults.
     if let Some(unchanged) = unchanged(shared, caller, parts) {
         return Ok(unchanged);
     }
@@ -222,14 +223,15 @@ fn schema(
     described(shared, caller, &description)
 }
 
-/// Name and value of a member of a query string.
+/// The name and the value of a member of a query string.
 type Member<'a> = (Cow<'a, str>, Cow<'a, str>);
 
-/// The members of a query string; none may come twice.
+/// The members of a query string, each of which may occur once.
 fn members(parts: &Parts) -> Result<Vec<Member<'_>>, ApiError> {
     let query = parts.uri.query().unwrap_or_default();
     let mut members: Vec<Member<'_>> = Vec::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        // Readers differ in which of two values they use.
         if members.iter().any(|(known, _)| *known == name) {
             let message = format!("'{name}' comes twice");
             return Err(ApiError::malformed(&format!("/{name}"), message));
@@ -247,17 +249,18 @@ fn described(
     let text = serde_json::to_vec(value).unwrap_or_default();
     let lease = shared.gateway.lease(caller);
     lease.more(text.capacity())?;
-    let mut response = answer::kept(StatusCode::OK, JSON, text.into(), lease);
+    let mut response = answer::leased(StatusCode::OK, JSON, text.into(), lease);
     if let Ok(etag) = HeaderValue::from_str(&shared.gateway.etag(caller)) {
         response.headers_mut().insert(ETAG, etag);
     }
     Ok(response)
 }
 
-/// 304 where the caller has what it asks for (RFC 9110 section 13.1.2).
+/// A 304 if the caller already has the current version (RFC 9110 section 13.1.2).
 fn unchanged(shared: &HttpShared, caller: &HttpCaller, parts: &Parts) -> Option<Response<Body>> {
     let known = parts.headers.get(IF_NONE_MATCH)?.to_str().ok()?;
     let etag = shared.gateway.etag(caller);
+    // A client may list several tags (RFC 9110 section 13.1.2).
     let same = known
         .split(',')
         .any(|one| one.trim() == etag || one.trim() == "*");
@@ -288,14 +291,14 @@ fn openapi(
     Ok(response)
 }
 
-/// What `node/metrics` answers, as Prometheus reads it. The operation decides who may.
+/// The output of `node/metrics` in the form of Prometheus. The operation decides who may read it.
 async fn metrics(
     shared: &HttpShared,
     caller: &HttpCaller,
-    line: &mut AccessLogEntry,
+    entry: &mut AccessLogEntry,
 ) -> Result<Response<Body>, ApiError> {
     let call = GatewayCall::for_operation("node/metrics", &Value::Null);
-    line.calls([call.operation.as_str()]);
+    entry.calls([call.operation.as_str()]);
     let lease = shared.gateway.lease(caller);
     let reserve = lease.reserve()?;
     let output = shared.gateway.invoke(caller, call).await?;
@@ -310,5 +313,5 @@ async fn metrics(
     };
     let kind = HeaderValue::from_str(&kind).unwrap_or(JSON);
     reserve.answer(text.len())?;
-    Ok(answer::kept(StatusCode::OK, kind, text.into(), lease))
+    Ok(answer::leased(StatusCode::OK, kind, text.into(), lease))
 }

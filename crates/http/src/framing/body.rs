@@ -1,4 +1,4 @@
-//! Bodies on their way.
+//! Wrappers for bodies of requests and responses.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use crate::access::AccessLogEntry;
 use crate::connection::{HttpConnection, RequestGuard};
 use crate::limits::{ANSWER_PIECE, ANSWER_PIECE_LARGE, LINGER_BYTES, LINGER_TIME};
 
-/// A body that keeps its connection busy until its end, and is counted for the log.
+/// A response body that keeps its connection busy until its end, and counts its bytes for the log.
 pub(super) struct TrackedBody {
     body: Body,
-    line: AccessLogEntry,
+    entry: AccessLogEntry,
     conn: Arc<HttpConnection>,
-    /// What is left of the piece that came last: a client that takes little is handed little.
+    /// The rest of the last piece: a client that receives little gets little at once.
     left: Bytes,
-    /// Bytes that are handed on at once.
+    /// The most bytes that are handed on at once.
     piece: usize,
-    /// Whether the client has yet to take what was handed on last.
+    /// Whether the client has not received the last piece yet.
     owed: bool,
-    /// Until when, of its own stream.
+    /// The deadline of the body's own stream.
     until: Option<Arc<WriteDeadline>>,
-    /// When the last of it was taken from where it comes from.
+    /// When the last piece was read from the body.
     last: Option<Instant>,
     busy: RequestGuard,
 }
@@ -40,15 +40,16 @@ impl TrackedBody {
         body: Body,
         conn: Arc<HttpConnection>,
         busy: RequestGuard,
-        line: AccessLogEntry,
+        entry: AccessLogEntry,
     ) -> Self {
+        // HTTP/2 holds a piece for each stream, and the other framings one for each connection.
         let piece = match conn.protocol {
             "h2" => ANSWER_PIECE,
             _ => ANSWER_PIECE_LARGE,
         };
-        let mut held = Self {
+        let mut tracked = Self {
             body,
-            line,
+            entry,
             conn,
             left: Bytes::new(),
             piece,
@@ -57,12 +58,13 @@ impl TrackedBody {
             last: None,
             busy,
         };
-        // A client without room is never asked whether it takes the first of it.
-        held.owe(Instant::now(), 0);
-        held
+        // The library does not poll the body while the client has no room, so the deadline must begin before the
+        // first piece.
+        tracked.owe(Instant::now(), 0);
+        tracked
     }
 
-    /// So many bytes are handed on.
+    /// Records that this number of bytes is handed on.
     fn owe(&mut self, now: Instant, bytes: usize) {
         self.owed = true;
         let until = self.conn.owes(now, bytes);
@@ -80,14 +82,14 @@ impl TrackedBody {
         }
     }
 
-    /// The next bytes that are handed on.
+    /// The next bytes to hand on.
     fn piece(&mut self) -> Option<Bytes> {
         let piece = self.left.split_to(self.left.len().min(self.piece));
         (!piece.is_empty()).then_some(piece)
     }
 
     fn sent(&mut self, bytes: usize) {
-        self.line.sent(bytes);
+        self.entry.sent(bytes);
         let now = Instant::now();
         self.last = Some(now);
         self.owe(now, bytes);
@@ -99,12 +101,12 @@ impl Drop for TrackedBody {
         self.taken();
         let whole = self.is_end_stream();
         if whole {
-            self.line.end();
+            self.entry.end();
         }
-        // What is taken whole is let go of at once: one look at the clock is enough.
+        // A complete body is dropped right after its last piece, so the clock need not be read again.
         let last = self.last.filter(|_| whole);
         let now = last.unwrap_or_else(Instant::now);
-        self.line.ended(now);
+        self.entry.ended(now);
         self.busy.ended(now);
     }
 }
@@ -117,7 +119,7 @@ impl http_body::Body for TrackedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // The library polls for more only when the client has room: it has taken what was handed on last.
+        // The library polls for more only when the client has room, so the client has received the last piece.
         self.taken();
         if let Some(piece) = self.piece() {
             self.sent(piece.len());
@@ -126,9 +128,9 @@ impl http_body::Body for TrackedBody {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         let frame = match frame {
             Some(Ok(frame)) => frame.into_data(),
-            // What breaks off, we broke off.
+            // The body has ended, or the node itself broke it off: the log counts both as complete.
             other => {
-                self.line.end();
+                self.entry.end();
                 return Poll::Ready(other);
             }
         };
@@ -163,8 +165,8 @@ impl http_body::Body for TrackedBody {
     }
 }
 
-/// The body of a request. What was answered before all of it had come is read to its end, within bounds,
-/// and thrown away: many a client takes nothing of an answer while it sends.
+/// The body of a request. If the response came before the end of the body, this reads and discards the rest, within
+/// limits: many clients read no response while they send.
 pub(super) struct LingeringBody {
     body: Option<Incoming>,
     conn: Arc<HttpConnection>,
@@ -208,10 +210,11 @@ impl Drop for LingeringBody {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else {
             return;
         };
+        // Without a runtime the process is ending.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let busy = self.conn.hold();
             runtime.spawn(async move {
-                // The client is not told how this ends.
+                // The result does not matter: the client learns nothing about it.
                 let _ = tokio::time::timeout(LINGER_TIME, discard(body)).await;
                 drop(busy);
             });
@@ -223,13 +226,14 @@ async fn discard(mut body: Incoming) {
     let mut bytes = 0;
     while let Some(Ok(frame)) = body.frame().await {
         bytes += frame.data_ref().map_or(0, Bytes::len);
+        // The client could otherwise send without end.
         if bytes > LINGER_BYTES {
             return;
         }
     }
 }
 
-/// What a connection of HTTP/1.1 reads, which tells when the head of a request began.
+/// The reader of an HTTP/1.1 connection, which records when the head of a request began.
 pub(super) struct HeadTimingStream<R> {
     stream: R,
     conn: Arc<HttpConnection>,
@@ -254,7 +258,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for HeadTimingStream<R> {
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
         if buffer.filled().len() > before {
-            self.conn.came();
+            self.conn.bytes_arrived();
         }
         Poll::Ready(read)
     }

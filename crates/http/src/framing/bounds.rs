@@ -1,18 +1,19 @@
-//! How long frames of HTTP/3 may be. The library keeps whatever is no DATA until all of it is there, however
-//! long it says it is.
+//! Limits the length of HTTP/3 frames. The library buffers every frame other than DATA until it is complete, whatever
+//! length the frame declares.
 
 use crate::limits::HEADER_BYTES_MAX;
 
-/// Bytes of a frame that the library keeps until it is whole. A client whose field section is too long gets a status
-/// for it, if the frame is not much longer.
+/// The most bytes of a frame that the library buffers. A client whose field section is too long gets a status for it
+/// if the frame is not much longer.
 const FRAME_BYTES_MAX: u64 = 2 * HEADER_BYTES_MAX as u64;
 
-/// A control stream (RFC 9114 section 6.2.1), the only one of a client's own that consists of frames.
+/// A control stream (RFC 9114 section 6.2.1), which is the only unidirectional stream of a client that consists of
+/// frames.
 const CONTROL: u64 = 0;
-/// The frame whose payload is passed on as it comes (section 7.2.1).
+/// The frame whose payload the library passes on as it arrives (RFC 9114 section 7.2.1).
 const DATA: u64 = 0;
 
-/// What comes next.
+/// What the parser expects next.
 #[derive(Clone, Copy)]
 enum H3ParserState {
     Stream,
@@ -22,7 +23,7 @@ enum H3ParserState {
     Anything,
 }
 
-/// A number of one to eight bytes (RFC 9000 section 16), as far as it has come.
+/// An integer of one to eight bytes (RFC 9000 section 16), as far as it has arrived.
 #[derive(Default)]
 struct PartialVarint {
     bytes: [u8; 8],
@@ -35,6 +36,7 @@ impl PartialVarint {
             self.bytes[self.have] = *byte;
             self.have += 1;
             *data = rest;
+            // The two highest bits give the length (RFC 9000 section 16).
             let len = 1 << (self.bytes[0] >> 6);
             if self.have == len {
                 self.have = 0;
@@ -50,14 +52,14 @@ impl PartialVarint {
     }
 }
 
-/// Reads along what the library reads.
+/// Parses the frames that the library reads.
 pub(super) struct H3FrameBounds {
     next: H3ParserState,
     number: PartialVarint,
 }
 
 impl H3FrameBounds {
-    /// Of a stream that begins with a frame, or with its kind.
+    /// For a stream that begins with a frame, or else with the stream's type.
     pub(super) fn new(request: bool) -> Self {
         let next = if request {
             H3ParserState::Kind
@@ -71,7 +73,7 @@ impl H3FrameBounds {
     }
 
     /// Whether no frame that begins in `data` is too long.
-    pub(super) fn keeps(&mut self, mut data: &[u8]) -> bool {
+    pub(super) fn accepts(&mut self, mut data: &[u8]) -> bool {
         loop {
             self.next = match self.next {
                 H3ParserState::Anything => return true,
@@ -116,10 +118,10 @@ mod tests {
     }
 
     /// What a stream comes to, in one piece and byte by byte.
-    fn keeps(request: bool, stream: &[u8]) -> bool {
-        let whole = H3FrameBounds::new(request).keeps(stream);
+    fn accepts(request: bool, stream: &[u8]) -> bool {
+        let whole = H3FrameBounds::new(request).accepts(stream);
         let mut bounds = H3FrameBounds::new(request);
-        let pieces = stream.iter().all(|byte| bounds.keeps(&[*byte]));
+        let pieces = stream.iter().all(|byte| bounds.accepts(&[*byte]));
         assert_eq!(whole, pieces);
         whole
     }
@@ -127,25 +129,28 @@ mod tests {
     #[test]
     fn frames_are_bounded_and_bodies_are_not() {
         let head = frame(1, 3, b"abc");
-        assert!(keeps(
+        assert!(accepts(
             true,
             &[&head[..], &frame(DATA, 1 << 40, b"x")].concat()
         ));
-        assert!(keeps(true, &frame(1, FRAME_BYTES_MAX, b"x")));
-        assert!(!keeps(true, &frame(1, FRAME_BYTES_MAX + 1, b"")));
+        assert!(accepts(true, &frame(1, FRAME_BYTES_MAX, b"x")));
+        assert!(!accepts(true, &frame(1, FRAME_BYTES_MAX + 1, b"")));
         let unknown = frame(0x21, 1 << 40, b"");
         let behind = [&head[..], &frame(DATA, 2, b"xy"), &unknown].concat();
-        assert!(!keeps(true, &behind));
+        assert!(!accepts(true, &behind));
         let control = [&[0, 4, 0][..], &unknown].concat();
-        assert!(!keeps(false, &control));
-        assert!(keeps(false, &[&[0x21][..], &unknown].concat()), "no frames");
+        assert!(!accepts(false, &control));
+        assert!(
+            accepts(false, &[&[0x21][..], &unknown].concat()),
+            "no frames"
+        );
     }
 
     #[test]
     fn short_numbers_are_read_as_they_are_written() {
         // Two bytes: a kind of 0x4000 | 1 is 1, and 0x7fff is 16383.
-        assert!(keeps(true, &[0x40, 0x01, 0x7f, 0xff, b'x']));
+        assert!(accepts(true, &[0x40, 0x01, 0x7f, 0xff, b'x']));
         // Four bytes: 0x00010001 is 65537.
-        assert!(!keeps(true, &[0x01, 0x80, 0x01, 0x00, 0x01]));
+        assert!(!accepts(true, &[0x01, 0x80, 0x01, 0x00, 0x01]));
     }
 }

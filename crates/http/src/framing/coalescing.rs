@@ -1,7 +1,7 @@
-//! Frames of HTTP/2, written several at a time.
+//! Writes several frames of HTTP/2 at a time.
 //!
-//! Its library flushes after each frame of data, and writes it in two parts. Each part would be a record of
-//! TLS and a call of the kernel of its own, where all that is ready may go at once.
+//! The library flushes after each frame of data, and writes a frame in two parts. Each part would become a TLS record
+//! and a system call of its own, although all that is ready could be sent at once.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use tokio::io::AsyncWrite;
 
 use crate::limits::GATHERED_BYTES;
 
-/// More than this at once is the beginning of much.
+/// A first part longer than this means that much more follows.
 const MUCH: usize = 4 << 10;
 
 /// A stream whose flushes wait until [`drive`] has seen whether more is written.
@@ -21,9 +21,9 @@ pub(super) struct CoalescingStream<W>(Arc<Mutex<CoalescingBuffer<W>>>);
 struct CoalescingBuffer<W> {
     stream: W,
     bytes: Vec<u8>,
-    /// So many of them were taken.
-    taken: usize,
-    /// Whether they are to leave.
+    /// The bytes that are already written.
+    written: usize,
+    /// Whether the buffered bytes must be flushed.
     flush: bool,
 }
 
@@ -38,7 +38,7 @@ impl<W: AsyncWrite + Unpin> CoalescingStream<W> {
         Self(Arc::new(Mutex::new(CoalescingBuffer {
             stream,
             bytes: Vec::new(),
-            taken: 0,
+            written: 0,
             flush: false,
         })))
     }
@@ -48,14 +48,14 @@ impl<W: AsyncWrite + Unpin> CoalescingStream<W> {
     }
 }
 
-/// Polls what writes to `stream`, and flushes behind it.
+/// Polls the future that writes to `stream`, and flushes afterwards.
 pub(super) async fn drive<F: Future, W: AsyncWrite + Unpin>(
     mut writing: Pin<&mut F>,
     stream: &CoalescingStream<W>,
 ) -> F::Output {
     std::future::poll_fn(|cx| {
         let ended = writing.as_mut().poll(cx);
-        // Where it fails, reading and writing do, too, and those tell.
+        // If the flush fails, reading and writing fail too and report the error.
         let _ = stream.lock().poll_flushed(cx);
         ended
     })
@@ -70,7 +70,7 @@ impl<W: AsyncWrite + Unpin> CoalescingBuffer<W> {
         let mut put = 0;
         for part in parts {
             let room = GATHERED_BYTES - self.bytes.len();
-            // More follows such a beginning: a buffer that grows by and by would be copied several times.
+            // A buffer that grows step by step would be copied several times, so it gets its full size at once.
             if self.bytes.is_empty() && part.len() > MUCH {
                 self.bytes.reserve_exact(GATHERED_BYTES);
             }
@@ -82,16 +82,16 @@ impl<W: AsyncWrite + Unpin> CoalescingBuffer<W> {
     }
 
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.taken < self.bytes.len() {
-            let left = &self.bytes[self.taken..];
+        while self.written < self.bytes.len() {
+            let left = &self.bytes[self.written..];
             match ready!(Pin::new(&mut self.stream).poll_write(cx, left))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                taken => self.taken += taken,
+                written => self.written += written,
             }
         }
-        // A connection that says nothing holds nothing.
+        // An idle connection uses no buffer memory.
         self.bytes = Vec::new();
-        self.taken = 0;
+        self.written = 0;
         Poll::Ready(Ok(()))
     }
 

@@ -29,57 +29,58 @@ pub(crate) use quic::serve as serve_quic;
 pub(crate) use tcp::{TcpHttpVersion, serve as serve_tcp};
 pub(crate) use timed::is_slow;
 
-/// Answers one request of a connection, and counts it as long as it runs.
+/// Handles one request of a connection, and counts it as long as it runs.
 ///
-/// The request is large, and arguments of an `async fn` lie in its future twice: it is taken apart before.
+/// The request is large, and a future of an `async fn` would hold its arguments twice, so the request is taken apart
+/// before.
 fn answer(
     conn: Arc<HttpConnection>,
     request: Request<Body>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> {
     let busy = conn.busy();
-    // Dropped before its end where the client goes away, which the log says, too.
-    let mut line = AccessLogEntry::begin(&request, conn.remote, conn.protocol, conn.began());
+    // If the client disconnects, this entry is dropped early, and the log shows that.
+    let mut entry = AccessLogEntry::begin(&request, conn.remote, conn.protocol, conn.began());
     let mut arrived = IncomingRequest::new(request);
     async move {
-        let response = router::answer(&conn, &mut arrived, &mut line).await;
-        line.answered(&response);
-        // The answer is on its way until its last byte is.
-        Ok(response.map(|body| Body::new(body::TrackedBody::new(body, conn, busy, line))))
+        let response = router::answer(&conn, &mut arrived, &mut entry).await;
+        entry.set_response(&response);
+        // The response counts as sent when its last byte is.
+        Ok(response.map(|body| Body::new(body::TrackedBody::new(body, conn, busy, entry))))
     }
 }
 
-/// Why a connection ends that its client has not ended.
+/// The reason why the node ends a connection.
 enum HttpCloseCause {
     Idle,
-    /// A head began, and does not end.
+    /// The head of a request began and did not end in time.
     Slow,
     Leave,
-    /// The client has not proved in time who it is.
+    /// The client has not authenticated in time.
     Unknown,
     Stalled,
 }
 
-/// Resolves when it is to.
+/// Resolves when the node must end the connection.
 async fn over(conn: &HttpConnection, draining: watch::Receiver<bool>) -> HttpCloseCause {
     let HttpTimeouts {
         head,
         keep_alive,
-        stranger,
+        stranger: unknown_limit,
         reader,
         ..
     } = conn.patience();
     let wait = async {
         tokio::select! {
             () = wait_for_drain(conn, draining) => HttpCloseCause::Leave,
-            why = idle(conn, (head, keep_alive), stranger) => why,
+            why = idle(conn, (head, keep_alive), unknown_limit) => why,
             () = stalled(conn, reader) => HttpCloseCause::Stalled,
         }
     };
     PollOnWake::new(wait).await
 }
 
-/// Resolves when the client has asked nothing for a while, its request's head does not end, or it has not proved in
-/// time who it is.
+/// Resolves when the client has sent no request for a while, the head of its request does not end, or it has not
+/// authenticated in time.
 async fn idle(
     conn: &HttpConnection,
     (first, later): (Duration, Duration),
@@ -92,7 +93,8 @@ async fn idle(
             return HttpCloseCause::Idle;
         }
         let mut wait = limit - quiet;
-        // A small request now and then costs a client next to nothing, and would keep an unknown peer's place.
+        // Small requests from time to time cost a client next to nothing, so without this limit they would hold an
+        // unknown peer's connection slot.
         if let Some(left) = conn.stays(unknown) {
             if left.is_zero() {
                 conn.leave();
@@ -105,14 +107,14 @@ async fn idle(
             if since >= first {
                 return HttpCloseCause::Slow;
             }
-            // None that begins meanwhile is overdue before the next look.
+            // No head that begins meanwhile can be overdue before the next check.
             wait = wait.min(first - since);
         }
         tokio::time::sleep(wait).await;
     }
 }
 
-/// Resolves when the client has taken an answer too slowly.
+/// Resolves when the client has received a response too slowly.
 async fn stalled(conn: &HttpConnection, patience: Duration) {
     while !conn.is_stalled() {
         tokio::time::sleep(patience).await;
@@ -120,7 +122,7 @@ async fn stalled(conn: &HttpConnection, patience: Duration) {
     tracing::debug!(connection = %conn.connection.id(), "HTTP ended: its answers are not read");
 }
 
-/// Resolves when the connection is to take no more requests.
+/// Resolves when the connection must accept no more requests.
 async fn wait_for_drain(conn: &HttpConnection, mut draining: watch::Receiver<bool>) {
     tokio::select! {
         // The sender lives as long as the handler.

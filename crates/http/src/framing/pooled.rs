@@ -1,7 +1,7 @@
-//! Where the work of requests lies.
+//! Reuses the memory of request futures.
 //!
-//! It has some KiB. Asked for and given back a hundred thousand times a second, such a piece of memory goes
-//! all the way back to the allocator's stock each time, and comes from there again. So a thread keeps a few.
+//! A request's future has some KiB. If it is allocated and freed a hundred thousand times a second, the memory goes
+//! back to the allocator's central pool each time and comes from there again. So each thread keeps a few allocations.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -12,34 +12,34 @@ use axum::body::Body;
 use http::Response;
 use tokio_util::sync::ReusableBoxFuture;
 
-/// Places that a thread keeps for the next requests.
-const KEPT: usize = 16;
+/// The most free slots that a thread keeps for the next requests.
+const SLOTS_MAX: usize = 16;
 
 type PooledResponse = Result<Response<Body>, Infallible>;
 type RequestFutureBox = ReusableBoxFuture<'static, PooledResponse>;
 
 thread_local! {
-    static PLACES: RefCell<Vec<RequestFutureBox>> = const { RefCell::new(Vec::new()) };
+    static SLOTS: RefCell<Vec<RequestFutureBox>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The work of one request, in a place that was another's before.
+/// The future of one request, in a slot that an earlier request may have used.
 pub(super) struct PooledRequestTask {
-    place: Option<RequestFutureBox>,
+    slot: Option<RequestFutureBox>,
     done: bool,
 }
 
 impl PooledRequestTask {
     pub(super) fn new(work: impl Future<Output = PooledResponse> + Send + 'static) -> Self {
-        let kept = PLACES.with_borrow_mut(Vec::pop);
-        let place = match kept {
-            Some(mut place) => {
-                place.set(work);
-                place
+        let free = SLOTS.with_borrow_mut(Vec::pop);
+        let slot = match free {
+            Some(mut slot) => {
+                slot.set(work);
+                slot
             }
             None => ReusableBoxFuture::new(work),
         };
         Self {
-            place: Some(place),
+            slot: Some(slot),
             done: false,
         }
     }
@@ -49,10 +49,10 @@ impl Future for PooledRequestTask {
     type Output = PooledResponse;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<PooledResponse> {
-        let Some(place) = &mut self.place else {
+        let Some(slot) = &mut self.slot else {
             return Poll::Pending;
         };
-        let answer = ready!(place.poll(cx));
+        let answer = ready!(slot.poll(cx));
         self.done = true;
         Poll::Ready(answer)
     }
@@ -60,15 +60,15 @@ impl Future for PooledRequestTask {
 
 impl Drop for PooledRequestTask {
     fn drop(&mut self) {
-        // What was not done is dropped with its place: nothing of it stays.
-        let Some(place) = self.place.take().filter(|_| self.done) else {
+        // An unfinished future is dropped with its slot, so that nothing of it stays.
+        let Some(slot) = self.slot.take().filter(|_| self.done) else {
             return;
         };
-        // A thread that ends keeps nothing.
-        let _ = PLACES.try_with(|places| {
-            let mut places = places.borrow_mut();
-            if places.len() < KEPT {
-                places.push(place);
+        // A thread that ends has already dropped its slots.
+        let _ = SLOTS.try_with(|slots| {
+            let mut slots = slots.borrow_mut();
+            if slots.len() < SLOTS_MAX {
+                slots.push(slot);
             }
         });
     }
@@ -80,8 +80,8 @@ mod tests {
 
     use super::*;
 
-    fn kept() -> usize {
-        PLACES.with_borrow(Vec::len)
+    fn free_slots() -> usize {
+        SLOTS.with_borrow(Vec::len)
     }
 
     #[tokio::test]
@@ -98,21 +98,21 @@ mod tests {
         };
         for _ in 0..2 {
             assert!(work(Arc::clone(&held), true).await.is_ok());
-            assert_eq!(kept(), 1);
+            assert_eq!(free_slots(), 1);
         }
         let mut waiting = work(Arc::clone(&held), false);
-        assert_eq!(kept(), 0, "it has the place");
+        assert_eq!(free_slots(), 0, "it has the slot");
         assert!(futures_util::poll!(&mut waiting).is_pending());
         assert_eq!(Arc::strong_count(&held), 2);
         drop(waiting);
         assert_eq!(Arc::strong_count(&held), 1, "it is let go of at once");
-        assert_eq!(kept(), 0);
-        let all: Vec<_> = (0..KEPT + 4)
+        assert_eq!(free_slots(), 0);
+        let all: Vec<_> = (0..SLOTS_MAX + 4)
             .map(|_| work(Arc::clone(&held), true))
             .collect();
         for each in all {
             assert!(each.await.is_ok());
         }
-        assert_eq!(kept(), KEPT);
+        assert_eq!(free_slots(), SLOTS_MAX);
     }
 }

@@ -23,7 +23,7 @@ use super::{HttpCloseCause, answer, over};
 use crate::connection::HttpConnection;
 use crate::limits;
 
-/// Our close codes in the code space of HTTP/3 (RFC 9114 section 8.1).
+/// The node's close codes as error codes of HTTP/3 (RFC 9114 section 8.1).
 fn number(code: CloseCode) -> u32 {
     const NO_ERROR: u32 = 0x100;
     const GENERAL_PROTOCOL_ERROR: u32 = 0x101;
@@ -37,7 +37,7 @@ fn number(code: CloseCode) -> u32 {
     }
 }
 
-/// What GOAWAY names: the first request that is not served, which is the next (RFC 9114 section 5.2).
+/// The identifier in GOAWAY: the first request that the server refuses, which is the next one (RFC 9114 section 5.2).
 const NEXT: usize = 1;
 
 type Server = h3::server::Connection<H3Transport, Bytes>;
@@ -52,8 +52,9 @@ pub(crate) async fn serve(
     let streams = H3Transport::new(&connection);
     let cancels = streams.cancels();
     let time = conn.patience().head;
+    // The future is boxed, so that this one does not hold its memory for as long as the connection lasts.
     let Ok(begun) = Box::pin(tokio::time::timeout(time, begin(streams))).await else {
-        // Its client permits no stream of ours, or takes nothing of one.
+        // The client permits no stream of the server, or does not read from one.
         connection.close(CloseCode::Timeout, "timed out");
         return Ok(());
     };
@@ -62,23 +63,24 @@ pub(crate) async fn serve(
     let ended = tokio::select! {
         ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
         why = over(&conn, draining) => match why {
-            // Boxed: a connection keeps no room for these futures before it ends.
+            // The futures are boxed, so that a connection reserves no memory for them before it ends.
             HttpCloseCause::Leave | HttpCloseCause::Unknown => Box::pin(drain(&mut server, &mut requests, time)).await,
             HttpCloseCause::Idle | HttpCloseCause::Slow => Box::pin(goodbye(&mut server, time)).await,
             HttpCloseCause::Stalled => {
+                // A client that receives nothing would not receive the rest of these responses either.
                 requests.abort_all();
                 Ok(())
             }
         },
     };
-    // Closing at once would cut off the answers that are still sent.
+    // Closing the connection now would cut off responses that are still being sent.
     while requests.join_next().await.is_some() {}
     close(&connection, ended);
     Ok(())
 }
 
-/// Apart, as is every end: the library's connection has nearly 2 KiB, and would lie beside the answer that it came
-/// in for as long as it lasts.
+/// This is a function of its own, as is each way to end a connection: the library's connection has nearly 2 KiB,
+/// which the caller's future would otherwise hold a second time, for as long as it lasts.
 async fn begin(streams: H3Transport) -> Result<Server, HandlerError> {
     let mut builder = h3::server::builder();
     builder
@@ -89,7 +91,7 @@ async fn begin(streams: H3Transport) -> Result<Server, HandlerError> {
 }
 
 fn close(connection: &Connection, ended: Result<(), ()>) {
-    // Where the peer broke the protocol the library has closed with the right number already.
+    // If the peer broke the protocol, the library has already closed the connection with the right code.
     if ended.is_ok() {
         connection.close(CloseCode::Normal, "");
     }
@@ -112,7 +114,7 @@ async fn accept(
     }
 }
 
-/// The next request. Those that ended are let go of meanwhile: each holds 8 KiB as long as it is not.
+/// The next request. Meanwhile this drops the tasks of finished requests, because each holds 8 KiB until then.
 async fn next(
     server: &mut Server,
     requests: &mut JoinSet<()>,
@@ -127,14 +129,15 @@ async fn next(
     }
 }
 
-/// Tells the client to send no more. One that takes nothing of our control stream is not waited for: it would have its
-/// place for as long as it likes.
+/// Asks the client to send no more requests. The time is limited, because a client that does not read the control
+/// stream would otherwise hold its connection slot for as long as it likes.
 async fn goodbye(server: &mut Server, time: Duration) -> Result<(), ()> {
-    let said = tokio::time::timeout(time, server.shutdown(NEXT)).await;
-    said.unwrap_or(Ok(())).map_err(drop)
+    let result = tokio::time::timeout(time, server.shutdown(NEXT)).await;
+    result.unwrap_or(Ok(())).map_err(drop)
 }
 
-/// Tells the client to send no more, and answers what it sent. An answer that it does not take ends by itself.
+/// Asks the client to send no more requests, and finishes the current ones. A response that the client does not
+/// receive ends by itself.
 async fn drain(server: &mut Server, requests: &mut JoinSet<()>, time: Duration) -> Result<(), ()> {
     goodbye(server, time).await?;
     tokio::select! {
@@ -143,7 +146,7 @@ async fn drain(server: &mut Server, requests: &mut JoinSet<()>, time: Duration) 
     }
 }
 
-/// What comes behind GOAWAY is refused by the library, but for the one request that it names.
+/// Refuses late requests. The library itself refuses those behind the GOAWAY, except the one that it names.
 async fn refuse(server: &mut Server) -> Result<(), ()> {
     while let Some(mut late) = server.accept().await.map_err(drop)? {
         late.frame_stream.reset(Code::H3_REQUEST_REJECTED.value());
@@ -157,7 +160,7 @@ async fn request(
     cancels: H3Cancellations,
 ) {
     let resolved = tokio::time::timeout(limits::HEADER_TIMEOUT, resolver.resolve_request()).await;
-    // A head that is wrong or late: the library has answered it, or the stream is dropped.
+    // If the head is invalid, the library has responded; if it is late, the stream is dropped.
     let Ok(Ok((request, stream))) = resolved else {
         return;
     };
@@ -181,7 +184,7 @@ async fn request(
         done = work => done,
         () = cancels.stopped(id) => Err(()),
     };
-    // Reset and not finished: a part of an answer must not look whole.
+    // The stream is reset instead of finished, so that a part of a response does not look complete.
     if done.is_err() {
         send.stop_stream(Code::H3_REQUEST_CANCELLED);
     }
@@ -206,6 +209,7 @@ async fn respond(
                 in_time(time, send.send_data(data)).await?;
             }
             Err(frame) => {
+                // Nothing may follow the trailers (RFC 9114 section 4.1).
                 if let Ok(trailers) = frame.into_trailers() {
                     return in_time(patience, send.send_trailers(trailers)).await;
                 }
@@ -215,7 +219,8 @@ async fn respond(
     in_time(patience, send.finish()).await
 }
 
-/// A client that takes nothing of one answer may go on with others: it is this one that ends.
+/// Limits the time of one send. If the client receives nothing of this response, only this response ends, because the
+/// client may still receive others.
 async fn in_time<T, E>(
     time: Duration,
     sending: impl Future<Output = Result<T, E>>,
@@ -224,7 +229,7 @@ async fn in_time<T, E>(
     sent.map_err(drop)?.map_err(drop)
 }
 
-/// Fields that belong to a connection of HTTP/1.1, and make a request malformed (RFC 9114 section 4.2).
+/// Fields of an HTTP/1.1 connection, which make a request malformed (RFC 9114 section 4.2).
 const OF_A_CONNECTION: [&str; 5] = [
     "connection",
     "keep-alive",
@@ -233,7 +238,7 @@ const OF_A_CONNECTION: [&str; 5] = [
     "upgrade",
 ];
 
-/// The length that a body is said to have, if any; `None` where no request has such fields.
+/// The declared length of the body, if there is one; `None` if the request is malformed.
 fn length(headers: &HeaderMap) -> Option<Option<u64>> {
     let foreign = OF_A_CONNECTION
         .iter()
@@ -247,7 +252,7 @@ fn length(headers: &HeaderMap) -> Option<Option<u64>> {
     let Some(length) = lengths.next() else {
         return Some(None);
     };
-    // Two lengths that differ cannot both be true (RFC 9110 section 8.6).
+    // At most one of two different lengths can be true (RFC 9110 section 8.6).
     if lengths.any(|other| other != length) {
         return None;
     }
@@ -257,23 +262,23 @@ fn length(headers: &HeaderMap) -> Option<Option<u64>> {
 /// The body of a request.
 struct H3RequestBody {
     stream: RequestStream<H3RecvStream, Bytes>,
-    /// Bytes that have yet to come, where it was said how many do.
+    /// The bytes that have not arrived yet, if the request declares a length.
     left: Option<u64>,
 }
 
 impl H3RequestBody {
-    /// Counts what came, and with nothing the end.
+    /// Counts bytes that arrived; 0 means the end.
     fn count(&mut self, bytes: u64) -> std::io::Result<()> {
         let Some(left) = &mut self.left else {
             return Ok(());
         };
-        // A body that is not as long as was said makes the request malformed (RFC 9114 section 4.1.2).
-        let fits = if bytes == 0 {
+        // A body whose length differs from the declared one makes the request malformed (RFC 9114 section 4.1.2).
+        let matches = if bytes == 0 {
             *left == 0
         } else {
             bytes <= *left
         };
-        if !fits {
+        if !matches {
             let why = "the body is not as long as content-length says";
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
         }
@@ -294,7 +299,7 @@ impl http_body::Body for H3RequestBody {
         Poll::Ready(match data {
             Ok(Some(mut data)) => {
                 let bytes = data.copy_to_bytes(data.remaining());
-                // A frame may be empty.
+                // An empty frame must not count as the end.
                 let counted = match bytes.len() as u64 {
                     0 => Ok(()),
                     more => self.count(more),

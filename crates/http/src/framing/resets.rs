@@ -1,5 +1,5 @@
-//! How often a client of HTTP/2 resets streams (CVE-2023-44487). The library bounds those that it was not asked
-//! for yet, and no number over time.
+//! Limits how often a client of HTTP/2 resets streams (CVE-2023-44487). The library limits only the resets of streams
+//! that it has not accepted yet, and not their rate.
 
 use std::io;
 use std::pin::Pin;
@@ -10,14 +10,14 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::limits::{RESETS_BURST, RESETS_PER_SECOND};
 
-/// Bytes of what a connection begins with (RFC 9113 section 3.4).
+/// Bytes of a connection's preface (RFC 9113 section 3.4).
 const PREFACE_BYTES: usize = 24;
-/// Bytes of a frame before its payload (section 4.1).
+/// Bytes of a frame's header (RFC 9113 section 4.1).
 const HEAD_BYTES: usize = 9;
-/// RST_STREAM (section 6.4).
+/// RST_STREAM (RFC 9113 section 6.4).
 const RST_STREAM: u8 = 3;
 
-/// What a connection reads, which fails where it resets streams too often.
+/// A connection's reader, which fails if the client resets streams too often.
 pub(super) struct ResetLimitedStream<R> {
     stream: R,
     frames: H2FrameScanner,
@@ -50,9 +50,9 @@ impl<R: AsyncRead + Unpin> AsyncRead for ResetLimitedStream<R> {
     }
 }
 
-/// Reads along where frames begin.
+/// Finds the headers of frames in the bytes that the connection reads.
 struct H2FrameScanner {
-    /// Bytes to come before the next head.
+    /// Bytes before the next header.
     skip: usize,
     head: [u8; HEAD_BYTES],
     have: usize,
@@ -67,7 +67,7 @@ impl H2FrameScanner {
         }
     }
 
-    /// How many of the frames that begin in `data`, or before, and whose heads end in it, reset a stream.
+    /// The number of frames that reset a stream and whose header ends in `data`.
     fn read(&mut self, mut data: &[u8]) -> u32 {
         let mut resets = 0;
         while !data.is_empty() {
@@ -89,7 +89,7 @@ impl H2FrameScanner {
     }
 }
 
-/// Resets that are left.
+/// The resets that the client may still do.
 struct ResetBudget {
     left: f64,
     at: Instant,
@@ -105,6 +105,7 @@ impl ResetBudget {
 
     fn allow(&mut self, resets: u32, now: Instant) -> bool {
         let passed = now.duration_since(self.at).as_secs_f64();
+        // The budget refills with time, so only the average rate is limited.
         let more = passed * f64::from(RESETS_PER_SECOND);
         self.left = (self.left + more).min(f64::from(RESETS_BURST)) - f64::from(resets);
         self.at = now;

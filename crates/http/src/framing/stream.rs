@@ -1,7 +1,7 @@
-//! One stream of HTTP/2, which ends where its client takes nothing of its answer.
+//! One stream of HTTP/2, which ends if its client does not receive the response.
 //!
-//! The library waits for room in the client's windows for as long as the connection lasts. An answer that is not
-//! taken would be kept as long, while others on its connection go on.
+//! The library waits for room in the client's windows for as long as the connection lasts. A response that the client
+//! does not receive would stay in memory for as long, while other streams of the connection go on.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -15,22 +15,22 @@ use hyper_util::rt::TokioExecutor;
 use tokio::time::Sleep;
 
 thread_local! {
-    /// The stream that is polled.
+    /// The deadline of the stream that this thread polls.
     static POLLED: RefCell<Option<Arc<WriteDeadline>>> = const { RefCell::new(None) };
 }
 
-/// What the times below are counted from.
+/// The start of the times below.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Until when something has to be taken.
+/// The deadline by which the client must receive something.
 #[derive(Debug, Default)]
 pub(super) struct WriteDeadline {
-    /// Milliseconds since [`START`] and one more; 0 while nothing has to be.
+    /// Milliseconds since [`START`], plus one; 0 while there is no deadline.
     ms: AtomicU64,
 }
 
 impl WriteDeadline {
-    /// That of the stream whose answer is made here.
+    /// The deadline of the stream whose response is being made on this thread.
     pub(super) fn polled() -> Option<Arc<Self>> {
         POLLED.with_borrow(Clone::clone)
     }
@@ -75,7 +75,7 @@ where
     }
 }
 
-/// A stream until it ends, or its client is late.
+/// A stream until it ends or its client misses the deadline.
 struct DeadlineTask<F> {
     stream: Pin<Box<F>>,
     until: Arc<WriteDeadline>,
@@ -86,12 +86,15 @@ impl<F: Future<Output = ()>> Future for DeadlineTask<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // The deadline is restored after the poll, because another stream may be polled within this one.
         let before = POLLED.replace(Some(Arc::clone(&self.until)));
         let polled = self.stream.as_mut().poll(cx);
         POLLED.set(before);
         if polled.is_ready() {
             return Poll::Ready(());
         }
+        // The loop ends only when the timer is registered for the current deadline: the body may have moved it since
+        // the last poll.
         while let Some(until) = self.until.get() {
             let until = tokio::time::Instant::from_std(until);
             let alarm = self
@@ -109,7 +112,7 @@ impl<F: Future<Output = ()>> Future for DeadlineTask<F> {
                 .is_some_and(|until| until <= Instant::now())
             {
                 tracing::debug!("a stream of HTTP/2 ended: its answer is not taken");
-                // Dropped, it is reset.
+                // Dropping the stream resets it.
                 return Poll::Ready(());
             }
         }

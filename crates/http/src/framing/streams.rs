@@ -1,4 +1,4 @@
-//! The streams of a connection as the HTTP/3 library wants them.
+//! Adapts the streams of a connection to the HTTP/3 library.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -15,12 +15,12 @@ use tokio::io::AsyncWrite;
 use super::bounds::H3FrameBounds;
 use crate::limits::STREAMS_MAX;
 
-/// Most bytes taken of a stream at once.
+/// The most bytes that are read from a stream at once.
 const READ_BYTES: usize = 64 << 10;
 
 type Accepted<T> = BoxStream<'static, Result<T, StreamError>>;
 
-/// A connection's streams.
+/// The streams of a connection.
 pub(super) struct H3Transport {
     own: H3StreamOpener,
     requests: Accepted<(SendStream, RecvStream)>,
@@ -32,14 +32,14 @@ pub(super) struct H3Transport {
     cancels: H3Cancellations,
 }
 
-/// Tells a request's task that its client wants no answer any more, by the number of the stream.
+/// Tells the task of a request, by the number of its stream, that the client has stopped reading the response.
 #[derive(Clone, Default)]
 pub(super) struct H3Cancellations(Arc<Mutex<HashMap<u64, Weak<Mutex<SendStream>>>>>);
 
 type SharedSendStream = Arc<Mutex<SendStream>>;
 
 impl H3Cancellations {
-    /// Resolves when the client stopped reading, or the connection ended.
+    /// Resolves when the client has stopped reading or the connection has ended.
     pub(super) async fn stopped(&self, id: u64) {
         let stream = lock(&self.0).remove(&id);
         let Some(stream) = stream.as_ref().and_then(Weak::upgrade) else {
@@ -47,7 +47,7 @@ impl H3Cancellations {
         };
         let stopped = std::future::poll_fn(|cx| lock(&stream).poll_stopped(cx)).await;
         if let Ok(None) = stopped {
-            // It has everything.
+            // The client has received everything.
             std::future::pending().await
         }
     }
@@ -72,8 +72,8 @@ impl H3Transport {
             requests: requests.boxed(),
             controls: controls.boxed(),
             opening: None,
-            // The first numbers of streams that the client opens both ways and one way, and that the server opens one
-            // way (RFC 9000 section 2.1).
+            // The first ids of bidirectional and unidirectional streams of the client, and of unidirectional streams
+            // of the server (RFC 9000 section 2.1).
             next_request: 0,
             next_control: 2,
             next_own: 3,
@@ -86,7 +86,7 @@ impl H3Transport {
     }
 }
 
-/// Streams of one kind are numbered in fours (RFC 9000 section 2.1), and come in order.
+/// The ids of streams of one kind increase by four (RFC 9000 section 2.1), and the streams are accepted in order.
 fn number(next: &mut u64) -> StreamId {
     let id = StreamId::try_from(*next);
     *next += 4;
@@ -108,6 +108,7 @@ fn broken(error: StreamError) -> StreamErrorIncoming {
         StreamError::Reset(error_code) | StreamError::Stopped(error_code) => {
             StreamErrorIncoming::StreamTerminated { error_code }
         }
+        // These errors end the connection, and all of its streams with it.
         StreamError::Closed(_) | StreamError::Timeout => {
             StreamErrorIncoming::ConnectionErrorIncoming {
                 connection_error: lost(error),
@@ -128,7 +129,7 @@ fn refused<T>() -> Poll<Result<T, StreamErrorIncoming>> {
     Poll::Ready(Err(broken(StreamError::Unsupported)))
 }
 
-/// The library's codes are numbers of 62 bits, ours of 32, which all of them fit.
+/// The library's codes have 62 bits. The node's codes have 32 bits, which hold every code of HTTP/3.
 fn code(number: u64) -> StreamCode {
     StreamCode::Foreign(u32::try_from(number).unwrap_or(u32::MAX))
 }
@@ -153,6 +154,7 @@ impl quic::OpenStreams<Bytes> for H3Transport {
             futures_util::stream::once(async move { connection.open_uni().await }).boxed()
         });
         let opened = ready!(opening.poll_next_unpin(cx));
+        // The next call opens another stream.
         self.opening = None;
         let stream = opened
             .unwrap_or(Err(StreamError::Unsupported))
@@ -165,7 +167,7 @@ impl quic::OpenStreams<Bytes> for H3Transport {
     }
 }
 
-/// What the library opens streams by that a client did not ask for. There are none of those.
+/// Lets the library open streams that no client requested, and refuses every one.
 pub(super) struct H3StreamOpener(Connection);
 
 impl quic::OpenStreams<Bytes> for H3StreamOpener {
@@ -176,7 +178,7 @@ impl quic::OpenStreams<Bytes> for H3StreamOpener {
         &mut self,
         _: &mut Context<'_>,
     ) -> Poll<Result<H3BidiStream, StreamErrorIncoming>> {
-        // A server asks for nothing.
+        // A server sends no requests.
         refused()
     }
 
@@ -184,13 +186,14 @@ impl quic::OpenStreams<Bytes> for H3StreamOpener {
         &mut self,
         _: &mut Context<'_>,
     ) -> Poll<Result<H3SendStream, StreamErrorIncoming>> {
-        // And it pushes nothing.
+        // This server pushes nothing.
         refused()
     }
 
     fn close(&mut self, code: Code, reason: &[u8]) {
         let number = u32::try_from(code.value()).unwrap_or(u32::MAX);
         let reason = std::str::from_utf8(reason).unwrap_or_default();
+        // The frame with the reason must fit into one packet (RFC 9000 section 19.19).
         let reason: String = reason.chars().take(64).collect();
         self.0.close_foreign(number, &reason);
     }
@@ -227,7 +230,7 @@ impl quic::Connection<Bytes> for H3Transport {
         let send = H3SendStream::new(send, id);
         let mut known = lock(&self.cancels.0);
         if known.len() >= STREAMS_MAX as usize {
-            // Requests whose head was wrong never asked after theirs.
+            // Requests with an invalid head never removed their entry.
             known.retain(|_, stream| stream.strong_count() > 0);
         }
         known.insert(id.into_inner(), Arc::downgrade(&send.stream));
@@ -248,7 +251,7 @@ impl quic::Connection<Bytes> for H3Transport {
     }
 }
 
-/// The half that answers.
+/// The sending half of a stream.
 pub(super) struct H3SendStream {
     stream: SharedSendStream,
     id: StreamId,
@@ -289,6 +292,7 @@ impl quic::SendStream<Bytes> for H3SendStream {
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        // Waiting data must be sent before the end of the stream.
         ready!(self.poll_ready(cx))?;
         Poll::Ready(lock(&self.stream).finish().map_err(broken))
     }
@@ -302,7 +306,7 @@ impl quic::SendStream<Bytes> for H3SendStream {
     }
 }
 
-/// The half that asks.
+/// The receiving half of a stream.
 pub(super) struct H3RecvStream {
     stream: RecvStream,
     id: StreamId,
@@ -318,14 +322,14 @@ impl quic::RecvStream for H3RecvStream {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
         let data = ready!(self.stream.poll_read_chunk(cx, READ_BYTES)).map_err(broken)?;
-        if data.as_ref().is_some_and(|data| !self.bounds.keeps(data)) {
+        if data.as_ref().is_some_and(|data| !self.bounds.accepts(data)) {
             let why = b"a frame is longer than any may be";
             quic::OpenStreams::close(
                 &mut H3StreamOpener(self.own.clone()),
                 Code::H3_EXCESSIVE_LOAD,
                 why,
             );
-            // The connection is closed already: the library only needs an error to stop reading.
+            // The connection is already closed, and any error makes the library stop reading.
             return Poll::Ready(Err(broken(StreamError::Timeout)));
         }
         Poll::Ready(Ok(data))
@@ -340,7 +344,7 @@ impl quic::RecvStream for H3RecvStream {
     }
 }
 
-/// A request's stream.
+/// The stream of a request.
 pub(super) struct H3BidiStream {
     send: H3SendStream,
     recv: H3RecvStream,

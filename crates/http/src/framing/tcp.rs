@@ -23,14 +23,14 @@ use super::{HttpCloseCause, answer, over, stalled};
 use crate::connection::HttpConnection;
 use crate::limits;
 
-/// Which of the two.
+/// The version of HTTP on the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TcpHttpVersion {
     Http1,
     Http2,
 }
 
-/// What hyper does for a connection.
+/// Hyper's future for a connection.
 type Serving<'conn> = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send + 'conn>>;
 
 /// Serves a connection until it ends.
@@ -52,13 +52,13 @@ pub(crate) async fn serve(
         })
     };
     let peer = &conn;
-    // On the heap, and gone before the wait below: a WebSocket lasts for days, and hyper's part of its connection
-    // takes 2.7 KiB.
+    // The future is on the heap and dropped before the wait below: a WebSocket may last for days, and hyper's part of
+    // its connection takes 2.7 KiB.
     let serving: Serving<'_> = match version {
         TcpHttpVersion::Http1 => Box::pin(async move {
             let io = TokioIo::new(tokio::io::join(HeadTimingStream::new(recv, peer), send));
             let serving = http1::Builder::new()
-                // `over` times heads, by what `HeadTimingStream` sees of them.
+                // `over` limits the time of heads instead, by what `HeadTimingStream` records.
                 .header_read_timeout(None)
                 .max_headers(limits::HEADER_FIELDS_MAX)
                 .max_buf_size(limits::HEADER_BYTES_MAX)
@@ -74,12 +74,12 @@ pub(crate) async fn serve(
                         HttpCloseCause::Leave => serving.await,
                         HttpCloseCause::Unknown => end(serving, peer).await,
                         HttpCloseCause::Idle => {
-                            // One that is on its way has what is left of its time.
+                            // A head that has begun may use the rest of its time.
                             let left = |since| patience.head.saturating_sub(since);
                             let time = peer.head_since().map_or(limits::HEADER_TIMEOUT, left);
                             finish(serving, time).await
                         }
-                        // A client that takes nothing, or never ends its head, takes no goodbye either.
+                        // A client that receives nothing, or never ends its head, does not receive a goodbye either.
                         HttpCloseCause::Slow | HttpCloseCause::Stalled => Ok(()),
                     }
                 }
@@ -106,7 +106,7 @@ pub(crate) async fn serve(
         }),
     };
     let ended = serving.await;
-    // What an upgrade made of it goes on without hyper.
+    // An upgraded connection continues without hyper.
     conn.finished().await;
     if let Err(error) = ended {
         tracing::debug!(connection = %conn.connection.id(), "HTTP ended: {error}");
@@ -114,7 +114,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Drives a connection that has nothing to finish for at most `time`, so that the goodbye can leave.
+/// Drives a connection without running requests for at most `time`, so that the goodbye can be sent.
 async fn finish<F: Future<Output = Result<(), hyper::Error>>>(
     serving: F,
     time: Duration,
@@ -123,8 +123,8 @@ async fn finish<F: Future<Output = Result<(), hyper::Error>>>(
     goodbye.unwrap_or(Ok(()))
 }
 
-/// Ends a connection whose client was asked to leave, once what it had begun before is over. The library alone would
-/// serve on a client of HTTP/2 that does not say it has heard (it is asked so by PING).
+/// Ends a connection whose client was asked to leave, once its earlier requests are finished. The library alone would
+/// keep serving an HTTP/2 client that does not answer the PING which follows the GOAWAY.
 async fn end<F: Future<Output = Result<(), hyper::Error>>>(
     serving: F,
     conn: &HttpConnection,
@@ -151,7 +151,7 @@ fn builder() -> http2::Builder<H2StreamExecutor> {
         .max_pending_accept_reset_streams(limits::RESETS_MAX)
         .max_local_error_reset_streams(limits::RESETS_MAX)
         .max_send_buf_size(limits::SEND_BUFFER)
-        // For WebSockets on a stream (RFC 8441 section 3).
+        // This allows WebSockets on a stream (RFC 8441 section 3).
         .enable_connect_protocol();
     builder
 }

@@ -1,4 +1,4 @@
-//! How fast bodies of requests have to come.
+//! Limits how slowly bodies of requests may arrive.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -12,12 +12,12 @@ use tokio::time::{Instant, Sleep};
 
 use crate::limits::{BODY_BYTES_PER_SECOND, HttpTimeouts};
 
-/// Why a body ends that its sender has not ended.
+/// The reason why the node ends a body early.
 #[derive(Debug, thiserror::Error)]
 #[error("the body comes too slowly")]
 struct SlowBodyError;
 
-/// Whether that is why a body broke off.
+/// Whether a body broke off because it was too slow.
 pub(crate) fn is_slow(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -29,16 +29,16 @@ pub(crate) fn is_slow(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// A body that ends with an error where its sender is too slow, for every kind of reader. Most bodies are complete when
-/// they are read: the time counts only while the reader has to wait.
+/// A body that ends with an error if its sender is too slow, whatever reads it. Most bodies are complete when they
+/// are read, so the time counts only while the reader has to wait.
 pub(super) struct TimedBody<B> {
     body: B,
     idle: Duration,
     grace: Duration,
     have: u64,
-    /// How long it was waited for, all in all.
+    /// How long the reader has waited in total.
     waited: Duration,
-    /// Since when it is, and until when it may be.
+    /// Since when the reader waits, and the limit for that.
     since: Option<Instant>,
     limit: Option<Pin<Box<Sleep>>>,
 }
@@ -56,7 +56,7 @@ impl<B> TimedBody<B> {
         }
     }
 
-    /// Resolves when nothing came for too long.
+    /// Resolves when no bytes arrived for too long.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let idle = self.idle;
         let limit = self
@@ -70,9 +70,10 @@ impl<B> TimedBody<B> {
         limit.as_mut().poll(cx)
     }
 
-    /// Counts what came.
-    fn came(&mut self, bytes: usize) -> Result<(), SlowBodyError> {
+    /// Counts bytes that arrived.
+    fn count(&mut self, bytes: usize) -> Result<(), SlowBodyError> {
         self.have += bytes as u64;
+        // The bytes were ready without a wait, so the sender was not slow.
         let Some(since) = self.since.take() else {
             return Ok(());
         };
@@ -102,7 +103,7 @@ where
         };
         let counted = frame.map(|frame| -> Result<Frame<Bytes>, BoxError> {
             let frame = frame.map_err(Into::<BoxError>::into)?;
-            self.came(frame.data_ref().map_or(0, Bytes::len))?;
+            self.count(frame.data_ref().map_or(0, Bytes::len))?;
             Ok(frame)
         });
         Poll::Ready(counted)

@@ -1,4 +1,4 @@
-//! Files of the folder: what is known of them is kept, small ones with their content.
+//! The files of the folder. The node caches what it knows of them, and the content of small ones.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -27,7 +27,7 @@ use crate::limits::{
     SITE_CACHE_BYTES, SITE_CHUNK, SITE_FILE_BYTES, SITE_LOOK_AGAIN, SITE_LOOKS, SITE_NAMES,
 };
 
-/// Changes whenever the content of a file may have.
+/// Differs whenever the content of a file may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileVersion {
     device: u64,
@@ -49,7 +49,7 @@ impl FileVersion {
         }
     }
 
-    /// Stands for it in an `ETag`.
+    /// The hash of the version, for an `ETag`.
     fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for part in [self.device, self.inode, self.len] {
@@ -62,32 +62,32 @@ impl FileVersion {
     }
 }
 
-/// One file, as it was when it was looked at.
+/// One file, as it was when the node read it.
 #[derive(Clone)]
 pub(super) struct CachedFile {
     name: PathBuf,
     version: FileVersion,
     etag: HeaderValue,
-    /// Of small files.
+    /// The content of a small file.
     content: Option<Bytes>,
 }
 
-/// What lies under a name.
+/// What a name refers to.
 #[derive(Clone)]
 pub(super) enum SiteEntry {
     Folder,
     File(Arc<FileEncodings>),
 }
 
-/// A file, and its packed forms beside it.
+/// A file and the packed forms beside it.
 pub(super) struct FileEncodings {
     plain: Option<CachedFile>,
-    /// By the name of the coding, the best first.
+    /// The packed forms by the name of their coding, the best first.
     packed: Vec<(&'static str, CachedFile)>,
 }
 
 impl FileEncodings {
-    /// Whether what is sent depends on what the client can unpack.
+    /// Whether the response depends on the codings that the client can unpack.
     pub(super) fn varies(&self) -> bool {
         !self.packed.is_empty()
     }
@@ -99,22 +99,22 @@ impl FileEncodings {
     ) -> Option<(&CachedFile, Option<&'static str>)> {
         let packed = self.packed.iter().find(|(coding, _)| accepts(coding));
         match packed {
-            Some((coding, kept)) => Some((kept, Some(coding))),
-            None => self.plain.as_ref().map(|kept| (kept, None)),
+            Some((coding, cached)) => Some((cached, Some(coding))),
+            None => self.plain.as_ref().map(|cached| (cached, None)),
         }
     }
 
     fn bytes(&self) -> usize {
-        let packed = self.packed.iter().map(|(_, kept)| kept);
+        let packed = self.packed.iter().map(|(_, cached)| cached);
         let all = packed.chain(&self.plain);
-        all.filter_map(|kept| Some(kept.content.as_ref()?.len()))
+        all.filter_map(|cached| Some(cached.content.as_ref()?.len()))
             .sum()
     }
 
-    fn kept(&self, name: &Path, version: FileVersion) -> Option<&CachedFile> {
-        let packed = self.packed.iter().map(|(_, kept)| kept);
+    fn cached(&self, name: &Path, version: FileVersion) -> Option<&CachedFile> {
+        let packed = self.packed.iter().map(|(_, cached)| cached);
         let mut all = packed.chain(&self.plain);
-        all.find(|kept| kept.name == name && kept.version == version)
+        all.find(|cached| cached.name == name && cached.version == version)
     }
 }
 
@@ -123,26 +123,26 @@ struct CachedLookup {
     entry: SiteEntry,
 }
 
-/// What is known of names; of those only that something lies under.
+/// The cached names, which are only those that exist.
 #[derive(Default)]
 struct SitePathCache {
     names: HashMap<PathBuf, CachedLookup>,
     bytes: usize,
 }
 
-/// A folder's files.
+/// The files of a folder.
 pub(super) struct SiteFiles {
     folder: PathBuf,
     cache: Mutex<SitePathCache>,
-    /// Whose turn it is to look: one for each name, and a few names at once.
+    /// Limits the lookups on disk: one for each name, and a few names at once.
     turns: [tokio::sync::Mutex<()>; SITE_LOOKS],
-    /// Another one in each process: no client knows which names wait for each other.
+    /// The hash differs in each process, so that no client knows which names wait for each other.
     hashes: RandomState,
 }
 
-/// Opens a file below a folder; links that lead out of it lead nowhere (openat2(2)).
+/// Opens a file below a folder. Links that lead out of the folder fail (openat2(2)).
 fn open_in(folder: &OwnedFd, name: &Path) -> io::Result<(File, Metadata)> {
-    // Not blocking: a FIFO in the folder would keep the thread until another program writes to it (fifo(7)).
+    // The open does not block: for a FIFO in the folder, it would wait until another program writes to it (fifo(7)).
     let read = OFlags::RDONLY | OFlags::CLOEXEC;
     let flags = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let file: OwnedFd = openat2(folder, name, read | OFlags::NONBLOCK, Mode::empty(), flags)?;
@@ -151,16 +151,16 @@ fn open_in(folder: &OwnedFd, name: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, meta))
 }
 
-/// What is the same of a folder as long as it is that one: its device and its number there.
+/// The identity of a folder: its device and its inode.
 fn number(folder: &OwnedFd) -> io::Result<(u64, u64)> {
     let found = fstat(folder)?;
     Ok((found.st_dev, found.st_ino))
 }
 
-/// A file that is there, as it is now.
+/// An existing file in its current version.
 pub(super) struct OpenSiteFile {
-    kept: CachedFile,
-    /// Open where the content is not in memory.
+    cached: CachedFile,
+    /// The open file, if the content is not in memory.
     file: Option<Arc<File>>,
 }
 
@@ -179,28 +179,28 @@ impl SiteFiles {
         files
     }
 
-    /// What lies under this name, as it was a moment ago at most.
-    pub(super) async fn look(self: &Arc<Self>, name: &Path) -> Option<SiteEntry> {
-        let asked = Instant::now();
+    /// What this name refers to. The result may be older by [`SITE_LOOK_AGAIN`] at most.
+    pub(super) async fn find(self: &Arc<Self>, name: &Path) -> Option<SiteEntry> {
+        let requested_at = Instant::now();
         let mut announced = None;
-        if let Some(looked) = self.cache().names.get_mut(name) {
-            if looked.at.elapsed() < SITE_LOOK_AGAIN {
-                return Some(looked.entry.clone());
+        if let Some(lookup) = self.cache().names.get_mut(name) {
+            if lookup.at.elapsed() < SITE_LOOK_AGAIN {
+                return Some(lookup.entry.clone());
             }
-            // One request looks again; others that come meanwhile take the old entry.
-            looked.at = Instant::now();
-            announced = Some(looked.at);
+            // One request looks the name up again, and others that arrive meanwhile use the old entry.
+            lookup.at = Instant::now();
+            announced = Some(lookup.at);
         }
         let _turn = self.turn(name).await;
-        // Another request may have looked while this one waited.
-        let looked = self
+        // Another request may have looked the name up while this one waited.
+        let lookup = self
             .cache()
             .names
             .get(name)
-            .map(|looked| (looked.at, looked.entry.clone()));
-        match looked {
-            Some((at, entry)) if at > asked && announced != Some(at) => Some(entry),
-            _ => self.looked(name).await,
+            .map(|lookup| (lookup.at, lookup.entry.clone()));
+        match lookup {
+            Some((at, entry)) if at > requested_at && announced != Some(at) => Some(entry),
+            _ => self.read_entry(name).await,
         }
     }
 
@@ -212,20 +212,20 @@ impl SiteFiles {
         self.hashes.hash_one(name) as usize % self.turns.len()
     }
 
-    /// What lies under this name now.
-    pub(super) async fn look_again(self: &Arc<Self>, name: &Path) -> Option<SiteEntry> {
+    /// What this name refers to now.
+    pub(super) async fn find_current(self: &Arc<Self>, name: &Path) -> Option<SiteEntry> {
         let _turn = self.turn(name).await;
-        self.looked(name).await
+        self.read_entry(name).await
     }
 
-    async fn looked(self: &Arc<Self>, name: &Path) -> Option<SiteEntry> {
+    async fn read_entry(self: &Arc<Self>, name: &Path) -> Option<SiteEntry> {
         let files = Arc::clone(self);
         let name = name.to_owned();
-        let looked = tokio::task::spawn_blocking(move || files.look_now(name));
-        looked.await.ok()?
+        let entry = tokio::task::spawn_blocking(move || files.read_now(name));
+        entry.await.ok()?
     }
 
-    fn look_now(&self, name: PathBuf) -> Option<SiteEntry> {
+    fn read_now(&self, name: PathBuf) -> Option<SiteEntry> {
         let known = match self.cache().names.get(&name) {
             Some(CachedLookup {
                 entry: SiteEntry::File(forms),
@@ -252,6 +252,7 @@ impl SiteFiles {
                     .filter_map(|(coding, ending)| Some((*coding, read(beside(ending))?)))
                     .collect(),
             };
+            // The cache has only names that exist; otherwise requests for other names could fill it.
             if forms.plain.is_none() && forms.packed.is_empty() {
                 self.forget(&name);
                 return None;
@@ -262,19 +263,19 @@ impl SiteFiles {
         Some(entry)
     }
 
-    /// The file, unless it is not any more what it was when it was looked at.
-    pub(super) fn open(&self, kept: &CachedFile) -> Option<OpenSiteFile> {
-        if kept.content.is_some() {
-            // A link that leads elsewhere by now has another number there.
-            let meta = std::fs::metadata(self.folder.join(&kept.name)).ok()?;
-            return (FileVersion::from_metadata(&meta) == kept.version).then(|| OpenSiteFile {
-                kept: kept.clone(),
+    /// The file, unless it has changed since the node read it.
+    pub(super) fn open(&self, cached: &CachedFile) -> Option<OpenSiteFile> {
+        if cached.content.is_some() {
+            // A link that leads to another file by now has another inode.
+            let meta = std::fs::metadata(self.folder.join(&cached.name)).ok()?;
+            return (FileVersion::from_metadata(&meta) == cached.version).then(|| OpenSiteFile {
+                cached: cached.clone(),
                 file: None,
             });
         }
-        let (file, meta) = self.open_below(&kept.name).ok()?;
-        (FileVersion::from_metadata(&meta) == kept.version).then(|| OpenSiteFile {
-            kept: kept.clone(),
+        let (file, meta) = self.open_below(&cached.name).ok()?;
+        (FileVersion::from_metadata(&meta) == cached.version).then(|| OpenSiteFile {
+            cached: cached.clone(),
             file: Some(Arc::new(file)),
         })
     }
@@ -284,8 +285,9 @@ impl SiteFiles {
         self.open_from(&self.open_folder()?, name)
     }
 
-    /// The same below the folder as it was when it was opened. Where its name is a link, that may lead to another
-    /// folder by now, and the one of before may be gone: no file of a site is missing while the site is replaced.
+    /// Opens a file below the folder as it was when it was opened. If the folder's name is a link, it may lead to
+    /// another folder by now, and the earlier folder may be gone. So no file of a site is missing while the site is
+    /// replaced.
     fn open_from(&self, folder: &OwnedFd, name: &Path) -> io::Result<(File, Metadata)> {
         match open_in(folder, name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -300,6 +302,7 @@ impl SiteFiles {
     }
 
     fn open_folder(&self) -> io::Result<OwnedFd> {
+        // The folder is only the start of lookups, so the node needs no permission to read it (open(2), O_PATH).
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let (mode, resolve) = (Mode::empty(), ResolveFlags::empty());
         Ok(openat2(CWD, &self.folder, flags, mode, resolve)?)
@@ -310,24 +313,25 @@ impl SiteFiles {
         opened.is_ok_and(|(_, meta)| meta.is_dir())
     }
 
-    /// Looks at a file; only what has changed is read.
+    /// Checks a file, and reads it only if it has changed.
     fn read(&self, name: PathBuf, known: Option<&FileEncodings>) -> io::Result<CachedFile> {
         let (file, meta) = self.open_below(&name)?;
         if !meta.is_file() {
             return Err(io::ErrorKind::NotFound.into());
         }
         let version = FileVersion::from_metadata(&meta);
-        if let Some(kept) = known.and_then(|forms| forms.kept(&name, version)) {
-            return Ok(kept.clone());
+        if let Some(cached) = known.and_then(|forms| forms.cached(&name, version)) {
+            return Ok(cached.clone());
         }
         let small = version.len <= SITE_FILE_BYTES;
         let mut content = vec![0; if small { version.len as usize } else { 0 }];
         file.read_exact_at(&mut content, 0)?;
-        // What is large is not read before it is sent: its version is what the system says of it.
+        // A large file is not read before it is sent, so its tag comes from its metadata.
         let hash = match small {
             true => Sha256::digest(&content).into(),
             false => version.digest(),
         };
+        // 128 bits suffice to distinguish the versions of a file.
         let text: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
         Ok(CachedFile {
             name,
@@ -349,7 +353,7 @@ impl SiteFiles {
         let mut cache = self.cache();
         let full = cache.bytes + size(&entry) > SITE_CACHE_BYTES || cache.names.len() >= SITE_NAMES;
         if full {
-            // It fills again with what is asked for.
+            // The cache fills again with the names that clients request.
             *cache = SitePathCache::default();
         }
         cache.bytes += size(&entry);
@@ -373,27 +377,29 @@ impl SiteFiles {
 
 impl OpenSiteFile {
     pub(super) fn etag(&self) -> &HeaderValue {
-        &self.kept.etag
+        &self.cached.etag
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.kept.version.len
+        self.cached.version.len
     }
 
-    /// These bytes of it. What it holds of them counts against `lease` until the client has taken it: also what
-    /// is kept in memory, for that may be forgotten there meanwhile and read again for the next.
+    /// These bytes of the file as a body. The memory counts against `lease` until the client has received it. That
+    /// includes cached content, because the cache may drop it meanwhile and read it again for the next request.
     ///
     /// # Errors
-    /// There is no memory for one more.
+    /// Memory is short.
     pub(super) fn body(self, range: Range<u64>, lease: MemoryLease) -> Result<Body, ApiError> {
-        if let Some(content) = &self.kept.content {
+        if let Some(content) = &self.cached.content {
             let part = range.start as usize..range.end as usize;
             lease.more(part.len())?;
             return Ok(answer::counted(Full::new(content.slice(part)), lease));
         }
+        // `open` returns either the content or the open file.
         let Some(file) = self.file else {
             return Ok(Body::empty());
         };
+        // The body has one chunk in memory at a time.
         lease.more(SITE_CHUNK)?;
         Ok(Body::from_stream(stream::try_unfold(
             (file, range, lease),
@@ -409,7 +415,7 @@ impl OpenSiteFile {
     }
 }
 
-/// The client gets 404. Where the reason is another one, the log lets the site's administrator know.
+/// The client gets a 404. If the reason is not that the file is missing, the log informs the site's administrator.
 fn complain(name: &Path, error: &io::Error) {
     if let Some(
         Errno::ACCESS | Errno::PERM | Errno::IO | Errno::MFILE | Errno::NFILE | Errno::NOMEM,
@@ -419,7 +425,7 @@ fn complain(name: &Path, error: &io::Error) {
     }
 }
 
-/// What the system has in memory is read here and now; what it has to fetch, elsewhere.
+/// Reads bytes that the system has in memory on this thread, and all others on a blocking thread.
 async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Arc<File>)> {
     let len = (range.end - range.start).min(SITE_CHUNK as u64) as usize;
     let mut chunk = vec![0; len];
@@ -429,6 +435,8 @@ async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Ar
         range.start,
         ReadWriteFlags::NOWAIT,
     );
+    // If no bytes are in memory, the call fails with EAGAIN (preadv2(2), RWF_NOWAIT). Any failure leads to the
+    // blocking read.
     if let Ok(read) = here
         && read > 0
     {
@@ -438,7 +446,8 @@ async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Ar
     let read = tokio::task::spawn_blocking(move || {
         let read = file.read_at(&mut chunk, range.start)?;
         if read == 0 {
-            // It was cut short since; an answer that ends too early says so by itself.
+            // The file was truncated meanwhile. The response ends early, which tells the client that it is
+            // incomplete.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         chunk.truncate(read);
@@ -458,7 +467,7 @@ mod tests {
         let (name, packed) = (Path::new("page.html"), folder.path().join("page.html.br"));
         std::fs::write(folder.path().join(name), "page").expect("room");
         let files = Arc::new(SiteFiles::new(folder.path().to_owned()));
-        let forms = async || match files.look(name).await {
+        let forms = async || match files.find(name).await {
             Some(SiteEntry::File(forms)) => forms.packed.len(),
             _ => panic!("there is a file"),
         };

@@ -1,8 +1,7 @@
 //! A static site: the files of one folder.
 //!
-//! Nothing outside the folder is reached, by no `..` and no link; files whose name begins with a dot
-//! are not there, and folders are not listed. What is small is kept in memory as long as the file on
-//! disk does not change.
+//! A request cannot leave the folder, neither by `..` nor by a link. Files whose names begin with a dot are hidden,
+//! and folders are not listed. Small files stay in memory as long as they do not change on disk.
 
 mod file;
 mod range;
@@ -23,14 +22,13 @@ use percent_encoding::percent_decode_str;
 use file::{FileEncodings, OpenSiteFile, SiteEntry, SiteFiles};
 use range::ByteRange;
 
-/// Seconds that a client waits before it asks for another file, when it has as many under way as it
-/// may.
+/// The seconds that a client waits before its next request for a file, if it has as many in progress as it may.
 const BUSY_RETRY: HeaderValue = HeaderValue::from_static("1");
 
-/// What a folder shows.
+/// The page of a folder.
 const INDEX: &str = "index.html";
 
-/// Forms in which a file may lie beside itself, the best first: RFC 9110 names and endings.
+/// The packed forms that may exist beside a file, the best first: the name of the coding (RFC 9110) and the suffix.
 const PACKED: [(&str, &str); 3] = [("br", ".br"), ("zstd", ".zst"), ("gzip", ".gz")];
 
 /// The files of a folder.
@@ -45,9 +43,9 @@ impl StaticSite {
         }
     }
 
-    /// The file that a request asks for; `None` where it does not exist.
+    /// The file that a request names; `None` if it does not exist.
     ///
-    /// What its answer holds counts against `lease`.
+    /// The memory of the response counts against `lease`.
     pub(crate) async fn answer(&self, parts: &Parts, lease: MemoryLease) -> Option<Response<Body>> {
         if !matches!(parts.method, Method::GET | Method::HEAD) {
             return None;
@@ -58,17 +56,17 @@ impl StaticSite {
         if folder {
             name.push(INDEX);
         }
-        match self.files.look(&name).await? {
+        match self.files.find(&name).await? {
             SiteEntry::Folder => (!folder).then(|| moved(path)),
             SiteEntry::File(forms) => self.file(&name, &forms, (&parts.headers, lease)).await,
         }
     }
 
-    /// The first page, whatever was asked for.
+    /// The first page, whatever path the request names.
     pub(crate) async fn first_page(&self, lease: MemoryLease) -> Option<Response<Body>> {
         let index = Path::new(INDEX);
         let headers = HeaderMap::new();
-        match self.files.look(index).await? {
+        match self.files.find(index).await? {
             SiteEntry::Folder => None,
             SiteEntry::File(forms) => self.file(index, &forms, (&headers, lease)).await,
         }
@@ -83,8 +81,8 @@ impl StaticSite {
         if let Some((found, head)) = self.form(name, forms, headers) {
             return Some(respond(found, head, headers, lease));
         }
-        // It changed since it was looked at, or the form that the client can unpack is gone.
-        match self.files.look_again(name).await? {
+        // The file has changed since it was looked up, or the form that the client can unpack is gone.
+        match self.files.find_current(name).await? {
             SiteEntry::Folder => None,
             SiteEntry::File(forms) => {
                 let (found, head) = self.form(name, &forms, headers)?;
@@ -93,20 +91,20 @@ impl StaticSite {
         }
     }
 
-    /// The form of a file that suits the client, if it still is what it was, and what is said of it.
+    /// The form of a file for the client and its headers, if the file is unchanged.
     fn form(
         &self,
         name: &Path,
         forms: &FileEncodings,
         headers: &HeaderMap,
     ) -> Option<(OpenSiteFile, HeaderMap)> {
-        let (kept, coding) = forms.choose(|coding| accepts(headers, coding))?;
-        let found = self.files.open(kept)?;
+        let (cached, coding) = forms.choose(|coding| accepts(headers, coding))?;
+        let found = self.files.open(cached)?;
         let mut head = HeaderMap::new();
         head.insert(CONTENT_TYPE, media_type(name)?);
         head.insert(ETAG, found.etag().clone());
         head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        head.insert(CACHE_CONTROL, kept_for(name));
+        head.insert(CACHE_CONTROL, cache_control(name));
         if forms.varies() {
             head.insert(VARY, HeaderValue::from_static("accept-encoding"));
         }
@@ -127,8 +125,8 @@ fn media_type(name: &Path) -> Option<HeaderValue> {
     HeaderValue::from_str(&kind).ok()
 }
 
-/// Pages may change at any time; what has a name of its own for each content, never does.
-fn kept_for(name: &Path) -> HeaderValue {
+/// The cache policy of a file. A page may change at any time, but a file with a hash in its name never does.
+fn cache_control(name: &Path) -> HeaderValue {
     let page = name.extension().is_none_or(|kind| kind == "html");
     HeaderValue::from_static(if page {
         "no-cache"
@@ -139,7 +137,7 @@ fn kept_for(name: &Path) -> HeaderValue {
     })
 }
 
-/// Whether a part of the name is the hash of the content, as bundlers write it: `app.3f9a1c02.js`.
+/// Whether a part of the name is a hash of the content, as bundlers write it: `app.3f9a1c02.js`.
 fn is_hashed(name: &Path) -> bool {
     let name = name
         .file_name()
@@ -152,15 +150,16 @@ fn is_hashed(name: &Path) -> bool {
     })
 }
 
-/// The name below the folder that a path stands for; `None` for one that no file here has.
+/// The name below the folder for a path; `None` if no file can have it.
 fn inside(path: &str) -> Option<PathBuf> {
     let decoded = percent_decode_str(path).decode_utf8().ok()?;
-    // No name has a NUL, and browsers take a backslash for a slash (the URL standard).
+    // No name contains a NUL, and browsers treat a backslash as a slash (the URL standard).
     if decoded.bytes().any(|b| b == 0 || b == b'\\') {
         return None;
     }
     let mut name = PathBuf::new();
     for part in decoded.split('/').filter(|part| !part.is_empty()) {
+        // This also excludes `.` and `..`.
         if part.starts_with('.') {
             return None;
         }
@@ -169,11 +168,11 @@ fn inside(path: &str) -> Option<PathBuf> {
     Some(name)
 }
 
-/// A folder's own page is below it.
+/// Redirects from a folder's path without a slash to its page.
 fn moved(path: &str) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
-    // One slash at the beginning: two would name another host.
+    // The path begins with one slash: two would name another host.
     let path = format!("/{}/", path.trim_start_matches('/'));
     if let Ok(to) = HeaderValue::from_str(&path) {
         response.headers_mut().insert(LOCATION, to);
@@ -182,15 +181,15 @@ fn moved(path: &str) -> Response<Body> {
 }
 
 fn accepts(headers: &HeaderMap, coding: &str) -> bool {
-    let mut said = headers.get_all(ACCEPT_ENCODING).iter();
-    said.any(|value| {
+    let mut values = headers.get_all(ACCEPT_ENCODING).iter();
+    values.any(|value| {
         let value = value.to_str().unwrap_or_default();
         value.split(',').any(|one| {
             let mut parts = one.split(';').map(str::trim);
             let named = parts
                 .next()
                 .is_some_and(|name| name.eq_ignore_ascii_case(coding));
-            // A weight of zero means that it is not acceptable (RFC 9110 section 12.4.2).
+            // A weight of zero means that the client does not accept the coding (RFC 9110 section 12.4.2).
             let refused = parts.any(|q| {
                 let weight = q.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok());
                 weight == Some(0.0)
@@ -203,45 +202,51 @@ fn accepts(headers: &HeaderMap, coding: &str) -> bool {
 fn respond(
     found: OpenSiteFile,
     mut head: HeaderMap,
-    asked: &HeaderMap,
+    request_headers: &HeaderMap,
     lease: MemoryLease,
 ) -> Response<Body> {
     let etag = found.etag().to_str().unwrap_or_default().to_owned();
-    let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
+    let text = |name| {
+        request_headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     let mut response = Response::new(Body::empty());
     let known = text(IF_NONE_MATCH).is_some_and(|known| {
         known.split(',').any(|one| {
             let one = one.trim();
-            // If-None-Match compares weakly (RFC 9110 section 13.1.2).
+            // If-None-Match uses the weak comparison (RFC 9110 section 13.1.2).
             one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag
         })
     });
     if known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
-        // A 304 has only what the client's copy may have to update (RFC 9110 section 15.4.5).
+        // A 304 has only the fields that may update the client's copy (RFC 9110 section 15.4.5).
         head.remove(CONTENT_TYPE);
         *response.headers_mut() = head;
         return response;
     }
     let whole = found.len();
-    // If-Range compares strongly (RFC 9110 section 13.1.5). A date equals no tag, and gives all of the file.
+    // If-Range uses the strong comparison (RFC 9110 section 13.1.5). A date never equals a tag, so it leads to the
+    // whole file.
     let current = text(IF_RANGE).is_none_or(|version| version == etag);
     let wanted = text(RANGE).filter(|_| current);
     let range = match wanted.map_or(ByteRange::All, |wanted| range::parse(wanted, whole)) {
         ByteRange::All => 0..whole,
         ByteRange::Part(range) => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            let told = format!("bytes {}-{}/{whole}", range.start, range.end - 1);
-            if let Ok(told) = HeaderValue::from_str(&told) {
-                head.insert(CONTENT_RANGE, told);
+            let content_range = format!("bytes {}-{}/{whole}", range.start, range.end - 1);
+            if let Ok(content_range) = HeaderValue::from_str(&content_range) {
+                head.insert(CONTENT_RANGE, content_range);
             }
             range
         }
         ByteRange::Beyond => {
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
-            // How long the file is, so that the client can ask again (RFC 9110 section 15.5.17).
-            if let Ok(told) = HeaderValue::from_str(&format!("bytes */{whole}")) {
-                head.insert(CONTENT_RANGE, told);
+            // The response states the length of the file, so that the client can correct its request (RFC 9110
+            // section 15.5.17).
+            if let Ok(content_range) = HeaderValue::from_str(&format!("bytes */{whole}")) {
+                head.insert(CONTENT_RANGE, content_range);
             }
             *response.headers_mut() = head;
             return response;
@@ -255,6 +260,7 @@ fn respond(
             *response.body_mut() = body;
         }
         Err(_) => {
+            // Only a lack of memory leads here.
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             response.headers_mut().insert(RETRY_AFTER, BUSY_RETRY);
         }

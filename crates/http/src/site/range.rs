@@ -4,20 +4,20 @@ use std::ops::Range;
 
 use crate::limits::SITE_RANGES_MAX;
 
-/// What is to be sent.
+/// The part of a file to send.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ByteRange {
-    /// Everything: no range, one that cannot be read, or too many.
+    /// The whole file: the request has no range, an invalid one, or too many.
     All,
-    /// Nothing: the range lies behind the end.
+    /// No part: the range begins after the end.
     Beyond,
     /// These bytes.
     Part(Range<u64>),
 }
 
-/// Reads a `Range` header for a file of `len` bytes.
+/// Parses a `Range` header for a file of `len` bytes.
 pub(super) fn parse(text: &str, len: u64) -> ByteRange {
-    // A unit that the server does not know is ignored (RFC 9110 section 14.2).
+    // A server ignores a unit that it does not know (RFC 9110 section 14.2).
     let Some(ranges) = text.trim().strip_prefix("bytes=") else {
         return ByteRange::All;
     };
@@ -28,7 +28,8 @@ pub(super) fn parse(text: &str, len: u64) -> ByteRange {
     let (Some(one), rest) = (ranges.next(), ranges.count()) else {
         return ByteRange::All;
     };
-    // Ignored, as the standard lets a server (RFC 9110 section 14.2): many small ranges cost more than the file.
+    // The standard allows a server to ignore ranges (RFC 9110 section 14.2), and many small ranges cost more than the
+    // file.
     if rest + 1 > SITE_RANGES_MAX {
         return ByteRange::All;
     }
@@ -36,18 +37,18 @@ pub(super) fn parse(text: &str, len: u64) -> ByteRange {
         return ByteRange::All;
     };
     let number = |text: &str| {
-        // `parse` takes a plus sign, which no range has.
+        // `parse` accepts a plus sign, which no range has.
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
     };
     match (number(from), number(to)) {
         (Some(from), _) if from >= len => ByteRange::Beyond,
         (Some(from), None) if to.is_empty() => ByteRange::Part(from..len),
-        // The end may be any number, up to the largest.
+        // The end may be any number, up to the largest one.
         (Some(from), Some(to)) if from <= to => {
             ByteRange::Part(from..to.saturating_add(1).min(len))
         }
-        // The last zero bytes are none (RFC 9110 section 14.1.2).
+        // A suffix of zero bytes is empty (RFC 9110 section 14.1.2).
         (None, Some(0)) if from.is_empty() => ByteRange::Beyond,
         (None, Some(last)) if from.is_empty() && len > 0 => {
             ByteRange::Part(len.saturating_sub(last)..len)

@@ -1,31 +1,32 @@
-//! The codes a WebSocket ends with: those of RFC 6455, and 4000 and more for what it has none for.
+//! The close codes of a WebSocket: those of RFC 6455, and codes from 4000 for reasons that it does
+//! not cover.
 
 use alknet_core::CloseCode;
 
 use super::frame::WsProtocolError;
 
-/// What the answer to the other side's goodbye says.
+/// The reason in the answer to the peer's close frame.
 pub(super) const ANSWERED: &str = "";
 
-/// Something began and was not ended in time.
+/// A message began and did not end in time.
 pub(super) const LATE: WsProtocolError = WsProtocolError {
     code: 4408,
     reason: "partial message",
 };
 
-/// What began would be too much beside what else its sender has begun.
+/// The new message would use too much memory, with the others that its sender has begun.
 pub(super) const OVERFULL: WsProtocolError = WsProtocolError {
     code: 1013,
     reason: "overloaded",
 };
 
-/// No ping was answered.
+/// The peer did not answer pings.
 pub(super) const SILENT: WsProtocolError = WsProtocolError {
     code: 4408,
     reason: "no answer to pings",
 };
 
-/// What stands for one of core's codes, and this reason. `cut`: not everything was said.
+/// The close frame for one of core's codes and this reason. `cut` means that not all data was sent.
 pub(super) fn close_error(code: CloseCode, reason: &str, cut: bool) -> WsProtocolError {
     let fault = |code, reason| WsProtocolError { code, reason };
     match code {
@@ -47,7 +48,7 @@ pub(super) fn close_error(code: CloseCode, reason: &str, cut: bool) -> WsProtoco
     }
 }
 
-/// What is answered to a goodbye: the same code.
+/// The close frame that answers the peer's one: it has the same code.
 pub(super) fn answer(code: Option<u16>) -> WsProtocolError {
     WsProtocolError {
         code: code.unwrap_or(1000),
@@ -55,7 +56,7 @@ pub(super) fn answer(code: Option<u16>) -> WsProtocolError {
     }
 }
 
-/// The number of core's code that the other side's stands for.
+/// The number of core's code that the peer's close code corresponds to.
 pub(super) fn core(code: u16) -> Option<u64> {
     let code = match code {
         1000 | 1001 => CloseCode::Normal,

@@ -1,19 +1,19 @@
-//! Frames of RFC 6455 as a server reads them. Knows neither sockets nor clocks.
+//! Parses the frames of RFC 6455 as a server. The parser uses no socket and no clock.
 //!
-//! A message becomes what every other carriage of the call protocol has: its length, and then its
-//! bytes. One that comes in a single frame is passed on as its bytes arrive, text as well; one in pieces
-//! once it is whole.
+//! A message becomes what every other carriage of the call protocol has: its length, and then its bytes. The parser
+//! passes on a message in a single frame as its bytes arrive, also a text message. It passes on a fragmented message
+//! once it is complete.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::limits::FRAGMENTS_MAX;
 
-/// Bytes of the length that the call protocol puts before each message.
+/// The bytes of the length that the call protocol puts before each message.
 const PREFIX_BYTES: usize = 4;
-/// Bytes that a control frame carries at most, by RFC 6455 section 5.5.
+/// The most bytes of a control frame's payload (RFC 6455 section 5.5).
 pub(super) const CONTROL_BYTES_MAX: usize = 125;
 
-/// RFC 6455 section 5.2.
+/// The opcodes (RFC 6455 section 5.2).
 const CONTINUATION: u8 = 0;
 pub(super) const TEXT: u8 = 1;
 pub(super) const BINARY: u8 = 2;
@@ -21,25 +21,25 @@ pub(super) const CLOSE: u8 = 8;
 pub(super) const PING: u8 = 9;
 pub(super) const PONG: u8 = 10;
 
-/// What the other side sent.
+/// What the peer sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum WsEvent {
-    /// It ends the connection.
+    /// The peer closes the connection.
     Close(Option<u16>, String),
     /// Bytes of the call protocol.
     Data(Bytes),
-    /// It wants these back.
+    /// A ping, whose payload the answer must repeat.
     Ping(Bytes),
-    /// It answered a ping.
+    /// The answer to a ping.
     Pong,
 }
 
-/// Why the connection ends: what the other side did is against RFC 6455, or more than is taken.
+/// The reason why the connection ends: the peer broke RFC 6455 or exceeded a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WsProtocolError {
     /// A code of RFC 6455 section 7.4.
     pub(super) code: u16,
-    /// Constant text.
+    /// The reason, which is constant.
     pub(super) reason: &'static str,
 }
 
@@ -56,56 +56,55 @@ const NOT_UTF8: WsProtocolError = WsProtocolError {
     reason: "not UTF-8",
 };
 
-/// Reads frames from whatever pieces they arrive in.
+/// Parses frames from pieces of any size.
 #[derive(Debug, Default)]
 pub(super) struct WsFrameReader {
     pub(super) buffer: BytesMut,
     frame: Option<WsFrame>,
     message: Option<WsMessage>,
-    /// Whether the first message was one of text.
+    /// Whether the first message was a text message.
     text: Option<bool>,
-    /// Whether messages are thrown away, and only what is said between them still counts.
+    /// Whether messages are discarded, so that only control frames still count.
     forgets: bool,
 }
 
-/// A frame whose head was read.
+/// A frame whose header was parsed.
 #[derive(Clone, Copy, Debug)]
 struct WsFrame {
     opcode: u8,
     is_last: bool,
     mask: [u8; 4],
     len: usize,
-    /// Bytes of it that were passed on.
+    /// The bytes of the frame that were passed on.
     done: usize,
 }
 
-/// A message that is not whole.
+/// An incomplete message.
 #[derive(Debug)]
 struct WsMessage {
-    /// Of one that is text.
+    /// Checks a text message.
     text: Option<Utf8Validator>,
     fragments: u32,
-    /// Room for its length, and what came of it; nothing of one that is passed on as it arrives.
+    /// Room for the length, and the bytes that arrived; empty for a message that is passed on as it arrives.
     whole: Vec<u8>,
     passes: bool,
 }
 
-/// Text of which a part was seen: the bytes at the end of that which begin a character.
+/// Checks text in pieces. It keeps the bytes at the end of a piece that begin a character.
 #[derive(Debug, Default)]
 struct Utf8Validator {
     begun: [u8; 4],
     len: usize,
 }
 
-/// The head of a frame as it stands at the front of the buffer.
+/// The header of a frame at the front of the buffer.
 struct WsFrameHead {
     frame: WsFrame,
     bytes: usize,
 }
 
 impl WsFrameReader {
-    /// What comes next in the buffer; nothing where more has to be read first. `most` are the bytes
-    /// of the longest message taken.
+    /// The next event in the buffer; `None` if more bytes are needed. The longest allowed message has `most` bytes.
     pub(super) fn next(&mut self, most: usize) -> Result<Option<WsEvent>, WsProtocolError> {
         loop {
             let Some(frame) = &mut self.frame else {
@@ -140,20 +139,20 @@ impl WsFrameReader {
         }
     }
 
-    /// Whether something began of which the call protocol knows nothing yet.
+    /// Whether a message or frame began that the call protocol does not know of yet.
     pub(super) fn is_partial(&self) -> bool {
         let in_control = self.frame.is_some_and(|frame| frame.opcode >= CLOSE);
         let joined = self.message.as_ref().is_some_and(|message| !message.passes);
         joined || in_control || (self.frame.is_none() && !self.buffer.is_empty())
     }
 
-    /// Bytes that are held of a message in pieces.
+    /// The bytes that a fragmented message holds.
     pub(super) fn held_bytes(&self) -> usize {
         let message = self.message.as_ref();
         message.map_or(0, |message| message.whole.capacity())
     }
 
-    /// Messages are thrown away from now on: only what is said between them still counts.
+    /// Discards messages from now on, so that only control frames still count.
     pub(super) fn forget_messages(&mut self) {
         self.forgets = true;
         if let Some(message) = &mut self.message {
@@ -161,20 +160,20 @@ impl WsFrameReader {
         }
     }
 
-    /// Whether the other side began with a message of text.
+    /// Whether the peer's first message was a text message.
     pub(super) fn speaks_text(&self) -> bool {
         self.text == Some(true)
     }
 
-    /// Bytes of the frame that is being read which are still to come.
+    /// The missing bytes of the current frame.
     pub(super) fn missing(&self) -> usize {
         let frame = self.frame.as_ref();
         let rest = frame.map_or(0, |frame| frame.len - frame.done);
         rest.saturating_sub(self.buffer.len())
     }
 
-    /// Starts a frame. One that is a message by itself is passed on from here, with its length in the
-    /// place of the end of its head.
+    /// Begins a frame. A frame that is a whole message is passed on from here; its length overwrites the end of its
+    /// header.
     fn begin(
         &mut self,
         head: &WsFrameHead,
@@ -190,6 +189,7 @@ impl WsFrameReader {
         let begins = frame.opcode != CONTINUATION;
         let passes = begins && frame.is_last;
         if begins {
+            // The first message decides the form of all messages to this client.
             self.text.get_or_insert(frame.opcode == TEXT);
             self.message = Some(WsMessage {
                 text: (frame.opcode == TEXT).then(Utf8Validator::default),
@@ -206,7 +206,7 @@ impl WsFrameReader {
             self.frame = Some(frame);
             return Ok(None);
         }
-        // A masked head has six bytes at least.
+        // A masked header has at least six bytes.
         self.buffer.advance(head.bytes - PREFIX_BYTES);
         let take = frame.len.min(self.buffer.len() - PREFIX_BYTES);
         let mut bytes = self.buffer.split_to(PREFIX_BYTES + take);
@@ -227,7 +227,7 @@ impl WsFrameReader {
         Ok(Some(WsEvent::Data(bytes.freeze())))
     }
 
-    /// Refuses a frame that cannot follow what came before, or is too much.
+    /// Refuses a frame that cannot follow the earlier ones, or that exceeds a limit.
     fn check(&self, frame: &WsFrame, most: usize) -> Result<(), WsProtocolError> {
         let before = match (&self.message, frame.opcode) {
             (None, CONTINUATION) => return Err(protocol("continues no message")),
@@ -246,7 +246,7 @@ impl WsFrameReader {
         Ok(())
     }
 
-    /// Takes bytes of the frame that is being read; what is to be passed on now.
+    /// Takes bytes of the current frame, and returns what can be passed on now.
     fn take(&mut self, bytes: BytesMut, most: usize) -> Result<Option<WsEvent>, WsProtocolError> {
         let (Some(frame), Some(message)) = (self.frame, &mut self.message) else {
             return Ok(None);
@@ -271,12 +271,12 @@ impl WsFrameReader {
 }
 
 impl WsMessage {
-    /// Bytes that came of one in pieces.
+    /// The bytes that arrived of a fragmented message.
     fn len(&self) -> usize {
         self.whole.len().saturating_sub(PREFIX_BYTES)
     }
 
-    /// Refuses what is text and is not UTF-8.
+    /// Refuses a text message that is not UTF-8.
     fn check_text(&mut self, bytes: &[u8], ends: bool) -> Result<(), WsProtocolError> {
         let Some(text) = &mut self.text else {
             return Ok(());
@@ -285,7 +285,8 @@ impl WsMessage {
         if is_text { Ok(()) } else { Err(NOT_UTF8) }
     }
 
-    /// Grows to no more than a message of `most` bytes needs: all that is held is counted.
+    /// Appends bytes. The buffer grows to no more than a message of `most` bytes needs, because all of its memory
+    /// counts.
     fn append(&mut self, bytes: &[u8], most: usize) {
         let whole = &mut self.whole;
         if whole.is_empty() {
@@ -294,13 +295,14 @@ impl WsMessage {
         }
         let needed = whole.len() + bytes.len();
         if needed > whole.capacity() {
+            // The buffer doubles, so that many small fragments do not copy it each time.
             let twice = (2 * whole.capacity()).min(PREFIX_BYTES + most);
             whole.reserve_exact(twice.max(needed) - whole.len());
         }
         whole.extend_from_slice(bytes);
     }
 
-    /// All of it, behind its length.
+    /// The whole message after its length.
     fn joined(mut self) -> Bytes {
         let prefix = prefix(self.len());
         if let Some(room) = self.whole.first_chunk_mut() {
@@ -311,7 +313,7 @@ impl WsMessage {
 }
 
 impl Utf8Validator {
-    /// Whether what came before and `bytes` may be text.
+    /// Whether the earlier bytes and `bytes` may be text.
     fn take(&mut self, mut bytes: &[u8]) -> bool {
         while self.len > 0 {
             let Some((first, rest)) = bytes.split_first() else {
@@ -330,8 +332,7 @@ impl Utf8Validator {
             return true;
         };
         let begun = &bytes[error.valid_up_to()..];
-        // No character has more than four bytes (RFC 3629 section 3): of one that is not whole there are three at
-        // most.
+        // A character has at most four bytes (RFC 3629 section 3), so an incomplete one has at most three.
         if error.error_len().is_some() || begun.len() >= self.begun.len() {
             return false;
         }
@@ -341,25 +342,25 @@ impl Utf8Validator {
     }
 }
 
-/// Reads the head at the front, when all of it is there.
+/// Parses the header at the front, if it is complete.
 fn head(buffer: &[u8]) -> Result<Option<WsFrameHead>, WsProtocolError> {
     let &[first, second, ref rest @ ..] = buffer else {
         return Ok(None);
     };
     let (opcode, is_last) = (first & 0xf, first & 0x80 != 0);
-    // No extension was agreed on that would give them a meaning (RFC 6455 section 5.2).
+    // These bits have a meaning only in extensions, and the handshake accepts none (RFC 6455 section 5.2).
     if first & 0x70 != 0 {
         return Err(protocol("a reserved bit is set"));
     }
     if !matches!(opcode, CONTINUATION..=BINARY | CLOSE..=PONG) {
         return Err(protocol("no such frame"));
     }
-    // A server ends a connection whose client does not mask (RFC 6455 section 5.1).
+    // A server closes the connection of a client that does not mask (RFC 6455 section 5.1).
     if second & 0x80 == 0 {
         return Err(protocol("not masked"));
     }
     let short = usize::from(second & 0x7f);
-    // RFC 6455 section 5.5.
+    // Control frames are short and not fragmented (RFC 6455 section 5.5).
     if opcode >= CLOSE && (!is_last || short > CONTROL_BYTES_MAX) {
         return Err(protocol("a control frame is short and whole"));
     }
@@ -378,7 +379,7 @@ fn head(buffer: &[u8]) -> Result<Option<WsFrameHead>, WsProtocolError> {
         }
         short => (short as u64, 0),
     };
-    // The shortest form is the only one, and the highest bit of the longest is zero (RFC 6455 section 5.2).
+    // Only the shortest form is valid, and the highest bit of the longest form is zero (RFC 6455 section 5.2).
     let shortest = match extra {
         0 => true,
         2 => len > 125,
@@ -417,14 +418,14 @@ fn control(opcode: u8, payload: &Bytes) -> Result<WsEvent, WsProtocolError> {
 
 fn close(payload: &[u8]) -> Result<WsEvent, WsProtocolError> {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
-        // A close frame has a code or nothing (RFC 6455 section 5.5.1).
+        // A close frame has a code or no payload (RFC 6455 section 5.5.1).
         return match payload {
             [] => Ok(WsEvent::Close(None, String::new())),
             _ => Err(protocol("half a close code")),
         };
     };
     let code = u16::from_be_bytes(*code);
-    // RFC 6455 section 7.4 and its registry: others are never sent.
+    // RFC 6455 section 7.4 and its registry define these codes, and an endpoint never sends others.
     if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
         return Err(protocol("no such close code"));
     }
@@ -432,12 +433,12 @@ fn close(payload: &[u8]) -> Result<WsEvent, WsProtocolError> {
     Ok(WsEvent::Close(Some(code), reason.to_owned()))
 }
 
-/// A length as the call protocol writes it. Heads with longer ones are refused.
+/// A length in the form of the call protocol. The parser refuses headers with longer ones.
 fn prefix(len: usize) -> [u8; PREFIX_BYTES] {
     u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes()
 }
 
-/// Takes the mask off bytes that begin `offset` bytes into their frame.
+/// Removes the mask from bytes that begin at `offset` in their frame.
 pub(super) fn unmask(bytes: &mut [u8], mask: [u8; 4], offset: usize) {
     let mut key = mask;
     key.rotate_left(offset % 4);
@@ -446,7 +447,7 @@ pub(super) fn unmask(bytes: &mut [u8], mask: [u8; 4], offset: usize) {
     ]);
     let mut words = bytes.chunks_exact_mut(8);
     for word in &mut words {
-        // Always eight: chunks are exact.
+        // The conversion cannot fail, because each chunk has eight bytes.
         if let Ok(value) = <[u8; 8]>::try_from(&*word) {
             word.copy_from_slice(&(u64::from_ne_bytes(value) ^ wide).to_ne_bytes());
         }

@@ -1,4 +1,4 @@
-//! Who may begin a WebSocket, and how it is answered: RFC 6455 section 4 on HTTP/1.1, RFC 8441 on
+//! Checks who may open a WebSocket, and responds to the handshake: RFC 6455 section 4 on HTTP/1.1, RFC 8441 on
 //! HTTP/2.
 
 use alknet_call::ErrorCode;
@@ -11,26 +11,25 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 
-/// The subprotocol: the call protocol, one message for one event.
+/// The subprotocol: the call protocol, with one message for each event.
 const PROTOCOL: &str = "alknet.call";
 
-/// What the name of the subprotocol begins with that is no subprotocol but a token: a page can set no
-/// header but this one.
+/// The prefix of a subprotocol's name that is a token instead: a web page can set no other header.
 const BEARER: &str = "alknet.bearer.";
 
-/// RFC 6455 section 1.3.
+/// The GUID of the handshake (RFC 6455 section 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// The one version there is.
+/// The only version of the protocol.
 const VERSION: &str = "13";
 
-/// Bytes of a handshake's key.
+/// The bytes of a handshake's key.
 const KEY_BYTES: usize = 16;
 
-/// The token in the list of subprotocols, which is never logged.
+/// The token in the list of subprotocols, which the node never logs.
 ///
 /// # Errors
-/// The list has several tokens, and it is not clear which counts.
+/// The list has several tokens, so the node cannot know which counts.
 pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let mut tokens = listed(headers, &SEC_WEBSOCKET_PROTOCOL)
         .filter_map(|protocol| protocol.strip_prefix(BEARER));
@@ -50,14 +49,14 @@ fn is_extended<B>(request: &Request<B>) -> bool {
 /// A request that may become a WebSocket.
 #[derive(Debug)]
 pub(super) struct WsUpgrade {
-    /// On HTTP/1.1.
+    /// The value of `Sec-WebSocket-Accept`, which only HTTP/1.1 has.
     accept: Option<HeaderValue>,
-    /// Whether the subprotocol was asked for by name.
+    /// Whether the client requested the subprotocol by name.
     named: bool,
 }
 
 impl WsUpgrade {
-    /// What is answered.
+    /// The response that accepts the handshake.
     pub(super) fn response<B>(self, body: B) -> Response<B> {
         let mut response = Response::new(body);
         let headers = response.headers_mut();
@@ -75,12 +74,12 @@ impl WsUpgrade {
     }
 }
 
-/// Checks everything but who asks.
+/// Checks everything except the caller.
 pub(super) fn check<B>(request: &Request<B>, origins: &[String]) -> Result<WsUpgrade, ApiError> {
     let headers = request.headers();
     check_origin(request, origins)?;
     let extended = matches!(request.version(), Version::HTTP_2 | Version::HTTP_3);
-    let asked = if extended {
+    let is_upgrade = if extended {
         is_extended(request)
     } else {
         request.method() == Method::GET
@@ -88,10 +87,10 @@ pub(super) fn check<B>(request: &Request<B>, origins: &[String]) -> Result<WsUpg
             && has(headers, &CONNECTION, "upgrade")
     };
     let versions: Vec<_> = listed(headers, &SEC_WEBSOCKET_VERSION).collect();
-    if !asked || versions != [VERSION] {
+    if !is_upgrade || versions != [VERSION] {
         return Err(upgrade_required());
     }
-    // HTTP/2 has no key to answer: its own framing shows that the server understood (RFC 8441 section 5).
+    // HTTP/2 has no key: its own framing shows that the server supports WebSocket (RFC 8441 section 5).
     let accept = if extended {
         None
     } else {
@@ -106,16 +105,16 @@ pub(super) fn check<B>(request: &Request<B>, origins: &[String]) -> Result<WsUpg
     Ok(WsUpgrade { accept, named })
 }
 
-/// What has to be added to an answer with this status.
+/// Adds the headers that a response with this status needs.
 pub(super) fn add_headers(headers: &mut HeaderMap, status: StatusCode) {
-    // The client learns which version is spoken (RFC 6455 section 4.4).
+    // The client learns the supported version (RFC 6455 section 4.4).
     if status == StatusCode::UPGRADE_REQUIRED {
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
 }
 
-/// Refuses pages of other sites: a browser names the page's origin, and other clients need not.
+/// Refuses pages of other sites. A browser sends the page's origin, which other clients need not do.
 fn check_origin<B>(request: &Request<B>, origins: &[String]) -> Result<(), ApiError> {
     let Some(origin) = request.headers().get(ORIGIN) else {
         return Ok(());
@@ -138,11 +137,12 @@ fn host<B>(request: &Request<B>) -> Option<&str> {
     authority.or_else(|| text(request.headers(), &HOST))
 }
 
-/// Whether an origin is this node: its pages come over TLS only.
+/// Whether an origin is this node, whose pages use TLS only.
 fn is_same(origin: &str, host: &str) -> bool {
     let Some(theirs) = origin.strip_prefix("https://") else {
         return false;
     };
+    // The default port may be present or absent.
     let plain = |host: &str| {
         host.strip_suffix(":443")
             .unwrap_or(host)
@@ -151,14 +151,14 @@ fn is_same(origin: &str, host: &str) -> bool {
     plain(theirs) == plain(host)
 }
 
-/// RFC 6455 section 4.2.2.
+/// The value of `Sec-WebSocket-Accept` (RFC 6455 section 4.2.2).
 fn accept(headers: &HeaderMap) -> Result<HeaderValue, ApiError> {
     let key = text(headers, &SEC_WEBSOCKET_KEY).unwrap_or_default();
     let bytes = BASE64.decode(key.as_bytes()).unwrap_or_default();
     if bytes.len() != KEY_BYTES || headers.get_all(SEC_WEBSOCKET_KEY).iter().count() != 1 {
         return Err(bad("Sec-WebSocket-Key is 16 bytes in base64"));
     }
-    // SHA-1 protects nothing here: the answer shows that the server knows WebSocket (RFC 6455 section 1.3).
+    // SHA-1 protects nothing here: the value only shows that the server supports WebSocket (RFC 6455 section 1.3).
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(key.as_bytes());
     hash.update(GUID);
@@ -179,7 +179,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
-/// The members of a list that may stand in several headers.
+/// The members of a list that may extend over several headers.
 fn listed<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).iter();
     let values = values.filter_map(|value| value.to_str().ok());

@@ -1,22 +1,22 @@
-//! What a WebSocket may cost. How long a message may be is the call protocol's to say.
+//! Limits of a WebSocket. The call protocol limits the length of a message.
 
 use std::time::Duration;
 
-/// Frames that one message may be cut into.
+/// The most fragments of one message.
 pub(super) const FRAGMENTS_MAX: u32 = 1024;
 
-/// How long a message that came in pieces, or a frame's head, may stay unfinished.
+/// How long a fragmented message, or the header of a frame, may stay incomplete.
 const PARTIAL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// From one ping to the next.
+/// The time from one ping to the next.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
-/// How long the other side may leave this node waiting.
+/// How long the peer may keep this node waiting.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WsTimeouts {
-    /// For the rest of a message that has begun.
+    /// The limit for the rest of a message that has begun.
     pub(super) partial: Duration,
-    /// From one ping to the next.
+    /// The time from one ping to the next.
     pub(super) ping_every: Duration,
 }
 
@@ -29,24 +29,25 @@ impl Default for WsTimeouts {
     }
 }
 
-/// Pings in a row after which nothing was heard.
+/// The pings in a row without any bytes from the peer, after which the WebSocket ends.
 pub(super) const PINGS_MISSED_MAX: u32 = 2;
 
-/// How long a closed WebSocket waits until the other side has read why.
+/// How long a closed WebSocket waits until the peer has read the reason.
 pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is thrown away of the other side's bytes meanwhile.
+/// The peer's bytes that the node discards meanwhile.
 pub(super) const GOODBYE_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes of the longest frame sent: pings and the end find their place between two. Each WebSocket holds as many, beside
-/// what is counted for its reader, while nothing of them is taken; a frame of HTTP/2 and a record of TLS have no more.
+/// The bytes of the longest frame that the node sends: pings and the close frame are sent between two frames. Each
+/// WebSocket holds this number of bytes while the client receives nothing, in addition to those that count for its
+/// reader. A frame of HTTP/2 and a record of TLS are no longer.
 pub(super) const FRAME_SENT_BYTES: usize = 16 << 10;
 
-/// Control frames that are looked at before another task has a turn.
+/// The control frames that are handled before another task gets its turn.
 pub(super) const CONTROLS_PER_TURN: u32 = 32;
 
-/// Bytes asked of the connection at least and at most.
+/// The least and the most bytes that one read requests from the connection.
 pub(super) const READ_BYTES: std::ops::RangeInclusive<usize> = (4 << 10)..=(64 << 10);
 
-/// An empty buffer that holds more is given back.
+/// An empty buffer with more capacity is freed.
 pub(super) const KEPT_BYTES_MAX: usize = 4 << 10;

@@ -1,12 +1,13 @@
 //! `/alknet/call`: the call protocol over WebSocket, for browsers.
 //!
-//! The call protocol stays as it is. A WebSocket is a carriage with a single stream ([`source`]): a message is one
-//! frame of the call protocol, whose length the other carriages write before it and this one does not. Behind it is a
-//! guest of the dispatcher, which may have an identity and is never a peer.
+//! The call protocol is unchanged. A WebSocket is a carriage with a single stream ([`source`]): a message is one
+//! frame of the call protocol. The other carriages write the length of a frame before it, and this one does not. The
+//! dispatcher treats the client as a guest, which may have an identity but is never a peer.
 //!
-//! The frames are read and written here and not by a library: how many pieces a message is in, how long they take, and
-//! how many bytes they have beside others of the same sender, is bounded before they are joined; a message of an
-//! unknown sender is refused by its head if it is too long; and a connection that says nothing holds no buffer.
+//! This crate reads and writes the frames itself instead of using a library, for three reasons. It limits the number
+//! of fragments of a message, their time, and their bytes together with those of the same sender's other messages,
+//! before it joins them. It refuses a too long message of an unknown sender by its header. And an idle connection
+//! holds no buffer.
 
 mod codes;
 mod frame;
@@ -33,23 +34,23 @@ pub(crate) use handshake::bearer;
 use limits::{PINGS_MISSED_MAX, WsTimeouts};
 use source::{WebSocket, WsKeepAlive, WsTransport};
 
-/// Who comes in, and over what.
+/// The client of a WebSocket, and its connection.
 #[derive(Clone, Debug)]
 pub(crate) struct WsPeer {
-    /// The connection of HTTP.
+    /// The HTTP connection.
     pub(crate) carrier: Connection,
-    /// What was said of it when it began.
+    /// What authentication found out when the connection began.
     pub(crate) auth: AuthContext,
-    /// The token that was checked, from the header or from the list of subprotocols.
+    /// The authenticated token, from the header or from the list of subprotocols.
     pub(crate) token: Option<Arc<AuthToken>>,
 }
 
-/// Answers a request for a WebSocket and serves it in a task of its own. The task drops `hold` when the WebSocket has
-/// ended: the driver of the carrier must not let go of the connection before.
+/// Responds to a handshake and serves the WebSocket in a task of its own. The task drops `hold` when the WebSocket
+/// has ended: until then, the carrier's driver must not release the connection.
 ///
 /// # Errors
-/// The request is not a WebSocket handshake, or comes from a page that may not. `Sec-WebSocket-Protocol` of the request
-/// may hold a token and is in no error.
+/// The request is no WebSocket handshake, or comes from a page that is not allowed. No error contains
+/// `Sec-WebSocket-Protocol`, because that may hold a token.
 pub(crate) fn respond<B, R, H: Send + 'static>(
     request: &mut Request<B>,
     visitor: WsPeer,
@@ -61,7 +62,7 @@ pub(crate) fn respond<B, R, H: Send + 'static>(
     let accepted = handshake::check(request, origins)?;
     let upgrade = hyper::upgrade::on(request);
     let dispatcher = Arc::clone(dispatcher);
-    // The library hands the stream over only once the answer is away, which this function returns.
+    // The library hands over the stream only after it has sent the response that this function returns.
     tokio::spawn(async move {
         let _hold = hold;
         match upgrade.await {
@@ -75,7 +76,7 @@ pub(crate) fn respond<B, R, H: Send + 'static>(
     Ok(accepted.response(body))
 }
 
-/// What belongs to an error's answer beside its body.
+/// Adds the headers that the response of an error needs.
 pub(crate) fn add_headers(headers: &mut HeaderMap, status: StatusCode) {
     handshake::add_headers(headers, status);
 }
@@ -92,7 +93,7 @@ async fn serve<S: WsTransport>(
     let (source, pulse) = WebSocket::new(stream, known_bytes, pace, Assembly::for_guest(&guest));
     let connection = visitor.carrier.nested(Box::new(source), ALPN);
     let auth = AuthContext {
-        // An identity that the carrier has found out meanwhile counts.
+        // The carrier may have learned the client's identity meanwhile.
         identity: connection.identity(),
         alpn: Arc::clone(&connection.info().alpn),
         carriage: connection.carriage(),
@@ -100,6 +101,7 @@ async fn serve<S: WsTransport>(
     };
     tracing::debug!(conn = %connection.id(), "a WebSocket begins");
     let served = dispatcher.serve_guest(connection.clone(), auth, visitor.token, guest);
+    // A panic must not skip the close frame and the release of the carrier.
     let served = AssertUnwindSafe(served).catch_unwind();
     tokio::select! {
         ended = served => match ended {
@@ -115,7 +117,7 @@ async fn serve<S: WsTransport>(
     tracing::debug!(conn = %connection.id(), "a WebSocket ends");
 }
 
-/// What the call protocol has not said itself.
+/// The close code for an error that the call protocol did not report itself.
 fn code(error: &HandlerError) -> CloseCode {
     match error {
         HandlerError::AuthRequired | HandlerError::Forbidden => CloseCode::Policy,
@@ -127,16 +129,16 @@ fn code(error: &HandlerError) -> CloseCode {
     }
 }
 
-/// Resolves once nothing was heard after so many pings.
+/// Resolves once the peer has sent nothing after several pings.
 async fn silence<S: WsTransport>(pulse: &WsKeepAlive<S>, every: std::time::Duration) {
     let mut missed = 0;
-    let mut asked = false;
+    let mut has_pinged = false;
     loop {
         tokio::time::sleep(every).await;
-        let heard = pulse.ask();
-        // The first round follows no ping.
-        missed = if heard || !asked { 0 } else { missed + 1 };
-        asked = true;
+        let heard = pulse.ping();
+        // The first round has no earlier ping.
+        missed = if heard || !has_pinged { 0 } else { missed + 1 };
+        has_pinged = true;
         if missed >= PINGS_MISSED_MAX {
             return;
         }

@@ -1,35 +1,35 @@
-//! Frames of RFC 6455 as a server writes them, out of the call protocol's stream.
+//! Writes the frames of RFC 6455 as a server, from the call protocol's stream.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::frame::{BINARY, CLOSE, CONTROL_BYTES_MAX, PING, PONG, TEXT};
 use super::limits::{FRAME_SENT_BYTES, KEPT_BYTES_MAX};
 
-/// Bytes of the length before each message of the call protocol.
+/// The bytes of the length before each message of the call protocol.
 const PREFIX_BYTES: usize = 4;
-/// What a message of the call protocol begins with that is text.
+/// The first byte of a text message of the call protocol.
 const OPENS_TEXT: u8 = b'{';
 
-/// What waits to be written. Frames follow each other whole: the one that is being put together is not
-/// written before its last byte is there, so that another can always come before it.
+/// The bytes that wait to be written. A frame is written only once it is complete, so that a control frame can always
+/// be sent before it.
 #[derive(Debug, Default)]
 pub(super) struct WsSendBuffer {
     buffer: BytesMut,
-    /// Bytes at the front of `buffer` that are whole frames.
+    /// The bytes at the front of `buffer` that are complete frames.
     whole: usize,
-    /// Bytes of `buffer` until the end of its last pong or ping; 0 when both were written.
+    /// The bytes of `buffer` up to the end of its last pong or ping; 0 when both were written.
     control_end: usize,
-    /// Whether messages that are text are sent as text.
+    /// Whether text messages are sent as text.
     pub(super) text: bool,
-    /// The length of the next message, as far as it came.
+    /// The length of the next message, as far as it has arrived.
     prefix: Vec<u8>,
-    /// Bytes of the message that are not here yet.
+    /// The missing bytes of the message.
     message_left: usize,
-    /// Bytes of its frame that are not here yet.
+    /// The missing bytes of its frame.
     frame_left: usize,
-    /// Whether a frame of the message was begun before.
+    /// Whether an earlier frame of the message was begun.
     continues: bool,
-    /// What is said between two frames.
+    /// Control frames that wait for the end of a frame.
     pong: Option<Bytes>,
     ping: bool,
     close: Option<(u16, &'static str)>,
@@ -82,29 +82,29 @@ impl WsSendBuffer {
         self.continues = true;
     }
 
-    /// Answers a ping; of several that wait for an answer the last one (RFC 6455 section 5.5.3). The payload is copied:
-    /// it is a part of what was read, and would keep all of that.
+    /// Answers a ping. If several wait for an answer, only the last gets one (RFC 6455 section 5.5.3). The payload is
+    /// copied: it is a part of the read buffer, and would keep all of that.
     pub(super) fn pong(&mut self, payload: Bytes) {
         self.pong = Some(Bytes::copy_from_slice(&payload));
     }
 
-    /// Asks for a sign of life.
+    /// Sends a ping.
     pub(super) fn ping(&mut self) {
         self.ping = true;
     }
 
-    /// Ends what is sent, behind whatever frames are whole.
+    /// Ends the stream after the complete frames.
     pub(super) fn close(&mut self, code: u16, reason: &'static str) {
         self.close = Some((code, reason));
     }
 
-    /// What can be written now.
+    /// The bytes that can be written now.
     pub(super) fn ready(&mut self) -> &[u8] {
         self.put_controls();
         &self.buffer[..self.whole]
     }
 
-    /// So much of it was written.
+    /// Removes bytes that were written.
     pub(super) fn wrote(&mut self, bytes: usize) {
         self.buffer.advance(bytes);
         self.whole -= bytes;
@@ -114,16 +114,18 @@ impl WsSendBuffer {
         }
     }
 
-    /// Where no frame is being put together, or none will be ended, the others find their place.
+    /// Appends control frames, if no frame is incomplete or the incomplete one will never end.
     fn put_controls(&mut self) {
         let quiet = self.pong.is_none() && !self.ping && self.close.is_none();
         if quiet || self.closed {
             return;
         }
         if self.close.is_some() {
+            // The incomplete frame is dropped, because nothing may follow the close frame (RFC 6455 section 5.5.1).
             self.buffer.truncate(self.whole);
         } else if self.buffer.len() > self.whole || self.control_end > 0 {
-            // A client that takes nothing may send any number of pings: one pong is in the buffer, one waits here.
+            // A client that receives nothing may send any number of pings, so one pong is in the buffer and one waits
+            // here.
             return;
         }
         if let Some(payload) = self.pong.take() {
@@ -149,7 +151,7 @@ fn put_control(out: &mut BytesMut, opcode: u8, payload: &[u8]) {
     out.put_slice(payload);
 }
 
-/// A server's frames have no mask.
+/// A server's frames have no mask (RFC 6455 section 5.1).
 fn put_head(out: &mut BytesMut, opcode: u8, is_last: bool, len: usize) {
     out.put_u8(opcode | if is_last { 0x80 } else { 0 });
     match len {

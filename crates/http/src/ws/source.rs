@@ -1,4 +1,4 @@
-//! A WebSocket as core's carriage: one stream, yielded once, of messages with their lengths.
+//! A WebSocket as a carriage for core: it has one stream, which is accepted once, of messages with their lengths.
 
 use std::future::poll_fn;
 use std::io;
@@ -27,22 +27,22 @@ use super::limits::{
 };
 use super::send_buffer::WsSendBuffer;
 
-/// What carries a WebSocket.
+/// The transport of a WebSocket.
 pub(super) trait WsTransport: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> WsTransport for T {}
 
-/// A WebSocket behind its handshake.
+/// A WebSocket after its handshake.
 pub(super) struct WebSocket<S> {
     shared: Arc<WsShared<S>>,
     yielded: AtomicBool,
 }
 
-/// Sees to it that a WebSocket is alive.
+/// Checks whether a WebSocket is alive.
 pub(super) struct WsKeepAlive<S>(Arc<WsShared<S>>);
 
 impl<S: WsTransport> WebSocket<S> {
-    /// `known_bytes` are those of the longest message of a known client.
+    /// Makes a WebSocket. The longest message of a known client has `known_bytes` bytes.
     pub(super) fn new(
         stream: S,
         known_bytes: usize,
@@ -80,17 +80,17 @@ impl<S: WsTransport> WebSocket<S> {
 }
 
 impl<S: WsTransport> WsKeepAlive<S> {
-    /// Asks for a sign of life; whether one came since this was asked before.
-    pub(super) fn ask(&self) -> bool {
+    /// Sends a ping. Returns whether bytes arrived since the last call.
+    pub(super) fn ping(&self) -> bool {
         let heard = self.0.heard.swap(false, Ordering::Relaxed);
         let mut state = self.0.lock();
         state.out.ping();
-        // What does not go out now goes with the next read or write.
+        // The next read or write sends what cannot be sent now.
         let _ = state.poll_out(&mut Context::from_waker(&self.0.waker));
         heard
     }
 
-    /// Ends it with a code that core has none for.
+    /// Ends the WebSocket with a code that core does not have.
     pub(super) fn end(&self, fault: WsProtocolError) {
         self.0.end(CloseReason::Local, fault);
     }
@@ -100,7 +100,7 @@ impl<S: WsTransport> StreamSource for WebSocket<S> {
     fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
         Box::pin(async {
             if self.yielded.swap(true, Ordering::Relaxed) {
-                // A handler that loops must not think its one stream is over.
+                // A handler that accepts in a loop must not take this for the end of its only stream.
                 return Err(StreamError::Closed(self.closed().await));
             }
             let send = WsSendHalf(Arc::clone(&self.shared));
@@ -138,7 +138,7 @@ impl<S: WsTransport> StreamSource for WebSocket<S> {
     }
 
     fn set_budget(&self, _budget: StreamBudget) {
-        // Said once the other side is known.
+        // Core sets the budget once the client is known.
         let known = self.shared.known_bytes;
         self.shared.most.store(known, Ordering::Relaxed);
     }
@@ -147,31 +147,31 @@ impl<S: WsTransport> StreamSource for WebSocket<S> {
 struct WsShared<S> {
     state: Mutex<WsState<S>>,
     wakers: Arc<Wakers>,
-    /// Wakes the reading and the writing task: what carries the WebSocket remembers one waker per
-    /// direction, and each half also writes what the other one has to say.
+    /// Wakes both the reading and the writing task: the transport keeps only one waker for each direction, and each
+    /// half also writes what the other half has to send.
     waker: Waker,
     ended: watch::Sender<Option<CloseReason>>,
-    /// Bytes of the longest message: taken now, and of a known client.
+    /// The bytes of the longest message, now and for a known client.
     most: AtomicUsize,
     known_bytes: usize,
-    /// Whether anything came since the last ping.
+    /// Whether bytes arrived since the last ping.
     heard: AtomicBool,
 }
 
 struct WsState<S> {
-    /// `None` once closed.
+    /// The transport; `None` once the WebSocket is closed.
     stream: Option<S>,
     reader: WsFrameReader,
-    /// Counts what the reader holds of a message in pieces.
+    /// Counts what the reader holds of a fragmented message.
     assembly: Assembly,
     out: WsSendBuffer,
     unflushed: bool,
-    /// Read, and more than was asked for.
+    /// Bytes that were read beyond what the caller wanted.
     rest: Bytes,
-    /// When what began has to be whole.
+    /// The deadline for an incomplete message or frame.
     partial: Option<Pin<Box<Sleep>>>,
     pace: WsTimeouts,
-    /// Whether a half was given up before everything was said.
+    /// Whether a half was reset before all data was sent.
     cut: bool,
 }
 
@@ -193,7 +193,7 @@ impl Wake for Wakers {
 }
 
 impl<S: WsTransport> WsState<S> {
-    /// Writes whatever can be written.
+    /// Writes all that can be written.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
@@ -201,7 +201,7 @@ impl<S: WsTransport> WsState<S> {
         poll_write_all(stream, &mut self.out, &mut self.unflushed, cx)
     }
 
-    /// Reads more; `false` at the end.
+    /// Reads more bytes; `false` at the end.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
@@ -211,13 +211,13 @@ impl<S: WsTransport> WsState<S> {
         buffer.reserve(want.clamp(*READ_BYTES.start(), *READ_BYTES.end()));
         let read = poll_read_buf(Pin::new(stream), cx, buffer);
         if read.is_pending() && buffer.is_empty() {
-            // A silent client costs no buffer.
+            // An idle client costs no buffer.
             *buffer = bytes::BytesMut::new();
         }
         Poll::Ready(Ok(ready!(read)? > 0))
     }
 
-    /// Whether something that began took too long.
+    /// Whether an incomplete message or frame took too long.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.reader.is_partial() {
             self.partial = None;
@@ -259,12 +259,13 @@ impl<S: WsTransport> WsShared<S> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the WebSocket for this reason unless it has ended, and tells the other side.
+    /// Ends the WebSocket for this reason, unless it has ended, and sends the peer a close frame.
     fn end(&self, reason: CloseReason, fault: WsProtocolError) {
         let (stream, out, reader) = {
             let mut state = self.lock();
             let out = std::mem::take(&mut state.out);
             let mut reader = std::mem::take(&mut state.reader);
+            // Only the peer's close frame still matters.
             reader.forget_messages();
             state.assembly.clear();
             (state.stream.take(), out, reader)
@@ -275,8 +276,9 @@ impl<S: WsTransport> WsShared<S> {
         }
     }
 
-    /// What carries the WebSocket has ended, so that no close frame can be sent.
+    /// Ends the WebSocket after its transport has failed, so no close frame can be sent.
     fn lost(&self, why: String) -> StreamError {
+        // The transport is dropped now, because handles of the connection may live on.
         drop(self.lock().stream.take());
         self.set_ended(CloseReason::Lost(why));
         self.error()
@@ -324,7 +326,7 @@ impl<S: WsTransport> WsShared<S> {
                 Ok(Some(WsEvent::Data(bytes))) => {
                     state.out.text = state.reader.speaks_text();
                     state.rest = bytes;
-                    // From here on the frame counts that is made of it.
+                    // From here on, the frame that is made of the message counts instead.
                     state.assembly.clear();
                 }
                 Ok(Some(WsEvent::Ping(payload))) => state.out.pong(payload),
@@ -335,8 +337,7 @@ impl<S: WsTransport> WsShared<S> {
                     self.end(reason, codes::answer(code));
                 }
                 Ok(None) => {
-                    // The caller of this method has a share in the guest, so that the one taken
-                    // here is never the last.
+                    // The caller of this method holds the guest, so the reference here is never the last one.
                     let held = state.reader.held_bytes();
                     if state.assembly.count(held).is_err() {
                         drop(state);
@@ -365,12 +366,12 @@ impl<S: WsTransport> WsShared<S> {
                 }
             }
         }
-        // A client that sends nothing but pings lets other tasks have their turn.
+        // Other tasks get their turn before more control frames of this client.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Ready once the bytes are with whatever carries them: callers need no flush, as on QUIC.
+    /// Becomes ready once the transport has the bytes: callers need no flush, as on QUIC.
     fn poll_write(
         &self,
         cx: &mut Context<'_>,
@@ -383,12 +384,12 @@ impl<S: WsTransport> WsShared<S> {
             drop(state);
             return Poll::Ready(Err(self.error()));
         }
-        let taken: usize = chunks.iter_mut().map(|chunk| state.out.take(chunk)).sum();
-        // Polled again after Pending here, what was taken is no longer among the chunks.
+        let accepted: usize = chunks.iter_mut().map(|chunk| state.out.take(chunk)).sum();
+        // If this returns Pending and is polled again, the bytes taken so far are no longer among the chunks.
         let written = ready!(state.poll_out(&mut io));
         drop(state);
         match written {
-            Ok(()) => Poll::Ready(Ok(taken)),
+            Ok(()) => Poll::Ready(Ok(accepted)),
             Err(error) => Poll::Ready(Err(self.lost(error.to_string()))),
         }
     }
@@ -399,7 +400,7 @@ impl<S: WsTransport> WsShared<S> {
     }
 }
 
-/// Says why the WebSocket ends and waits for the other side to have read it.
+/// Sends the reason for the end, and waits until the peer has read it.
 fn goodbye<S: WsTransport>(
     mut stream: S,
     mut out: WsSendBuffer,
@@ -408,32 +409,33 @@ fn goodbye<S: WsTransport>(
 ) {
     out.close(fault.code, fault.reason);
     let mut unflushed = true;
-    // At once, as far as there is room: the process may be about to exit.
+    // A part is written at once, as far as there is room, because the process may be about to exit.
     let mut cx = Context::from_waker(Waker::noop());
     let _ = poll_write_all(&mut stream, &mut out, &mut unflushed, &mut cx);
     let Ok(runtime) = tokio::runtime::Handle::try_current() else {
         return;
     };
+    // If this only answers the peer's close frame, the peer sends no other one.
     let answered = fault.reason == codes::ANSWERED;
     runtime.spawn(async move {
-        let said = async {
+        let closing = async {
             poll_fn(|cx| poll_write_all(&mut stream, &mut out, &mut unflushed, cx)).await?;
             let heard = answered || hear_out(&mut stream, &mut reader).await;
             stream.shutdown().await?;
             if !heard {
-                // What is not taken would make the other side lose our goodbye.
+                // Unread bytes would make the peer lose the close frame.
                 let mut rest = stream.take(GOODBYE_BYTES_MAX as u64);
                 tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
             }
             io::Result::Ok(())
         };
         // If the client does not answer, the connection is dropped after the wait.
-        let _ = timeout(GOODBYE_TIMEOUT, said).await;
+        let _ = timeout(GOODBYE_TIMEOUT, closing).await;
     });
 }
 
-/// Reads what is on its way; whether the other side's goodbye was among it. After a fault nothing can
-/// be told apart any more.
+/// Reads the bytes that still arrive. Returns whether they include the peer's close frame. After a protocol fault,
+/// the frames can no longer be recognised.
 async fn hear_out<S: WsTransport>(stream: &mut S, reader: &mut WsFrameReader) -> bool {
     let mut left = GOODBYE_BYTES_MAX;
     loop {
@@ -464,7 +466,7 @@ impl<S: WsTransport> SendHalf for WsSendHalf<S> {
     }
 
     fn finish(&mut self) -> Result<(), StreamError> {
-        // A WebSocket ends in both directions at once, and with a reason: when it is closed.
+        // A WebSocket ends in both directions at once and with a reason, when it is closed.
         Ok(())
     }
 
@@ -507,7 +509,7 @@ impl<S: WsTransport> RecvHalf for WsRecvHalf<S> {
         self.0.poll_read(cx, max)
     }
 
-    // A WebSocket cannot end one direction alone (RFC 6455 section 5.5.1).
+    // A WebSocket cannot end only one direction (RFC 6455 section 5.5.1).
     fn stop(&mut self, _code: StreamCode) {}
 }
 

@@ -173,7 +173,7 @@ async fn rates_are_kept() {
 
 /// An unknown client gets refusals only so often; public paths are not counted.
 #[tokio::test]
-async fn rates_of_strangers_are_kept() {
+async fn rates_of_unknown_peers_are_kept() {
     let node = HttpTestNode::new("[http]\nstranger_requests_per_second = 1\n");
     let body = json!({ "operation": "/test/echo" });
     for n in 0.. {

@@ -228,11 +228,11 @@ async fn a_client_that_ignores_goaway_is_closed() {
     let (_client, served) = H3TestClient::connect(&node, H3StreamPermits::Nothing).await;
     served.ended().await;
     // One client asks nothing more, and the other one is unauthenticated.
-    for (keep_alive, stranger) in [(unknown(), LONG), (LONG, unknown())] {
+    for (keep_alive, unknown_limit) in [(unknown(), LONG), (LONG, unknown())] {
         let node = HttpTestNode::patient(HttpTimeouts {
             head: enough(),
             keep_alive,
-            stranger,
+            stranger: unknown_limit,
             ..HttpTimeouts::default()
         });
         let (client, served) = H3TestClient::connect(&node, H3StreamPermits::Streams).await;

@@ -1,8 +1,9 @@
-//! Calls of promoted operations that run at once: those of one author's operations, and of one caller among them.
+//! Counts the running calls of promoted operations: those of one author's operations, and those of each caller among
+//! them.
 //!
-//! Each may take a session of the author's. Without a bound for all of an author's operations together
-//! callers of two would take all of the author's; without one for each caller the first would take what is there for
-//! all.
+//! Each call may use a session of the author. Without a limit for all operations of an author, callers of two
+//! operations could use all of the author's sessions. Without a limit for each caller, the first caller could use all
+//! that the callers share.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,19 +13,19 @@ use alknet_core::PeerId;
 
 use crate::limits::{AUTHOR_CALLS_MAX, CALL_RETRY_MS, CALLER_CALLS_MAX, CALLER_CALLS_SPARE};
 
-/// Who calls; `None` is an unauthenticated peer.
+/// The caller; `None` is an unauthenticated peer.
 type Caller = Option<PeerId>;
 
-/// A call of an operation, by the node's number for it: the id of a request is its sender's choice, and the run of an
-/// idempotency key gives its calls the ids that those of the request have.
+/// A call of an operation, by the node's own number for it. The id of a request is unsuitable: its sender chooses it,
+/// and with an idempotency key a repeated request's calls have the ids of the first one's.
 type Call = u64;
 
-/// Whose call it is.
+/// Where a call comes from.
 #[derive(Clone, Debug)]
 pub(crate) struct PromotedCallOrigin {
     caller: Caller,
     call: Call,
-    /// The call of the operation that calls; `None` for a request from outside.
+    /// The operation call that makes this call; `None` for a request from outside.
     parent: Option<Call>,
 }
 
@@ -42,18 +43,18 @@ impl PromotedCallOrigin {
 #[derive(Debug, Default)]
 pub(crate) struct PromotedCalls(Mutex<HashMap<String, AuthorCalls>>);
 
-/// The calls of one author's.
+/// The calls of one author's operations.
 #[derive(Debug, Default)]
 struct AuthorCalls {
     all: u32,
     each: HashMap<Caller, u32>,
-    /// Those that run, whether they count or not.
+    /// All running calls, including those that do not count.
     running: HashSet<Call>,
 }
 
 impl AuthorCalls {
-    /// Whether one more call of a caller who has `own` may run. Of the last quarter only those get any who have few: so
-    /// two callers do not take all.
+    /// Whether a caller with `own` calls may make one more. The last quarter is only for callers with few calls, so
+    /// that two callers cannot use all.
     fn take(&self, own: u32) -> Result<(), (u32, &'static str)> {
         if own >= CALLER_CALLS_MAX {
             let whose = "calls of one caller to the operations of one author at once";
@@ -70,7 +71,7 @@ impl AuthorCalls {
     }
 }
 
-/// A call that is counted until this is gone.
+/// A call that counts until this is dropped.
 #[derive(Debug)]
 pub(crate) struct PromotedCallPermit {
     _entry: PromotedCallEntry,
@@ -81,17 +82,17 @@ struct PromotedCallEntry {
     callers: Arc<PromotedCalls>,
     author: String,
     origin: PromotedCallOrigin,
-    /// It is a part of another call of the author's, and does not count.
+    /// The call is a part of another call of the same author, and does not count.
     is_part: bool,
 }
 
 impl PromotedCalls {
-    /// Counts a call of an author's operation. What an operation of the author's calls of the author's is a part of it,
-    /// and the author's own affair: a part that found no room would fail a call that has some. What another author's
-    /// operation calls counts, also where an operation of this author's has called that.
+    /// Counts a call of an author's operation. A call that one operation of an author makes to another of the same
+    /// author is a part of the first one and does not count: a part without room would fail a call that has room. A
+    /// call from another author's operation counts, even if an operation of this author has called that one.
     ///
     /// # Errors
-    /// `OVERLOADED` where as many run as may.
+    /// `OVERLOADED` if the most calls are running.
     pub(crate) fn enter(
         self: &Arc<Self>,
         author: &str,
@@ -106,7 +107,7 @@ impl PromotedCalls {
             let own = calls.each.get(&origin.caller);
             let own = own.copied().unwrap_or_default();
             if let Err((most, whose)) = calls.take(own) {
-                // Other calls run, or there would be room: no entry is left behind.
+                // Other calls run, or there would be room, so this leaves no empty entry.
                 let text = format!("at most {most} {whose}; wait for one to end");
                 let error = CallError::new(ErrorCode::Overloaded, text);
                 return Err(error.with_retry_after_ms(CALL_RETRY_MS));
@@ -114,6 +115,7 @@ impl PromotedCalls {
             calls.all += 1;
             calls.each.insert(origin.caller.clone(), own + 1);
         }
+        // The call is recorded even if it does not count, so that its own parts do not count either.
         calls.running.insert(origin.call);
         drop(all);
         Ok(PromotedCallPermit {
@@ -127,7 +129,7 @@ impl PromotedCalls {
     }
 }
 
-/// Counts one less.
+/// Decrements the count of `key`.
 fn leave<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count = count.saturating_sub(1);
@@ -148,6 +150,7 @@ impl Drop for PromotedCallEntry {
             calls.all = calls.all.saturating_sub(1);
             leave(&mut calls.each, &self.origin.caller);
         }
+        // An author without calls needs no entry, so the table does not grow with every author.
         if calls.all == 0 && calls.running.is_empty() {
             all.remove(&self.author);
         }

@@ -1,8 +1,9 @@
-//! A look at sources without running them: what they import, and whether they make code of text.
+//! Scans sources without running them, for their imports and for calls that make code of text.
 //!
-//! The engine has neither `eval` nor `Function('…')` for such an operation and loads nothing that is not in the bundle,
-//! so the look is no protection: it warns an author early and a reviewer plainly. What unknown peers wrote is parsed in
-//! a worker, by [`Work::Look`](alknet_runtime::IsolateWork::Look); here is what is made of it.
+//! The engine has neither `eval` nor `Function('…')` for a promoted operation, and loads nothing from outside the
+//! bundle. So the scan is no protection: it warns an author early, and shows a reviewer the fault. A worker parses
+//! the sources, because unknown peers may have written them ([`Work::Look`](alknet_runtime::IsolateWork::Look)); this
+//! module judges the result.
 
 use std::collections::BTreeMap;
 
@@ -13,16 +14,16 @@ use serde_json::Value;
 use crate::bundle::PromotionBundle;
 use crate::limits::FINDINGS_MAX;
 
-/// Something that is wrong with a bundle.
+/// A fault of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// `eval`, `fuel`, `graph`, `secret` or `source`.
     pub check: String,
-    /// The module, or the place in the document.
+    /// The module, or the location in the document.
     pub module: String,
-    /// The module's line, from 1; 0 where the finding has no line.
+    /// The line of the module, from 1; 0 if the finding has no line.
     pub line: u32,
-    /// For people.
+    /// A description for people.
     pub what: String,
 }
 
@@ -37,39 +38,39 @@ impl Finding {
     }
 }
 
-/// What was seen of each module.
+/// The scan of each module.
 pub(crate) type Seen = BTreeMap<String, Result<SourceScan, ScriptFailure>>;
 
-/// Reads the answer of [`Work::Look`](alknet_runtime::IsolateWork::Look). A worker may have been taken over
-/// by what it read: every module has to be there.
+/// Reads the answer to [`Work::Look`](alknet_runtime::IsolateWork::Look). The sources may have compromised the
+/// worker, so this checks that each module is there.
 ///
 /// # Errors
-/// The answer is malformed, or lacks a module.
+/// The answer is malformed or lacks a module.
 pub(crate) fn read(answer: &Value, bundle: &PromotionBundle) -> Result<Seen, ScriptFailure> {
-    let strange = || {
+    let malformed = || {
         ScriptFailure::new(
             RuntimeCode::WorkerLost,
             "the worker's answer about sources is malformed",
         )
     };
-    let answer = answer.as_object().ok_or_else(strange)?;
+    let answer = answer.as_object().ok_or_else(malformed)?;
     let one = |module: &String| {
-        let told = answer.get(module).ok_or_else(strange)?;
-        let looked = match (told.get("found"), told.get("failed")) {
+        let scan = answer.get(module).ok_or_else(malformed)?;
+        let looked = match (scan.get("found"), scan.get("failed")) {
             (Some(found), None) => Ok(serde_json::from_value(found.clone())),
             (None, Some(failed)) => Err(serde_json::from_value(failed.clone())),
-            _ => return Err(strange()),
+            _ => return Err(malformed()),
         };
         let looked = match looked {
-            Ok(found) => Ok(found.map_err(|_| strange())?),
-            Err(failed) => Err(failed.map_err(|_| strange())?),
+            Ok(found) => Ok(found.map_err(|_| malformed())?),
+            Err(failed) => Err(failed.map_err(|_| malformed())?),
         };
         Ok((module.clone(), looked))
     };
     bundle.content().modules.keys().map(one).collect()
 }
 
-/// The promoted code that modules import, as `op:<path>@<version>`, each once.
+/// The promoted code that the modules import, as `op:<path>@<version>`, each once.
 #[must_use]
 pub(crate) fn imports(seen: &Seen) -> Vec<String> {
     let looked = seen.values().filter_map(|it| it.as_ref().ok());
@@ -80,7 +81,7 @@ pub(crate) fn imports(seen: &Seen) -> Vec<String> {
     named
 }
 
-/// Everything that is wrong with the modules of a bundle; `modules` is what it will be run with.
+/// All faults of a bundle's modules. `modules` is the set with which they will run.
 #[must_use]
 pub(crate) fn check(seen: &Seen, modules: &ModuleSet) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -93,6 +94,7 @@ pub(crate) fn check(seen: &Seen, modules: &ModuleSet) -> Vec<Finding> {
             }
         }
         if found.len() >= FINDINGS_MAX {
+            // A single module may have many findings.
             found.truncate(FINDINGS_MAX);
             break;
         }

@@ -1,4 +1,4 @@
-//! What changes between two bundles, for a reviewer.
+//! The differences between two bundles, for a reviewer.
 
 mod unified;
 
@@ -8,8 +8,8 @@ use crate::bundle::PromotionBundle;
 use crate::limits::DIFFERENCE_BYTES_MAX;
 use unified::unified;
 
-/// Specification, tests and every module as unified differences; from nothing where there is no
-/// bundle before. What is too long is cut, and it is said.
+/// The unified differences of the specification, the tests and each module, from nothing if there
+/// is no earlier bundle. A long text is cut, with a line that says so.
 pub(crate) fn between(before: Option<&PromotionBundle>, now: &PromotionBundle) -> String {
     let mut text = String::new();
     let (old, new) = (before.map(parts).unwrap_or_default(), parts(now));

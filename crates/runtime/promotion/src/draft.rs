@@ -1,4 +1,4 @@
-//! A bundle as its author keeps it: a folder with sources and a file that says what they are.
+//! A bundle in the form in which its author keeps it: a folder with sources and a file that describes them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,9 +15,9 @@ use thiserror::Error;
 use crate::bundle::{BundleContent, FORMAT, FuelPercentiles};
 use crate::limits::{BUNDLE_BYTES_MAX, FOLDERS_MAX, MODULES_MAX};
 
-/// The file in the folder that says what the sources are.
+/// The file in the folder that describes the sources.
 pub const DRAFT_FILE: &str = "operation.json";
-/// Endings of files that are modules.
+/// The endings of files that are modules.
 const SOURCES: [&str; 6] = ["js", "jsx", "mjs", "mts", "ts", "tsx"];
 
 #[derive(Deserialize)]
@@ -29,18 +29,18 @@ struct DraftManifest {
     #[serde(default)]
     service: bool,
     tests: Vec<ScriptTestCase>,
-    /// What any call may take at most, unless said.
+    /// The most that a call may take; the defaults apply without it.
     fuel: Option<FuelPercentiles>,
 }
 
-/// Reads a folder: `operation.json` has `spec`, `entry`, `tests`, and if need be `export`, `service` and `fuel`;
-/// `calls` of a test may be the name of a file of the folder that has them, as a session records it;
-/// every file below the folder whose name ends as that of a script is a module, by its path. What
-/// begins with a dot, and `node_modules`, is left out.
+/// Reads a folder. `operation.json` has `spec`, `entry`, `tests`, and optionally `export`, `service` and `fuel`.
+/// `calls` of a test may be the name of a file of the folder that a session recorded them in. Every file below the
+/// folder with the ending of a script is a module, by its path. Names that begin with a dot, and `node_modules`, are
+/// left out.
 ///
 /// # Errors
-/// A file cannot be read, `operation.json` is not what it has to be, or there is too much. Whether
-/// the content is one that can be signed is said by [`PromotionBundle::sign`](crate::PromotionBundle::sign).
+/// A file cannot be read, `operation.json` is invalid, or the folder has too much.
+/// [`PromotionBundle::sign`](crate::PromotionBundle::sign) checks whether the content can be signed.
 pub fn read_draft(
     folder: &Path,
     author: PeerId,
@@ -71,7 +71,7 @@ pub fn read_draft(
     })
 }
 
-/// Puts what is in a file in the place of its name.
+/// Replaces the name of a file by the content of the file.
 fn recorded(folder: &Path, draft: &mut Value) -> Result<(), DraftError> {
     let tests = draft.get_mut("tests").and_then(Value::as_array_mut);
     for case in tests.into_iter().flatten() {
@@ -82,15 +82,18 @@ fn recorded(folder: &Path, draft: &mut Value) -> Result<(), DraftError> {
             continue;
         };
         let path = folder.join(&name);
-        let wrong = |what: String| DraftError::Draft(path.clone(), what);
+        let invalid = |what: String| DraftError::Draft(path.clone(), what);
         let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+        // A path could otherwise lead out of the folder.
         if !name.components().all(plain) {
-            return Err(wrong("recorded calls lie in the draft's folder".to_owned()));
+            return Err(invalid(
+                "recorded calls lie in the draft's folder".to_owned(),
+            ));
         }
         let read = crate::bundle::read_json(read(&path)?.as_bytes());
-        *calls = read.map_err(|error| wrong(error.to_string()))?;
+        *calls = read.map_err(|error| invalid(error.to_string()))?;
         if !calls.is_array() {
-            return Err(wrong("no list of recorded calls".to_owned()));
+            return Err(invalid("no list of recorded calls".to_owned()));
         }
     }
     Ok(())
@@ -113,7 +116,7 @@ fn modules(folder: &Path) -> Result<BTreeMap<String, String>, DraftError> {
             if name.starts_with('.') || name == "node_modules" {
                 continue;
             }
-            // Links are neither: one could lead out of the folder, or round in a circle.
+            // Links are skipped: a link could lead out of the folder or into a cycle.
             if kind.is_dir() {
                 open.push((format!("{prefix}{name}/"), entry.path()));
             } else if kind.is_file() && is_source(&name) {
@@ -134,16 +137,16 @@ fn modules(folder: &Path) -> Result<BTreeMap<String, String>, DraftError> {
 
 fn is_source(name: &str) -> bool {
     let ending = name.rsplit_once('.').map(|(_, ending)| ending);
-    // Declarations are for editors.
+    // Files with declarations are only for editors.
     ending.is_some_and(|ending| SOURCES.contains(&ending)) && !name.ends_with(".d.ts")
 }
 
-/// A text, as long as a bundle may be.
+/// Reads a text that is at most as long as a bundle may be.
 fn read(path: &Path) -> Result<String, DraftError> {
     let failed = |error| DraftError::Read(path.to_owned(), error);
     let file = fs::File::open(path).map_err(failed)?;
     let mut text = String::new();
-    // One byte more tells that there is more.
+    // One byte more than the maximum reveals a longer file.
     let most = u64::try_from(BUNDLE_BYTES_MAX + 1).unwrap_or(u64::MAX);
     file.take(most).read_to_string(&mut text).map_err(failed)?;
     match text.len() > BUNDLE_BYTES_MAX {
@@ -152,17 +155,17 @@ fn read(path: &Path) -> Result<String, DraftError> {
     }
 }
 
-/// Why a folder is no draft.
+/// The reason why a folder is no draft.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DraftError {
-    /// `operation.json` is not what it has to be.
+    /// `operation.json` is invalid.
     #[error("{path}: {1}", path = .0.display())]
     Draft(PathBuf, String),
     /// A file cannot be read.
     #[error("cannot read {path}: {1}", path = .0.display())]
     Read(PathBuf, #[source] io::Error),
-    /// There is more than a bundle takes.
+    /// The folder has more than a bundle may have.
     #[error("the folder has more than {1} {0}")]
     TooMuch(&'static str, usize),
 }

@@ -1,4 +1,4 @@
-//! Why a proposal does not become an operation.
+//! The reasons why a proposal does not become an operation.
 
 use alknet_call::{CallError, ErrorCode};
 use alknet_runtime::ScriptFailure;
@@ -11,54 +11,55 @@ use crate::check::Finding;
 use crate::limits::BUSY_RETRY_MS;
 use crate::store::PromotionStoreError;
 
-/// Code of a bundle whose sources are not what they have to be.
+/// The code of a bundle whose sources have faults.
 pub(crate) const CHECK_FAILED: &str = "CHECK_FAILED";
-/// Code of a store without room.
+/// The code of a full store.
 pub(crate) const STORE_FULL: &str = "STORE_FULL";
-/// Code of a bundle whose tests fail.
+/// The code of a bundle whose tests fail.
 pub(crate) const TESTS_FAILED: &str = "TESTS_FAILED";
 
-/// Why a proposal, a review or a rollback came to nothing.
+/// The reason why a proposal, a review or a rollback failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PromotionError {
-    /// The document is not a valid bundle.
+    /// The document is no valid bundle.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// What was looked at without running it is not what it has to be.
+    /// The scan of the sources found faults.
     #[error("the bundle does not pass its checks; see details")]
     Check(Vec<Finding>),
-    /// Something else stands against it.
+    /// The node's state does not allow it.
     #[error("{0}")]
     Conflict(String),
     /// The caller may not do this.
     #[error("{0}")]
     Forbidden(String),
-    /// The request says something that cannot be.
+    /// The request has an invalid value.
     #[error("{0}")]
     Input(String),
-    /// The code could not be put together or run at all.
+    /// The code could not be assembled or run.
     #[error("{0}")]
     Run(#[from] ScriptFailure),
-    /// The store does not do it.
+    /// The store failed or refused.
     #[error(transparent)]
     Store(#[from] PromotionStoreError),
     /// Tests fail.
     #[error("the bundle does not pass its tests; see details")]
     Tests(Box<ScriptTestReport>),
-    /// The node is not ready, or ends.
+    /// The node is not ready, or is stopping.
     #[error("{0}")]
     Unavailable(String),
 }
 
-/// What has not run, as there was no room for it: the caller may ask again.
+/// The error for code that has not run because there was no room: the caller may retry.
 pub(crate) fn no_room(failure: ScriptFailure) -> CallError {
     CallError::new(ErrorCode::Overloaded, failure.message)
         .with_details(json!({ "code": failure.code.name() }))
         .with_retry_after_ms(BUSY_RETRY_MS)
 }
 
-/// What has run until something that it called found no room. `retryable` where the caller may ask again.
+/// The error for code that ran until something that it called had no room. `retryable` says whether the caller may
+/// retry.
 pub(crate) fn lacked_room(message: String, retryable: bool) -> CallError {
     let mut error = CallError::new(ErrorCode::Overloaded, message);
     error.retryable = retryable;
@@ -80,7 +81,7 @@ impl From<PromotionError> for CallError {
             PromotionError::Run(failure) => {
                 let (name, retryable) = failure.code.on_the_wire();
                 let mut error = Self::new(ErrorCode::from_name(name), text);
-                // What only the operation itself would declare is no code of ours.
+                // A code that only the operation itself could declare is not one of the node's codes.
                 if matches!(error.code, ErrorCode::Operation(_) | ErrorCode::NotFound) {
                     error.code = ErrorCode::InvalidInput;
                 }

@@ -1,4 +1,4 @@
-//! Versions as operations of the node: layer 0b.
+//! Makes operations of the node from promoted versions: layer 0b.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,49 +21,48 @@ use crate::limits::{ACTS, CALLS_AT_ONCE};
 use crate::store::{AuthoritySnapshot, PromotionTerms};
 use crate::tally::{CallTally, CrashHistory, TallyVerdict};
 
-/// Runs the code of promoted operations: sessions in workers do. Dropping what it returns aborts the
-/// call.
+/// Runs the code of promoted operations; the sessions in workers implement it. Dropping the returned future or stream
+/// aborts the call.
 pub trait Invoker: Send + Sync + 'static {
-    /// A query or mutation: does [`OperationCode::steps`] in an engine with [`OperationCode::modules`], and answers
-    /// with what the last came to. Whatever the script calls goes through the context's
-    /// [`env`](Ctx::env), which has the operation's own authority and reach.
+    /// Runs a query or a mutation: performs [`OperationCode::steps`] in an engine with [`OperationCode::modules`],
+    /// and returns the result of the last step. The script calls operations through the context's [`env`](Ctx::env),
+    /// which has the operation's own authority and reach.
     fn invoke(&self, call: PromotedInvocation) -> BoxFuture<'static, Result<Value, ScriptFailure>>;
 
-    /// A subscription: the same, with the items that the handler yields. Ends after the first error.
+    /// Runs a subscription: the same, with the items that the handler yields. The stream ends after the first error.
     fn subscribe(&self, call: PromotedInvocation) -> BoxStream<Result<Value, ScriptFailure>>;
 
-    /// Which services are in place from now on, by the names that they are called by. What runs of
-    /// any other finishes what it does, and leaves. Calls that began before may still come with code
-    /// of before.
+    /// Sets the services that are installed from now on, by the names of their operations. All other services finish
+    /// their current calls and end. Calls that began earlier may still arrive with earlier code.
     fn in_place(&self, services: BTreeMap<String, InstalledService>);
 }
 
-/// A [service](OperationCode::service) that is in place.
+/// An installed [service](OperationCode::service).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstalledService {
-    /// Its code.
+    /// The id of its code.
     pub code: Blake3Hash,
-    /// What it may do.
+    /// The authority of the service.
     pub authority: CompositionAuthority,
 }
 
 /// One call of a promoted operation.
 #[derive(Clone, Debug)]
 pub struct PromotedInvocation {
-    /// What to run.
+    /// The code to run.
     pub code: Arc<OperationCode>,
-    /// Its input, which fits its schema.
+    /// The input, which matches the operation's schema.
     pub input: Value,
-    /// Who called, until when, and what it may call.
+    /// The caller, the deadline, and what the operation may call.
     pub ctx: Ctx,
 }
 
-/// Where verdicts about versions go.
+/// Receives verdicts about versions.
 pub(crate) trait VerdictSink: Send + Sync + 'static {
     fn take_verdict(&self, path: &str, version: u64, verdict: TallyVerdict);
 }
 
-/// Everything that an operation is made of.
+/// The parts of an operation.
 pub(crate) struct PromotedOperationParts {
     pub(crate) code: Arc<OperationCode>,
     pub(crate) terms: PromotionTerms,
@@ -79,8 +78,8 @@ pub(crate) struct PromotedOperationParts {
 }
 
 impl PromotedOperationParts {
-    /// The operation. It may do what its author might when it was proposed and still may, reaches what its bundle says
-    /// that it uses, and admits the callers that the reviewer agreed to.
+    /// The operation. It has the authority that its author had when it was proposed and still has, reaches the
+    /// operations that its bundle declares, and admits the callers that the reviewer agreed to.
     pub(crate) fn registration(self) -> Registration {
         let spec = spec(&self.code, &self.terms, self.version);
         let authority = composition(&self.author, &self.authority);
@@ -111,12 +110,12 @@ impl PromotedOperationParts {
             Err(error) => return Box::pin(stream::iter([Err(error)])),
         };
         let items = self.invoker.subscribe(call);
-        let (told, of) = (Arc::clone(&self), ctx.clone());
-        let end = stream::once(future::lazy(move |_| told.ended(&of, None)));
+        let (operation, of) = (Arc::clone(&self), ctx.clone());
+        let end = stream::once(future::lazy(move |_| operation.ended(&of, None)));
         let items = items.map(Some).chain(end.map(|()| None));
-        // The end is counted once: as an error, or as what follows the last item.
+        // The end counts once: as an error, or after the last item.
         let items = items.scan(false, move |failed, item| {
-            // As long as the stream lives.
+            // The guard lives as long as the stream.
             let _ = &counted;
             let item = match item {
                 Some(Ok(item)) => Some(Ok(item)),
@@ -132,7 +131,8 @@ impl PromotedOperationParts {
         Box::pin(items)
     }
 
-    /// What to run, and what keeps it counted: as a call of its author's operations, and by its input.
+    /// The call to run, and the guards that count it: as a call of the author's operations, and by the memory of its
+    /// input.
     fn begin(
         &self,
         input: CallBody,
@@ -143,10 +143,11 @@ impl PromotedOperationParts {
                  starts again or another version is promoted";
             let details = json!({ "code": RuntimeCode::Policy.name() });
             let mut error = CallError::unavailable(text).with_details(details);
+            // A retry cannot succeed before the node restarts or another version is promoted.
             error.retryable = false;
             return Err(error);
         }
-        // Before anything is made of the input.
+        // The call is counted before its input is parsed.
         let counted = self
             .callers
             .enter(&self.author, PromotedCallOrigin::from_ctx(&ctx));
@@ -170,8 +171,8 @@ impl PromotedOperationParts {
             );
         }
         let failed = failure.is_some_and(|failure| is_fault(&self.code, failure));
-        // Who calls could bring that about, in as many calls as they like. What a peer answers is no excuse: its owner
-        // may be the version's author.
+        // A caller could cause this failure as often as it likes, so it does not count against the version. A peer's
+        // answer is no excuse, because the peer's owner may be the version's author.
         if failure.is_some_and(ScriptFailure::is_no_room) {
             ctx.env().excuse();
             return;
@@ -186,14 +187,14 @@ impl PromotedOperationParts {
     }
 }
 
-/// Notes with a request that there was no room for a call in the course of it, if `error` says so.
+/// Marks the request as excused if `error` says that there was no room for one of its calls.
 fn excuse(ctx: &Ctx, error: &CallError) {
     if error.code == ErrorCode::Overloaded {
         ctx.env().excuse();
     }
 }
 
-/// What an author's operation may do when it calls others.
+/// The authority of an author's operation when it calls others.
 pub(crate) fn composition(author: &str, may: &AuthoritySnapshot) -> CompositionAuthority {
     let mut authority = CompositionAuthority::new(author, &may.scopes);
     for (kind, ids) in &may.resources {
@@ -202,7 +203,7 @@ pub(crate) fn composition(author: &str, may: &AuthoritySnapshot) -> CompositionA
     authority
 }
 
-/// Whether a failure speaks against the code: what it declares and what its caller gave up does not.
+/// Whether a failure counts against the code. Declared errors, and calls that the caller aborted, do not.
 fn is_fault(code: &OperationCode, failure: &ScriptFailure) -> bool {
     let declared = failure.operation.as_ref();
     let declared = declared.is_some_and(|error| code.spec.errors.contains_key(&error.code));
@@ -234,13 +235,13 @@ fn spec(code: &OperationCode, terms: &PromotionTerms, version: u64) -> Operation
         ..AccessControl::default()
     };
     if !terms.external {
-        // Whether another operation reaches it is decided by that one's `uses`.
+        // The `uses` of another operation decide whether it can call this one.
         spec.access_control = AccessControl::default();
     }
     spec
 }
 
-/// What the bundle declares, and what its runtime can end with.
+/// The errors that the bundle declares, and those that the runtime can cause.
 fn errors(code: &OperationCode) -> Vec<ErrorDef> {
     let own = code.spec.errors.iter().map(|(code, schema)| ErrorDef {
         code: code.clone(),
@@ -264,13 +265,13 @@ fn errors(code: &OperationCode) -> Vec<ErrorDef> {
     all
 }
 
-/// Whether an act by a capability found nothing behind it.
+/// Whether a capability action found nothing to act with.
 fn is_vacant(error: &OpError) -> bool {
     error.path.starts_with(ACTS) && error.code == ErrorCode::Unavailable.name()
 }
 
-/// What callers see of a failure: a capability that does not act, a declared error as it is, what it called and found no
-/// room for, how a server of an import failed, the runtime's by the table of codes.
+/// The error that callers see for a failure. The cases are a capability that does not act, a declared error as it is,
+/// a called operation without room, a failed server of an import, and the runtime's own errors by the table of codes.
 pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx) -> CallError {
     if failure.is_no_room() {
         return no_room(failure);
@@ -278,32 +279,32 @@ pub(crate) fn call_error(code: &OperationCode, failure: ScriptFailure, ctx: &Ctx
     let place = failure.position();
     if let Some(error) = failure.operation {
         if is_vacant(&error) {
-            // Not the operation's fault, and worth another try once an administrator has opened the vault.
-            let mut told = CallError::unavailable(error.message);
-            told.retryable = error.retryable;
-            return told.with_details(*error.details);
+            // The operation is not at fault, and a retry may succeed once an administrator has unlocked the vault.
+            let mut answer = CallError::unavailable(error.message);
+            answer.retryable = error.retryable;
+            return answer.with_details(*error.details);
         }
         if code.spec.errors.contains_key(&error.code) {
-            let mut told = CallError::operation(&error.code, error.message);
-            told.retryable = error.retryable;
+            let mut answer = CallError::operation(&error.code, error.message);
+            answer.retryable = error.retryable;
             return match *error.details {
-                Value::Null => told,
-                details => told.with_details(details),
+                Value::Null => answer,
+                details => answer.with_details(details),
             };
         }
         let details = json!({ "code": error.code, "path": error.path });
         let details = with_place(details, place);
-        // Scripts say what they like: that something was refused for want of room is noted where it was.
+        // A script can claim a lack of room itself, so the node's own record of the refusal decides.
         if ctx.is_hindered() && error.says_no_room() {
             return lacked_room(error.message, error.retryable).with_details(details);
         }
-        // How a server of an import failed, too.
-        let Some(mut told) = ctx.upstream_error(&error.code, &error.message) else {
+        // The context also has the failure of an imported server.
+        let Some(mut answer) = ctx.upstream_error(&error.code, &error.message) else {
             return CallError::internal(error.message).with_details(details);
         };
-        // Any other operation may have done something before.
-        told.retryable = error.retryable && code.spec.kind == ScriptOperationKind::Query;
-        return told.with_details(details);
+        // Another operation may already have done something.
+        answer.retryable = error.retryable && code.spec.kind == ScriptOperationKind::Query;
+        return answer.with_details(details);
     }
     let (name, retryable) = failure.code.on_the_wire();
     let details = with_place(json!({ "code": failure.code.name() }), place);

@@ -1,4 +1,4 @@
-//! What a promotion would let an operation do, in words that a reviewer reads.
+//! Describes to a reviewer what a promotion would allow an operation to do.
 
 use alknet_call::{OperationSpec, OperationType, Registry, Visibility};
 use alknet_core::{Identity, ScopeSet};
@@ -7,35 +7,35 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::PromotionBundle;
 use crate::store::AuthoritySnapshot;
 
-/// What one of a bundle's `uses` means on this node, now.
+/// What one of a bundle's `uses` means on this node at present.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BundleGrant {
-    /// As the bundle has it: an operation, or all of a namespace as `fs/*`.
+    /// The name from the bundle: an operation, or all of a namespace as `fs/*`.
     pub operation: String,
-    /// The operations of this node that it names, at most [`NAMED_MAX`].
+    /// The operations of this node that the name covers, at most [`NAMED_MAX`].
     pub names: Vec<String>,
-    /// Scopes that those need.
+    /// The scopes that those operations need.
     pub scopes: Vec<String>,
-    /// Lists of scopes of which those need one each.
+    /// Lists of scopes; those operations need one scope of each list.
     #[serde(default)]
     pub scopes_any: Vec<Vec<String>>,
-    /// Scopes of `scopes` that the author does not hold: such calls will be refused.
+    /// The scopes of `scopes` that the author does not hold: the node will refuse such calls.
     pub missing: Vec<String>,
-    /// Lists of `scopes_any` of which the author holds no scope: such calls will be refused.
+    /// The lists of `scopes_any` of which the author holds no scope: the node will refuse such calls.
     #[serde(default)]
     pub missing_any: Vec<Vec<String>>,
     /// All of that as one sentence.
     pub text: String,
 }
 
-/// Operations that are named of one reach.
+/// The most operations that the list of one name has.
 const NAMED_MAX: usize = 32;
 
-/// Scopes of one list that a sentence names: each operation of an imported server has one of its own. The lists
-/// themselves have all.
+/// The most scopes of one list in a sentence, because each operation of an imported server has a scope of its own.
+/// The lists themselves have all scopes.
 const SCOPES_SHOWN_MAX: usize = 8;
 
-/// One for each of the bundle's `uses`.
+/// The grants of the bundle, one for each of its `uses`.
 pub(crate) fn resolve(
     bundle: &PromotionBundle,
     authority: &AuthoritySnapshot,
@@ -76,7 +76,7 @@ fn grant(operation: &str, author: &str, held: &ScopeSet, all: &[&OperationSpec])
     }
 }
 
-/// What an author has to hold for calls of some operations. Every list is sorted, and has each entry once.
+/// The scopes that an author needs for calls of some operations. Each list is sorted and has each entry once.
 #[derive(Debug, Default)]
 struct ScopeNeeds {
     scopes: Vec<String>,
@@ -91,6 +91,7 @@ impl ScopeNeeds {
             needs.scopes.extend(rule.required_scopes.iter().cloned());
             if let Some(any) = &rule.required_scopes_any {
                 let mut any = any.clone();
+                // Lists of the same scopes become equal, so `dedup` below removes the repetition.
                 any.sort();
                 any.dedup();
                 needs.scopes_any.push(any);
@@ -106,18 +107,19 @@ impl ScopeNeeds {
         needs
     }
 
-    /// The scopes among them that are not held.
+    /// The scopes among them that the author does not hold.
     fn missing(&self, held: &ScopeSet) -> Self {
         let lacks = |scope: &&String| !held.allows(scope);
         let lacks_all = |any: &&Vec<String>| any.iter().all(|scope| !held.allows(scope));
         Self {
             scopes: self.scopes.iter().filter(lacks).cloned().collect(),
             scopes_any: self.scopes_any.iter().filter(lacks_all).cloned().collect(),
+            // Only scopes can be missing here.
             resource_types: Vec::new(),
         }
     }
 
-    /// The scopes in words, each part with what stands before it. `list` writes the scopes of a part.
+    /// The scopes in words, each part with its prefix. `list` writes the scopes of a part.
     fn parts(&self, all: &str, one: &str, list: fn(&[String]) -> String) -> Vec<String> {
         let scopes = (!self.scopes.is_empty()).then(|| format!("{all}{}", list(&self.scopes)));
         let any = self.scopes_any.iter();
@@ -126,12 +128,12 @@ impl ScopeNeeds {
     }
 }
 
-/// All of some scopes.
+/// All scopes.
 fn whole(scopes: &[String]) -> String {
     scopes.join(", ")
 }
 
-/// The first of some scopes.
+/// The first scopes.
 fn few(scopes: &[String]) -> String {
     let shown = &scopes[..scopes.len().min(SCOPES_SHOWN_MAX)];
     match scopes.len() - shown.len() {
@@ -184,7 +186,8 @@ fn sentence(
         [] => String::new(),
         kinds => format!(", on resources of '{author}' of type {}", kinds.join(", ")),
     };
-    // Each of them: behind "and N more" an author could hide the one that a reviewer would refuse.
+    // All missing scopes are listed: an author could otherwise hide behind "and N more" the one that a reviewer would
+    // refuse.
     let not = missing.parts("", "any of ", whole);
     let not = match not.as_slice() {
         [] => String::new(),
@@ -194,7 +197,7 @@ fn sentence(
 }
 
 impl AuthoritySnapshot {
-    /// What an identity may do.
+    /// The authority of an identity.
     pub(crate) fn from_identity(identity: &Identity) -> Self {
         let text = |all: &[std::sync::Arc<str>]| all.iter().map(ToString::to_string).collect();
         let resources = identity.resources.iter();
@@ -206,16 +209,16 @@ impl AuthoritySnapshot {
         }
     }
 
-    /// What both may do.
+    /// The authority that both have.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         let within = |these: &[String], those: &ScopeSet| -> Vec<String> {
-            let kept = these.iter().filter(|scope| those.allows(scope));
-            kept.cloned().collect()
+            let covered = these.iter().filter(|scope| those.allows(scope));
+            covered.cloned().collect()
         };
         let (mine, theirs): (ScopeSet, ScopeSet) =
             (self.scopes.iter().collect(), other.scopes.iter().collect());
-        // A scope, or all scopes below one, is in both where the other side covers it.
+        // A scope, or a wildcard for the scopes below one, is in the result if the other side covers it.
         let mut scopes = within(&self.scopes, &theirs);
         scopes.extend(within(&other.scopes, &mine));
         scopes.sort();
@@ -224,6 +227,7 @@ impl AuthoritySnapshot {
             let theirs = other.resources.get(kind)?;
             let all = |ids: &[String]| ids.iter().any(|id| id == "*");
             let both = match (all(ids), all(theirs)) {
+                // `*` stands for all resources of a kind, so the other side decides.
                 (true, _) => theirs.clone(),
                 (_, true) => ids.clone(),
                 _ => ids

@@ -1,15 +1,14 @@
-//! From a script that works to an operation of the node: proposed by its author, tested again, reviewed by another
-//! peer, promoted, and taken back when it was a mistake.
+//! Turns a working script into an operation of the node: its author proposes it, the node tests it again, another
+//! peer reviews it, the node promotes it, and a rollback undoes a mistake.
 //!
-//! What is proposed is a [`PromotionBundle`]: sources, specification, tests and the operations it wants to
-//! call, signed by its author. The [`PromotionStore`] keeps every bundle, every version and a record of who
-//! did what. [`Promotion`] is the whole of it for a node: its operations `ops/*`, and the generation
-//! of promoted operations that it puts beside those of the program.
+//! A proposal is a [`PromotionBundle`]: sources, specification, tests and the operations that it wants to call,
+//! signed by its author. The [`PromotionStore`] keeps all bundles, all versions and a record of all decisions.
+//! [`Promotion`] combines this for a node: its operations `ops/*`, and the generation of promoted operations beside
+//! those of the program.
 //!
-//! The way through the folders: `bundle` is what is signed; `check` looks at sources without running
-//! them; `trial` runs the tests; `store` keeps; `service` decides; `operations` is what the wire
-//! sees; `generation` makes operations of versions, `callers` counts who calls them and `tally` how they
-//! fare.
+//! The modules: `bundle` is the signed document, `check` scans sources without running them, `trial` runs the tests,
+//! `store` keeps the data, `service` decides, `operations` is the wire interface, `generation` makes operations of
+//! versions, `callers` counts their calls, and `tally` counts their failures.
 
 mod bundle;
 mod callers;

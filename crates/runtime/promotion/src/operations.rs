@@ -1,4 +1,4 @@
-//! `ops/*`, as the wire sees them.
+//! The operations `ops/*` on the wire.
 
 use std::sync::Arc;
 
@@ -16,16 +16,16 @@ use crate::error::{CHECK_FAILED, PromotionError, STORE_FULL, TESTS_FAILED};
 use crate::limits::{PAGE_MAX, REASON_BYTES_MAX, SCOPES_MAX, TRIAL_MAX, TRIALS_AT_ONCE};
 use crate::service::{Promotion, ProposalQuery, ReviewTerms};
 
-/// Who may send bundles.
+/// The scope for sending bundles.
 const PROPOSE: &str = "ops:propose";
-/// Who may decide about them.
+/// The scope for deciding about bundles.
 pub(crate) const PROMOTE: &str = "ops:promote";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PromoteInput {
     id: Blake3Hash,
-    /// Of the document that the reviewer read.
+    /// The digest of the document that the reviewer read.
     digest: Option<Blake3Hash>,
     accept: bool,
     path: Option<String>,
@@ -75,7 +75,8 @@ type PromotionFuture = alknet_core::BoxFuture<'static, Result<Value, CallError>>
 
 async fn propose(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result<Value, CallError> {
     let who = known(&ctx)?;
-    // As it was sent: what a member named twice says is only in the text.
+    // The text is used as it was sent, because a parsed value would hide a member that occurs
+    // twice.
     let bundle = input.member("bundle");
     let bundle = bundle.ok_or_else(|| CallError::invalid_input("the input has a bundle"))?;
     Ok(promotion.propose(bundle.raw(), &who).await?)
@@ -86,6 +87,7 @@ async fn promote(promotion: Arc<Promotion>, input: CallBody, ctx: Ctx) -> Result
     let input: PromoteInput = read(&input)?;
     check_reason(&input.reason)?;
     if !input.accept {
+        // A term that a rejection ignores would suggest to the reviewer that it had an effect.
         if input.path.is_some() || input.external.is_some() || input.scopes.is_some() {
             let text = "path, external and scopes go with accept";
             return Err(CallError::invalid_input(text));
@@ -120,11 +122,12 @@ async fn proposals(promotion: Arc<Promotion>, input: CallBody) -> Result<Value, 
         true => None,
         false => Some(read(&input)?),
     };
-    let asked = show.unwrap_or_default().asked()?;
-    Ok(promotion.show(asked).await?)
+    let query = show.unwrap_or_default().asked()?;
+    Ok(promotion.show(query).await?)
 }
 
 fn read<T: DeserializeOwned>(input: &CallBody) -> Result<T, CallError> {
+    // serde also reads a struct from an array, which the schema of the input does not allow.
     match input.raw().trim_ascii_start().starts_with(b"{") {
         true => input.parse(),
         false => Err(CallError::invalid_input("the input is an object")),
@@ -141,8 +144,8 @@ fn known(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
     })
 }
 
-/// A reviewer decides by a request of their own: an operation that decided on a reviewer's behalf
-/// would let the operation's author decide.
+/// A reviewer must decide by a request of its own: an operation that decided on the reviewer's
+/// behalf would let the operation's author decide.
 fn oneself(ctx: &Ctx) -> Result<Arc<Identity>, CallError> {
     if ctx.internal() {
         let text = "an operation may not review for its caller; call this directly".to_owned();
@@ -170,7 +173,7 @@ fn own(code: &str, description: &str, schema: Value) -> ErrorDef {
     }
 }
 
-/// Everything that tests and checks can end with.
+/// Adds the errors of tests and checks.
 fn tried(mut spec: OperationSpec) -> OperationSpec {
     let object = |name: &str| json!({ "type": "object", "required": [name] });
     spec.error_schemas = vec![
@@ -186,8 +189,9 @@ fn tried(mut spec: OperationSpec) -> OperationSpec {
         ),
         own(STORE_FULL, "The store of the node is full.", json!({})),
     ];
+    // Each of these calls runs the bundle's tests, so only a few may run at once.
     spec.concurrency = Some(TRIALS_AT_ONCE);
-    // A look and all tests, and a moment for what is around them.
+    // The time covers the scan, all tests, and a reserve for the work around them.
     let most = (TRIAL_MAX * 2).as_millis() + 10_000;
     spec.default_timeout_ms = u32::try_from(most).ok();
     spec
@@ -292,6 +296,7 @@ fn proposals_spec() -> OperationSpec {
         "additionalProperties": false,
     }))
     .with_output(json!({ "type": "object" }));
+    // Authors and reviewers may both read proposals.
     spec.access_control.required_scopes_any = Some(vec![PROPOSE.to_owned(), PROMOTE.to_owned()]);
     spec
 }

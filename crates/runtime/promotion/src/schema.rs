@@ -1,15 +1,15 @@
-//! JSON Schemas: whether a value fits.
+//! Checks values against JSON Schemas.
 
 use alknet_call::{SchemaCheckError, SchemaError, ValueSchema};
 use alknet_core::PeerId;
 use serde_json::Value;
 
-/// Why a value is not known to fit.
+/// The reason why a value is not known to match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SchemaMismatch {
-    /// It was not looked at: as many checks of the author, or of all, run and wait as may.
+    /// The value was not checked: the most checks of the author, or of all authors, are running and waiting.
     Busy(String),
-    /// The first place that does not fit, or what is wrong with the schema.
+    /// The first location that does not match, or the fault of the schema.
     No(String),
 }
 
@@ -31,10 +31,10 @@ impl From<SchemaCheckError> for SchemaMismatch {
     }
 }
 
-/// Whether `value` fits the `schema` that `author` brought, in whose share it is checked; nothing is fetched for it.
+/// Whether `value` matches the author's `schema`. The check counts in the share of `author`, and fetches nothing.
 ///
 /// # Errors
-/// It does not fit, or it was not looked at.
+/// The value does not match, or it was not checked.
 pub(crate) fn check(schema: &Value, value: &Value, author: &PeerId) -> Result<(), SchemaMismatch> {
     Ok(ValueSchema::of_peer(schema, Some(author))?.validate(value)?)
 }

@@ -1,4 +1,5 @@
-//! How promoted operations fare: errors of a version's first calls, and workers lost to its code.
+//! Counts failures of promoted operations: errors of a version's first calls, and workers that its
+//! code lost.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,24 +12,25 @@ use crate::store::TallyCounts;
 /// Counts the first calls of one version.
 #[derive(Debug)]
 pub(crate) struct CallTally {
-    /// Errors in a hundred of the version before.
+    /// The errors of the previous version, in percent.
     baseline: u32,
     counted: Mutex<(TallyCounts, bool)>,
 }
 
-/// What a call made known.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TallyVerdict {
-    /// More fail than may: told once.
+    /// More calls failed than may; this is reported once.
     Failing(TallyCounts),
-    /// The first calls are over and went well enough.
+    /// The first calls are over, and few enough failed.
     Over(TallyCounts),
 }
 
 impl CallTally {
-    /// After a version whose first calls went so, and with what was counted of this one before.
+    /// A tally for a version that follows one with the results `before`. `counted` are the results
+    /// of this version so far.
     pub(crate) fn new(before: TallyCounts, counted: TallyCounts) -> Self {
-        // The node reported the verdict before it started again.
+        // The node reported the verdict before it restarted.
         let over = counted.calls >= WATCHED_CALLS;
         Self {
             baseline: (before.errors * 100).checked_div(before.calls).unwrap_or(0),
@@ -36,12 +38,12 @@ impl CallTally {
         }
     }
 
-    /// One call ended. More than the allowed share of the first calls can have failed before all of
-    /// them were made.
+    /// Counts a call that ended. More than the allowed share of the first calls may have failed
+    /// before all of them were made.
     pub(crate) fn count(&self, failed: bool) -> Option<TallyVerdict> {
         let mut counted = lock(&self.counted);
-        let (tallied, told) = &mut *counted;
-        if *told {
+        let (tallied, reported) = &mut *counted;
+        if *reported {
             return None;
         }
         tallied.calls += 1;
@@ -52,7 +54,7 @@ impl CallTally {
             now if now.calls >= WATCHED_CALLS => TallyVerdict::Over(now),
             _ => return None,
         };
-        *told = true;
+        *reported = true;
         Some(verdict)
     }
 
@@ -61,16 +63,16 @@ impl CallTally {
     }
 }
 
-/// Workers that were lost while they ran some code.
+/// The workers that were lost while they ran some code.
 #[derive(Debug, Default)]
 pub(crate) struct CrashHistory(Mutex<HashMap<Blake3Hash, VecDeque<Instant>>>);
 
 impl CrashHistory {
-    /// One more; whether the code is set aside from now on.
+    /// Counts a lost worker. Returns whether this sets the code aside.
     pub(crate) fn lost(&self, code: Blake3Hash, now: Instant) -> bool {
         let mut all = lock(&self.0);
         let times = all.entry(code).or_default();
-        // It is set aside already, which is said once.
+        // The code is already set aside, which is reported once.
         if times.len() >= CRASHES_MAX {
             return false;
         }
@@ -84,7 +86,7 @@ impl CrashHistory {
         times.len() >= CRASHES_MAX
     }
 
-    /// Whether the code is set aside: until the node starts again.
+    /// Whether the code is set aside, which lasts until the node restarts.
     pub(crate) fn is_aside(&self, code: Blake3Hash) -> bool {
         lock(&self.0)
             .get(&code)

@@ -1,5 +1,5 @@
-//! A bundle's tests, run where nothing of its author's is left: each case twice, in an engine of its
-//! own, with recorded answers for its calls.
+//! Runs a bundle's tests in isolation from its author: each case runs twice, in an engine of its own, with recorded
+//! answers for its calls.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,29 +20,29 @@ use crate::bundle::{FuelPercentiles, OperationCode, PromotionBundle};
 use crate::limits::{CASES_AT_ONCE, TRIAL_MAX};
 use crate::schema::{self, SchemaMismatch};
 
-/// Runs what an author wrote, away from the node: sessions in workers do.
+/// Runs an author's code outside the node's process; the sessions in workers implement it.
 pub trait TestRunner: Send + Sync + 'static {
-    /// Does every step of `run` in one fresh engine, with [`TrialRun::spec`] and a
-    /// [`Replay`](alknet_runtime::Replay) of its calls for a host, and answers with what the last
-    /// one came to. A step before the last that fails is what the run came to.
+    /// Performs all steps of `run` in one fresh engine, with [`TrialRun::spec`] and a
+    /// [`Replay`](alknet_runtime::Replay) of its calls as its host. Returns the result of the last step, or of an
+    /// earlier step that failed.
     fn run(&self, run: TrialRun) -> BoxFuture<'static, TrialResult>;
 }
 
 /// One run in an engine of its own.
 #[derive(Clone, Debug)]
 pub struct TrialRun {
-    /// Every module there is.
+    /// All modules of the code.
     pub modules: Arc<ModuleSet>,
-    /// Whether the built-in objects are frozen: its modules have several authors.
+    /// Whether the built-in objects are frozen, because the modules have several authors.
     pub frozen: bool,
-    /// What to do, in this order.
+    /// The steps, in order.
     pub steps: Vec<IsolateWork>,
-    /// What its calls are answered with; any other fails with `NOT_FOUND`.
+    /// The recorded answers to its calls; any other call fails with `NOT_FOUND`.
     pub calls: Vec<RecordedCall>,
 }
 
 impl TrialRun {
-    /// The engine that it has to run in: the clock and the seed of every test, default limits.
+    /// The engine for the run, with default limits and the clock and the seed of all tests.
     #[must_use]
     pub fn spec(&self) -> IsolateSpec {
         let mut spec = IsolateSpec::new(ModuleSet::new()).deterministic(TEST_SEED, TEST_START_MS);
@@ -52,16 +52,16 @@ impl TrialRun {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrialResult {
-    /// The answer of the last step.
+    /// The result of the last step.
     pub result: Result<Value, ScriptFailure>,
-    /// Fuel of the last step, in ticks.
+    /// The fuel of the last step, in ticks.
     pub ticks: u64,
 }
 
-/// Looks at the sources of a bundle in a worker.
+/// Scans the sources of a bundle in a worker.
 ///
 /// # Errors
 /// The worker was lost, or its answer is malformed.
@@ -83,10 +83,10 @@ pub(crate) async fn look(
     crate::check::read(&ran.result?, bundle)
 }
 
-/// Runs every case of the `tests` of `author` twice.
+/// Runs each case of the `tests` of `author` twice.
 ///
 /// # Errors
-/// All of them together took too long, or there was no room for one: nothing is known of the bundle then.
+/// The cases together took too long, or there was no room for one. Nothing is known about the bundle then.
 pub(crate) async fn trial(
     runner: &dyn TestRunner,
     code: &OperationCode,
@@ -129,7 +129,7 @@ fn report(
     let uncovered = declared.filter(|code| !expected.contains(code.as_str()));
     ScriptTestReport {
         name: code.name().to_owned(),
-        // Without a case nothing was tested.
+        // Without a case, nothing was tested.
         passed: !cases.is_empty() && cases.iter().all(|case| case.passed),
         fuel: Percentiles {
             p50: fuel.p50,
@@ -151,10 +151,11 @@ async fn case(
         steps: code.steps(test.input.clone()),
         calls: test.calls.clone(),
     };
+    // Code whose result depends on anything but its input differs between two runs.
     let first = runner.run(run()).await;
     let second = runner.run(run()).await;
     for ran in [&first, &second] {
-        // Nothing is known of the code then: a failed case would be held against it.
+        // Nothing is known about the code then, and a failed case would count against it.
         if let Err(failure) = &ran.result
             && failure.is_no_room()
         {
@@ -173,10 +174,10 @@ async fn case(
     })
 }
 
-/// In what a result differs from what is expected.
+/// The difference between a result and the expectation.
 ///
 /// # Errors
-/// It was not looked at, as there was no room for that.
+/// The result was not checked, because there was no room for the check.
 fn differs(
     author: &PeerId,
     expect: &CaseExpectation,
@@ -206,11 +207,11 @@ fn differs(
     })
 }
 
-/// The beginning of an answer: a report is for people.
+/// The beginning of an answer, for the report's readers.
 fn shown(output: &Value) -> String {
     const SHOWN: usize = 200;
     let text = output.to_string();
-    // Cut between two characters: within one, slicing would panic.
+    // The cut is between two characters, because slicing within one would panic.
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -1,14 +1,14 @@
-//! Script sessions: isolates in confined workers on one side, the node's operations on the other.
+//! Script sessions: isolates in confined workers, and the node's operations for them.
 //!
-//! [`guest`] is what a worker of role `js` runs: it turns frames into calls of an isolate and an
-//! isolate's wishes into frames. [`ScriptSessions`] is the node's side: it opens sessions in workers,
-//! enforces what each may call, follows what they write, and ends them. The worker is taken to be
-//! hostile: whatever it says is checked here, and nothing that it keeps to itself is relied upon.
+//! [`guest`] is the code of a worker of the role `js`: it turns frames into calls of an isolate, and the isolate's
+//! requests into frames. [`ScriptSessions`] is the node's side: it opens sessions in workers, enforces what each may
+//! call, reads their output, and ends them. The node treats the worker as hostile: it checks all messages of the
+//! worker, and relies on nothing that it cannot check.
 //!
 //! `docs/sessions.md` has the tables.
 //!
-//! A program that is a node and its workers. The example is not run with the other examples: it starts processes of its
-//! own executable.
+//! The example is a program that is both a node and its workers. It is not run with the other examples, because it
+//! starts processes of its own executable.
 //!
 //! ```no_run
 //! use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! The operations about scripts: what runs, how much of it, and trying something out.
+//! The operations about scripts: they list sessions, end them, count them, and run a script.
 
 mod eval;
 
@@ -17,8 +17,8 @@ use eval::EvalService;
 
 /// `runtime/sessions`, `runtime/kill`, `runtime/stats` and `runtime/eval`.
 ///
-/// `reach` is what scripts of `runtime/eval` can call at most, such as `fs/*`: with the scopes of the caller who runs
-/// them, never with more.
+/// `reach` is the most that scripts of `runtime/eval` can call, such as `fs/*`: with the scopes of their caller, and
+/// never with more.
 pub fn operations<S: AsRef<str>>(
     sessions: &Arc<ScriptSessions>,
     reach: impl IntoIterator<Item = S>,
@@ -49,7 +49,7 @@ fn list(sessions: Arc<ScriptSessions>) -> Registration {
 }
 
 fn shown(info: &SessionInfo) -> Value {
-    // The clock may have been set back since.
+    // The clock may have been set back since then.
     let opened = info.opened.duration_since(UNIX_EPOCH).unwrap_or_default();
     let running_ms = match info.state {
         SessionState::Running { since } => json!(millis(since.elapsed())),
@@ -193,17 +193,18 @@ fn eval(evals: Arc<EvalService>, reach: &[String]) -> Registration {
         let evals = Arc::clone(&evals);
         async move {
             if ctx.internal() {
-                // The peer that asked from outside did not write this script, and it would have all of its rights.
+                // The peer that sent the request did not write this script, which would have all of the peer's
+                // rights.
                 let text =
                     "no operation or script may run a script for its caller; call this directly";
                 return Err(CallError::new(ErrorCode::Forbidden, text));
             }
-            let asked = input.parse().map_err(|error: CallError| error)?;
-            evals.run(asked, &ctx).await
+            let request = input.parse().map_err(|error: CallError| error)?;
+            evals.run(request, &ctx).await
         }
     });
-    // Whatever the script calls it calls with its caller's scopes: these are cut to them. What peers serve it reaches
-    // as its caller does, which names the peer.
+    // A script calls with its caller's scopes, because its authority is limited to them. It reaches operations of
+    // peers as its caller does, who names the peer.
     let authority = CompositionAuthority::new("runtime/eval", ["*"]);
     let reach = ScopedPeerEnv::new(reach).with_routing();
     Registration::new(spec, handler).composing(authority, reach)

@@ -1,6 +1,6 @@
-//! What the frames of a script's session hold, beyond what every worker's frames do.
+//! The content of a script session's frames, beyond that of all workers' frames.
 //!
-//! Values travel as CBOR, so that a number arrives as it left; as text it would be rounded twice.
+//! Values are sent as CBOR, so that numbers arrive unchanged; as text they would be rounded twice.
 
 mod json;
 mod text;
@@ -33,9 +33,10 @@ pub(crate) fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>, WorkerFrameError>
 pub(crate) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WorkerFrameError> {
     let mut rest = bytes;
     let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, NESTING_MAX);
-    // The text may quote what the worker wrote, which may be long.
+    // The error text may quote what the worker wrote, which may be long.
     let value = value
         .map_err(|error| WorkerFrameError::Cbor(error.to_string().chars().take(160).collect()))?;
+    // Bytes after the value would hide data from this reader that another one sees.
     match rest.is_empty() {
         true => Ok(value),
         false => Err(WorkerFrameError::Cbor(
@@ -44,17 +45,17 @@ pub(crate) fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WorkerFrame
     }
 }
 
-/// A body of a frame.
+/// The body of a frame.
 pub(crate) fn body<T: Serialize>(value: &T) -> Result<CborBody, WorkerFrameError> {
     pack(value).map(CborBody::from_cbor)
 }
 
-/// What a body of a frame says.
+/// Reads the body of a frame.
 pub(crate) fn read<T: DeserializeOwned>(body: &CborBody) -> Result<T, WorkerFrameError> {
     unpack(body.as_bytes())
 }
 
-/// A value inside the frame, or beside it where it is large.
+/// Writes a value into the frame, or beside it if it is large.
 pub(crate) fn blob<T: Serialize>(
     value: &T,
     fds: &mut Vec<OwnedFd>,
@@ -62,7 +63,7 @@ pub(crate) fn blob<T: Serialize>(
     FrameBlob::pack(pack(value)?, fds)
 }
 
-/// The value of a blob.
+/// Reads the value of a blob.
 pub(crate) fn open<T: DeserializeOwned>(
     blob: FrameBlob,
     fds: &[OwnedFd],
@@ -70,7 +71,7 @@ pub(crate) fn open<T: DeserializeOwned>(
     unpack(&blob.read(fds, VALUE_BYTES_MAX)?)
 }
 
-/// How a session begins, beyond its limits, seed and clock.
+/// The start of a session, beyond its limits, seed and clock.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct SessionOpening {
     pub(crate) mode: SessionMode,
@@ -80,16 +81,16 @@ pub(crate) struct SessionOpening {
     pub(crate) limits: IsolateLimits,
     pub(crate) modules: Vec<(String, String, Language)>,
     pub(crate) imports: Vec<(String, String)>,
-    /// The module whose `dispose` is called when a service leaves.
+    /// The module whose `dispose` is called when a service ends.
     pub(crate) main: Option<String>,
-    /// What the session may call, for `ops.list`.
+    /// The operations that the session may call, for `ops.list`.
     pub(crate) operations: Vec<EnvOperation>,
-    /// What its calls are answered with, instead of by the host.
+    /// The recorded answers to its calls, which replace the host's.
     pub(crate) record: Option<Vec<RecordedCall>>,
 }
 
 impl SessionOpening {
-    /// The modules, in the form that the frame holds.
+    /// The modules in the form for the frame.
     pub(crate) fn texts(set: &ModuleSet) -> Vec<(String, String, Language)> {
         let entries = set.entries();
         entries
@@ -97,7 +98,7 @@ impl SessionOpening {
             .collect()
     }
 
-    /// The import map, in the form that the frame holds.
+    /// The import map in the form for the frame.
     pub(crate) fn map(set: &ModuleSet) -> Vec<(String, String)> {
         let imports = set.imports();
         imports
@@ -106,27 +107,27 @@ impl SessionOpening {
     }
 }
 
-/// Options of a call, and what travels beside its input.
+/// The options of a call, and the bytes beside its input.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub(crate) struct WireCallOptions {
     pub(crate) options: ScriptCallOptions,
-    /// What `{"$bin": …}` in the input points into.
+    /// The bytes that `{"$bin": …}` in the input refers to.
     pub(crate) tail: Option<FrameBlob>,
     /// Whether the answer may be a file to be mapped.
     pub(crate) map: bool,
 }
 
-/// What an operation answered: the text that the host has, or the value that the worker makes of it.
+/// An operation's answer: the text that the host has, or the value that the worker makes of it.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum WireReply<V> {
     Json(V),
-    /// With the bytes that `{"$bin": …}` points into.
+    /// With the bytes that `{"$bin": …}` refers to.
     Mixed(V, FrameBlob),
-    /// With the file that lies in this descriptor of the frame.
+    /// With the file in this descriptor of the frame.
     File(V, usize),
 }
 
-/// What a call of the host's came to.
+/// The result of a call of the host.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct CallResult {
     pub(crate) value: Json,
@@ -134,13 +135,13 @@ pub(crate) struct CallResult {
     pub(crate) calls: u64,
 }
 
-/// What a session offers, with the operation as the frame names it.
+/// An operation that a session offers, by its name in frames.
 pub(crate) type SessionOffer = ScriptRegistration;
 
-/// What a worker tells its host in a script's own language.
+/// A message of a script worker to its host.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum GuestMessage {
-    /// The script has taken so many items of a subscription.
+    /// The script has taken this number of items of a subscription.
     Taken(u64, u32),
     /// An item of a subscription that the script serves, by the host's call: a [`Json`].
     Item(u64, CborBody),
@@ -148,14 +149,14 @@ pub(crate) enum GuestMessage {
     Lines(Vec<(ConsoleLevel, String)>),
 }
 
-/// What a host tells a worker.
+/// A message of the host to a script worker.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum HostMessage {
-    /// So many frames were taken.
+    /// The host took this number of frames.
     Heard(usize),
     /// The answer to the oldest registration without one.
     Registered(Result<(), OpError>),
-    /// An item of a subscription that the script serves was taken, by the host's call.
+    /// The host's call took an item of a subscription that the script serves.
     Taken(u64),
 }
 

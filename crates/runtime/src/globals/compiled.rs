@@ -1,14 +1,14 @@
-//! Our own scripts, compiled once in a process and loaded into each engine from there: without their
-//! texts, and without parsing them again for each session.
+//! The runtime's own scripts. A process compiles them once and loads the code into each engine, without the texts and
+//! without parsing them again for each session.
 //!
-//! The engine believes whatever bytecode it is given. These are the bytes that it wrote itself, in this process, from
-//! texts that are part of the program; bytecode of another origin never comes here.
+//! The engine trusts all bytecode. This bytecode was written by the engine itself, in this process, from texts that
+//! are part of the program; bytecode of another origin never comes here.
 
 use std::sync::OnceLock;
 
 use rquickjs::{Ctx, Function, Module, Result, WriteOptions};
 
-/// One of our scripts: its name in stacks, its text, and its code once some engine needed it.
+/// One of the runtime's scripts: its name in stacks, its text, and its code once an engine needed it.
 pub(super) struct BuiltinScript {
     name: &'static str,
     text: &'static str,
@@ -24,17 +24,17 @@ impl BuiltinScript {
         }
     }
 
-    /// The function that the text is.
+    /// The function that the text defines.
     pub(super) fn function<'js>(&self, ctx: &Ctx<'js>) -> Result<Function<'js>> {
         let code = match self.code.get() {
             Some(code) => code,
             None => {
-                // Another engine may be first: its code is as good.
+                // Another engine may be first, and its code is equivalent.
                 let code = self.compiled(ctx)?;
                 self.code.get_or_init(|| code)
             }
         };
-        // SAFETY: `compiled` had the engine write them; nothing changes them afterwards.
+        // SAFETY: the engine wrote these bytes in `compiled`, and nothing changes them afterwards.
         let module = unsafe { Module::load(ctx.clone(), code) }?;
         let (module, evaluated) = module.eval()?;
         evaluated.finish::<()>()?;
@@ -45,7 +45,7 @@ impl BuiltinScript {
         let text = format!("export default {}", self.text);
         let module = Module::declare(ctx.clone(), self.name, text)?;
         module.write(WriteOptions {
-            // Lines stay: stacks name them.
+            // The line numbers stay, because stacks contain them.
             strip_source: true,
             ..WriteOptions::default()
         })

@@ -1,8 +1,9 @@
-//! What a script finds on `globalThis` beyond the language, and what of the language it does not.
+//! The objects on `globalThis` that the runtime adds to the language, and those of the language
+//! that it removes.
 //!
-//! The classes are small scripts of ours (`prelude/`); what they cannot do themselves are functions
-//! of Rust, which they get as `native` and no other script ever sees. A test lists the names of
-//! `globalThis` and fails on any change.
+//! The classes are small scripts of the runtime (`prelude/`). Functions of Rust do what scripts
+//! cannot; the scripts get them as `native`, which no other script ever sees. A test lists the
+//! names of `globalThis` and fails on any change.
 
 mod compiled;
 mod native;
@@ -17,7 +18,7 @@ use crate::isolate::{IsolateState, SessionMode};
 use crate::ops;
 use compiled::BuiltinScript;
 
-/// Our own scripts, in the order in which they build on each other.
+/// The runtime's scripts, in the order in which they depend on each other.
 static PRELUDE: [BuiltinScript; 5] = [
     BuiltinScript::new("alknet:runtime/errors", include_str!("prelude/errors.js")),
     BuiltinScript::new(
@@ -28,21 +29,21 @@ static PRELUDE: [BuiltinScript; 5] = [
     BuiltinScript::new("alknet:runtime/text", include_str!("prelude/text.js")),
     BuiltinScript::new("alknet:runtime/clone", include_str!("prelude/clone.js")),
 ];
-/// Only where the session's grants let it call.
+/// Loaded only if the session's grants allow calls.
 static OPS: BuiltinScript =
     BuiltinScript::new("alknet:runtime/ops", include_str!("prelude/ops.js"));
-/// With it: what the operation that runs the script was given.
+/// Loaded with `OPS`: the capabilities of the operation that runs the script.
 static CAPABILITIES: BuiltinScript = BuiltinScript::new(
     "alknet:runtime/capabilities",
     include_str!("prelude/capabilities.js"),
 );
-/// For what comes before and the two that follow.
+/// Loaded with `OPS`, `GPU` or `TENSOR`.
 static BYTES: BuiltinScript =
     BuiltinScript::new("alknet:runtime/bytes", include_str!("prelude/bytes.js"));
-/// Only where they let it run shaders.
+/// Loaded only if the grants allow shaders.
 static GPU: BuiltinScript =
     BuiltinScript::new("alknet:runtime/gpu", include_str!("prelude/gpu.js"));
-/// Only where they let it open stored tensors.
+/// Loaded only if the grants allow opening stored tensors.
 static TENSOR: BuiltinScript =
     BuiltinScript::new("alknet:runtime/tensor", include_str!("prelude/tensor.js"));
 
@@ -54,10 +55,12 @@ pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<IsolateState>) -> Result<
     url::install(ctx, &native)?;
     ops::install(ctx, &native, shared)?;
     let hooks = Object::new(ctx.clone())?;
-    // Kept from the first script on, so that a failure of the next can be told.
+    // The hooks are stored before the first script runs, so that a failure of the next one can be
+    // reported.
     *shared.hooks.borrow_mut() = Some(Persistent::save(ctx, hooks.clone()));
     let repl = shared.spec.mode == SessionMode::Repl;
-    // What a session's grants decide: a global that is not granted is absent, not broken.
+    // The session's grants decide this: a global that is not granted is absent instead of failing
+    // when it is used.
     let grants = shared.spec.grants;
     let granted = [
         grants.ops.then_some(&OPS),
@@ -70,7 +73,7 @@ pub(crate) fn install<'js>(ctx: &Ctx<'js>, shared: &Rc<IsolateState>) -> Result<
         let script = own.function(ctx)?;
         script.call::<_, ()>((native.clone(), hooks.clone(), repl))?;
     }
-    // Last: our own scripts still change the built-in objects.
+    // Freezing comes last, because the runtime's scripts change the built-in objects.
     if shared.spec.frozen {
         hooks.get::<_, Function<'js>>("freeze")?.call::<_, ()>(())?;
     }

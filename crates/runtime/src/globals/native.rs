@@ -1,4 +1,4 @@
-//! Clock, chance, timers and the console.
+//! The clock, random numbers, timers and the console.
 
 use std::rc::Rc;
 
@@ -36,9 +36,9 @@ pub(super) fn install<'js>(
     )
 }
 
-/// 53 bits of the session's stream, as a number below 1.
+/// 53 bits of the session's random stream, as a number below 1.
 fn random(shared: &IsolateState) -> f64 {
-    // As many as a double holds without rounding (IEEE 754).
+    // A double holds this number of bits without rounding (IEEE 754).
     let bits = shared.random.borrow_mut().next_u64() >> 11;
     bits as f64 / (1_u64 << 53) as f64
 }
@@ -53,7 +53,7 @@ fn fill<'js>(ctx: &Ctx<'js>, shared: &IsolateState, length: usize) -> Result<Typ
     TypedArray::new_copy(ctx.clone(), bytes)
 }
 
-/// The digest, or nothing for a name that is not known.
+/// The digest, or `None` for an unknown name.
 fn digest<'js>(
     ctx: Ctx<'js>,
     name: String,
@@ -72,14 +72,14 @@ fn digest<'js>(
 fn timer<'js>(ctx: &Ctx<'js>, shared: &IsolateState, run: Function<'js>, ms: f64) -> Result<u32> {
     let mut timers = shared.timers.borrow_mut();
     if timers.len() >= TIMERS {
-        // Raising runs a script, which may ask for a timer.
+        // Raising an error runs a script, which may set a timer.
         drop(timers);
         return Err(shared.raise(ctx, RuntimeCode::Quota, "too many timers wait"));
     }
     let id = shared.next_timer.get();
-    // HTML Standard, section on timers: an id is greater than zero.
+    // An id is greater than zero (HTML Standard, section on timers).
     shared.next_timer.set(id.wrapping_add(1).max(1));
-    // `as` makes 0 of what is negative or no number.
+    // `as` turns negative numbers and NaN into 0.
     let due = shared.clock.borrow().elapsed_ms().saturating_add(ms as u64);
     timers.insert(
         (due, id),
@@ -97,7 +97,8 @@ fn untimer(shared: &IsolateState, id: f64) {
         .retain(|(_, known), _| f64::from(*known) != id);
 }
 
-/// Passes a line on, within what a second may have. The first line too many says so.
+/// Passes a line on, within the limit per second. The first line beyond it is replaced by a
+/// warning.
 fn log(shared: &IsolateState, level: u8, mut line: String) {
     let second = shared.clock.borrow().elapsed_ms() / 1000;
     let (left, since) = shared.log.get();
@@ -107,7 +108,7 @@ fn log(shared: &IsolateState, level: u8, mut line: String) {
         LOG_BYTES_PER_SECOND
     };
     if line.len() > LOG_LINE_BYTES {
-        // Between two characters: `truncate` would panic within one.
+        // The cut is between two characters, because `truncate` panics within one.
         let end = (0..=LOG_LINE_BYTES)
             .rev()
             .find(|at| line.is_char_boundary(*at));

@@ -1,4 +1,4 @@
-//! UTF-8 for `TextEncoder` and `TextDecoder`, and bytes as text for calls.
+//! UTF-8 for `TextEncoder` and `TextDecoder`, and base64 for bytes in calls.
 
 use std::rc::Rc;
 
@@ -33,8 +33,8 @@ fn encode(ctx: Ctx<'_>, text: String) -> Result<TypedArray<'_, u8>> {
     TypedArray::new_copy(ctx, text.into_bytes())
 }
 
-/// The text of `data` and how many bytes of it were used: all of them, but for a sequence that a
-/// stream cut in two.
+/// The text of `data`, and how many bytes of it were used: all of them, except an incomplete
+/// sequence at the end of a stream's piece.
 fn decode<'js>(
     ctx: Ctx<'js>,
     data: TypedArray<'js, u8>,
@@ -44,7 +44,7 @@ fn decode<'js>(
     let data = read_bytes(&data)?;
     let used = if stream { whole(&data) } else { data.len() };
     let text = String::from_utf8_lossy(&data[..used]);
-    // `from_utf8_lossy` makes a text of its own only where it replaces something.
+    // `from_utf8_lossy` allocates a text only if it replaces something.
     if fatal && matches!(text, std::borrow::Cow::Owned(_)) {
         return Err(Exception::throw_type(&ctx, "the bytes are not UTF-8"));
     }
@@ -54,12 +54,12 @@ fn decode<'js>(
     Ok(answer)
 }
 
-/// Length without a sequence at the end that more bytes could complete.
+/// The length without a sequence at the end that more bytes could complete.
 fn whole(data: &[u8]) -> usize {
     let tail = data.len().saturating_sub(3);
     for at in (tail..data.len()).rev() {
-        // RFC 3629, section 4: the first byte says how many there are; C0, C1 and F5 to FF begin
-        // nothing.
+        // The first byte determines the number of bytes; C0, C1 and F5 to FF begin no sequence (RFC
+        // 3629 section 4).
         let needs = match data[at] {
             0x80..=0xbf => continue,
             0xc2..=0xdf => 2,

@@ -1,4 +1,4 @@
-//! URLs as the URL Standard has them.
+//! URLs by the URL Standard.
 
 use rquickjs::{Array, Ctx, Function, Object, Result};
 use url::{Url, form_urlencoded, quirks};
@@ -13,8 +13,7 @@ pub(super) fn install<'js>(ctx: &Ctx<'js>, native: &Object<'js>) -> Result<()> {
 fn parse<'js>(ctx: Ctx<'js>, url: String, base: Option<String>) -> Result<Option<Array<'js>>> {
     let base = base.map(|base| Url::parse(&base));
     let parsed = match &base {
-        // As in the URL Standard's API URL parser: a wrong base fails even where the URL needs
-        // none.
+        // By the URL Standard's API URL parser, an invalid base fails even if the URL needs none.
         Some(Err(_)) => None,
         Some(Ok(base)) => base.join(&url).ok(),
         None => Url::parse(&url).ok(),
@@ -22,7 +21,7 @@ fn parse<'js>(ctx: Ctx<'js>, url: String, base: Option<String>) -> Result<Option
     parsed.map(|url| parts(&ctx, &url)).transpose()
 }
 
-/// The URL with one part changed; as in the standard, what does not fit changes nothing.
+/// The URL with one part changed. As in the standard, an invalid value changes nothing.
 fn set<'js>(
     ctx: Ctx<'js>,
     href: String,
@@ -66,7 +65,7 @@ fn set<'js>(
     }
 }
 
-/// In the order in which `prelude/text.js` names them.
+/// The parts in the order in which `prelude/text.js` names them.
 fn parts<'js>(ctx: &Ctx<'js>, url: &Url) -> Result<Array<'js>> {
     let origin = quirks::origin(url);
     let all = [

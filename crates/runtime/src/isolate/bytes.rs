@@ -7,17 +7,17 @@ use crate::error::RuntimeCode;
 use crate::isolate::interrupt_budget::ExternalReservation;
 use crate::isolate::shared::IsolateState;
 
-/// Copies what a `Uint8Array` shows.
+/// Copies the content of a `Uint8Array`.
 pub(crate) fn read<'js>(value: &TypedArray<'js, u8>) -> rquickjs::Result<Vec<u8>> {
     let raw = value.as_raw().ok_or(Error::Unknown)?;
-    // SAFETY: the engine's memory stays where it is until a script runs or a value is freed;
-    // between these two lines neither happens, and the bytes are copied.
+    // SAFETY: the engine's memory stays in place until a script runs or a value is freed; neither happens between
+    // these two lines, and the bytes are copied.
     let bytes = unsafe { raw.as_ref() };
     Ok(bytes.to_vec())
 }
 
-/// Shows bytes of ours to a script without copying them: an immutable buffer, counted against the
-/// session's external limit until the script lets go of it.
+/// Gives a script bytes of Rust without copying them: an immutable buffer, which counts against the session's
+/// external limit until the script releases it.
 pub(crate) fn share<'js>(
     ctx: &Ctx<'js>,
     shared: &IsolateState,
@@ -45,8 +45,8 @@ struct CountedBytes {
     _reserved: ExternalReservation,
 }
 
-// SAFETY: what `Bytes` holds neither moves nor changes its length while it lives, and the buffer made
-// of it is immutable.
+// SAFETY: the memory of `Bytes` neither moves nor changes its length while it lives, and the buffer over it is
+// immutable.
 unsafe impl rquickjs::ArrayBufferSource for CountedBytes {
     fn as_ptr(&self) -> *mut u8 {
         self.bytes.as_ptr().cast_mut()

@@ -1,4 +1,4 @@
-//! Turns: enter the engine, run its jobs, look at what the calls became, wait.
+//! Runs an isolate in turns: enter the engine, run its jobs, check the calls, and wait.
 
 use std::future::poll_fn;
 use std::task::{Context as TaskContext, Poll};
@@ -19,21 +19,21 @@ use crate::host::OpReply;
 use crate::json;
 use crate::limits::JOBS_PER_TURN;
 
-/// Jobs between two looks at the clock: the engine asks only inside of jobs that are long.
+/// The jobs between two checks of the clock: the engine checks it only inside long jobs.
 const JOBS_PER_LOOK: u64 = 64;
 
-/// What ends a wait.
+/// An event that ends a wait.
 enum DriveEvent {
     Command(IsolateCommand),
     Arrived(PromiseSettler, Arrival),
     Due(Timer),
     Stopped,
-    /// Nothing is left that could settle the calls.
+    /// No event can settle the calls any more.
     Stalled,
 }
 
 impl Isolate {
-    /// Begins a call. Its outcome comes out of [`next`](Self::next) under the same id.
+    /// Begins a call. [`next`](Self::next) returns its outcome with the same id.
     pub fn start(&mut self, entry: u64, work: IsolateWork) {
         if let Some(closed) = self.closed.clone() {
             self.refuse(entry, closed);
@@ -56,7 +56,7 @@ impl Isolate {
         self.turn();
     }
 
-    /// Begins a call and waits for its outcome; those of others meanwhile are kept for
+    /// Begins a call and waits for its outcome. The outcomes of other calls are kept for
     /// [`next`](Self::next).
     pub async fn run(&mut self, work: IsolateWork) -> EntryOutcome {
         let entry = u64::MAX;
@@ -72,7 +72,7 @@ impl Isolate {
         }
     }
 
-    /// The next call that ended. Waits as long as none has; dropping the future loses nothing.
+    /// Returns the next call that ended, or waits for one; dropping the future loses nothing.
     pub async fn next(&mut self) -> EntryOutcome {
         loop {
             if let Some(outcome) = self.finished.pop_front() {
@@ -84,7 +84,8 @@ impl Isolate {
     }
 
     fn poll_event(&mut self, cx: &mut TaskContext<'_>) -> Poll<DriveEvent> {
-        // First: a stop between the look and the wait would be slept through.
+        // The waker is registered first: otherwise a stop between the check and the wait would not
+        // wake this task.
         self.shared.gauge.waker().register(cx.waker());
         if self.closed.is_none() && self.shared.gauge.stopped().is_some() {
             return Poll::Ready(DriveEvent::Stopped);
@@ -101,6 +102,7 @@ impl Isolate {
         }
         let waits = !self.shared.pending_calls.borrow().is_empty()
             || !self.shared.timers.borrow().is_empty();
+        // A later call into a service may still settle the promise.
         let can_stall = self.shared.spec.mode != SessionMode::Service && !self.entries.is_empty();
         match can_stall && !waits {
             true => Poll::Ready(DriveEvent::Stalled),
@@ -108,8 +110,8 @@ impl Isolate {
         }
     }
 
-    /// The earliest timer, once it is due. A virtual clock goes there by itself when no answer is
-    /// awaited.
+    /// The earliest timer, once it is due. A virtual clock advances to it if the script awaits no
+    /// answer.
     fn poll_timer(&mut self, cx: &mut TaskContext<'_>) -> Poll<Timer> {
         let shared = &self.shared;
         let Some((due, _)) = shared.timers.borrow().keys().next().copied() else {
@@ -121,6 +123,7 @@ impl Isolate {
             if !clock.is_virtual() {
                 return self.sleep_until_due(due - now, cx);
             }
+            // An answer may arrive before the timer, so a virtual clock must not pass it.
             if !shared.pending_calls.borrow().is_empty() {
                 return Poll::Pending;
             }
@@ -132,7 +135,8 @@ impl Isolate {
         }
     }
 
-    /// Asks the host to wake us. What it says is not believed: the clock is asked again.
+    /// Asks the host to wake this task. The host is not trusted: the clock is checked again
+    /// afterwards.
     fn sleep_until_due(&self, ms: u64, cx: &mut TaskContext<'_>) -> Poll<Timer> {
         let mut sleep: LocalBoxFuture<'static, ()> =
             self.shared.host.sleep(Duration::from_millis(ms));
@@ -156,7 +160,7 @@ impl Isolate {
             }
             DriveEvent::Stopped => {}
             DriveEvent::Stalled => {
-                // There may have been no memory for what would have settled it.
+                // There may have been no memory for the code that would have settled it.
                 let text = "the promise can never settle: nothing is awaited any more";
                 let failure = match self.heap.was_refused() {
                     true => failure::ended(&self.shared, RuntimeCode::Memory),
@@ -168,7 +172,8 @@ impl Isolate {
         self.turn();
     }
 
-    /// Ends one call with `E_ABORT`; when it is the only one, what it awaits is aborted too.
+    /// Ends one call with `E_ABORT`. If it is the only one, the calls that it awaits are aborted
+    /// too.
     pub fn abort(&mut self, entry: u64) {
         let Some(at) = self.entries.iter().position(|active| active.id == entry) else {
             return;
@@ -184,7 +189,7 @@ impl Isolate {
             if self.shared.spec.mode == SessionMode::OneShot {
                 self.enter(|ctx, isolate| {
                     let session = isolate.shared.hook(ctx, "sessionAbort");
-                    // Absent without the grant to call; then nothing listens.
+                    // Without the grant to call, there is no such hook, and no code listens.
                     if session.and_then(|abort| abort.call::<_, ()>(())).is_err() {
                         ctx.catch();
                     }
@@ -196,7 +201,7 @@ impl Isolate {
         self.turn();
     }
 
-    /// Settles a promise with what the host answered.
+    /// Settles a promise with the host's answer.
     fn deliver(&mut self, settle: PromiseSettler, arrival: Arrival) {
         let settled = self.enter(|ctx, isolate| {
             let shared = &isolate.shared;
@@ -223,7 +228,7 @@ impl Isolate {
         self.fail_on_exception(settled);
     }
 
-    /// An exception that reached us from where no promise carries it.
+    /// Handles an exception that no promise carries.
     fn fail_on_exception(&mut self, called: rquickjs::Result<()>) {
         if let Err(error) = called {
             let failure = self.enter(|ctx, isolate| failure::of_error(ctx, &isolate.shared, error));
@@ -231,7 +236,7 @@ impl Isolate {
         }
     }
 
-    /// Runs jobs and calls until all of them wait, and closes when a limit was hit.
+    /// Runs jobs and calls until all of them wait, and closes the isolate if a limit was reached.
     fn turn(&mut self) {
         loop {
             if let Err(failure) = self.drain() {
@@ -249,7 +254,7 @@ impl Isolate {
             });
             self.entries = entries;
             self.close_if_over();
-            // What ended may have left jobs, and what ran may have ended others.
+            // Ended calls may have left jobs, and jobs may have ended other calls.
             let quiet = self.finished.len() == before && !self.runtime.is_job_pending();
             if quiet || self.closed.is_some() {
                 break;
@@ -257,7 +262,7 @@ impl Isolate {
         }
     }
 
-    /// Jobs until none is left or the budget is gone.
+    /// Runs jobs until there are no more, or the budget is used up.
     fn drain(&self) -> Result<(), ScriptFailure> {
         let gauge = &self.shared.gauge;
         let mut uncaught = None;
@@ -268,15 +273,15 @@ impl Isolate {
                 Ok(false) => break,
                 Ok(true) => {}
                 Err(exception) => {
-                    let told = exception.0.with(|ctx| {
+                    let failure = exception.0.with(|ctx| {
                         failure::of_error(&ctx, &self.shared, rquickjs::Error::Exception)
                     });
-                    uncaught.get_or_insert(told);
+                    uncaught.get_or_insert(failure);
                 }
             }
             jobs += 1;
-            // Short jobs that make further ones end no other way: the engine asks only inside of
-            // long ones.
+            // Short jobs that create further jobs would never end: the engine checks its limits
+            // only inside long ones.
             if jobs >= JOBS_PER_TURN && self.runtime.is_job_pending() {
                 gauge.stop(RuntimeCode::Fuel);
             } else if jobs % JOBS_PER_LOOK == 0 {
@@ -285,14 +290,14 @@ impl Isolate {
         }
         gauge.leave();
         let unheard = self.enter(unheard);
-        // After a limit its own code counts, and not what was thrown because of it.
+        // After a limit, its own code counts instead of the exception that it caused.
         match uncaught.or(unheard) {
             Some(failure) if gauge.stopped().is_none() => Err(self.judged(failure)),
             _ => Ok(()),
         }
     }
 
-    /// A thrown `null`, where memory was refused, is the engine's way to say that an error did not
+    /// If memory was refused, a thrown `null` is the engine's way to report that an error did not
     /// fit.
     fn judged(&self, failure: ScriptFailure) -> ScriptFailure {
         let null = failure.code == RuntimeCode::Exception && failure.message == NULL;
@@ -302,7 +307,7 @@ impl Isolate {
         }
     }
 
-    /// After a limit nothing that the script left behind may run.
+    /// After a limit, no code that the script left behind may run.
     fn close_if_over(&mut self) {
         let over = self.shared.gauge.stopped();
         let over = over.map(|code| failure::ended(&self.shared, code));
@@ -340,7 +345,7 @@ impl Isolate {
         });
     }
 
-    /// The only way into the engine: what runs inside is charged.
+    /// The only way into the engine, which charges the time spent inside.
     pub(super) fn enter<R>(&self, run: impl FnOnce(&Ctx<'_>, &Self) -> R) -> R {
         self.shared.gauge.enter();
         let result = self.context.with(|ctx| run(&ctx, self));
@@ -349,7 +354,7 @@ impl Isolate {
     }
 }
 
-/// The first promise that was rejected without a handler.
+/// The failure of the first promise that was rejected without a handler.
 fn unheard(ctx: &Ctx<'_>, isolate: &Isolate) -> Option<ScriptFailure> {
     let list = ctx.userdata::<Rejected<'_>>()?.take();
     let first = list.into_iter().next()?;

@@ -15,38 +15,38 @@ use crate::isolate::spec::SessionMode;
 use crate::json;
 use crate::typescript::SourceScan;
 
-/// What a call does.
+/// The work of a call.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
 pub enum IsolateWork {
-    /// Evaluates a module; the answer is its default export, or `null` when that is a function.
+    /// Evaluates a module. The answer is its default export, or `null` if that is a function.
     Module {
-        /// Its specifier.
+        /// The specifier of the module.
         module: String,
     },
-    /// Evaluates a module unless that was done, and calls one of its exports with
+    /// Evaluates a module unless it was evaluated before, and calls one of its exports with
     /// `(input, {signal})`.
     Export {
-        /// Its specifier.
+        /// The specifier of the module.
         module: String,
-        /// Name of the function.
+        /// The name of the function.
         export: String,
-        /// Its first argument.
+        /// The first argument.
         input: Value,
     },
     /// Calls a handler that the script registered.
     Handler {
-        /// Its name, without `js/`.
+        /// The name without `js/`.
         name: String,
-        /// Its first argument.
+        /// The first argument.
         input: Value,
     },
-    /// Looks at the session's own modules without running any; the answer has, by specifier, what
-    /// [`scan_source`](crate::scan_source) found as `found`, or how it failed as `failed`.
+    /// Scans the session's own modules without running any. The answer has, for each specifier, the
+    /// result of [`scan_source`](crate::scan_source) as `found`, or its failure as `failed`.
     Look,
-    /// Runs lines of a REPL; the answer is the last expression's value.
+    /// Runs lines of a REPL. The answer is the value of the last expression.
     Script {
-        /// The text.
+        /// The text of the lines.
         source: String,
     },
 }
@@ -54,35 +54,35 @@ pub enum IsolateWork {
 /// How a call ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EntryOutcome {
-    /// Its id.
+    /// The id of the call.
     pub entry: u64,
-    /// Its answer.
+    /// The answer.
     pub result: Result<Value, ScriptFailure>,
-    /// The value as a REPL shows it.
+    /// The value in the form that a REPL shows.
     pub shown: Option<String>,
-    /// What it used.
+    /// The resources that the call used.
     pub stats: EntryStats,
 }
 
-/// What a call used. Calls that overlapped share what was used meanwhile.
+/// The resources that a call used. Calls that overlapped share what was used meanwhile.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct EntryStats {
     /// Ticks of fuel.
     pub ticks: u64,
     /// CPU time inside the engine.
     pub cpu: Duration,
-    /// Calls that the session has made so far.
+    /// The calls that the session has made so far.
     pub calls: u64,
-    /// Most bytes outside the heap so far.
+    /// The most bytes outside the heap so far.
     pub external_peak: u64,
 }
 
-/// A call that runs.
+/// A running call.
 #[derive(Debug)]
 pub(crate) struct ActiveEntry {
     pub(crate) id: u64,
     stage: EntryStage,
-    /// Fires the call's `AbortSignal`.
+    /// The function that fires the call's `AbortSignal`.
     abort: Option<Persistent<Function<'static>>>,
     signal: Option<Persistent<Object<'static>>>,
     ticks: u64,
@@ -91,7 +91,7 @@ pub(crate) struct ActiveEntry {
 
 #[derive(Debug)]
 enum EntryStage {
-    /// Waits for a module's evaluation; then the export is called, if one is named.
+    /// Waits for a module's evaluation, and then calls the export, if there is one.
     Evaluate(Persistent<Promise<'static>>, Option<(String, Value)>),
     /// Waits for the answer.
     Settle(Persistent<Promise<'static>>),
@@ -99,11 +99,11 @@ enum EntryStage {
     Show(Persistent<Promise<'static>>),
 }
 
-/// The value of a call that ended, and how a REPL shows it.
+/// The value of a call that ended, and the form that a REPL shows.
 pub(crate) type EntryResult = Result<(Value, Option<String>), ScriptFailure>;
 
 impl ActiveEntry {
-    /// Begins: runs the script up to its first wait.
+    /// Begins a call: runs the script up to its first wait.
     pub(crate) fn start(
         ctx: &Ctx<'_>,
         shared: &IsolateState,
@@ -156,11 +156,14 @@ impl ActiveEntry {
                 self.call(ctx, shared, handler, &input, serves)?;
             }
             IsolateWork::Look => {
-                let told: serde_json::Map<_, _> =
+                // The failure of one module is a part of the answer, so the other modules are
+                // scanned as well.
+                let scans: serde_json::Map<_, _> =
                     shared.spec.modules.scan_all().map(scan_entry).collect();
-                let told = json::write(ctx, &Value::Object(told))?;
+                let scans = json::write(ctx, &Value::Object(scans))?;
+                // With a resolved promise, `step` ends this call like any other.
                 let (promise, resolve, _) = Promise::new(ctx)?;
-                resolve.call::<_, ()>((told,))?;
+                resolve.call::<_, ()>((scans,))?;
                 self.stage = EntryStage::Settle(Persistent::save(ctx, promise));
             }
             IsolateWork::Script { source } => {
@@ -174,8 +177,10 @@ impl ActiveEntry {
                     .push(EvaluationRoot::Script(source.clone()));
                 let mut options = rquickjs::context::EvalOptions::default();
                 options.strict = false;
+                // With a promise, the lines may use `await` at their top level.
                 options.promise = true;
-                // As a file of the bundle, so that a line can import its neighbours.
+                // The lines have the name of a file in the bundle, so that they can import its
+                // neighbours.
                 options.filename = Some("./repl".to_owned());
                 let promise: Promise<'_> = ctx.eval_with_options(source, options)?;
                 quiet(ctx, shared, &promise)?;
@@ -202,7 +207,8 @@ impl ActiveEntry {
         Ok(())
     }
 
-    /// Our own script calls it, so that whatever it answers is a promise.
+    /// Calls a function through one of the runtime's scripts, so that the result is always a
+    /// promise.
     fn call<'js>(
         &mut self,
         ctx: &Ctx<'js>,
@@ -223,7 +229,7 @@ impl ActiveEntry {
         Ok(())
     }
 
-    /// Goes on as far as it can; the answer when there is one.
+    /// Continues the call as far as possible. Returns the answer if there is one.
     pub(crate) fn advance(&mut self, ctx: &Ctx<'_>, shared: &IsolateState) -> Option<EntryResult> {
         self.step(ctx, shared)
             .unwrap_or_else(|error| Some(Err(failure::of_error(ctx, shared, error))))
@@ -245,11 +251,13 @@ impl ActiveEntry {
             Some(result) => result?,
             None => return Ok(None),
         };
+        // The stage is moved out below, and another stage must take its place.
         let settle = EntryStage::Settle(Persistent::save(ctx, promise));
         match std::mem::replace(&mut self.stage, settle) {
             EntryStage::Evaluate(_, None) => {
                 let namespace = value.into_object().ok_or(rquickjs::Error::Unknown)?;
                 let default: JsValue<'_> = namespace.get("default")?;
+                // A function has no JSON form.
                 let default = match default.is_function() {
                     true => Value::Null,
                     false => shared.read(ctx, &default)?,
@@ -273,7 +281,7 @@ impl ActiveEntry {
                     .ok_or(rquickjs::Error::Unknown)?
                     .get("value")?;
                 let shown: String = shared.hook(ctx, "inspect")?.call((value.clone(),))?;
-                // What cannot cross is shown all the same.
+                // A value without a JSON form is still shown.
                 let read = shared.read(ctx, &value).unwrap_or_else(|_| {
                     ctx.catch();
                     Value::Null
@@ -283,8 +291,9 @@ impl ActiveEntry {
         }
     }
 
-    /// Fires the signal. What the script then throws is dropped.
+    /// Fires the signal. Exceptions of the script's listeners are dropped.
     pub(crate) fn abort(&mut self, ctx: &Ctx<'_>) {
+        // `take` makes the signal fire only once.
         let Some(abort) = self.abort.take() else {
             return;
         };
@@ -314,16 +323,16 @@ impl ActiveEntry {
     }
 }
 
-/// A module's name, and what was seen of it.
+/// The name of a module, and the result of its scan.
 fn scan_entry((name, looked): (&str, Result<SourceScan, ScriptFailure>)) -> (String, Value) {
-    let told = match looked {
+    let scan = match looked {
         Ok(found) => serde_json::json!({ "found": found }),
         Err(failure) => serde_json::json!({ "failed": failure }),
     };
-    (name.to_owned(), told)
+    (name.to_owned(), scan)
 }
 
-/// A promise that stands for a call until it has its own.
+/// A placeholder promise for a call that has none yet.
 fn begin_nothing(
     ctx: &Ctx<'_>,
     shared: &IsolateState,
@@ -332,8 +341,8 @@ fn begin_nothing(
     made.map_err(|error| failure::of_error(ctx, shared, error))
 }
 
-/// A rejection of this promise becomes the call's answer, and is not reported as one without a
-/// handler.
+/// Makes a rejection of this promise the call's answer, so that it is not reported as a rejection
+/// without a handler.
 fn quiet<'js>(
     ctx: &Ctx<'js>,
     shared: &IsolateState,

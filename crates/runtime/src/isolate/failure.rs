@@ -1,4 +1,4 @@
-//! From an exception of the engine to a [`ScriptFailure`].
+//! Converts exceptions of the engine to a [`ScriptFailure`].
 
 use rquickjs::{Array, Ctx, Error, Value as JsValue};
 use serde_json::Value;
@@ -7,10 +7,10 @@ use crate::error::{ModulePosition, OpError, RuntimeCode, ScriptFailure};
 use crate::isolate::shared::IsolateState;
 use crate::limits::JOBS_PER_TURN;
 
-/// Longest text of an exception that is passed on.
+/// The longest text of an exception that is passed on.
 const TEXT_BYTES: usize = 8 << 10;
 
-/// The message of a thrown `null`.
+/// The message for a thrown `null`.
 pub(super) const NULL: &str = "null was thrown";
 
 /// What a limit says when it ended a call.
@@ -49,30 +49,30 @@ pub(crate) fn of_error(ctx: &Ctx<'_>, shared: &IsolateState, error: Error) -> Sc
     }
 }
 
-/// A thrown value.
+/// The failure for a thrown value.
 pub(crate) fn of_value<'js>(
     ctx: &Ctx<'js>,
     shared: &IsolateState,
     thrown: &JsValue<'js>,
 ) -> ScriptFailure {
-    // What is thrown after a limit was hit comes of that.
+    // An exception after a limit was reached is a consequence of it.
     if let Some(code) = shared.gauge.stopped() {
         return ended(shared, code);
     }
-    // The engine throws null when there is no memory left for an error.
+    // The engine throws `null` if there is no memory left for an error.
     if thrown.is_null() {
         return ScriptFailure::new(RuntimeCode::Exception, NULL);
     }
     if let Some(code) = engine_limit(thrown) {
         return ended(shared, code);
     }
-    // Reading the members may run the script's getters; what they throw is not told.
-    let told = describe(ctx, shared, thrown);
+    // Reading the members may run the script's getters, whose exceptions are not reported.
+    let failure = describe(ctx, shared, thrown);
     // The getters may have used up what was left.
     if let Some(code) = shared.gauge.stopped() {
         return ended(shared, code);
     }
-    told.unwrap_or_else(|_| {
+    failure.unwrap_or_else(|_| {
         ctx.catch();
         ScriptFailure::new(
             RuntimeCode::Exception,
@@ -81,8 +81,8 @@ pub(crate) fn of_value<'js>(
     })
 }
 
-/// What the engine throws when heap or stack are used up. There may be no memory left to describe
-/// it, so only its text is asked.
+/// The limit behind an exception that the engine throws when the heap or the stack is used up.
+/// There may be no memory left for a description, so only the text is read.
 fn engine_limit(thrown: &JsValue<'_>) -> Option<RuntimeCode> {
     let error = thrown.as_object().filter(|_| thrown.is_error())?;
     let text: String = error.get("message").ok()?;
@@ -93,16 +93,16 @@ fn engine_limit(thrown: &JsValue<'_>) -> Option<RuntimeCode> {
     }
 }
 
-/// Asks our own script, which knows the classes: `[kind, name, message, stack, code, module, line]`
-/// and, of an operation's error, `retryable`, `path` and `details`.
+/// Calls the runtime's own script, which knows the classes. It returns `[kind, name, message,
+/// stack, code, module, line]` and, for an operation's error, `retryable`, `path` and `details`.
 fn describe<'js>(
     ctx: &Ctx<'js>,
     shared: &IsolateState,
     thrown: &JsValue<'js>,
 ) -> rquickjs::Result<ScriptFailure> {
-    let told: Array<'js> = shared.hook(ctx, "describe")?.call((thrown.clone(),))?;
+    let description: Array<'js> = shared.hook(ctx, "describe")?.call((thrown.clone(),))?;
     let text = |index: usize| -> Option<String> {
-        let text: String = told.get::<Option<String>>(index).ok().flatten()?;
+        let text: String = description.get::<Option<String>>(index).ok().flatten()?;
         Some(cut(text))
     };
     let mut failure = ScriptFailure::new(RuntimeCode::Exception, text(2).unwrap_or_default());
@@ -113,24 +113,24 @@ fn describe<'js>(
     match text(0).as_deref() {
         Some("runtime") => {
             let name = text(4).unwrap_or_default();
-            // `E_EXCEPTION` is what the others are not; a script cannot throw it.
+            // `E_EXCEPTION` is the code for all other exceptions, and a script cannot throw it.
             let raised =
                 |code: &RuntimeCode| *code != RuntimeCode::Exception && code.name() == name;
             let known = RuntimeCode::ALL.into_iter().find(raised);
             failure.code = known.unwrap_or(RuntimeCode::Exception);
-            let line = told.get::<Option<u32>>(6).ok().flatten();
+            let line = description.get::<Option<u32>>(6).ok().flatten();
             failure.place = text(5)
                 .zip(line)
                 .map(|(module, line)| ModulePosition { module, line });
         }
         Some("operation") => {
-            let details: JsValue<'js> = told.get(9)?;
-            // The error goes on even where its details have no JSON form.
+            let details: JsValue<'js> = description.get(9)?;
+            // The error is passed on even if its details have no JSON form.
             let details = shared.read(ctx, &details).unwrap_or(Value::Null);
             failure.operation = Some(Box::new(OpError {
                 code: text(4).unwrap_or_default(),
                 message: failure.message.clone(),
-                retryable: told.get(7).unwrap_or(false),
+                retryable: description.get(7).unwrap_or(false),
                 details: Box::new(details),
                 path: text(8).unwrap_or_default(),
             }));
@@ -148,7 +148,7 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// The frames that a script's author can do something about: ours are left out.
+/// The frames that a script's author can change, without those of the runtime.
 fn tidy(stack: &str) -> String {
     let theirs = stack.lines().map(str::trim).filter(|line| {
         !line.is_empty() && !line.contains("(native)") && !line.contains("alknet:runtime")

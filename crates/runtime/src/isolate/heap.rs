@@ -1,7 +1,7 @@
-//! The engine's memory: the C library's, counted, and refused beyond the limit.
+//! The engine's memory: it comes from the C library, is counted, and is refused beyond the limit.
 //!
-//! The engine keeps a limit of its own, but does not tell that it was reached: a script sees an error
-//! for which there may be no memory either, and then a thrown `null`. Here it is written down.
+//! The engine has a limit of its own, but does not report that it was reached: a script sees an error, for which
+//! there may be no memory either, and then a thrown `null`. This module records the refusal.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rquickjs::allocator::Allocator;
 
-/// What an engine has allocated, and may.
+/// The bytes that an engine has allocated, and their limit.
 #[derive(Debug)]
 pub(crate) struct HeapAccount {
     used: AtomicUsize,
@@ -18,7 +18,7 @@ pub(crate) struct HeapAccount {
 }
 
 impl HeapAccount {
-    /// Without a limit, until there is one.
+    /// An account without a limit at first.
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             used: AtomicUsize::new(0),
@@ -27,12 +27,12 @@ impl HeapAccount {
         })
     }
 
-    /// Refuses from now on what would make it more than so many bytes.
+    /// Refuses from now on allocations that would exceed this number of bytes.
     pub(super) fn limit(&self, bytes: usize) {
         self.max.store(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes that are allocated.
+    /// The allocated bytes.
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -42,16 +42,16 @@ impl HeapAccount {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Whether `more` bytes fit, instead of `less` of those that are there.
+    /// Whether `more` bytes fit in the place of `less` of the allocated ones.
     fn has_room(&self, more: usize, less: usize) -> bool {
         let rest = self.used().saturating_sub(less);
-        let fits = rest
+        let has_room = rest
             .checked_add(more)
             .is_some_and(|all| all <= self.max.load(Ordering::Relaxed));
-        if !fits {
+        if !has_room {
             self.refused.store(true, Ordering::Relaxed);
         }
-        fits
+        has_room
     }
 
     fn took(&self, block: *mut c_void) -> *mut u8 {
@@ -60,21 +60,21 @@ impl HeapAccount {
     }
 }
 
-/// One engine's, which is in one thread at a time: the account is read from others.
+/// The allocator of one engine, which is on one thread at a time; other threads read the account.
 pub(super) struct CountingAllocator(pub(super) Arc<HeapAccount>);
 
-/// Bytes of a block of the C library's, which may be more than were asked for; none of none.
+/// The bytes of a block of the C library, which may be more than were requested; 0 for a null pointer.
 fn size_of_block(block: *mut c_void) -> usize {
-    // SAFETY: blocks come from the functions below alone, and are asked about before they are freed.
+    // SAFETY: blocks come only from the functions below, and are measured before they are freed.
     unsafe { libc::malloc_usable_size(block) }
 }
 
-// SAFETY: every block is the C library's, aligned for whatever it may hold, and of the size asked for
-// or more; what it cannot or may not give is a null pointer.
+// SAFETY: each block comes from the C library, is aligned for any type, and has at least the requested size; a
+// refused or failed allocation is a null pointer.
 unsafe impl Allocator for CountingAllocator {
     fn alloc(&mut self, size: usize) -> *mut u8 {
         match self.0.has_room(size, 0) {
-            // SAFETY: any size may be asked for.
+            // SAFETY: any size may be requested.
             true => self.0.took(unsafe { libc::malloc(size) }),
             false => std::ptr::null_mut(),
         }
@@ -82,7 +82,7 @@ unsafe impl Allocator for CountingAllocator {
 
     fn calloc(&mut self, count: usize, size: usize) -> *mut u8 {
         match self.0.has_room(count.saturating_mul(size), 0) {
-            // SAFETY: any size may be asked for; a product too large gives a null pointer.
+            // SAFETY: any size may be requested; a product that overflows gives a null pointer.
             true => self.0.took(unsafe { libc::calloc(count, size) }),
             false => std::ptr::null_mut(),
         }
@@ -93,7 +93,7 @@ unsafe impl Allocator for CountingAllocator {
         self.0
             .used
             .fetch_sub(size_of_block(block), Ordering::Relaxed);
-        // SAFETY: the caller's block is one of ours, and it does not use it any more.
+        // SAFETY: the caller's block comes from this allocator, and the caller does not use it any more.
         unsafe { libc::free(block) };
     }
 
@@ -103,10 +103,10 @@ unsafe impl Allocator for CountingAllocator {
         if !self.0.has_room(new_size, old) {
             return std::ptr::null_mut();
         }
-        // SAFETY: the caller's block is one of ours, and it uses what is returned instead of it.
+        // SAFETY: the caller's block comes from this allocator, and the caller uses the returned block instead of it.
         let moved = unsafe { libc::realloc(block, new_size) };
         if moved.is_null() {
-            // The old one is still there, and counted.
+            // The old block still exists and is still counted.
             return std::ptr::null_mut();
         }
         self.0.used.fetch_sub(old, Ordering::Relaxed);

@@ -1,8 +1,8 @@
-//! What other threads see of an isolate and say to it while it runs, and the budget of its calls.
+//! The state of a running isolate that other threads see and set, and the budget of its calls.
 //!
-//! The engine asks after every 10 000 poll points whether to go on. The answer is computed here,
-//! from a counter (fuel, the same on every machine), from the thread's CPU clock, and from a flag
-//! that another thread sets. Once it was "no" it stays "no": the isolate is closed.
+//! The engine asks after every 10 000 poll points whether to continue. The answer is computed here
+//! from a counter (fuel, which is the same on every machine), the thread's CPU clock, and a flag
+//! that another thread sets. Once the answer was "no", it stays "no", and the isolate is closed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::error::RuntimeCode;
 
-/// Why the engine has to stop, as the atomic holds it.
+/// The reasons to stop, with their values in the atomic.
 const STOPS: [(u8, RuntimeCode); 5] = [
     (1, RuntimeCode::Abort),
     (2, RuntimeCode::Timeout),
@@ -22,14 +22,14 @@ const STOPS: [(u8, RuntimeCode); 5] = [
     (5, RuntimeCode::Limit),
 ];
 
-/// Shared by the isolate's thread and those that watch it.
+/// The state that the isolate's thread and its watchers share.
 #[derive(Debug, Default)]
 pub struct InterruptBudget {
-    /// 0: go on. Otherwise a row of [`STOPS`].
+    /// 0 means to continue; another value is a row of [`STOPS`].
     stop: AtomicU8,
     ticks: AtomicU64,
     ticks_max: AtomicU64,
-    /// CPU time spent inside the engine, and the most of it, in microseconds.
+    /// The CPU time inside the engine and its limit, in microseconds.
     cpu_us: AtomicU64,
     cpu_us_max: AtomicU64,
     /// The thread's CPU clock when the engine was entered; `u64::MAX` outside.
@@ -50,19 +50,20 @@ impl InterruptBudget {
         })
     }
 
-    /// Ends the isolate: at the next poll point when it runs, at once when it waits.
+    /// Ends the isolate: at the next poll point if it runs, or at once if it waits.
     pub fn stop(&self, code: RuntimeCode) {
         let row = STOPS.iter().find(|(_, known)| *known == code);
-        // A code without a row ends it as an abort does.
+        // A code without a row ends it like an abort.
         let value = row.map_or(1, |(value, _)| *value);
         // The first reason stays: later ones do not replace it.
         let _ = self
             .stop
             .compare_exchange(0, value, Ordering::AcqRel, Ordering::Acquire);
+        // An isolate that waits must notice the stop.
         self.waker.wake();
     }
 
-    /// Why the isolate has to end, if it has to.
+    /// The reason why the isolate must end, if there is one.
     #[must_use]
     pub fn stopped(&self) -> Option<RuntimeCode> {
         let value = self.stop.load(Ordering::Acquire);
@@ -71,19 +72,19 @@ impl InterruptBudget {
             .or_else(|| self.parent.as_ref().and_then(|parent| parent.stopped()))
     }
 
-    /// Ticks of fuel since the isolate was made.
+    /// The ticks of fuel since the isolate was made.
     #[must_use]
     pub fn ticks(&self) -> u64 {
         self.ticks.load(Ordering::Relaxed)
     }
 
-    /// CPU time spent inside the engine since the isolate was made.
+    /// The CPU time inside the engine since the isolate was made.
     #[must_use]
     pub fn cpu(&self) -> Duration {
         Duration::from_micros(self.cpu_us.load(Ordering::Relaxed))
     }
 
-    /// Bytes outside the heap that scripts hold now, and the most there were.
+    /// The bytes outside the heap that scripts hold now, and the most so far.
     #[must_use]
     pub fn external(&self) -> (u64, u64) {
         let now = self.external.load(Ordering::Relaxed);
@@ -94,15 +95,15 @@ impl InterruptBudget {
         &self.waker
     }
 
-    /// Adds a call's allowance. What calls that overlap did not use is what the others may.
+    /// Adds a call's allowance. Overlapping calls may use what the others leave.
     pub(crate) fn allow(&self, ticks: u64, cpu: Duration) {
         self.ticks_max.fetch_add(ticks, Ordering::Relaxed);
         let micros = u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX);
         self.cpu_us_max.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// Sets the allowance of a call that runs alone. What it leaves is for the timers and reactions
-    /// that outlive it.
+    /// Sets the allowance of a call that runs alone. Timers and reactions that outlive the call may
+    /// use the rest.
     pub(crate) fn renew(&self, ticks: u64, cpu: Duration) {
         self.ticks_max.store(self.ticks(), Ordering::Relaxed);
         let used = self.cpu_us.load(Ordering::Relaxed);
@@ -110,7 +111,7 @@ impl InterruptBudget {
         self.allow(ticks, cpu);
     }
 
-    /// The engine is entered: from here on the thread's time is the script's.
+    /// Records that the engine is entered: from here on the thread's time counts as the script's.
     pub(crate) fn enter(&self) {
         self.entered_us.store(thread_us(), Ordering::Relaxed);
     }
@@ -121,12 +122,12 @@ impl InterruptBudget {
         self.cpu_us.fetch_add(spent, Ordering::Relaxed);
     }
 
-    /// Whether the call took more ticks than it may.
+    /// Whether the call used up its ticks.
     pub(crate) fn is_out_of_fuel(&self) -> bool {
         self.ticks.load(Ordering::Relaxed) > self.ticks_max.load(Ordering::Relaxed)
     }
 
-    /// The engine's question. `true` ends the script.
+    /// Answers the engine's question. `true` ends the script.
     pub(crate) fn interrupt(&self) -> bool {
         let ticks = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;
         if ticks > self.ticks_max.load(Ordering::Relaxed) {
@@ -136,7 +137,7 @@ impl InterruptBudget {
         self.stopped().is_some()
     }
 
-    /// Looks at the CPU clock alone, for work of ours between two entries into the engine.
+    /// Checks only the CPU clock, for work of the runtime between two entries into the engine.
     pub(crate) fn over_time(&self) -> bool {
         let entered = self.entered_us.load(Ordering::Relaxed);
         let running = thread_us().saturating_sub(entered);
@@ -148,7 +149,7 @@ impl InterruptBudget {
         over
     }
 
-    /// Takes `bytes` outside the heap, if they fit into `max`.
+    /// Reserves `bytes` outside the heap, if they fit into `max`.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         bytes: usize,
@@ -189,8 +190,8 @@ impl Drop for ExternalReservation {
 }
 
 fn thread_us() -> u64 {
-    // The clock exists on every Linux; were it not there, fuel and the host's own timers would end
-    // the script.
+    // The clock exists on every Linux; without it, fuel and the host's own timers would end the
+    // script.
     let time =
         clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)

@@ -1,8 +1,8 @@
 //! One isolate: an engine with its limits, its globals and the calls that run in it.
 //!
-//! An isolate belongs to the thread that made it. [`Isolate::next`] is the whole of its life: it
-//! runs jobs until none is left, waits for an answer, a timer or a [`IsolateHandle`], and hands out each
-//! call's [`EntryOutcome`]. Between two turns no script runs and nothing is charged.
+//! An isolate belongs to the thread that made it. [`Isolate::next`] drives it: it runs jobs until there are no more,
+//! waits for an answer, a timer or an [`IsolateHandle`], and returns each call's [`EntryOutcome`]. Between two turns
+//! no script runs and nothing is charged.
 
 mod bytes;
 mod drive;
@@ -39,9 +39,8 @@ use crate::globals;
 use crate::host::IsolateHost;
 use crate::modules;
 
-/// What the engine is built with: everything of the language that neither shows time nor the
-/// collector. `Eval` has to be there for modules to be compiled; outside of a REPL nothing that a
-/// script can reach leads to it.
+/// The features of the engine: all of the language except those that show the time or the garbage collector. `Eval`
+/// is needed to compile modules; outside a REPL, a script can reach nothing that leads to it.
 type Intrinsics = (
     intrinsic::Date,
     intrinsic::Eval,
@@ -55,13 +54,13 @@ type Intrinsics = (
     intrinsic::DOMException,
 );
 
-/// Version of the engine: fuel and ids of scripts are the same within one.
+/// The version of the engine: fuel and the ids of scripts are the same within one version.
 pub const ENGINE: &str = "quickjs-ng 0.16";
 
 /// Promises that were rejected without a handler.
 type Rejected<'js> = RefCell<Vec<JsValue<'js>>>;
 
-/// Bytes that the engine allocates before it looks for cycles.
+/// The bytes that the engine allocates before it collects cycles.
 const COLLECT_AFTER_BYTES: usize = 1 << 20;
 
 /// An engine and the calls that run in it.
@@ -71,9 +70,9 @@ pub struct Isolate {
     finished: VecDeque<EntryOutcome>,
     commands: mpsc::UnboundedReceiver<IsolateCommand>,
     sender: mpsc::UnboundedSender<IsolateCommand>,
-    /// Why it takes no further call.
+    /// The reason why it accepts no further call.
     closed: Option<ScriptFailure>,
-    /// Wakes us when the next timer is due.
+    /// Wakes the task when the next timer is due.
     sleeping: RefCell<Option<LocalBoxFuture<'static, ()>>>,
     heap: Arc<HeapAccount>,
     context: Context,
@@ -89,7 +88,7 @@ impl fmt::Debug for Isolate {
     }
 }
 
-/// What another thread sends in.
+/// A command from another thread.
 #[derive(Debug)]
 pub(crate) enum IsolateCommand {
     Start(u64, IsolateWork),
@@ -104,24 +103,24 @@ pub struct IsolateHandle {
 }
 
 impl IsolateHandle {
-    /// Begins a call under an id of the caller's choice.
+    /// Begins a call with an id that the caller chooses.
     pub fn start(&self, entry: u64, work: IsolateWork) {
-        // A closed channel is an isolate that ended; its calls were answered.
+        // A closed channel means that the isolate has ended and answered its calls.
         let _ = self.commands.send(IsolateCommand::Start(entry, work));
     }
 
-    /// Asks one call to end: its `AbortSignal` fires, and it is answered with `E_ABORT`. A script
-    /// that computes does not hear it; [`stop`](Self::stop) does the rest.
+    /// Asks one call to end: its `AbortSignal` fires, and it is answered with `E_ABORT`. A script that computes does
+    /// not notice this, and [`stop`](Self::stop) ends it.
     pub fn abort(&self, entry: u64) {
         let _ = self.commands.send(IsolateCommand::Abort(entry));
     }
 
-    /// Ends the isolate at the engine's next question, with `code` as the reason of all its calls.
+    /// Ends the isolate at the engine's next check, with `code` as the reason for all its calls.
     pub fn stop(&self, code: RuntimeCode) {
         self.gauge.stop(code);
     }
 
-    /// What it uses, for heartbeats.
+    /// The resource use, for heartbeats.
     #[must_use]
     pub fn gauge(&self) -> &Arc<InterruptBudget> {
         &self.gauge
@@ -132,13 +131,12 @@ impl Isolate {
     /// Makes an engine with the globals of `spec`.
     ///
     /// # Errors
-    /// [`RuntimeCode::Limit`] for limits out of range; [`RuntimeCode::Memory`] when the heap does not hold the
-    /// globals.
+    /// [`RuntimeCode::Limit`] for limits out of range; [`RuntimeCode::Memory`] if the heap cannot hold the globals.
     pub fn open(spec: IsolateSpec, host: Arc<dyn IsolateHost>) -> Result<Self, ScriptFailure> {
         Self::open_under(spec, host, None)
     }
 
-    /// The same for a test case, which ends when the session that runs it does.
+    /// The same for a test case, which ends when its session does.
     pub(crate) fn open_under(
         mut spec: IsolateSpec,
         host: Arc<dyn IsolateHost>,
@@ -175,13 +173,13 @@ impl Isolate {
         }
     }
 
-    /// Why it takes no further call, if it takes none.
+    /// The reason why it accepts no further call; `None` while it does.
     #[must_use]
     pub const fn closed(&self) -> Option<&ScriptFailure> {
         self.closed.as_ref()
     }
 
-    /// Bytes that the engine has allocated now.
+    /// The bytes that the engine has allocated now.
     #[must_use]
     pub fn heap_bytes(&self) -> u64 {
         self.heap.used() as u64
@@ -195,7 +193,7 @@ impl Drop for Isolate {
     }
 }
 
-/// Lets go of every value of the engine's: it ends the process when one outlives it.
+/// Drops all values of the engine, which ends the process if one of them outlives it.
 fn release(shared: &IsolateState, context: &Context) {
     shared.clear();
     context.with(|ctx| drop(ctx.remove_userdata::<Rejected<'_>>()));
@@ -223,6 +221,7 @@ fn engine(
     runtime.set_max_stack_size(shared.spec.limits.stack_bytes);
     runtime.set_gc_threshold(COLLECT_AFTER_BYTES);
     let context = Context::custom::<Intrinsics>(&runtime).map_err(out)?;
+    // The limit begins after the context exists, which every session needs.
     heap.limit(shared.spec.limits.heap_bytes);
     let (resolver, loader) = modules::loader(shared);
     runtime.set_loader(resolver, loader);
@@ -239,7 +238,7 @@ fn engine(
         return Err(failure);
     }
     let gauge = Arc::clone(&shared.gauge);
-    // Only now: what our own scripts did takes no fuel.
+    // The handler is set last, so that the runtime's own scripts take no fuel.
     runtime.set_interrupt_handler(Some(Box::new(move || gauge.interrupt())));
     Ok((runtime, context))
 }
@@ -249,7 +248,7 @@ fn rejection<'js>(ctx: Ctx<'js>, promise: JsValue<'js>, _reason: JsValue<'js>, h
         return;
     };
     let mut list = list.borrow_mut();
-    // ECMA-262, HostPromiseRejectionTracker: a handler was added later.
+    // A handler was added later (ECMA-262, HostPromiseRejectionTracker).
     if handled {
         list.retain(|known| *known != promise);
     } else {

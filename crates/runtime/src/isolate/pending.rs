@@ -1,4 +1,4 @@
-//! What a script waits for: answers of the host, items of subscriptions, tests.
+//! What a script waits for: answers of the host, items of subscriptions, and tests.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -15,7 +15,7 @@ use crate::host::{Items, OpReply};
 use crate::isolate::shared::PromiseSettler;
 use crate::limits::UNACKNOWLEDGED;
 
-/// What arrives. `None` is the end of a subscription.
+/// An arrival. `None` is the end of a subscription.
 pub(crate) type Arrival = Result<Option<OpReply>, OpError>;
 
 pub(crate) struct PendingHostCall {
@@ -30,13 +30,13 @@ enum PendingCallState {
     Arrived(Arrival),
 }
 
-/// An open subscription with the items that came before the script asked for them.
+/// An open subscription, with the items that arrived before the script asked for them.
 pub(crate) struct PendingSubscription {
     items: Option<Items>,
     buffer: VecDeque<Result<OpReply, OpError>>,
 }
 
-/// All of them, by the order in which they started.
+/// All waiting calls, in the order in which they started.
 pub(crate) struct PendingHostCalls {
     ordered: bool,
     next: u64,
@@ -88,12 +88,12 @@ impl PendingHostCalls {
         })
     }
 
-    /// Drops what waits for an answer: its call is aborted, its promise is the caller's to settle.
+    /// Removes a waiting call, which aborts it; the caller must settle its promise.
     pub(crate) fn cancel(&mut self, id: u64) -> Option<PendingHostCall> {
         self.running.remove(&id)
     }
 
-    /// Drops all of them.
+    /// Removes all waiting calls.
     pub(crate) fn cancel_all(&mut self) -> Vec<PendingHostCall> {
         self.subscriptions.clear();
         std::mem::take(&mut self.running).into_values().collect()
@@ -111,7 +111,7 @@ impl PendingHostCalls {
         id
     }
 
-    /// Waits for the next item; `false` when the subscription was closed.
+    /// Waits for the next item; returns the settler if the subscription was closed.
     pub(crate) fn pull(
         &mut self,
         subscription: u32,
@@ -126,14 +126,15 @@ impl PendingHostCalls {
         }
     }
 
-    /// Drops a subscription, which aborts it.
+    /// Removes a subscription, which aborts it.
     pub(crate) fn unsubscribe(&mut self, subscription: u32) {
         self.subscriptions.remove(&subscription);
     }
 
     /// The next arrival that the script may see.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(PromiseSettler, Arrival)> {
-        // Each is polled, whatever has arrived: otherwise it would not wake us.
+        // Every call is polled even if another one has arrived: otherwise it would not wake the
+        // task.
         for subscription in self.subscriptions.values() {
             subscription.borrow_mut().fill(cx);
         }
@@ -142,7 +143,7 @@ impl PendingHostCalls {
         }
         let arrived =
             |flight: &PendingHostCall| matches!(flight.state, PendingCallState::Arrived(_));
-        // Only the oldest, so that a replay sees the same order.
+        // Only the oldest call may arrive, so that a replay sees the same order.
         let next = if self.ordered {
             self.running
                 .iter()
@@ -184,7 +185,7 @@ impl PendingHostCall {
 }
 
 impl PendingSubscription {
-    /// Takes what the host has, up to what the script may leave waiting.
+    /// Takes the host's items, up to the number that the script may leave waiting.
     fn fill(&mut self, cx: &mut Context<'_>) {
         while self.buffer.len() < UNACKNOWLEDGED {
             let Some(items) = &mut self.items else { return };

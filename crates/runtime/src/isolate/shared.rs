@@ -1,7 +1,7 @@
-//! What the functions that a script calls share with the isolate that runs it.
+//! The state that an isolate shares with the functions that its scripts call.
 //!
-//! Everything here belongs to one thread. Values of the engine are kept as [`Persistent`]s, which
-//! must be gone before the engine is: [`IsolateState::clear`].
+//! All of it belongs to one thread. Values of the engine are stored as [`Persistent`]s, which must
+//! be dropped before the engine: see [`IsolateState::clear`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -24,13 +24,13 @@ use crate::modules::ModuleSet;
 
 pub(crate) type PersistentCell<T> = RefCell<Option<Persistent<T>>>;
 
-/// One timer that waits.
+/// A waiting timer.
 #[derive(Debug)]
 pub(crate) struct Timer {
     pub(crate) run: Persistent<Function<'static>>,
 }
 
-/// One operation that the script offers.
+/// An operation that the script offers.
 #[derive(Clone, Debug)]
 pub(crate) struct OfferedOperation {
     pub(crate) registration: ScriptRegistration,
@@ -42,7 +42,7 @@ pub(crate) struct OfferedOperation {
 pub(crate) struct PromiseSettler {
     pub(crate) resolve: Persistent<Function<'static>>,
     pub(crate) reject: Persistent<Function<'static>>,
-    /// The script's stack when it made the promise, which an error names as its own.
+    /// The script's stack at the moment when it made the promise. An error takes this stack as its own.
     pub(crate) called_at: Option<Persistent<JsValue<'static>>>,
 }
 
@@ -56,22 +56,22 @@ pub(crate) struct IsolateState {
     pub(crate) bytes: RefCell<ChaCha20Rng>,
     pub(crate) modules: Arc<ModuleSet>,
     pub(crate) pending_calls: RefCell<PendingHostCalls>,
-    /// By the milliseconds they are due at, then by when they were set.
+    /// Timers by their due time in milliseconds, then by the order of setting.
     pub(crate) timers: RefCell<BTreeMap<(u64, u32), Timer>>,
     pub(crate) next_timer: Cell<u32>,
     pub(crate) offered: RefCell<BTreeMap<String, OfferedOperation>>,
     pub(crate) calls: Cell<u64>,
-    /// How many functions run that must not call anything.
+    /// The number of running functions that must not call anything.
     pub(crate) pure: Cell<u32>,
-    /// Bytes of console left in the current second, and which second.
+    /// The bytes of console output left in the current second, and that second.
     pub(crate) log: Cell<(usize, u64)>,
-    /// Functions of our own scripts that Rust calls.
+    /// Functions of the runtime's scripts that Rust calls.
     pub(crate) hooks: PersistentCell<Object<'static>>,
-    /// What was evaluated, so that a test case can do the same again.
+    /// What was evaluated, so that a test case can repeat it.
     pub(crate) roots: RefCell<Vec<EvaluationRoot>>,
 }
 
-/// Something evaluated at the top of a session.
+/// Something that was evaluated at the top level of a session.
 #[derive(Clone, Debug)]
 pub(crate) enum EvaluationRoot {
     Module(String),
@@ -86,7 +86,7 @@ impl IsolateState {
         seed: [u8; 32],
     ) -> Rc<Self> {
         let mut bytes = ChaCha20Rng::from_seed(seed);
-        // The two streams of one seed never meet: what Math.random shows tells nothing about keys.
+        // The two streams of one seed are disjoint, so `Math.random` reveals nothing about keys.
         bytes.set_stream(1);
         Rc::new(Self {
             clock: RefCell::new(SessionClock::new(spec.clock)),
@@ -108,7 +108,7 @@ impl IsolateState {
         })
     }
 
-    /// Lets go of everything of the engine's.
+    /// Drops all values of the engine.
     pub(crate) fn clear(&self) {
         self.timers.borrow_mut().clear();
         self.offered.borrow_mut().clear();
@@ -116,7 +116,7 @@ impl IsolateState {
         self.hooks.borrow_mut().take();
     }
 
-    /// A function of our own scripts.
+    /// A function of the runtime's scripts.
     pub(crate) fn hook<'js>(&self, ctx: &Ctx<'js>, name: &str) -> rquickjs::Result<Function<'js>> {
         let hooks = self.hooks.borrow().clone().ok_or(Error::Unknown)?;
         hooks.restore(ctx)?.get(name)
@@ -127,12 +127,12 @@ impl IsolateState {
         let make = self.hook(ctx, "runtimeError");
         match make.and_then(|make| make.call::<_, JsValue<'_>>((code.name(), message))) {
             Ok(error) => ctx.throw(error),
-            // There may be no memory for an error of ours.
+            // There may be no memory for the error.
             Err(error) => error,
         }
     }
 
-    /// The same with the place in a module.
+    /// The same with the position in a module.
     pub(crate) fn raise_failure(&self, ctx: &Ctx<'_>, failure: &ScriptFailure) -> Error {
         let place = failure.place.as_ref();
         let (module, line) = (
@@ -147,7 +147,7 @@ impl IsolateState {
         }
     }
 
-    /// Throws a `RuntimeError` that ends the session as well.
+    /// Throws a `RuntimeError` and ends the session.
     pub(crate) fn exhaust(&self, ctx: &Ctx<'_>, code: RuntimeCode, message: &str) -> Error {
         self.gauge.stop(code);
         self.raise(ctx, code, message)
@@ -156,7 +156,7 @@ impl IsolateState {
     /// The script's stack at this moment; `None` if there is no memory for it, or the script prepares none.
     ///
     /// # Errors
-    /// A limit was hit: the call ends.
+    /// The script reached a limit, which ends the call.
     pub(crate) fn here(
         &self,
         ctx: &Ctx<'_>,

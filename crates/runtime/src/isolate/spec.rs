@@ -1,4 +1,4 @@
-//! What a session is made of.
+//! The settings of a session.
 
 use std::sync::Arc;
 
@@ -8,26 +8,26 @@ use crate::clock::SessionTimeSource;
 use crate::limits::IsolateLimits;
 use crate::modules::ModuleSet;
 
-/// How long a session lives and what its scripts may be.
+/// How long a session stays open, and what its scripts may be.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum SessionMode {
-    /// Modules of a frozen graph, no `eval`. A call whose promise nothing can settle any more fails.
+    /// Modules of a frozen graph, without `eval`. A call fails if nothing can settle its promise any more.
     OneShot,
-    /// As `OneShot`, but waits for further calls, which may settle what earlier ones wait for.
+    /// As `OneShot`, but the session waits for further calls, which may settle the promises of earlier ones.
     Service,
     /// Lines that a person types: `eval` and `Function` exist.
     Repl,
 }
 
-/// The parts of the API that a session's grants switch on. What is not granted does not exist as a
-/// global, so that a script can ask with `typeof`.
+/// The parts of the API that a session's grants enable. A part that is not granted does not exist as a global, so a
+/// script can check with `typeof`.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct GlobalGrants {
-    /// `ops`: the session may call something, or register.
+    /// `ops`: the session may call or register operations.
     pub ops: bool,
-    /// `tensor`: it may call `tensor/open`.
+    /// `tensor`: the session may call `tensor/open`.
     pub tensor: bool,
-    /// `gpu`: it may call `compute/dispatch`.
+    /// `gpu`: the session may call `compute/dispatch`.
     pub gpu: bool,
 }
 
@@ -41,33 +41,33 @@ impl Default for GlobalGrants {
     }
 }
 
-/// Everything that decides what a session computes. Two sessions with an equal `IsolateSpec` (seed and
-/// clock included) and equal replies give equal bytes and take equal fuel.
+/// The settings that decide what a session computes. Two sessions with an equal `IsolateSpec` (including seed and
+/// clock) and equal replies give equal bytes and take equal fuel.
 #[derive(Clone, Debug)]
 pub struct IsolateSpec {
-    /// What it may use.
+    /// The limits.
     pub limits: IsolateLimits,
-    /// Its time.
+    /// The source of its time.
     pub clock: SessionTimeSource,
-    /// Seed of `Math.random`; the system's generator seeds it when absent.
+    /// The seed of `Math.random`; without it, the system's generator makes a seed.
     pub seed: Option<[u8; 32]>,
-    /// Whether `crypto.getRandomValues` comes from the seed too. Only for replays: what is seeded
-    /// is no secret.
+    /// Whether `crypto.getRandomValues` uses the seed too. This is only for replays, because seeded values are no
+    /// secrets.
     pub seeded_crypto: bool,
-    /// Its modules.
+    /// The modules.
     pub modules: Arc<ModuleSet>,
-    /// How long it lives.
+    /// How long it stays open.
     pub mode: SessionMode,
-    /// Which globals it has.
+    /// The granted globals.
     pub grants: GlobalGrants,
-    /// Freeze the built-in objects before any module runs: for graphs of several owners.
+    /// Whether the built-in objects are frozen before any module runs, for module graphs of several owners.
     pub frozen: bool,
-    /// Whether this is the engine of a test case; set by `ops.test` alone.
+    /// Whether this is the engine of a test case; only `ops.test` sets it.
     pub(crate) testing: bool,
 }
 
 impl IsolateSpec {
-    /// A session over `modules` with default limits, real time and a fresh seed.
+    /// A session with `modules`, default limits, real time and a fresh seed.
     #[must_use]
     pub fn new(modules: ModuleSet) -> Self {
         Self {
@@ -83,7 +83,7 @@ impl IsolateSpec {
         }
     }
 
-    /// The same with a virtual clock and a seed for everything random, so that it can be replayed.
+    /// The same with a virtual clock and a seed for all random values, so that it can be replayed.
     #[must_use]
     pub fn deterministic(mut self, seed: [u8; 32], start_ms: i64) -> Self {
         self.seed = Some(seed);
@@ -92,7 +92,7 @@ impl IsolateSpec {
         self
     }
 
-    /// Whether replies reach the script in the order of their calls, whichever comes first.
+    /// Whether replies reach the script in the order of their calls, whichever arrives first.
     pub(crate) const fn ordered(&self) -> bool {
         matches!(self.clock, SessionTimeSource::Virtual { .. })
     }

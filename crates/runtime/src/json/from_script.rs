@@ -1,4 +1,4 @@
-//! From a script to the host.
+//! Converts values of a script for the host.
 
 use rquickjs::atom::PredefinedAtom;
 use rquickjs::function::This;
@@ -9,18 +9,18 @@ use serde_json::{Map, Number, Value};
 use super::weight::{self, VALUE};
 use crate::limits::{JSON_BYTES, JSON_DEPTH};
 
-/// Largest whole number that a double holds without a neighbour in between.
+/// The largest number up to which a double represents all whole numbers.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// Items that room is made for before they are read.
+/// The most items for which memory is allocated before they are read.
 const ITEMS_AT_ONCE: usize = 1024;
 
-/// Why a value does not cross.
+/// The reason why a value cannot be converted.
 #[derive(Debug)]
 pub(crate) enum ScriptValueError {
-    /// The script threw while it was asked (a getter, a proxy, `toJSON`), or was stopped.
+    /// The script threw while the value was read (in a getter, a proxy or `toJSON`), or was stopped.
     Threw(Error),
-    /// No JSON says it; the text says what and where.
+    /// The value has no JSON form; the text says what it is and where.
     Encode(String),
 }
 
@@ -30,15 +30,15 @@ impl From<Error> for ScriptValueError {
     }
 }
 
-/// Reads one value of a script, within depth and size.
+/// Reads one value of a script, within the limits of depth and size.
 pub(crate) struct ScriptValueReader<'js> {
-    /// Whether a `BigInt` lies within 2^53 of zero, or an object without members is nothing more
-    /// than that (and no buffer, map or set); asked of the engine.
+    /// Calls into the engine. For a `BigInt`, it returns whether the number is within 2^53 of zero. For an object
+    /// without members, it returns whether it is a plain object: no buffer, map or set.
     fits: Function<'js>,
     /// `Array.isArray`.
     is_array: Function<'js>,
     left: usize,
-    /// Keys from the root, for the message.
+    /// The keys from the root, for the message.
     path: Vec<String>,
 }
 
@@ -54,7 +54,7 @@ impl<'js> ScriptValueReader<'js> {
 
     /// `undefined` at the root is `null`.
     pub(crate) fn read(mut self, value: &JsValue<'js>) -> Result<Value, ScriptValueError> {
-        // ECMA-262, JSON.stringify: the key of the root is the empty text.
+        // The key of the root is the empty string (ECMA-262, JSON.stringify).
         Ok(self.value(value, "")?.unwrap_or(Value::Null))
     }
 
@@ -82,10 +82,10 @@ impl<'js> ScriptValueReader<'js> {
     fn number(&mut self, number: f64) -> Result<Value, ScriptValueError> {
         self.take(VALUE)?;
         if number.trunc() == number && number.abs() <= WHOLE_MAX {
-            // Also makes 0 of -0, as JSON's text does.
+            // This also turns -0 into 0, as in JSON text.
             return Ok(Value::Number(Number::from(number as i64)));
         }
-        // RFC 8259, section 6: JSON has no number for infinities and NaN.
+        // JSON has no number for infinities and NaN (RFC 8259 section 6).
         Number::from_f64(number)
             .map(Value::Number)
             .ok_or_else(|| self.unfit("a number that is not finite"))
@@ -105,7 +105,7 @@ impl<'js> ScriptValueReader<'js> {
         let text = value.as_string().ok_or(Error::Unknown)?;
         let text = match text.to_string() {
             Ok(text) => text,
-            // RFC 8259, section 8.2: what a reader makes of it cannot be foretold.
+            // Readers of such a text would behave unpredictably (RFC 8259 section 8.2).
             Err(Error::Utf8(_)) => return Err(self.unfit("half of a surrogate pair")),
             Err(error) => return Err(error.into()),
         };
@@ -124,6 +124,7 @@ impl<'js> ScriptValueReader<'js> {
         let Some(object) = value.as_object() else {
             return Err(self.unfit("a value of the engine's own"));
         };
+        // The limit also ends cyclic values.
         if self.path.len() >= JSON_DEPTH {
             return Err(self.unfit("something deeper than 64 levels"));
         }
@@ -134,7 +135,7 @@ impl<'js> ScriptValueReader<'js> {
             return Err(self.unfit("a promise that was not awaited"));
         }
         self.path.push(key.to_owned());
-        // ECMA-262, SerializeJSONProperty: asked before any member is read.
+        // `toJSON` is read before any member (ECMA-262, SerializeJSONProperty).
         let own: JsValue<'js> = object.get(PredefinedAtom::ToJSON)?;
         let read = match own.into_function() {
             Some(to_json) => {
@@ -148,7 +149,7 @@ impl<'js> ScriptValueReader<'js> {
         Ok(read)
     }
 
-    /// As `Array.isArray` has it: a proxy is what it stands for.
+    /// Whether the value is an array by `Array.isArray`: a proxy counts as its target.
     fn is_array(&self, value: &JsValue<'js>) -> Result<bool, ScriptValueError> {
         match value.is_proxy() {
             true => Ok(self.is_array.call((value.clone(),))?),
@@ -159,19 +160,20 @@ impl<'js> ScriptValueReader<'js> {
     fn array(&mut self, object: &Object<'js>) -> Result<Value, ScriptValueError> {
         let length: f64 = object.get(PredefinedAtom::Length)?;
         self.take(VALUE)?;
-        // Each element is a value at least, so that an array of four thousand million holes is refused
-        // by the size and not counted out.
+        // Each element is at least one value, so an array of four thousand million holes is refused by its size
+        // instead of being iterated.
         if !(0.0..=(self.left / VALUE) as f64).contains(&length) {
             return Err(too_large());
         }
         let length = length as u32;
-        // Not all at once: arrays that hold each other are counted as they are read.
+        // Memory is not allocated for all items at once: arrays that contain each other are counted only as they are
+        // read.
         let mut items = Vec::with_capacity((length as usize).min(ITEMS_AT_ONCE));
         for index in 0..length {
             let item: JsValue<'js> = object.get(index)?;
             items.push(match self.value(&item, &index.to_string())? {
                 Some(item) => item,
-                // ECMA-262, SerializeJSONArray: what has no form is null here.
+                // An element without a JSON form becomes `null` (ECMA-262, SerializeJSONArray).
                 None => self.take(VALUE).map(|()| Value::Null)?,
             });
         }
@@ -184,7 +186,7 @@ impl<'js> ScriptValueReader<'js> {
         for key in object.own_keys::<rquickjs::String<'js>>(Filter::new().string().enum_only()) {
             let key = self.text(key?.as_value())?;
             let member: JsValue<'js> = object.get(key.as_str())?;
-            // ECMA-262, SerializeJSONObject: what has no form is left out.
+            // A member without a JSON form is left out (ECMA-262, SerializeJSONObject).
             if let Some(member) = self.value(&member, &key)? {
                 members.insert(key, member);
             }
@@ -224,8 +226,8 @@ fn too_large() -> ScriptValueError {
     ScriptValueError::Encode(text)
 }
 
-/// Views of bytes. Buffers are found by [`ScriptValueReader::members`]: asking the engine about each object
-/// would make an exception of each "no".
+/// Whether the object is a view of bytes. [`ScriptValueReader::members`] finds buffers: checking each object in the
+/// engine would make an exception for each one without bytes.
 fn is_bytes(object: &Object<'_>) -> bool {
     object.is_typed_array::<u8>()
         || object.is_typed_array::<i8>()

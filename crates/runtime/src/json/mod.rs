@@ -1,8 +1,8 @@
-//! JSON between a script and its host, value by value.
+//! Converts JSON between a script and its host, value by value.
 //!
-//! Text is never made on the way: what no JSON says (`NaN`, a function, a large `BigInt`, bytes)
-//! ends with [`crate::RuntimeCode::Encode`] instead of turning into `null`. Getters, proxies and `toJSON`
-//! run as part of the script, inside its limits.
+//! The conversion makes no text: a value without a JSON form (`NaN`, a function, a large `BigInt`, bytes) ends with
+//! [`crate::RuntimeCode::Encode`] instead of becoming `null`. Getters, proxies and `toJSON` run as part of the
+//! script, within its limits.
 
 mod from_script;
 mod to_script;

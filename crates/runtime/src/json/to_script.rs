@@ -1,4 +1,4 @@
-//! From the host into a script.
+//! Converts values of the host for a script.
 
 use bytes::Bytes;
 use rquickjs::object::Property;
@@ -7,8 +7,8 @@ use serde_json::{Number, Value};
 
 use crate::isolate::{IsolateState, share_bytes};
 
-/// Makes a script's value of a host's. Properties are defined, not assigned: a key `__proto__` or a
-/// setter that the script put on `Object.prototype` does nothing.
+/// Makes a script's value of a host's. Properties are defined instead of assigned, so a key
+/// `__proto__`, or a setter that the script added to `Object.prototype`, has no effect.
 pub(crate) fn write<'js>(ctx: &Ctx<'js>, value: &Value) -> Result<JsValue<'js>> {
     match value {
         Value::Null => Ok(JsValue::new_null(ctx.clone())),
@@ -33,8 +33,8 @@ pub(crate) fn write<'js>(ctx: &Ctx<'js>, value: &Value) -> Result<JsValue<'js>> 
     }
 }
 
-/// The same of a value with bytes: what points into them becomes an immutable buffer over that part.
-/// Something that only looks like it stays an object.
+/// The same for a value with bytes: a reference to them becomes an immutable buffer of that part.
+/// An object that only resembles a reference stays an object.
 pub(crate) fn write_mixed<'js>(
     ctx: &Ctx<'js>,
     shared: &IsolateState,
@@ -81,6 +81,7 @@ fn own<'js>(value: impl IntoJs<'js>) -> Property<impl IntoJs<'js>> {
 }
 
 fn number_of<'js>(ctx: &Ctx<'js>, number: &Number) -> JsValue<'js> {
+    // The engine stores small integers without a floating-point value.
     let small = number.as_i64().and_then(|whole| i32::try_from(whole).ok());
     match small {
         Some(whole) => JsValue::new_int(ctx.clone(), whole),

@@ -1,21 +1,21 @@
-//! What a JSON value takes in memory.
+//! The memory that a JSON value takes.
 //!
-//! Text is no measure of it: `[0,0,0]` is two bytes an item as text, and the size of a [`Value`] in memory. Limits for
-//! values that scripts make bound this.
+//! The text does not measure it: in `[0,0,0]` an item has two bytes as text, and the size of a [`Value`] in memory.
+//! The limits for values that scripts make use this weight.
 
 use serde_json::Value;
 
-/// Bytes of a value without what it holds. A member of an object takes no more for its name.
+/// The bytes of a value without its content. A member of an object takes no more for its name.
 pub const VALUE: usize = size_of::<Value>();
 
-/// Bytes of the longest escape in a JSON text.
+/// The bytes of the longest escape in JSON text.
 const ESCAPE_BYTES: usize = 6;
 
-/// Bytes of a text: as it is, or as it is written in JSON where that is longer. A value weighs no less
-/// than its text is long.
+/// The bytes of a text: its own, or those of its JSON form if that is longer. So a value weighs at least as much as
+/// its text is long.
 #[must_use]
 pub fn text(text: &[u8]) -> usize {
-    // RFC 8259, section 7: what has to be escaped.
+    // These characters must be escaped (RFC 8259 section 7).
     let escaped = text.iter().map(|byte| match byte {
         b'"' | b'\\' => 1,
         0..0x20 => ESCAPE_BYTES - 1,
@@ -24,7 +24,7 @@ pub fn text(text: &[u8]) -> usize {
     text.len() + escaped.sum::<usize>()
 }
 
-/// Bytes of a whole value.
+/// The bytes of a whole value.
 #[must_use]
 pub fn estimate(value: &Value) -> usize {
     let held = match value {

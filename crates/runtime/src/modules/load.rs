@@ -8,7 +8,7 @@ use rquickjs::{Ctx, Module, Result};
 
 use crate::isolate::IsolateState;
 
-/// What the engine asks when it meets an `import`.
+/// The resolver and the loader that the engine calls for an `import`.
 pub(crate) fn loader(shared: &Rc<IsolateState>) -> (ModuleResolver, ModuleLoader) {
     (
         ModuleResolver(Rc::clone(shared)),

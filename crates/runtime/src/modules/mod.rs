@@ -8,8 +8,8 @@
 //! | `blob:<hash>` | a source by the BLAKE3 of its text, 64 hexadecimal digits |
 //! | anything else | through the session's import map |
 //!
-//! Nothing is fetched while a script runs: `import()` finds what is in the set and nothing else.
-//! Sources are text. The engine's bytecode has no verifier, so none is ever taken from outside.
+//! Nothing is fetched while a script runs: `import()` finds only modules of the set. Sources are
+//! text: the engine has no verifier for bytecode, so the set accepts no bytecode from outside.
 
 mod load;
 
@@ -23,7 +23,7 @@ use crate::typescript::{self, SourceScan};
 
 pub(crate) use load::loader;
 
-/// The modules that come with the program.
+/// The modules that are part of the program.
 const CORE: [(&str, &str); 7] = [
     ("alknet:core/signals", include_str!("../core/signals.js")),
     ("alknet:core/pubsub", include_str!("../core/pubsub.js")),
@@ -40,21 +40,21 @@ const CORE: [(&str, &str); 7] = [
     ("alknet:core/ops-host", include_str!("../core/ops-host.js")),
 ];
 
-/// What a module is written in.
+/// The language of a module.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Language {
-    /// Source in JavaScript.
+    /// JavaScript.
     JavaScript,
     /// JavaScript with elements.
     Jsx,
     /// TypeScript whose types can be erased.
     TypeScript,
-    /// The same with elements.
+    /// TypeScript with elements.
     Tsx,
 }
 
 impl Language {
-    /// By the ending of a specifier; JavaScript when it says nothing.
+    /// The language by the ending of a specifier; JavaScript for an unknown ending.
     #[must_use]
     pub fn from_specifier(specifier: &str) -> Self {
         match specifier.rsplit_once('.').map(|(_, ending)| ending) {
@@ -72,7 +72,7 @@ struct Module {
     language: Language,
 }
 
-/// Every module that a session may import, by its full specifier.
+/// The modules that a session may import, by their full specifiers.
 #[derive(Clone, Debug, Default)]
 pub struct ModuleSet {
     modules: BTreeMap<String, Module>,
@@ -80,17 +80,17 @@ pub struct ModuleSet {
 }
 
 impl ModuleSet {
-    /// No module but the embedded ones.
+    /// A set with only the embedded modules.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a module, in the language that its ending names.
+    /// Adds a module in the language of its ending.
     ///
     /// # Errors
-    /// [`RuntimeCode::Limit`] for a specifier of no known form, a text that is too long or has a NUL, a
-    /// `blob:` whose text has another hash, and one module too many.
+    /// [`RuntimeCode::Limit`] for a specifier of an unknown form, a text that is too long or contains a NUL, a
+    /// `blob:` whose text has another hash, and too many modules.
     pub fn insert(
         &mut self,
         specifier: &str,
@@ -102,7 +102,7 @@ impl ModuleSet {
     /// Adds a module in a language that its specifier does not name.
     ///
     /// # Errors
-    /// As [`insert`](Self::insert).
+    /// The errors of [`insert`](Self::insert).
     pub fn insert_as(
         &mut self,
         specifier: &str,
@@ -122,6 +122,7 @@ impl ModuleSet {
         if text.len() > SOURCE_BYTES {
             return refuse("the source is longer than 1 MiB");
         }
+        // The id of a promoted bundle separates the texts of its modules by a zero byte.
         if text.contains('\0') {
             return refuse("the source has a NUL character");
         }
@@ -130,7 +131,7 @@ impl ModuleSet {
         {
             return refuse("the text has another hash");
         }
-        // One that takes the place of another adds none.
+        // Replacing a module does not increase the number.
         if self.modules.len() >= MODULES && !self.modules.contains_key(specifier) {
             return refuse("a session has at most 256 modules");
         }
@@ -139,31 +140,32 @@ impl ModuleSet {
         Ok(())
     }
 
-    /// Lets modules say `name` for `specifier`.
+    /// Lets modules import `specifier` as `name`.
     pub fn map(&mut self, name: impl Into<String>, specifier: impl Into<String>) {
         self.imports.insert(name.into(), specifier.into());
     }
 
-    /// Every module that was added: specifier, text and language, in order of specifier.
+    /// The added modules in the order of their specifiers, with text and language.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &str, Language)> {
         let modules = self.modules.iter();
         modules.map(|(name, module)| (name.as_str(), module.text.as_str(), module.language))
     }
 
-    /// Every name that [`map`](Self::map) made, with what it stands for.
+    /// The names that [`map`](Self::map) added, with their specifiers.
     pub fn imports(&self) -> impl Iterator<Item = (&str, &str)> {
         let imports = self.imports.iter();
         imports.map(|(name, full)| (name.as_str(), full.as_str()))
     }
 
-    /// The full specifier that `name` in module `base` stands for.
+    /// The full specifier of `name` in the module `base`.
     ///
     /// # Errors
-    /// [`RuntimeCode::NotFound`] when the set has no such module.
+    /// [`RuntimeCode::NotFound`] if the set has no such module.
     pub fn resolve(&self, base: &str, name: &str) -> Result<String, ScriptFailure> {
         let full = match self.imports.get(name) {
             Some(full) => Some(full.clone()),
             None if name.starts_with("./") || name.starts_with("../") => relative(base, name),
+            // Any other name must be a full specifier, such as one with `op:` or `blob:`.
             None => Some(name.to_owned()),
         };
         let found = full.and_then(|full| self.find(full));
@@ -176,8 +178,9 @@ impl ModuleSet {
     /// The text to compile.
     ///
     /// # Errors
-    /// [`RuntimeCode::TsUnsupported`] and [`RuntimeCode::Limit`], with module and line.
+    /// [`RuntimeCode::TsUnsupported`] and [`RuntimeCode::Limit`], with the module and the line.
     pub fn source(&self, specifier: &str) -> Result<String, ScriptFailure> {
+        // The embedded modules are JavaScript, so nothing is erased from them.
         if let Some((_, text)) = CORE.iter().find(|(name, _)| *name == specifier) {
             return Ok((*text).to_owned());
         }
@@ -193,13 +196,13 @@ impl ModuleSet {
         }
     }
 
-    /// What each module that was added says about itself without being run: see [`scan_source`].
+    /// The scan of each added module, which runs no code: see [`scan_source`].
     ///
     /// [`scan_source`]: crate::scan_source
     pub fn scan_all(&self) -> impl Iterator<Item = (&str, Result<SourceScan, ScriptFailure>)> {
         self.modules.iter().map(|(name, module)| {
-            let looked = typescript::scan_source(name, &module.text, module.language);
-            (name.as_str(), looked)
+            let scan = typescript::scan_source(name, &module.text, module.language);
+            (name.as_str(), scan)
         })
     }
 
@@ -210,7 +213,7 @@ impl ModuleSet {
         if known(&full) {
             return Some(full);
         }
-        // TypeScript's own habit: `./x.js` names what `./x.ts` will be.
+        // By the convention of TypeScript, `./x.js` names the file that `./x.ts` becomes.
         let stem = full.strip_suffix(".js")?;
         let written = [".ts", ".tsx", ".jsx"].map(|ending| format!("{stem}{ending}"));
         written.into_iter().find(|name| known(name))
@@ -228,7 +231,7 @@ fn known_form(specifier: &str) -> bool {
     clean && (bundle || promoted || specifier.starts_with("blob:"))
 }
 
-/// `name` seen from `base`, within the bundle; `None` when it leads out of it.
+/// `name` relative to `base`, within the bundle; `None` if it leads out of the bundle.
 fn relative(base: &str, name: &str) -> Option<String> {
     let base = if base.is_empty() { "./" } else { base };
     let mut folders: Vec<&str> = base.strip_prefix("./")?.split('/').collect();
@@ -237,6 +240,7 @@ fn relative(base: &str, name: &str) -> Option<String> {
         match part {
             "." | "" => {}
             ".." => {
+                // A path above the bundle's root leads out of the bundle.
                 folders.pop()?;
             }
             part => folders.push(part),

@@ -1,4 +1,4 @@
-//! `ops`: the one way from a script to anything else.
+//! `ops`: the only way from a script to anything outside it.
 
 mod record;
 mod replay;
@@ -28,25 +28,26 @@ use crate::isolate::{ENGINE, IsolateState, OfferedOperation, PromiseSettler, rea
 use crate::json;
 use crate::limits::{REGISTERED, SUBSCRIPTIONS};
 
-/// Identifies what a script offers: BLAKE3 over the specification with its members in order, a zero
-/// byte, the source, and the engine, whose version decides what the source means.
+/// The id of an operation that a script offers: the BLAKE3 hash of the specification with its
+/// members in order, a zero byte, the source, and the engine, whose version decides what the source
+/// means.
 #[must_use]
 pub fn script_id(specification: &Value, source: &str) -> [u8; 32] {
     let mut hash = blake3::Hasher::new();
     hash.update(canonical(specification).to_string().as_bytes());
-    // RFC 8259, section 7: no text of a JSON value has this byte, so the source cannot move into
-    // it.
+    // The text of a JSON value never contains this byte (RFC 8259 section 7), so the source cannot
+    // begin inside it.
     hash.update(&[0]);
     hash.update(source.as_bytes());
     hash.update(ENGINE.as_bytes());
     *hash.finalize().as_bytes()
 }
 
-/// Whole numbers beyond this are not all told apart by a script.
+/// Beyond this number, a script cannot distinguish all whole numbers.
 const SAFE_INTEGER_MAX: f64 = 9_007_199_254_740_991.0;
 
-/// The same value with the members of every object in the order of their names, and whole numbers
-/// without a fraction: `22.0` is what a script calls `22`.
+/// The same value with the members of each object in the order of their names, and whole numbers
+/// without a fraction: a script writes `22.0` as `22`.
 #[must_use]
 pub fn canonical(value: &Value) -> Value {
     match value {
@@ -63,18 +64,18 @@ pub fn canonical(value: &Value) -> Value {
     }
 }
 
-/// The integer that a number with a fraction of zero is.
+/// The integer value of a number whose fraction is zero.
 fn whole(number: &serde_json::Number) -> Option<i64> {
     let float = number.as_f64().filter(|_| number.is_f64())?;
-    let fits = float.fract() == 0.0 && float.abs() <= SAFE_INTEGER_MAX;
+    let is_safe = float.fract() == 0.0 && float.abs() <= SAFE_INTEGER_MAX;
     #[expect(
         clippy::cast_possible_truncation,
         reason = "it is whole, and within the bound"
     )]
-    fits.then_some(float as i64)
+    is_safe.then_some(float as i64)
 }
 
-/// Puts the functions behind `ops` onto `native`.
+/// Adds the functions for `ops` to `native`.
 pub(crate) fn install<'js>(
     ctx: &Ctx<'js>,
     native: &Object<'js>,
@@ -101,7 +102,7 @@ pub(crate) fn install<'js>(
     native.set("callBytes", Function::new(ctx.clone(), f)?)?;
     let state = Rc::clone(shared);
     let cancel = move |id: JsValue<'js>| {
-        // A call that was refused has no id.
+        // A refused call has no id.
         if let Some(id) = id.as_number() {
             drop(state.pending_calls.borrow_mut().cancel(id as u64));
         }
@@ -135,7 +136,7 @@ pub(crate) fn install<'js>(
     let schema = move |ctx: Ctx<'js>, path: String| schema(&ctx, &state, &path);
     native.set("schema", Function::new(ctx.clone(), schema)?)?;
     let state = Rc::clone(shared);
-    // Nested: what is pure stays so until the outermost ends.
+    // The calls nest: a function stays pure until the outermost one ends.
     let pure = move |begins: bool| {
         let depth = state.pure.get();
         state.pure.set(if begins {
@@ -161,7 +162,7 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateSta
         let cases = state.read(&ctx, &cases)?;
         let work = test::begin(&state, name, cases);
         let work = work.map_err(|failure| state.raise_failure(&ctx, &failure))?;
-        // Before the calls are borrowed: it may run a function of the script, which may call.
+        // This may run a function of the script, which may itself begin a call, so it comes before the borrow below.
         let settle = settle(&ctx, &state, yes, no)?;
         state.pending_calls.borrow_mut().start(settle, work);
         Ok::<(), Error>(())
@@ -172,7 +173,7 @@ fn install_own<'js>(ctx: &Ctx<'js>, native: &Object<'js>, shared: &Rc<IsolateSta
         let item = state.read(&ctx, &item)?;
         let taken = state.host.emit(entry as u64, item);
         let work = taken.map(|taken| taken.map(|()| None)).boxed_local();
-        // Before the calls are borrowed: it may run a function of the script, which may call.
+        // This may run a function of the script, which may itself begin a call, so it comes before the borrow below.
         let settle = settle(&ctx, &state, yes, no)?;
         state.pending_calls.borrow_mut().start(settle, work);
         Ok::<(), Error>(())
@@ -203,7 +204,8 @@ fn call<'js>(
     options: &JsValue<'js>,
     settle: PromiseSettler,
 ) -> Result<f64> {
-    // Before limits are looked at: reading runs getters, which may make calls themselves.
+    // The values are read before the limits are checked, because reading runs getters, which may
+    // make calls themselves.
     let input = shared.read(ctx, input)?;
     let options = read_options(ctx, shared, options)?;
     in_flight(ctx, shared)?;
@@ -216,7 +218,7 @@ fn call<'js>(
     Ok(shared.pending_calls.borrow_mut().start(settle, work) as f64)
 }
 
-/// The same with bytes beside the input; with `map`, for an answer that may be a file.
+/// The same with bytes beside the input; with `map`, the answer may be a file.
 fn call_with_bytes<'js>(
     ctx: &Ctx<'js>,
     shared: &IsolateState,
@@ -230,7 +232,7 @@ fn call_with_bytes<'js>(
     count(ctx, shared)?;
     let len = bytes.as_ref().map_or(0, TypedArray::len);
     let limit = shared.spec.limits.external_bytes;
-    // Before the bytes are copied: it is the copy that takes memory.
+    // The memory is reserved before the bytes are copied, because the copy uses it.
     let Some(reserved) = shared.gauge.reserve(len, limit) else {
         let text = "the bytes outside the heap are used up";
         return Err(shared.exhaust(ctx, RuntimeCode::Memory, text));
@@ -281,7 +283,7 @@ fn subscribe<'js>(
 fn schema<'js>(ctx: &Ctx<'js>, shared: &IsolateState, path: &str) -> Result<JsValue<'js>> {
     let found = shared
         .host
-        // It lists what begins with the path, too.
+        // The list also has operations whose path only begins with this one.
         .list(path)
         .into_iter()
         .find(|operation| operation.path == path);
@@ -338,7 +340,8 @@ fn register<'js>(
     let script = script_id(&plain, &source);
     let work = shared.host.register(registration.clone(), script);
     let handler = Persistent::save(ctx, handler);
-    // Before the host answers: calls may come as soon as it has taken the operation.
+    // The operation is stored before the host answers, because calls may arrive as soon as the host
+    // has accepted it.
     shared.offered.borrow_mut().insert(
         name,
         OfferedOperation {

@@ -1,4 +1,4 @@
-//! Fixtures made of real calls.
+//! Records real calls for use in tests.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -13,51 +13,50 @@ use crate::error::OpError;
 use crate::json::weight;
 use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX, RECORDED_MEMORY_FACTOR};
 
-/// Writes down calls and their answers, in the order in which they began, without what the schemas
-/// of the called operations mark as secret. Clones write to the same.
+/// Records calls and their answers in the order in which they began, without what the schemas of the called
+/// operations mark as secret. Clones write to the same record.
 ///
-/// The host, which knows these schemas and sees the calls, says what happens: the script never does.
+/// The host, which knows these schemas and sees the calls, writes the record; the script never does.
 #[derive(Clone, Debug, Default)]
 pub struct CallRecorder(Arc<Mutex<RecorderState>>);
 
-/// The memory that the holder of a record has for it.
+/// The memory for a record.
 pub trait RecorderCapacity: fmt::Debug + Send + Sync {
-    /// Takes so many bytes more until this is dropped; `false` where there is no room for them.
+    /// Takes more bytes until this is dropped; returns `false` if there is no room for them.
     fn take(&self, bytes: usize) -> bool;
 }
 
-/// What was recorded.
+/// The recorded calls.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RecordedCalls {
-    /// `calls` of a test case.
+    /// The `calls` of a test case.
     pub calls: Vec<RecordedCall>,
-    /// How many calls are not among them: those that sent bytes or took a file, those without an
-    /// answer, those whose answer no record can say, and those beyond [`RECORDED_MAX`] or
-    /// [`RECORDED_BYTES_MAX`].
+    /// How many calls the record omits: those that sent bytes or took a file, those without an answer, those whose
+    /// answer a record cannot represent, and those beyond [`RECORDED_MAX`] or [`RECORDED_BYTES_MAX`].
     pub left_out: usize,
 }
 
 #[derive(Debug, Default)]
 struct RecorderState {
     entries: Vec<RecorderEntry>,
-    /// As the text of all calls would be long.
+    /// The length of all calls as text.
     bytes: usize,
     left_out: usize,
     ended: bool,
-    /// Without, [`RECORDED_BYTES_MAX`] is all that bounds it.
+    /// The memory for the record; without it, only [`RECORDED_BYTES_MAX`] applies.
     room: Option<Arc<dyn RecorderCapacity>>,
 }
 
-/// What something recorded counts for.
+/// The size of a recorded part.
 #[derive(Clone, Copy, Debug, Default)]
 struct RecordSize {
-    /// As [`RecorderState::bytes`] counts.
+    /// The unit of [`RecorderState::bytes`].
     bytes: usize,
     memory: usize,
 }
 
 impl RecordSize {
-    /// Text, or memory where that is far more.
+    /// The size of a value: its text, or its memory if that is far larger.
     fn measure(value: &Value) -> Self {
         let memory = weight::estimate(value);
         Self {
@@ -66,7 +65,7 @@ impl RecordSize {
         }
     }
 
-    /// With so many bytes that are no value.
+    /// The size with further bytes that are no value.
     const fn and(self, bytes: usize) -> Self {
         Self {
             bytes: self.bytes + bytes,
@@ -78,7 +77,7 @@ impl RecordSize {
 #[derive(Debug)]
 struct RecorderEntry {
     call: RecordedCall,
-    /// `None` for an unknown operation, whose input is not kept either.
+    /// `None` for an unknown operation, whose input is not recorded either.
     marks: Option<SecretMarks>,
     bytes: usize,
     state: AnswerState,
@@ -86,18 +85,18 @@ struct RecorderEntry {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AnswerState {
-    /// Without an answer so far.
+    /// The call has no answer so far.
     Open,
-    /// It has what was answered, or what came until now.
+    /// The call has its answer, or all parts of it until now.
     Good,
-    /// It cannot be kept.
+    /// The call cannot be recorded.
     Bad,
-    /// It found no operation, and a replay answers the same to every call that it does not know.
+    /// The call found no operation, so it is not needed: a replay gives the same answer to every unknown call.
     Needless,
 }
 
 impl CallRecorder {
-    /// A call or a subscription begins. Of an operation that is not known there are no `marks`.
+    /// Records the beginning of a call or a subscription. An unknown operation has no `marks`.
     #[must_use]
     pub fn begin(&self, path: &str, input: &Value, marks: Option<SecretMarks>) -> RecorderTicket {
         let mut input = match &marks {
@@ -116,31 +115,32 @@ impl CallRecorder {
         };
         RecorderTicket {
             at: lock(&self.0).begin(call, marks),
-            kept: Arc::clone(&self.0),
+            state: Arc::clone(&self.0),
         }
     }
 
-    /// From now on what is recorded takes memory of `room`, and what finds none is left out.
+    /// From now on the record takes its memory from `room`, and omits what finds no room.
     pub fn keep_in(&self, room: Arc<dyn RecorderCapacity>) {
         lock(&self.0).room = Some(room);
     }
 
-    /// A call that no record can say.
+    /// Counts a call that a record cannot represent.
     pub fn leave_out(&self) {
         lock(&self.0).left_out += 1;
     }
 
-    /// What was recorded until now. Nothing is added any more.
+    /// Ends the record and returns it.
     #[must_use]
     pub fn end(&self) -> RecordedCalls {
-        let mut kept = lock(&self.0);
-        kept.ended = true;
-        let open = kept
+        let mut state = lock(&self.0);
+        // Tickets of open calls may still be used later.
+        state.ended = true;
+        let open = state
             .entries
             .iter()
             .filter(|it| it.state == AnswerState::Open);
-        let left_out = kept.left_out + open.count();
-        let entries = std::mem::take(&mut kept.entries).into_iter();
+        let left_out = state.left_out + open.count();
+        let entries = std::mem::take(&mut state.entries).into_iter();
         let good = entries.filter(|it| it.state == AnswerState::Good);
         RecordedCalls {
             calls: good.map(|it| it.call).collect(),
@@ -149,16 +149,16 @@ impl CallRecorder {
     }
 }
 
-/// One call that was begun.
+/// A call whose beginning was recorded.
 #[derive(Clone, Debug)]
 pub struct RecorderTicket {
-    kept: Arc<Mutex<RecorderState>>,
-    /// `None` where there was no room.
+    state: Arc<Mutex<RecorderState>>,
+    /// `None` if there was no room.
     at: Option<usize>,
 }
 
 impl RecorderTicket {
-    /// It was answered; `{"$bin": [offset, length]}` in `output` points into `bytes`, as in
+    /// Records the answer. `{"$bin": [offset, length]}` in `output` refers to `bytes`, as in
     /// [`OpReply::Mixed`](crate::OpReply::Mixed).
     pub fn answered(&self, output: &Value, bytes: Option<&[u8]>) {
         self.grow(|call, marks| {
@@ -166,18 +166,18 @@ impl RecorderTicket {
             marks.redact_output(&mut output);
             let mut more = RecordSize::measure(&output);
             if let Some(bytes) = bytes {
-                // What nothing points to any more may have been a secret.
-                let mut kept = Vec::new();
-                gather(&mut output, bytes, &mut kept)?;
-                more = more.and(base64_len(kept.len()));
-                call.bytes = Some(RecordedBytes(kept.into()));
+                // Bytes without a reference may have been a secret.
+                let mut copied = Vec::new();
+                gather(&mut output, bytes, &mut copied)?;
+                more = more.and(base64_len(copied.len()));
+                call.bytes = Some(RecordedBytes(copied.into()));
             }
             call.output = Some(output);
             Some(more)
         });
     }
 
-    /// An item of a subscription came. The record has all of them as one array.
+    /// Records an item of a subscription. The record has all items as one array.
     pub fn yielded(&self, item: &Value) {
         self.grow(|call, marks| {
             let mut item = item.clone();
@@ -189,7 +189,7 @@ impl RecorderTicket {
         });
     }
 
-    /// A subscription ended, or was left.
+    /// Records that a subscription ended or was cancelled.
     pub fn left(&self) {
         self.grow(|call, _| {
             call.output.get_or_insert_with(|| json!([]));
@@ -197,9 +197,9 @@ impl RecorderTicket {
         });
     }
 
-    /// It failed; a subscription may have had items before.
+    /// Records a failure; a subscription may have had items before.
     pub fn failed(&self, error: &OpError) {
-        if error.code == "NOT_FOUND" && lock(&self.kept).is_needless(self.at) {
+        if error.code == "NOT_FOUND" && lock(&self.state).is_needless(self.at) {
             return;
         }
         self.grow(|call, marks| {
@@ -216,40 +216,40 @@ impl RecorderTicket {
         });
     }
 
-    /// It had an answer that no record can say.
+    /// Counts an answer that a record cannot represent.
     pub fn leave_out(&self) {
         self.grow(|_, _| None);
     }
 
-    /// Adds to the call, unless it cannot be kept; `add` says by how much it grows.
+    /// Adds to the call if it can be recorded; `add` returns by how much it grows.
     fn grow(&self, add: impl FnOnce(&mut RecordedCall, &SecretMarks) -> Option<RecordSize>) {
-        let mut kept = lock(&self.kept);
-        let kept = &mut *kept;
-        let Some(entry) = self.at.and_then(|at| kept.entries.get_mut(at)) else {
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        let Some(entry) = self.at.and_then(|at| state.entries.get_mut(at)) else {
             return;
         };
         if matches!(entry.state, AnswerState::Bad | AnswerState::Needless) {
             return;
         }
         let marks = entry.marks.as_ref();
-        // Of an unknown operation nothing can be said to be no secret.
+        // All parts of an unknown operation may be secret.
         let more = marks.and_then(|marks| add(&mut entry.call, marks));
-        let bytes = kept.bytes;
-        let fits = |more: &RecordSize| {
-            bytes + more.bytes <= RECORDED_BYTES_MAX && has_room(kept.room.as_ref(), *more)
+        let bytes = state.bytes;
+        let is_accepted = |more: &RecordSize| {
+            bytes + more.bytes <= RECORDED_BYTES_MAX && has_room(state.room.as_ref(), *more)
         };
-        match more.filter(fits) {
+        match more.filter(is_accepted) {
             Some(more) => {
                 entry.state = AnswerState::Good;
                 entry.bytes += more.bytes;
-                kept.bytes += more.bytes;
+                state.bytes += more.bytes;
             }
             None => {
                 entry.state = AnswerState::Bad;
-                // What is not kept takes no room.
+                // An omitted call uses no room.
                 entry.call = RecordedCall::default();
-                kept.bytes -= std::mem::take(&mut entry.bytes);
-                kept.left_out += 1;
+                state.bytes -= std::mem::take(&mut entry.bytes);
+                state.left_out += 1;
             }
         }
     }
@@ -260,9 +260,10 @@ impl RecorderState {
         let input = RecordSize::measure(&call.input);
         let bytes = text_len(&call).max(input.bytes);
         let memory = input.memory.saturating_add(call.path.len());
-        let fits = self.entries.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX;
-        let fits = fits && has_room(self.room.as_ref(), RecordSize { bytes, memory });
-        if self.ended || !fits {
+        let has_space =
+            self.entries.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX;
+        let has_space = has_space && has_room(self.room.as_ref(), RecordSize { bytes, memory });
+        if self.ended || !has_space {
             self.left_out += 1;
             return None;
         }
@@ -276,8 +277,7 @@ impl RecorderState {
         Some(self.entries.len() - 1)
     }
 
-    /// Whether the call is of an operation that is not known, and so need not be kept to be told
-    /// that it is not there.
+    /// Whether the call is of an unknown operation, so that the record need not contain its failure.
     fn is_needless(&mut self, at: Option<usize>) -> bool {
         let entry = at.and_then(|at| self.entries.get_mut(at));
         let unknown = entry.filter(|entry| entry.marks.is_none());
@@ -288,26 +288,27 @@ impl RecorderState {
     }
 }
 
-/// Copies what `value` points to, as much as a record holds, from `bytes` to the end of `kept`, and points there.
-fn gather(value: &mut Value, bytes: &[u8], kept: &mut Vec<u8>) -> Option<()> {
+/// Copies the bytes that `value` refers to from `bytes` to the end of `copied`, within the limit of a record, and
+/// updates the references.
+fn gather(value: &mut Value, bytes: &[u8], copied: &mut Vec<u8>) -> Option<()> {
     if let Some(place) = value.get_mut("$bin") {
         let (offset, len): (usize, usize) = serde_json::from_value(place.take()).ok()?;
         let part = bytes.get(offset..offset.checked_add(len)?)?;
-        // The same bytes may be pointed to many times over.
-        if base64_len(kept.len() + len) > RECORDED_BYTES_MAX {
+        // A value may refer to the same bytes many times.
+        if base64_len(copied.len() + len) > RECORDED_BYTES_MAX {
             return None;
         }
-        *place = json!([kept.len(), len]);
-        kept.extend_from_slice(part);
+        *place = json!([copied.len(), len]);
+        copied.extend_from_slice(part);
         return Some(());
     }
     match value {
         Value::Array(items) => items
             .iter_mut()
-            .try_for_each(|item| gather(item, bytes, kept)),
+            .try_for_each(|item| gather(item, bytes, copied)),
         Value::Object(members) => members
             .values_mut()
-            .try_for_each(|member| gather(member, bytes, kept)),
+            .try_for_each(|member| gather(member, bytes, copied)),
         _ => Some(()),
     }
 }
@@ -316,13 +317,13 @@ fn has_room(room: Option<&Arc<dyn RecorderCapacity>>, more: RecordSize) -> bool 
     room.is_none_or(|room| room.take(more.memory))
 }
 
-/// How long the text of bytes is.
+/// The length of bytes in base64.
 const fn base64_len(bytes: usize) -> usize {
-    // RFC 4648, section 4: four characters for three bytes or what is left of them.
+    // Each three bytes, or the rest of them, become four characters (RFC 4648 section 4).
     bytes.div_ceil(3) * 4
 }
 
-/// How long the text of a value is, without making it.
+/// The length of a value's text, without making the text.
 fn text_len(value: &impl Serialize) -> usize {
     struct JsonByteCounter(usize);
     impl Write for JsonByteCounter {
@@ -338,7 +339,7 @@ fn text_len(value: &impl Serialize) -> usize {
     let mut count = JsonByteCounter(0);
     match serde_json::to_writer(&mut count, value) {
         Ok(()) => count.0,
-        // What has no text has no place in a record.
+        // A value without a text does not fit into a record.
         Err(_) => RECORDED_BYTES_MAX + 1,
     }
 }

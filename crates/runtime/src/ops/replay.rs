@@ -22,22 +22,22 @@ use crate::host::{
 pub struct RecordedCall {
     /// The operation.
     pub path: String,
-    /// What it was given.
+    /// The input.
     #[serde(default)]
     pub input: Value,
-    /// What it answered.
+    /// The output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Value>,
-    /// The bytes that it answered: `{"$bin": [offset, length]}` in `output` points into them, as in
+    /// The bytes of the answer: `{"$bin": [offset, length]}` in `output` refers to them, as in
     /// [`OpReply::Mixed`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<RecordedBytes>,
-    /// Or how it failed; a subscription may have answered items before.
+    /// The failure; a subscription may have had items before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<OpError>,
 }
 
-/// Bytes of a record, base64 (RFC 4648, section 4) in JSON.
+/// The bytes of a record, in base64 (RFC 4648 section 4) in JSON.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordedBytes(pub Bytes);
 
@@ -55,8 +55,8 @@ impl<'de> Deserialize<'de> for RecordedBytes {
     }
 }
 
-/// Answers each call with the record's next answer for the same path and input; one that is not in
-/// the record fails with `NOT_FOUND`.
+/// Answers each call with the record's next answer for the same path and input. A call that is not
+/// in the record fails with `NOT_FOUND`.
 pub struct Replay {
     answers: Mutex<BTreeMap<String, VecDeque<RecordedCall>>>,
     /// The host that checks schemas.
@@ -71,7 +71,7 @@ impl std::fmt::Debug for Replay {
 }
 
 impl Replay {
-    /// A host over `record`; `real` checks schemas and is called for nothing else.
+    /// A host for `record`; it uses `real` only to check schemas.
     #[must_use]
     pub fn new(record: &[RecordedCall], real: Arc<dyn IsolateHost>) -> Self {
         let mut answers: BTreeMap<String, VecDeque<RecordedCall>> = BTreeMap::new();
@@ -88,7 +88,7 @@ impl Replay {
         }
     }
 
-    /// What the script wrote to its console.
+    /// The lines that the script wrote to its console.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         self.lines
@@ -99,6 +99,8 @@ impl Replay {
 
     fn next(&self, path: &str, input: &Value) -> Result<RecordedCall, OpError> {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each recorded answer is used once, so repeated calls get their answers in the recorded
+        // order.
         let next = answers
             .get_mut(&key(path, input))
             .and_then(VecDeque::pop_front);
@@ -116,6 +118,7 @@ fn answer(call: RecordedCall) -> Result<OpReply, OpError> {
 }
 
 fn key(path: &str, input: &Value) -> String {
+    // In the canonical form, the order of an object's members makes no difference.
     format!("{path}\n{}", super::canonical(input))
 }
 
@@ -142,6 +145,7 @@ impl IsolateHost for Replay {
                 let items = items.into_iter().map(|item| Ok(OpReply::Json(item)));
                 items.chain(error.map(Err)).collect()
             }
+            // A record without a list of items answers with one item, or with its failure.
             other => vec![other.and_then(answer)],
         };
         Box::pin(stream::iter(items))

@@ -1,4 +1,4 @@
-//! What a schema marks as secret, and values without it.
+//! Finds what schemas mark as secret, and redacts it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,24 +9,24 @@ use serde_json::{Map, Value};
 use crate::error::OpError;
 use crate::limits::JSON_DEPTH;
 
-/// The keyword that marks what no record may hold.
+/// The keyword that marks what no record may contain.
 const SECRET: &str = "x-secret";
-/// What stands in the place of a secret.
+/// The text in the place of a secret.
 pub const REDACTED: &str = "[secret]";
 
-/// The schemas of one operation, wherever they are.
+/// The schemas of one operation.
 pub trait OperationSchemas: fmt::Debug + Send + Sync {
-    /// Of its input.
+    /// The schema of the input.
     fn input(&self) -> &Value;
 
-    /// Of its output, or of one item.
+    /// The schema of the output, or of one item.
     fn output(&self) -> &Value;
 
-    /// The codes that it declares, each with the schema of its details.
+    /// The codes that the operation declares, each with the schema of its details.
     fn errors(&self) -> Vec<(&str, &Value)>;
 }
 
-/// What the schemas of one operation mark as secret; of one that marks nothing, nothing is kept.
+/// The schemas of an operation that marks secrets; `None` inside for one that marks nothing.
 #[derive(Clone, Debug, Default)]
 pub struct SecretMarks(Option<Arc<dyn OperationSchemas>>);
 
@@ -55,8 +55,8 @@ impl OperationSchemas for OwnedSchemas {
 }
 
 impl SecretMarks {
-    /// Of an operation with copies of these schemas; `errors` are the codes that it declares, each with the
-    /// schema of its details.
+    /// The marks of an operation, with copies of these schemas; `errors` are the codes that it declares, each with
+    /// the schema of its details.
     pub fn from_schemas<'s>(
         input: &Value,
         output: &Value,
@@ -70,7 +70,7 @@ impl SecretMarks {
         }))
     }
 
-    /// Of an operation whose schemas are held already, which a record of many calls holds no second time.
+    /// The marks of an operation whose schemas are shared, so that a record of many calls has no further copies.
     #[must_use]
     pub fn within(schemas: Arc<dyn OperationSchemas>) -> Self {
         let own = [schemas.input(), schemas.output()].into_iter().any(marks);
@@ -82,22 +82,22 @@ impl SecretMarks {
         Self(any.then_some(schemas))
     }
 
-    /// Takes the secrets out of an input.
+    /// Redacts the secrets of an input.
     pub fn redact_input(&self, input: &mut Value) {
         if let Some(schemas) = &self.0 {
             redact(schemas.input(), input);
         }
     }
 
-    /// Takes the secrets out of an output, or out of one item.
+    /// Redacts the secrets of an output, or of one item.
     pub fn redact_output(&self, output: &mut Value) {
         if let Some(schemas) = &self.0 {
             redact(schemas.output(), output);
         }
     }
 
-    /// Takes the secrets out of an error. Where an operation marks anything, what its errors say in
-    /// words may quote it and is not kept; nor are details that no schema describes.
+    /// Redacts the secrets of an error. If the operation marks anything, the message is redacted, because it may
+    /// quote a secret, and details without a schema are removed.
     pub fn redact_error(&self, error: &mut OpError) {
         let Some(schemas) = &self.0 else { return };
         REDACTED.clone_into(&mut error.message);
@@ -110,7 +110,7 @@ impl SecretMarks {
     }
 }
 
-/// Puts [`REDACTED`] in the place of everything that `schema` marks by `"x-secret": true`.
+/// Replaces everything that `schema` marks with `"x-secret": true` by [`REDACTED`].
 pub fn redact(schema: &Value, value: &mut Value) {
     if marks(schema) {
         let mut meet = |secret: &mut Value| *secret = Value::from(REDACTED);
@@ -118,18 +118,20 @@ pub fn redact(schema: &Value, value: &mut Value) {
     }
 }
 
-/// Whether `value` holds something that `schema` marks as secret and that is not redacted.
+/// Whether `value` contains something that `schema` marks as secret and that is not redacted.
 #[must_use]
 pub fn tells(schema: &Value, value: &Value) -> bool {
     let mut found = false;
+    // Null and a redacted value reveal nothing.
     let mut meet = |secret: &mut Value| found |= !secret.is_null() && *secret != REDACTED;
     if marks(schema) {
+        // The walk may change its value, so it gets a copy here.
         SecretWalk::new(schema, &mut meet).walk(schema, &mut value.clone(), JSON_DEPTH);
     }
     found
 }
 
-/// Whether anything at all is marked.
+/// Whether the schema marks anything.
 fn marks(schema: &Value) -> bool {
     match schema {
         Value::Array(items) => items.iter().any(marks),
@@ -140,16 +142,15 @@ fn marks(schema: &Value) -> bool {
     }
 }
 
-/// Meets every part of a value that is marked. A schema that is deeper than values may be, that takes
-/// too many steps or that refers to what is not in it marks everything: authors write schemas as
-/// well.
+/// Calls a function for each part of a value that is marked. A schema that nests deeper than values may, takes too
+/// many steps, or refers to something outside itself marks everything, because authors write schemas too.
 struct SecretWalk<'w> {
     root: &'w Value,
     steps: usize,
     meet: &'w mut dyn FnMut(&mut Value),
 }
 
-/// Steps of one walk: a schema may refer to itself many times over.
+/// The most steps of one walk: a schema may refer to itself many times.
 const STEPS_MAX: usize = 1_000_000;
 
 impl<'w> SecretWalk<'w> {
@@ -198,8 +199,8 @@ impl<'w> SecretWalk<'w> {
     }
 }
 
-/// The schemas that hold for the same value. Which of several a value takes is not asked: what one of
-/// them calls secret is secret.
+/// The schemas that apply to the same value. The walk does not check which of several schemas a value matches: what
+/// one of them marks is secret.
 fn applied(schema: &Map<String, Value>) -> impl Iterator<Item = &Value> {
     let lists = ["allOf", "anyOf", "oneOf"].into_iter();
     let lists = lists.filter_map(|word| schema.get(word)?.as_array());
@@ -210,7 +211,7 @@ fn applied(schema: &Map<String, Value>) -> impl Iterator<Item = &Value> {
     lists.flatten().chain(single).chain(dependent)
 }
 
-/// The schemas that this one refers to; `None` where one of them is not to be found.
+/// The schemas that this one refers to; `None` if one of them is missing.
 fn named<'s>(root: &'s Value, schema: &Map<String, Value>) -> Option<Vec<&'s Value>> {
     let words = ["$ref", "$dynamicRef"].into_iter();
     let names = words.filter_map(|word| schema.get(word));
@@ -218,25 +219,25 @@ fn named<'s>(root: &'s Value, schema: &Map<String, Value>) -> Option<Vec<&'s Val
     found.collect()
 }
 
-/// The schemas of an item, by its place.
+/// The schemas of the item at this index.
 fn of_item(schema: &Map<String, Value>, n: usize) -> impl Iterator<Item = &Value> {
     let first = schema.get("prefixItems").and_then(Value::as_array);
     let own = first.and_then(|first| first.get(n));
     let also = ["contains", "unevaluatedItems"].into_iter();
     let also = also.filter_map(|word| schema.get(word));
-    // JSON Schema Core, section 10.3.1.2: `items` is for those that `prefixItems` leaves.
+    // `items` is for the items beyond `prefixItems` (JSON Schema Core, section 10.3.1.2).
     own.or_else(|| schema.get("items")).into_iter().chain(also)
 }
 
-/// The schemas of a member: its own, or that of every other.
+/// The schemas of a member: its own, or the one for all other members.
 fn of_member<'s>(schema: &'s Map<String, Value>, name: &str) -> Vec<&'s Value> {
     let own = schema.get("properties").and_then(|all| all.get(name));
-    // Whether a pattern fits is not asked either.
+    // Whether a pattern matches is not checked either.
     let patterns = schema.get("patternProperties").and_then(Value::as_object);
     let patterns = patterns.into_iter().flat_map(Map::values);
     let other = || schema.get("additionalProperties");
     let left = schema.get("unevaluatedProperties");
-    // JSON Schema Core, section 10.3.2.3: for members that have no schema of their own.
+    // This schema is for members without a schema of their own (JSON Schema Core, section 10.3.2.3).
     let single = own.or_else(other).into_iter().chain(left);
     single.chain(patterns).collect()
 }

@@ -1,8 +1,8 @@
-//! `ops.test`: an operation of the session against cases, each in an engine of its own.
+//! `ops.test`: runs an operation of the session with test cases, each in an engine of its own.
 //!
-//! A case starts from what the session evaluated, with a fixed clock and seed and with recorded
-//! answers instead of the host. It runs twice; both runs must give the same bytes and take the same
-//! fuel.
+//! A case begins with what the session evaluated, with a fixed clock and seed, and with recorded
+//! answers instead of the host. It runs twice, and both runs must give the same bytes and use the
+//! same fuel.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,78 +21,78 @@ use crate::isolate::{
 };
 use crate::limits::TEST_CASES;
 
-/// Seed of every case.
+/// The seed of all cases.
 pub const TEST_SEED: [u8; 32] = [7; 32];
-/// Clock of every case when it begins: 2025-01-01T00:00:00Z.
+/// The clock of a case at its beginning: 2025-01-01T00:00:00Z.
 pub const TEST_START_MS: i64 = 1_735_689_600_000;
 
 /// One case.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScriptTestCase {
-    /// For people.
+    /// A description for people.
     #[serde(default)]
     pub name: String,
-    /// What the handler is given.
+    /// The handler's input.
     #[serde(default)]
     pub input: Value,
-    /// What its calls are answered with.
+    /// The recorded answers to its calls.
     #[serde(default)]
     pub calls: Vec<RecordedCall>,
-    /// What it has to answer.
+    /// The expected answer.
     pub expect: CaseExpectation,
 }
 
-/// What a case has to answer.
+/// The expected answer of a case.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CaseExpectation {
-    /// Exactly this.
+    /// Exactly this value.
     Output(Value),
     /// An error with this code, its own or the runtime's.
     Error(String),
-    /// Something that fits this JSON Schema.
+    /// A value that matches this JSON Schema.
     Schema(Value),
 }
 
-/// How one case went.
+/// The result of one case.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct CaseReport {
-    /// Its name.
+    /// The name of the case.
     pub name: String,
-    /// Whether it answered what was expected, twice the same.
+    /// Whether both runs gave the expected answer and were equal.
     pub passed: bool,
-    /// Why not.
+    /// The reason why it failed.
     pub reason: Option<String>,
     /// Ticks of fuel.
     pub fuel: u64,
 }
 
-/// How all of them went.
+/// The result of all cases.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ScriptTestReport {
-    /// The operation.
+    /// The name of the operation.
     pub name: String,
-    /// Whether every case passed, and there was one.
+    /// Whether there was a case and all cases passed.
     pub passed: bool,
-    /// One for one.
+    /// The results of the cases, in their order.
     pub cases: Vec<CaseReport>,
-    /// Fuel of the median case and of the one that 99 of 100 stay below.
+    /// The fuel of the median case, and the most that 99 of 100 cases use.
     pub fuel: Percentiles,
-    /// Declared error codes that no case expects.
+    /// The declared error codes that no case expects.
     pub uncovered: Vec<String>,
 }
 
-/// Two figures of a distribution.
+/// Two percentiles of a distribution.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Percentiles {
-    /// Half of them are at or below.
+    /// Half of the values are at most this.
     pub p50: u64,
-    /// 99 of 100 are at or below.
+    /// 99 of 100 values are at most this.
     pub p99: u64,
 }
 
-/// Everything that the cases need of the session, so that they can run beside it.
+/// All that the cases need of the session, so that they can run beside it.
 struct CaseSetting {
     name: String,
     cases: Vec<ScriptTestCase>,
@@ -103,7 +103,7 @@ struct CaseSetting {
     gauge: Arc<InterruptBudget>,
 }
 
-/// The work behind `ops.test`; its answer is a [`ScriptTestReport`].
+/// The work of `ops.test`; its answer is a [`ScriptTestReport`].
 pub(super) fn begin(
     shared: &IsolateState,
     name: String,
@@ -118,7 +118,7 @@ pub(super) fn begin(
             "a test has at most 256 cases",
         ));
     }
-    // Inside a case the module runs from its beginning, and with it this call.
+    // Inside a case, the module runs from its beginning, which includes this call.
     if shared.spec.testing {
         let skipped =
             serde_json::json!({ "name": name, "passed": true, "cases": [], "skipped": true });
@@ -134,6 +134,7 @@ pub(super) fn begin(
         }
     };
     let mut spec = shared.spec.clone().deterministic(TEST_SEED, TEST_START_MS);
+    // With this mark, a call of `ops.test` inside a case runs no further cases.
     spec.testing = true;
     let setting = CaseSetting {
         name,
@@ -146,6 +147,7 @@ pub(super) fn begin(
     };
     let work = async move {
         let report = setting.run().await;
+        // A report has only texts, numbers, booleans and lists, so its conversion does not fail.
         let report = serde_json::to_value(report).unwrap_or_default();
         Ok(Some(OpReply::Json(report)))
     };
@@ -161,6 +163,7 @@ impl CaseSetting {
         let mut fuel: Vec<u64> = reports.iter().map(|report| report.fuel).collect();
         fuel.sort_unstable();
         let at = |hundredths: usize| {
+            // This is the nearest-rank percentile.
             let index = (fuel.len() * hundredths).div_ceil(100).saturating_sub(1);
             fuel.get(index).copied().unwrap_or(0)
         };
@@ -204,7 +207,7 @@ impl CaseSetting {
         }
     }
 
-    /// What the session evaluated, then the handler.
+    /// Evaluates what the session evaluated, and then runs the handler.
     async fn once(&self, case: &ScriptTestCase) -> EntryOutcome {
         let host = Arc::new(Replay::new(&case.calls, Arc::clone(&self.host)));
         let failed = |failure| EntryOutcome {
@@ -227,8 +230,8 @@ impl CaseSetting {
                     source: source.clone(),
                 },
             };
-            // A module that fails here failed in the session as well; what it registered until
-            // then is what is tested.
+            // A module that fails here failed in the session too; the test covers what it
+            // registered until then.
             drop(isolate.run(work).await);
         }
         let work = IsolateWork::Handler {
@@ -253,6 +256,8 @@ impl CaseSetting {
             (CaseExpectation::Schema(schema), Ok(output)) => self.host.check(schema, output).err(),
             (CaseExpectation::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
             (CaseExpectation::Error(code), Err(failure)) => {
+                // A failure with a code of the operation also has a code of the runtime, which does
+                // not count here.
                 let own = failure.operation.as_ref().map(|error| error.code.as_str());
                 let matches = own == Some(code) || own.is_none() && failure.code.name() == code;
                 (!matches).then(|| format!("it failed with {}", failure.for_author()))

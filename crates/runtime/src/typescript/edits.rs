@@ -1,6 +1,6 @@
-//! Changes to a text that keep its lines.
+//! Edits of a text that keep its line numbers.
 
-/// Replacements of parts of one text, in any order. Those inside of an erased part are dropped.
+/// Replacements of parts of one text, in any order. Replacements inside an erased part are dropped.
 pub(super) struct Edits<'s> {
     source: &'s str,
     list: Vec<Edit>,
@@ -24,13 +24,13 @@ impl<'s> Edits<'s> {
         self.source.get(start..end).unwrap_or_default()
     }
 
-    /// Blanks, with the line ends where they were.
+    /// Replaces a part by blanks, but keeps its line ends.
     pub(super) fn erase(&mut self, start: usize, end: usize) {
         let text = blank(self.slice(start, end));
         self.put(start, end, text);
     }
 
-    /// `text` first and blanks after it.
+    /// Replaces a part by `text` and blanks after it.
     pub(super) fn erase_to(&mut self, start: usize, end: usize, text: &str) {
         let blanks = blank(self.slice(start, end));
         let rest = blanks
@@ -39,13 +39,13 @@ impl<'s> Edits<'s> {
         self.put(start, end, format!("{text}{rest}"));
     }
 
-    /// Something else of any length; line ends of what was there follow it.
+    /// Replaces a part by a text of any length, followed by the line ends of the part.
     pub(super) fn replace(&mut self, start: usize, end: usize, text: &str) {
         let lines = ends(self.slice(start, end));
         self.put(start, end, format!("{text}{lines}"));
     }
 
-    /// Takes a part out, line ends and all: for who puts those elsewhere.
+    /// Removes a part with its line ends, which the caller inserts elsewhere.
     pub(super) fn replace_without_lines(&mut self, start: usize, end: usize) {
         self.put(start, end, String::new());
     }
@@ -54,14 +54,14 @@ impl<'s> Edits<'s> {
         self.put(at, at, text.into());
     }
 
-    /// Blanks and marks (`?`, `!`, `:`) right before `at`.
+    /// The position before the blanks and marks (`?`, `!`, `:`) that precede `at`.
     pub(super) fn back_over_marks(&self, at: usize) -> usize {
         let marks = |c: char| c.is_whitespace() || matches!(c, '?' | '!' | ':');
-        let kept = self.slice(0, at).trim_end_matches(marks);
-        kept.len()
+        let trimmed = self.slice(0, at).trim_end_matches(marks);
+        trimmed.len()
     }
 
-    /// The first place from `at` that is neither blank nor comment.
+    /// The first position from `at` that is neither a blank nor in a comment.
     pub(super) fn skip_blanks(&self, mut at: usize) -> usize {
         loop {
             let rest = &self.source[at.min(self.source.len())..];
@@ -78,7 +78,8 @@ impl<'s> Edits<'s> {
     }
 
     pub(super) fn finish(mut self) -> String {
-        // Of two at one place the longer erases the other; insertions stay before it.
+        // Of two replacements at one position, the longer erases the other; insertions stay before
+        // it.
         self.list.sort_by_key(|edit| edit.start);
         let mut out = String::with_capacity(self.source.len() + 64);
         let mut at = 0;
@@ -100,7 +101,7 @@ impl<'s> Edits<'s> {
 }
 
 const fn ends_line(c: char) -> bool {
-    // ECMA-262, LineTerminator.
+    // These are the line terminators (ECMA-262, LineTerminator).
     matches!(c, '\n' | '\r' | '\u{2028}' | '\u{2029}')
 }
 

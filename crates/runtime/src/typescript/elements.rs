@@ -1,4 +1,4 @@
-//! Elements (`<a b={c}>d</a>`) as calls of `h`.
+//! Converts elements (`<a b={c}>d</a>`) to calls of `h`.
 
 use oxc_ast::ast::*;
 use oxc_ast_visit::Visit;
@@ -31,6 +31,7 @@ impl Eraser<'_> {
                 self.edits
                     .replace(closing.span.start as usize, closing.span.end as usize, ")")
             }
+            // An element that closes itself has no end tag to replace.
             None => self.edits.insert(it.span.end as usize, ")"),
         }
     }
@@ -53,7 +54,7 @@ impl Eraser<'_> {
         let span = name.span();
         let text = self.edits.slice(span.start as usize, span.end as usize);
         match name {
-            // A name that begins in lower case is a text, and no variable of the script.
+            // A name that begins in lower case is a string instead of a variable of the script.
             JSXElementName::Identifier(_) | JSXElementName::NamespacedName(_) => quoted(text),
             _ => text.to_owned(),
         }
@@ -70,10 +71,12 @@ impl Eraser<'_> {
                 let key = quoted(text);
                 let end = it.span.end as usize;
                 match &it.value {
+                    // An attribute without a value is `true`.
                     None => self
                         .edits
                         .replace(name.start as usize, end, &format!("{key}: true, ")),
                     Some(JSXAttributeValue::StringLiteral(value)) => {
+                        // The span includes the quotation marks.
                         let (start, end) =
                             (value.span.start as usize + 1, value.span.end as usize - 1);
                         let text = quoted(&decoded(self.edits.slice(start, end)));
@@ -100,12 +103,14 @@ impl Eraser<'_> {
             JSXAttributeValue::Element(it) => self.element(it),
             JSXAttributeValue::Fragment(it) => self.fragment(it),
             JSXAttributeValue::ExpressionContainer(it) => match it.expression.as_expression() {
+                // With the parentheses, a sequence of expressions stays one value.
                 Some(expression) => self.between(it.span, expression, "(", ")"),
                 None => {
                     self.edits
                         .replace(it.span.start as usize, it.span.end as usize, "undefined")
                 }
             },
+            // `attribute` converts strings itself.
             JSXAttributeValue::StringLiteral(_) => {}
         }
     }
@@ -140,7 +145,7 @@ impl Eraser<'_> {
         }
     }
 
-    /// What stands in braces, with something else instead of the braces.
+    /// Replaces the braces around an expression.
     fn between(&mut self, whole: Span, inner: &Expression<'_>, before: &str, after: &str) {
         let span = inner.span();
         self.edits
@@ -151,9 +156,10 @@ impl Eraser<'_> {
     }
 }
 
-/// The text of lines, each without the blanks at its broken ends, joined by one blank.
+/// The text of the lines, without blanks at line breaks, joined by one blank.
 fn trimmed(text: &str) -> String {
     let lines: Vec<&str> = text.split('\n').collect();
+    // `split` returns at least one line, so this subtraction cannot underflow.
     let last = lines.len() - 1;
     let blank = |c: char| matches!(c, ' ' | '\t' | '\r');
     let cut = lines.iter().enumerate().map(|(index, line)| {
@@ -176,11 +182,12 @@ fn trimmed(text: &str) -> String {
 /// A literal of JavaScript, on one line.
 fn quoted(text: &str) -> String {
     let json = serde_json::Value::from(text).to_string();
+    // JSON allows these two characters in a string, but JavaScript counts them as ends of lines.
     json.replace('\u{2028}', "\\u2028")
         .replace('\u{2029}', "\\u2029")
 }
 
-/// The few entities that people write; others stay as they are.
+/// Decodes the few entities that people write; others stay unchanged.
 fn decoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

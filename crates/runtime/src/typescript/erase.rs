@@ -1,4 +1,4 @@
-//! Which parts of a program are only types.
+//! Finds the parts of a program that are only types.
 
 use oxc_ast::ast::*;
 use oxc_ast_visit::{Visit, walk};
@@ -6,7 +6,7 @@ use oxc_span::{GetSpan, Span};
 
 use super::edits::{Edits, ends};
 
-/// Words before a class member's name that JavaScript does not have.
+/// The words before a class member's name that JavaScript does not have.
 const MODIFIERS: [&str; 7] = [
     "public",
     "private",
@@ -19,7 +19,7 @@ const MODIFIERS: [&str; 7] = [
 
 pub(super) struct Eraser<'s> {
     pub(super) edits: Edits<'s>,
-    /// Where the first thing is that is more than a type, and what.
+    /// The first part that is more than a type: its position, and what it is.
     refused: Option<(usize, &'static str)>,
 }
 
@@ -49,14 +49,13 @@ impl<'s> Eraser<'s> {
         self.edits.erase(span.start as usize, span.end as usize);
     }
 
-    /// A statement or member that goes away leaves a `;`, so that what follows is not joined to what
-    /// precedes.
+    /// Erases a statement or member. A `;` in its place keeps its neighbours apart.
     fn erase_whole(&mut self, span: Span) {
         self.edits
             .erase_to(span.start as usize, span.end as usize, ";");
     }
 
-    /// `: T`, with the mark of an optional or definite name before it.
+    /// Erases `: T`, with the mark of an optional or definite name before it.
     fn erase_annotation(&mut self, annotation: &TSTypeAnnotation<'_>) -> (usize, usize) {
         let start = self.edits.back_over_marks(annotation.span.start as usize);
         let end = annotation.span.end as usize;
@@ -64,10 +63,10 @@ impl<'s> Eraser<'s> {
         (start, end)
     }
 
-    /// A `?` or `!` after a name, where no annotation follows.
+    /// Erases a `?` or `!` after a name without an annotation.
     fn erase_mark(&mut self, after: u32) {
         let mut at = self.edits.skip_blanks(after as usize);
-        // A computed name ends behind its bracket.
+        // A computed name ends after its bracket.
         if self.edits.slice(at, at + 1) == "]" {
             at = self.edits.skip_blanks(at + 1);
         }
@@ -76,7 +75,7 @@ impl<'s> Eraser<'s> {
         }
     }
 
-    /// One of a list in braces, with the comma after it.
+    /// Erases one item of a list in braces, with the comma after it.
     fn erase_item(&mut self, span: Span) {
         let next = self.edits.skip_blanks(span.end as usize);
         let comma = self.edits.slice(next, next + 1) == ",";
@@ -84,8 +83,8 @@ impl<'s> Eraser<'s> {
         self.edits.erase(span.start as usize, end);
     }
 
-    /// `as T`, `satisfies T`. Where the next line would now go on with the expression, a `;` keeps
-    /// it apart, as the type did.
+    /// Erases `as T` or `satisfies T`. If the next line would now continue the expression, a `;`
+    /// keeps it apart, as the type did.
     fn erase_suffix(&mut self, expression: Span, whole: Span) {
         let (start, end) = (expression.end as usize, whole.end as usize);
         self.edits.erase(start, end);
@@ -106,7 +105,7 @@ impl<'s> Eraser<'s> {
                 .find(|c: char| !c.is_ascii_alphabetic())
                 .unwrap_or(rest.len());
             if MODIFIERS.contains(&&rest[..length]) {
-                // What precedes must not go on with the rest of the member.
+                // The preceding code must not continue with the rest of the member.
                 match at == start {
                     true => self.edits.erase_to(at, at + length, ";"),
                     false => self.edits.erase(at, at + length),
@@ -116,12 +115,12 @@ impl<'s> Eraser<'s> {
         }
     }
 
-    /// Whether a declaration is only a type, or refused.
+    /// Whether a declaration is only a type, or is refused.
     fn only_type(&mut self, declaration: &Declaration<'_>) -> bool {
         match declaration {
             Declaration::TSTypeAliasDeclaration(_) | Declaration::TSInterfaceDeclaration(_) => true,
             Declaration::VariableDeclaration(it) => it.declare,
-            // Without a body it is one of several signatures.
+            // A function without a body is one of several signatures.
             Declaration::FunctionDeclaration(it) => it.declare || it.body.is_none(),
             Declaration::ClassDeclaration(it) => it.declare,
             Declaration::TSEnumDeclaration(it) if it.declare => true,
@@ -213,7 +212,7 @@ impl<'a> Visit<'a> for Eraser<'_> {
     }
 
     fn visit_ts_type_assertion(&mut self, it: &TSTypeAssertion<'a>) {
-        // In parentheses, so that `=> <T>{}` stays an object and a line end after `return` harmless.
+        // With parentheses, `=> <T>{}` stays an object, and a line end after `return` does no harm.
         self.edits.replace(
             it.span.start as usize,
             it.expression.span().start as usize,
@@ -256,7 +255,7 @@ impl<'a> Visit<'a> for Eraser<'_> {
             if lines.is_empty() {
                 self.edits.erase(start, end);
             } else {
-                // No line may end between `return` or `async` and what follows it.
+                // There must be no line end between `return` or `async` and the code after it.
                 let at = self.edits.skip_blanks(end);
                 self.edits.replace_without_lines(start, at);
                 self.edits.insert(inside, ends(self.edits.slice(start, at)));
@@ -266,7 +265,7 @@ impl<'a> Visit<'a> for Eraser<'_> {
         if let Some(answer) = &it.return_type {
             let (close, end) = (it.params.span.end as usize, answer.span.end as usize);
             if self.edits.slice(close, end).contains('\n') {
-                // No line may end before `=>`: the parenthesis closes behind the type.
+                // There must be no line end before `=>`, so the parenthesis closes after the type.
                 self.edits.erase(close - 1, close);
                 self.edits.erase(close, end);
                 self.edits.insert(end, ")");
@@ -301,7 +300,7 @@ impl<'a> Visit<'a> for Eraser<'_> {
             }
         }
         if let Some(last) = it.implements.last() {
-            // Behind the word `class`.
+            // The search begins after the word `class`.
             let from = head.unwrap_or(it.span.start + 5) as usize;
             let text = self.edits.slice(from, last.span.end as usize);
             let from = from + text.find("implements").unwrap_or(0);

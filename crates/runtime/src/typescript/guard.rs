@@ -1,19 +1,19 @@
 //! Keeps sources away from the parser that would exhaust the thread's stack.
 //!
-//! The parser calls itself once for each level of nesting and has no limit of its own. This looks at
-//! the text only, so it counts somewhat more than there is: brackets, and within each pair of them
-//! whatever can nest without one (`a ? b : a ? b : …`, `a => a => …`, `if … else if …`). The sum over
-//! the open pairs is what is limited. Where a `/` begins a pattern cannot be told for certain without
-//! parsing; what is made to slip through there ends the worker, and the worker only.
+//! The parser calls itself once for each level of nesting and has no limit of its own. This scan reads only the text,
+//! so it counts somewhat more levels than there are: brackets, and within each pair of them whatever can nest without
+//! brackets (`a ? b : a ? b : …`, `a => a => …`, `if … else if …`). The sum over the open pairs is limited. Without
+//! parsing, the scan cannot be certain where a `/` begins a pattern; a source that exploits this ends only its
+//! worker.
 
-/// Most levels. Each costs the parser a few KiB of the thread's stack.
+/// The most levels. Each costs the parser a few KiB of the thread's stack.
 const LEVELS: usize = 1_000;
 
-/// The line at which `source` becomes too deep.
+/// Refuses a `source` that nests too deeply, with the line where it does.
 pub(super) fn check(source: &str) -> Result<(), u32> {
     let mut scan = Scan {
         bytes: source.as_bytes(),
-        // As after a statement: a `/` at the beginning opens a pattern.
+        // The scan begins as after a statement: a `/` at the beginning opens a pattern.
         last: b';',
         ..Scan::default()
     };
@@ -31,18 +31,17 @@ struct Scan<'s> {
     bytes: &'s [u8],
     at: usize,
     line: u32,
-    /// The open brackets (`$` for `${`), each with what may nest around it: in expressions, in statements.
+    /// The open brackets (`$` for `${`), each with the counts of nesting expressions and statements around it.
     open: Vec<(u8, usize, usize)>,
     /// The sum over `open`.
     below: usize,
-    /// What may nest within the innermost, so far.
+    /// The nesting expressions within the innermost bracket so far.
     chain: usize,
-    /// Chained statements: they go on over line ends.
+    /// The chained statements, which continue over line ends.
     statements: usize,
-    /// The last character that was neither blank nor comment; `=` for a word that an expression
-    /// follows.
+    /// The last character outside blanks and comments; `=` for a word before an expression.
     last: u8,
-    /// Whether a line ended since.
+    /// Whether a line has ended since then.
     broken: bool,
 }
 
@@ -70,7 +69,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Goes on by `length` bytes, which may have line ends.
+    /// Advances by `length` bytes, which may contain line ends.
     fn pass(&mut self, length: usize) {
         let end = (self.at + length).min(self.bytes.len());
         let lines = self.bytes[self.at..end]
@@ -86,7 +85,7 @@ impl Scan<'_> {
         self.broken = false;
     }
 
-    /// Distance to the first place from `from` where `found` holds, or to the end.
+    /// The distance to the first position from `from` where `found` holds, or to the end.
     fn until(&self, from: usize, found: impl Fn(&[u8]) -> bool) -> usize {
         let rest = &self.bytes[self.at..];
         (from.min(rest.len())..rest.len())
@@ -116,7 +115,7 @@ impl Scan<'_> {
                 self.chain = 0;
                 self.statements = 0;
             }
-            // What a comma parts does not nest.
+            // Parts that commas separate do not nest.
             b',' => self.chain = 0,
             b'.' | b'#' | b'@' => {}
             _ => self.chain += 1,
@@ -132,7 +131,7 @@ impl Scan<'_> {
         self.statements = 0;
     }
 
-    /// Closes the innermost bracket of `kind`, and those within it that nothing closed.
+    /// Closes the innermost bracket of `kind`, and the unclosed brackets within it.
     fn pop(&mut self, kind: &[u8]) {
         let found = self
             .open
@@ -150,11 +149,11 @@ impl Scan<'_> {
         let rest = &self.bytes[self.at..];
         let length = rest.iter().take_while(|byte| is_word(**byte)).count();
         let word = &rest[..length];
-        // A word on a line of its own after the end of an expression begins a statement.
+        // A word on a new line after the end of an expression begins a statement.
         if self.broken && ends_expression(self.last) {
             self.chain = 0;
         }
-        // Only `else` carries a statement on after its block.
+        // Only `else` continues a statement after its block.
         if self.last == b'}' && word != b"else" {
             self.statements = 0;
         }
@@ -180,7 +179,7 @@ impl Scan<'_> {
         let mut length = 1;
         loop {
             match self.bytes.get(self.at + length).copied() {
-                // A text that does not end in its line is an error, which the parser names.
+                // A text that does not end on its line is an error, which the parser reports.
                 None | Some(b'\n') => break,
                 Some(b'\\') => length += 2,
                 Some(byte) => {
@@ -195,7 +194,7 @@ impl Scan<'_> {
         self.pass(length);
     }
 
-    /// From a template's beginning, or from the `}` of a value in it, to its end or the next `${`.
+    /// Scans a template from its beginning, or from the `}` of a value in it, to its end or the next `${`.
     fn template(&mut self) {
         let mut length = 1;
         loop {
@@ -217,12 +216,12 @@ impl Scan<'_> {
         self.pass(length);
     }
 
-    /// A regular expression, to its closing `/`. A `/` without one in the same line counts as an operator.
+    /// Scans a regular expression to its closing `/`. A `/` without one on the same line counts as an operator.
     fn pattern(&mut self) {
         let (mut length, mut class) = (1, false);
         loop {
             match self.bytes.get(self.at + length).copied() {
-                // No pattern after all.
+                // This is no pattern.
                 None | Some(b'\n') => {
                     self.chain += 1;
                     self.end(b'/');
@@ -231,7 +230,7 @@ impl Scan<'_> {
                 Some(b'\\') => length += 1,
                 Some(b'[') => class = true,
                 Some(b']') => class = false,
-                // ECMA-262, RegularExpressionClass: in brackets it does not end the pattern.
+                // A `/` in brackets does not end the pattern (ECMA-262, RegularExpressionClass).
                 Some(b'/') if !class => break,
                 Some(_) => {}
             }

@@ -1,13 +1,13 @@
-//! From TypeScript and JSX to JavaScript by taking the types away.
+//! Converts TypeScript and JSX to JavaScript by erasing the types.
 //!
-//! The parser is `oxc`'s; erasure is ours and works on the text: what is only a type becomes blanks,
-//! elements become calls of `h`, and every line keeps its number. Columns of code without elements
-//! stay as well. So stacks name the line that the author wrote, and no source map is needed.
+//! The parser is `oxc`'s, and the erasure is the runtime's own and works on the text: types become blanks, elements
+//! become calls of `h`, and each line keeps its number. Columns of code without elements stay too. So stacks name the
+//! line that the author wrote, and no source map is needed.
 //!
-//! What is more than types (`enum`, `namespace`, decorators, parameter properties, `import =`) ends with
-//! [`RuntimeCode::TsUnsupported`]. A name that is imported for its type only has to be imported by `import type`, as
-//! with TypeScript's own `verbatimModuleSyntax`: without knowing the other module erasure cannot distinguish a type
-//! from a value.
+//! Features beyond types (`enum`, `namespace`, decorators, parameter properties, `import =`) end with
+//! [`RuntimeCode::TsUnsupported`]. A name that is imported only for its type must be imported by `import type`, as
+//! with TypeScript's own `verbatimModuleSyntax`: without the other module, the erasure cannot distinguish a type from
+//! a value.
 
 mod edits;
 mod elements;
@@ -28,8 +28,8 @@ pub use source_scan::{EvalSite, Import, ImportForm, SourceScan, scan_source};
 /// The JavaScript of a module.
 ///
 /// # Errors
-/// [`RuntimeCode::TsUnsupported`] for what no erasure does, [`RuntimeCode::Limit`] for nesting that the parser
-/// should not be given, [`RuntimeCode::Exception`] for a syntax error; each with module and line.
+/// [`RuntimeCode::TsUnsupported`] for features beyond types, [`RuntimeCode::Limit`] for nesting that is too deep for
+/// the parser, [`RuntimeCode::Exception`] for a syntax error; each with the module and the line.
 pub(crate) fn strip(
     module: &str,
     source: &str,
@@ -49,7 +49,7 @@ pub(crate) fn strip(
     }
 }
 
-/// The syntax tree, once the guard has let the source pass.
+/// The syntax tree of a source that the guard accepts.
 fn parse<'a>(
     allocator: &'a Allocator,
     module: &str,

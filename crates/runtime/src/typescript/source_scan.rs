@@ -1,4 +1,4 @@
-//! What a source says about itself without being run.
+//! Scans a source for imports and uses of `eval` without running it.
 
 use oxc_allocator::Allocator;
 use oxc_ast::ast::*;
@@ -11,25 +11,25 @@ use crate::error::ScriptFailure;
 use crate::limits::LOOKED;
 use crate::modules::Language;
 
-/// What a source imports, and where it makes code of text.
+/// The imports of a source, and the places where it makes code of text.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct SourceScan {
-    /// In the order of the source. What is imported for its types only is gone before the engine
-    /// sees it, and is not here.
+    /// The imports in the order of the source. Imports of types are erased before the engine sees the source, and are
+    /// not listed.
     pub imports: Vec<Import>,
-    /// In the order of the source.
+    /// The places that make code of text, in the order of the source.
     pub makers: Vec<EvalSite>,
-    /// Whether there were more of either than [`LOOKED`].
+    /// Whether there were more than [`LOOKED`] of either.
     #[serde(default)]
     pub cut: bool,
 }
 
-/// One module that a source names.
+/// A module that a source names.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Import {
-    /// As it is written; nothing where it is computed when the source runs.
+    /// The specifier as it is written; `None` if the source computes it at run time.
     pub specifier: Option<String>,
-    /// How it is named.
+    /// The form of the import.
     pub via: ImportForm,
     /// The line, from 1.
     pub line: u32,
@@ -47,7 +47,7 @@ pub enum ImportForm {
     Import,
 }
 
-/// A place that names what makes code of text.
+/// A place that names a function which makes code of text.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct EvalSite {
     /// `eval`, `Function` or `constructor`.
@@ -56,14 +56,14 @@ pub struct EvalSite {
     pub line: u32,
 }
 
-/// Looks at a source with the parser that also takes types away. A caller that looks at sources of unknown peers does
-/// so in a worker: a source made to slip through the guard against deep nesting ends the process.
+/// Scans a source with the parser that also erases types. A caller must scan sources of unknown peers in a worker,
+/// because a source that evades the guard against deep nesting ends the process.
 ///
-/// A name counts wherever it is read, also where the source declares it itself.
+/// A name counts wherever it is read, even if the source declares it itself.
 ///
 /// # Errors
-/// [`RuntimeCode::Limit`](crate::RuntimeCode::Limit) for nesting that the parser should not be given,
-/// [`RuntimeCode::Exception`](crate::RuntimeCode::Exception) for a syntax error; each with module and line.
+/// [`RuntimeCode::Limit`](crate::RuntimeCode::Limit) for nesting that is too deep for the parser,
+/// [`RuntimeCode::Exception`](crate::RuntimeCode::Exception) for a syntax error; each with the module and the line.
 pub fn scan_source(
     module: &str,
     source: &str,
@@ -71,20 +71,20 @@ pub fn scan_source(
 ) -> Result<SourceScan, ScriptFailure> {
     let allocator = Allocator::default();
     let parsed = parse(&allocator, module, source, language)?;
-    let mut eye = SourceScanner {
+    let mut scanner = SourceScanner {
         source,
-        looked: SourceScan::default(),
+        scan: SourceScan::default(),
     };
-    eye.visit_program(&parsed.program);
-    Ok(eye.looked)
+    scanner.visit_program(&parsed.program);
+    Ok(scanner.scan)
 }
 
-/// Names by which code is made of text.
+/// The names of functions that make code of text.
 const MAKERS: [&str; 2] = ["eval", "Function"];
 
 struct SourceScanner<'s> {
     source: &'s str,
-    looked: SourceScan,
+    scan: SourceScan,
 }
 
 impl SourceScanner<'_> {
@@ -93,12 +93,13 @@ impl SourceScanner<'_> {
     }
 
     fn import(&mut self, specifier: Option<&str>, via: ImportForm, span: Span) {
-        if self.looked.imports.len() >= LOOKED {
-            self.looked.cut = true;
+        // A source may have any number of imports; `cut` marks the list as incomplete.
+        if self.scan.imports.len() >= LOOKED {
+            self.scan.cut = true;
             return;
         }
         let line = self.line(span);
-        self.looked.imports.push(Import {
+        self.scan.imports.push(Import {
             specifier: specifier.map(str::to_owned),
             via,
             line,
@@ -106,20 +107,20 @@ impl SourceScanner<'_> {
     }
 
     fn maker(&mut self, name: &str, span: Span) {
-        if self.looked.makers.len() >= LOOKED {
-            self.looked.cut = true;
+        if self.scan.makers.len() >= LOOKED {
+            self.scan.cut = true;
             return;
         }
         let line = self.line(span);
-        self.looked.makers.push(EvalSite {
+        self.scan.makers.push(EvalSite {
             name: name.to_owned(),
             line,
         });
     }
 
-    /// `globalThis.eval`, and what leads from any function to `Function`.
+    /// Records `globalThis.eval`, and members that lead from any function to `Function`.
     fn member(&mut self, object: &Expression<'_>, name: &str, span: Span) {
-        // Parentheses and types around it change nothing.
+        // Parentheses and types around the object change nothing.
         let object = object.get_inner_expression();
         if MAKERS.contains(&name) && object.is_specific_id("globalThis") {
             self.maker(name, span);
@@ -151,6 +152,7 @@ impl<'a> Visit<'a> for SourceScanner<'_> {
 
     fn visit_import_expression(&mut self, it: &ImportExpression<'a>) {
         self.import(fixed(&it.source), ImportForm::Dynamic, it.span);
+        // The specifier is an expression, which may itself import.
         walk::walk_import_expression(self, it);
     }
 
@@ -172,11 +174,11 @@ impl<'a> Visit<'a> for SourceScanner<'_> {
         walk::walk_computed_member_expression(self, it);
     }
 
-    /// Types name nothing that runs.
+    /// Names in types do not run.
     fn visit_ts_type(&mut self, _: &TSType<'a>) {}
 }
 
-/// The text that an expression is, where it is one.
+/// The text of an expression, if it is a constant.
 fn fixed<'e>(expression: &'e Expression<'_>) -> Option<&'e str> {
     match expression.get_inner_expression() {
         Expression::StringLiteral(text) => Some(text.value.as_str()),

@@ -1,4 +1,4 @@
-//! How a command ends when it does not end well.
+//! Why a command of `alknet vault` failed, with its codes.
 
 use std::io;
 use std::path::Path;
@@ -13,31 +13,31 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum VaultCliError {
-    /// The words are none.
+    /// The typed words are no recovery words.
     #[error(transparent)]
     BadMnemonic(MnemonicError),
-    /// The reader of standard output went away, which `| head` does.
+    /// The reader of standard output closed it, as `| head` does.
     #[error("the reader went away")]
     Closed,
     /// A file is damaged or was changed.
     #[error("{0}")]
     Corrupt(String),
-    /// The vault's state or the user's answer does not allow it.
+    /// The vault's state or the user's answer forbids the command.
     #[error("{0}")]
     Denied(String),
-    /// Something of this computer failed.
+    /// This computer failed.
     #[error("{0}")]
     Local(String),
-    /// Nothing opens it here.
+    /// No key on this computer opens the vault.
     #[error("{0}")]
     Locked(String),
-    /// There is no such record.
+    /// The vault has no such record.
     #[error("{0}")]
     NotFound(String),
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
-    /// The command line says nothing sensible.
+    /// The arguments contradict each other or have no meaning together.
     #[error("{0}")]
     Usage(String),
     /// The passphrase does not open the slot.
@@ -62,8 +62,8 @@ impl VaultCliError {
         }
     }
 
-    /// The exit code: 0 where the reader of standard output is gone, 1 where something of this
-    /// computer failed or is not there, 2 usage, 4 denied, 10 locked, 11 wrong passphrase, 12 bad
+    /// The exit code: 0 if the reader of standard output closed it, 1 if this computer failed or
+    /// lacks something, 2 for wrong usage, 4 denied, 10 locked, 11 wrong passphrase, 12 wrong
     /// words, 13 corrupt.
     #[must_use]
     pub fn exit(&self) -> u8 {
@@ -79,7 +79,7 @@ impl VaultCliError {
         }
     }
 
-    /// A file that could not be read or written.
+    /// A file cannot be read or written.
     pub(crate) fn file(path: &Path) -> impl Fn(io::Error) -> Self {
         let name = path.display().to_string();
         move |error| Self::Local(format!("{name} cannot be used ({error})"))
@@ -99,7 +99,7 @@ impl From<io::Error> for VaultCliError {
 impl From<MnemonicError> for VaultCliError {
     fn from(error: MnemonicError) -> Self {
         match error {
-            // Of a passphrase, which is no word.
+            // This error concerns a passphrase, not a word.
             MnemonicError::PassphraseTooLong => Self::Usage(error.to_string()),
             error => Self::BadMnemonic(error),
         }

@@ -1,4 +1,4 @@
-//! Keys as other programs read them.
+//! Keys in the formats of other programs.
 
 use alknet_vault::audit::{AuditEvent, ExportedSecret};
 use alknet_vault::slots::luks_phrase;
@@ -17,8 +17,8 @@ use crate::vault_dir::{OpenVaultDir, offline};
 use crate::verbs::DerivedKeyVerb;
 use crate::{VaultCli, VaultCliError};
 
-/// What stands before the key in a SubjectPublicKeyInfo: RFC 8410, and RFC 5480 for an uncompressed
-/// point of P-256.
+/// The bytes before the key in a SubjectPublicKeyInfo: RFC 8410 for Ed25519, and RFC 5480 for an
+/// uncompressed point of P-256.
 const SPKI_ED25519: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
 ];
@@ -64,7 +64,8 @@ impl PublicKeyOutput {
         pem("PUBLIC KEY", &der).expose().to_owned()
     }
 
-    /// RFC 4253, section 6.6; RFC 8709 and RFC 5656.
+    /// The public key in the format of RFC 4253, section 6.6; RFC 8709 for Ed25519 and RFC 5656 for
+    /// P-256.
     fn ssh(&self, comment: &str) -> String {
         let parts: &[&[u8]] = match self {
             Self::Ed25519(key) => &[b"ssh-ed25519", key],
@@ -113,7 +114,7 @@ impl VaultCli<'_> {
         } else {
             let opened = OpenVaultDir::open_typed(&args.open, None, self.ask)?;
             let pem = private(&opened.vault, args)?;
-            // The log first: no key leaves that is not written down.
+            // The log is written first, so that no key leaves the vault without an entry.
             opened.finish()?;
             pem
         };
@@ -139,7 +140,7 @@ impl VaultCli<'_> {
         let passphrase = !opened.alkv.passphrase().is_empty();
         opened.finish()?;
         let value = match self.json {
-            // In text mode no copy of the words is made that nothing would wipe.
+            // In text mode the words are not copied into a JSON value, which would not be zeroized.
             true => json!({ "words": phrase.expose(), "bip39_passphrase": passphrase }),
             false => json!(null),
         };
@@ -161,7 +162,7 @@ impl VaultCli<'_> {
         if self.json {
             return self.print(&json!({ "recovery_key": phrase.expose() }), "");
         }
-        // Without a line end: cryptsetup takes every byte of a key file.
+        // The output has no newline, because cryptsetup uses every byte of a key file.
         write!(self.out, "{}", phrase.expose())?;
         self.out.flush()?;
         Ok(())
@@ -175,6 +176,7 @@ impl VaultCli<'_> {
         let path = DerivationPath::parse(&args.path, curve);
         let path = path.map_err(alknet_vault::VaultError::from)?;
         if args.mnemonic_stdin {
+            // With words on standard input, the passphrase follows on the next line.
             self.ask.use_stdin();
         }
         let words = typed_words(self.ask)?;
@@ -196,7 +198,7 @@ impl VaultCli<'_> {
         self.print(&value, &text)
     }
 
-    /// Asks the vault of the words, or that of the directory.
+    /// Reads from the vault of the typed words, or from the vault of the directory.
     fn with_vault<T>(
         &mut self,
         words: &WordsArgs,
@@ -207,13 +209,14 @@ impl VaultCli<'_> {
             return get(&offline(words, self.ask)?);
         }
         let opened = OpenVaultDir::open(open, self.ask)?;
+        // The log is written even if `get` fails, so that the attempt is recorded.
         let got = get(&opened.vault);
         opened.finish()?;
         got
     }
 }
 
-/// A private key in the form that is asked for.
+/// A private key in the format of the arguments.
 fn private(vault: &Vault, args: &ExportKeyArgs) -> Result<SecretStr, VaultCliError> {
     let purpose = args.purpose;
     Ok(match (purpose.curve(), args.openssh) {
@@ -222,6 +225,7 @@ fn private(vault: &Vault, args: &ExportKeyArgs) -> Result<SecretStr, VaultCliErr
             pem("PRIVATE KEY", &der)
         }
         (Curve::NistP256, true) => {
+            // OpenSSH's format of a P-256 key differs, and no version of OpenSSH needs it.
             let text = "OpenSSH reads PKCS #8 of this key; its own form is for Ed25519";
             return Err(VaultCliError::Usage(text.to_owned()));
         }
@@ -240,15 +244,14 @@ fn private(vault: &Vault, args: &ExportKeyArgs) -> Result<SecretStr, VaultCliErr
     })
 }
 
-/// OpenSSH's own form of an Ed25519 key, which is not encrypted (PROTOCOL.key of its source).
+/// OpenSSH's own format of an Ed25519 key, without encryption (PROTOCOL.key in its source).
 fn openssh(seed: &SecretArr<32>, public: &[u8; 32], comment: &str) -> SecretBytes {
     const BLOCK: usize = 8;
-    // Of a fixed size, so that no part of the key stays where it grew.
+    // The buffers are allocated once, because growing would leave a copy of the key behind.
     let mut out = Vec::with_capacity(1024);
     let mut inner = Zeroizing::new(Vec::with_capacity(512));
     let wire = [string(b"ssh-ed25519"), string(public)].concat();
-    // Two equal numbers, by which a program would notice a wrong passphrase; this key has no
-    // passphrase.
+    // Two equal numbers, by which a reader detects a wrong passphrase; this key has no passphrase.
     inner.extend_from_slice(&[0; 8]);
     inner.extend_from_slice(&wire);
     // OpenSSH stores the seed and then the public key as one string of 64 bytes.
@@ -256,7 +259,7 @@ fn openssh(seed: &SecretArr<32>, public: &[u8; 32], comment: &str) -> SecretByte
     inner.extend_from_slice(seed.expose());
     inner.extend_from_slice(public);
     inner.extend_from_slice(&string(comment.as_bytes()));
-    // PROTOCOL.key pads with 1, 2, 3 …, by which a reader checks what it decrypted.
+    // PROTOCOL.key pads with 1, 2, 3 …, which a reader checks after decryption.
     let mut pad = 1;
     while inner.len() % BLOCK != 0 {
         inner.push(pad);
@@ -273,20 +276,20 @@ fn openssh(seed: &SecretArr<32>, public: &[u8; 32], comment: &str) -> SecretByte
     SecretBytes::from_vec(out)
 }
 
-/// A string of RFC 4251: its length in four bytes, and itself.
+/// A string of RFC 4251, section 5: its length in four bytes, and its bytes.
 fn string(bytes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(bytes.len()).unwrap_or(0);
     [&length.to_be_bytes(), bytes].concat()
 }
 
-/// RFC 7468.
+/// The PEM encoding of RFC 7468.
 fn pem(what: &str, der: &SecretBytes) -> SecretStr {
     let encoded = Zeroizing::new(BASE64.encode(der.expose()));
     let mut text = String::with_capacity(encoded.len() * 2 + 128);
     text.push_str(&format!("-----BEGIN {what}-----\n"));
     let mut rest = encoded.as_str();
     while !rest.is_empty() {
-        // RFC 7468 §2: lines of 64 characters.
+        // RFC 7468 section 2 requires lines of 64 characters.
         let (line, more) = rest.split_at(rest.len().min(64));
         text.push_str(line);
         text.push('\n');

@@ -1,12 +1,12 @@
-//! `alknet vault`: what people do with a vault on their own computer.
+//! `alknet vault`: commands over a vault on the user's own computer.
 //!
-//! A [`OfflineVaultVerb`] is what was asked, as clap reads it; [`run`] does it in a directory with the two copies of
-//! the vault (`vault.a`, `vault.b`), `seed.key` where there is a provisioning slot, `audit` and
-//! `credentials`. Verbs that only need the recovery words work without one.
+//! A [`OfflineVaultVerb`] is the command as clap reads it; [`run`] carries it out in a directory with the two copies
+//! of the vault (`vault.a`, `vault.b`), `seed.key` if there is a provisioning slot, `audit` and `credentials`. Verbs
+//! that only need the recovery words work without a directory.
 //!
-//! Nothing here reaches a network, and what a node does with its own vault is elsewhere. A program with a network
-//! adds `lock`, and asks nodes for their status ([`VaultStatusArgs::node`]). No program adds `unlock`: a machine
-//! asks at its console for what opens its vault, and takes it from nowhere else.
+//! This crate uses no network, and the code of a node's own vault is elsewhere. A program with a network adds `lock`,
+//! and asks nodes for their status ([`VaultStatusArgs::node`]). No program adds `unlock`: a machine asks for what
+//! opens its vault at its console only.
 
 mod args;
 mod earlier;
@@ -39,7 +39,7 @@ pub use verbs::{
     RecoveryKeyVerb, SlotVerb, SuccessorArgs, SuccessorVerb, WordsVerb,
 };
 
-/// Does what was asked, and prints it to `out`, as one line of JSON where that is asked for.
+/// Runs the command and prints its result to `out`, as one line of JSON if `json` is set.
 ///
 /// # Errors
 /// See [`VaultCliError`].
@@ -78,7 +78,7 @@ struct VaultCli<'a> {
 }
 
 impl VaultCli<'_> {
-    /// A result in the form that was asked for.
+    /// Prints a result as JSON or as text.
     fn print(&mut self, value: &Value, text: &str) -> Result<(), VaultCliError> {
         if self.json {
             writeln!(self.out, "{value}")?;

@@ -1,4 +1,4 @@
-//! The log of what happened.
+//! The verbs of the audit log.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,12 +23,13 @@ impl VaultCli<'_> {
         let dir = match &log.log {
             Some(dir) => there(dir)?,
             None => {
-                let place = VaultDir::look(&place.dir);
+                let place = VaultDir::unlocked(&place.dir);
                 place.load()?;
                 place.path("audit")
             }
         };
-        let mut kept: VecDeque<String> = VecDeque::new();
+        let mut newest: VecDeque<String> = VecDeque::new();
+        // The oldest file has the highest number.
         for age in (0..AUDIT_FILES).rev() {
             let name = match age {
                 0 => "vault.log".to_owned(),
@@ -37,13 +38,14 @@ impl VaultCli<'_> {
             let path = dir.join(name);
             let file = match File::open(&path) {
                 Ok(file) => file,
+                // A young log has fewer files.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => return Err(VaultCliError::file(&path)(error)),
             };
             let mut reader = BufReader::new(file);
             loop {
                 let mut line = Vec::new();
-                // A line that does not end must not fill the memory; what is cut is then no line.
+                // The limit keeps a line without an end from filling memory; a line that is cut does not parse.
                 let most = MAX_AUDIT_LINE_BYTES as u64;
                 let read = (&mut reader).take(most).read_until(b'\n', &mut line);
                 if read.map_err(VaultCliError::file(&path))? == 0 {
@@ -56,15 +58,15 @@ impl VaultCli<'_> {
                 match last {
                     None => writeln!(self.out, "{line}")?,
                     Some(last) => {
-                        kept.push_back(line);
-                        if kept.len() > last {
-                            kept.pop_front();
+                        newest.push_back(line);
+                        if newest.len() > last {
+                            newest.pop_front();
                         }
                     }
                 }
             }
         }
-        for line in kept {
+        for line in newest {
             writeln!(self.out, "{line}")?;
         }
         self.out.flush()?;
@@ -102,12 +104,12 @@ impl VaultCli<'_> {
         let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let dir = elsewhere.unwrap_or_else(|| opened.place.path("audit"));
         let verified = verify(&dir, &opened.vault)?;
-        // Only now: a break must not be followed by lines of ours.
+        // The events of this command are written only now, so that no line of this program follows a break.
         opened.finish()?;
         Ok(verified)
     }
 
-    /// A line as it is shown: as it is, or for people.
+    /// A line as JSON, or as text for a person.
     fn shown(&self, line: &[u8]) -> Option<String> {
         let line = std::str::from_utf8(line).ok()?.strip_suffix('\n')?;
         let value: Value = serde_json::from_str(line).ok()?;
@@ -115,16 +117,15 @@ impl VaultCli<'_> {
             return Some(line.to_owned());
         }
         let (seq, t) = (value["seq"].as_u64()?, value["t"].as_u64()?);
-        // Written out by JSON, so that nothing in it moves the cursor.
+        // The detail is printed as JSON, whose escapes keep its characters from moving the cursor.
         let event = value["ev"].as_str()?.escape_default();
         Some(format!("{seq:>6}  {t}  {event}  {}", value["detail"]))
     }
 }
 
-/// A folder that has a log: without a log there is nothing to verify, and the command does not report it
-/// as whole.
+/// Checks that the folder has a log: without one there is nothing to verify, and the command must not report success.
 fn there(dir: &Path) -> Result<PathBuf, VaultCliError> {
-    // A power cut leaves the second alone while the first is begun.
+    // A power cut during a rotation can leave only the second file.
     for name in ["vault.log", "vault.log.1"] {
         let log = dir.join(name);
         if log.try_exists().map_err(VaultCliError::file(&log))? {

@@ -1,4 +1,4 @@
-//! The verbs of `alknet vault` as a program of their own: for tests, and for users without a node.
+//! The verbs of `alknet vault` as a program of their own, for tests and for users without a node.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
                 }
                 false => format!("alknet: {}: {error}", error.code()),
             };
-            // Where standard error is gone, the message has no reader.
+            // The result is dropped, because an error about standard error cannot be shown.
             writeln!(std::io::stderr(), "{text}").ok();
             ExitCode::from(error.exit())
         }

@@ -1,4 +1,5 @@
-//! Making a vault: of new words, of words that exist, and in the place of one whose words leaked.
+//! Makes a vault: of new words, of existing words, or as the successor of a vault whose words
+//! leaked.
 
 use std::cell::OnceCell;
 use std::fs::OpenOptions;
@@ -23,9 +24,9 @@ use crate::progress::ProgressMessage;
 use crate::vault_dir::{OpenVaultDir, VaultDir, cap_kib, now_s};
 use crate::{SecretPrompt, VaultCli, VaultCliError};
 
-/// How many words the user has to type again.
+/// The number of words that the user must type back.
 const CONFIRMED: usize = 3;
-/// How often they may be mistyped.
+/// The number of attempts for each of these words.
 const TRIES: usize = 3;
 
 impl VaultCli<'_> {
@@ -36,7 +37,8 @@ impl VaultCli<'_> {
         let place = VaultDir::fresh(&args.new.place.dir)?;
         let words = Entropy::generate(count(&args.words))?;
         let made = self.make(&args.new, &words)?;
-        // Before the vault is written: without words on paper no vault is made.
+        // The words are shown before the vault is written, so no vault exists without words on
+        // paper.
         self.show_words(&words)?;
         self.finish_new(place, made, AuditEvent::Created, Some(&words))
     }
@@ -61,9 +63,10 @@ impl VaultCli<'_> {
         };
         let made = self.with_slots(vault, &args.slots, args.cost)?;
         self.show_words(&words)?;
+        // The new vault has no recorder: its first event is that of its creation below.
         let next = Vault::locked_as(made.alkv.alkv().device(), None);
         next.unlock(made.alkv.entropy(), made.alkv.passphrase())?;
-        // The vault itself comes last: a directory without one may be used again.
+        // The vault itself is written last, because a directory without one can be used again.
         let records = match old.place.records()? {
             Some(records) => {
                 let to = VaultCredentials::open(&place.path("credentials"))?;
@@ -97,6 +100,7 @@ impl VaultCli<'_> {
 
     pub(crate) fn successor(&mut self, file: &Path) -> Result<(), VaultCliError> {
         let long = || VaultCliError::from(SuccessorError::TooLong);
+        // The size is checked before the file is read, because a user may name any file.
         let meta = std::fs::metadata(file).map_err(VaultCliError::file(file))?;
         if meta.len() > limits::MAX_SUCCESSOR_BYTES as u64 {
             return Err(long());
@@ -125,7 +129,7 @@ impl VaultCli<'_> {
         self.with_slots(vault, &args.slots, args.cost)
     }
 
-    /// The vault with its slots, not on the disk yet.
+    /// Makes the vault with its slots in memory.
     fn with_slots(
         &mut self,
         vault: NewVault,
@@ -136,12 +140,15 @@ impl VaultCli<'_> {
             return Err(VaultCliError::Usage("a vault needs a slot".to_owned()));
         }
         let cost = match slots.contains(&SlotArg::Passphrase) {
+            // Measuring takes seconds, so it runs only if a slot needs the cost.
             true => chosen_cost(cost)?,
             false => Argon2Params::DEFAULT,
         };
         let mut typed = Vec::with_capacity(slots.len());
         for (at, kind) in slots.iter().enumerate() {
             if slots[..at].contains(kind) && *kind != SlotArg::Passphrase {
+                // Several passphrases are useful; two slots of another type would have the same
+                // key.
                 let text = "a second slot of that type opens by the same means; name it once";
                 return Err(VaultCliError::Usage(text.to_owned()));
             }
@@ -171,7 +178,7 @@ impl VaultCli<'_> {
         event: AuditEvent,
         words: Option<&Entropy>,
     ) -> Result<(), VaultCliError> {
-        // Before the vault: a slot whose key was never written would open by nothing.
+        // The seed is written before the vault, because a slot without its key could not be opened.
         made.write_seed(&place.path("seed.key"))?;
         place.copies().create(&made.alkv)?;
         let opened = OpenVaultDir::made(place, made.alkv, event)?;
@@ -198,8 +205,8 @@ impl VaultCli<'_> {
         }
     }
 
-    /// Shows new words, and goes on once a person at the terminal has typed some of them back. In
-    /// JSON they are part of the result instead.
+    /// Shows new words, and returns once the person at the terminal has typed some of them back. In
+    /// JSON mode the words are a part of the result instead.
     fn show_words(&mut self, words: &Entropy) -> Result<(), VaultCliError> {
         if self.json {
             return Ok(());
@@ -218,7 +225,7 @@ impl VaultCli<'_> {
         }
         writeln!(self.out)?;
         self.out.flush()?;
-        // A program cannot write on paper, and has the words from standard output.
+        // A program cannot write on paper; it reads the words from standard output.
         if !self.ask.is_person() {
             return Ok(());
         }
@@ -237,13 +244,13 @@ impl VaultCli<'_> {
                 self.ask.tell("that is another word");
             }
         }
-        // The words leave the screen and what can be scrolled back to.
+        // Clears the screen and its scrollback, so that the words cannot be read there later.
         self.ask.tell("\x1b[H\x1b[2J\x1b[3J");
         Ok(())
     }
 }
 
-/// A vault that is not on the disk yet.
+/// A vault that exists only in memory.
 struct UnsavedVault {
     alkv: OpenAlkv,
     seed: Option<SeedKey>,
@@ -258,7 +265,7 @@ impl UnsavedVault {
     }
 }
 
-/// A slot as it is asked for; its seed goes into `seed`.
+/// A slot of this kind; the seed of a provisioning slot is stored in `seed`.
 pub(crate) fn new_slot<'a>(
     kind: SlotArg,
     typed: Option<&'a SecretStr>,
@@ -280,7 +287,8 @@ pub(crate) fn new_slot<'a>(
     })
 }
 
-/// What an attempt shall cost: as it was said, or as this computer makes it half a second to one.
+/// The cost of an attempt: as the arguments state it, or measured to take half a second to one
+/// second on this computer.
 pub(crate) fn chosen_cost(args: CostArgs) -> Result<Argon2Params, VaultCliError> {
     if let Some(cost) = args.chosen().map_err(VaultCliError::Usage)? {
         return Ok(cost);
@@ -295,7 +303,7 @@ pub(crate) fn chosen_cost(args: CostArgs) -> Result<Argon2Params, VaultCliError>
     Ok(measured?)
 }
 
-/// A secret that is chosen now: a person types it twice, a program gives it once.
+/// A new secret: a person types it twice, a program supplies it once.
 pub(crate) fn new_secret(
     ask: &mut dyn SecretPrompt,
     what: &str,
@@ -304,6 +312,7 @@ pub(crate) fn new_secret(
         let secret = ask.secret(what)?;
         if secret.is_empty() {
             if ask.is_person() {
+                // A person can type another one; a program would repeat the empty one for ever.
                 ask.tell("an empty one protects nothing");
                 continue;
             }
@@ -316,7 +325,7 @@ pub(crate) fn new_secret(
     }
 }
 
-/// Words that exist. A person may correct them; a program may not.
+/// Existing words. A person may correct a mistake; a program may not.
 pub(crate) fn typed_words(ask: &mut dyn SecretPrompt) -> Result<Entropy, VaultCliError> {
     loop {
         let typed = ask.secret("recovery words")?;
@@ -328,10 +337,11 @@ pub(crate) fn typed_words(ask: &mut dyn SecretPrompt) -> Result<Entropy, VaultCl
     }
 }
 
-/// A file that was not there, on the disk when this returns.
+/// Writes a file and syncs it to the disk.
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), VaultCliError> {
     let io = VaultCliError::file(path);
     let mut options = OpenOptions::new();
+    // The mode is set at creation, so that no other user can open the file before a chmod(2).
     options.write(true).create(true).truncate(true).mode(mode);
     let mut file = options.open(path).map_err(&io)?;
     file.write_all(bytes).map_err(&io)?;
@@ -345,19 +355,20 @@ fn count(words: &str) -> WordCount {
     }
 }
 
-/// Said by name, since secrets are not copied by accident.
+/// An explicit function, because secrets have no `Clone`.
 fn copy(words: &Entropy) -> Result<Entropy, VaultCliError> {
     Ok(Entropy::from_bytes(words.bytes())?)
 }
 
-/// Which words are asked for: any, each once.
+/// The positions of the words to type back, chosen at random without repetition.
 fn positions(words: usize) -> Result<Vec<usize>, VaultCliError> {
     let mut chosen = Vec::with_capacity(CONFIRMED);
     while chosen.len() < CONFIRMED.min(words) {
         let mut byte = [0];
         let filled = getrandom::fill(&mut byte);
         filled.map_err(|_| VaultCliError::from(VaultError::NoRandomness))?;
-        // A multiple of every number of words, so that each is as likely.
+        // 120 is a multiple of both numbers of words, and bytes from 240 on are rejected, so each
+        // position is equally likely.
         let position = usize::from(byte[0] % 120) % words;
         if byte[0] < 240 && !chosen.contains(&position) {
             chosen.push(position);

@@ -1,16 +1,16 @@
-//! That a command is at work, for people whose patience it takes.
+//! The progress message of a command that takes long.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long something may take in silence.
+/// How long a command may run before the message appears.
 const SILENCE: Duration = Duration::from_secs(2);
-/// How often it says something from then on.
+/// How often the message is updated after that.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Says how long something takes, once that is long. Dropping it says nothing more.
+/// Shows how long a command has run, once that is long. Dropping it ends the message.
 pub(crate) struct ProgressMessage(Option<(Sender<()>, JoinHandle<()>)>);
 
 impl ProgressMessage {
@@ -20,17 +20,18 @@ impl ProgressMessage {
             let begun = Instant::now();
             let mut wait = SILENCE;
             while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
-                // Where standard error is gone, the message has no reader.
+                // The result is dropped, because an error about standard error cannot be shown.
                 write!(io::stderr(), "\r{what}: {} s", begun.elapsed().as_secs()).ok();
                 wait = EVERY;
             }
+            // The message was shown and does not end yet.
             if wait == EVERY {
                 writeln!(io::stderr()).ok();
             }
         };
-        // Without a person, or without a thread, it is done in silence.
-        let told = io::stderr().is_terminal();
-        let thread = told.then(|| thread::Builder::new().spawn(tell));
+        // Without a terminal, or if no thread can be started, the command runs silently.
+        let is_shown = io::stderr().is_terminal();
+        let thread = is_shown.then(|| thread::Builder::new().spawn(tell));
         Self(thread.and_then(Result::ok).map(|thread| (end, thread)))
     }
 }

@@ -1,5 +1,5 @@
-//! Where secrets come from: a person at a terminal, or lines of standard input. Never from the command
-//! line, which every process of the computer reads, nor from the environment.
+//! The sources of secrets: a person at a terminal, or lines of standard input. Secrets never come from the command
+//! line, which every process of the computer can read, or from the environment.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, IsTerminal as _, Read as _, Write as _};
@@ -17,57 +17,57 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::VaultCliError;
 
-/// Bytes of a line that is read.
+/// Longest line that is read, in bytes.
 const LINE_BYTES_MAX: usize = if MAX_PHRASE_BYTES > MAX_PASSPHRASE_BYTES {
     MAX_PHRASE_BYTES
 } else {
     MAX_PASSPHRASE_BYTES
 };
 
-/// Ctrl-C as it is typed where the terminal makes no signal of it.
+/// The byte of Ctrl-C in a terminal that raises no signal for it.
 const CTRL_C: u8 = 3;
 
-/// What a command asks.
+/// Asks for the inputs of a command.
 pub trait SecretPrompt {
-    /// From now on, secrets are lines of standard input.
+    /// Makes secrets come from lines of standard input from now on.
     fn use_stdin(&mut self);
 
-    /// Whether a person answers, who may be asked again.
+    /// Whether a person answers, who can be asked again.
     fn is_person(&self) -> bool;
 
-    /// One line that is not shown while it is typed.
+    /// Reads one line, which the terminal does not show.
     ///
     /// # Errors
-    /// There is no terminal to ask at, or the line is too long or no text.
+    /// There is no terminal, or the line is too long or not UTF-8.
     fn secret(&mut self, what: &str) -> Result<SecretStr, VaultCliError>;
 
-    /// One line that may be seen.
+    /// Reads one line, which the terminal shows.
     ///
     /// # Errors
-    /// As above.
+    /// As [`SecretPrompt::secret`].
     fn line(&mut self, what: &str) -> Result<String, VaultCliError>;
 
-    /// All that standard input still has, up to `most` bytes.
+    /// Reads the rest of standard input, up to `most` bytes.
     ///
     /// # Errors
-    /// It has more, or cannot be read.
+    /// Standard input has more bytes, or cannot be read.
     fn rest(&mut self, most: usize) -> Result<SecretBytes, VaultCliError>;
 
-    /// Shows the user a message that is no result.
+    /// Shows the user a message that is not a part of the result.
     fn tell(&mut self, what: &str);
 
-    /// Lets time pass after a wrong passphrase.
+    /// Waits after a wrong passphrase.
     fn pause(&mut self, time: Duration);
 }
 
-/// The terminal and standard input of this process.
+/// Asks at the terminal, or reads standard input, of this process.
 #[derive(Debug, Default)]
 pub struct TerminalPrompt {
     lines: bool,
 }
 
 impl TerminalPrompt {
-    /// Asks at the terminal until [`use_stdin`](SecretPrompt::use_stdin) is called.
+    /// Asks at the terminal until the caller calls [`use_stdin`](SecretPrompt::use_stdin).
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -79,10 +79,11 @@ impl TerminalPrompt {
         if self.lines {
             return Ok((own().map_err(unreadable)?, false));
         }
+        // The terminal itself is used, so that a redirected standard output does not matter.
         if stdin.is_terminal() {
             return Ok((own().map_err(unreadable)?, true));
         }
-        // Standard input may be the data that are to be sealed: the question goes to the terminal itself.
+        // Standard input may be the data to seal, so the question goes to the terminal itself.
         let terminal = OpenOptions::new().read(true).open("/dev/tty");
         let terminal = terminal.map_err(|_| {
             let text = "there is no terminal to ask at; say --passphrase-stdin or --mnemonic-stdin";
@@ -96,7 +97,7 @@ impl TerminalPrompt {
         if !person {
             return line(&mut from, false);
         }
-        // On standard error: standard output is the result, and may go into a file.
+        // The question goes to standard error, because standard output is the result and may go into a file.
         eprint!("{what}: ");
         io::stderr().flush().ok();
         if shown {
@@ -107,8 +108,8 @@ impl TerminalPrompt {
         drop(quiet);
         let gives_up = |text: &SecretStr| text.expose().as_bytes().ends_with(&[CTRL_C]);
         if typed.as_ref().is_ok_and(gives_up) {
-            // Ends the process as Ctrl-C does anywhere, but with a terminal that shows again what is
-            // typed. Where the signal is ignored, the question counts as not answered.
+            // The signal is raised after the echo is restored, so the process ends as with any Ctrl-C. If the signal
+            // is ignored, the question counts as unanswered.
             raise(Signal::SIGINT).map_err(|errno| unreadable(errno.into()))?;
             return Err(VaultCliError::Denied("interrupted".to_owned()));
         }
@@ -136,7 +137,8 @@ impl SecretPrompt for TerminalPrompt {
     fn rest(&mut self, most: usize) -> Result<SecretBytes, VaultCliError> {
         let stdin = io::stdin().as_fd().try_clone_to_owned();
         let mut stdin = File::from(stdin.map_err(unreadable)?);
-        // One more than may be, so that more is noticed; at its full size, so that it never moves.
+        // The buffer has one byte more than the limit, to notice longer input, and its full size from the beginning,
+        // so that the secret is never moved.
         let mut bytes = Zeroizing::new(vec![0; most + 1]);
         let mut len = 0;
         while len <= most {
@@ -154,7 +156,7 @@ impl SecretPrompt for TerminalPrompt {
     }
 
     fn tell(&mut self, what: &str) {
-        // Where standard error is gone, the message has no reader.
+        // The result is dropped, because an error about standard error cannot be shown.
         writeln!(io::stderr(), "{what}").ok();
     }
 
@@ -163,7 +165,7 @@ impl SecretPrompt for TerminalPrompt {
     }
 }
 
-/// A terminal that does not show what is typed, until this is dropped.
+/// A terminal that does not show input; dropping this restores it.
 struct EchoOff {
     terminal: File,
     before: Termios,
@@ -176,12 +178,12 @@ impl EchoOff {
         let before = tcgetattr(&terminal).map_err(failed)?;
         let mut quiet = before.clone();
         quiet.local_flags.remove(LocalFlags::ECHO);
-        // The end of the line is shown, or the next text would stand behind the question.
+        // ECHONL shows the newline, or the next text would follow the question on its line (termios(3)).
         quiet.local_flags.insert(LocalFlags::ECHONL);
-        // A signal would end the process before the terminal is as it was: Ctrl-C ends the line instead.
+        // Without ISIG, Ctrl-C ends the line instead of ending the process before the terminal is restored.
         quiet.local_flags.remove(LocalFlags::ISIG);
         quiet.control_chars[SpecialCharacterIndices::VEOL as usize] = CTRL_C;
-        // TCSAFLUSH drops what was typed before, while it was still shown.
+        // TCSAFLUSH discards input that was typed before, while the terminal still showed it (termios(3)).
         tcsetattr(&terminal, SetArg::TCSAFLUSH, &quiet).map_err(failed)?;
         Ok(Self { terminal, before })
     }
@@ -189,13 +191,13 @@ impl EchoOff {
 
 impl Drop for EchoOff {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing.
+        // A terminal that is gone needs no restoring.
         tcsetattr(&self.terminal, SetArg::TCSANOW, &self.before).ok();
     }
 }
 
-/// One line, read byte by byte: what follows stays where it is, and no buffer keeps a copy. Ctrl-C is
-/// its last byte where it `can_stop` the line.
+/// Reads one line byte by byte: the bytes after it stay in the source, and no buffer keeps a copy. If `can_stop` is
+/// true, Ctrl-C ends the line as its last byte.
 fn line(from: &mut File, can_stop: bool) -> Result<SecretStr, VaultCliError> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(LINE_BYTES_MAX + 1));
     let mut byte = [0];
@@ -221,12 +223,14 @@ fn line(from: &mut File, can_stop: bool) -> Result<SecretStr, VaultCliError> {
             Err(error) => return Err(unreadable(error)),
         }
     }
+    // The last byte may be a part of the secret.
     byte.zeroize();
-    // Files that were written on Windows end lines with two bytes.
+    // Files from Windows end lines with CR LF.
     if bytes.last() == Some(&b'\r') {
         bytes.pop();
     }
     let text = String::from_utf8(std::mem::take(&mut *bytes)).map_err(|error| {
+        // The bytes are a secret even if they are not text.
         error.into_bytes().zeroize();
         VaultCliError::Usage("a line that is no UTF-8".to_owned())
     });

@@ -1,4 +1,4 @@
-//! What happens to a vault while a command runs.
+//! Records the events of a vault while a command runs.
 
 use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,7 +8,7 @@ use alknet_vault::Observer;
 use alknet_vault::audit::{AuditEvent, AuditRecord, BootId, SlotName, UnwrittenEvents};
 use alknet_vault::slots::{KeySlot, LoadedCopies, SlotType};
 
-/// What happened, until the log is written.
+/// The events that wait to be written to the log.
 #[derive(Clone)]
 pub(crate) struct AuditRecorder {
     pending: Arc<Mutex<UnwrittenEvents>>,
@@ -33,7 +33,7 @@ impl AuditRecorder {
         self.lock().push(record);
     }
 
-    /// The first slot of that type was tried.
+    /// Records that an attempt at the first slot of that type failed.
     pub(crate) fn failed(&self, found: &LoadedCopies, kind: SlotType) {
         let slot = found.newest.slots().iter().find(|slot| slot.kind() == kind);
         if let Some(slot) = slot {

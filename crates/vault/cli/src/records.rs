@@ -1,4 +1,4 @@
-//! Sealed records.
+//! The verbs of sealed records.
 
 use alknet_vault::SealedBlob;
 use alknet_vault::limits::MAX_PLAINTEXT_BYTES;
@@ -24,6 +24,7 @@ impl VaultCli<'_> {
     fn seal(&mut self, args: &SealArgs) -> Result<(), VaultCliError> {
         let (print, args) = (args.print, &args.record);
         let opened = OpenVaultDir::open(&args.open, self.ask)?;
+        // The vault is opened first: a passphrase from standard input comes before the data.
         let plain = self.ask.rest(MAX_PLAINTEXT_BYTES)?;
         if print {
             let blob = opened.vault.seal(&args.label, plain.expose())?;
@@ -39,11 +40,11 @@ impl VaultCli<'_> {
         self.print(&value, &format!("{} is sealed", args.label))
     }
 
-    /// The JSON form, and for people the same as it stands in a configuration.
+    /// Prints a record as JSON, or as TOML for a configuration.
     fn print_record(&mut self, label: &str, blob: &SealedBlob) -> Result<(), VaultCliError> {
         let record: Value = serde_json::from_str(&blob.to_json()).unwrap_or_default();
         let fields = record.as_object().into_iter().flatten();
-        // Numbers and base64: their JSON text is TOML as well.
+        // The values are numbers and base64 strings, whose JSON text is valid TOML.
         let lines: Vec<_> = fields
             .map(|(key, value)| format!("{key} = {value}"))
             .collect();
@@ -55,7 +56,8 @@ impl VaultCli<'_> {
         let opened = OpenVaultDir::open(&args.open, self.ask)?;
         let blob = opened.records()?.get(&args.label)?;
         let plain = opened.vault.open(&args.label, &blob);
-        // Before the result is looked at: an attempt that fails is an event as well.
+        // The log is written before the result is evaluated, because a failed attempt is an event
+        // as well.
         opened.finish()?;
         let plain = plain?;
         if self.json {
@@ -63,14 +65,14 @@ impl VaultCli<'_> {
             let value = json!({ "label": args.label.as_str(), "data": data });
             return self.print(&value, "");
         }
-        // As it was sealed, without a line end that it did not have.
+        // The secret is printed exactly as it was sealed, without an added newline.
         self.out.write_all(plain.expose())?;
         self.out.flush()?;
         Ok(())
     }
 
     fn list(&mut self, place: &DirArgs) -> Result<(), VaultCliError> {
-        let place = VaultDir::look(&place.dir);
+        let place = VaultDir::unlocked(&place.dir);
         place.load()?;
         let entries = match place.records()? {
             Some(records) => records.list()?,
@@ -88,6 +90,7 @@ impl VaultCli<'_> {
     }
 
     fn remove(&mut self, args: &RemoveArgs) -> Result<(), VaultCliError> {
+        // Removing needs the lock but no key, because the label of a record is not secret.
         let place = VaultDir::existing(&args.place.dir)?;
         match place.records()? {
             Some(records) => records.remove(&args.label)?,

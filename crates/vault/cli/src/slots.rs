@@ -1,4 +1,4 @@
-//! The slots of a vault, and how it is.
+//! The verbs of key slots, and the status of a vault.
 
 use std::cell::OnceCell;
 use std::path::Path;
@@ -48,7 +48,8 @@ impl VaultCli<'_> {
             return Err(VaultCliError::Usage(text.to_owned()));
         }
         let here = Path::new(".");
-        let place = VaultDir::look(args.dir.as_deref().unwrap_or(here));
+        // The status needs no key, so it can be read while another command holds the lock.
+        let place = VaultDir::unlocked(args.dir.as_deref().unwrap_or(here));
         let found = place.load()?;
         let alkv = &found.newest;
         let records = place.records()?;
@@ -92,6 +93,7 @@ impl VaultCli<'_> {
         let mut opened = OpenVaultDir::open_typed(&args.open, id, self.ask)?;
         let cost = chosen_cost(args.cost)?;
         let passphrase = new_secret(self.ask, "new passphrase")?;
+        // A passphrase slot has no seed, so the cell stays empty.
         let none = OnceCell::new();
         let (old, id) = (opened.alkv.opened_by(), opened.alkv.alkv().uuid());
         let slow = ProgressMessage::new("making the slot");
@@ -101,6 +103,7 @@ impl VaultCli<'_> {
         drop(slow);
         let added = find(opened.alkv.alkv(), new)?;
         opened.save(AuditEvent::SlotAdded(name_of(&added)))?;
+        // The removal is recorded once the vault without the slot is on the disk.
         opened.record(AuditEvent::SlotRemoved(name_of(&removed)));
         opened.finish()?;
         let value = json!({ "slot": new.number(), "was": old.number() });
@@ -112,9 +115,9 @@ impl VaultCli<'_> {
         let place = &opened.place;
         let seed = place.seed_key(args.open.seed_key.as_deref())?;
         let slots: Vec<_> = opened.alkv.alkv().slots().to_vec();
-        let kept = slots.iter().filter(|slot| !args.lose.contains(&slot.id()));
+        let remaining = slots.iter().filter(|slot| !args.lose.contains(&slot.id()));
         let mut typed = Vec::new();
-        for slot in kept
+        for slot in remaining
             .clone()
             .filter(|slot| slot.kind() == SlotType::Passphrase)
         {
@@ -122,7 +125,7 @@ impl VaultCli<'_> {
             typed.push((slot.id(), self.ask.secret(&what)?));
         }
         let mut keys = Vec::new();
-        for slot in kept {
+        for slot in remaining {
             let key = match (slot.kind(), &seed) {
                 (SlotType::None, _) => UnlockKey::Stored,
                 (SlotType::Provisioning, Some(seed)) => UnlockKey::Seed(seed),
@@ -138,6 +141,7 @@ impl VaultCli<'_> {
         let consent = consent(args.i_have_the_mnemonic);
         let next = opened.alkv.rekey(&mut keys, &args.lose, consent)?;
         drop(slow);
+        // The passphrases are wiped before the vault is written.
         drop(keys);
         opened.alkv = next;
         opened.save(AuditEvent::Rekeyed)?;
@@ -166,6 +170,7 @@ impl VaultCli<'_> {
         let mut opened = OpenVaultDir::open(open, self.ask)?;
         let own = opened.place.path("seed.key");
         let out = out.unwrap_or(&own);
+        // An existing seed may open another slot, so it is never overwritten.
         if kind == SlotArg::Provisioning && out.exists() {
             let text = format!(
                 "{} is there already; name another with --out",
@@ -186,7 +191,8 @@ impl VaultCli<'_> {
         let slot = new_slot(kind, typed.as_ref(), &seed, vault, cost)?;
         let id = opened.alkv.add(slot)?;
         drop(slow);
-        // The key file before the vault: a slot without its key would open by nothing.
+        // The key file is written before the vault, because a slot without its key could not be
+        // opened.
         if let Some(seed) = seed.get() {
             write_file(out, seed.to_text().expose().as_bytes(), 0o600)?;
         }
@@ -198,7 +204,7 @@ impl VaultCli<'_> {
     }
 
     fn slot_list(&mut self, place: &DirArgs) -> Result<(), VaultCliError> {
-        let found = VaultDir::look(&place.dir).load()?;
+        let found = VaultDir::unlocked(&place.dir).load()?;
         let value = json!({ "slots": slots_value(&found.newest) });
         self.print(&value, &slots_text(&found.newest))
     }
@@ -227,8 +233,8 @@ impl VaultCli<'_> {
         let place = VaultDir::existing(&open.place.dir)?;
         let found = place.load()?;
         let seed = place.seed_key(open.seed_key.as_deref())?;
-        let asked = |slot: &&KeySlot| id.is_none_or(|id| slot.id() == id);
-        let slots: Vec<_> = found.newest.slots().iter().filter(asked).collect();
+        let wanted = |slot: &&KeySlot| id.is_none_or(|id| slot.id() == id);
+        let slots: Vec<_> = found.newest.slots().iter().filter(wanted).collect();
         if let (Some(id), true) = (id, slots.is_empty()) {
             return Err(SlotError::NoSuchSlot(id).into());
         }
@@ -243,7 +249,7 @@ impl VaultCli<'_> {
                     passphrase = self.ask.secret(&what)?;
                     passphrase_key(&passphrase)
                 }
-                // Of all slots, those are tested that can be.
+                // Without a slot number, only the slots are tested that this computer can open.
                 _ if id.is_none() => continue,
                 (kind, _) => {
                     let text = format!("nothing here opens a slot of type {}", kind.name());
@@ -251,6 +257,7 @@ impl VaultCli<'_> {
                 }
             };
             let slow = ProgressMessage::new("opening the slot");
+            // Opening derives the key but changes neither the vault nor its log.
             found.newest.open(slot.id(), &mut key)?;
             drop(slow);
             tested.push(slot);

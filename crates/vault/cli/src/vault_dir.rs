@@ -1,4 +1,4 @@
-//! The directory of a vault, and how it is opened.
+//! The directory of a vault, and opening the vault in it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
@@ -19,21 +19,21 @@ use crate::progress::ProgressMessage;
 use crate::recorder::{AuditRecorder, name_of};
 use crate::{SecretPrompt, VaultCliError};
 
-/// How often a person at a terminal may mistype a passphrase before the command ends.
+/// Attempts at a passphrase that a person at a terminal has before the command ends.
 const ATTEMPTS: u32 = 10;
-/// Bytes of a seed.key, with room for white space.
+/// Longest `seed.key` that is read, in bytes, with room for white space.
 const SEED_KEY_BYTES_MAX: u64 = 4096;
 
-/// The directory, which no other command uses meanwhile.
+/// The directory; while it is locked, no other command uses it.
 pub(crate) struct VaultDir {
     dir: PathBuf,
-    /// Unlocked when it is closed.
+    /// Closing the file releases the lock.
     _lock: Option<File>,
 }
 
 impl VaultDir {
-    /// A directory that is only read.
-    pub(crate) fn look(dir: &Path) -> Self {
+    /// A directory for reading, without a lock.
+    pub(crate) fn unlocked(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
             _lock: None,
@@ -42,13 +42,14 @@ impl VaultDir {
 
     /// A directory with a vault.
     pub(crate) fn existing(dir: &Path) -> Result<Self, VaultCliError> {
-        // Looked at first, so that no lock file is left in a folder without a vault.
-        let place = Self::look(dir);
+        // The vault is loaded before the lock is taken, so that a folder without a vault gets no
+        // lock file.
+        let place = Self::unlocked(dir);
         place.load()?;
         Self::locked(dir)
     }
 
-    /// A directory that gets one.
+    /// A directory for a new vault.
     pub(crate) fn fresh(dir: &Path) -> Result<Self, VaultCliError> {
         make_dir(dir)?;
         let place = Self::locked(dir)?;
@@ -64,6 +65,7 @@ impl VaultDir {
         options.read(true).write(true).create(true).truncate(false);
         let lock = options.mode(0o600).open(&path);
         let lock = lock.map_err(VaultCliError::file(&path))?;
+        // Two commands that write the copies at once would each lose the other's change.
         match lock.try_lock() {
             Ok(()) => Ok(Self {
                 dir: dir.to_owned(),
@@ -96,7 +98,7 @@ impl VaultDir {
         })
     }
 
-    /// The sealed records, if there are any.
+    /// The sealed records, if the directory has some.
     pub(crate) fn records(&self) -> Result<Option<VaultCredentials>, VaultCliError> {
         let path = self.path("credentials");
         let there = path.join("current").try_exists();
@@ -110,10 +112,11 @@ impl VaultDir {
         Ok(self.copies().save(open)?)
     }
 
-    pub(crate) fn seed_key(&self, said: Option<&Path>) -> Result<Option<SeedKey>, VaultCliError> {
+    pub(crate) fn seed_key(&self, named: Option<&Path>) -> Result<Option<SeedKey>, VaultCliError> {
         let own = self.path("seed.key");
-        let path = said.unwrap_or(&own);
-        // A device or a huge file that was named by mistake must not be read into memory.
+        let path = named.unwrap_or(&own);
+        // The size is checked first, so that a device or a huge file named by mistake is not read
+        // into memory.
         let read = fs::metadata(path).and_then(|meta| match meta.len() {
             0..=SEED_KEY_BYTES_MAX => fs::read_to_string(path),
             _ => Err(ErrorKind::FileTooLarge.into()),
@@ -123,12 +126,14 @@ impl VaultDir {
                 let text = SecretStr::from_string(text);
                 SeedKey::parse(text.expose()).map_err(VaultCliError::from)
             }
-            Err(error) if said.is_none() && error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {
+                return Ok(None);
+            }
             Err(error) => Err(VaultCliError::file(path)(error)),
         };
         match seed {
             // The user did not name this file, but may wonder why it does not open the vault.
-            Err(error) if said.is_none() => {
+            Err(error) if named.is_none() => {
                 writeln!(std::io::stderr(), "{} is not used: {error}", path.display()).ok();
                 Ok(None)
             }
@@ -137,7 +142,7 @@ impl VaultDir {
     }
 }
 
-/// A vault that is open, with the log of what happens to it.
+/// An open vault with the log of its events.
 pub(crate) struct OpenVaultDir {
     pub(crate) place: VaultDir,
     pub(crate) alkv: OpenAlkv,
@@ -146,7 +151,8 @@ pub(crate) struct OpenVaultDir {
 }
 
 impl OpenVaultDir {
-    /// Opens the vault of a directory: by its seed, by the key beside it, or by a passphrase.
+    /// Opens the vault of a directory: by its seed, by the key stored beside it, or by a
+    /// passphrase.
     pub(crate) fn open(
         args: &VaultOpenArgs,
         ask: &mut dyn SecretPrompt,
@@ -164,7 +170,8 @@ impl OpenVaultDir {
         Self::with_vault_file(place, &found, alkv, recorder, ask)
     }
 
-    /// Opens it by a passphrase, whatever else would open it; of one slot, or of any.
+    /// Opens the vault by a passphrase, even if it would open without one; by that of `slot` if it
+    /// is named.
     pub(crate) fn open_typed(
         args: &VaultOpenArgs,
         slot: Option<SlotId>,
@@ -175,8 +182,8 @@ impl OpenVaultDir {
             ask.use_stdin();
         }
         let found = place.load()?;
-        let typed_into = |slot: &KeySlot| slot.kind() == SlotType::Passphrase;
-        if !found.newest.slots().iter().any(typed_into) {
+        let has_passphrase = |slot: &KeySlot| slot.kind() == SlotType::Passphrase;
+        if !found.newest.slots().iter().any(has_passphrase) {
             let text = "this needs a slot with a passphrase, and the vault has none";
             return Err(VaultCliError::Denied(text.to_owned()));
         }
@@ -208,6 +215,7 @@ impl OpenVaultDir {
         let vault = Vault::locked_as(device, Some(Box::new(recorder.clone())));
         vault.unlock(alkv.entropy(), alkv.passphrase())?;
         if let Some(records) = place.records()? {
+            // Records below the lowest allowed version must be refused from now on.
             vault.use_versions(records.versions()?)?;
         }
         Ok(Self {
@@ -218,7 +226,7 @@ impl OpenVaultDir {
         })
     }
 
-    /// A vault that was just made.
+    /// Opens a vault that was just made.
     pub(crate) fn made(
         place: VaultDir,
         alkv: OpenAlkv,
@@ -237,7 +245,7 @@ impl OpenVaultDir {
         })
     }
 
-    /// Writes the vault with what was changed, and remembers why.
+    /// Writes the changed vault, and records the event.
     pub(crate) fn save(&mut self, event: AuditEvent) -> Result<(), VaultCliError> {
         self.place.save(&self.alkv)?;
         self.recorder.record(event);
@@ -248,17 +256,18 @@ impl OpenVaultDir {
         self.recorder.record(event);
     }
 
-    /// The sealed records, which are begun if there are none.
+    /// The sealed records, which are created if there are none.
     pub(crate) fn records(&self) -> Result<VaultCredentials, VaultCliError> {
         Ok(VaultCredentials::open(&self.place.path("credentials"))?)
     }
 
-    /// Writes the log. What was done stays done if that fails, which is said.
+    /// Writes the log. If that fails, the command reports it, but its change stays.
     pub(crate) fn finish(self) -> Result<(), VaultCliError> {
         let dir = self.place.path("audit");
         make_dir(&dir)?;
         let mut log = match AuditLog::open(&dir) {
-            // What is broken is kept and goes on being found; what happens now is not lost for it.
+            // A broken log is set aside, where `verify` still finds it, and the events of now go
+            // into a new one.
             Err(AuditError::Broken { .. }) => {
                 let text = "the end of the log is broken; it is put aside and another is begun";
                 writeln!(std::io::stderr(), "{text}").ok();
@@ -271,7 +280,7 @@ impl OpenVaultDir {
     }
 }
 
-/// A vault of words that were typed, without a directory.
+/// The vault of typed words, without a directory.
 pub(crate) fn offline(
     args: &WordsArgs,
     ask: &mut dyn SecretPrompt,
@@ -293,19 +302,20 @@ pub(crate) fn offline(
 fn unattended(
     place: &VaultDir,
     found: &LoadedCopies,
-    said: Option<&Path>,
+    named: Option<&Path>,
     recorder: &AuditRecorder,
 ) -> Result<Option<OpenAlkv>, VaultCliError> {
     let has = |kind| found.newest.slots().iter().any(|slot| slot.kind() == kind);
     if has(SlotType::Provisioning)
-        && let Some(seed) = place.seed_key(said)?
+        && let Some(seed) = place.seed_key(named)?
     {
         match found.open(&mut UnlockKey::Seed(&seed)) {
             Ok(alkv) => return Ok(Some(alkv)),
             Err(error) => {
                 recorder.failed(found, SlotType::Provisioning);
-                // A seed that lies there by chance does not keep the owner from typing.
-                if said.is_some()
+                // A seed that does not belong to this vault must not keep the owner from typing a
+                // passphrase.
+                if named.is_some()
                     || !matches!(error, SlotError::OtherVault(_) | SlotError::WrongKey(_))
                 {
                     return Err(error.into());
@@ -326,8 +336,8 @@ fn typed(
     recorder: &AuditRecorder,
     ask: &mut dyn SecretPrompt,
 ) -> Result<OpenAlkv, VaultCliError> {
-    let fits = |slot: &KeySlot| slot.kind() == SlotType::Passphrase;
-    if !found.newest.slots().iter().any(fits) {
+    let has_passphrase = |slot: &KeySlot| slot.kind() == SlotType::Passphrase;
+    if !found.newest.slots().iter().any(has_passphrase) {
         let text = "nothing here opens this vault: its slots need the node, or a seed.key";
         return Err(VaultCliError::Locked(text.to_owned()));
     }
@@ -343,7 +353,8 @@ fn typed(
                 wait.as_secs().max(1)
             ));
             ask.pause(wait);
-            // Counted by hand: a test does not really wait, and the clock must not hold it up.
+            // The waits are added up by hand: a test does not really wait, and the clock would then
+            // demand more.
             waited += wait;
         }
         let passphrase = ask.secret("passphrase")?;
@@ -377,7 +388,7 @@ pub(crate) fn now_s() -> u64 {
     now.unwrap_or_default().as_secs()
 }
 
-/// How much memory Argon2id may take here: a quarter of what there is.
+/// Memory in KiB that Argon2id may use on this computer: a quarter of it.
 pub(crate) fn cap_kib() -> u32 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
@@ -385,7 +396,7 @@ pub(crate) fn cap_kib() -> u32 {
     memory_cap_kib(kib.unwrap_or(0))
 }
 
-/// A directory that only its owner reads.
+/// Makes a directory that only its owner can read.
 pub(crate) fn make_dir(path: &Path) -> Result<(), VaultCliError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(VaultCliError::file(path))

@@ -141,7 +141,7 @@ pub struct RecoveryKeyCommandArgs {
 }
 
 impl RecoveryKeyCommandArgs {
-    /// The arguments of the spelling that was used.
+    /// The arguments in the spelling that the user typed.
     pub(crate) fn chosen(self) -> RecoveryKeyArgs {
         match self.verb {
             Some(RecoveryKeyVerb::Show(args)) => args,
@@ -232,7 +232,7 @@ pub struct SuccessorArgs {
 }
 
 impl SuccessorArgs {
-    /// The file, in the spelling that was used.
+    /// The file in the spelling that the user typed.
     pub(crate) fn file(self) -> Result<PathBuf, VaultCliError> {
         let verified = self.verb.map(|SuccessorVerb::Verify { file }| file);
         verified.or(self.earlier).ok_or_else(|| {

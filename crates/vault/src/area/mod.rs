@@ -1,12 +1,13 @@
-//! The one place where an unlocked vault keeps its seed, which two processes may share.
+//! The memory in which an unlocked vault keeps its seed, and which two processes may share.
 //!
-//! PID 1 makes an area and unlocks; the node inherits its descriptor, maps it, and has the same vault.
-//! `lock` in either wipes it for both, and a node that crashed finds it again while no owner types.
+//! PID 1 makes an area and unlocks the vault; the node inherits the area's descriptor, maps it, and has the same
+//! vault. `lock` in either process wipes the seed for both, and a node that restarts after a crash finds the vault
+//! open without an owner at the console.
 //!
-//! The memory is `memfd_secret` where the kernel has it (x86-64 and arm64, 5.14 and later, if not
-//! switched off): no other process, not even the kernel's own copies, reads it through another way than
-//! the mapping. Elsewhere it is a memfd that can neither grow nor shrink, locked in memory and left out
-//! of core dumps ([`AreaKind`] says which of them it is).
+//! The memory is `memfd_secret` if the kernel has it (x86-64 and arm64, 5.14 and later, if not switched off): a
+//! process can read it only through a mapping, and the kernel keeps no copies of it (memfd_secret(2)). Otherwise it
+//! is a memfd that can neither grow nor shrink, is locked in memory and is left out of core dumps. [`AreaKind`] says
+//! which of them it is.
 //!
 //! ```text
 //!  0  8  "ALKSEED1"                       40  8  how often it was locked hard
@@ -16,13 +17,13 @@
 //! 32  8  kind: 1 memfd_secret, 2 memfd   128 32  SHA-256 of device and seed
 //! ```
 //!
-//! Words of 64 bits in the order of the machine; every access is an atomic one, so that nothing that
-//! the other process does at the same time is undefined here.
+//! The area holds words of 64 bits in the machine's byte order. Every access is atomic, so concurrent accesses of the
+//! other process are no undefined behaviour.
 //!
-//! Neither process waits for the other, which may have died in any step: writers take the state by one
-//! exchange, and a reader believes a seed only if the state did not change meanwhile and the hash fits.
-//! Both processes therefore see a whole seed or none. Two that unlock and lock within the same
-//! microsecond may end with none, never with half of one.
+//! Neither process waits for the other, which may have died at any step: a writer takes the state by one exchange,
+//! and a reader accepts a seed only if the state did not change meanwhile and the hash matches. Both processes
+//! therefore see a whole seed or none. Two processes that unlock and lock within the same microsecond may end without
+//! a seed, but never with half of one.
 
 #[expect(
     unsafe_code,
@@ -45,24 +46,24 @@ use words::{AreaWords, LAYOUT, MAGIC};
 
 pub(crate) use words::UnlockedSeed;
 
-/// Bytes of an area that is shared.
+/// Bytes of a shared area.
 pub const AREA_BYTES: u64 = 4096;
 
-/// What memory an area is.
+/// The kind of memory of an area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AreaKind {
-    /// Of this process alone, on its heap.
+    /// Heap memory of this process.
     Private,
-    /// A memfd of fixed size, locked in memory, not in core dumps. A process that may trace one of the
-    /// two reads it.
+    /// A memfd of fixed size, locked in memory and left out of core dumps. A process that may trace one of the two
+    /// can read it.
     Sealed,
-    /// `memfd_secret`: a process reads it through the mapping only.
+    /// `memfd_secret`: a process can read it through a mapping only.
     Secret,
 }
 
 impl AreaKind {
-    /// Its name, for a status.
+    /// The name that a status shows.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -81,25 +82,25 @@ impl AreaKind {
     }
 }
 
-/// Why there is no area.
+/// Why an area cannot be made or used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AreaError {
-    /// The device is part of what is open.
+    /// The caller tried to set the device while the vault is open.
     #[error("the device is set while the vault is locked")]
     Open,
-    /// The kernel refused it.
+    /// The kernel refused a call.
     #[error("{what} failed ({source})")]
     Io {
-        /// What was asked of it.
+        /// The name of the call.
         what: &'static str,
         /// Error of the operating system.
         source: io::Error,
     },
-    /// The area of a later program.
+    /// A later program made the area.
     #[error("the area has layout {0}; this program knows 1")]
     Newer(u64),
-    /// The descriptor is something else, or was changed.
+    /// The descriptor is no area, or its content was changed.
     #[error("the descriptor is no area of a vault: {0}")]
     NotAnArea(&'static str),
 }
@@ -110,8 +111,8 @@ impl AreaError {
     }
 }
 
-/// Memory for the seed of a vault. A private one is wiped when it is dropped; one that is shared only
-/// goes with the last process that has it.
+/// Memory for the seed of a vault. Dropping a private area wipes it; a shared one lives until the last process that
+/// maps it ends.
 #[derive(Debug)]
 pub struct SeedArea {
     memory: AreaMemory,
@@ -125,17 +126,17 @@ enum AreaMemory {
 }
 
 impl SeedArea {
-    /// The best that this kernel has for two processes, with nothing in it. The descriptor does not
-    /// survive an exec by itself: the caller that starts the other process passes it on.
+    /// An empty area of the best kind that this kernel has. The descriptor is closed at an exec: the caller that
+    /// starts the other process has to pass it on.
     pub fn create() -> Result<Self, AreaError> {
         match Self::create_as(AreaKind::Secret) {
-            // Not built in, switched off, or no memory may be locked that way.
+            // The kernel lacks it or has it switched off, or the limit of locked memory is reached.
             Err(AreaError::Io { .. }) => Self::create_as(AreaKind::Sealed),
             made => made,
         }
     }
 
-    /// The same of one kind, or an error where the kernel does not have it.
+    /// An empty area of this kind, or an error if the kernel does not have it.
     pub fn create_as(kind: AreaKind) -> Result<Self, AreaError> {
         let fd = match kind {
             AreaKind::Private => return Ok(Self::private()),
@@ -149,20 +150,21 @@ impl SeedArea {
         Ok(area)
     }
 
-    /// The area that this process inherited. What it holds may come from another process and is looked at
-    /// before it is believed; the descriptor is kept from processes that this one starts.
+    /// The area that this process inherited. Another process may have written its content, so it is checked first;
+    /// processes that this one starts do not inherit the descriptor.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, AreaError> {
-        let look = sys::look_at(fd.as_fd()).map_err(AreaError::io("looking at the descriptor"))?;
-        let kind = match look.origin {
+        let info = sys::describe(fd.as_fd()).map_err(AreaError::io("looking at the descriptor"))?;
+        let kind = match info.origin {
             MemoryOrigin::Other => return Err(AreaError::NotAnArea("it is no memory of its own")),
-            // Another process could cut it off under a mapping, which ends the process.
+            // Another process could truncate it under the mapping, and the next access would end this process with
+            // SIGBUS.
             MemoryOrigin::Memory { fixed: false } => {
                 return Err(AreaError::NotAnArea("its size is not fixed"));
             }
             MemoryOrigin::Memory { fixed: true } => AreaKind::Sealed,
             MemoryOrigin::Secret => AreaKind::Secret,
         };
-        if look.bytes != AREA_BYTES {
+        if info.bytes != AREA_BYTES {
             return Err(AreaError::NotAnArea("it has another size"));
         }
         sys::keep_from_children(fd.as_fd()).map_err(AreaError::io("keeping the descriptor"))?;
@@ -175,7 +177,7 @@ impl SeedArea {
             LAYOUT => {}
             other => return Err(AreaError::Newer(other)),
         }
-        // What the other process believes of the memory and what this one sees must agree.
+        // Both processes must agree on the kind of the memory.
         if words.kind.load(Ordering::Acquire) != kind.word() {
             return Err(AreaError::NotAnArea("it says to be of another kind"));
         }
@@ -188,7 +190,7 @@ impl SeedArea {
         Ok(area)
     }
 
-    /// For a vault that is not shared with another process.
+    /// An area for a vault that is not shared.
     pub(crate) fn private() -> Self {
         let words = Box::<AreaWords>::default();
         words.initialize(AreaKind::Private.word());
@@ -198,13 +200,13 @@ impl SeedArea {
         }
     }
 
-    /// What memory it is.
+    /// The kind of memory.
     #[must_use]
     pub fn kind(&self) -> AreaKind {
         self.kind
     }
 
-    /// What the other process has to inherit; nothing for a private one.
+    /// The descriptor that the other process has to inherit; `None` for a private area.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.memory {
@@ -213,15 +215,15 @@ impl SeedArea {
         }
     }
 
-    /// Which of the nodes of its words it is for: 0 until [`set_device`](Self::set_device) says
-    /// otherwise.
+    /// The number of the node among the nodes of its words: 0 until [`set_device`](Self::set_device) sets it.
     #[must_use]
     pub fn device(&self) -> PathIndex {
         self.words().device().unwrap_or_default()
     }
 
-    /// Says which of the nodes of its words it is for, before a vault is made over it.
+    /// Sets the number of the node among the nodes of its words, before a vault is made over the area.
     pub fn set_device(&self, device: PathIndex) -> Result<(), AreaError> {
+        // The device is a part of the hash over the seed, so it cannot change under an open vault.
         if self.words().is_open() {
             return Err(AreaError::Open);
         }
@@ -236,31 +238,32 @@ impl SeedArea {
 
     pub(crate) fn set_versions(&self, versions: KeyVersions) {
         let (current, oldest) = (versions.current.number(), versions.oldest.number());
+        // Both versions share one word, so that the other process never sees one without the other.
         let word = u64::from(current) << 32 | u64::from(oldest);
         self.words().versions.store(word, Ordering::Release);
     }
 
-    /// Puts the seed in; answers the new epoch, or nothing where there is one already.
+    /// Stores the seed; returns the new epoch, or `None` if there is a seed already.
     pub(crate) fn unlock(&self, device: PathIndex, seed: &Seed) -> Option<u64> {
         self.words().unlock(device, seed)
     }
 
-    /// Wipes the seed for both processes, without waiting for the other.
+    /// Wipes the seed for both processes, without waiting for the other one.
     pub(crate) fn lock(&self) -> bool {
         self.words().lock()
     }
 
-    /// The seed, if there is a whole one of that device.
+    /// The seed, if there is a whole one for that device.
     pub(crate) fn read(&self, device: PathIndex) -> Option<UnlockedSeed> {
         self.words().read(device)
     }
 
-    /// How often all keys were taken back, by whichever process.
+    /// How often one of the processes has revoked all keys.
     pub(crate) fn hard_locks(&self) -> u64 {
         self.words().hard.load(Ordering::Acquire)
     }
 
-    /// One more time; answers how often now.
+    /// Counts one more revocation; returns the new count.
     pub(crate) fn count_hard_lock(&self) -> u64 {
         let before = self.words().hard.fetch_add(1, Ordering::AcqRel);
         before.wrapping_add(1)

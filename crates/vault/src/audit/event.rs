@@ -1,4 +1,4 @@
-//! What is worth a line.
+//! The events of the audit log.
 
 use std::fmt;
 
@@ -10,16 +10,16 @@ use crate::derive::{KeyPurpose, KeyVersion};
 use crate::signer::ExportReason;
 use crate::slots::{SlotId, SlotType};
 
-/// A slot, as the log names it.
+/// A slot as the log names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotName {
-    /// What opens it.
+    /// The type of its key.
     pub kind: SlotType,
     /// Its number.
     pub id: SlotId,
 }
 
-/// What left the vault.
+/// The secret that left the vault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExportedSecret {
@@ -38,18 +38,18 @@ impl fmt::Display for ExportedSecret {
     }
 }
 
-/// Something that happened to the vault.
+/// An event of the vault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AuditEvent {
     /// New words were made.
     Created,
-    /// A key was derived and handed out.
+    /// A key was derived and given to a program.
     Derived {
         /// Purpose of the derived key.
         purpose: KeyPurpose,
     },
-    /// More happened while the log could not be written than was kept.
+    /// Events were dropped, because the log could not be written and the buffer was full.
     Dropped {
         /// How many events.
         count: u64,
@@ -58,24 +58,24 @@ pub enum AuditEvent {
     Exported {
         /// Kind of the exported secret.
         what: ExportedSecret,
-        /// What for.
+        /// The reason of the export.
         reason: ExportReason,
     },
-    /// Words were typed in or provisioned.
+    /// An administrator typed or provisioned existing words.
     Imported,
     /// The vault was locked.
     Locked {
-        /// Whether keys that had been handed out were taken back.
+        /// Whether keys in use were revoked.
         hard: bool,
     },
-    /// The log ended in half a line, which was removed: a power cut.
+    /// The log ended in half a line, which a power cut leaves, and the line was removed.
     LogRepaired {
-        /// How many bytes.
+        /// Bytes of the half line.
         bytes: u64,
     },
-    /// The vault was replaced by one of other words.
+    /// The vault was replaced by one with other words.
     Migrated {
-        /// The Ed25519 key that its identity is now.
+        /// The Ed25519 key of its new identity.
         to: [u8; 32],
     },
     /// A sealed record was opened.
@@ -83,15 +83,15 @@ pub enum AuditEvent {
         /// Label of the record.
         label: BlobLabel,
     },
-    /// The vault has a new master key; old copies of its file open nothing new.
+    /// The vault has a new master key; old copies of its file open no later record.
     Rekeyed,
-    /// Everything was erased.
+    /// All data were erased.
     Reset,
-    /// A record was sealed again, under another key version.
+    /// A record was sealed again under another key version.
     Rotated {
         /// Label of the record.
         label: BlobLabel,
-        /// Under which key.
+        /// The new key version.
         to: KeyVersion,
     },
     /// A record was sealed.
@@ -103,14 +103,14 @@ pub enum AuditEvent {
     SlotAdded(SlotName),
     /// A slot was removed.
     SlotRemoved(SlotName),
-    /// A slot was tried and did not open.
+    /// An attempt to open a slot failed.
     UnlockFailed(SlotName),
     /// A slot opened.
     Unlocked(SlotName),
 }
 
 impl AuditEvent {
-    /// Its name in the log.
+    /// The event's name in the log.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -136,6 +136,7 @@ impl AuditEvent {
 
     pub(crate) fn detail(&self) -> Value {
         match self {
+            // The detail is always an object, so that a reader needs no second form.
             Self::Created | Self::Imported | Self::Rekeyed | Self::Reset => json!({}),
             Self::Derived { purpose } => json!({"purpose": purpose.to_string()}),
             Self::Dropped { count } => json!({"count": count}),
@@ -158,7 +159,7 @@ impl AuditEvent {
 }
 
 impl AuditEvent {
-    /// The event of that name with that detail; `None` where [`AuditEvent::detail`] writes no such thing.
+    /// The event with this name and detail; `None` if [`AuditEvent::detail`] would write something else.
     pub(crate) fn from_parts(name: &str, detail: &Value) -> Option<Self> {
         let text = |field: &str| detail[field].as_str();
         let number = |field: &str| detail[field].as_u64();
@@ -211,7 +212,7 @@ impl AuditEvent {
             "unlocked" => Self::Unlocked(slot()?),
             _ => return None,
         };
-        // Nothing more and nothing else than what is written.
+        // The detail must be exactly what this program would write, with no further member.
         (event.detail() == *detail).then_some(event)
     }
 }

@@ -1,4 +1,4 @@
-//! One line: how it is written, and how it is read again without believing it.
+//! A line of the log: writing it, and parsing it without trust.
 
 use std::str::FromStr;
 
@@ -13,13 +13,13 @@ use crate::json;
 use crate::limits::{MAX_AUDIT_LINE_BYTES, MAX_AUDIT_RECORD_BYTES};
 use crate::vault::Vault;
 
-/// Bytes of the name of a boot.
+/// Bytes of a boot id.
 pub(super) const MAX_BOOT_BYTES: usize = 64;
 
-/// What `prev` of the very first line is.
+/// The `prev` of the very first line.
 pub(super) const NOTHING: [u8; 32] = [0; 32];
 
-/// Which start of the machine it was: the kernel's boot id.
+/// The boot of the machine: the kernel's boot id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootId(Box<str>);
 
@@ -35,26 +35,26 @@ impl FromStr for BootId {
     }
 }
 
-/// An event with its time, not yet a line.
+/// An event with its time, before it becomes a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRecord {
-    /// Milliseconds since 1970, by the clock of the node.
+    /// Milliseconds since 1970, by the node's clock.
     pub t_ms: u64,
-    /// In which boot.
+    /// The boot in which it happened.
     pub boot: BootId,
     /// What happened.
     pub event: AuditEvent,
 }
 
 impl AuditRecord {
-    /// An event at a time of a boot.
+    /// An event at a time in a boot.
     #[must_use]
     pub fn new(t_ms: u64, boot: BootId, event: AuditEvent) -> Self {
         Self { t_ms, boot, event }
     }
 
-    /// As another process hands it to the writer: `{"boot","detail","ev","t"}`, canonical, at most
-    /// [`MAX_AUDIT_RECORD_BYTES`].
+    /// The form in which another process sends it to the writer: canonical
+    /// `{"boot","detail","ev","t"}`, at most [`MAX_AUDIT_RECORD_BYTES`].
     pub fn to_json(&self) -> Result<String, AuditError> {
         let record = json!({
             "boot": &*self.boot.0,
@@ -69,12 +69,14 @@ impl AuditRecord {
         Ok(text)
     }
 
-    /// Reads what another process handed over: exactly what [`AuditRecord::to_json`] writes.
+    /// Parses a record of another process, which must be exactly what [`AuditRecord::to_json`]
+    /// writes.
     pub fn from_json(text: &[u8]) -> Result<Self, AuditError> {
         if text.len() > MAX_AUDIT_RECORD_BYTES {
             return Err(AuditError::TooLong);
         }
         let value = json::parse_canonical(text).ok_or(AuditError::BadRecord)?;
+        // Counting the fields refuses further ones, which the record would lose.
         let fields = value.as_object().map_or(0, serde_json::Map::len);
         let read = || {
             let name = value["ev"].as_str()?;
@@ -88,7 +90,7 @@ impl AuditRecord {
         Ok(Self { t_ms, boot, event })
     }
 
-    /// The line with its end.
+    /// The line with its newline.
     pub(super) fn line(
         &self,
         vault: &Vault,
@@ -104,7 +106,8 @@ impl AuditRecord {
             "t": self.t_ms,
         });
         let text = json::canonical(&line).ok_or(AuditError::TooLong)?;
-        // Over the canonical text without itself, which is what a verifier can compute again.
+        // The code covers the canonical text without the code itself, which a verifier can compute
+        // again.
         let mac = vault.mac(MacPurpose::Audit, text.as_bytes())?;
         line["mac"] = HEXLOWER.encode(&mac).into();
         let mut text = json::canonical(&line).ok_or(AuditError::TooLong)?;
@@ -116,18 +119,18 @@ impl AuditRecord {
     }
 }
 
-/// Where a line stands in the chain.
+/// A line's position in the chain.
 pub(super) struct ChainPosition {
     pub(super) seq: u64,
     pub(super) prev: [u8; 32],
     pub(super) hash: [u8; 32],
-    /// The MAC, and what it is of.
+    /// The authentication code, and the text that it covers.
     mac: [u8; 32],
     covered: String,
 }
 
 impl ChainPosition {
-    /// Reads a line without its end.
+    /// Parses a line without its newline.
     pub(super) fn parse(line: &[u8]) -> Result<Self, ChainBreak> {
         let mut value = json::parse_canonical(line).ok_or(ChainBreak::Form)?;
         let fields = value.as_object_mut().ok_or(ChainBreak::Form)?;
@@ -141,9 +144,10 @@ impl ChainPosition {
         })
     }
 
-    /// Whether a vault with the same words wrote it.
+    /// Whether a vault with the same words wrote the line.
     pub(super) fn is_genuine(&self, vault: &Vault) -> Result<bool, AuditError> {
         let mac = vault.mac(MacPurpose::Audit, self.covered.as_bytes())?;
+        // In constant time, so that an attacker cannot find the code byte by byte.
         Ok(mac.ct_eq(&self.mac).into())
     }
 }

@@ -1,4 +1,4 @@
-//! Writing the log: one file that grows to 8 MiB, and seven older ones.
+//! Writes the log: one file that grows to 8 MiB, and seven older ones.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -10,9 +10,9 @@ use crate::audit::{AuditError, AuditEvent, AuditRecord, ChainBreak};
 use crate::limits::{AUDIT_FILE_BYTES, AUDIT_FILES, MAX_AUDIT_LINE_BYTES, MAX_PENDING_EVENTS};
 use crate::vault::Vault;
 
-/// Events of a time at which no line could be written: while the vault is locked.
+/// Events that wait because no line can be written while the vault is locked.
 ///
-/// The oldest are kept, since those tell how a problem began; how many were not is written down.
+/// The oldest events stay, because they tell how a problem began; the number of dropped ones is logged.
 #[derive(Debug, Default)]
 pub struct UnwrittenEvents {
     records: Vec<AuditRecord>,
@@ -20,30 +20,31 @@ pub struct UnwrittenEvents {
 }
 
 impl UnwrittenEvents {
-    /// Keeps an event, or counts it.
+    /// Keeps an event, or counts it as dropped.
     pub fn push(&mut self, record: AuditRecord) {
         if self.records.len() < MAX_PENDING_EVENTS {
             self.records.push(record);
         } else {
+            // A locked vault may stay locked for weeks, so the memory for events is bounded.
             self.dropped += 1;
         }
     }
 
-    /// How many are kept.
+    /// The number of events that wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether there is nothing to write.
+    /// Whether no event waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// Writes what is kept. Nothing is forgotten unless it is on the disk.
+    /// Writes the waiting events. They stay until they are on the disk.
     pub fn flush(&mut self, log: &mut AuditLog, vault: &Vault) -> Result<(), AuditError> {
-        // Copies, so that a failure of the disk leaves everything to be written later.
+        // The events are copied, so that a failure of the disk leaves them for a later attempt.
         let mut records = self.records.clone();
         if let Some(last) = records.last().filter(|_| self.dropped > 0) {
             let event = AuditEvent::Dropped {
@@ -61,7 +62,7 @@ impl UnwrittenEvents {
     }
 }
 
-/// The log's files, open at the end of the newest.
+/// The files of the log, open at the end of the newest.
 #[derive(Debug)]
 pub struct AuditLog {
     dir: PathBuf,
@@ -70,16 +71,15 @@ pub struct AuditLog {
     file_bytes_max: u64,
     seq: u64,
     prev: [u8; 32],
-    /// Bytes of half a line that were removed, until that is written down.
+    /// Bytes of a half line that was removed, until that is logged.
     repaired: u64,
-    /// What a write that failed left after `bytes` could not be removed yet.
+    /// Whether a failed write left bytes after `bytes` that could not be removed yet.
     pub(super) torn: bool,
 }
 
 impl AuditLog {
-    /// Goes on where the log in `dir` ends, or begins one in a folder without a log. Half a line at
-    /// its end, which a power cut leaves, is removed and mentioned. The chain is not verified, see
-    /// [`super::verify`].
+    /// Continues the log in `dir`, or begins one. Half a line at its end, which a power cut leaves, is removed and
+    /// logged. The chain is not verified, see [`super::verify`].
     pub fn open(dir: &Path) -> Result<Self, AuditError> {
         Self::open_with(dir, AUDIT_FILE_BYTES)
     }
@@ -88,14 +88,14 @@ impl AuditLog {
     pub(super) fn open_with(dir: &Path, file_bytes_max: u64) -> Result<Self, AuditError> {
         let path = path(dir, 0);
         let mut file = current(&path)?;
-        let (kept, repaired, last) = end(&mut file).map_err(|source| io(&path, source))?;
+        let (whole, repaired, last) = end(&mut file).map_err(|source| io(&path, source))?;
         if repaired > 0 {
-            file.set_len(kept).map_err(|source| io(&path, source))?;
+            file.set_len(whole).map_err(|source| io(&path, source))?;
         }
         let mut log = Self {
             dir: dir.to_owned(),
             file,
-            bytes: kept,
+            bytes: whole,
             file_bytes_max,
             seq: 0,
             prev: NOTHING,
@@ -107,15 +107,15 @@ impl AuditLog {
             None => log.end_of_the_one_before()?,
         };
         if let Some(line) = last {
-            let place = ChainPosition::parse(&line).map_err(|why| broken(&name, why))?;
-            log.seq = place.seq;
-            log.prev = place.hash;
+            let position = ChainPosition::parse(&line).map_err(|why| broken(&name, why))?;
+            log.seq = position.seq;
+            log.prev = position.hash;
         }
         Ok(log)
     }
 
-    /// Puts a log whose end is broken aside and begins at number 1. [`super::verify`] goes on finding
-    /// the break until the broken file is rotated away.
+    /// Sets a log with a broken end aside and begins another at number 1. [`super::verify`] finds the break until the
+    /// broken file is rotated away.
     pub fn restart_chain(dir: &Path) -> Result<Self, AuditError> {
         shift(dir)?;
         let path = path(dir, 0);
@@ -131,14 +131,13 @@ impl AuditLog {
         })
     }
 
-    /// How many lines were ever written.
+    /// The number of lines that were ever written.
     #[must_use]
     pub fn last_number(&self) -> u64 {
         self.seq
     }
 
-    /// Writes lines and returns when they are on the disk. If the disk fails, the first of them may be
-    /// on it.
+    /// Writes lines and returns when they are on the disk. If the disk fails, some of the first lines may be on it.
     pub fn append(&mut self, vault: &Vault, records: &[AuditRecord]) -> Result<(), AuditError> {
         let Some(first) = records.first() else {
             return Ok(());
@@ -149,7 +148,7 @@ impl AuditLog {
             },
             ..first.clone()
         });
-        // All lines are made first: an event that is no line, or a locked vault, writes nothing.
+        // All lines are made before any is written, so an event that is too long, or a locked vault, writes nothing.
         let (mut seq, mut prev) = (self.seq, self.prev);
         let mut lines = Vec::with_capacity(records.len() + 1);
         for record in repaired.iter().chain(records) {
@@ -161,6 +160,7 @@ impl AuditLog {
         let mut batch = LineBatch::default();
         for (line, hash) in lines {
             let bytes = (batch.text.len() + line.len()) as u64;
+            // The lines before this one go into the full file, this one into the next.
             if self.bytes + bytes > self.file_bytes_max {
                 self.write(std::mem::take(&mut batch))?;
                 self.rotate()?;
@@ -175,7 +175,7 @@ impl AuditLog {
     }
 
     fn write(&mut self, batch: LineBatch) -> Result<(), AuditError> {
-        // Half a line would break the chain for everything after it.
+        // Half a line would break the chain for all lines after it.
         if self.torn {
             let cut = self.file.set_len(self.bytes);
             cut.map_err(|source| io(&path(&self.dir, 0), source))?;
@@ -187,7 +187,8 @@ impl AuditLog {
         let written = self
             .file
             .write_all(batch.text.as_bytes())
-            // `sync_data` also writes the file's length, which reading it back needs; only times may be stale.
+            // `sync_data` also writes the file's length, which reading it back needs; only the times may be stale
+            // (fdatasync(2)).
             .and_then(|()| self.file.sync_data());
         if let Err(source) = written {
             self.torn = self.file.set_len(self.bytes).is_err();
@@ -206,7 +207,7 @@ impl AuditLog {
         Ok(())
     }
 
-    /// The last line of `vault.log.1`, for a current file that is still empty.
+    /// The last line of `vault.log.1`, if the current file is still empty.
     fn end_of_the_one_before(&self) -> Result<(PathBuf, Option<Vec<u8>>), AuditError> {
         let path = path(&self.dir, 1);
         match File::open(&path) {
@@ -220,16 +221,16 @@ impl AuditLog {
     }
 }
 
-/// Lines that go into one file by one write.
+/// Lines that one write appends to one file.
 #[derive(Default)]
 struct LineBatch {
     text: String,
     lines: u64,
-    /// Of the last line.
+    /// The hash of the last line.
     hash: [u8; 32],
 }
 
-/// `vault.log`, or an older one.
+/// The path of `vault.log`, or of an older file.
 pub(super) fn path(dir: &Path, age: usize) -> PathBuf {
     match age {
         0 => dir.join("vault.log"),
@@ -258,7 +259,7 @@ fn current(path: &Path) -> Result<File, AuditError> {
     options.open(path).map_err(|source| io(path, source))
 }
 
-/// Makes every file one older; the oldest is gone.
+/// Renames every file to the next older name; the oldest is overwritten.
 fn shift(dir: &Path) -> Result<(), AuditError> {
     for age in (0..AUDIT_FILES - 1).rev() {
         let from = path(dir, age);
@@ -267,21 +268,21 @@ fn shift(dir: &Path) -> Result<(), AuditError> {
             _ => {}
         }
     }
-    // A rename is durable once its directory is.
+    // A rename is durable once its directory is synced (fsync(2)).
     let synced = File::open(dir).and_then(|dir| dir.sync_all());
     synced.map_err(|source| io(dir, source))
 }
 
-/// How many bytes are whole lines, how many are not, and the last whole line without its end.
+/// The bytes of whole lines, the bytes of a half line, and the last whole line without its newline.
 fn end(file: &mut File) -> io::Result<(u64, u64, Option<Vec<u8>>)> {
     let bytes = file.metadata()?.len();
     let window = bytes.min(2 * MAX_AUDIT_LINE_BYTES as u64);
-    // Two lines at the most: the last whole one lies within, also behind half of another.
+    // Two lines at most: the last whole line lies within them, even before half of another.
     file.seek(SeekFrom::Start(bytes - window))?;
     let mut tail = Vec::new();
     file.take(window).read_to_end(&mut tail)?;
     let Some(at) = tail.iter().rposition(|byte| *byte == b'\n') else {
-        // No end in sight: a first line that was cut, or no log at all.
+        // Without a newline, a short file is a first line that was cut, and a long one is no log.
         let cut = bytes <= MAX_AUDIT_LINE_BYTES as u64;
         return Ok(if cut {
             (0, bytes, None)

@@ -1,14 +1,14 @@
-//! The audit log: what the vault did, in lines that hang on each other.
+//! The audit log: the events of the vault, in lines that form a hash chain.
 //!
-//! Each line is canonical JSON, `{"boot","detail","ev","mac","prev","seq","t"}`: `prev` is the SHA-256 of
-//! the line before, `mac` an HMAC of the line without it under a key of the vault. An attacker who
-//! changes, removes or inserts a line without the words breaks the chain there. The log alone cannot show
-//! that its newest lines were cut off; compare the last number with one written down elsewhere.
+//! Each line is canonical JSON, `{"boot","detail","ev","mac","prev","seq","t"}`: `prev` is the SHA-256 of the line
+//! before, `mac` an HMAC of the line without it under a key of the vault. An attacker who changes, removes or inserts
+//! a line without the words breaks the chain there. The log alone cannot show that its newest lines were cut off; an
+//! administrator finds that by comparing the last number with one noted elsewhere.
 //!
-//! No value, no key and no length of a secret is in it.
+//! The log contains no value, key or length of a secret.
 //!
-//! One process writes it: the node, which has the disk it lies on. What happens in another, before the
-//! node is there or beside it, is handed to it as [`AuditRecord`]s, whose JSON has no secret in it either.
+//! One process writes the log: the node, which has the disk. Other processes, and PID 1 before the node runs, send
+//! the node [`AuditRecord`]s, whose JSON contains no secret either.
 
 mod event;
 mod line;
@@ -31,23 +31,23 @@ pub use verify::{VerifiedLog, verify};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AuditError {
-    /// A name of a boot that is empty, long or not plain.
+    /// A boot id is empty, too long or not plain ASCII.
     #[error(
         "a boot's name is 1 to {} printable ASCII characters",
         line::MAX_BOOT_BYTES
     )]
     BadBoot,
-    /// A text that is no record.
+    /// The text is no record.
     #[error("this is no record of an event")]
     BadRecord,
-    /// The chain ends here.
+    /// The chain is broken here.
     #[error("{file}, line {line}: {why}")]
     Broken {
-        /// Which file.
+        /// The file.
         file: String,
-        /// Which line of it, counted from 1; 0 for the last where only that was read.
+        /// The line in the file, counted from 1; 0 for the last line if only that was read.
         line: usize,
-        /// What is wrong with it.
+        /// The kind of the break.
         why: ChainBreak,
     },
     /// A file could not be read or written.
@@ -58,31 +58,31 @@ pub enum AuditError {
         /// Error of the operating system.
         source: std::io::Error,
     },
-    /// More than a line may have.
+    /// The event exceeds the limit of a line.
     #[error("an event of more than {} bytes", limits::MAX_AUDIT_LINE_BYTES)]
     TooLong,
-    /// The vault gave no MAC; it is locked.
+    /// The vault computed no authentication code, because it is locked.
     #[error(transparent)]
     Vault(#[from] VaultError),
 }
 
-/// What is wrong with a line.
+/// The kind of a break.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChainBreak {
-    /// It does not end.
+    /// The line has no newline.
     #[error("the line is cut off")]
     Cut,
-    /// It is no line that this program writes.
+    /// This program does not write such a line.
     #[error("this is no line of the log")]
     Form,
-    /// It was changed, or written with other words.
+    /// The line was changed, or written with other words.
     #[error("the authentication code does not fit")]
     Mac,
-    /// The line before it was changed or is another.
+    /// The line before it was changed or replaced.
     #[error("the line does not follow the one before")]
     Previous,
-    /// Lines are missing before it.
+    /// Lines before it are missing.
     #[error("the number of the line does not follow")]
     Sequence,
 }

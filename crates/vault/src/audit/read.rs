@@ -1,4 +1,4 @@
-//! Reading the files of the log, oldest line first.
+//! Reads the files of the log, oldest line first.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -12,16 +12,16 @@ use crate::audit::AuditError;
 use crate::audit::log::{io as unusable, path};
 use crate::limits::{AUDIT_FILES, MAX_AUDIT_LINE_BYTES};
 
-/// A line of the log, as it says of itself.
+/// A line of the log, not verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditLine {
-    /// Its number.
+    /// The line's number.
     pub seq: u64,
-    /// Milliseconds since 1970, by the clock of the node.
+    /// Milliseconds since 1970, by the node's clock.
     pub t_ms: u64,
-    /// What happened.
+    /// The event's name.
     pub event: String,
-    /// More of it, as JSON.
+    /// The event's detail, as JSON.
     pub detail: String,
 }
 
@@ -37,36 +37,36 @@ impl AuditLine {
     }
 }
 
-/// The newest `count` lines, oldest first; those up to a number where `until` is one. Believes them: see
-/// [`super::verify`]. What is no line is passed over.
+/// The newest `count` lines, oldest first, up to number `until` if it is given. The lines are not verified: see
+/// [`super::verify`]. Bytes that are no line are skipped.
 pub fn newest(dir: &Path, until: Option<u64>, count: usize) -> Result<Vec<AuditLine>, AuditError> {
-    let mut kept = VecDeque::new();
+    let mut newest = VecDeque::new();
     each(dir, |at| {
         let line =
             AuditLine::parse(at.line).filter(|line| until.is_none_or(|until| line.seq <= until));
         if let Some(line) = line {
-            kept.push_back(line);
-            if kept.len() > count {
-                kept.pop_front();
+            newest.push_back(line);
+            if newest.len() > count {
+                newest.pop_front();
             }
         }
         Ok(())
     })?;
-    Ok(kept.into())
+    Ok(newest.into())
 }
 
-/// Bytes that are a line, or would be, and where they stand.
+/// The bytes between two newlines, and their position.
 pub(super) struct RawLine<'a> {
     pub(super) path: &'a Path,
-    /// How old the file is; 0 is the one that is written.
+    /// The age of the file; 0 is the one that is being written.
     pub(super) age: usize,
-    /// Counted from 1.
+    /// The number in the file, counted from 1.
     pub(super) number: usize,
-    /// With its end, unless it is cut off or too long.
+    /// The bytes with the newline, unless the line is cut or too long.
     pub(super) line: &'a [u8],
 }
 
-/// Hands out every line of every file.
+/// Passes every line of every file to `take`.
 pub(super) fn each(
     dir: &Path,
     mut take: impl FnMut(&RawLine<'_>) -> Result<(), AuditError>,
@@ -75,6 +75,7 @@ pub(super) fn each(
         let path = path(dir, age);
         let file = match opened(&path) {
             Ok(file) => file,
+            // A young log has fewer files.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(source) => return Err(unusable(&path, source)),
         };
@@ -83,6 +84,7 @@ pub(super) fn each(
         for number in 1.. {
             line.clear();
             let most = MAX_AUDIT_LINE_BYTES as u64;
+            // A damaged file may have no line ends, so the length of a line is limited.
             let read = (&mut reader).take(most).read_until(b'\n', &mut line);
             if read.map_err(|source| unusable(&path, source))? == 0 {
                 break;
@@ -98,11 +100,12 @@ pub(super) fn each(
     Ok(())
 }
 
-/// Opens a file of the log. The reader may be another user than the writer, and have more rights: links
-/// are not followed, and opening does not wait for what is no file.
+/// Opens a file of the log. The reader may be another user than the writer, with more rights: O_NOFOLLOW refuses
+/// links, and O_NONBLOCK keeps a FIFO from blocking (open(2)).
 fn opened(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
+    // The open neither follows a link nor waits at a FIFO (open(2)).
     options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     let file = options.open(path)?;
     if !file.metadata()?.is_file() {

@@ -1,4 +1,4 @@
-//! Checking the whole log again, oldest line first.
+//! Verifies the whole log, oldest line first.
 
 use std::path::Path;
 
@@ -11,15 +11,15 @@ use crate::vault::Vault;
 /// A log without a break.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VerifiedLog {
-    /// How many lines there are.
+    /// The number of lines.
     pub lines: usize,
-    /// The number of the oldest; above 1 once files were rotated away.
+    /// The number of the oldest line; above 1 once files were rotated away.
     pub first: u64,
-    /// The number of the newest.
+    /// The number of the newest line.
     pub last: u64,
 }
 
-/// Checks every line of the log in `dir`; answers the first that is broken. Needs the vault unlocked.
+/// Verifies every line of the log in `dir`; returns the first break. The vault must be unlocked.
 pub fn verify(dir: &Path, vault: &Vault) -> Result<VerifiedLog, AuditError> {
     let mut chain = ChainVerifier {
         vault,
@@ -33,7 +33,7 @@ pub fn verify(dir: &Path, vault: &Vault) -> Result<VerifiedLog, AuditError> {
 struct ChainVerifier<'a> {
     vault: &'a Vault,
     found: VerifiedLog,
-    /// Number and hash of the line before.
+    /// The number and the hash of the line before.
     last: Option<(u64, [u8; 32])>,
 }
 
@@ -45,30 +45,30 @@ impl ChainVerifier<'_> {
             why,
         };
         let line = at.line.strip_suffix(b"\n");
-        let place =
+        let position =
             ChainPosition::parse(line.ok_or_else(|| broken(ChainBreak::Cut))?).map_err(broken)?;
-        self.follows(&place, at.age).map_err(broken)?;
-        // After the chain: the MAC costs more, and a missing line is the better message.
-        if !place.is_genuine(self.vault)? {
+        self.follows(&position, at.age).map_err(broken)?;
+        // The chain is checked before the code, which costs more; a missing line is also the better message.
+        if !position.is_genuine(self.vault)? {
             return Err(broken(ChainBreak::Mac));
         }
-        self.last = Some((place.seq, place.hash));
+        self.last = Some((position.seq, position.hash));
         self.found.lines += 1;
-        self.found.last = place.seq;
+        self.found.last = position.seq;
         Ok(())
     }
 
-    fn follows(&mut self, place: &ChainPosition, age: usize) -> Result<(), ChainBreak> {
+    fn follows(&mut self, position: &ChainPosition, age: usize) -> Result<(), ChainBreak> {
         let (seq, prev) = match self.last {
             Some((seq, hash)) => (seq + 1, hash),
-            // The lines before were rotated away, which happens to a full set of files only.
-            None if age == AUDIT_FILES - 1 => (place.seq, place.prev),
+            // A full set of files begins after lines that were rotated away, so any number may be the first.
+            None if age == AUDIT_FILES - 1 => (position.seq, position.prev),
             None => (1, NOTHING),
         };
-        if place.seq != seq {
+        if position.seq != seq {
             return Err(ChainBreak::Sequence);
         }
-        if place.prev != prev {
+        if position.prev != prev {
             return Err(ChainBreak::Previous);
         }
         if self.last.is_none() {

@@ -1,7 +1,7 @@
 //! Recovery words: BIP39, English.
 //!
-//! The vault keeps the entropy, never the phrase: the words are spelled out again when the
-//! administrator asks for them on the console.
+//! The vault stores the entropy, never the phrase: the words are computed again when an administrator asks for them
+//! at the console.
 
 mod words;
 
@@ -18,10 +18,10 @@ use crate::error::{MnemonicError, VaultError};
 use crate::limits::{MAX_PASSPHRASE_BYTES, MAX_PHRASE_BYTES};
 use crate::secret::{SecretArr, SecretStr};
 
-/// The 64 bytes that every key is derived from.
+/// The 64 bytes from which every key is derived.
 pub(crate) type Seed = SecretArr<64>;
 
-/// How many words a phrase has.
+/// The number of words of a phrase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WordCount {
@@ -32,7 +32,7 @@ pub enum WordCount {
     TwentyFour,
 }
 
-/// 16 to 32 bytes that the words spell.
+/// The 16 to 32 bytes that the words encode.
 ///
 /// ```
 /// use alknet_vault::{Entropy, WordCount};
@@ -49,19 +49,19 @@ pub struct Entropy {
 }
 
 impl Entropy {
-    /// New words, from the kernel's generator. Waits until that is ready.
+    /// New words, from the kernel's random generator. Blocks until the generator is ready (getrandom(2)).
     pub fn generate(words: WordCount) -> Result<Self, VaultError> {
         let len = match words {
             WordCount::Twelve => 16,
             WordCount::TwentyFour => 32,
         };
         let mut bytes = crypto::random_secret::<32>()?;
-        // The unused half must be zero: two phrases are compared by all 32 bytes.
+        // The unused half must be zero, because two phrases are compared by all 32 bytes.
         bytes.expose_mut()[len..].zeroize();
         Ok(Self { bytes, len })
     }
 
-    /// Entropy as it was kept: 16, 20, 24, 28 or 32 bytes.
+    /// Stored entropy: 16, 20, 24, 28 or 32 bytes.
     pub fn from_bytes(entropy: &[u8]) -> Result<Self, MnemonicError> {
         let len = entropy.len();
         if !(16..=32).contains(&len) || !len.is_multiple_of(4) {
@@ -72,8 +72,9 @@ impl Entropy {
         Ok(Self { bytes, len })
     }
 
-    /// What a person typed: any case, any white space, any Unicode form.
+    /// Parses words that a person typed, in any case, with any white space, in any Unicode form.
     pub fn parse(phrase: &str) -> Result<Self, MnemonicError> {
+        // The limit bounds the work before any word is looked up.
         if phrase.len() > MAX_PHRASE_BYTES {
             return Err(MnemonicError::TooLong);
         }
@@ -82,7 +83,7 @@ impl Entropy {
             count @ (12 | 15 | 18 | 21 | 24) => count / 3 * 4,
             words => return Err(MnemonicError::WordCount { words }),
         };
-        // Eleven bits a word; what remains after the entropy is the checksum.
+        // Each word encodes eleven bits; the bits after the entropy are the checksum.
         let mut bits = Zeroizing::new([0_u8; 33]);
         for (at, index) in indices.iter().enumerate() {
             for bit in 0..11 {
@@ -100,7 +101,7 @@ impl Entropy {
         Ok(entropy)
     }
 
-    /// The words, lower case, one space between two.
+    /// The words in lower case, separated by single spaces.
     #[must_use]
     pub fn phrase(&self) -> SecretStr {
         let mut bits = Zeroizing::new([0_u8; 33]);
@@ -117,20 +118,20 @@ impl Entropy {
         SecretStr::build(self.words() * (words::LONGEST + 1), letters)
     }
 
-    /// How many words there are.
+    /// The number of words.
     #[must_use]
     pub fn words(&self) -> usize {
         self.len / 4 * 3
     }
 
-    /// The bytes themselves.
+    /// The entropy.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes.expose()[..self.len]
     }
 
-    /// The private key at any path of these words: for a tool on the computer of the paper's holder. A
-    /// [`crate::Vault`] answers by purpose only.
+    /// The private key at any path of these words, for a tool on the computer of the words' owner. A [`crate::Vault`]
+    /// derives keys by purpose only.
     pub fn key_at(
         &self,
         passphrase: &SecretStr,
@@ -139,7 +140,7 @@ impl Entropy {
         Ok(ExtendedPrivateKey::at(self.seed(passphrase)?.expose(), path)?.key)
     }
 
-    /// Said by name, since secrets are not copied by accident.
+    /// An explicit function, because secrets have no `Clone`.
     pub(crate) fn copied(&self) -> Self {
         Self {
             bytes: SecretArr::copy_of(self.bytes.expose()),
@@ -147,7 +148,7 @@ impl Entropy {
         }
     }
 
-    /// What keys are derived from: PBKDF2-HMAC-SHA512 over the phrase, 2048 rounds.
+    /// The seed of all keys: PBKDF2-HMAC-SHA512 over the phrase, 2048 rounds.
     pub(crate) fn seed(&self, passphrase: &SecretStr) -> Result<Seed, MnemonicError> {
         const PREFIX: &str = "mnemonic";
         const ROUNDS: u32 = 2048;
@@ -166,7 +167,7 @@ impl Entropy {
         Ok(seed)
     }
 
-    /// The first bits of the hash, one for every 32 bits of entropy, at the top of the byte.
+    /// The first bits of the hash, one for every 32 bits of entropy, in the high bits of the byte.
     fn checksum(&self) -> u8 {
         let bits = self.len / 4;
         let mut hash = Zeroizing::new(crypto::sha256(self.bytes()));
@@ -189,13 +190,13 @@ impl fmt::Debug for Entropy {
     }
 }
 
-/// A passphrase in Unicode's NFKD, so that two keyboards that compose letters differently agree.
+/// A passphrase in Unicode's NFKD, so that keyboards which compose letters differently give the same one.
 pub(crate) fn normalized(passphrase: &SecretStr) -> Result<SecretStr, MnemonicError> {
     let text = passphrase.expose();
     if text.len() > MAX_PASSPHRASE_BYTES {
         return Err(MnemonicError::PassphraseTooLong);
     }
-    // Measured first: a string that grows leaves its beginnings behind.
+    // The length is computed first, because a string that grows leaves copies behind.
     let bytes = decomposed(text).map(char::len_utf8).sum();
     Ok(SecretStr::build(bytes, decomposed(text)))
 }

@@ -1,4 +1,4 @@
-//! The list of words, and how a typed word is found in it.
+//! The word list, and looking up typed words in it.
 
 use std::sync::LazyLock;
 
@@ -9,17 +9,17 @@ use crate::error::MnemonicError;
 /// Letters of the longest word.
 pub(super) const LONGEST: usize = 8;
 
-/// Words after which [`indices`] stops counting.
+/// Number of words after which [`indices`] stops.
 const MOST_COUNTED: usize = 25;
 
-/// Letters of a typed word that are kept; none of the list is nearly as long.
+/// Letters of a typed word that are stored; the words of the list are much shorter.
 const MOST_LETTERS: usize = 16;
 
 /// The 2048 English words of BIP39 in their order, which is alphabetical.
 pub(super) static LIST: LazyLock<Vec<&'static str>> =
     LazyLock::new(|| include_str!("english.txt").lines().collect());
 
-/// The numbers of the typed words. Stops at the first that is unknown, and soon after the 24th.
+/// The indices of the typed words. Stops at the first unknown word, and after the 25th.
 pub(super) fn indices(
     typed: impl Iterator<Item = char>,
 ) -> Result<Zeroizing<Vec<usize>>, MnemonicError> {
@@ -28,7 +28,7 @@ pub(super) fn indices(
     let mut letters = 0;
     for letter in typed.chain([' ']) {
         if !letter.is_whitespace() {
-            // Longer words are unknown whatever follows, and the buffer must not grow: it would leave copies.
+            // A longer word is unknown in any case, and the buffer must not grow, because that would leave copies.
             if letters < MOST_LETTERS {
                 word.push(letter.to_ascii_lowercase());
             }
@@ -50,8 +50,8 @@ pub(super) fn indices(
     Ok(found)
 }
 
-/// The word of the list that takes the fewest changes of one letter or exchanges of two. Of several, the one that begins
-/// like the typed one for longest: people mistype endings more often than beginnings.
+/// The word of the list with the fewest changed or swapped letters. Of several, the one with the longest common
+/// beginning: people mistype endings more often than beginnings.
 fn nearest(typed: &str) -> &'static str {
     let common = |word: &str| {
         let same = word.bytes().zip(typed.bytes()).take_while(|(a, b)| a == b);

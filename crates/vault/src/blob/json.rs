@@ -1,4 +1,4 @@
-//! The JSON form of a blob, for stores that keep text.
+//! The JSON form of a blob, for stores of text.
 //!
 //! `{"key_version":2,"salt":…,"iv":…,"data":…,"alg":"ALK1"}` in standard base64 with padding. The header
 //! is rebuilt from the fields, so both forms are one record.
@@ -35,6 +35,7 @@ impl SealedBlob {
             });
         }
         let form: BlobForm = serde_json::from_str(text).map_err(|_| VaultError::Foreign)?;
+        // Records of another algorithm need another program, so they are not reported as damaged.
         if form.alg.as_deref() != Some(ALG) {
             return Err(VaultError::Foreign);
         }
@@ -42,7 +43,7 @@ impl SealedBlob {
         let bytes = |text: &str| {
             BASE64
                 .decode(text.as_bytes())
-                // Damage within a record of ours gets the same answer as a wrong key.
+                // Damage within a record gets the same error as a wrong key.
                 .map_err(|_| VaultError::Decrypt)
         };
         let salt = bytes(&form.salt)?
@@ -58,7 +59,7 @@ impl SealedBlob {
     /// Writes the JSON form.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // A blob that was cut has what is left of it in the fields, and still opens to `Decrypt`.
+        // A blob that was cut fills the fields with the bytes that are left, and still opens to `Decrypt`.
         let part = |from: usize, to: usize| {
             let to = to.min(self.bytes.len());
             BASE64.encode(self.bytes.get(from..to).unwrap_or_default())

@@ -1,4 +1,4 @@
-//! A key for records where there is no vault: the owner of the key keeps it, and derives it from a secret file.
+//! A key for records of a program without a vault, which derives it from a secret file.
 
 use std::fmt;
 
@@ -10,26 +10,26 @@ use crate::derive::KeyVersion;
 use crate::error::VaultError;
 use crate::secret::{SecretArr, SecretBytes};
 
-/// What stands before the purpose in the derivation of a key.
+/// Prefix of the purpose in the derivation of a key.
 const KEY_INFO: &[u8] = b"alknet/record-key/1/";
-/// What a key's fingerprint is derived with.
+/// Context of the derivation of a fingerprint.
 const FINGERPRINT_INFO: &[u8] = b"alknet/record-key/fingerprint";
-/// Bytes of a fingerprint: it tells a mistake, a file of another folder, and is no proof.
+/// Bytes of a fingerprint: it detects a mistake, such as a file of another folder, and proves nothing.
 const FINGERPRINT_BYTES: usize = 8;
 
 /// A key that seals records in the form of [`SealedBlob`], for a program without a vault. Wiped when dropped.
 pub struct RecordKey(SecretArr<32>);
 
 impl RecordKey {
-    /// The key that `secret` gives for `purpose` (HKDF-SHA256). Keys of different purposes say nothing of each other,
-    /// nor of `secret`.
+    /// The key that `secret` gives for `purpose` (HKDF-SHA256). Keys of different purposes reveal nothing about each
+    /// other or about `secret`.
     #[must_use]
     pub fn derive(secret: &[u8; 32], purpose: &str) -> Self {
         let info = [KEY_INFO, purpose.as_bytes()].concat();
         Self(crypto::hkdf_sha256(secret, &[], &info))
     }
 
-    /// 16 hexadecimal digits by which a record's file names its key. They reveal nothing of the key.
+    /// 16 hexadecimal digits by which a record's file names its key. They reveal nothing about the key.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let whole = crypto::hkdf_sha256(self.0.expose(), &[], FINGERPRINT_INFO);

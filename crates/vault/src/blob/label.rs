@@ -1,4 +1,4 @@
-//! What a record is called: `kind:name`.
+//! The name of a record: `kind:name`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,10 +6,10 @@ use std::str::FromStr;
 use crate::error::LabelError;
 use crate::limits::MAX_LABEL_BYTES;
 
-/// The name that a blob is bound to, such as `cred:openai`.
+/// The name to which a blob is bound, such as `cred:openai`.
 ///
-/// A kind of `a-z`, `0-9`, `-` and `_`, a colon, and a name of printable ASCII without spaces; at most
-/// 255 bytes. The name may have colons of its own.
+/// A kind of `a-z`, `0-9`, `-` and `_`, a colon, and a name of printable ASCII without spaces; at most 255 bytes. The
+/// name itself may have colons.
 ///
 /// ```
 /// use alknet_vault::BlobLabel;
@@ -29,13 +29,13 @@ impl BlobLabel {
         &self.0
     }
 
-    /// What is before the first colon.
+    /// The part before the first colon.
     #[must_use]
     pub fn kind(&self) -> &str {
         self.0.split_once(':').map_or("", |(kind, _)| kind)
     }
 
-    /// What is after it.
+    /// The part after the first colon.
     #[must_use]
     pub fn name(&self) -> &str {
         self.0.split_once(':').map_or("", |(_, name)| name)
@@ -49,6 +49,7 @@ impl FromStr for BlobLabel {
         if text.len() > MAX_LABEL_BYTES {
             return Err(LabelError::TooLong);
         }
+        // Spaces and control characters would make two labels look alike in a log.
         if let Some(at) = text.bytes().position(|byte| !byte.is_ascii_graphic()) {
             return Err(LabelError::Character { at });
         }

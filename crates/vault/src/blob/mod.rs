@@ -1,4 +1,4 @@
-//! Secrets that come from outside, sealed under a key of the vault.
+//! Secrets from outside, sealed under a key of the vault.
 //!
 //! ```text
 //! 0   4  ALK1
@@ -11,8 +11,8 @@
 //! 56     ciphertext and tag
 //! ```
 //!
-//! The key of a blob is HKDF-SHA256 of the version's key with the blob's salt; the header and the
-//! label are authenticated, so that a blob is worth nothing in another record's place.
+//! The key of a blob is HKDF-SHA256 of the version's key with the blob's salt; the header and the label are
+//! authenticated, so a blob cannot be opened as another record.
 
 mod json;
 mod key;
@@ -38,12 +38,12 @@ const INFO: &[u8] = b"alknet/vault/blob/1";
 
 /// Bytes before the ciphertext.
 const HEADER: usize = 56;
-/// Bytes of the header up to the IV, which a stream has too.
+/// Bytes of the header up to the IV, which streams have too.
 const COMMON: usize = 44;
-/// Where the salt begins.
+/// Offset of the salt.
 const SALT_AT: usize = 12;
 
-/// A sealed record. Says nothing without the vault, and nothing about why it does not open.
+/// A sealed record. Without the vault it reveals neither its content nor why it does not open.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealedBlob {
     bytes: Vec<u8>,
@@ -51,7 +51,7 @@ pub struct SealedBlob {
 }
 
 impl SealedBlob {
-    /// Reads the binary form. What is cut short is only found when it is opened.
+    /// Parses the binary form. Only opening detects that it was cut.
     pub fn parse(bytes: &[u8]) -> Result<Self, VaultError> {
         let limit = HEADER + MAX_PLAINTEXT_BYTES + TAG;
         if bytes.len() > limit {
@@ -73,7 +73,7 @@ impl SealedBlob {
         &self.bytes
     }
 
-    /// Which key it is sealed with.
+    /// The version of its key.
     #[must_use]
     pub fn key_version(&self) -> KeyVersion {
         self.version
@@ -86,7 +86,7 @@ impl SealedBlob {
         label: &BlobLabel,
         plaintext: &[u8],
     ) -> Result<Self, VaultError> {
-        // Asked for at once: a system call takes longer than most of the rest.
+        // Salt and IV come from one system call, which takes longer than most of the rest.
         let random = crypto::random::<{ 32 + IV }>()?;
         let (mut salt, mut iv) = ([0; 32], [0; IV]);
         salt.copy_from_slice(&random[..32]);
@@ -94,7 +94,7 @@ impl SealedBlob {
         Self::seal_with(key, version, label, plaintext, (&salt, &iv))
     }
 
-    /// The same with a salt and an IV that the caller chose: for vectors.
+    /// The same with a given salt and IV, for test vectors.
     pub(crate) fn seal_with(
         key: &SecretArr<32>,
         version: KeyVersion,
@@ -111,19 +111,19 @@ impl SealedBlob {
         let mut bytes = Vec::with_capacity(HEADER + plaintext.len() + TAG);
         bytes.extend_from_slice(&common(MAGIC, version, salt));
         bytes.extend_from_slice(iv);
-        // Version and salt are authenticated too: a record cannot be moved to another version or name.
+        // Version and salt are authenticated too, so a record cannot be moved to another version or name.
         let aad = aad(&bytes, label);
         crypto::encrypt(&blob_key(key, salt), iv, &aad, plaintext, &mut bytes);
         Ok(Self { bytes, version })
     }
 
-    /// What was sealed, or `Decrypt`.
+    /// The plaintext, or `Decrypt`.
     pub(crate) fn open(
         &self,
         key: &SecretArr<32>,
         label: &BlobLabel,
     ) -> Result<SecretBytes, VaultError> {
-        // What was cut is filled up and takes the same way to the same answer, in the same time.
+        // A record that was cut is filled up and takes the same path to the same error, in the same time.
         let cut = self.bytes.len() < HEADER + TAG;
         let mut bytes = Cow::Borrowed(&self.bytes);
         if cut {
@@ -144,7 +144,7 @@ impl SealedBlob {
     }
 }
 
-/// Its version and size; the rest would only be noise.
+/// Shows the version and the size.
 impl fmt::Debug for SealedBlob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -171,7 +171,7 @@ fn common(magic: [u8; 4], version: KeyVersion, salt: &[u8; 32]) -> [u8; COMMON] 
     header
 }
 
-/// The key version of what begins as one of our records; what is cut after that opens to `Decrypt`.
+/// The key version of bytes that begin as a record of this program; a record that is cut later opens to `Decrypt`.
 fn version_of(bytes: &[u8], magic: [u8; 4]) -> Result<KeyVersion, VaultError> {
     let is = |from: usize, expected: &[u8]| {
         let got = bytes.get(from..).unwrap_or_default();
@@ -188,9 +188,10 @@ fn version_of(bytes: &[u8], magic: [u8; 4]) -> Result<KeyVersion, VaultError> {
     u32::from_be_bytes(number).try_into()
 }
 
-/// What is authenticated beside the plaintext: the header and the record's name.
+/// The additional authenticated data: the header and the record's name.
 fn aad(header: &[u8], label: &BlobLabel) -> Vec<u8> {
     let label = label.as_str().as_bytes();
+    // The length separates the label from the bytes before it, so no two inputs give the same data.
     let length = u16::try_from(label.len()).expect("a label has at most 255 bytes");
     [header, &length.to_be_bytes(), label].concat()
 }

@@ -1,8 +1,8 @@
 //! Sealed data of any length, for exports: the STREAM construction in chunks of 64 KiB.
 //!
-//! The header is a blob's up to the salt with the magic `ALKS`, and 7 bytes of nonce prefix. The nonce
-//! of a chunk is the prefix, the chunk's number and one byte that is 1 in the last: nothing can be
-//! cut off, repeated or moved. All chunks are full but the last, which is empty only when all is.
+//! The header is a blob's up to the salt with the magic `ALKS`, and 7 bytes of nonce prefix. The nonce of a chunk is
+//! the prefix, the chunk's number and one byte that is 1 in the last: so no chunk can be cut off, repeated or moved.
+//! All chunks except the last are full, and the last is empty only if the whole stream is.
 
 use std::io::{self, Read, Write};
 
@@ -21,22 +21,22 @@ const INFO: &[u8] = b"alknet/vault/stream/1";
 const PREFIX: usize = 7;
 const HEADER: usize = COMMON + PREFIX;
 
-/// Why a stream was not sealed or opened to its end.
+/// Why a stream was not sealed or opened completely.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BlobStreamError {
-    /// What was to be sealed or opened could not be read.
+    /// The input could not be read.
     #[error("the stream cannot be read ({0})")]
     Read(#[source] io::Error),
-    /// The vault refused. What was written before is genuine, but not all.
+    /// The vault refused. The bytes written so far are genuine, but incomplete.
     #[error(transparent)]
     Vault(#[from] VaultError),
-    /// The result could not be written.
+    /// The output could not be written.
     #[error("the stream cannot be written ({0})")]
     Write(#[source] io::Error),
 }
 
-/// What all chunks of one stream share.
+/// The values that all chunks of a stream share.
 struct ChunkSealer {
     key: SecretArr<32>,
     aad: Vec<u8>,
@@ -57,24 +57,25 @@ impl ChunkSealer {
         }
     }
 
-    /// The nonce of the next chunk; there are 2³² at most, 256 TiB.
+    /// The nonce of the next chunk. A stream has at most 2³² chunks, 256 TiB.
     fn nonce(&mut self, last: bool) -> Result<[u8; IV], VaultError> {
         let number = self.next.ok_or(VaultError::TooLarge {
             bytes: usize::MAX,
             limit: STREAM_CHUNK_BYTES << 32,
         })?;
+        // After the last number no nonce is left; using one twice would break GCM.
         self.next = number.checked_add(1);
         let mut nonce = [0; IV];
         nonce[..PREFIX].copy_from_slice(&self.prefix);
         nonce[PREFIX..PREFIX + 4].copy_from_slice(&number.to_be_bytes());
-        // The last chunk has a nonce of its own, so that a stream that was cut does not pass for whole (STREAM
+        // The last chunk has a nonce of its own, so that a stream that was cut does not verify as complete (STREAM
         // construction).
         nonce[PREFIX + 4] = u8::from(last);
         Ok(nonce)
     }
 }
 
-/// Seals everything that `from` has; answers how many bytes that was.
+/// Seals all bytes of `from`; returns their number.
 pub(crate) fn seal(
     key: &SecretArr<32>,
     version: KeyVersion,
@@ -100,9 +101,9 @@ pub(crate) fn seal(
     Ok(bytes)
 }
 
-/// Opens a stream with the key that `key_of` finds for its version; answers how many bytes it held.
+/// Opens a stream with the key that `key_of` finds for its version; returns the number of its bytes.
 ///
-/// Chunks are written as they are found genuine; only `Ok` says that the last one was among them.
+/// Each chunk is written once it is verified; only `Ok` means that the last one was among them.
 pub(crate) fn open(
     key_of: impl FnOnce(KeyVersion) -> Result<SecretArr<32>, VaultError>,
     label: &BlobLabel,
@@ -121,7 +122,7 @@ pub(crate) fn open(
         let first = chunks.next == Some(0);
         let nonce = chunks.nonce(last)?;
         let plain = crypto::decrypt(&chunks.key, &nonce, &chunks.aad, piece)?;
-        // `seal` never ends with an empty chunk but for an empty stream: one form for each content.
+        // `seal` writes an empty chunk for an empty stream only, so each content has one form.
         if plain.expose().is_empty() && !first {
             return Err(VaultError::Decrypt.into());
         }
@@ -132,7 +133,7 @@ pub(crate) fn open(
     Ok(bytes)
 }
 
-/// Hands out pieces of `size` bytes and says which is the last, by reading one ahead.
+/// Passes pieces of `size` bytes to `take` and says which is the last, by reading one piece ahead.
 fn each_piece(
     from: &mut impl Read,
     size: usize,
@@ -142,7 +143,7 @@ fn each_piece(
     let mut ahead = Zeroizing::new(vec![0; size]);
     let mut len = fill(from, &mut current)?;
     loop {
-        // A short piece is the end; reading once more could wait for ever on a terminal.
+        // A short piece is the end; another read could block for ever on a terminal.
         let next = if len == size {
             fill(from, &mut ahead)?
         } else {

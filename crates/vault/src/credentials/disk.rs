@@ -1,4 +1,4 @@
-//! Files that are whole or not there.
+//! Files that are written whole or not at all.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -11,17 +11,17 @@ use super::CredentialsError;
 use crate::derive::KeyVersion;
 use crate::json;
 
-/// How files are called until they are whole.
+/// Suffix of files that are being written.
 pub(super) const NEW: &str = ".new";
 
 const FORMAT: u64 = 1;
-/// Bytes of `current`.
+/// Longest `current` that is read, in bytes.
 const CURRENT_BYTES_MAX: usize = 256;
 
-/// Held while something is read or changed; without it nothing here writes.
+/// The lock of a directory; functions that write require it.
 #[derive(Debug)]
 pub(super) struct DirectoryLock {
-    /// Unlocked when it is closed.
+    /// Closing the file releases the lock.
     _file: File,
 }
 
@@ -41,7 +41,8 @@ impl DirectoryLock {
         let path = dir.join("lock");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        // The lock is on a file of its own: the others are replaced, and a lock stays with the old inode.
+        // The lock has a file of its own: other files are replaced, and a lock would stay with the old inode
+        // (flock(2)).
         let file = options.mode(0o600).open(&path);
         let file = file.map_err(CredentialsError::io(&path))?;
         lock(&file).map_err(CredentialsError::io(&path))?;
@@ -49,11 +50,11 @@ impl DirectoryLock {
     }
 }
 
-/// Which set counts.
+/// The set of records that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CurrentSet {
     pub(super) set: u64,
-    /// No record of it is older.
+    /// Oldest key version of its records.
     pub(super) version: KeyVersion,
 }
 
@@ -81,6 +82,7 @@ impl CurrentSet {
             set: number("set").ok_or_else(foreign)?,
             version: version.and_then(KeyVersion::new).ok_or_else(foreign)?,
         };
+        // The file must be exactly what this program writes, so that damage cannot pass as a version.
         if current.text().as_bytes() == bytes {
             Ok(Some(current))
         } else {
@@ -102,17 +104,17 @@ impl CurrentSet {
     }
 }
 
-/// A directory that only its owner reads, if it is not there yet.
+/// Makes a directory that only its owner can read, if it does not exist.
 pub(super) fn make_dir(path: &Path) -> Result<(), CredentialsError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(CredentialsError::io(path))?;
-    // A new directory is durable once its parent is.
+    // A new directory is durable once its parent is synced (fsync(2)).
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-/// Returns when the names in it are on the disk.
+/// Returns when the names of the directory are on the disk.
 pub(super) fn sync_dir(path: &Path) -> Result<(), CredentialsError> {
-    // The parent of a plain name is the directory this program is in.
+    // The parent of a bare name is the current directory.
     let path = if path.as_os_str().is_empty() {
         Path::new(".")
     } else {
@@ -122,8 +124,8 @@ pub(super) fn sync_dir(path: &Path) -> Result<(), CredentialsError> {
     synced.map_err(CredentialsError::io(path))
 }
 
-/// The content of the file; `None` if it does not exist. A file of more than `most` bytes was not
-/// written here.
+/// The content of the file; `None` if it does not exist. This program writes no file of more than `most` bytes, so a
+/// longer one is foreign.
 pub(super) fn read(path: &Path, most: usize) -> Result<Option<Vec<u8>>, CredentialsError> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -139,17 +141,18 @@ pub(super) fn read(path: &Path, most: usize) -> Result<Option<Vec<u8>>, Credenti
     Ok(Some(bytes))
 }
 
-/// A file in a set that does not count yet.
+/// Writes a file of a set that does not count yet.
 pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), CredentialsError> {
     let io = CredentialsError::io(path);
     let mut options = OpenOptions::new();
+    // A file of this name may be left from a write that a power cut interrupted.
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(path).map_err(&io)?;
     file.write_all(bytes).map_err(&io)?;
     file.sync_all().map_err(&io)
 }
 
-/// The file as it was or as it shall be, whatever happens, and as it shall be when this returns.
+/// Replaces a file atomically, and returns once the new content is on the disk.
 pub(super) fn replace(
     path: &Path,
     bytes: &[u8],
@@ -163,7 +166,7 @@ pub(super) fn replace(
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-/// Answers whether it was there.
+/// Removes a file; returns whether it existed.
 pub(super) fn remove(path: &Path, _: &DirectoryLock) -> Result<bool, CredentialsError> {
     match fs::remove_file(path) {
         Ok(()) => path.parent().map_or(Ok(()), sync_dir).map(|()| true),

@@ -1,4 +1,4 @@
-//! Sealed records in a directory: secrets from outside that a node or an operator keeps.
+//! Sealed records in a directory: secrets from outside that a node or an administrator stores.
 //!
 //! ```text
 //! lock       whoever changes something holds a lock on it
@@ -7,13 +7,13 @@
 //!            the label, a line end, the record's JSON form, a line end
 //! ```
 //!
-//! Every file is written beside its place and moved there, so that a power cut leaves the old or the
-//! new. A rotation writes a whole new set and then moves `current`: before that moment every record has
-//! its old version, after it every one the new. What an interrupted one left is removed by the next that
-//! opens the directory, and the rotation is run again.
+//! Every file is written beside its target and renamed, so a power cut leaves the old or the new content. A rotation
+//! writes a whole new set and then replaces `current`: before that moment every record has the old version, after it
+//! every one has the new. The next process that opens the directory removes what an interrupted rotation left, and
+//! the rotation has to be run again.
 //!
-//! Every process that reads the directory reads the labels. The vault does not notice that a record was
-//! put back to an older one of the same version.
+//! Every process that can read the directory can read the labels. The vault does not notice if a record is replaced
+//! by an older one of the same version.
 
 mod disk;
 
@@ -35,14 +35,14 @@ use disk::{CurrentSet, DirectoryLock};
 /// Bytes of one record's file.
 const FILE_BYTES_MAX: usize = MAX_LABEL_BYTES + MAX_BLOB_JSON_BYTES + 2;
 
-/// Why a record was not kept, found or rotated.
+/// Why a record was not stored, found or rotated.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CredentialsError {
-    /// A file that this program did not write, or that was damaged.
+    /// This program did not write the file, or the file is damaged.
     #[error("{0} is no file of sealed records")]
     Foreign(String),
-    /// As many records as there may be.
+    /// The directory has the maximum number of records.
     #[error("there are {} records, more are not possible", MAX_CREDENTIALS)]
     Full,
     /// A file could not be read or written.
@@ -53,13 +53,13 @@ pub enum CredentialsError {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// Of a later program.
+    /// A later program wrote the directory.
     #[error("the records have format {0}; this program knows 1")]
     Newer(u64),
-    /// No record of that label.
+    /// The directory has no record with that label.
     #[error("there is no record {0}")]
     NotFound(BlobLabel),
-    /// The vault did not seal or open one.
+    /// The vault refused to seal or open a record.
     #[error("{label}: {source}")]
     Record {
         /// Label of the record.
@@ -67,12 +67,12 @@ pub enum CredentialsError {
         /// Error that caused this one.
         source: VaultError,
     },
-    /// A version that is older than that of the set.
+    /// The version is older than that of the set.
     #[error("key version {version} is older than {oldest}, to which the records were rotated")]
     TooOld {
         /// Version of the key.
         version: KeyVersion,
-        /// What there is.
+        /// The version of the set.
         oldest: KeyVersion,
     },
 }
@@ -91,23 +91,23 @@ impl CredentialsError {
     }
 }
 
-/// What is known of a record without opening it.
+/// A record's properties that are known without opening it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CredentialEntry {
-    /// What it is called.
+    /// The record's label.
     pub label: BlobLabel,
-    /// Which key it is sealed with.
+    /// The version of its key.
     pub version: KeyVersion,
 }
 
-/// The records of one directory. Several processes may have it: changes wait for each other.
+/// The records of one directory. Several processes may use it: their changes wait for each other.
 #[derive(Debug)]
 pub struct VaultCredentials {
     dir: PathBuf,
 }
 
 impl VaultCredentials {
-    /// The records in `dir`, which is made if it is not there. Ends what a power cut interrupted.
+    /// Opens the records in `dir`, which is made if it does not exist. Removes what a power cut left half done.
     pub fn open(dir: &Path) -> Result<Self, CredentialsError> {
         disk::make_dir(dir)?;
         let store = Self {
@@ -127,8 +127,8 @@ impl VaultCredentials {
         Ok(store)
     }
 
-    /// What the last rotation left: new records are sealed with that version and older ones are not
-    /// there. For [`Vault::use_versions`].
+    /// The versions after the last rotation: new records are sealed with this version, and no record is older. For
+    /// [`Vault::use_versions`].
     pub fn versions(&self) -> Result<KeyVersions, CredentialsError> {
         let _locked = DirectoryLock::shared(&self.dir)?;
         let version = self.current()?.version;
@@ -138,10 +138,11 @@ impl VaultCredentials {
         })
     }
 
-    /// Keeps a record, in the place of the one of the same label.
+    /// Stores a record, and replaces the one with the same label.
     pub fn put(&self, label: &BlobLabel, blob: &SealedBlob) -> Result<(), CredentialsError> {
         let locked = DirectoryLock::exclusive(&self.dir)?;
         let current = self.current()?;
+        // After a rotation the old keys count as leaked, so nothing sealed under them comes back.
         if blob.key_version() < current.version {
             return Err(CredentialsError::TooOld {
                 version: blob.key_version(),
@@ -150,28 +151,28 @@ impl VaultCredentials {
         }
         let set = self.set(current.set);
         let path = set.join(file_name(label));
-        // Replacing a record is possible also where there are as many as may be.
+        // At the limit, an existing record can still be replaced.
         if !path.exists() && names(&set)?.len() >= MAX_CREDENTIALS {
             return Err(CredentialsError::Full);
         }
         disk::replace(&path, text_of(label, blob).as_bytes(), &locked)
     }
 
-    /// The record of that label.
+    /// The record with that label.
     pub fn get(&self, label: &BlobLabel) -> Result<SealedBlob, CredentialsError> {
         let _locked = DirectoryLock::shared(&self.dir)?;
         let path = self.set(self.current()?.set).join(file_name(label));
         match disk::read(&path, FILE_BYTES_MAX)? {
             None => Err(CredentialsError::NotFound(label.clone())),
             Some(bytes) => match parse(&bytes) {
-                // The name in the file must be the one asked for: an attacker may exchange files.
+                // The label in the file must be the requested one, because an attacker may exchange files.
                 Some((found, blob)) if found == *label => Ok(blob),
                 _ => Err(CredentialsError::foreign(&path)),
             },
         }
     }
 
-    /// Every record, by label.
+    /// Every record, sorted by label.
     pub fn list(&self) -> Result<Vec<CredentialEntry>, CredentialsError> {
         let _locked = DirectoryLock::shared(&self.dir)?;
         let records = self.records(self.current()?.set)?;
@@ -182,7 +183,7 @@ impl VaultCredentials {
         Ok(records.into_iter().map(entry).collect())
     }
 
-    /// Removes a record, also a damaged one.
+    /// Removes a record, even a damaged one.
     pub fn remove(&self, label: &BlobLabel) -> Result<(), CredentialsError> {
         let locked = DirectoryLock::exclusive(&self.dir)?;
         let path = self.set(self.current()?.set).join(file_name(label));
@@ -192,15 +193,14 @@ impl VaultCredentials {
         }
     }
 
-    /// Seals every record again, under the key of `to`, all or none; answers how many there are. The
-    /// vault must still open the older ones. Afterwards [`Vault::use_versions`] with what
-    /// [`VaultCredentials::versions`] says forbids them.
+    /// Seals every record again under the key of `to`, all or none; returns their number. The vault must still open
+    /// the older ones. Afterwards [`Vault::use_versions`] with [`VaultCredentials::versions`] refuses them.
     pub fn rotate_to(&self, vault: &Vault, to: KeyVersion) -> Result<usize, CredentialsError> {
         self.rotate_in_steps(to, &mut |label, blob| vault.rewrap(label, blob, to))
     }
 
-    /// Puts every record, opened by one vault and sealed by the other, into another directory, all or
-    /// none; what that had is gone. Answers how many there are.
+    /// Opens every record with one vault, seals it with the other, and stores all of them in another directory, all
+    /// or none; records that were there are removed. Returns their number.
     pub fn hand_over(
         &self,
         from: &Vault,
@@ -222,6 +222,7 @@ impl VaultCredentials {
         }
         let locked = DirectoryLock::exclusive(&other.dir)?;
         let current = other.current()?;
+        // The other directory may already refuse older versions.
         let version = to.versions().current.max(current.version);
         other.replace_set(current, version, &moved, &locked)?;
         Ok(moved.len())
@@ -251,7 +252,7 @@ impl VaultCredentials {
         Ok(records.len())
     }
 
-    /// Writes a whole set, and makes it the one that counts.
+    /// Writes a whole set, and makes it the current one.
     fn replace_set(
         &self,
         current: CurrentSet,
@@ -263,7 +264,7 @@ impl VaultCredentials {
             set: current.set + 1,
             version,
         };
-        // What an earlier rotation left half written must not become part of this one.
+        // Files that an earlier rotation left must not become a part of this set.
         self.remove_other_sets(current.set)?;
         let set = self.set(next.set);
         disk::make_dir(&set)?;
@@ -273,7 +274,7 @@ impl VaultCredentials {
         // Every file and name of the set is on the disk before `current` points to it.
         disk::sync_dir(&set)?;
         next.write(&self.dir, locked)?;
-        // What fails here, the next that opens the directory does.
+        // If this fails, the next process that opens the directory removes the other sets.
         self.remove_other_sets(next.set)
     }
 
@@ -315,7 +316,7 @@ impl VaultCredentials {
     }
 }
 
-/// The names in a directory, without those of files that are being written.
+/// The names in a directory, except files that are being written.
 fn names(dir: &Path) -> Result<Vec<String>, CredentialsError> {
     let io = CredentialsError::io(dir);
     let mut names = Vec::new();

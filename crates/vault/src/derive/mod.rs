@@ -1,4 +1,4 @@
-//! From the seed to a key: SLIP-0010, and which path belongs to which purpose.
+//! Derives keys from the seed: SLIP-0010, and the paths of the purposes.
 
 mod path;
 mod purpose;
@@ -10,7 +10,7 @@ pub use purpose::{Curve, KeyPurpose, KeyVersion, MacPurpose};
 use crate::error::VaultError;
 use crate::secret::SecretArr;
 
-/// The public key of a private one: the 32 bytes of RFC 8032, or the compressed point of SEC 1.
+/// The public key of a private key: the 32 bytes of RFC 8032, or the compressed point of SEC 1.
 pub fn public_key(private: &SecretArr<32>, curve: Curve) -> Result<Vec<u8>, VaultError> {
     match curve {
         Curve::Ed25519 => {

@@ -8,7 +8,7 @@ use crate::limits::{MAX_INDEX, MAX_PATH_LEVELS};
 
 const HARDENED: u32 = 1 << 31;
 
-/// A number of one level: below 2³¹.
+/// The number of one level: below 2³¹.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PathIndex(u32);
 
@@ -58,7 +58,7 @@ pub struct DerivationPath {
 }
 
 impl DerivationPath {
-    /// Reads a path. Levels without a mark exist on secp256k1 only.
+    /// Parses a path. Only secp256k1 allows levels without a mark.
     pub fn parse(text: &str, curve: Curve) -> Result<Self, PathError> {
         let rest = text.strip_prefix("m/").ok_or(PathError::NotRooted)?;
         let mut path = Self {
@@ -74,12 +74,12 @@ impl DerivationPath {
         Ok(path)
     }
 
-    /// A path of which every level is hardened.
+    /// A path whose levels are all hardened.
     pub(crate) fn hardened(curve: Curve, numbers: &[PathIndex]) -> Self {
         Self::from_numbers(curve, numbers.iter().map(|number| number.hardened()))
     }
 
-    /// Levels as SLIP-0010 counts them: hardened ones have the top bit.
+    /// Levels in the numbering of SLIP-0010, where the top bit marks hardened ones.
     pub(crate) fn from_numbers(curve: Curve, numbers: impl Iterator<Item = u32>) -> Self {
         let mut levels = [0; MAX_PATH_LEVELS];
         let mut len = 0;
@@ -90,7 +90,7 @@ impl DerivationPath {
         Self { curve, levels, len }
     }
 
-    /// Whose master key it begins at.
+    /// The curve of its master key.
     #[must_use]
     pub fn curve(&self) -> Curve {
         self.curve
@@ -128,7 +128,7 @@ fn level(part: &str, level: usize, curve: Curve) -> Result<u32, PathError> {
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(PathError::NotANumber { level });
     }
-    // One spelling for each path.
+    // Leading zeros are refused, so that each path has one spelling.
     if digits.len() > 1 && digits.starts_with('0') {
         return Err(PathError::LeadingZero { level });
     }
@@ -136,7 +136,7 @@ fn level(part: &str, level: usize, curve: Curve) -> Result<u32, PathError> {
     let number = number.ok_or(PathError::TooBig { level })?;
     if hardened {
         Ok(number.hardened())
-    // SLIP-0010 has no other children on Ed25519, and here none are used on P-256.
+    // SLIP-0010 defines no other children for Ed25519, and this vault uses none on P-256.
     } else if curve == Curve::Secp256k1 {
         Ok(number.number())
     } else {

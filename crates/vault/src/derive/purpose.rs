@@ -1,4 +1,4 @@
-//! What keys are for, and where they lie. Every row is for ever: an identity depends on it.
+//! The purposes of keys, and their paths. No row may ever change, because identities depend on it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::derive::{DerivationPath, PathIndex};
 use crate::error::VaultError;
 
-/// What kind of key a path ends in.
+/// The curve of the key at the end of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Curve {
@@ -18,7 +18,7 @@ pub enum Curve {
     Secp256k1,
 }
 
-/// The version of the key that credentials are sealed with: 2 and up.
+/// The version of the key that seals credentials: 2 and up.
 ///
 /// ```
 /// use alknet_vault::KeyVersion;
@@ -30,13 +30,13 @@ pub enum Curve {
 pub struct KeyVersion(PathIndex);
 
 impl KeyVersion {
-    /// The first there is; 1 was of another design.
+    /// The first version; version 1 belonged to another design.
     pub const FIRST: Self = match Self::new(2) {
         Some(version) => version,
         None => unreachable!(),
     };
 
-    /// The version of that number, which is at least 2 and at most 2³¹ + 1.
+    /// The version with this number, which must be at least 2 and at most 2³¹ + 1.
     #[must_use]
     pub const fn new(number: u32) -> Option<Self> {
         match number.checked_sub(2) {
@@ -48,7 +48,7 @@ impl KeyVersion {
         }
     }
 
-    /// Its number.
+    /// The version's number.
     #[must_use]
     pub const fn number(self) -> u32 {
         self.0.number() + 2
@@ -69,9 +69,9 @@ impl fmt::Display for KeyVersion {
     }
 }
 
-/// What a key is for: a closed list, so that no caller can name a path.
+/// The purpose of a key: a closed list, so that no caller can name a path.
 ///
-/// `m/74'/1'/…` was of another design and is never used again.
+/// `m/74'/1'/…` belonged to another design and is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyPurpose {
@@ -79,15 +79,15 @@ pub enum KeyPurpose {
     AcmeAccount,
     /// HMAC key of the audit log.
     AuditMac,
-    /// What blobs are sealed with: one for all devices of the words.
+    /// The key that seals blobs: one for all devices of the words.
     Credentials(KeyVersion),
-    /// Opens the data partition when only the words are left.
+    /// The key that opens the data partition if only the words are left.
     DataRecovery,
     /// DNSSEC key of one zone.
     DnsZone {
-        /// Which zone.
+        /// The zone.
         zone: PathIndex,
-        /// Which of its keys.
+        /// The number of the zone's key.
         generation: PathIndex,
     },
     /// Ethereum; needs the feature `secp256k1`.
@@ -96,7 +96,7 @@ pub enum KeyPurpose {
     ImageSigning,
     /// Signs the leaf of this device in groups of messages.
     MessageLeaf,
-    /// Who this node is.
+    /// The identity of this node.
     NodeIdentity,
     /// SSH host key.
     SshHost,
@@ -105,7 +105,7 @@ pub enum KeyPurpose {
 }
 
 impl KeyPurpose {
-    /// What kind of key it is.
+    /// The curve of the key.
     #[must_use]
     pub const fn curve(self) -> Curve {
         match self {
@@ -115,7 +115,7 @@ impl KeyPurpose {
         }
     }
 
-    /// Whether the key signs; the others encrypt and authenticate inside the vault.
+    /// Whether the key signs; the others encrypt or authenticate inside the vault.
     #[must_use]
     pub const fn signs(self) -> bool {
         !matches!(
@@ -124,7 +124,7 @@ impl KeyPurpose {
         )
     }
 
-    /// Where the key of that device lies. Devices share the keys whose rows do not name them.
+    /// The path of that device's key. Devices share the keys whose rows do not name them.
     ///
     /// ```
     /// use alknet_vault::{KeyPurpose, PathIndex};
@@ -145,8 +145,8 @@ impl KeyPurpose {
             small
         };
         const COIN: PathIndex = PathIndex::new(74).expect("small");
-        // Device 0 lies where there was only one device; others are one level further down, so that
-        // none of them can meet a neighbouring row.
+        // Device 0 uses the path from before there were devices; the others use one level more, so
+        // that none of them equals a neighbouring row.
         let hardened = |rest: &[PathIndex], own: bool| {
             let device = (own && device.number() > 0).then_some(device);
             let all: Vec<_> = [COIN].iter().chain(rest).copied().chain(device).collect();
@@ -158,6 +158,7 @@ impl KeyPurpose {
             Self::Credentials(version) => hardened(&[N[2], N[0], version.0], false),
             Self::DataRecovery => hardened(&[N[2], N[1], N[0]], true),
             Self::DnsZone { zone, generation } => hardened(&[N[4], zone, generation], false),
+            // BIP-44 with unhardened last levels, as other Ethereum wallets derive it.
             Self::Ethereum => {
                 let levels = [44, 60, 0].map(|n| n | 1 << 31).into_iter().chain([0, 0]);
                 DerivationPath::from_numbers(Curve::Secp256k1, levels)
@@ -171,7 +172,7 @@ impl KeyPurpose {
     }
 }
 
-/// As the audit log names it; no number that a secret depends on.
+/// The name in the audit log, which contains no number that a secret depends on.
 impl fmt::Display for KeyPurpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -190,7 +191,7 @@ impl fmt::Display for KeyPurpose {
     }
 }
 
-/// The names that `Display` writes, and no others.
+/// Parses the names that `Display` writes, and no others.
 impl FromStr for KeyPurpose {
     type Err = ();
 
@@ -220,12 +221,12 @@ impl FromStr for KeyPurpose {
             "ssh-user-ca" => Self::SshUserCa,
             other => of_version(other).or_else(|| of_zone(other)).ok_or(())?,
         };
-        // Numbers have other spellings, which are no names.
+        // A number may have another spelling, which is refused.
         (purpose.to_string() == text).then_some(purpose).ok_or(())
     }
 }
 
-/// What may be authenticated with a key of the vault.
+/// The purpose of an authentication code under a key of the vault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MacPurpose {

@@ -1,7 +1,7 @@
 //! SLIP-0010: from a seed to a key at a path, for Ed25519, NIST P-256 and secp256k1.
 //!
-//! Not BIP32-Ed25519, whose children are clamped scalars: here the 32 bytes are a seed of RFC 8032, so
-//! every other implementation makes the same public key of them.
+//! This is not BIP32-Ed25519, whose children are clamped scalars: the 32 bytes are a seed of RFC 8032, so every other
+//! implementation computes the same public key from them.
 
 use zeroize::Zeroize;
 
@@ -10,7 +10,7 @@ use crate::derive::{Curve, DerivationPath};
 use crate::error::VaultError;
 use crate::secret::SecretArr;
 
-/// A private key with what its children are derived by.
+/// A private key with its chain code, from which its children are derived.
 pub(crate) struct ExtendedPrivateKey {
     pub(crate) key: SecretArr<32>,
     pub(crate) chain: SecretArr<32>,
@@ -27,7 +27,7 @@ impl ExtendedPrivateKey {
         Ok(node)
     }
 
-    /// The key that every path of a curve begins at.
+    /// The key at which every path of a curve begins.
     pub(crate) fn master(seed: &[u8], curve: Curve) -> Result<Self, VaultError> {
         let salt: &[u8] = match curve {
             Curve::Ed25519 => b"ed25519 seed",
@@ -35,20 +35,20 @@ impl ExtendedPrivateKey {
             Curve::Secp256k1 => b"Bitcoin seed",
         };
         let mut hash = hmac_sha512(salt, &[seed]);
-        // SLIP-0010: a hash that is no key of the curve is hashed again.
+        // SLIP-0010: a hash that is no valid key of the curve is hashed again.
         while !valid(&hash, curve)? {
             hash = hmac_sha512(salt, &[hash.expose()]);
         }
         Ok(Self::from_hash(&hash))
     }
 
-    /// The child of that number; the top bit says hardened.
+    /// The child with that number; the top bit means hardened.
     pub(crate) fn child(&self, number: u32, curve: Curve) -> Result<Self, VaultError> {
         let hardened = number >> 31 == 1;
         let number = number.to_be_bytes();
         let chain = self.chain.expose().as_slice();
         let mut hash = if hardened {
-            // SLIP-0010: 0x00 and the private key, where an ordinary child has the public point.
+            // SLIP-0010: a hardened child hashes 0x00 and the private key, an ordinary child the public point.
             hmac_sha512(chain, &[&[0], self.key.expose(), &number])
         } else {
             hmac_sha512(chain, &[&public(&self.key, curve)?, &number])
@@ -58,7 +58,7 @@ impl ExtendedPrivateKey {
             if let Some(key) = combined(&child.key, &self.key, curve)? {
                 return Ok(Self { key, ..child });
             }
-            // SLIP-0010: 0x01 and the right half, until there is a key.
+            // SLIP-0010: 0x01 and the right half are hashed until the key is valid.
             hash = hmac_sha512(chain, &[&[1], child.chain.expose(), &number]);
         }
     }
@@ -72,14 +72,15 @@ impl ExtendedPrivateKey {
     }
 }
 
-/// Whether the left half is a master key.
+/// Whether the left half is a valid master key.
 fn valid(hash: &SecretArr<64>, curve: Curve) -> Result<bool, VaultError> {
+    // A master key has no parent, so the sum with zero applies the curve's rule alone.
     let zero = SecretArr::zeroed();
     let key = ExtendedPrivateKey::from_hash(hash).key;
     Ok(combined(&key, &zero, curve)?.is_some())
 }
 
-/// The child's key of the left half and the parent's; `None` if the curve has no such key.
+/// The child's key from the left half and the parent's key; `None` if the curve has no such key.
 fn combined(
     left: &SecretArr<32>,
     parent: &SecretArr<32>,
@@ -93,10 +94,10 @@ fn combined(
     }
 }
 
-/// The compressed public key, which children that are not hardened hang on.
+/// The compressed public key, from which children that are not hardened are derived.
 pub(crate) fn public(key: &SecretArr<32>, curve: Curve) -> Result<[u8; 33], VaultError> {
     match curve {
-        // Nothing is derived from a public Ed25519 key.
+        // SLIP-0010 derives nothing from a public Ed25519 key.
         Curve::Ed25519 => Err(VaultError::Unsupported),
         Curve::NistP256 => {
             use p256::elliptic_curve::sec1::ToSec1Point as _;
@@ -112,7 +113,7 @@ pub(crate) fn public(key: &SecretArr<32>, curve: Curve) -> Result<[u8; 33], Vaul
     }
 }
 
-/// One function per curve, of the same text: their types share no trait that also wipes.
+/// One function for each curve with the same text, because their types share no trait that also zeroizes.
 macro_rules! sum {
     ($curve:ident, $left:expr, $parent:expr) => {{
         use $curve::elliptic_curve::{Field, PrimeField as _};

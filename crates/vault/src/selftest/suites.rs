@@ -1,4 +1,4 @@
-//! How a line of each set is checked.
+//! The check of each set's lines.
 
 use argon2::{Algorithm, Argon2, AssociatedData, Block, ParamsBuilder, Version};
 use data_encoding::HEXLOWER;
@@ -45,7 +45,7 @@ pub(super) const ALL: &[(&str, &str, Check)] = &[
     ("bip32", data!("bip32"), node),
 ];
 
-/// What the words of our own table give.
+/// The seed of the words in this project's own table.
 const TABLE_SEED: &str = "5eb00bbddcf069084889a8ab9155568165f5c453ccb85e70811aaed6f6da5fc1\
                           9a5ac40b389cd370d086206dec8aa6c43daea6690f20ad3d8d48b2d2ce9e38e4";
 
@@ -54,10 +54,10 @@ fn bip39(fields: &[&str]) -> Option<()> {
     let (seed, words) = rest.split_first()?;
     let phrase = words.join(" ");
     let parsed = Entropy::parse(&phrase).ok()?;
-    let kept = Entropy::from_bytes(&hex(entropy)?).ok()?;
-    let derived = kept.seed(&"TREZOR".into()).ok()?;
-    same(parsed.bytes(), kept.bytes())?;
-    same(kept.phrase().expose().as_bytes(), phrase.as_bytes())?;
+    let stored = Entropy::from_bytes(&hex(entropy)?).ok()?;
+    let derived = stored.seed(&"TREZOR".into()).ok()?;
+    same(parsed.bytes(), stored.bytes())?;
+    same(stored.phrase().expose().as_bytes(), phrase.as_bytes())?;
     same(derived.expose(), &hex(seed)?)
 }
 
@@ -65,7 +65,8 @@ fn node(fields: &[&str]) -> Option<()> {
     let [curve, seed, path, chain, private, public] = fields.try_into().ok()?;
     let curve = curve_of(curve)?;
     let mut node = ExtendedPrivateKey::master(&hex(seed)?, curve).ok()?;
-    // Not by the grammar: some vectors have levels that are not hardened where we allow none.
+    // The path is parsed here, because some vectors have unhardened levels where the vault's
+    // grammar allows none.
     for level in path.split('/').skip(1) {
         let plain = level.trim_end_matches('\'');
         let hardened = u32::from(plain != level) << 31;
@@ -133,6 +134,7 @@ fn decryption(fields: &[&str]) -> Option<()> {
     let (iv, aad) = (hex(iv)?.try_into().ok()?, hex(aad)?);
     let sealed = [hex(ciphertext)?, hex(tag)?].concat();
     let opened = crypto::decrypt(&key, &iv, &aad, &sealed);
+    // A vector that must fail proves that the check of the tag works.
     if plaintext == "FAIL" {
         return opened.err().map(|_| ());
     }

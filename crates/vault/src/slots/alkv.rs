@@ -1,7 +1,7 @@
-//! The file, read but not yet believed.
+//! The vault file, parsed but not authenticated.
 //!
-//! `{"alkv":1,"device","gen","mac","payload","slots","uuid"}`, canonical. What it says is only known to be
-//! what was written once a slot opened and the code over all of it fits.
+//! The text is `{"alkv":1,"device","gen","mac","payload","slots","uuid"}`, canonical. Its fields are authentic only
+//! once a slot opened and the code over all of them matches.
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,12 +24,12 @@ use crate::slots::{KeySlot, OpenAlkv, SlotError, SlotId, SlotType, UnlockKey, fo
 const FORMAT: u64 = 1;
 const FIELDS: [&str; 7] = ["alkv", "device", "gen", "mac", "payload", "slots", "uuid"];
 
-/// Which vault it is: random, version 4 of RFC 9562.
+/// The id of a vault: random, version 4 of RFC 9562.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VaultId([u8; 16]);
 
 impl VaultId {
-    /// A new one.
+    /// A new id.
     pub fn generate() -> Result<Self, VaultError> {
         let mut bytes = crypto::random::<16>()?;
         bytes[6] = bytes[6] & 0x0f | 0x40;
@@ -37,7 +37,7 @@ impl VaultId {
         Ok(Self(bytes))
     }
 
-    /// Its bytes.
+    /// The id's bytes.
     #[must_use]
     pub fn bytes(self) -> [u8; 16] {
         self.0
@@ -52,7 +52,7 @@ impl fmt::Display for VaultId {
     }
 }
 
-/// The lower-case form that `Display` writes, and no other.
+/// Parses the lower-case form that `Display` writes, and no other.
 impl FromStr for VaultId {
     type Err = ();
 
@@ -68,7 +68,7 @@ impl FromStr for VaultId {
     }
 }
 
-/// A vault as it lies on the disk.
+/// A vault file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alkv {
     pub(super) uuid: VaultId,
@@ -80,14 +80,15 @@ pub struct Alkv {
 }
 
 impl Alkv {
-    /// Reads the text of a copy.
+    /// Parses the text of a copy.
     pub fn parse(text: &[u8]) -> Result<Self, SlotError> {
+        // The limit is checked before the text is parsed.
         if text.len() > TEXT_BYTES_MAX {
             return Err(SlotError::TooLarge);
         }
         let mut value: Value =
             serde_json::from_slice(text).map_err(|_| SlotError::Form("it is no JSON"))?;
-        // The format number first: a file of a later program is "newer" and not "damaged".
+        // The format number is read first, so that a file of a later program is reported as newer and not as damaged.
         match value["alkv"].as_u64() {
             Some(FORMAT) => {}
             Some(other) => return Err(SlotError::Newer(other)),
@@ -110,6 +111,7 @@ impl Alkv {
             .into_iter()
             .map(form::slot)
             .collect::<Result<_, _>>()?;
+        // Rising numbers also rule out two slots with the same number.
         if !slots.windows(2).all(|two| two[0].id < two[1].id) {
             return Err(SlotError::Form("its slots are not in order"));
         }
@@ -145,37 +147,37 @@ impl Alkv {
         json::canonical(&value).expect("texts and integers that were checked when they came in")
     }
 
-    /// Which vault it is.
+    /// The id of the vault.
     #[must_use]
     pub fn uuid(&self) -> VaultId {
         self.uuid
     }
 
-    /// How often it was changed; the highest is the newest.
+    /// The number of changes; the copy with the highest one is the newest.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Which of the nodes of its words it belongs to.
+    /// The number of the node among the nodes of its words.
     #[must_use]
     pub fn device(&self) -> PathIndex {
         self.device
     }
 
-    /// Its slots, by rising number.
+    /// The slots, sorted by number.
     #[must_use]
     pub fn slots(&self) -> &[KeySlot] {
         &self.slots
     }
 
-    /// Whether it protects anything: not if a key lies beside it.
+    /// Whether the file protects the vault, which it does not if a key is stored beside it.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.slots.iter().all(|slot| slot.kind() != SlotType::None)
     }
 
-    /// Opens one slot, and believes the rest only if it is what was written.
+    /// Opens one slot, and authenticates the rest of the file.
     pub fn open(&self, id: SlotId, key: &mut UnlockKey<'_>) -> Result<OpenAlkv, SlotError> {
         let slot = self.slots.iter().find(|slot| slot.id == id);
         let slot = slot.ok_or(SlotError::NoSuchSlot(id))?;
@@ -183,13 +185,13 @@ impl Alkv {
         self.believed(slot.unwrap(self.uuid, &kek)?, id)
     }
 
-    /// Opens it by its master key, if it is what was written.
+    /// Opens the file with its master key, if it is authentic.
     pub(super) fn believed(
         &self,
         vmk: SecretArr<32>,
         opened_by: SlotId,
     ) -> Result<OpenAlkv, SlotError> {
-        // Before the payload: slots, id and generation are authenticated by this only.
+        // The code is checked before the payload, because only it authenticates slots, id and generation.
         if !bool::from(self.mac_under(&vmk).ct_eq(&self.mac)) {
             return Err(SlotError::Tampered);
         }
@@ -205,7 +207,7 @@ impl Alkv {
         })
     }
 
-    /// Everything but the code.
+    /// All fields except the code.
     fn covered(&self) -> Value {
         json!({
             "alkv": FORMAT,
@@ -229,7 +231,7 @@ impl Alkv {
     }
 }
 
-/// The payload of a new vault: a blob under a key of the master key.
+/// The payload of a new vault: a blob under a key derived from the master key.
 pub(super) fn seal_payload(
     uuid: VaultId,
     vmk: &SecretArr<32>,

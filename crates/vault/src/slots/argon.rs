@@ -1,4 +1,4 @@
-//! Argon2id: how much it costs to try a passphrase.
+//! Argon2id: the cost of an attempt at a passphrase.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::limits::{ARGON2_FLOOR_KIB, ARGON2_FLOOR_PASSES, ARGON2_MAX_KIB, ARGON
 use crate::secret::SecretStr;
 use crate::slots::{Kek, SlotError};
 
-/// The cost of one attempt; always one lane.
+/// The cost of one attempt; it always uses one lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Argon2Params {
     kib: u32,
@@ -23,7 +23,7 @@ impl Argon2Params {
         kib: 64 << 10,
         passes: 3,
     };
-    /// 19 MiB, two passes: less is refused.
+    /// 19 MiB, two passes; a lower cost is refused.
     pub const FLOOR: Self = Self {
         kib: ARGON2_FLOOR_KIB,
         passes: ARGON2_FLOOR_PASSES,
@@ -59,14 +59,14 @@ impl Default for Argon2Params {
     }
 }
 
-/// The key of a passphrase. The memory is wiped before it is given back.
+/// The key of a passphrase. The memory is zeroized before it is freed.
 pub(super) fn kek(
     passphrase: &SecretStr,
     salt: &[u8; 16],
     cost: Argon2Params,
     cap_kib: u32,
 ) -> Result<Kek, SlotError> {
-    // An attacker who edits the file must not make a small machine take all of its memory.
+    // An attacker who edits the file must not make a small machine use all of its memory.
     let cap_kib = cap_kib.max(ARGON2_FLOOR_KIB);
     if cost.kib > cap_kib {
         return Err(SlotError::TooExpensive {
@@ -75,11 +75,12 @@ pub(super) fn kek(
         });
     }
     let passphrase = normalized(passphrase)?;
+    // With one lane, the cost does not depend on the number of processors.
     let params = Params::new(cost.kib, cost.passes, 1, Some(32))
         .map_err(|_| SlotError::BadParams("Argon2id cost"))?;
     let count = params.block_count();
     let mut blocks = Vec::new();
-    // A refusal instead of the end of the process: the file says how much.
+    // The file determines the size, so an allocation that fails must be an error and not end the process.
     let reserved = blocks.try_reserve_exact(count);
     reserved.map_err(|_| SlotError::NoMemory { kib: cost.kib })?;
     blocks.resize_with(count, Block::default);
@@ -96,28 +97,28 @@ pub(super) fn kek(
     Ok(kek)
 }
 
-/// Makes one attempt at an empty passphrase, for a caller that measures how long an attempt takes.
+/// Makes one attempt with an empty passphrase, for a caller that measures the time of an attempt.
 pub fn attempt(cost: Argon2Params, cap_kib: u32) -> Result<(), SlotError> {
     kek(&SecretStr::empty(), &[0; 16], cost, cap_kib).map(drop)
 }
 
-/// Finds a cost that takes half a second to a second on this machine, between the floor and what its
-/// memory allows. `measure` says how long one attempt at a cost takes, usually by making one.
+/// Finds a cost that takes half a second to a second on this machine, between the floor and the limit of its memory.
+/// `measure` returns the time of one attempt at a cost, usually by making one.
 ///
-/// The floor is measured first and what the others take is computed from that, so that few attempts are
-/// made at costs that are not taken: on a slow machine one of the default cost takes many seconds.
+/// The floor is measured first and the time of other costs is computed from it, so that few attempts are made at
+/// costs that are not chosen: on a slow machine one attempt at the default cost takes many seconds.
 pub fn calibrate(
     cap_kib: u32,
     mut measure: impl FnMut(Argon2Params) -> Result<Duration, SlotError>,
 ) -> Result<Argon2Params, SlotError> {
     const LEAST: Duration = Duration::from_millis(500);
     const MOST: Duration = Duration::from_secs(1);
-    // Below `MOST`, because what is computed is not exact. Costs follow each other by a factor of two or
-    // less, so that the one that is chosen takes 450 ms at least.
+    // Below `MOST`, because the computed time is not exact. Neighbouring costs differ by a factor of two at most, so
+    // the chosen one takes at least 450 ms.
     const WANTED: Duration = Duration::from_millis(900);
     let costs = costs(cap_kib.clamp(ARGON2_FLOOR_KIB, ARGON2_MAX_KIB));
     let work = |cost: &Argon2Params| f64::from(cost.kib) * f64::from(cost.passes);
-    // The dearest cost that should take no longer than wanted, where the one at `at` took so long.
+    // The highest cost that should take no longer than `WANTED`, if the cost at `at` took this time.
     let wanted = |at: usize, took: Duration| {
         let rate = took.as_secs_f64() / work(&costs[at]);
         let affordable = |cost: &&Argon2Params| rate * work(cost) <= WANTED.as_secs_f64();
@@ -127,13 +128,13 @@ pub fn calibrate(
             .count()
             .saturating_sub(1)
     };
-    // The quicker of two: another program that computes for a moment must not make guessing cheap.
+    // The faster of two attempts counts: another program that computes for a moment must not lead to a low cost.
     let mut at = wanted(0, measure(costs[0])?.min(measure(costs[0])?));
     let mut too_slow = costs.len();
     while at > 0 {
         let mut took = measure(costs[at])?;
         if took > MOST {
-            // A machine that was paused meanwhile must not be taken for a slow one either.
+            // A machine that was suspended meanwhile must not be taken for a slow one either.
             took = took.min(measure(costs[at])?);
         }
         if took > MOST {
@@ -150,8 +151,8 @@ pub fn calibrate(
     Ok(costs[at])
 }
 
-/// The costs among which one is chosen, cheapest first: from the floor to the default, from there on with
-/// more memory as long as there is any, and then with more passes.
+/// The costs to choose from, lowest first: from the floor to the default, then with more memory up to the limit, then
+/// with more passes.
 fn costs(cap_kib: u32) -> Vec<Argon2Params> {
     let middle = Argon2Params {
         kib: Argon2Params::DEFAULT.kib.min(cap_kib),
@@ -177,7 +178,7 @@ fn cheaper(cost: Argon2Params) -> Option<Argon2Params> {
     (kib < cost.kib).then_some(Argon2Params { kib, ..cost })
 }
 
-/// Twice the memory while there is any, then more passes.
+/// Twice the memory up to the limit, then more passes.
 fn dearer(cost: Argon2Params, cap_kib: u32) -> Option<Argon2Params> {
     let kib = cost.kib.saturating_mul(2).min(cap_kib);
     if kib > cost.kib {

@@ -1,16 +1,16 @@
-//! How long a person who typed a wrong passphrase waits. Wrong passphrases never wipe anything: that would be a way
-//! to destroy a node by typing.
+//! The wait after wrong passphrases. Wrong passphrases never erase the vault, because an attacker could then destroy
+//! a node by typing.
 
 use std::time::Duration;
 
-/// Wrong passphrases that cost nothing but Argon2id.
+/// Wrong passphrases without a further wait.
 const FREE: u32 = 4;
 
 /// The longest wait.
 const MOST: Duration = Duration::from_secs(60);
 
-/// The wait after that many wrong passphrases in a row: from the fifth on one second, doubling up to
-/// a minute.
+/// The wait after that many wrong passphrases in a row: one second after the fifth, then twice as long each time, up
+/// to a minute.
 #[must_use]
 pub fn delay(wrong: u32) -> Duration {
     match wrong.checked_sub(FREE + 1) {
@@ -19,7 +19,7 @@ pub fn delay(wrong: u32) -> Duration {
     }
 }
 
-/// Counts wrong passphrases. Times are since any fixed moment of a clock that never goes back.
+/// Counts wrong passphrases. Times are relative to any fixed moment of a monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attempts {
     wrong: u32,
@@ -27,33 +27,35 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// How many were wrong in a row.
+    /// The number of wrong passphrases in a row.
     #[must_use]
     pub fn wrong_count(&self) -> u32 {
         self.wrong
     }
 
-    /// How long to wait until the next may be tried.
+    /// The time until the next attempt is allowed.
     #[must_use]
     pub fn wait(&self, now: Duration) -> Duration {
         self.not_before.saturating_sub(now)
     }
 
-    /// So many were wrong in a row, as was kept elsewhere. More than were counted here wait as if the last was now.
+    /// Sets the number of wrong passphrases in a row to one that was stored elsewhere. If it is higher, the wait
+    /// begins now.
     pub fn recall(&mut self, wrong: u32, now: Duration) {
+        // A lower number would let an attacker who resets the stored count skip the wait.
         if wrong > self.wrong {
             self.wrong = wrong;
             self.not_before = now.saturating_add(delay(wrong));
         }
     }
 
-    /// One more was wrong.
+    /// Counts a wrong passphrase.
     pub fn failed(&mut self, now: Duration) {
         self.wrong = self.wrong.saturating_add(1);
         self.not_before = now.saturating_add(delay(self.wrong));
     }
 
-    /// One was right.
+    /// Resets the count after a right passphrase.
     pub fn succeeded(&mut self) {
         *self = Self::default();
     }

@@ -1,8 +1,8 @@
-//! The two copies, and how they are written so that a power cut costs one at most.
+//! The two copies, which are written so that a power cut damages at most one.
 //!
-//! A copy is 64 KiB that were laid out once and are only ever overwritten in place: the text, a line
-//! end, the SHA-256 of the text in hex, a line end, and zeroes. The hash is no protection against
-//! people, who compute their own; it tells a copy that was being written from one that was.
+//! A copy has 64 KiB that are allocated once and always overwritten in place: the text, a newline, the SHA-256 of the
+//! text in hex, a newline, and zeros. The hash gives no protection against attackers, who can compute it; it detects
+//! a copy that was not written completely.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
@@ -15,25 +15,25 @@ use crate::crypto;
 use crate::limits::COPY_BYTES;
 use crate::slots::{Alkv, OpenAlkv, SlotError, UnlockKey};
 
-/// A line end, 64 hex digits and a line end.
+/// Bytes of a newline, 64 hex digits and a newline.
 const TRAILER: usize = 66;
 
-/// What disks write at once or not at all, at least.
+/// Bytes that disks write atomically, at least.
 const SECTOR_BYTES: usize = 512;
 
-/// Bytes that the text may have.
+/// Most bytes of the text.
 pub(super) const TEXT_BYTES_MAX: usize = COPY_BYTES - TRAILER;
 
-/// Where one copy lies.
+/// The storage of one copy.
 pub trait CopyStorage {
-    /// What is there: [`COPY_BYTES`], or less where there is less.
+    /// The stored bytes: [`COPY_BYTES`], or fewer if the storage has fewer.
     fn read(&mut self) -> io::Result<Vec<u8>>;
 
-    /// Overwrites all of it in place, and returns when it is on the disk.
+    /// Overwrites all bytes in place, and returns when they are on the disk.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
 }
 
-/// A file of its own, or a place on a device.
+/// A file, or a range of a device.
 #[derive(Clone, Debug)]
 pub struct FileCopyStorage {
     path: PathBuf,
@@ -41,7 +41,7 @@ pub struct FileCopyStorage {
 }
 
 impl FileCopyStorage {
-    /// A file, which is laid out when the vault is made.
+    /// A file, which is made with the vault.
     #[must_use]
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self::at(path, 0)
@@ -69,7 +69,7 @@ impl CopyStorage for FileCopyStorage {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // Never truncated: on FAT the blocks stay where they are and only their contents change.
+        // The file is never truncated: on FAT its blocks then stay in place and only their contents change.
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(&self.path)?;
@@ -78,7 +78,7 @@ impl CopyStorage for FileCopyStorage {
     }
 }
 
-/// Which of the two.
+/// One of the two copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VaultCopyId {
     /// `vault.a`.
@@ -103,33 +103,33 @@ impl VaultCopyId {
     }
 }
 
-/// What one copy is.
+/// The state of one copy.
 enum VaultCopy {
-    /// Nothing was ever written there, or it was erased.
+    /// The storage was never written, or was erased.
     Blank,
-    /// A part of the first write into a blank copy; a power cut ended it.
+    /// The beginning of the first write into blank storage, which a power cut ended.
     Begun,
-    /// Something that is no vault: half of a write, or damage.
+    /// The content is no vault: half of a write, or damage.
     Damaged,
     Good(Alkv),
-    /// Whole, but of a later program.
+    /// The copy is whole, but a later program wrote it.
     Newer(u64),
 }
 
-/// What the two copies hold together; at least one is good.
+/// The two copies together; at least one is good.
 #[derive(Debug)]
 pub struct LoadedCopies {
-    /// The one to open.
+    /// The copy to open.
     pub newest: Alkv,
-    /// The other, if it is good and differs.
+    /// The other copy, if it is good and differs.
     pub other: Option<Alkv>,
-    /// A copy that is to be written again, once the vault is open.
+    /// A copy that has to be written again once the vault is open.
     pub damaged: Option<VaultCopyId>,
 }
 
 impl LoadedCopies {
-    /// Opens the newest copy by the first slot that the key fits and opens. If none does, or an
-    /// attacker changed that copy, the other is tried; [`OpenAlkv::alkv`] says which it was.
+    /// Opens the newest copy by the first slot that the key opens. If there is no such slot, or an attacker changed
+    /// that copy, the other copy is tried; [`OpenAlkv::alkv`] is the copy that opened.
     pub fn open(&self, key: &mut UnlockKey<'_>) -> Result<OpenAlkv, SlotError> {
         let mut refused = None;
         for alkv in [Some(&self.newest), self.other.as_ref()]
@@ -137,12 +137,13 @@ impl LoadedCopies {
             .flatten()
         {
             for slot in alkv.slots() {
+                // A slot of another type would only add an error that says nothing.
                 if !key.fits(slot.kind()) {
                     continue;
                 }
                 match alkv.open(slot.id(), key) {
                     Ok(open) => return Ok(open),
-                    // That the newest was changed is worth more than why the other does not open.
+                    // The change of the newest copy is the more important error.
                     Err(error) if matches!(refused, Some(SlotError::Tampered)) => drop(error),
                     Err(error) => refused = Some(error),
                 }
@@ -152,7 +153,7 @@ impl LoadedCopies {
     }
 }
 
-/// Both places.
+/// Both storages.
 #[derive(Debug)]
 pub struct VaultCopies<A> {
     areas: [A; 2],
@@ -165,7 +166,7 @@ impl<A: CopyStorage> VaultCopies<A> {
         Self { areas: [a, b] }
     }
 
-    /// Reads both; `None` if no vault was ever finished here. Writes nothing, whatever it finds.
+    /// Reads both copies; `None` if no vault was ever completed here. Never writes.
     pub fn load(&mut self) -> Result<Option<LoadedCopies>, SlotError> {
         let copies = self.read()?;
         let damaged = copies
@@ -191,7 +192,7 @@ impl<A: CopyStorage> VaultCopies<A> {
                 other: None,
                 damaged,
             },
-            // The second copy is only begun when the first is whole: no vault was ever finished here.
+            // The second copy is begun only once the first is complete, so no vault was ever completed here.
             [VaultCopy::Blank, VaultCopy::Blank | VaultCopy::Begun]
             | [VaultCopy::Begun, VaultCopy::Blank] => {
                 return Ok(None);
@@ -203,7 +204,7 @@ impl<A: CopyStorage> VaultCopies<A> {
         }))
     }
 
-    /// Writes the first generation of a new vault into places that hold none.
+    /// Writes the first generation of a new vault into storages without a vault.
     pub fn create(&mut self, open: &OpenAlkv) -> Result<(), SlotError> {
         match self.load()? {
             None => self.write_both(open.alkv(), VaultCopyId::BOTH),
@@ -211,9 +212,8 @@ impl<A: CopyStorage> VaultCopies<A> {
         }
     }
 
-    /// Writes a new generation: over the copy that is damaged or older first, and over the other only
-    /// when that one is on the disk. At every moment one copy is good. With an unchanged vault it
-    /// repairs a copy that is not.
+    /// Writes a new generation: first over the copy that is damaged or older, and over the other only when the first
+    /// is on the disk. One copy is good at every moment. With an unchanged vault it repairs a damaged copy.
     pub fn save(&mut self, open: &OpenAlkv) -> Result<(), SlotError> {
         let Some(found) = self.load()? else {
             return Err(SlotError::Nothing);
@@ -222,7 +222,7 @@ impl<A: CopyStorage> VaultCopies<A> {
         let known = [Some(&found.newest), found.other.as_ref()];
         for old in known.into_iter().flatten() {
             let other = old.generation() >= alkv.generation() && old != alkv;
-            // A copy that an attacker changed is worth nothing, whatever it says.
+            // The generation of a copy that an attacker changed counts for nothing.
             if old.uuid() != alkv.uuid() || other && open.wrote(old) {
                 return Err(SlotError::Stale);
             }
@@ -231,7 +231,7 @@ impl<A: CopyStorage> VaultCopies<A> {
         self.write_both(alkv, order)
     }
 
-    /// Overwrites both with zeroes: without the words everything sealed is lost.
+    /// Overwrites both copies with zeros: without the words, all sealed records are lost.
     pub fn erase(&mut self) -> Result<(), SlotError> {
         let zeroes = vec![0; COPY_BYTES];
         for (area, id) in self.areas.iter_mut().zip(VaultCopyId::BOTH) {
@@ -240,7 +240,7 @@ impl<A: CopyStorage> VaultCopies<A> {
         Ok(())
     }
 
-    /// Which to overwrite first: never the one that the vault would be read from.
+    /// The order of overwriting, which never begins with the copy from which the vault would be read.
     fn order(
         &mut self,
         damaged: Option<VaultCopyId>,
@@ -248,7 +248,7 @@ impl<A: CopyStorage> VaultCopies<A> {
     ) -> Result<[VaultCopyId; 2], SlotError> {
         let [a, b] = VaultCopyId::BOTH;
         let worth = |copy: &VaultCopy| match copy {
-            // A changed copy may say any generation.
+            // A changed copy may state any generation.
             VaultCopy::Good(alkv) if open.wrote(alkv) => Some(alkv.generation()),
             _ => None,
         };
@@ -276,7 +276,7 @@ impl<A: CopyStorage> VaultCopies<A> {
             Ok(bytes) => Ok(copy_of(&bytes)),
             Err(source) => Err(id.io(source)),
         };
-        // A disk that does not read one copy may still have the other.
+        // If one copy cannot be read, the other may still be good.
         match (read(a, VaultCopyId::A), read(b, VaultCopyId::B)) {
             (Err(error), Err(_)) => Err(error),
             (a, b) => Ok([
@@ -295,6 +295,7 @@ fn image(alkv: &Alkv) -> Result<Vec<u8>, SlotError> {
     }
     let hash = HEXLOWER.encode(&crypto::sha256(text.as_bytes()));
     let mut bytes = format!("{text}\n{hash}\n").into_bytes();
+    // The zeros overwrite the rest of a longer text that was there.
     bytes.resize(COPY_BYTES, 0);
     Ok(bytes)
 }
@@ -317,12 +318,12 @@ fn copy_of(bytes: &[u8]) -> VaultCopy {
     }
 }
 
-/// The text of a copy that was written to its end.
+/// The text of a copy that was written completely.
 fn text_of(bytes: &[u8]) -> Option<&[u8]> {
     if bytes.len() != COPY_BYTES {
         return None;
     }
-    // Canonical JSON has no line end.
+    // Canonical JSON has no newline.
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let (text, rest) = bytes.split_at(end);
     let (trailer, zeroes) = rest.split_at_checked(TRAILER)?;
@@ -331,17 +332,17 @@ fn text_of(bytes: &[u8]) -> Option<&[u8]> {
     whole.then_some(text)
 }
 
-/// Whether a power cut may have left this of the first write into a blank copy.
+/// Whether a power cut during the first write may have left these bytes.
 fn is_begun(bytes: &[u8]) -> bool {
     let used = bytes.iter().rposition(|byte| *byte != 0);
     let begun = &bytes[..used.map_or(0, |at| at + 1)];
     is_beginning(begun) || lacks_sectors(begun)
 }
 
-/// Whether this is a copy up to a place before its end.
+/// Whether these bytes are the beginning of a copy.
 fn is_beginning(begun: &[u8]) -> bool {
     let Some(end) = begun.iter().position(|byte| *byte == b'\n') else {
-        // The text itself was cut. That it has no zeroes inside tells it from noise.
+        // The text itself was cut. Noise would probably contain a zero, which the text does not.
         return begun.starts_with(b"{") && !begun.contains(&0);
     };
     let (text, trailer) = begun.split_at(end);
@@ -349,8 +350,8 @@ fn is_beginning(begun: &[u8]) -> bool {
     format!("\n{hash}").as_bytes().starts_with(trailer)
 }
 
-/// Whether this is a copy of which some sectors are still zero: a disk writes each at once, and all of
-/// them in the order that suits it.
+/// Whether these bytes are a copy with some sectors still zero: a disk writes each sector atomically, but in any
+/// order.
 fn lacks_sectors(begun: &[u8]) -> bool {
     let is_text = |sector: &[u8]| sector.iter().all(|byte| *byte >= b' ' || *byte == b'\n');
     let mut sectors = begun.chunks(SECTOR_BYTES);
@@ -360,7 +361,7 @@ fn lacks_sectors(begun: &[u8]) -> bool {
         && sectors.all(|sector| is_zero(sector) || is_text(sector))
 }
 
-/// Without stopping at the first byte that is not: that is many times faster over 64 KiB.
+/// The loop has no early exit, which makes it many times faster over 64 KiB.
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().fold(0, |all, byte| all | byte) == 0
 }

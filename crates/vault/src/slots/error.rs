@@ -1,4 +1,4 @@
-//! What can go wrong between a copy of `vault.alkv` and an open vault.
+//! The errors between a copy of `vault.alkv` and an open vault.
 
 use std::io;
 
@@ -8,26 +8,26 @@ use crate::error::MnemonicError;
 use crate::limits;
 use crate::slots::{SlotId, VaultId};
 
-/// Why a key slot or the file did not do what it was asked.
+/// Why a key slot or the file refused a request.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SlotError {
-    /// Parameters outside what is accepted.
+    /// Parameters outside the accepted range.
     #[error("slot parameters: {0}")]
     BadParams(&'static str),
-    /// A text that is no `seed.key`.
+    /// The text is no `seed.key`.
     #[error("this is no seed.key; it is one line: alknet-seed-1, the vault's id, the key")]
     BadSeedKey,
-    /// No copy is whole. Nothing is overwritten.
+    /// Both copies are damaged. They are not overwritten.
     #[error("both copies of the vault are damaged; restore one, or reset and enter the words")]
     Corrupt,
-    /// There is a vault already.
+    /// The storage has a vault already.
     #[error("there is a vault already; reset it first")]
     Exists,
-    /// A copy that no program of this kind wrote.
+    /// No program of this project wrote the copy.
     #[error("this is no vault file: {0}")]
     Form(&'static str),
-    /// As many slots as there may be.
+    /// The vault has the maximum number of slots.
     #[error("the vault has {} slots, more are not possible", limits::MAX_SLOTS)]
     Full,
     /// A file or a device could not be read or written.
@@ -38,7 +38,7 @@ pub enum SlotError {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// The key of the slot could not be had from where it is kept.
+    /// The key of the slot could not be obtained from its keeper.
     #[error("slot {id}: {source}")]
     Kek {
         /// Number of the slot.
@@ -46,56 +46,56 @@ pub enum SlotError {
         /// Error that caused this one.
         source: KekError,
     },
-    /// It is the last slot that opens by typing.
+    /// The slot is the last one that opens by typing.
     #[error(
         "slot {0} is the last that opens without a device; removing it needs the words at hand"
     )]
     LastInteractive(SlotId),
-    /// There is no other.
+    /// The slot is the only one.
     #[error("slot {0} is the last; add another first")]
     LastSlot(SlotId),
-    /// A file of a later program.
+    /// A later program wrote the file.
     #[error("the vault file has format {0}; this program knows 1")]
     Newer(u64),
-    /// The machine did not give the memory.
+    /// The machine has not enough memory.
     #[error("{kib} KiB of memory are needed and cannot be had")]
     NoMemory {
-        /// How much.
+        /// The memory needed.
         kib: u32,
     },
-    /// No slot of that number.
+    /// The vault has no slot with that number.
     #[error("there is no slot {0}")]
     NoSuchSlot(SlotId),
     /// There is no vault to change.
     #[error("there is no vault")]
     Nothing,
-    /// The copies on the disk are not those of the vault that was opened, or newer.
+    /// The copies on the disk belong to another vault than the open one, or are newer.
     #[error("the vault on the disk is another or newer; read it again")]
     Stale,
     /// The key belongs to another vault.
     #[error("the key is for vault {0}")]
     OtherVault(VaultId),
-    /// A passphrase that cannot be used.
+    /// The passphrase cannot be used.
     #[error(transparent)]
     Passphrase(#[from] MnemonicError),
-    /// The slot opened, but the file is not the one that was written.
+    /// The slot opened, but the rest of the file is not authentic.
     #[error("the vault file was changed without a key that opens it")]
     Tampered,
-    /// The slot wants more memory than this machine allows.
+    /// The slot needs more memory than this machine allows.
     #[error("the slot needs {kib} KiB of memory; {cap_kib} KiB are allowed on this machine")]
     TooExpensive {
-        /// How much.
+        /// The memory needed.
         kib: u32,
-        /// How much there may be.
+        /// The memory allowed.
         cap_kib: u32,
     },
-    /// More than a copy can hold.
+    /// The vault exceeds the size of a copy.
     #[error(
         "the vault does not fit into the {} bytes of a copy",
         limits::COPY_BYTES
     )]
     TooLarge,
-    /// A new master key goes only into slots whose keys are there.
+    /// A new master key can only be put into slots whose keys are present.
     #[error("slots {} need their keys, or are to be named as lost", list(.0))]
     Unnamed(Vec<SlotId>),
     /// The key does not open the slot.
@@ -111,20 +111,20 @@ fn list(ids: &[SlotId]) -> String {
     ids.join(", ")
 }
 
-/// Why a key that is kept elsewhere could not be had.
+/// Why a key could not be obtained from its keeper.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KekError {
-    /// The device or the other node is not there.
+    /// The device or the other node is not reachable.
     #[error("what keeps the key is not there")]
     Absent,
-    /// Something else.
+    /// Another failure.
     #[error("the key could not be had: {0}")]
     Failed(String),
-    /// It takes no more attempts for now.
+    /// The keeper accepts no more attempts for now.
     #[error("locked out after too many attempts")]
     LockedOut,
-    /// The machine is not in the state the key is bound to, or the other node does not want to.
+    /// The machine is not in the state to which the key is bound, or the other node refuses.
     #[error("the key was refused: what runs here is not what it is bound to")]
     Refused,
     /// The PIN is wrong.

@@ -1,17 +1,17 @@
-//! What a first boot still permits. It lies in the encrypted payload, so that only an open vault changes it.
+//! The permissions of a first boot. They are stored in the encrypted payload, so only an open vault can change them.
 
 use std::fmt;
 
-/// Permissions of a first boot. Each is given when the vault is made, withdrawn once, and never given again: a
-/// payload that names none, as every payload of an earlier program does, permits nothing.
+/// Permissions of a first boot. Each is given when the vault is made, withdrawn once, and never given again. A
+/// payload without permissions, as earlier programs wrote it, permits nothing.
 ///
-/// A data partition that is blank where its header was looks the same before the first boot has ended and after an
-/// attacker zeroed it. This record tells the two apart.
+/// A data partition with a blank header looks the same before the first boot has ended and after an attacker zeroed
+/// it. This record distinguishes the two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FirstBootPermissions {
-    /// The node was not configured yet: it may take its configuration from a medium.
+    /// The node has no configuration yet: it may take its configuration from a medium.
     pub configuration: bool,
-    /// The data partition was not finished yet: a blank or half-formatted one may be formatted with this vault.
+    /// The data partition is not complete yet: a blank or half-formatted one may be formatted with this vault.
     pub partition: bool,
     /// The words are new and unconfirmed: the console may show them without proof that the reader has them.
     pub words: bool,
@@ -31,7 +31,7 @@ impl FirstBootPermissions {
         self == Self::default()
     }
 
-    /// What is left of these when those of `ended` are withdrawn.
+    /// The permissions that are left when those of `ended` are withdrawn.
     #[must_use]
     pub fn without(self, ended: Self) -> Self {
         Self {
@@ -41,7 +41,7 @@ impl FirstBootPermissions {
         }
     }
 
-    /// These and `others`.
+    /// The permissions of both.
     #[must_use]
     pub fn with(self, others: Self) -> Self {
         Self {
@@ -51,7 +51,7 @@ impl FirstBootPermissions {
         }
     }
 
-    /// The permissions of these names, each at most once; `None` if one is unknown.
+    /// The permissions with these names, each at most once; `None` if a name is unknown.
     pub(super) fn from_names(names: &[&str]) -> Option<Self> {
         let mut pending = Self::default();
         for name in names {
@@ -61,6 +61,7 @@ impl FirstBootPermissions {
                 "words" => &mut pending.words,
                 _ => return None,
             };
+            // A name that comes twice would make two texts of one value.
             if std::mem::replace(one, true) {
                 return None;
             }
@@ -68,7 +69,7 @@ impl FirstBootPermissions {
         Some(pending)
     }
 
-    /// Their names in the payload, in order.
+    /// The names in the payload, in order.
     pub(super) fn names(self) -> Vec<&'static str> {
         let all = [
             ("configuration", self.configuration),
@@ -80,7 +81,7 @@ impl FirstBootPermissions {
     }
 }
 
-/// Their names, for a log.
+/// The names, for a log.
 impl fmt::Display for FirstBootPermissions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.names().join(", "))

@@ -1,4 +1,4 @@
-//! The JSON of slots: exactly the fields of each type, nothing more and nothing less.
+//! The JSON of slots: exactly the fields of each type.
 
 use data_encoding::BASE64;
 use serde::Deserialize;
@@ -45,7 +45,7 @@ struct Tpm2Form {
     policy: String,
     private: String,
     public: String,
-    /// Absent in slots that note none.
+    /// Absent in slots that record none.
     values: Option<String>,
 }
 
@@ -59,12 +59,12 @@ struct KmsForm {
     peer: String,
 }
 
-/// The parameters, canonical.
+/// The parameters as canonical JSON.
 pub(super) fn params_text(params: &SlotParams) -> String {
     json::canonical(&params_value(params)).expect("parameters are texts, flags and small integers")
 }
 
-/// A slot as the file has it.
+/// A slot in the form of the file.
 pub(super) fn slot_value(slot: &KeySlot) -> Value {
     json!({
         "id": slot.id.0,
@@ -109,6 +109,8 @@ fn params_value(params: &SlotParams) -> Value {
                 "private": BASE64.encode(tpm.private()),
                 "public": BASE64.encode(tpm.public()),
             });
+            // The field is left out if it is empty, so that files of earlier programs keep their
+            // authentication code.
             if !tpm.values().is_empty() {
                 value["values"] = BASE64.encode(tpm.values().as_flattened()).into();
             }
@@ -150,6 +152,7 @@ fn params(kind: &str, value: Value) -> Result<SlotParams, SlotError> {
             let policy = array(&tpm.policy)?;
             let (public, private) = (bytes(&tpm.public)?, bytes(&tpm.private)?);
             let params = Tpm2Params::new(public, private, tpm.pcrs, policy, tpm.pin)?;
+            // Files of earlier programs have no values.
             let Some(values) = tpm.values else {
                 return Ok(SlotParams::Tpm2(params));
             };

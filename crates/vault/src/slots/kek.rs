@@ -1,45 +1,45 @@
-//! Where the key of a slot comes from.
+//! The sources of a slot's key.
 
 use crate::crypto;
 use crate::secret::{SecretArr, SecretStr};
 use crate::slots::record::{SlotParams, SlotType};
 use crate::slots::{KekError, KeySlot, SeedKey, SlotError, SlotId, VaultId, argon};
 
-/// The 32 bytes that a slot encrypts the vault's master key under.
+/// The 32 bytes with which a slot encrypts the vault's master key.
 pub type Kek = SecretArr<32>;
 
-/// What a [`KekSource`] gets about the slot whose key it is asked for.
+/// A request to a [`KekSource`] for the key of a slot.
 #[derive(Clone, Copy, Debug)]
 pub struct KekRequest<'a> {
-    /// Of which vault.
+    /// The vault's id.
     pub vault: VaultId,
-    /// Which slot.
+    /// The slot's number.
     pub id: SlotId,
-    /// What the slot says about its key. Not authenticated yet: the slot only opens if it is as it was.
+    /// The parameters of the slot's key. They are not authenticated yet: the slot only opens if they are unchanged.
     pub params: &'a SlotParams,
 }
 
-/// A TPM, or a node that keeps the key: whatever answers for slots of type `tpm2` or `kms`.
+/// A TPM, or a node that keeps the key, for slots of type `tpm2` or `kms`.
 pub trait KekSource {
-    /// The key of that slot.
+    /// Returns the key of that slot.
     fn kek(&mut self, request: KekRequest<'_>) -> Result<Kek, KekError>;
 }
 
-/// What the caller has to open a slot with.
+/// The caller's means to open a slot.
 #[expect(missing_debug_implementations, reason = "a secret is never shown")]
 pub enum UnlockKey<'a> {
-    /// For `passphrase`.
+    /// For slots of type `passphrase`.
     Passphrase {
-        /// As it was typed.
+        /// The passphrase as typed.
         passphrase: &'a SecretStr,
-        /// Memory that Argon2id may take; see [`super::memory_cap_kib`].
+        /// Memory that Argon2id may use; see [`super::memory_cap_kib`].
         cap_kib: u32,
     },
-    /// For `provisioning`.
+    /// For slots of type `provisioning`.
     Seed(&'a SeedKey),
-    /// For `tpm2` and `kms`.
+    /// For slots of type `tpm2` and `kms`.
     Source(SlotType, &'a mut dyn KekSource),
-    /// For `none`: it is in the slot.
+    /// For slots of type `none`, which contain their key.
     Stored,
 }
 
@@ -80,9 +80,9 @@ impl UnlockKey<'_> {
     }
 }
 
-/// The key of a seed for one vault.
-pub(super) fn of_seed(seed: &SecretArr<32>, vault: VaultId) -> Kek {
-    // The vault's id as salt: the same seed gives another key in another vault.
+/// The key that a seed gives for one vault.
+pub(super) fn from_seed(seed: &SecretArr<32>, vault: VaultId) -> Kek {
+    // The vault's id is the salt, so the same seed gives another key for another vault.
     crypto::hkdf_sha256(
         seed.expose(),
         &vault.bytes(),
@@ -90,8 +90,8 @@ pub(super) fn of_seed(seed: &SecretArr<32>, vault: VaultId) -> Kek {
     )
 }
 
-/// The key of a slot whose halves lie at two places. Each half is random and as long as the key.
-pub(super) fn of_halves(share: &SecretArr<32>, half: &[u8; 32], vault: VaultId) -> Kek {
+/// The key of a slot whose halves are stored at two places. Each half is random and as long as the key.
+pub(super) fn from_halves(share: &SecretArr<32>, half: &[u8; 32], vault: VaultId) -> Kek {
     let mut both = SecretArr::<64>::zeroed();
     let (there, here) = both.expose_mut().split_at_mut(32);
     there.copy_from_slice(share.expose());

@@ -1,9 +1,9 @@
-//! The master key by itself, for a machine that has to change its vault later and cannot open a slot then.
+//! The master key, for a machine that has to change its vault later and cannot open a slot then.
 
 use crate::secret::SecretArr;
 use crate::slots::{Alkv, OpenAlkv, SlotError, SlotId};
 
-/// What a vault's payload is encrypted under, and what every slot holds: as good as the words. Wiped on drop.
+/// The key that encrypts a vault's payload and that every slot contains: as valuable as the words. Zeroized on drop.
 #[derive(Debug)]
 pub struct MasterKey {
     vmk: SecretArr<32>,
@@ -11,7 +11,7 @@ pub struct MasterKey {
 }
 
 impl OpenAlkv {
-    /// A copy of its master key.
+    /// A copy of the vault's master key.
     #[must_use]
     pub fn master_key(&self) -> MasterKey {
         MasterKey {
@@ -22,10 +22,10 @@ impl OpenAlkv {
 }
 
 impl Alkv {
-    /// Opens it without a slot, and believes it only if it is what was written.
+    /// Opens the file without a slot, and authenticates it.
     ///
     /// # Errors
-    /// It was changed by an attacker, or it has another master key.
+    /// An attacker changed the file, or it has another master key.
     pub fn open_by_master_key(&self, key: &MasterKey) -> Result<OpenAlkv, SlotError> {
         self.believed(SecretArr::copy_of(key.vmk.expose()), key.opened_by)
     }

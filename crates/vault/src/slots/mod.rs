@@ -1,9 +1,9 @@
-//! `vault.alkv`: the words at rest, and the key slots that open them.
+//! `vault.alkv`: the encrypted words, and the key slots that open them.
 //!
-//! A random 32-byte vault master key encrypts the entropy; every slot holds that key encrypted under
-//! one of its own. A person types what gives the slot's key, a medium carries it, a TPM or another
-//! node releases it, or, for development, it lies beside it. The file is canonical JSON and exists
-//! twice ([`VaultCopies`]).
+//! A random 32-byte vault master key encrypts the entropy; every slot holds that key encrypted
+//! under one of its own. A slot's key comes from a passphrase that a person types, from a medium,
+//! from a TPM or from another node, or, for development, it is stored in the slot. The file is
+//! canonical JSON and exists twice ([`VaultCopies`]).
 //!
 //! ```
 //! use alknet_vault::slots::{Alkv, UnlockKey, NewSlot, NewVault, OpenAlkv};
@@ -49,7 +49,7 @@ pub use record::{KeySlot, KmsParams, SlotId, SlotParams, SlotType, Tpm2Params};
 pub use rekey::{DataKeyslots, RekeyError, change_master_key, settle};
 pub use seed_key::SeedKey;
 
-/// How much memory Argon2id may take on a machine with that much: a quarter.
+/// Memory that Argon2id may use on a machine with this much RAM: a quarter.
 #[must_use]
 pub fn memory_cap_kib(ram_kib: u64) -> u32 {
     u32::try_from(ram_kib / 4)

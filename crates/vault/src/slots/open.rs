@@ -1,4 +1,4 @@
-//! The file once a slot opened: what it holds, and how its slots are changed.
+//! An open vault file: its contents, and changes of its slots.
 
 use std::fmt;
 
@@ -20,28 +20,28 @@ use crate::slots::{
     SlotError, SlotId, SlotType, Tpm2Params, VaultId, alkv, argon,
 };
 
-/// The last number that every reader of JSON has.
+/// Largest integer that every reader of JSON reads exactly.
 const MAX_SAFE: u64 = (1 << 53) - 1;
 
-/// What a new vault is made of.
+/// The contents of a new vault.
 #[derive(Debug)]
 pub struct NewVault {
     /// The words.
     pub entropy: Entropy,
     /// BIP39's passphrase; empty for none.
     pub passphrase: SecretStr,
-    /// Which of the nodes of these words it is.
+    /// The number of the node among the nodes of these words.
     pub device: PathIndex,
     /// Seconds since 1970.
     pub created_s: u64,
-    /// What its first boot permits.
+    /// The permissions of its first boot.
     pub pending: FirstBootPermissions,
-    /// How far the TPM has counted that is to open it.
+    /// The counter of the TPM that will open it.
     pub first_count: Option<FirstCount>,
 }
 
 impl NewVault {
-    /// Device 0 of words without a passphrase; nothing is pending, and no TPM counts.
+    /// Device 0 of words without a passphrase, without permissions and without a TPM's counter.
     #[must_use]
     pub fn new(entropy: Entropy, created_s: u64) -> Self {
         Self {
@@ -55,26 +55,26 @@ impl NewVault {
     }
 }
 
-/// A slot that is to be made.
+/// A slot that will be made.
 #[expect(missing_debug_implementations, reason = "a secret is never shown")]
 #[non_exhaustive]
 pub enum NewSlot<'a> {
-    /// Another node keeps `kek`.
+    /// Another node keeps the key `kek`.
     Kms(KmsParams, &'a Kek),
-    /// The key lies beside: for development.
+    /// The key is stored in the slot, for development.
     None,
-    /// A person types it.
+    /// A person types the passphrase.
     Passphrase {
-        /// As it was typed, twice.
+        /// The passphrase, which the person typed twice.
         passphrase: &'a SecretStr,
         /// See [`super::calibrate`].
         cost: Argon2Params,
         /// See [`super::memory_cap_kib`].
         cap_kib: u32,
     },
-    /// A medium carries it.
+    /// A medium carries the seed.
     Provisioning(&'a SeedKey),
-    /// A TPM keeps `kek`.
+    /// A TPM keeps the key `kek`.
     Tpm2(Tpm2Params, &'a Kek),
 }
 
@@ -98,6 +98,7 @@ impl NewSlot<'_> {
                 cap_kib,
             } => {
                 if passphrase.is_empty() {
+                    // An empty passphrase would make the file open to every reader.
                     return Err(SlotError::BadParams("an empty passphrase").into());
                 }
                 let salt = crypto::random()?;
@@ -114,10 +115,10 @@ impl NewSlot<'_> {
     }
 }
 
-/// Whether the administrator confirmed that the words are at hand.
+/// Whether the administrator confirmed to have the words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consent {
-    /// They are: without any slot to type into, only they help when the devices are gone.
+    /// The administrator has them: without a slot with a passphrase, only the words help if the devices are lost.
     HaveTheWords,
     /// The administrator did not confirm it.
     None,
@@ -127,19 +128,19 @@ pub enum Consent {
 pub struct OpenAlkv {
     pub(super) alkv: Alkv,
     pub(super) vmk: SecretArr<32>,
-    /// The master key of the copies on the disk, where that is not this one yet.
+    /// The master key of the copies on the disk, if it differs from this one.
     pub(super) former: Option<SecretArr<32>>,
     pub(super) contents: VaultContents,
     pub(super) opened_by: SlotId,
 }
 
 impl OpenAlkv {
-    /// A new vault with one slot. A slot that is bound to the vault's id needs [`OpenAlkv::create_for`].
+    /// Makes a vault with one slot. A slot that is bound to the vault's id needs [`OpenAlkv::create_for`].
     pub fn create(vault: NewVault, first: NewSlot<'_>) -> Result<Self, VaultError> {
         Self::create_for(vault, |_| Ok(first))
     }
 
-    /// The same with a slot that is made once the id of the vault is known.
+    /// The same with a slot that `first` makes once the id of the vault is known.
     pub fn create_for<'a>(
         vault: NewVault,
         first: impl FnOnce(VaultId) -> Result<NewSlot<'a>, VaultError>,
@@ -147,7 +148,7 @@ impl OpenAlkv {
         Self::create_as(VaultId::generate()?, vault, first)
     }
 
-    /// The same with an id that was drawn elsewhere: a [`SeedKey`] that was made first names it.
+    /// The same with a given id, for a [`SeedKey`] that was made first and names it.
     pub fn create_as<'a>(
         uuid: VaultId,
         vault: NewVault,
@@ -159,6 +160,7 @@ impl OpenAlkv {
         let contents = VaultContents {
             entropy: vault.entropy,
             passphrase: vault.passphrase,
+            // A clock that is wrong must not make a payload that JSON readers misread.
             created_s: vault.created_s.min(MAX_SAFE),
             pending: vault.pending,
             first_count: vault.first_count,
@@ -184,7 +186,7 @@ impl OpenAlkv {
         Ok(open)
     }
 
-    /// The file as it is to be written.
+    /// The file to write.
     #[must_use]
     pub fn alkv(&self) -> &Alkv {
         &self.alkv
@@ -202,30 +204,30 @@ impl OpenAlkv {
         &self.contents.passphrase
     }
 
-    /// Seconds since 1970, when the vault was made.
+    /// When the vault was made, in seconds since 1970.
     #[must_use]
     pub fn created_s(&self) -> u64 {
         self.contents.created_s
     }
 
-    /// What its first boot still permits.
+    /// The permissions of its first boot that are left.
     #[must_use]
     pub fn pending(&self) -> FirstBootPermissions {
         self.contents.pending
     }
 
-    /// How far a TPM had counted when the vault was made, until [`FirstBootPermissions::partition`] is withdrawn. Vaults of earlier
-    /// programs, and those that no TPM counts, do not say.
+    /// The counter of a TPM when the vault was made, until [`FirstBootPermissions::partition`] is withdrawn. Vaults
+    /// of earlier programs, and those without a TPM's counter, have none.
     #[must_use]
     pub fn first_count(&self) -> Option<FirstCount> {
         self.contents.first_count
     }
 
-    /// Withdraws permissions of the first boot; they cannot be given again. Answers whether one of them was
-    /// still given, so that there is a new generation to be written.
+    /// Withdraws permissions of the first boot, which cannot be given again. Returns whether one of them was still
+    /// given, so that the new generation must be written.
     ///
     /// # Errors
-    /// There is no randomness, or the vault is at its last generation. It is as it was then.
+    /// The kernel has no randomness, or the vault is at its last generation. The vault is then unchanged.
     pub fn conclude(&mut self, ended: FirstBootPermissions) -> Result<bool, VaultError> {
         let pending = self.contents.pending.without(ended);
         if pending == self.contents.pending {
@@ -233,13 +235,14 @@ impl OpenAlkv {
         }
         let contents = VaultContents {
             pending,
-            // Without it, programs from before there was one read the payload.
+            // Without the field, programs from before it was introduced can read the payload.
             first_count: self.contents.first_count.filter(|_| pending.partition),
             ..self.contents.copied()
         };
         let payload = alkv::seal_payload(self.alkv.uuid, &self.vmk, &contents)?;
         let former = std::mem::replace(&mut self.alkv.payload, payload);
         if let Err(error) = self.change(self.alkv.slots.clone()) {
+            // The change failed, so the vault in memory must stay the one that was written.
             self.alkv.payload = former;
             return Err(error);
         }
@@ -247,33 +250,33 @@ impl OpenAlkv {
         Ok(true)
     }
 
-    /// Which slot it was opened by.
+    /// The slot that opened it.
     #[must_use]
     pub fn opened_by(&self) -> SlotId {
         self.opened_by
     }
 
-    /// The secret of the data partition's first key slot, of which LUKS gets [`luks_phrase`].
+    /// The secret of the data partition's first key slot; LUKS gets it as [`luks_phrase`].
     #[must_use]
     pub fn data_secret(&self) -> SecretArr<32> {
         crypto::hkdf_sha256(self.vmk.expose(), &[], b"alknet/data/luks0")
     }
 
-    /// Tells the node of these words from every other node: HKDF-SHA256 of the data recovery key, compared in constant
-    /// time. Id and generation lie in the clear, and a file that claims those of another vault is valid under a master
-    /// key of its own; it has the same fingerprint only if it has the same words, passphrase and device. Changes of
-    /// slots and of the master key keep it. It gives neither the words nor any key, and is nevertheless kept in memory
-    /// only.
+    /// Distinguishes the node of these words from every other node: HKDF-SHA256 of the data recovery key, compared in
+    /// constant time. Id and generation are in the clear, and a file with those of another vault can be valid under a
+    /// master key of its own; it has the same fingerprint only if it has the same words, passphrase and device.
+    /// Changes of slots and of the master key do not change it. It reveals neither the words nor a key, but is kept
+    /// in memory only.
     ///
     /// # Errors
-    /// The passphrase is longer than BIP39's may be: only a changed program writes such a vault.
+    /// The passphrase is longer than BIP39's limit, which only a modified program writes.
     pub fn fingerprint(&self) -> Result<SecretArr<32>, VaultError> {
         let key = self.recovery_key()?;
         let info = b"alknet/vault/fingerprint";
         Ok(crypto::hkdf_sha256(key.expose(), &[], info))
     }
 
-    /// Adds a slot and answers its number.
+    /// Adds a slot and returns its number.
     pub fn add(&mut self, slot: NewSlot<'_>) -> Result<SlotId, VaultError> {
         let mut slots = self.alkv.slots.clone();
         let id = self.push(&mut slots, slot)?;
@@ -281,11 +284,12 @@ impl OpenAlkv {
         Ok(id)
     }
 
-    /// Removes a slot. An attacker who kept an old copy of the file and the key of the slot still opens that copy;
-    /// only other words help against that.
+    /// Removes a slot. An attacker who has an old copy of the file and the key of the slot can still open that copy;
+    /// only new words help against that.
     pub fn remove(&mut self, id: SlotId, consent: Consent) -> Result<(), VaultError> {
         let mut slots = self.alkv.slots.clone();
         let removed = Self::take(&mut slots, id)?;
+        // A file without slots could not be opened again.
         if slots.is_empty() {
             return Err(SlotError::LastSlot(id).into());
         }
@@ -293,7 +297,7 @@ impl OpenAlkv {
         self.change(slots)
     }
 
-    /// Puts a slot in the place of another in one change: a new passphrase for an old one.
+    /// Replaces a slot by another in one change, for example a new passphrase for an old one.
     pub fn replace(
         &mut self,
         id: SlotId,
@@ -312,7 +316,8 @@ impl OpenAlkv {
         if slots.len() >= MAX_SLOTS {
             return Err(SlotError::Full.into());
         }
-        // Above every number in use, also that of a slot being replaced, to keep them in order.
+        // The number is above every number in use, including a slot that is being replaced, so that the slots stay in
+        // order.
         let last = self.alkv.slots.last().map_or(0, |slot| slot.id.0);
         let id = SlotId(last.checked_add(1).ok_or(SlotError::Full)?);
         slots.push(slot.make(self.alkv.uuid, id, &self.vmk)?);
@@ -343,7 +348,7 @@ impl OpenAlkv {
             ..self.alkv.clone()
         };
         next.mac = next.mac_under(&self.vmk);
-        // Checked before it is taken over: the vault in memory stays the one that was written.
+        // The limits are checked first, so that the vault in memory stays the one that was written.
         if next.generation > MAX_SAFE || next.to_text().len() > TEXT_BYTES_MAX {
             return Err(SlotError::TooLarge.into());
         }
@@ -367,7 +372,8 @@ pub fn luks_phrase(secret: &SecretArr<32>) -> SecretStr {
     SecretStr::from_string(BASE64URL_NOPAD.encode(secret.expose()))
 }
 
-/// What is encrypted: `{"bip39_passphrase"?,"created","entropy","first_count"?,"pending"?}`, the secrets in base64.
+/// The encrypted contents: `{"bip39_passphrase"?,"created","entropy","first_count"?,"pending"?}`, the secrets in
+/// base64.
 pub(super) struct VaultContents {
     pub(super) entropy: Entropy,
     pub(super) passphrase: SecretStr,
@@ -376,17 +382,17 @@ pub(super) struct VaultContents {
     pub(super) first_count: Option<FirstCount>,
 }
 
-/// Borrowed from the decrypted text, so that no copy is made on the way.
+/// The fields borrow from the decrypted text, so that no copy is made.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct VaultContentsForm<'a> {
     bip39_passphrase: Option<&'a str>,
     created: u64,
     entropy: &'a str,
-    /// Absent where no TPM counted then, and where the partition is finished.
+    /// Absent for vaults without a TPM's counter, and once the partition is complete.
     #[serde(default, borrow)]
     first_count: Option<FirstCountForm<'a>>,
-    /// Absent where nothing is pending.
+    /// Absent if no permission is left.
     #[serde(default, borrow)]
     pending: Vec<&'a str>,
 }
@@ -423,6 +429,7 @@ impl VaultContents {
     }
 
     pub(super) fn text(&self) -> SecretBytes {
+        // The text is assembled by hand, because serde_json would leave copies of the secrets in its buffers.
         let encoded = |bytes: &[u8]| Zeroizing::new(BASE64.encode(bytes));
         let entropy = encoded(self.entropy.bytes());
         let passphrase = encoded(self.passphrase.expose().as_bytes());

@@ -1,4 +1,4 @@
-//! One slot: what it says about its key, and the master key it holds.
+//! A key slot: the parameters of its key, and the master key encrypted under that key.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::limits::{MAX_KMS_ADDRESSES, MAX_KMS_NAME_BYTES, MAX_TPM_PART_BYTES, M
 use crate::secret::SecretArr;
 use crate::slots::{Argon2Params, Kek, SlotError, VaultId, form, kek};
 
-/// Bytes of a master key as a slot holds it: IV, ciphertext, tag.
+/// Bytes of an encrypted master key: IV, ciphertext and tag.
 pub(super) const WRAPPED: usize = IV + 32 + TAG;
 
 /// The number of a slot within its vault.
@@ -16,13 +16,13 @@ pub(super) const WRAPPED: usize = IV + 32 + TAG;
 pub struct SlotId(pub(super) u32);
 
 impl SlotId {
-    /// The slot of that number, whether there is one or not.
+    /// The id with that number, whether a slot has it or not.
     #[must_use]
     pub fn new(number: u32) -> Self {
         Self(number)
     }
 
-    /// Its number.
+    /// The number.
     #[must_use]
     pub fn number(self) -> u32 {
         self.0
@@ -35,24 +35,24 @@ impl fmt::Display for SlotId {
     }
 }
 
-/// What opens a slot.
+/// The type of a slot, by the source of its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SlotType {
     /// Another node releases the key.
     Kms,
-    /// Nothing: the key lies beside. For development; such a vault is not sealed.
+    /// The key is stored in the slot, for development; such a vault is not sealed.
     None,
-    /// A person types it.
+    /// A person types a passphrase.
     Passphrase,
-    /// A medium carries it.
+    /// A medium carries a seed.
     Provisioning,
     /// A TPM releases it.
     Tpm2,
 }
 
 impl SlotType {
-    /// Its name in the file.
+    /// The name in the file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -64,7 +64,7 @@ impl SlotType {
         }
     }
 
-    /// The type of that name.
+    /// The type with that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
@@ -77,14 +77,15 @@ impl SlotType {
         }
     }
 
-    /// Whether it opens while no owner types.
+    /// Whether the slot opens without a person who types.
     #[must_use]
     pub fn is_unattended(self) -> bool {
+        // Only a passphrase must be typed by a person.
         self != Self::Passphrase
     }
 }
 
-/// What a slot says about its key. A slot whose parameters were changed refuses to open.
+/// The parameters of a slot's key. A slot with changed parameters does not open.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SlotParams {
@@ -92,24 +93,24 @@ pub enum SlotParams {
     Kms(KmsParams),
     /// The key itself.
     None {
-        /// In the clear.
+        /// The key in the clear.
         kek: [u8; 32],
     },
-    /// The cost of an attempt.
+    /// The cost of an attempt, and the salt.
     Passphrase {
         /// Memory and passes.
         argon2: Argon2Params,
         /// Random salt.
         salt: [u8; 16],
     },
-    /// Nothing: `seed.key` has all.
+    /// No parameters: `seed.key` has the whole key.
     Provisioning,
     /// See [`SlotType::Tpm2`].
     Tpm2(Tpm2Params),
 }
 
 impl SlotParams {
-    /// Of which type.
+    /// The type of the slot.
     #[must_use]
     pub fn kind(&self) -> SlotType {
         match self {
@@ -122,14 +123,15 @@ impl SlotParams {
     }
 }
 
-/// The type only: one kind of parameters is a key.
+/// Shows the type only, because one kind of parameters contains a key.
 impl fmt::Debug for SlotParams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Some parameters contain the key itself, so only the type is shown.
         write!(f, "SlotParams({})", self.kind().name())
     }
 }
 
-/// A sealed object of a TPM 2.0 and what it is bound to.
+/// A sealed object of a TPM 2.0, with the state to which it is bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tpm2Params {
     public: Vec<u8>,
@@ -141,8 +143,8 @@ pub struct Tpm2Params {
 }
 
 impl Tpm2Params {
-    /// `public` and `private` as [`Self::public`] and [`Self::private`] say; PCRs of the SHA-256 bank in
-    /// rising order.
+    /// `public` and `private` as in [`Self::public`] and [`Self::private`]; the PCRs of the SHA-256 bank in rising
+    /// order.
     pub fn new(
         public: Vec<u8>,
         private: Vec<u8>,
@@ -154,6 +156,7 @@ impl Tpm2Params {
         if !part(&public) || !part(&private) {
             return Err(SlotError::BadParams("a TPM object of a size it never has"));
         }
+        // The order is a part of the TPM's policy, and one order makes one text.
         let rising = pcrs.windows(2).all(|two| two[0] < two[1]);
         let known = pcrs.iter().all(|pcr| usize::from(*pcr) < MAX_TPM_PCRS);
         if pcrs.is_empty() || !rising || !known {
@@ -171,8 +174,8 @@ impl Tpm2Params {
         })
     }
 
-    /// With the values that the PCRs have to have, in the order of the PCRs. They open nothing: they are
-    /// for saying later which of them is another.
+    /// Adds the values that the PCRs must have, in the order of the PCRs. They open nothing; they serve to report
+    /// later which PCR has another value.
     pub fn with_values(self, values: Vec<[u8; 32]>) -> Result<Self, SlotError> {
         if values.len() != self.pcrs.len() {
             return Err(SlotError::BadParams("another number of values than PCRs"));
@@ -187,13 +190,13 @@ impl Tpm2Params {
         &self.public
     }
 
-    /// The private part, `TPM2B_PRIVATE`, which only that TPM reads.
+    /// The private part, `TPM2B_PRIVATE`, which only that TPM can read.
     #[must_use]
     pub fn private(&self) -> &[u8] {
         &self.private
     }
 
-    /// Which PCRs it is bound to.
+    /// The PCRs to which the object is bound.
     #[must_use]
     pub fn pcrs(&self) -> &[u8] {
         &self.pcrs
@@ -205,22 +208,22 @@ impl Tpm2Params {
         &self.policy
     }
 
-    /// Whether it wants a PIN as well.
+    /// Whether the TPM requires a PIN as well.
     #[must_use]
     pub fn pin(&self) -> bool {
         self.pin
     }
 
-    /// What the PCRs have to hold, in their order; empty where it was not noted. The policy decides, not
-    /// these.
+    /// The values that the PCRs must have, in their order; empty if they were not recorded. The TPM's policy decides,
+    /// not these.
     #[must_use]
     pub fn values(&self) -> &[[u8; 32]] {
         &self.values
     }
 }
 
-/// A key of which another node of the owner keeps one half and the slot the other: neither alone says
-/// anything about it.
+/// A key of which another node of the owner keeps one half and the slot the other; one half alone reveals nothing
+/// about the key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KmsParams {
     peer: String,
@@ -231,9 +234,9 @@ pub struct KmsParams {
 }
 
 impl KmsParams {
-    /// The node's fingerprint, `ed25519:` and 64 hex digits; where it is, `HOST:PORT`; the name of the
-    /// share there; the Ed25519 seed that this slot proves itself by there; and the half that stays here,
-    /// random like the share.
+    /// `peer` is the node's fingerprint, `ed25519:` and 64 hex digits; `addresses` are `HOST:PORT`; `key` is the name
+    /// of the share on that node; `client` is the Ed25519 seed with which this slot authenticates itself there; and
+    /// `half` is the half of the slot, random like the share.
     pub fn new(
         peer: String,
         addresses: Vec<String>,
@@ -241,6 +244,7 @@ impl KmsParams {
         client: [u8; 32],
         half: [u8; 32],
     ) -> Result<Self, SlotError> {
+        // Capital digits would be a second spelling of the same fingerprint.
         let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let hex = peer.strip_prefix("ed25519:");
         if !hex.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(digit)) {
@@ -253,7 +257,7 @@ impl KmsParams {
         if !plain(&key) {
             return Err(SlotError::BadParams("a key name that is no plain text"));
         }
-        // Both separate parts of a join string.
+        // Both characters separate the parts of a join string.
         let address = |text: &String| plain(text) && !text.contains(['@', ',']);
         let few = (1..=MAX_KMS_ADDRESSES).contains(&addresses.len());
         if !few || !addresses.iter().all(address) {
@@ -270,45 +274,45 @@ impl KmsParams {
         })
     }
 
-    /// Which node.
+    /// The fingerprint of the node.
     #[must_use]
     pub fn peer(&self) -> &str {
         &self.peer
     }
 
-    /// Where it is, the most promising first.
+    /// The node's addresses, the most promising first.
     #[must_use]
     pub fn addresses(&self) -> &[String] {
         &self.addresses
     }
 
-    /// Which of its shares.
+    /// The name of the share.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// What this slot proves itself by there. It lies in the clear: an attacker who has it may ask, and
-    /// is refused once the share is revoked.
+    /// The seed with which the slot authenticates itself. It is stored in the clear: an attacker who has it may
+    /// request the share, and is refused once the share is revoked.
     #[must_use]
     pub fn client(&self) -> &[u8; 32] {
         &self.client
     }
 
-    /// What stays here.
+    /// The half of the slot.
     #[must_use]
     pub fn half(&self) -> &[u8; 32] {
         &self.half
     }
 
-    /// The key of the slot, once the other node released its share.
+    /// The key of the slot, from the share that the other node released.
     #[must_use]
     pub fn kek(&self, share: &SecretArr<32>, vault: VaultId) -> Kek {
-        kek::of_halves(share, &self.half, vault)
+        kek::from_halves(share, &self.half, vault)
     }
 }
 
-/// Not what it proves itself by, and not its half.
+/// Omits the seed and the half.
 impl fmt::Debug for KmsParams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KmsParams")
@@ -319,7 +323,7 @@ impl fmt::Debug for KmsParams {
     }
 }
 
-/// A slot of a vault.
+/// A key slot of a vault.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeySlot {
     pub(super) id: SlotId,
@@ -328,7 +332,7 @@ pub struct KeySlot {
 }
 
 impl KeySlot {
-    /// Puts the master key under `kek`.
+    /// Encrypts the master key under `kek`.
     pub(super) fn wrap(
         vault: VaultId,
         id: SlotId,
@@ -336,6 +340,7 @@ impl KeySlot {
         kek: &Kek,
         vmk: &SecretArr<32>,
     ) -> Result<Self, VaultError> {
+        // A nonce must not repeat under one key (NIST SP 800-38D section 8).
         let iv = crypto::random::<IV>()?;
         let mut sealed = iv.to_vec();
         crypto::encrypt(
@@ -354,29 +359,29 @@ impl KeySlot {
         })
     }
 
-    /// The master key.
+    /// Decrypts the master key.
     pub(super) fn unwrap(&self, vault: VaultId, kek: &Kek) -> Result<SecretArr<32>, SlotError> {
         let (iv, sealed) = self.wrapped.split_at(IV);
-        let wrong = || SlotError::WrongKey(self.id);
-        let iv = iv.try_into().map_err(|_| wrong())?;
+        let wrong_key = || SlotError::WrongKey(self.id);
+        let iv = iv.try_into().map_err(|_| wrong_key())?;
         let aad = aad(vault, self.id, &self.params);
-        let vmk = crypto::decrypt(kek, iv, &aad, sealed).map_err(|_| wrong())?;
-        SecretArr::from_slice(vmk.expose()).ok_or_else(wrong)
+        let vmk = crypto::decrypt(kek, iv, &aad, sealed).map_err(|_| wrong_key())?;
+        SecretArr::from_slice(vmk.expose()).ok_or_else(wrong_key)
     }
 
-    /// Its number.
+    /// The slot's number.
     #[must_use]
     pub fn id(&self) -> SlotId {
         self.id
     }
 
-    /// What opens it.
+    /// The type of the slot.
     #[must_use]
     pub fn kind(&self) -> SlotType {
         self.params.kind()
     }
 
-    /// What it says about its key.
+    /// The parameters of the slot's key.
     #[must_use]
     pub fn params(&self) -> &SlotParams {
         &self.params
@@ -389,13 +394,15 @@ impl fmt::Debug for KeySlot {
     }
 }
 
-/// What a slot is bound to: `uuid ‖ be32(id) ‖ be16(length of the type) ‖ type ‖ canonical parameters`.
+/// The additional authenticated data of a slot: `uuid ‖ be32(id) ‖ be16(length of the type) ‖ type ‖ canonical
+/// parameters`.
 fn aad(vault: VaultId, id: SlotId, params: &SlotParams) -> Vec<u8> {
     let kind = params.kind().name().as_bytes();
     let length = u16::try_from(kind.len()).expect("types have short names");
     [
         vault.bytes().as_slice(),
         &id.0.to_be_bytes(),
+        // The length separates the type from the parameters, so that no two slots have the same data.
         &length.to_be_bytes(),
         kind,
         form::params_text(params).as_bytes(),

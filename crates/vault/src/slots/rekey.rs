@@ -1,22 +1,22 @@
-//! A new master key: what makes old copies of the file and old keys of slots worth nothing for what
-//! comes after.
+//! Replaces the master key, after which old copies of the file and old keys of slots open nothing that is written
+//! later.
 //!
-//! A slot only holds the new key under its own, so that every slot that is to stay needs what opens it;
-//! the caller names the slots for which it does not have that, and they are lost. The words, and all that
-//! is derived from them, stay as they are.
+//! A slot contains the new key encrypted under the slot's own key, so the caller must supply the key of every slot
+//! that stays; it names the slots whose keys it lacks, and these are removed. The words, and all keys derived from
+//! them, do not change.
 //!
 //! # The data partition
-//! Its first secret hangs on the master key, so that both change, in steps of which each leaves a vault
-//! and a partition that fit ([`change_master_key`]):
+//! The partition's first secret is derived from the master key, so both change together, in steps after each of which
+//! vault and partition match ([`change_master_key`]):
 //!
 //! 1. a key slot for the new secret is written beside the old one;
 //! 2. the vault's copies are written, first the older, then the other;
 //! 3. key slots of the partition that neither the new secret nor the words open are removed.
 //!
-//! Before the first copy is whole, a start finds the old vault, and the old secret opens the partition;
-//! from then on it is the new vault and the new secret. A start after a power cut finds one of both and
-//! [`settle`] ends what was begun. The volume key is the same: an attacker who had that, and the disk,
-//! still reads the data. Only a new partition helps against that.
+//! Until the first copy is whole, a start finds the old vault, whose secret opens the partition; after that it finds
+//! the new vault and the new secret. A start after a power cut finds one of the two, and [`settle`] completes the
+//! change. The volume key stays the same: an attacker who has that key and the disk can still read the data, which
+//! only a new partition prevents.
 
 use thiserror::Error;
 
@@ -30,39 +30,39 @@ use crate::slots::{
     UnlockKey, VaultCopies, alkv, luks_phrase,
 };
 
-/// The key slots of the data partition, as the program that has it offers them. Both steps end when they
-/// are on the disk, may be repeated, and leave what was there if they fail.
+/// The key slots of the data partition, which the program that uses the partition implements. Both steps return when
+/// they are on the disk, may be repeated, and change nothing if they fail.
 pub trait DataKeyslots {
     /// Why a step failed.
     type Error;
 
-    /// Adds a key slot for `new`, opened by `with`. If `new` opens one already, nothing is done.
+    /// Adds a key slot for `new`, authorised by `with`. If `new` opens a slot already, it does nothing.
     fn add(&mut self, with: &SecretStr, new: &SecretStr) -> Result<(), Self::Error>;
 
-    /// Removes every key slot that none of `keep` opens. If the first of them opens none, it fails and
-    /// removes nothing.
+    /// Removes every key slot that no phrase of `keep` opens. If the first phrase opens no slot, it fails and removes
+    /// none.
     fn keep_only(&mut self, keep: &[SecretStr]) -> Result<(), Self::Error>;
 }
 
-/// Where a change of the master key stopped.
+/// The step at which a change of the master key failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RekeyError<E> {
-    /// At the data partition.
+    /// The data partition.
     #[error("the key slots of the data partition: {0}")]
     Data(E),
-    /// At the vault.
+    /// The vault.
     #[error(transparent)]
     Vault(#[from] VaultError),
 }
 
 impl OpenAlkv {
-    /// The same vault under a new master key, which is in memory only until it is written. `keep` has the
-    /// key of every slot that stays; every other is named in `lose`.
+    /// The same vault under a new master key, which exists only in memory until it is written. `keep` has the key of
+    /// every slot that stays; `lose` names all others.
     ///
     /// # Errors
-    /// `Unnamed` with the slots that are in neither, `NoSuchSlot`, `WrongKey` and others of opening a
-    /// slot; `LastSlot` if none would stay, `LastInteractive` without consent.
+    /// `Unnamed` with the slots that are in neither, `NoSuchSlot`, `WrongKey` and other errors of opening a slot;
+    /// `LastSlot` if none would stay, `LastInteractive` without consent.
     pub fn rekey(
         &self,
         keep: &mut [(SlotId, UnlockKey<'_>)],
@@ -83,6 +83,7 @@ impl OpenAlkv {
         if !unnamed.is_empty() {
             return Err(SlotError::Unnamed(unnamed).into());
         }
+        // A slot in both lists could not be kept and lost at once.
         if all.iter().any(|slot| times(&slot) > 1) {
             return Err(SlotError::BadParams("a slot that is named twice").into());
         }
@@ -115,20 +116,20 @@ impl OpenAlkv {
         Ok(next)
     }
 
-    /// What opens the data partition, as LUKS is given it: of the master key, and of the words.
+    /// The LUKS passphrases of the data partition: from the master key, and from the words.
     pub fn data_phrases(&self) -> Result<[SecretStr; 2], VaultError> {
         let recovery = self.recovery_key()?;
         Ok([luks_phrase(&self.data_secret()), luks_phrase(&recovery)])
     }
 
-    /// What the words alone give for the data partition.
+    /// The key of the data partition that the words alone give.
     pub(super) fn recovery_key(&self) -> Result<SecretArr<32>, VaultError> {
         let seed = self.entropy().seed(self.passphrase())?;
         let path = KeyPurpose::DataRecovery.path(self.alkv.device());
         Ok(ExtendedPrivateKey::at(seed.expose(), &path)?.key)
     }
 
-    /// A slot of `old` as it is under the new master key.
+    /// A slot of `old` with the new master key.
     fn moved(
         &self,
         slot: &KeySlot,
@@ -137,26 +138,26 @@ impl OpenAlkv {
     ) -> Result<KeySlot, VaultError> {
         let uuid = self.alkv.uuid;
         let kek = key.kek(uuid, slot)?;
-        // A slot that opens to another master key was put there by an attacker.
+        // A slot that contains another master key was added by an attacker.
         if slot.unwrap(uuid, &kek)? != old.vmk {
             return Err(SlotError::Tampered.into());
         }
         match slot.params() {
-            // The old one lies in every old copy.
+            // The old key is stored in every old copy, so the slot gets a new one.
             SlotParams::None { .. } => NewSlot::None.make(uuid, slot.id(), &self.vmk),
             params => KeySlot::wrap(uuid, slot.id(), params.clone(), &kek, &self.vmk),
         }
     }
 
-    /// Whether a copy is of this vault, before or after its master key changed.
+    /// Whether a copy belongs to this vault, before or after the change of its master key.
     pub(super) fn wrote(&self, alkv: &Alkv) -> bool {
-        let fits = |vmk| alkv.mac_under(vmk) == alkv.mac;
-        fits(&self.vmk) || self.former.as_ref().is_some_and(fits)
+        let authenticates = |vmk| alkv.mac_under(vmk) == alkv.mac;
+        authenticates(&self.vmk) || self.former.as_ref().is_some_and(authenticates)
     }
 }
 
-/// Writes what [`OpenAlkv::rekey`] made of `old`, and changes the secret of the data partition with it.
-/// If it ends in the middle, [`settle`] with what the next start opens brings it to one end.
+/// Writes the vault `next` that [`OpenAlkv::rekey`] made from `old`, and changes the secret of the data partition
+/// with it. If this is interrupted, [`settle`] with the vault that the next start opens completes the change.
 pub fn change_master_key<A: CopyStorage, D: DataKeyslots>(
     copies: &mut VaultCopies<A>,
     data: &mut D,
@@ -165,21 +166,22 @@ pub fn change_master_key<A: CopyStorage, D: DataKeyslots>(
 ) -> Result<(), RekeyError<D::Error>> {
     let [with, _] = old.data_phrases()?;
     let phrases = next.data_phrases()?;
-    // The data first: whichever copy of the vault the next start opens, the partition opens by it.
+    // The partition gets the new secret first, so that it opens with whichever copy of the vault the next start
+    // opens.
     data.add(&with, &phrases[0]).map_err(RekeyError::Data)?;
     copies.save(next).map_err(VaultError::from)?;
-    // Only once no copy of the vault has the old master key.
+    // The old secret is removed only once no copy of the vault has the old master key.
     data.keep_only(&phrases).map_err(RekeyError::Data)
 }
 
-/// Ends what a power cut interrupted: makes both copies the one that was opened, then removes the key
-/// slots of the data partition that do not belong to it. Harmless where nothing was interrupted.
+/// Completes what a power cut interrupted: writes the opened vault to both copies, then removes the key slots of the
+/// data partition that do not belong to it. It changes nothing if nothing was interrupted.
 pub fn settle<A: CopyStorage, D: DataKeyslots>(
     copies: &mut VaultCopies<A>,
     data: &mut D,
     open: &OpenAlkv,
 ) -> Result<(), RekeyError<D::Error>> {
-    // The copies first: as long as an old one is left, what opens with it is not removed.
+    // The copies are written first: while an old copy exists, the secret that it gives must not be removed.
     copies.save(open).map_err(VaultError::from)?;
     let phrases = open.data_phrases()?;
     data.keep_only(&phrases).map_err(RekeyError::Data)

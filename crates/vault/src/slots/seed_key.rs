@@ -1,7 +1,7 @@
-//! `seed.key`: what a provisioning medium carries for an unattended start.
+//! `seed.key`: the secret on a provisioning medium for an unattended start.
 //!
-//! One line of text, so that it can stand in a cloud's user data as well:
-//! `alknet-seed-1 <vault id> <32 bytes in standard base64>`.
+//! It is one line of text, so that a cloud's user data can contain it as well: `alknet-seed-1
+//! <vault id> <32 bytes in standard base64>`.
 
 use std::fmt;
 
@@ -23,20 +23,21 @@ pub struct SeedKey {
 }
 
 impl SeedKey {
-    /// A new one for that vault.
+    /// A new seed for that vault.
     pub fn generate(vault: VaultId) -> Result<Self, VaultError> {
         let seed = crypto::random_secret()?;
         Ok(Self { vault, seed })
     }
 
-    /// Reads the line; white space around it is ignored.
+    /// Parses the line; white space around it is ignored.
     pub fn parse(text: &str) -> Result<Self, SlotError> {
         let bad = || SlotError::BadSeedKey;
         let rest = text.trim().strip_prefix(HEAD).ok_or_else(bad)?;
         let rest = rest.strip_prefix(' ').ok_or_else(bad)?;
         let (vault, seed) = rest.split_once(' ').ok_or_else(bad)?;
         let vault = vault.parse().map_err(|()| bad())?;
-        // 32 bytes in base64; a longer text would grow a buffer that is to be wiped.
+        // The base64 of 32 bytes; a longer text would be decoded into a buffer that grows, which
+        // leaves copies.
         if seed.len() != 44 {
             return Err(bad());
         }
@@ -46,7 +47,7 @@ impl SeedKey {
         Ok(Self { vault, seed })
     }
 
-    /// Writes the line with its end.
+    /// Writes the line with its newline.
     #[must_use]
     pub fn to_text(&self) -> SecretStr {
         let head = format!("{HEAD} {} ", self.vault);
@@ -55,7 +56,7 @@ impl SeedKey {
         SecretStr::build(TEXT_BYTES, text)
     }
 
-    /// Which vault it is for.
+    /// The vault to which it belongs.
     #[must_use]
     pub fn vault(&self) -> VaultId {
         self.vault
@@ -65,7 +66,7 @@ impl SeedKey {
         if vault != self.vault {
             return Err(SlotError::OtherVault(self.vault));
         }
-        Ok(kek::of_seed(&self.seed, vault))
+        Ok(kek::from_seed(&self.seed, vault))
     }
 }
 

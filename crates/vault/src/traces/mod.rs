@@ -1,16 +1,15 @@
-//! What a thread that handled secrets still has of them.
+//! Removes the traces of secrets that a thread leaves in its stack and registers.
 //!
-//! Types of secrets wipe themselves where they end. On their way there they are moved and held in
-//! registers. What a function saved of either stays below the frames that are left; what was in a vector
-//! register stays there until other vectors come, and whenever the thread waits the kernel writes them to its
-//! own memory.
+//! Types of secrets zeroize themselves when they are dropped. Before that they are moved, and held in registers.
+//! Copies that a function spilled stay below the stack frames that are left; the content of a vector register stays
+//! until it is overwritten, and whenever the thread waits the kernel saves it to its own memory.
 
 mod registers;
 
 use std::hint::black_box;
 
-/// Does `work`, then overwrites `DEPTH` bytes of the stack that it used, and the processor's vector
-/// registers; also where `work` panics. `DEPTH` is at least what `work` takes, and there is that much room.
+/// Does `work`, then overwrites `DEPTH` bytes of the stack below, and the processor's vector registers, even if
+/// `work` panics. `DEPTH` must be at least what `work` uses, and the stack must have that much room.
 pub fn without_traces<const DEPTH: usize, T>(work: impl FnOnce() -> T) -> T {
     let _overwritten = RegisterWipe::<DEPTH>;
     apart(work)
@@ -26,7 +25,7 @@ impl<const DEPTH: usize> Drop for RegisterWipe<DEPTH> {
     }
 }
 
-/// In a frame of its own, which lies where [`overwrite`]'s will.
+/// Calls `work` in a frame of its own, which lies where the frame of [`overwrite`] will.
 #[inline(never)]
 fn apart<T>(work: impl FnOnce() -> T) -> T {
     work()
@@ -35,7 +34,7 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
 #[inline(never)]
 fn overwrite<const DEPTH: usize>() {
     let mut frame = [0_u8; DEPTH];
-    // Looked at, so that it is really written.
+    // `black_box` keeps the compiler from removing the write.
     black_box(&mut frame);
 }
 

@@ -1,19 +1,19 @@
-//! The vector registers of this thread. Copies, comparisons and hashes go through them, and little else does:
-//! a piece of a seed was seen in one of PID 1's long after its vault was locked.
+//! The vector registers of this thread. Copies, comparisons and hashes use them, and other code rarely does: in a
+//! test a piece of a seed was in one of PID 1's registers long after its vault was locked.
 
 #![allow(unsafe_code)]
 
 use std::arch::asm;
 
-/// Sets every bit of them. Not zeroes: a processor that saves a thread's registers leaves out those that are
-/// zero (Intel's manual, volume 1, "XSAVE-managed state"), and what was saved of them before would stay.
+/// Sets all bits of the registers to one. Zeros would not do: a processor that saves a thread's registers omits those
+/// that are zero (Intel's manual, volume 1, "XSAVE-managed state"), and their saved content from before would stay.
 #[cfg(target_arch = "x86_64")]
 #[inline(never)]
 pub(super) fn fill() {
     macro_rules! run {
         ($($instruction:expr),+) => {
-            // SAFETY: vector registers are written, and no memory is touched. The clobbers tell the compiler
-            // that all of them may change, as in a call. The processor has the registers: the caller looks.
+            // SAFETY: vector registers are written, and no memory is touched. The clobbers tell the compiler that all
+            // of them may change, as in a call. The caller has checked that the processor has the registers.
             unsafe { asm!($($instruction),+, clobber_abi("C"), options(nomem, nostack)) }
         };
     }
@@ -33,22 +33,21 @@ pub(super) fn fill() {
         three!("vpternlogd", "zmm", ", 255",
             0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
     } else if std::arch::is_x86_feature_detected!("avx") {
-        // Compared so that it holds of anything.
+        // Predicate 15 of `vcmpps` is true for every operand.
         three!("vcmpps", "ymm", ", 15", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     } else {
         same!("pcmpeqd xmm", ", xmm", "", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     }
 }
 
-/// Sets every bit of them.
+/// Sets all bits of the registers to one.
 #[cfg(target_arch = "aarch64")]
 #[inline(never)]
 pub(super) fn fill() {
     macro_rules! each {
         ($($number:literal)+) => {
-            // SAFETY: vector registers are written, and no memory is touched. The clobbers tell the compiler
-            // which registers change, as in a call; it keeps the lower halves of the eight that belong to the
-            // caller.
+            // SAFETY: vector registers are written, and no memory is touched. The clobbers tell the compiler which
+            // registers change, as in a call; it saves the lower halves of the eight that belong to the caller.
             unsafe {
                 asm!(
                     $(concat!("movi v", $number, ".16b, #255")),+,
@@ -66,7 +65,7 @@ pub(super) fn fill() {
 pub(super) mod tests {
     use super::*;
 
-    /// Puts `pattern` into every register, in all of its width, and what they hold after `work`.
+    /// Fills every register with `pattern`, runs `work`, and returns what the registers hold then.
     pub(in super::super) fn held_after(pattern: u8, work: fn()) -> Vec<u8> {
         let bytes = [pattern; 64];
         let mut held = [0_u8; 32 * 64];

@@ -1,54 +1,54 @@
-//! How a vault is, and who hears of it.
+//! The state of a vault, and its observer.
 
 use crate::audit::AuditEvent;
 use crate::derive::KeyVersion;
 
-/// Which unlocking it is: 1 is the first since the memory of the seed was made.
+/// The number of an unlocking: 1 is the first since the memory of the seed was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub(super) u64);
 
 impl Epoch {
-    /// Its number.
+    /// The number.
     #[must_use]
     pub fn number(self) -> u64 {
         self.0
     }
 }
 
-/// Whether keys can be had.
+/// Whether the vault gives keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VaultState {
-    /// Nothing is in memory.
+    /// The seed is not in memory.
     Locked,
     /// The seed is in memory.
     Unlocked {
-        /// Since which unlocking.
+        /// The unlocking since which it is open.
         epoch: Epoch,
     },
 }
 
-/// What changed without this process having done it.
+/// A change that the other process made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateChange {
-    /// How it is now.
+    /// The state after the change.
     pub state: VaultState,
-    /// Whether all keys that had been handed out were taken back.
+    /// Whether all keys in use were revoked.
     pub revoked: bool,
 }
 
-/// Hears what the vault did: the audit log's writer.
+/// Observes the vault's events; the writer of the audit log implements it.
 pub trait Observer: Send + Sync {
-    /// Called after the fact and outside all locks, so that the vault may be used from inside.
+    /// Called after the event and without locks, so it may use the vault.
     fn happened(&self, event: &AuditEvent);
 }
 
-/// Which versions of the credential key are in use.
+/// The versions of the credential key in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyVersions {
-    /// What new blobs are sealed with.
+    /// The version that seals new blobs.
     pub current: KeyVersion,
-    /// The oldest that is still opened; older ones were rotated away.
+    /// The oldest version that is still opened; records of older ones were rotated.
     pub oldest: KeyVersion,
 }
 

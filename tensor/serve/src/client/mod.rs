@@ -1,4 +1,4 @@
-//! The other end: fetches files and proves what it is sent.
+//! The client: fetches files and verifies every byte that the server sends.
 
 mod partial_download;
 mod partial_fetch;
@@ -17,32 +17,32 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, BufReader};
 
-use crate::error::said;
+use crate::error::excerpt;
 use crate::hash_tree::{ExpectedHashes, PAIR_BYTES, TreeStep, TreeSteps};
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES};
 use crate::part::TensorResponseHead;
 use crate::path::TensorFileRef;
 use crate::wire::{self, FrameReadError};
 
-/// Why something was not fetched or stored.
+/// Why the client did not fetch or store something.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// A file of this computer.
+    /// A file of this computer cannot be read or written.
     #[error("{}", .0.what())]
     Local(TensorError),
-    /// The other side says so.
+    /// The server refused the request.
     #[error("{msg}")]
     Refused {
-        /// Its code.
+        /// The server's error code.
         code: String,
-        /// What it says.
+        /// The server's message.
         msg: String,
     },
     /// The connection or the stream ended.
     #[error("the transfer was cut: {0}; run it again to go on")]
     Stream(std::io::Error),
-    /// What came is not what had to come.
+    /// The server sent something other than what the protocol or the hash requires.
     #[error("{}", .0.what())]
     Wrong(TensorError),
 }
@@ -74,25 +74,26 @@ fn local(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> ClientE
     move |error| ClientError::Local(TensorError::io(what, error))
 }
 
-/// What was fetched.
+/// The result of a fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PullResult {
-    /// The file that was written.
+    /// The id of the file that was written.
     pub id: FileId,
-    /// Its bytes.
+    /// The file's bytes.
     pub bytes: u64,
-    /// Bytes of content that travelled for it.
+    /// Bytes of content that the server sent for it.
     pub fetched: u64,
 }
 
-/// Fetches over one connection. What is `told` hears how many bytes of how many are here.
+/// Fetches and stores files over one connection. The callback `on_progress` gets the bytes that are
+/// here and the bytes in all.
 #[derive(Debug)]
 pub struct TensorClient {
     connection: Connection,
     limits: ContainerLimits,
 }
 
-/// A header that was fetched.
+/// A header that the server sent.
 struct FetchedHeader {
     bytes: Vec<u8>,
     meta: Meta,
@@ -109,7 +110,7 @@ struct TensorResponse {
 }
 
 impl TensorClient {
-    /// Over a connection that speaks [`ALPN`](crate::ALPN).
+    /// Uses a connection that speaks [`ALPN`](crate::ALPN).
     #[must_use]
     pub fn new(connection: Connection) -> Self {
         Self {
@@ -118,7 +119,7 @@ impl TensorClient {
         }
     }
 
-    /// Stores a file there, and has the path lead to it.
+    /// Stores a file on the server, and makes `path` lead to it.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -126,7 +127,7 @@ impl TensorClient {
         &self,
         mut source: impl Read,
         path: Option<&str>,
-        told: &(dyn Fn(u64, u64) + Sync),
+        on_progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<FileId, ClientError> {
         let mut header = vec![0; PREFIX_BYTES as usize];
         source
@@ -144,7 +145,8 @@ impl TensorClient {
         }
         let (mut send, mut recv) = self.connection.open_bi().await?;
         wire::write(&mut send, &request).await?;
-        // A refusal may come before all of it has gone.
+        // The server may refuse the upload before the whole header is sent, so the refusal is read
+        // before the send error is reported.
         let mut done = header.len() as u64;
         let began = send.write_chunk(Bytes::from(header)).await;
         answer(&mut recv).await?;
@@ -163,18 +165,18 @@ impl TensorClient {
                 break;
             }
             done += read as u64;
-            told(done, total);
+            on_progress(done, total);
         }
-        // Where the stream was stopped, the answer says why.
+        // If the server stopped the stream, its response says why.
         let _ = send.finish();
         let head = answer(&mut recv).await?;
         id_of(&head)
     }
 
-    /// Fetches a part as it is, at most `most` bytes.
+    /// Fetches a part without its hash tree, at most `most` bytes.
     ///
     /// # Errors
-    /// See [`ClientError`]; `E_LIMIT` where it is longer.
+    /// See [`ClientError`]; `E_LIMIT` if the part is longer.
     pub async fn raw(
         &self,
         src: &TensorFileRef,
@@ -209,6 +211,8 @@ impl TensorClient {
         let len = header_len(&bytes, bytes.len() as u64, &self.limits);
         let len = len.map_err(ClientError::Wrong)?;
         let text = bytes.get(PREFIX_BYTES as usize..).unwrap_or_default();
+        // The length in the prefix and the bytes of the response must agree, or the hash of the
+        // header has no meaning.
         if text.len() as u64 != len {
             return Err(ClientError::from_code(
                 TensorErrorCode::Header,
@@ -217,6 +221,8 @@ impl TensorClient {
         }
         let meta = Meta::of_header(text, &self.limits).map_err(ClientError::Wrong)?;
         let id = match src {
+            // The caller's own id decides; the server's word counts only where the caller named a
+            // path.
             TensorFileRef::Id(id) => *id,
             TensorFileRef::Path(_) => id_of(&head)?,
         };
@@ -245,7 +251,7 @@ async fn ask(send: &mut SendStream, request: &Value) -> Result<(), ClientError> 
     Ok(send.finish()?)
 }
 
-/// Reads what the other side says of a request.
+/// Reads the head of the response.
 async fn answer(recv: &mut RecvStream) -> Result<TensorResponseHead, ClientError> {
     let text = wire::read(recv).await.map_err(|unread| match unread {
         FrameReadError::Long(len) => {
@@ -254,18 +260,18 @@ async fn answer(recv: &mut RecvStream) -> Result<TensorResponseHead, ClientError
         FrameReadError::Gone(error) => ClientError::Stream(error),
     })?;
     let odd = |error: serde_json::Error| {
-        ClientError::from_code(TensorErrorCode::Json, format!("answer: {}", said(error)))
+        ClientError::from_code(TensorErrorCode::Json, format!("answer: {}", excerpt(error)))
     };
     let answer: TensorResponse = serde_json::from_slice(&text).map_err(odd)?;
     if !answer.ok {
-        let (code, msg) = (said(answer.code), said(answer.msg));
+        let (code, msg) = (excerpt(answer.code), excerpt(answer.msg));
         return Err(ClientError::Refused { code, msg });
     }
-    // Puts are answered without a length.
+    // The response to an upload has no length, so the head is read with defaults.
     serde_json::from_slice(&text).map_err(odd)
 }
 
-/// Reads an encoded part; nothing is handed on before it is proven.
+/// Reads an encoded part. `write` gets a group only once its hash is verified.
 async fn proven(
     recv: RecvStream,
     root: &Hash,
@@ -273,7 +279,7 @@ async fn proven(
     part: &Range<u64>,
     mut write: impl FnMut(u64, &[u8]) -> Result<(), ClientError>,
 ) -> Result<(), ClientError> {
-    // Pairs are short, and taken one by one.
+    // Hash pairs are short and read one at a time, so reads are buffered.
     let mut recv = BufReader::with_capacity(BLOCK_BYTES, recv);
     let mut expected = ExpectedHashes::root(root);
     let mut bytes = vec![0; GROUP_BYTES as usize];

@@ -1,4 +1,4 @@
-//! What is here of something that is not whole yet: a file beside the place it is for.
+//! A download that is not complete yet: a file beside its target.
 
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
@@ -11,10 +11,11 @@ use blake3::Hasher;
 use super::{ClientError, local};
 use crate::limits::BLOCK_BYTES;
 
-/// Digits in its name of what it is a part of.
+/// Hex digits of the content's hash in the file's name.
 const DIGITS: usize = 16;
 
-/// The file, for this process alone. It stays where an attempt fails: the next one goes on with it.
+/// A file that this process has locked. It stays if an attempt fails, and the next attempt
+/// continues it.
 #[derive(Debug)]
 pub(super) struct PartialDownload {
     file: File,
@@ -22,7 +23,7 @@ pub(super) struct PartialDownload {
 }
 
 impl PartialDownload {
-    /// What is kept for `target` of the content that `hash` names.
+    /// Opens what earlier attempts fetched for `target` of the content that `hash` names.
     pub(super) fn open(target: &Path, hash: &Hash) -> Result<Self, ClientError> {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let hex = hash.to_hex();
@@ -33,10 +34,11 @@ impl PartialDownload {
             .read(true)
             .write(true)
             .create(true)
+            // The bytes of an earlier attempt are what this one continues.
             .truncate(false)
             .open(&path);
         let file = opened.map_err(local(path.display()))?;
-        // Two fetches of the same would write into each other's bytes.
+        // Two processes that fetch the same file would write into each other's bytes.
         file.try_lock().map_err(|error| {
             let what = format!("{}: {error}; is it being fetched already?", path.display());
             ClientError::Local(TensorError::new(TensorErrorCode::Io, what))
@@ -44,7 +46,7 @@ impl PartialDownload {
         Ok(Self { file, path })
     }
 
-    /// Its name, for errors.
+    /// The file's path, for errors.
     pub(super) fn shown(&self) -> String {
         self.path.display().to_string()
     }
@@ -58,24 +60,24 @@ impl PartialDownload {
         Ok(metadata.map_err(self.failed())?.len())
     }
 
-    /// Reads bytes that are here.
+    /// Reads bytes that were fetched.
     pub(super) fn read_at(&self, buffer: &mut [u8], at: u64) -> std::io::Result<()> {
         self.file.read_exact_at(buffer, at)
     }
 
-    /// Keeps so many bytes from the beginning on.
+    /// Cuts the file to `len` bytes.
     pub(super) fn cut(&self, len: u64) -> Result<(), ClientError> {
         self.file.set_len(len).map_err(self.failed())
     }
 
-    /// Holds bytes against their hash, which a disk may have changed between two attempts. Where
-    /// they are others nothing is kept.
+    /// Compares bytes with their hash, because the disk may have changed them between two attempts.
+    /// If they differ, the file is removed.
     pub(super) fn expect(&self, range: Range<u64>, hash: &Hash) -> Result<(), ClientError> {
         let mut hasher = Hasher::new();
         let mut piece = vec![0; BLOCK_BYTES];
         let mut at = range.start;
         while at < range.end {
-            // At most a block.
+            // At most a block, so the cast keeps the value.
             let len = (range.end - at).min(BLOCK_BYTES as u64) as usize;
             let read = self.file.read_exact_at(&mut piece[..len], at);
             read.map_err(self.failed())?;
@@ -85,6 +87,7 @@ impl PartialDownload {
         if hasher.finalize() == *hash {
             return Ok(());
         }
+        // A next attempt must not continue bytes that are damaged.
         self.remove()?;
         let what = format!("{} is not what was fetched; run it again", self.shown());
         Err(ClientError::Local(TensorError::new(
@@ -93,7 +96,7 @@ impl PartialDownload {
         )))
     }
 
-    /// Gives the file the name that it is for, once it is on the disk.
+    /// Renames the file to its target, once its content is on the disk.
     pub(super) fn name(self, target: &Path) -> Result<(), ClientError> {
         self.file.sync_all().map_err(self.failed())?;
         std::fs::rename(&self.path, target).map_err(local(target.display()))?;
@@ -115,6 +118,7 @@ impl PartialDownload {
 
 fn folder(target: &Path) -> &Path {
     match target.parent() {
+        // `parent` of a bare file name is the empty path, which open(2) does not take.
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }

@@ -1,8 +1,8 @@
-//! Some tensors of a file, each proven by its hash in the header, as a container of their own.
+//! Fetches some tensors of a file, each verified by its hash in the header, as a container of their own.
 //!
-//! What is fetched lies end to end in one file beside the target, in the order that it is asked for
-//! in and group by group, so its length says how far an attempt got. Short entries are asked for
-//! several at a time, and wait in memory for those before them.
+//! The fetched entries lie end to end in one file beside the target, in the order in which the client requests them,
+//! so its length says how far an attempt got. The client requests several short entries at a time, and keeps them in
+//! memory until those before them are written.
 
 use std::io;
 use std::ops::Range;
@@ -25,12 +25,12 @@ use crate::limits::GROUP_BYTES;
 use crate::part::TensorResponseHead;
 use crate::path::TensorFileRef;
 
-/// Entries that are asked for at once.
+/// Entries that the client requests at once.
 const AT_ONCE: usize = 16;
-/// Their bytes, all together: what a cut loses of them stays below 64 KiB.
+/// Bytes of entries requested at once: a cut connection loses less than 64 KiB of them.
 const AT_ONCE_BYTES: u64 = 48 << 10;
 
-/// An entry that is wanted, and where it lies among those that are here.
+/// An entry that the caller selected, and its position in the partial download.
 struct SelectedEntry<'m> {
     entry: HeaderEntry<'m>,
     at: u64,
@@ -41,7 +41,7 @@ impl SelectedEntry<'_> {
         self.at..self.at + self.entry.byte_len()
     }
 
-    /// The request for a part of it.
+    /// The request for a part of the entry.
     fn want(&self, part: Range<u64>) -> Value {
         json!({ "want": "range", "name": self.entry.name(), "range": [part.start, part.end],
                 "encoding": "bao16" })
@@ -49,18 +49,18 @@ impl SelectedEntry<'_> {
 }
 
 impl TensorClient {
-    /// Fetches the tensors that `keep` wants, and makes a container of them. Each is proven by the
-    /// hash that the header has; where it has none, by the one that the other side says. What is
-    /// there from an earlier attempt that was cut is not fetched again.
+    /// Fetches the tensors for which `keep` returns true, and makes a container of them. Each is verified by its hash
+    /// in the header, or, if the header has none, by the hash that the server states. Bytes of an earlier attempt are
+    /// not fetched again.
     ///
     /// # Errors
-    /// See [`ClientError`]. `target` is then as it was.
+    /// See [`ClientError`]. `target` is then unchanged.
     pub async fn pull_some(
         &self,
         src: &TensorFileRef,
         target: &Path,
         keep: &(dyn Fn(&str) -> bool + Sync),
-        told: &(dyn Fn(u64, u64) + Sync),
+        on_progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<PullResult, ClientError> {
         let header = self.header(src).await?;
         let wanted = wanted(&header.meta, keep);
@@ -69,23 +69,23 @@ impl TensorClient {
             return Err(ClientError::from_code(TensorErrorCode::NotFound, what));
         }
         let total = wanted.last().map_or(0, |last| last.range().end);
-        let mut kept = PartialDownload::open(target, &name(&header, &wanted))?;
-        let there = kept.len()?.min(total);
-        let tell = |at| told(at, total);
-        // Of those in front something is here, of the others nothing.
+        let mut partial = PartialDownload::open(target, &name(&header, &wanted))?;
+        let there = partial.len()?.min(total);
+        let tell = |at| on_progress(at, total);
+        // Of the first entries some bytes are here, of the others none.
         let (begun, untouched) = wanted.split_at(wanted.partition_point(|one| one.at < there));
         let mut fetched = 0;
         for one in begun {
-            let here = self.go_on(src, &header.meta, one, there, &mut kept, &tell);
+            let here = self.go_on(src, &header.meta, one, there, &mut partial, &tell);
             fetched += one.entry.byte_len() - here.await?;
         }
         if let Some(one) = untouched.first() {
-            kept.cut(one.at)?;
+            partial.cut(one.at)?;
         }
         let mut rest = untouched;
         while !rest.is_empty() {
             let (now, after) = rest.split_at(at_once(rest));
-            self.new_ones(src, &header.meta, now, &mut kept, &tell)
+            self.new_ones(src, &header.meta, now, &mut partial, &tell)
                 .await?;
             fetched += now.iter().map(|one| one.entry.byte_len()).sum::<u64>();
             rest = after;
@@ -93,17 +93,18 @@ impl TensorClient {
         let source = PartialContainer {
             header: &header.bytes,
             wanted: &wanted,
-            kept: &kept,
+            partial: &partial,
             len: header.meta.file_len(),
         };
         let reader = ContainerReader::open(source, &self.limits).map_err(ClientError::Wrong)?;
+        // The target appears only when the container is complete.
         let file = AtomicFile::create(target).map_err(ClientError::Local)?;
         let (written, file) =
             select(&reader, file, RewriteOptions::default(), &keep).map_err(ClientError::Local)?;
         file.commit().map_err(ClientError::Local)?;
         drop(reader);
-        // Only now: until the container is on the disk, what was fetched is not lost.
-        kept.remove()?;
+        // Until the container is on the disk, the partial download is what a next attempt continues.
+        partial.remove()?;
         Ok(PullResult {
             id: written.id,
             bytes: written.file_len,
@@ -111,48 +112,50 @@ impl TensorClient {
         })
     }
 
-    /// Fetches what is not here of an entry of which something is, and says how much was here.
+    /// Fetches the rest of an entry that is partly here, and returns how many of its bytes were here.
     async fn go_on(
         &self,
         src: &TensorFileRef,
         meta: &Meta,
         one: &SelectedEntry<'_>,
         there: u64,
-        kept: &mut PartialDownload,
-        told: &(dyn Fn(u64) + Sync),
+        partial: &mut PartialDownload,
+        on_progress: &(dyn Fn(u64) + Sync),
     ) -> Result<u64, ClientError> {
         let len = one.entry.byte_len();
         let root = match meta.entry_hash(one.entry.name()) {
             Some(hash) => hash,
-            None => self.said_hash(src, one).await?,
+            None => self.stated_hash(src, one).await?,
         };
         let have = there.saturating_sub(one.at).min(len);
         if have == len {
-            kept.expect(one.range(), &root)?;
-            told(one.range().end);
+            partial.expect(one.range(), &root)?;
+            on_progress(one.range().end);
             return Ok(len);
         }
-        // Whole groups were proven before they were written.
+        // The earlier attempt verified each whole group before it wrote it; a part of a group is fetched again.
         let from = have / GROUP_BYTES * GROUP_BYTES;
-        kept.cut(one.at + from)?;
-        self.to_disk(src, one, from, Some(root), kept, told).await?;
-        kept.expect(one.range(), &root)?;
+        partial.cut(one.at + from)?;
+        self.to_disk(src, one, from, Some(root), partial, on_progress)
+            .await?;
+        // The disk may have changed what an earlier attempt wrote, so the whole entry is hashed once more.
+        partial.expect(one.range(), &root)?;
         Ok(from)
     }
 
-    /// Fetches entries of which nothing is here: a single one, or short ones at once. They are
-    /// written in their order, so that the file has no holes.
+    /// Fetches entries of which nothing is here: a single long one, or several short ones at once. They are written
+    /// in order, so the file has no holes.
     async fn new_ones(
         &self,
         src: &TensorFileRef,
         meta: &Meta,
         wanted: &[SelectedEntry<'_>],
-        kept: &mut PartialDownload,
-        told: &(dyn Fn(u64) + Sync),
+        partial: &mut PartialDownload,
+        on_progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), ClientError> {
         if let [one] = wanted {
             let known = meta.entry_hash(one.entry.name());
-            return self.to_disk(src, one, 0, known, kept, told).await;
+            return self.to_disk(src, one, 0, known, partial, on_progress).await;
         }
         let mut coming = FuturesOrdered::new();
         for one in wanted {
@@ -161,10 +164,10 @@ impl TensorClient {
         }
         while let Some(come) = coming.next().await {
             let (place, bytes) = come?;
-            let shown = kept.shown();
-            let written = kept.file().write_all_at(&bytes, place.start);
+            let shown = partial.shown();
+            let written = partial.file().write_all_at(&bytes, place.start);
             written.map_err(local(shown))?;
-            told(place.end);
+            on_progress(place.end);
         }
         Ok(())
     }
@@ -175,15 +178,15 @@ impl TensorClient {
         wanted: &SelectedEntry<'_>,
         from: u64,
         known: Option<Hash>,
-        kept: &mut PartialDownload,
-        told: &(dyn Fn(u64) + Sync),
+        partial: &mut PartialDownload,
+        on_progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), ClientError> {
-        let shown = kept.shown();
-        let file = kept.file();
+        let shown = partial.shown();
+        let file = partial.file();
         let write = |at: u64, bytes: &[u8]| {
             file.write_all_at(bytes, wanted.at + at)
                 .map_err(local(&shown))?;
-            told(wanted.at + at + bytes.len() as u64);
+            on_progress(wanted.at + at + bytes.len() as u64);
             Ok(())
         };
         self.entry(src, wanted, from, known, write).await
@@ -204,7 +207,8 @@ impl TensorClient {
         Ok((wanted.range(), bytes))
     }
 
-    /// Fetches an entry from a group on; where its hash is not known, by the one that is said.
+    /// Fetches an entry from a group on, verified by `known`, or by the hash that the server states if there is no
+    /// known one.
     async fn entry(
         &self,
         src: &TensorFileRef,
@@ -216,29 +220,30 @@ impl TensorClient {
         let len = wanted.entry.byte_len();
         let (head, recv) = self.fetch(src, wanted.want(from..len)).await?;
         expect_size(&head, len)?;
-        let root = known.map_or_else(|| said_by(&head), Ok)?;
+        let root = known.map_or_else(|| hash_stated_by(&head), Ok)?;
         proven(recv, &root, len, &(from..len), write).await
     }
 
-    /// The hash of an entry whose header has none.
-    async fn said_hash(
+    /// The hash that the server states for an entry without one in the header.
+    async fn stated_hash(
         &self,
         src: &TensorFileRef,
         wanted: &SelectedEntry<'_>,
     ) -> Result<Hash, ClientError> {
         let (head, mut recv) = self.fetch(src, wanted.want(0..0)).await?;
+        // The head alone has the hash, so the server need not send content.
         recv.stop(StreamCode::Cancelled);
-        said_by(&head)
+        hash_stated_by(&head)
     }
 }
 
-fn said_by(head: &TensorResponseHead) -> Result<Hash, ClientError> {
-    let said = head.b3.as_deref();
-    let said = said.and_then(|text| Hash::from_hex(text).ok());
-    said.ok_or_else(|| ClientError::from_code(TensorErrorCode::Hash, "no hash to prove it by"))
+fn hash_stated_by(head: &TensorResponseHead) -> Result<Hash, ClientError> {
+    let stated = head.b3.as_deref();
+    let stated = stated.and_then(|text| Hash::from_hex(text).ok());
+    stated.ok_or_else(|| ClientError::from_code(TensorErrorCode::Hash, "no hash to prove it by"))
 }
 
-/// The entries of these tensors, the offsets of items among them.
+/// The entries of the selected tensors, with the offsets of their items.
 fn wanted<'m>(meta: &'m Meta, keep: &(dyn Fn(&str) -> bool + Sync)) -> Vec<SelectedEntry<'m>> {
     let mut wanted: Vec<SelectedEntry<'m>> = Vec::new();
     let mut at = 0;
@@ -256,33 +261,34 @@ fn wanted<'m>(meta: &'m Meta, keep: &(dyn Fn(&str) -> bool + Sync)) -> Vec<Selec
     wanted
 }
 
-/// How many of the first of these are fetched at once: a long one alone, short ones together.
+/// How many of the first entries the client requests at once: a long one alone, short ones together.
 fn at_once(wanted: &[SelectedEntry<'_>]) -> usize {
     let mut bytes = 0;
-    let fits = |one: &&SelectedEntry<'_>| {
+    let is_short = |one: &&SelectedEntry<'_>| {
         bytes += one.entry.byte_len();
         bytes <= AT_ONCE_BYTES
     };
-    let short = wanted.iter().take(AT_ONCE).take_while(fits).count();
+    let short = wanted.iter().take(AT_ONCE).take_while(is_short).count();
     short.max(1)
 }
 
-/// What these entries of this file are called together.
+/// A hash that names this selection of entries of this file.
 fn name(header: &FetchedHeader, wanted: &[SelectedEntry<'_>]) -> Hash {
     let mut hasher = Hasher::new();
+    // The id makes a changed file on the server a new download.
     hasher.update(header.id.0.as_bytes());
-    // Which entries are wanted says where each of them lies in the file: another choice is another file.
+    // The selection decides where each entry lies in the partial download, so another selection needs another file.
     for one in wanted {
         hasher.update(&one.entry.file_range().start.to_le_bytes());
     }
     hasher.finalize()
 }
 
-/// A file of which the header is here, and some entries, which lie elsewhere.
+/// A container whose header is in memory and whose selected entries lie in the partial download.
 struct PartialContainer<'g, 'm> {
     header: &'g [u8],
     wanted: &'g [SelectedEntry<'m>],
-    kept: &'g PartialDownload,
+    partial: &'g PartialDownload,
     len: u64,
 }
 
@@ -294,7 +300,7 @@ impl ReadAt for PartialContainer<'_, '_> {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let end = offset.saturating_add(buffer.len() as u64);
         if end <= self.header.len() as u64 {
-            // Both lie within what is in memory.
+            // Both ends lie within the header in memory, so the casts keep their values.
             buffer.copy_from_slice(&self.header[offset as usize..end as usize]);
             return Ok(());
         }
@@ -306,6 +312,6 @@ impl ReadAt for PartialContainer<'_, '_> {
             return Err(io::Error::other("bytes that were not fetched"));
         };
         let at = one.at + (offset - one.entry.file_range().start);
-        self.kept.read_at(buffer, at)
+        self.partial.read_at(buffer, at)
     }
 }

@@ -1,4 +1,4 @@
-//! A whole file, in order, proven by its id.
+//! Fetches a whole file in order, verified by its id.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
@@ -11,41 +11,45 @@ use crate::limits::GROUP_BYTES;
 use crate::path::TensorFileRef;
 
 impl TensorClient {
-    /// Fetches a whole file. What of it is there from an earlier attempt that was cut is not
-    /// fetched again; what is not proven by the id is not written.
+    /// Fetches a whole file. Bytes of an earlier attempt are not fetched again, and only verified
+    /// bytes are written.
     ///
-    /// Where the file is asked for by a path, the other side says which id that is.
+    /// If `src` is a path, the server states the file's id.
     ///
     /// # Errors
-    /// See [`ClientError`]. `target` is then as it was.
+    /// See [`ClientError`]. `target` is then unchanged.
     pub async fn pull(
         &self,
         src: &TensorFileRef,
         target: &Path,
-        told: &(dyn Fn(u64, u64) + Sync),
+        on_progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<PullResult, ClientError> {
         let header = self.header(src).await?;
         let (id, len) = (header.id, header.meta.file_len());
-        let mut kept = PartialDownload::open(target, &id.0)?;
-        // Whole groups were proven before they were written.
-        let from = kept.len()?.min(len) / GROUP_BYTES * GROUP_BYTES;
-        kept.cut(from)?;
+        let mut partial = PartialDownload::open(target, &id.0)?;
+        // The earlier attempt verified each whole group before it wrote it; a part of a group is
+        // fetched again.
+        let from = partial.len()?.min(len) / GROUP_BYTES * GROUP_BYTES;
+        partial.cut(from)?;
         let want = json!({ "want": "range", "range": [from, len], "encoding": "bao16" });
+        // A file of no bytes is requested as well, so that the server's size confirms it.
         if from < len || len == 0 {
             let (head, recv) = self.fetch(src, want).await?;
             expect_size(&head, len)?;
-            let shown = kept.shown();
-            let file = kept.file();
+            let shown = partial.shown();
+            let file = partial.file();
+            // The new bytes follow those that an earlier attempt wrote.
             file.seek(SeekFrom::End(0)).map_err(local(&shown))?;
             let write = |at: u64, bytes: &[u8]| {
                 file.write_all(bytes).map_err(local(&shown))?;
-                told(at + bytes.len() as u64, len);
+                on_progress(at + bytes.len() as u64, len);
                 Ok(())
             };
             proven(recv, &id.0, len, &(from..len), write).await?;
         }
-        kept.expect(0..len, &id.0)?;
-        kept.name(target)?;
+        // The disk may have changed what an earlier attempt wrote.
+        partial.expect(0..len, &id.0)?;
+        partial.name(target)?;
         Ok(PullResult {
             id,
             bytes: len,

@@ -1,4 +1,4 @@
-//! The bytes of a part on their way out.
+//! The body of an HTTP response that sends a part of a file.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use crate::handler::{Next, read_on};
 use crate::part::FilePart;
 use crate::pending::ResponsePermit;
 
-/// A part, block by block: the next is read while one travels, and none after that before the
-/// connection asks for it.
+/// A part, block by block: one block is read ahead while another is sent, and no more until the
+/// connection polls.
 pub(super) struct MirrorBody {
     next: Option<Next>,
     left: u64,
-    /// What the request is called.
+    /// The id of the request, for the log.
     request_id: Arc<str>,
     _flight: ResponsePermit,
 }

@@ -1,5 +1,5 @@
-//! The files of a store over HTTP, as they are: whole, or the part that `Range` names. This is for
-//! clients that know nothing of this program.
+//! The files of a store over HTTP: whole, or the part that `Range` names, for clients that do not
+//! speak `alknet/tensor`.
 
 mod body;
 mod range;
@@ -31,21 +31,21 @@ use crate::store::{Object, Outboard, TensorStore};
 use body::MirrorBody;
 use range::{MirrorRange, wanted};
 
-/// First part of the paths of files.
+/// First segment of the files' URL paths.
 const PREFIX: &str = "/tensor";
 
 type MirrorHttpResponse = Response<MountBody>;
 
-/// Serves the files of a store at `/tensor/` and their id or path.
+/// Serves the files of a store at `/tensor/` followed by their id or path.
 #[derive(Debug)]
 pub struct Mirror {
     store: Arc<TensorStore>,
-    /// Held by the request that reads a whole file to make its hash tree.
+    /// Held by the request that reads a whole file to build its hash tree.
     making: Arc<Mutex<()>>,
 }
 
 impl Mirror {
-    /// Serves `store`, to each what the scopes say.
+    /// Serves `store` to each caller as its scopes allow.
     #[must_use]
     pub fn new(store: Arc<TensorStore>) -> Self {
         Self {
@@ -56,18 +56,19 @@ impl Mirror {
 
     async fn answer(
         &self,
-        asked: &Parts,
+        request: &Parts,
         caller: &MountCaller,
     ) -> Result<MirrorHttpResponse, ServeError> {
-        let whole = match asked.method {
+        let whole = match request.method {
             Method::GET => false,
             Method::HEAD => true,
             _ => return Ok(other_method(caller)),
         };
+        // Unknown peers get the answer of a missing file, so they cannot probe for names.
         let identity = caller.identity.as_ref().ok_or(ServeError::Missing)?;
         let id = self
             .store
-            .resolve(&identity.scopes, &src(asked.uri.path())?)?;
+            .resolve(&identity.scopes, &src(request.uri.path())?)?;
         let store = Arc::clone(&self.store);
         let object = blocking(move || store.object(id)).await?;
         let len = object.meta().file_len();
@@ -75,9 +76,10 @@ impl Mirror {
         let mut head = HeaderMap::new();
         head.insert(ETAG, value(&tag));
         head.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        // What may be read today may not be tomorrow, and a path may lead elsewhere.
+        // The caller's scopes may change and the path may lead to another file, so a cache asks
+        // again each time.
         head.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-        let (status, range) = match wanted(&asked.headers, &tag, len, whole) {
+        let (status, range) = match wanted(&request.headers, &tag, len, whole) {
             MirrorRange::All => (StatusCode::OK, 0..len),
             MirrorRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
             MirrorRange::Known => {
@@ -87,8 +89,8 @@ impl Mirror {
             MirrorRange::Beyond => return Ok(beyond(len, caller)),
         };
         if status == StatusCode::PARTIAL_CONTENT {
-            let said = format!("bytes {}-{}/{len}", range.start, range.end - 1);
-            head.insert(CONTENT_RANGE, value(&said));
+            let sent_range = format!("bytes {}-{}/{len}", range.start, range.end - 1);
+            head.insert(CONTENT_RANGE, value(&sent_range));
         }
         let binary = HeaderValue::from_static("application/octet-stream");
         head.insert(CONTENT_TYPE, binary);
@@ -103,7 +105,7 @@ impl Mirror {
         Ok(with(status, head, MountBody::new(sent)))
     }
 
-    /// Bytes of a file that its tree vouches for.
+    /// The part of a file that its hash tree verifies.
     async fn part(&self, object: &Arc<Object>, range: Range<u64>) -> Result<FilePart, ServeError> {
         let all = 0..object.meta().file_len();
         let root = Some(object.id().0);
@@ -114,10 +116,12 @@ impl Mirror {
         let outboard = match blocking(find).await? {
             Some(outboard) => outboard,
             None => {
-                // All of the file is read for it: one at a time, and each once.
+                // The build reads the whole file: one build runs at a time, and each file is built
+                // once.
                 let turn = Arc::clone(&self.making).lock_owned().await;
                 let (store, object) = (Arc::clone(&self.store), Arc::clone(object));
                 let make = move || {
+                    // The turn lasts until the build ends, even if the client goes away meanwhile.
                     let _turn = turn;
                     Outboard::build(&store, &object, &all, root)
                 };
@@ -139,14 +143,15 @@ impl HttpMount for Mirror {
         caller: MountCaller,
     ) -> BoxFuture<'static, MirrorHttpResponse> {
         Box::pin(async move {
-            let (asked, _) = request.into_parts();
-            let answer = self.answer(&asked, &caller).await;
+            // GET and HEAD have no body with a meaning (RFC 9110 section 9.3.1).
+            let (head, _) = request.into_parts();
+            let answer = self.answer(&head, &caller).await;
             answer.unwrap_or_else(|error| failed(error, &caller))
         })
     }
 }
 
-/// The file that a path names. What can be no file's name is no file's.
+/// The file that a URL path names. A path that is no valid name is answered as a missing file.
 fn src(path: &str) -> Result<TensorFileRef, ServeError> {
     let name = path
         .strip_prefix(PREFIX)
@@ -176,15 +181,16 @@ fn changed(caller: &MountCaller) -> MirrorHttpResponse {
 fn beyond(len: u64, caller: &MountCaller) -> MirrorHttpResponse {
     let error = CallError::invalid_input(format!("the file has {len} bytes"));
     let mut answer = refused(StatusCode::RANGE_NOT_SATISFIABLE, &error, caller);
-    let said = value(&format!("bytes */{len}"));
-    answer.headers_mut().insert(CONTENT_RANGE, said);
+    let size = value(&format!("bytes */{len}"));
+    answer.headers_mut().insert(CONTENT_RANGE, size);
     answer
 }
 
-/// Why nothing is sent.
+/// The response to a request that fails.
 fn failed(error: ServeError, caller: &MountCaller) -> MirrorHttpResponse {
     let status = match &error {
         ServeError::Missing => StatusCode::NOT_FOUND,
+        // RFC 6585 section 4: 429 may come with Retry-After.
         ServeError::Busy(..) => StatusCode::TOO_MANY_REQUESTS,
         error => {
             let (id, code) = (&caller.request_id, error.code());
@@ -200,18 +206,18 @@ fn failed(error: ServeError, caller: &MountCaller) -> MirrorHttpResponse {
     answer
 }
 
-/// An error as every path of the node has it.
+/// An error in the form that every HTTP path of the node uses.
 fn refused(status: StatusCode, error: &CallError, caller: &MountCaller) -> MirrorHttpResponse {
-    let mut said = json!({ "code": error.code, "message": error.message,
+    let mut body = json!({ "code": error.code, "message": error.message,
                            "retryable": error.retryable });
     if let Some(details) = &error.details {
-        said["details"] = (**details).clone();
+        body["details"] = (**details).clone();
     }
-    said["request_id"] = (&*caller.request_id).into();
+    body["request_id"] = (&*caller.request_id).into();
     let mut head = HeaderMap::new();
     head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     head.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    let text = json!({ "error": said }).to_string();
+    let text = json!({ "error": body }).to_string();
     with(status, head, full(text.into()))
 }
 
@@ -227,7 +233,7 @@ fn full(bytes: Bytes) -> MountBody {
     MountBody::new(body.map_err(|never: Infallible| match never {}))
 }
 
-/// Of digits and signs, which every header may have.
+/// A header value of digits and ASCII signs, which are valid in every header.
 fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

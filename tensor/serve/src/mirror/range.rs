@@ -1,38 +1,39 @@
-//! What a request wants of a file that it names (RFC 9110 sections 13 and 14).
+//! The conditions and the range of a request (RFC 9110 sections 13 and 14).
 
 use std::ops::Range;
 
 use http::HeaderMap;
 use http::header::{HeaderName, IF_MATCH, IF_NONE_MATCH, IF_RANGE, RANGE};
 
-/// What is to be sent.
+/// What the response sends.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum MirrorRange {
     /// The whole file.
     All,
-    /// Nothing: the range lies behind the end.
+    /// Nothing: the range begins at or after the end of the file.
     Beyond,
-    /// Nothing: another file was meant.
+    /// Nothing: the client means another version of the file.
     Changed,
-    /// Nothing: the client has it.
+    /// Nothing: the client has this version.
     Known,
     /// These bytes.
     Part(Range<u64>),
 }
 
-/// What is wanted of the file with this tag and of so many bytes; `whole` where no part is to be had.
+/// What the client wants of the file with this tag and of `len` bytes; `whole` ignores `Range`.
 pub(super) fn wanted(asked: &HeaderMap, tag: &str, len: u64, whole: bool) -> MirrorRange {
     let same = |one: &str| one == tag;
     // Conditions in the order of RFC 9110 section 13.2.2; this one compares strongly (section 13.1.1).
     if lists(asked, IF_MATCH, same) == Some(false) {
         return MirrorRange::Changed;
     }
-    // A proxy that packed the file on the way marks the tag as weak; its client has the content
-    // nevertheless.
+    // A proxy that compressed the file on the way marks the tag as weak; its client has the content nevertheless
+    // (weak comparison, RFC 9110 section 13.1.2).
     let alike = |one: &str| same(one.strip_prefix("W/").unwrap_or(one));
     if lists(asked, IF_NONE_MATCH, alike) == Some(true) {
         return MirrorRange::Known;
     }
+    // RFC 9110 section 13.1.5: a range counts only if the client's version, compared strongly, is this one.
     let meant = asked
         .get(IF_RANGE)
         .is_none_or(|one| one.as_bytes() == tag.as_bytes());
@@ -43,7 +44,7 @@ pub(super) fn wanted(asked: &HeaderMap, tag: &str, len: u64, whole: bool) -> Mir
     }
 }
 
-/// Whether one of the tags that a header lists is meant; `None` where there is no such header.
+/// Whether a tag that the header lists matches; `None` if the header is absent.
 fn lists(asked: &HeaderMap, name: HeaderName, meant: impl Fn(&str) -> bool) -> Option<bool> {
     let mut lists = asked.get_all(name).iter().peekable();
     lists.peek()?;
@@ -53,17 +54,18 @@ fn lists(asked: &HeaderMap, name: HeaderName, meant: impl Fn(&str) -> bool) -> O
     }))
 }
 
-/// Reads a `Range`. Several at once, and what cannot be read, stand for everything.
+/// Reads a `Range`. Several ranges, and one that cannot be read, stand for the whole file.
 fn part(text: &str, len: u64) -> MirrorRange {
     let bytes = text
         .split_once('=')
         .filter(|(unit, _)| unit.trim().eq_ignore_ascii_case("bytes"));
+    // RFC 9110 section 14.2 lets a server ignore a range that it does not understand.
     let Some((first, last)) = bytes.and_then(|(_, range)| range.trim().split_once('-')) else {
         return MirrorRange::All;
     };
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
-        // What is too long to be read is more than any file has.
+        // A number that overflows lies behind the end of every file.
         digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
     };
     let range = match (first, number(first), last, number(last)) {

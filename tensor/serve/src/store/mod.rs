@@ -1,4 +1,4 @@
-//! A folder of containers by the hash of their content.
+//! A folder of containers, each named by the hash of its content.
 //!
 //! ```text
 //! objects/ab/HEX     a container; HEX is its id, ab the first two digits
@@ -7,7 +7,7 @@
 //! uploads/…          what is being stored; emptied when the store is opened
 //! ```
 //!
-//! An object is there whole or not at all, never changes and is never mapped here.
+//! An object is stored whole or not at all, never changes, and this process never maps it.
 
 mod object;
 mod outboard;
@@ -39,15 +39,15 @@ const OBJECTS: &str = "objects";
 const NAMES: &str = "names";
 const OUTBOARDS: &str = "outboards";
 const UPLOADS: &str = "uploads";
-/// Folders below each other that are looked for paths: as many as a path has segments.
+/// Depth to which the store searches folders for paths: as many as a path has segments.
 const DEPTH_MAX: usize = crate::limits::PATH_SEGMENTS;
 
-/// How a store is kept.
+/// Settings of a store.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
-    /// Bytes of files that it holds at most.
+    /// Bytes of files that the store holds at most.
     pub bytes_max: u64,
-    /// What headers may say.
+    /// Limits of headers.
     pub limits: ContainerLimits,
 }
 
@@ -60,37 +60,37 @@ impl Default for StoreOptions {
     }
 }
 
-/// A store.
+/// A store of containers.
 #[derive(Debug)]
 pub struct TensorStore {
     root: PathBuf,
     options: StoreOptions,
     state: Mutex<TensorStoreState>,
-    /// Held while a name on the disk changes, until `state` has the change: both have the same order then.
+    /// A change of a name holds this lock until both the disk and `state` have it, so that both have one order.
     naming: Mutex<()>,
     bytes_in_flight: Arc<BytesInFlight>,
 }
 
-/// What the removal of a path or of a file did.
+/// The result of removing a path or a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorRemoval {
-    /// The file that the path led to.
+    /// The file to which the path led.
     pub id: FileId,
-    /// Bytes that the store got back; 0 if another path leads to the file.
+    /// The freed bytes; 0 if another path leads to the file.
     pub freed: u64,
 }
 
 #[derive(Debug, Default)]
 struct TensorStoreState {
-    /// Bytes of objects, and of uploads that were begun.
+    /// Bytes of objects and of uploads that have begun.
     used: u64,
     paths: BTreeMap<StorePath, FileId>,
-    /// The same the other way round.
+    /// The paths that lead to each file.
     names: BTreeMap<[u8; 32], BTreeSet<StorePath>>,
-    /// Files that uploads are about to store, with the number of those uploads. None of them is removed: its upload may
-    /// have seen that the file is there, and lead a path to it next.
+    /// Files that uploads are about to store, with the number of those uploads. No request removes such a file: its
+    /// upload may have found that the file is stored, and may link a path to it next.
     arriving: BTreeMap<[u8; 32], usize>,
-    /// Files that were asked for lately, the last one last.
+    /// Files that were opened last, the most recent one at the end.
     open: Vec<Arc<Object>>,
 }
 
@@ -114,7 +114,7 @@ impl TensorStoreState {
         }
     }
 
-    /// Whether nothing leads to a file, and no upload is about to.
+    /// Whether no path leads to a file, and no upload is about to link one.
     fn is_free(&self, id: &FileId) -> bool {
         let names = self.names.get(id.0.as_bytes());
         names.is_none_or(BTreeSet::is_empty) && !self.arriving.contains_key(id.0.as_bytes())
@@ -122,10 +122,10 @@ impl TensorStoreState {
 }
 
 impl TensorStore {
-    /// Opens the store in a folder, and makes a missing one. Blocks.
+    /// Opens the store in a folder, and makes the folder if it is missing. Blocks.
     ///
     /// # Errors
-    /// `E_IO`; `E_LIMIT` where it holds more paths than it may.
+    /// `E_IO`; `E_LIMIT` if the folder has more paths than the limit.
     pub fn open(root: impl Into<PathBuf>, options: StoreOptions) -> Result<Arc<Self>, ServeError> {
         let root = root.into();
         let mut state = TensorStoreState::default();
@@ -133,6 +133,7 @@ impl TensorStore {
             for folder in [OBJECTS, NAMES, OUTBOARDS, UPLOADS] {
                 fs::create_dir_all(root.join(folder))?;
             }
+            // A restart ends every upload, so its temporary file is removed.
             for left in fs::read_dir(root.join(UPLOADS))? {
                 fs::remove_file(left?.path())?;
             }
@@ -158,17 +159,17 @@ impl TensorStore {
         }))
     }
 
-    /// What headers may say.
+    /// Limits of headers.
     #[must_use]
     pub const fn limits(&self) -> &ContainerLimits {
         &self.options.limits
     }
 
-    /// Which file is meant, if an identity with these scopes may read it: by the path or id that it
-    /// asks by, or, for an id, by any path that leads to it.
+    /// Which file `src` names, if an identity with these scopes may read it: by the path or id in `src` or, for an
+    /// id, by any path that leads to the file.
     ///
     /// # Errors
-    /// [`ServeError::Missing`], whether it is not there or not for them.
+    /// [`ServeError::Missing`], whether the file does not exist or the identity may not read it.
     pub fn resolve(&self, scopes: &ScopeSet, src: &TensorFileRef) -> Result<FileId, ServeError> {
         let state = self.state();
         let id = match src {
@@ -189,10 +190,10 @@ impl TensorStore {
         }
     }
 
-    /// A file with its header read. Blocks.
+    /// Opens a file and reads its header. Blocks.
     ///
     /// # Errors
-    /// [`ServeError::Missing`]; [`ServeError::Stored`] where it is not what it was.
+    /// [`ServeError::Missing`]; [`ServeError::Stored`] if the stored file is damaged.
     pub fn object(&self, id: FileId) -> Result<Arc<Object>, ServeError> {
         let known = {
             let state = self.state();
@@ -200,7 +201,7 @@ impl TensorStore {
             open.find(|object| object.id() == id).map(Arc::clone)
         };
         match known {
-            // It was opened while another request removed it.
+            // Another request removed the file after this one had opened it.
             Some(object) if object.is_removed() => {
                 self.state().open.retain(|other| other.id() != id);
             }
@@ -210,15 +211,17 @@ impl TensorStore {
             },
             None => {}
         }
-        // Without the lock: the header is read from the disk.
+        // The lock is not held here, because the header is read from the disk.
         let object = Arc::new(Object::open(&self.object_path(&id), id, self.limits())?);
         let mut state = self.state();
+        // Another thread may have opened the same file meanwhile.
         state.open.retain(|other| other.id() != id);
         state.open.push(Arc::clone(&object));
         let bytes = |open: &[Arc<Object>]| -> u64 {
             open.iter().map(|object| object.meta().header_len()).sum()
         };
         while state.open.len() > OPEN_FILES
+            // One file stays even if its header alone is above the limit, or it would be read for each request.
             || (state.open.len() > 1 && bytes(&state.open) > OPEN_HEADER_BYTES)
         {
             state.open.remove(0);
@@ -226,8 +229,7 @@ impl TensorStore {
         Ok(object)
     }
 
-    /// A file of its own to read a container by, for a process that is to map it: it never changes.
-    /// Blocks.
+    /// A descriptor of its own for a process that maps the container, which never changes. Blocks.
     ///
     /// # Errors
     /// As [`TensorStore::resolve`]; `E_IO`.
@@ -240,7 +242,7 @@ impl TensorStore {
         Ok((id, self.file(id)?))
     }
 
-    /// The same of a file that was [resolved](crate::TensorRequester::resolve) before. Blocks.
+    /// The same for a file that was [resolved](crate::TensorRequester::resolve) before. Blocks.
     ///
     /// # Errors
     /// As [`TensorStore::object`]; `E_IO`.
@@ -248,7 +250,7 @@ impl TensorStore {
         Ok(Object::open(&self.object_path(&id), id, self.limits())?.into_file())
     }
 
-    /// Stores a container that is at hand. Blocks.
+    /// Stores a container that `file` reads. Blocks.
     ///
     /// # Errors
     /// As [`TensorUpload`]'s functions.
@@ -269,8 +271,8 @@ impl TensorStore {
         }
     }
 
-    /// Removes a path, and the file that it led to if no other path leads there. A response under way
-    /// reads on. Blocks.
+    /// Removes a path, and the file that it leads to if no other path leads there. A response under way keeps reading
+    /// the open file. Blocks.
     ///
     /// # Errors
     /// [`ServeError::Missing`]; `E_IO`.
@@ -280,7 +282,7 @@ impl TensorStore {
             let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
             let id = self.state().paths.get(path).copied();
             let id = id.ok_or(ServeError::Missing)?;
-            // First on the disk, or it would be back after the next start.
+            // The name is removed from the disk first, or the path would be back after the next start.
             self.unlink_name(path).map_err(failed)?;
             self.state().forget_path(path);
             id
@@ -289,7 +291,7 @@ impl TensorStore {
         Ok(TensorRemoval { id, freed })
     }
 
-    /// Removes a file to which no path leads. A response under way reads on. Blocks.
+    /// Removes a file to which no path leads. A response under way keeps reading the open file. Blocks.
     ///
     /// # Errors
     /// [`ServeError::Missing`]; `E_VALUE` if a path leads to the file; `E_IO`.
@@ -318,20 +320,20 @@ impl TensorStore {
             _ => {}
         }
         let mut folder = file.parent().unwrap_or(&names);
-        // Another path keeps its folders: one that is not empty is not removed.
+        // The system does not remove a folder with content, so other paths keep their folders.
         while folder != names && fs::remove_dir(folder).is_ok() {
             folder = folder.parent().unwrap_or(&names);
         }
-        // An answer means that the path is gone after a power cut, too.
+        // After the response, the path must stay removed even if the power fails.
         match File::open(folder) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             folder => folder?.sync_all(),
         }
     }
 
-    /// Removes a file to which nothing leads; returns the bytes that the store got back.
+    /// Removes a file to which no path leads; returns the freed bytes.
     fn discard_free(&self, id: &FileId) -> std::io::Result<u64> {
-        // Under the lock: an upload that comes after it sees that the file is gone.
+        // The lock makes later uploads find that the file is missing.
         let unlinked = {
             let mut state = self.state();
             if !state.is_free(id) {
@@ -341,7 +343,7 @@ impl TensorStore {
             self.unlink(&mut state, id)
         };
         let freed = match unlinked {
-            // Another request was first, or another program removed it: it is gone in either case.
+            // Another request or another program has already removed it.
             Err(error) if error.kind() == ErrorKind::NotFound => 0,
             unlinked => unlinked?,
         };
@@ -349,13 +351,13 @@ impl TensorStore {
         Ok(freed)
     }
 
-    /// Removes a file and the hash trees that were computed of it.
+    /// Removes a file and the hash trees computed from it.
     fn discard(&self, id: &FileId) -> std::io::Result<()> {
         self.unlink(&mut self.state(), id)?;
         self.drop_outboards(id)
     }
 
-    /// Removes a file; returns its length, which the store got back.
+    /// Removes a file; returns its length, which is freed.
     fn unlink(&self, state: &mut TensorStoreState, id: &FileId) -> std::io::Result<u64> {
         let object = self.object_path(id);
         let len = fs::metadata(&object)?.len();
@@ -365,7 +367,7 @@ impl TensorStore {
         Ok(len)
     }
 
-    /// Removes the hash trees that were computed of a file.
+    /// Removes the hash trees that were computed from a file.
     fn drop_outboards(&self, id: &FileId) -> std::io::Result<()> {
         let trees = format!("{id}-");
         for tree in fs::read_dir(self.root.join(OUTBOARDS))? {
@@ -377,7 +379,7 @@ impl TensorStore {
         Ok(())
     }
 
-    /// An upload is about to store this file, until what is returned is dropped.
+    /// Notes that an upload is about to store this file, until the returned value is dropped.
     pub(crate) fn arriving(self: &Arc<Self>, id: FileId) -> ArrivingFile {
         let mut state = self.state();
         *state.arriving.entry(*id.0.as_bytes()).or_default() += 1;
@@ -387,8 +389,7 @@ impl TensorStore {
         }
     }
 
-    /// Whether a file is there, byte for byte. One that is damaged is removed, so that storing it again
-    /// mends it.
+    /// Whether a file is stored, byte for byte. A damaged file is removed, so that storing it again repairs it.
     pub(crate) fn holds(&self, id: &FileId) -> std::io::Result<bool> {
         let file = match File::open(self.object_path(id)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
@@ -405,7 +406,7 @@ impl TensorStore {
         Ok(false)
     }
 
-    /// Every path and where it leads.
+    /// All paths, each with the file that it leads to.
     #[must_use]
     pub fn paths(&self) -> Vec<(StorePath, FileId)> {
         let state = self.state();
@@ -413,7 +414,7 @@ impl TensorStore {
         pairs.collect()
     }
 
-    /// Lets a path lead to a file.
+    /// Makes a path lead to a file.
     pub(crate) fn lead(&self, path: StorePath, id: FileId) -> Result<(), ServeError> {
         let file = self.root.join(NAMES).join(path.as_str());
         let folder = file.parent().unwrap_or(&self.root);
@@ -428,13 +429,14 @@ impl TensorStore {
             fs::create_dir_all(folder)?;
             let mut new = self.temporary()?;
             writeln!(new, "{id}")?;
-            // Before it has its name: after a power cut the path leads to a whole id or to what it led to before.
+            // The content is synced before the file gets its name, so after a power cut the path leads to a whole id
+            // or to its former file.
             new.as_file().sync_all()?;
             new.persist(&file)?;
             File::open(folder)?.sync_all()
         };
         write().map_err(|error| match error.kind() {
-            // A path is a file or a folder of others.
+            // A path cannot be both a file and a folder of other paths.
             ErrorKind::NotADirectory
             | ErrorKind::IsADirectory
             | ErrorKind::AlreadyExists
@@ -444,16 +446,18 @@ impl TensorStore {
             ),
             _ => ServeError::io(format_args!("name {path}"), error),
         })?;
+        // The table changes only once the disk has the name, so that memory never promises what a start would not
+        // find.
         self.state().lead(path, id);
         Ok(())
     }
 
-    /// A file in the folder of what is being stored.
+    /// A temporary file in the folder of uploads.
     pub(crate) fn temporary(&self) -> std::io::Result<NamedTempFile> {
         tempfile::Builder::new().tempfile_in(self.root.join(UPLOADS))
     }
 
-    /// Keeps room for a file that is to come.
+    /// Reserves room for a file that a peer will send.
     pub(crate) fn reserve(&self, bytes: u64) -> Result<(), ServeError> {
         let mut state = self.state();
         let left = self.options.bytes_max.saturating_sub(state.used);
@@ -465,7 +469,7 @@ impl TensorStore {
         Ok(())
     }
 
-    /// Gives room back that was kept.
+    /// Returns reserved room.
     pub(crate) fn release(&self, bytes: u64) {
         let mut state = self.state();
         state.used = state.used.saturating_sub(bytes);
@@ -485,13 +489,13 @@ impl TensorStore {
         self.root.join(OUTBOARDS).join(name)
     }
 
-    /// Panics while it is held can only leave counters behind that are right.
+    /// A panic while the lock is held leaves the counters correct.
     fn state(&self) -> MutexGuard<'_, TensorStoreState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A file that an upload is about to store; it is not removed before this is dropped.
+/// A file that an upload is about to store. No request removes it before this value is dropped.
 #[derive(Debug)]
 pub(crate) struct ArrivingFile {
     store: Arc<TensorStore>,
@@ -533,7 +537,7 @@ fn paths(
             return Err(ServeError::input(TensorErrorCode::Limit, what));
         }
         let mut text = String::new();
-        // An id is 64 digits; whatever else lies there leads nowhere.
+        // An id is 64 digits; a file with other content leads nowhere.
         let read =
             File::open(entry.path()).and_then(|file| file.take(66).read_to_string(&mut text));
         match (
@@ -563,7 +567,7 @@ mod tests {
 
     use super::*;
 
-    /// The upload has seen that the file is there, and leads a path to it next.
+    /// The upload has found the file in the store, and links a path to it next.
     #[test]
     fn a_file_that_an_upload_is_about_to_store_is_not_removed() {
         let folder = tempfile::tempdir().expect("writable");

@@ -11,7 +11,7 @@ use alknet_tensor::{
 
 use crate::error::ServeError;
 
-/// A container, open.
+/// An open container.
 #[derive(Debug)]
 pub struct Object {
     id: FileId,
@@ -20,7 +20,7 @@ pub struct Object {
     header_hash: Hash,
 }
 
-/// What changes when a program writes to a file.
+/// The metadata that change when a program writes to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ObjectStamp {
     len: u64,
@@ -44,12 +44,14 @@ impl Object {
         limits: &ContainerLimits,
     ) -> Result<Self, ServeError> {
         let file = File::open(path).map_err(|error| match error.kind() {
+            // The file may have been removed after its path was resolved.
             io::ErrorKind::NotFound => ServeError::Missing,
             _ => ServeError::io("open a stored file", error),
         })?;
-        let look = |error| ServeError::io("look at a stored file", error);
-        // Before the header is read: what changes meanwhile shows with the next look.
-        let stamp = ObjectStamp::from_metadata(&file.metadata().map_err(look)?);
+        let unread = |error| ServeError::io("look at a stored file", error);
+        // The stamp is taken before the header is read, so `check` finds a change that happens in
+        // between.
+        let stamp = ObjectStamp::from_metadata(&file.metadata().map_err(unread)?);
         let reader = ContainerReader::open(file, limits).map_err(ServeError::Stored)?;
         let header_hash = reader.header_hash().map_err(ServeError::Stored)?;
         Ok(Self {
@@ -66,7 +68,7 @@ impl Object {
         self.id
     }
 
-    /// What its header says.
+    /// The parsed header.
     #[must_use]
     pub const fn meta(&self) -> &Meta {
         self.reader.meta()
@@ -78,13 +80,13 @@ impl Object {
         &self.reader
     }
 
-    /// BLAKE3 of the header with the length before it.
+    /// BLAKE3 of the header with its length prefix.
     #[must_use]
     pub const fn header_hash(&self) -> Hash {
         self.header_hash
     }
 
-    /// The file is as it was when it was opened.
+    /// Checks that the file is unchanged since it was opened.
     ///
     /// # Errors
     /// `E_IO`: another program wrote to it or shortened it.
@@ -101,7 +103,7 @@ impl Object {
         Ok(())
     }
 
-    /// Whether the file has no name any more: it was removed, and only what opened it before reads it.
+    /// Whether the file was removed, so that only responses that opened it before still read it.
     pub(crate) fn is_removed(&self) -> bool {
         let metadata = self.reader.source().metadata();
         metadata.is_ok_and(|metadata| metadata.nlink() == 0)

@@ -1,4 +1,4 @@
-//! The hash tree of a part of a file, computed when it is first wanted and kept beside the store.
+//! The hash tree of a part of a file, computed when a request first needs it and cached beside the store.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -16,10 +16,10 @@ use crate::hash_tree::{PAIR_BYTES, tree};
 use crate::limits::BLOCK_BYTES;
 use crate::store::{Object, TensorStore};
 
-/// Bytes of the root in front of the pairs.
+/// Bytes of the root before the pairs.
 const ROOT_BYTES: u64 = 32;
 
-/// The root of a tree, and the file its pairs lie in, in pre-order.
+/// The root of a tree, and the file with its pairs in pre-order.
 #[derive(Debug)]
 pub(crate) struct Outboard {
     root: Hash,
@@ -27,8 +27,8 @@ pub(crate) struct Outboard {
 }
 
 impl Outboard {
-    /// The tree of these bytes of a file. What was kept is not trusted: every pair is held against
-    /// the root when it is read, and the root against the hash that the header has.
+    /// The tree of these bytes of a file. A cached tree is not trusted: each pair is checked against the root when it
+    /// is read, and the root against the hash in the header.
     pub(crate) fn build(
         store: &TensorStore,
         object: &Arc<Object>,
@@ -42,11 +42,13 @@ impl Outboard {
                 let mut new = store.temporary().map_err(io)?;
                 let root = compute(object, range, &mut new)?;
                 let path = store.outboard_path(&name(object, range));
-                // Not synced: a tree that a power cut damaged does not fit its root, and is computed again.
+                // The file is not synced: a tree that a power cut damaged does not match its root and is computed
+                // again.
                 let file = new.persist(&path).map_err(|error| io(error.error))?;
                 Self { root, file }
             }
         };
+        // The header's hash is the one that the client compares, so a tree with another root would fail there.
         match listed {
             Some(listed) if listed != found.root => {
                 let root = found.root;
@@ -61,7 +63,7 @@ impl Outboard {
         }
     }
 
-    /// The tree of these bytes of a file, if it is kept and has this root.
+    /// The cached tree of these bytes of a file, if it has this root.
     pub(crate) fn find(
         store: &TensorStore,
         object: &Object,
@@ -69,13 +71,13 @@ impl Outboard {
         listed: Option<Hash>,
     ) -> Option<Self> {
         let file = File::open(store.outboard_path(&name(object, range)));
-        let kept = file.and_then(|file| Self::kept(file, range.end - range.start));
-        let fits = |found: &Self| listed.is_none_or(|listed| listed == found.root);
-        kept.ok().flatten().filter(fits)
+        let cached = file.and_then(|file| Self::cached(file, range.end - range.start));
+        let has_root = |found: &Self| listed.is_none_or(|listed| listed == found.root);
+        cached.ok().flatten().filter(has_root)
     }
 
-    /// What lies there, if it is as long as it must be.
-    fn kept(file: File, len: u64) -> io::Result<Option<Self>> {
+    /// Opens a cached tree, if it has the right length.
+    fn cached(file: File, len: u64) -> io::Result<Option<Self>> {
         if file.metadata()?.len() != ROOT_BYTES + tree(len).outboard_size() {
             return Ok(None);
         }
@@ -89,7 +91,7 @@ impl Outboard {
         self.root
     }
 
-    /// The pair at this place.
+    /// The pair at this position.
     pub(crate) fn pair(&self, at: u64) -> Result<[u8; PAIR_BYTES], ServeError> {
         let mut bytes = [0; PAIR_BYTES];
         let read = self
@@ -100,7 +102,7 @@ impl Outboard {
     }
 }
 
-/// What the tree of these bytes is called in its folder.
+/// The name of the tree of these bytes in its folder.
 fn name(object: &Object, range: &Range<u64>) -> String {
     format!("{}-{}-{}", object.id(), range.start, range.end)
 }
@@ -118,13 +120,14 @@ fn compute(
     };
     let source = BufReader::with_capacity(BLOCK_BYTES, source);
     let hash = |error| ServeError::io("hash a stored file", error);
-    // Room for the root and for every pair, which are written in another order.
+    // The file gets its full length first, because the pairs are not written in their order.
     let len = ROOT_BYTES + tree.outboard_size();
     file.as_file().set_len(len).map_err(hash)?;
     let root = outboard(source, tree, HashPairWriter { tree, file }).map_err(hash)?;
     file.as_file()
         .write_all_at(root.as_bytes(), 0)
         .map_err(hash)?;
+    // A change of the file while it was hashed would leave a tree of mixed content.
     object.check()?;
     Ok(root)
 }
@@ -137,6 +140,7 @@ struct HashPairWriter<'f> {
 
 impl OutboardMut for HashPairWriter<'_> {
     fn save(&mut self, node: TreeNode, pair: &(Hash, Hash)) -> io::Result<()> {
+        // Nodes within a group have no pair in the outboard.
         let Some(at) = self.tree.pre_order_offset(node) else {
             return Ok(());
         };
@@ -152,7 +156,7 @@ impl OutboardMut for HashPairWriter<'_> {
     }
 }
 
-/// Bytes of a file, one after the other.
+/// The bytes of a part of a file, in order.
 struct ObjectRange<'o> {
     object: &'o Object,
     at: u64,
@@ -161,7 +165,7 @@ struct ObjectRange<'o> {
 
 impl Read for ObjectRange<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // At most as much as the buffer holds.
+        // At most what the buffer holds, so the cast keeps the value.
         let len = (self.end - self.at).min(buffer.len() as u64) as usize;
         let source = self.object.reader().source();
         source.read_exact_at(&mut buffer[..len], self.at)?;

@@ -1,4 +1,4 @@
-//! A container on its way into a store.
+//! A container that a peer is uploading.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,24 +15,23 @@ use crate::error::ServeError;
 use crate::path::StorePath;
 use crate::store::TensorStore;
 
-/// A container of which the header is here. Dropped before [`TensorUpload::commit`], nothing is left of
-/// it.
+/// An upload whose header has arrived. If it is dropped before [`TensorUpload::commit`], its file is removed.
 #[derive(Debug)]
 pub struct TensorUpload {
     store: Arc<TensorStore>,
     path: Option<StorePath>,
     file: File,
-    /// Its name, until it gets the one that it is for.
+    /// The temporary name, until the file is stored under its id.
     name: Option<TempPath>,
     hasher: Hasher,
     have: u64,
     len: u64,
-    /// What was kept of the store's room.
+    /// Bytes reserved of the store's room.
     reserved: u64,
 }
 
 impl TensorUpload {
-    /// Begins with a header and the length before it, and keeps room for the file. Blocks.
+    /// Begins with a header and its length prefix, and reserves room for the file. Blocks.
     ///
     /// # Errors
     /// Any code of the format that needs no data; [`ServeError::Quota`]; `E_IO`.
@@ -67,7 +66,7 @@ impl TensorUpload {
         Ok(upload)
     }
 
-    /// The same with a header that is read first.
+    /// Begins with a header that is read from `source`.
     pub(crate) fn read(
         store: &Arc<TensorStore>,
         source: &mut impl Read,
@@ -85,7 +84,7 @@ impl TensorUpload {
         Self::begin(store, &header, path)
     }
 
-    /// Bytes that are here.
+    /// Bytes that have arrived.
     #[must_use]
     pub const fn have(&self) -> u64 {
         self.have
@@ -97,11 +96,12 @@ impl TensorUpload {
         self.len
     }
 
-    /// Takes the next bytes. Blocks.
+    /// Appends the next bytes. Blocks.
     ///
     /// # Errors
-    /// `E_TILING` where they go beyond the end that the header says; `E_IO`.
+    /// `E_TILING` for bytes beyond the end that the header states; `E_IO`.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ServeError> {
+        // The header determines the length, for which room was reserved; more bytes would exceed it.
         if bytes.len() as u64 > self.len - self.have {
             let what = format!("bytes beyond the {} that the header says", self.len);
             return Err(ServeError::input(TensorErrorCode::Tiling, what));
@@ -113,11 +113,10 @@ impl TensorUpload {
         Ok(())
     }
 
-    /// Looks whether the file is what its header says, and stores it under its id, which is given
-    /// back. Blocks.
+    /// Verifies the file by its header, stores it and returns its id. Blocks.
     ///
     /// # Errors
-    /// `E_TILING` where bytes are missing; `E_HASH` and whatever else is wrong with it; `E_IO`.
+    /// `E_TILING` for missing bytes; `E_HASH` and every other code of a check that fails; `E_IO`.
     pub fn commit(mut self) -> Result<FileId, ServeError> {
         if self.have < self.len {
             let what = format!("{} bytes of {} are here", self.have, self.len);
@@ -133,7 +132,7 @@ impl TensorUpload {
         }
         let id = FileId(self.hasher.finalize());
         let target = self.store.object_path(&id);
-        // Until the path leads to it, no request removes it.
+        // No request removes the file before the path leads to it.
         let _arriving = self.store.arriving(id);
         if !self.store.holds(&id).map_err(io)? {
             self.keep(&target).map_err(io)?;
@@ -144,22 +143,23 @@ impl TensorUpload {
         Ok(id)
     }
 
-    /// Gives the file its name, once it is on the disk.
+    /// Gives the file its final name, once its content is on the disk.
     fn keep(&mut self, target: &std::path::Path) -> std::io::Result<()> {
         use std::os::unix::fs::PermissionsExt;
         let folder = target.parent().unwrap_or(target);
         std::fs::create_dir_all(folder)?;
-        // Workers map it: no program is to write to it from now on.
+        // Workers map the file, so no program may write to it from now on.
         let read_only = std::fs::Permissions::from_mode(0o444);
         self.file.set_permissions(read_only)?;
         self.file.sync_all()?;
         match self.name.take().map(|name| name.persist_noclobber(target)) {
-            // The room is the object's from now on.
+            // The reserved room belongs to the object from now on.
             None | Some(Ok(())) => self.reserved = 0,
-            // Another upload stored the same meanwhile.
+            // Another upload has stored the same content meanwhile.
             Some(Err(error)) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Some(Err(error)) => return Err(error.error),
         }
+        // The new name is on the disk only once its folder is synced (fsync(2)).
         File::open(folder)?.sync_all()
     }
 }

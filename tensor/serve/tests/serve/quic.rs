@@ -112,7 +112,7 @@ async fn files_travel_both_ways_over_quic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_and_tcp_reach_nothing() {
+async fn unknown_peers_and_tcp_reach_nothing() {
     let (scene, _) = StoreScene::holding("models/a");
     let node = TensorQuicNode::start(&scene);
     let stranger = EndpointDialer::new(Some(NodeKey::generate().expect("a key")));

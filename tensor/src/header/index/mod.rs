@@ -1,5 +1,5 @@
-//! `mt.index`: what kind each tensor is, its hash and alignment, the order to load them in, and the
-//! nested view.
+//! `mt.index`: the kind, hash and alignment of each tensor, the order in which a reader loads them,
+//! and the nested view.
 
 mod tensor;
 
@@ -26,7 +26,7 @@ use tensor::TensorSeed;
 /// A tensor as the index describes it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RawTensor {
-    /// Its place among the entries.
+    /// The position of its entry among the entries.
     pub(crate) entry: u32,
     pub(crate) kind: RawKind,
     pub(crate) align: Option<u32>,
@@ -40,7 +40,7 @@ pub(crate) enum RawKind {
         def: TextSpan,
         stride: u64,
         count: u64,
-        /// Where its fields begin, and how many there are.
+        /// The index of its first field, and the number of fields.
         fields: (u32, u32),
     },
     Blob {
@@ -57,28 +57,29 @@ pub(crate) struct RawField {
     pub(crate) len: u64,
 }
 
-/// The index. Entries are named by their place.
+/// The index. It refers to entries by position.
 #[derive(Debug, Default)]
 pub(crate) struct TensorIndex {
     pub(crate) text: TextArena,
     pub(crate) tensors: Vec<RawTensor>,
-    /// For each entry, one more than its place among `tensors`; 0 where it is not listed.
+    /// For each entry, its position among `tensors` plus one; 0 if the index does not list it.
     pub(crate) slots: Vec<u32>,
     pub(crate) fields: Vec<RawField>,
     pub(crate) order: Vec<u32>,
-    /// Where the nested view lies in the text of the index.
+    /// The range of the nested view in the text of the index.
     pub(crate) root: Option<(u32, u32)>,
 }
 
 impl TensorIndex {
-    /// What is listed for an entry.
+    /// The tensor that the index lists for an entry.
     pub(crate) fn tensor_at(&self, entry: u32) -> Option<&RawTensor> {
         let slot = *self.slots.get(entry as usize)?;
         self.tensors.get((slot as usize).checked_sub(1)?)
     }
 }
 
-/// Reads the index. Every name in it is one of `table`; nothing else is held against the entries.
+/// Reads the index. Every name in it is a name of `table`; no other fact is checked against the
+/// entries.
 pub(super) fn read(
     text: &str,
     table: &EntryTable<'_>,
@@ -91,6 +92,8 @@ pub(super) fn read(
         ..TensorIndex::default()
     };
     let mut seen = [false; 2];
+    // Writers usually list tensors in the order of the entries, so a search begins at the last one
+    // found.
     let near = Cell::new(0);
     let top = IndexSeed {
         state: IndexState {
@@ -104,6 +107,7 @@ pub(super) fn read(
         seen: &mut seen,
     };
     context.read(text, top)?;
+    // Missing members are found once the whole object was read, because JSON members have no order.
     for (present, key) in seen.into_iter().zip(["tensors", "order"]) {
         if !present {
             return fail(TensorErrorCode::Schema, format!("{INDEX}: no {key}"));
@@ -112,12 +116,13 @@ pub(super) fn read(
     Ok(index)
 }
 
-/// Every leaf of the nested view names a tensor.
+/// Checks that every leaf of the nested view names a tensor.
 pub(super) fn check_root(
     root: &str,
     limits: &ContainerLimits,
     is_tensor: impl Fn(&str) -> bool,
 ) -> Result<()> {
+    // The walk below would accept a single leaf as well.
     if !root.starts_with('{') {
         return fail(
             TensorErrorCode::Schema,
@@ -133,6 +138,7 @@ pub(super) fn check_root(
             context: &context,
             bounds: &bounds,
             watch: &watch,
+            // The view lies inside of the object of the index.
             depth: 1,
             parent: "",
             key: "",
@@ -171,7 +177,7 @@ struct IndexState<'a> {
     context: &'a VisitorContext,
     bounds: &'a JsonBounds,
     table: &'a EntryTable<'a>,
-    /// Where the entry lies that is probably named next.
+    /// The position of the entry that the index probably names next.
     near: &'a Cell<u32>,
     index: &'a mut TensorIndex,
 }
@@ -210,7 +216,7 @@ impl IndexState<'_> {
     }
 }
 
-/// Reads a string and makes something of it.
+/// Reads a string and converts it with `take`.
 struct StringSeed<'a, F, T> {
     context: &'a VisitorContext,
     what: &'static str,
@@ -249,11 +255,11 @@ impl<T, F: FnOnce(&str) -> Result<T>> Visitor<'_> for StringSeed<'_, F, T> {
     }
 }
 
-/// Reads a key as one of `known`, of which there are at most 32. That none of them comes twice is
-/// seen here; others are kept to see whether one of those does.
+/// Reads a key as one of `known`, of which there are at most 32. It notes a known key that comes
+/// twice; other keys are collected to find one of them that comes twice.
 struct KnownKeySeed<'a>(&'a [&'static str], &'a mut SeenKeys);
 
-/// The keys of one object so far.
+/// The keys of one object that were read so far.
 #[derive(Debug, Default)]
 struct SeenKeys {
     known: u32,
@@ -262,7 +268,7 @@ struct SeenKeys {
 }
 
 impl SeenKeys {
-    /// `E_DUPKEY` where a key came twice in the object that errors call `what`.
+    /// `E_DUPKEY` if a key came twice in the object that errors call `what`.
     fn check(self, what: impl fmt::Display) -> Result<()> {
         match self.twice {
             Some(key) => Err(duplicate(what, key)),
@@ -303,19 +309,20 @@ impl Visitor<'_> for KnownKeySeed<'_> {
 /// Digits of a hash.
 const HASH_DIGITS: usize = 64;
 
-/// A hash in 64 lower-case hex digits. A header has one for each tensor, so this is written for the
-/// compiler to do many digits at once.
+/// A hash in 64 lower-case hex digits. A header has one for each tensor, so the loop is written for
+/// the compiler to vectorise.
 pub(super) fn hash(text: &str, code: TensorErrorCode) -> Result<Hash> {
     let mut values = [0_u8; HASH_DIGITS];
     let mut good = text.len() == HASH_DIGITS;
     for (value, digit) in values.iter_mut().zip(text.as_bytes()) {
+        // A smaller byte wraps around to a large value, so one comparison checks both bounds.
         let (decimal, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
         *value = if decimal < 10 {
             decimal
         } else {
             letter.wrapping_add(10)
         };
-        // No early end: a branch for each digit would keep it to one at a time.
+        // An early return would add a branch for each digit, which prevents vectorisation.
         good &= (decimal < 10) | (letter < 6);
     }
     if !good {
@@ -359,10 +366,11 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
         let mut keys = SeenKeys::default();
         while let Some(key) = members.next_key_seed(KnownKeySeed(&KNOWN, &mut keys))? {
             match key {
-                // A second one is skipped, and refused once all keys are known.
+                // A second one is skipped here; `keys` refuses it once all keys were read.
                 "tensors" if !self.seen[0] => {
                     self.seen[0] = true;
                     members.next_value_seed(TensorsSeed(self.state.lend()))?;
+                    // Later errors of the index do not concern the last tensor.
                     self.state.context.subject("");
                 }
                 "order" if !self.seen[1] => {
@@ -371,10 +379,12 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
                 }
                 "root" => {
                     let root = members.next_value::<&RawValue>()?.get();
-                    // The value borrows from the text, so that its address says where it lies.
+                    // The value borrows from the text, so its address gives its position.
                     let start = root.as_ptr().addr() - self.text.as_ptr().addr();
                     self.state.index.root = Some((start as u32, root.len() as u32));
                 }
+                // Members of other programs are allowed, but their depth and their keys are
+                // checked.
                 _ => members.next_value_seed(self.state.skip(1))?,
             }
         }
@@ -430,6 +440,7 @@ impl<'de> Visitor<'de> for TensorsSeed<'_> {
             let name = self.0.table.name(entry);
             self.0.context.subject(name);
             let slot = entry as usize;
+            // The slot table finds a second description of one entry without comparing names.
             if self.0.index.slots[slot] != 0 {
                 return Err(self.0.context.raise(duplicate(INDEX, name)));
             }

@@ -1,4 +1,4 @@
-//! What the index says of one tensor.
+//! The description of one tensor in the index.
 
 use std::fmt;
 
@@ -14,19 +14,19 @@ use crate::keys::INDEX;
 use crate::layout::FieldType;
 use crate::limits::ALIGN_MAX;
 
-/// Objects around a tensor's members.
+/// Depth of the objects around a tensor's members.
 const TENSOR_DEPTH: u32 = 3;
-/// Objects and arrays around a field's members.
+/// Depth of the objects and arrays around a field's members.
 const FIELD_DEPTH: u32 = 5;
 
-/// The object under a tensor's name.
+/// The object that describes a tensor.
 pub(super) struct TensorSeed<'a> {
     pub(super) state: IndexState<'a>,
     pub(super) entry: u32,
     pub(super) name: &'a str,
 }
 
-/// The members of a tensor, as far as they are there.
+/// The members of a tensor that were read so far.
 #[derive(Default)]
 struct TensorMembers {
     kind: Option<&'static str>,
@@ -86,10 +86,10 @@ impl<'de> Visitor<'de> for TensorSeed<'_> {
                 _ => members.next_value_seed(self.state.skip(TENSOR_DEPTH))?,
             }
         }
-        let said = TensorLabel(self.name);
+        let label = TensorLabel(self.name);
         let tensor = keys
-            .check(&said)
-            .and_then(|()| it.complete(&said, self.entry));
+            .check(&label)
+            .and_then(|()| it.complete(&label, self.entry));
         tensor.map_err(|error| context.raise(error))
     }
 }
@@ -119,7 +119,7 @@ impl TensorSeed<'_> {
     }
 }
 
-/// The tensor as errors call it.
+/// The tensor as errors name it.
 struct TensorLabel<'a>(&'a str);
 
 impl fmt::Display for TensorLabel<'_> {
@@ -129,9 +129,9 @@ impl fmt::Display for TensorLabel<'_> {
 }
 
 impl TensorMembers {
-    fn complete(self, said: &TensorLabel<'_>, entry: u32) -> Result<RawTensor> {
+    fn complete(self, label: &TensorLabel<'_>, entry: u32) -> Result<RawTensor> {
         let absent =
-            |what: &str| TensorError::new(TensorErrorCode::Schema, format!("{said}: no {what}"));
+            |what: &str| TensorError::new(TensorErrorCode::Schema, format!("{label}: no {what}"));
         let kind = match self.kind.ok_or_else(|| absent("kind"))? {
             "struct" => RawKind::Struct {
                 def: self.def.ok_or_else(|| absent("def"))?,
@@ -143,12 +143,14 @@ impl TensorMembers {
                 enc: self.enc.ok_or_else(|| absent("enc"))?,
                 shape_of: self.shape_of,
             },
+            // `kind` accepts only the three names.
             _ => RawKind::Flat,
         };
+        // An alignment of another form would make offsets meaningless to a reader that maps.
         if let Some(align) = self.align
             && (!align.is_power_of_two() || align > ALIGN_MAX)
         {
-            let what = format!("{said}: align {align} is no power of two up to {ALIGN_MAX}");
+            let what = format!("{label}: align {align} is no power of two up to {ALIGN_MAX}");
             return fail(TensorErrorCode::Schema, what);
         }
         Ok(RawTensor {
@@ -182,7 +184,8 @@ impl<'de> Visitor<'de> for FieldsSeed<'_> {
         while let Some(field) = items.next_element_seed(FieldSeed(self.0.lend()))? {
             self.0.index.fields.push(field);
         }
-        // A field is some forty bytes of a header of at most 100 MB.
+        // A field takes some forty bytes of a header of at most 100 MB, so the casts keep their
+        // values.
         Ok((start as u32, (self.0.index.fields.len() - start) as u32))
     }
 }
@@ -240,10 +243,12 @@ impl<'de> Visitor<'de> for FieldSeed<'_> {
         let kind: FieldType = kind.ok_or_else(|| absent("type"))?;
         let (kind, len) = match (kind, len) {
             (kind, Some(len)) => (kind, len),
-            // Text without space of its own lies elsewhere.
+            // A text field without a length has no bytes in the record; the record has its offset
+            // and length.
             (FieldType::String | FieldType::Timestamp | FieldType::Bytes, None) => {
                 (FieldType::Indirect, 1)
             }
+            // A union has no width of its own, so no default is possible.
             (FieldType::Union, None) => return Err(absent("len")),
             (kind, None) => (kind, 1),
         };

@@ -1,4 +1,4 @@
-//! The Python literal in front of an array.
+//! The Python literal in the header of a NumPy file.
 
 use crate::dtype::Dtype;
 use crate::error::{QuotedText, Result, TensorError, TensorErrorCode, fail};
@@ -61,8 +61,8 @@ impl<'t> Literal<'t> {
         let text = self.string()?;
         let named = |name: &str| TYPES.iter().find(|(_, theirs)| *theirs == name);
         let mut letters = text.chars();
-        // `=` is the order of the machine that wrote it, which is taken for little-endian as every machine is that
-        // this is built for.
+        // `=` is the byte order of the machine that wrote the file. It is read as little-endian, because every
+        // machine that this crate is built for is little-endian.
         let big_endian = match letters.next() {
             Some('<' | '|' | '=') => false,
             Some('>') => true,
@@ -74,7 +74,7 @@ impl<'t> Literal<'t> {
             }
         };
         match named(letters.as_str()) {
-            // A single byte has no order.
+            // A single byte has no byte order.
             Some((dtype, _)) => Ok((*dtype, big_endian && dtype.bits() > 8)),
             None => fail(
                 TensorErrorCode::Dtype,
@@ -87,6 +87,7 @@ impl<'t> Literal<'t> {
         let mut sizes = Vec::new();
         self.expect('(')?;
         while !self.take(')') {
+            // The limit is checked before the push, so a header cannot fill memory with dimensions.
             if sizes.len() >= RANK_MAX as usize {
                 return fail(
                     TensorErrorCode::Limit,
@@ -111,7 +112,7 @@ impl<'t> Literal<'t> {
         let number = digits
             .parse()
             .map_err(|_| self.missing_error("a whole number"))?;
-        // What Python 2 wrote behind long numbers.
+        // Python 2 wrote `L` after long numbers.
         self.0 = rest.strip_prefix('L').unwrap_or(rest);
         Ok(number)
     }

@@ -1,4 +1,5 @@
-//! NumPy's file format, versions 1.0 to 3.0: a magic, a length, a Python literal and the elements.
+//! NumPy's file format, versions 1.0 to 3.0: a magic number, a length, a Python literal and the
+//! elements.
 
 mod literal;
 
@@ -12,16 +13,16 @@ use crate::writer::TensorContent;
 use literal::Literal;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
-/// Bytes of the literal. NumPy itself refuses more than 10,000 unless told otherwise.
+/// Bytes of the literal. NumPy itself refuses more than 10,000 by default.
 const LITERAL_BYTES_MAX: u32 = 64 << 10;
-/// What a file's elements begin at a multiple of.
+/// Alignment of the elements in the file.
 const ALIGN: usize = 64;
 /// Bytes of magic, version and length in version 1.0.
 const HEAD_BYTES: usize = 10;
-/// Bytes that are turned round at once.
+/// Bytes that are byte-swapped at once.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Which types NumPy has, by the name it gives them without byte order.
+/// The types of NumPy, with the names that NumPy gives them without byte order.
 const TYPES: [(Dtype, &str); 13] = [
     (Dtype::Bool, "b1"),
     (Dtype::U8, "u1"),
@@ -38,23 +39,23 @@ const TYPES: [(Dtype, &str); 13] = [
     (Dtype::U64, "u8"),
 ];
 
-/// What stands before the elements.
+/// The header of a NumPy file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NpyHeader {
     /// The element type.
     pub dtype: Dtype,
-    /// Whether elements have their highest byte first.
+    /// Whether elements are stored with the most significant byte first.
     pub big_endian: bool,
-    /// Whether the first dimension is the one that changes fastest.
+    /// Whether the first dimension changes fastest.
     pub fortran_order: bool,
     /// The dimensions.
     pub shape: Vec<u64>,
 }
 
-/// An array of which the header was read.
+/// An array whose header was read.
 #[derive(Debug)]
 pub struct Npy<R> {
-    /// What it says.
+    /// The header.
     pub header: NpyHeader,
     rest: R,
 }
@@ -63,8 +64,8 @@ impl<R: Read> Npy<R> {
     /// Reads the header.
     ///
     /// # Errors
-    /// `E_HEADER` where it is no such file; `E_DTYPE` where elements are of a type that containers
-    /// do not have; `E_LIMIT`, `E_IO`.
+    /// `E_HEADER` if it is no NumPy file; `E_DTYPE` for an element type that containers do not
+    /// have; `E_LIMIT`, `E_IO`.
     pub fn read(mut source: R) -> Result<Self> {
         let mut head = [0; 8];
         exact(&mut source, &mut head)?;
@@ -90,6 +91,7 @@ impl<R: Read> Npy<R> {
                 );
             }
         };
+        // The limit is checked before the allocation, because the length comes from the file.
         if len > LITERAL_BYTES_MAX {
             return fail(
                 TensorErrorCode::Limit,
@@ -115,14 +117,14 @@ impl<R: Read> Npy<R> {
         byte_len(ElementType::Known(self.header.dtype), &self.header.shape)
     }
 
-    /// Writes the elements as a container has them: little-endian, last dimension fastest.
+    /// Writes the elements in the order of a container: little-endian, the last dimension fastest.
     ///
     /// # Errors
-    /// `E_IO`, also where there are fewer; `E_SHAPE` where there are more; `E_LIMIT` where there is
-    /// no memory to turn them round.
+    /// `E_IO`, also if elements are missing; `E_SHAPE` if bytes are left over; `E_LIMIT` if memory
+    /// to reorder them is exhausted.
     pub fn write_elements(mut self, out: &mut dyn Write) -> Result<()> {
         self.elements(out)?;
-        // An archive checks its sum only where its end is read.
+        // The zip reader checks the checksum of an entry only when its end is read.
         let mut after = [0];
         let more = self.rest.read(&mut after);
         match more.map_err(|error| TensorError::io("read a NumPy file", error))? {
@@ -137,6 +139,7 @@ impl<R: Read> Npy<R> {
     fn elements(&mut self, out: &mut dyn Write) -> Result<()> {
         let len = self.byte_len()?;
         let write = |error| TensorError::io("copy elements", error);
+        // With at most one dimension both orders are the same.
         let transposed = self.header.fortran_order && self.header.shape.len() > 1;
         if !transposed && !self.header.big_endian {
             let copied = std::io::copy(&mut self.rest.by_ref().take(len), out).map_err(write)?;
@@ -150,16 +153,17 @@ impl<R: Read> Npy<R> {
         }
         let swapped = match (self.header.big_endian, self.header.dtype) {
             (false, _) => 1,
-            // Real and imaginary part by themselves.
+            // The real and the imaginary part are swapped separately.
             (true, Dtype::C64) => 4,
-            // Bits of a type NumPy has are 8 to 64.
+            // Types that NumPy has take 8 to 64 bits, so the cast keeps the value.
             (true, dtype) => (dtype.bits() / 8) as usize,
         };
         if !transposed {
             let mut left = len;
             let mut piece = vec![0; PIECE_BYTES];
             while left > 0 {
-                // At most a piece, which is a multiple of every element.
+                // At most a piece, whose length is a multiple of every element's, so the cast keeps
+                // the value.
                 let now = left.min(PIECE_BYTES as u64) as usize;
                 exact(&mut self.rest, &mut piece[..now])?;
                 swap(&mut piece[..now], swapped);
@@ -168,7 +172,7 @@ impl<R: Read> Npy<R> {
             }
             return Ok(());
         }
-        // Grows as bytes arrive, whatever the header promises.
+        // The buffer grows as bytes arrive, because the header may state any length.
         let mut bytes = Vec::new();
         let read = read_all(self.rest.by_ref().take(len), &mut bytes)?;
         if read as u64 != len {
@@ -185,17 +189,17 @@ impl<R: Read> Npy<R> {
 }
 
 impl<'a, R: Read + 'a> Npy<R> {
-    /// The elements as content of a tensor of [`NpyHeader::dtype`] and [`NpyHeader::shape`].
+    /// The elements as the content of a tensor with [`NpyHeader::dtype`] and [`NpyHeader::shape`].
     #[must_use]
     pub fn into_content(self) -> TensorContent<'a> {
         TensorContent::made(move |out| self.write_elements(out))
     }
 }
 
-/// The header of a file of version 1.0.
+/// The header of a NumPy file of version 1.0.
 ///
 /// # Errors
-/// `E_DTYPE`: NumPy has no such type.
+/// `E_DTYPE` if NumPy has no such type.
 pub fn npy_header(dtype: ElementType<'_>, shape: &[u64]) -> Result<Vec<u8>> {
     let found = TYPES.iter().find(|(ours, _)| dtype.known() == Some(*ours));
     let Some((ours, name)) = found else {
@@ -205,12 +209,13 @@ pub fn npy_header(dtype: ElementType<'_>, shape: &[u64]) -> Result<Vec<u8>> {
     let order = if ours.bits() == 8 { '|' } else { '<' };
     let dims: Vec<String> = shape.iter().map(u64::to_string).collect();
     let shape = match dims.as_slice() {
+        // Python writes a tuple of one element with a comma.
         [one] => format!("({one},)"),
         more => format!("({})", more.join(", ")),
     };
     let mut literal =
         format!("{{'descr': '{order}{name}', 'fortran_order': False, 'shape': {shape}, }}");
-    // The line end is the last byte before the elements.
+    // The newline is the last byte before the elements.
     let whole = (HEAD_BYTES + literal.len() + 1).next_multiple_of(ALIGN);
     literal.extend((HEAD_BYTES + literal.len() + 1..whole).map(|_| ' '));
     literal.push('\n');
@@ -229,19 +234,21 @@ fn exact(source: &mut impl Read, buffer: &mut [u8]) -> Result<()> {
     read.map_err(|error| TensorError::io("read a NumPy file", error))
 }
 
-/// Turns the bytes of each part of `width` round.
+/// Reverses the bytes of each part of `width` bytes.
 fn swap(bytes: &mut [u8], width: usize) {
     if width > 1 {
         bytes.chunks_exact_mut(width).for_each(<[u8]>::reverse);
     }
 }
 
-/// Elements of `width` bytes with the first dimension fastest, as the same with the last fastest.
+/// Reorders elements of `width` bytes from the first dimension fastest to the last dimension
+/// fastest.
 fn transpose(bytes: &[u8], width: usize, shape: &[u64]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     out.try_reserve_exact(bytes.len())
         .map_err(|_| no_memory(bytes.len()))?;
-    // Elements from one to the next along each dimension; their product is what lies in memory.
+    // The distance in elements between neighbours along each dimension. Their product is in memory,
+    // so it fits a `usize`.
     let mut steps = Vec::with_capacity(shape.len());
     let mut step = 1_usize;
     for size in shape {
@@ -259,7 +266,7 @@ fn transpose(bytes: &[u8], width: usize, shape: &[u64]) -> Result<Vec<u8>> {
             if place[dim] < shape[dim] {
                 break;
             }
-            // Back to the beginning of this dimension, on in the one before.
+            // Back to the beginning of this dimension, and one step along the dimension before it.
             at -= steps[dim] * usize::try_from(shape[dim]).unwrap_or(0);
             place[dim] = 0;
         }
@@ -271,7 +278,8 @@ fn no_memory(len: usize) -> TensorError {
     TensorError::new(TensorErrorCode::Limit, format!("no memory for {len} bytes"))
 }
 
-/// Like `read_to_end`, which would end the program where there is no memory.
+/// Like `read_to_end`, but returns an error if memory is exhausted, where `read_to_end` would abort
+/// the process.
 fn read_all(mut source: impl Read, bytes: &mut Vec<u8>) -> Result<usize> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {

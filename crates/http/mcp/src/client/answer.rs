@@ -1,4 +1,4 @@
-//! What a server answered to a call, as the outcome of an operation.
+//! Turns a server's answer to a call into the outcome of an operation.
 
 use alknet_call::{CallError, CallOutput, ErrorCode, tree_bytes};
 use bytes::Bytes;
@@ -9,10 +9,10 @@ use serde_json::json;
 use crate::client::tools::{SERVER_ERROR, TOOL_ERROR, shortened};
 use crate::limits::{ERROR_BYTES_MAX, NOTE_TREE_BYTES_MAX};
 
-/// Characters of a message that are passed on.
+/// Characters of a server's message that the node passes on.
 const MESSAGE_CHARS_MAX: usize = 1000;
 
-/// The text of the output. The answer itself is gone then, which has a tree where it holds values.
+/// The text of the output. This function consumes the answer, whose values are a tree in memory.
 pub(super) fn outcome(response: ServerResult, typed: bool) -> Result<Bytes, CallError> {
     match response {
         ServerResult::CallToolResult(result) => complete(result, typed),
@@ -46,6 +46,7 @@ fn complete(result: CallToolResult, typed: bool) -> Result<Bytes, CallError> {
     if is_error == Some(true) {
         return Err(failed(&content, structured_content));
     }
+    // An operation without a declared output promises only blocks of content.
     match (typed, structured_content) {
         (false, _) => text_of(&Content { content }),
         (true, Some(value)) => text_of(&value),
@@ -63,11 +64,13 @@ fn text_of(output: &impl Serialize) -> Result<Bytes, CallError> {
     }
 }
 
-/// What a tool says of its failure, with all that it answers where that is short: who has an error keeps it as a tree.
+/// The error of a tool that failed. It has the tool's whole answer only if that is short, because the holder of an
+/// error keeps the answer as a tree.
 fn failed(content: &[ContentBlock], structured: Option<serde_json::Value>) -> CallError {
     let message = format!("the tool failed: {}", text(content));
     let error = CallError::operation(TOOL_ERROR, message);
     let details = json!({"content": content, "structuredContent": structured});
+    // The tree is limited too, because a short text may become a large tree.
     let short = text_of(&details).is_ok_and(|text| {
         text.len() <= ERROR_BYTES_MAX
             && tree_bytes(&text).is_ok_and(|bytes| bytes <= NOTE_TREE_BYTES_MAX)
@@ -78,7 +81,7 @@ fn failed(content: &[ContentBlock], structured: Option<serde_json::Value>) -> Ca
     }
 }
 
-/// What a tool says first.
+/// The first text of the tool's answer.
 fn text(content: &[ContentBlock]) -> String {
     let first = content.iter().find_map(|block| match block {
         ContentBlock::Text(text) => Some(text.text.as_str()),

@@ -1,5 +1,6 @@
-//! What messages of a server take once they are parsed. It is counted before: the protocol's library makes trees of
-//! them, which have up to 75 times the bytes of their text, and whatever an untyped message may be it tries.
+//! Counts the memory that messages of a server take once they are parsed. The node counts it before it parses them:
+//! the protocol's library makes trees of messages, which have up to 75 times the bytes of their text, and tries each
+//! type that an untyped message may have.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,19 +15,20 @@ use crate::client::server_requests::ServerRequests;
 use crate::client::tool_list::{McpListAnswer, SEALED_COPIES};
 use crate::limits::{NOTE_TREE_BYTES_MAX, TREE_BYTES_MAX};
 
-/// How many times the library has a message at once: as what it may be, and as what it is. Of what it sends it keeps
-/// one and passes on another.
+/// How many copies of a message the library has at once: one of each type that it tries, and the final one. Of a
+/// message that it sends, it keeps one copy and passes on another.
 pub(super) const COPIES: usize = 2;
 
-/// Where the transport leaves what it counts for the answer to a request, which carries it
-/// ([`Extensions`](rmcp::model::Extensions)). It counts until request and answer are done with. Clones are the same.
+/// The counted memory of the answer to a request. The request carries the meter to the transport
+/// ([`Extensions`](rmcp::model::Extensions)). The memory counts until the request and the answer are dropped. Clones
+/// share their state.
 #[derive(Clone, Debug)]
 pub(super) struct AnswerMeter(Arc<AnswerMeterInner>);
 
 #[derive(Debug)]
 struct AnswerMeterInner {
     memory: ImportShare,
-    /// The call that it belongs to, unless it is for a list of tools.
+    /// The call that the answer belongs to; `None` for a list of tools.
     call: Option<Ctx>,
     state: Mutex<AnswerMeterState>,
     refused: Notify,
@@ -44,7 +46,7 @@ impl AnswerMeter {
         Self::build(memory, None)
     }
 
-    /// For the answer to this call, whose requester's share is `memory`.
+    /// A meter for the answer to this call. `memory` is the share of the call's requester.
     pub(super) fn for_call(memory: &ImportShare, ctx: &Ctx) -> Self {
         Self::build(memory, Some(ctx.clone()))
     }
@@ -58,19 +60,19 @@ impl AnswerMeter {
         }))
     }
 
-    /// What the answer counts against.
+    /// The memory that the answer counts against.
     pub(super) fn memory(&self) -> &ImportShare {
         &self.0.memory
     }
 
-    /// Notes with a call that changes something whether its request is on its way ([`Ctx::set_sent`]).
+    /// Records in a call that changes something whether its request is on its way ([`Ctx::set_sent`]).
     pub(super) fn set_sent(&self, sent: bool) {
         if let Some(ctx) = self.0.call.as_ref().filter(|ctx| !ctx.is_query()) {
             ctx.set_sent(sent);
         }
     }
 
-    /// Counts an answer's tree beside those before it: a list has many pages.
+    /// Adds the tree of an answer to the trees before it: a list has several pages.
     fn add(&self, claim: ImportClaim, tree_bytes: usize) -> Result<(), CallError> {
         let mut state = lock(&self.0.state);
         let all = state.tree_bytes.saturating_add(tree_bytes);
@@ -80,23 +82,24 @@ impl AnswerMeter {
         Ok(())
     }
 
-    /// Keeps what counts the request itself.
+    /// Keeps the claim that counts the request itself.
     pub(super) fn add_request(&self, claim: ImportClaim) {
         lock(&self.0.state).claims.push(claim);
     }
 
-    /// Notes why the transport reads no more: the library says only that the connection broke.
+    /// Records why the transport stops reading: the library reports only that the connection broke.
     pub(super) fn refuse(&self, why: &CallError) {
-        // The first reason stays: those behind it follow from it.
+        // Only the first reason is recorded, because later failures follow from it.
         lock(&self.0.state)
             .refusal
             .get_or_insert_with(|| why.clone());
         self.0.refused.notify_one();
     }
 
-    /// Resolves once something was refused.
+    /// Resolves once the transport refused something.
     pub(super) async fn refused(&self) -> CallError {
         loop {
+            // The future is made before the check, so a refusal between both is not missed.
             let refused = self.0.refused.notified();
             if let Some(why) = &lock(&self.0.state).refusal {
                 return why.clone();
@@ -105,7 +108,7 @@ impl AnswerMeter {
         }
     }
 
-    /// These bytes, counted until they are dropped instead of the answer that they were made of.
+    /// Returns `text`, whose bytes count until it is dropped. The answer that it was made from counts no longer.
     pub(super) fn pass_on(&self, text: Bytes) -> Result<Bytes, CallError> {
         let mut claim = self.0.memory.claim();
         claim.becomes(text.len())?;
@@ -123,29 +126,29 @@ fn within(tree_bytes: usize, most: usize) -> Result<(), CallError> {
     }
 }
 
-/// Looks at the messages of one body or stream before the library does.
+/// Counts the messages of one body or stream before the library reads them.
 #[derive(Debug)]
 pub(super) struct MessageScale {
-    /// Of the request that they answer, where there is one.
+    /// The meter of the request that the messages answer, if there is one.
     counted: Option<AnswerMeter>,
     memory: ImportShare,
-    /// Counts the last message that is no answer, or answers nothing that is counted: the library is done with it when
-    /// it asks for another.
+    /// Counts the last message that no meter counts: one that is no answer, or answers an uncounted request. The
+    /// library has finished with it when it asks for the next message.
     passing: ImportClaim,
-    asked: ServerRequests,
+    server_requests: ServerRequests,
 }
 
-/// What the library gets of a message.
+/// How the library gets a message.
 #[derive(Debug)]
 pub(super) enum WeighedMessage {
     AsItIs,
-    /// Nothing: it is a request beyond those that the server may have open.
+    /// The library does not get it: the server has as many open requests as it may have.
     Dropped,
-    /// This in its place.
+    /// The library gets this text in its place.
     Sealed(String),
 }
 
-/// Of a message, all that tells an answer from a request or a notification.
+/// The members of a message that distinguish an answer from a request or a notification.
 #[derive(Deserialize)]
 struct MessageHead<'a> {
     #[serde(borrow)]
@@ -155,7 +158,7 @@ struct MessageHead<'a> {
 }
 
 impl<'a> MessageHead<'a> {
-    /// `None` where the message is no object, or names a member of the head twice.
+    /// `None` if the message is no object or has a member of the head twice.
     fn parse(text: &'a [u8]) -> Option<Self> {
         let is_object = text.trim_ascii_start().starts_with(b"{");
         let head = is_object.then(|| serde_json::from_slice(text));
@@ -164,24 +167,24 @@ impl<'a> MessageHead<'a> {
 }
 
 impl MessageScale {
-    /// For a body of the connection on which the server has `asked` for something.
+    /// Counts the messages of one body. `server_requests` has the open requests of the server on its connection.
     pub(super) fn new(
         memory: &ImportShare,
         counted: Option<AnswerMeter>,
-        asked: &ServerRequests,
+        server_requests: &ServerRequests,
     ) -> Self {
         Self {
             counted,
             memory: memory.clone(),
             passing: memory.claim(),
-            asked: asked.clone(),
+            server_requests: server_requests.clone(),
         }
     }
 
-    /// Counts what a message will take, and tells what the library gets of it.
+    /// Counts the memory that a message will take, and returns how the library gets it.
     ///
     /// # Errors
-    /// It is more than is taken of a server, or than there is room for.
+    /// The message is larger than the node accepts from a server, or memory is short.
     pub(super) fn weigh(&mut self, text: &[u8]) -> Result<WeighedMessage, CallError> {
         let list = McpListAnswer::from_message(text);
         self.weighed(text, list.as_ref()).inspect_err(|why| {
@@ -196,15 +199,15 @@ impl MessageScale {
         })
     }
 
-    /// Whether the library may have this message: it is no request, or one of few.
+    /// Whether the library may have this message: it is no request, or the server has few open requests.
     fn admits(&self, text: &[u8]) -> bool {
         match MessageHead::parse(text) {
             Some(MessageHead {
                 method: Some(method),
                 id: Some(id),
-            }) => self.asked.admits(id.get(), method.get()),
+            }) => self.server_requests.admits(id.get(), method.get()),
             Some(_) => true,
-            // An object that names its method or its id twice, which the library could read as a request.
+            // The library could read an object that has its method or its id twice as a request.
             None => !text.trim_ascii_start().starts_with(b"{"),
         }
     }
@@ -214,7 +217,7 @@ impl MessageScale {
             .map_err(|error| CallError::new(ErrorCode::PayloadTooLarge, error.message))?;
         let bytes = match list {
             None => COPIES.saturating_mul(tree.saturating_add(text.len())),
-            // Its tree is made once, of the text that the library passed on.
+            // The library makes the list's tree once, from the sealed text that it passed on.
             Some(list) => tree.saturating_add(SEALED_COPIES.saturating_mul(list.sealed_bytes())),
         };
         match &self.counted {

@@ -1,4 +1,4 @@
-//! What goes to a server.
+//! Prepares the arguments that the node sends to a server.
 
 use std::io::{self, Write};
 
@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::client::answer_meter::COPIES;
 
-/// The arguments of a call as a tree for the library, and what counts it, with the second one that the library makes and
-/// the text that is sent, for as long as the library has the request.
+/// The arguments of a call as a tree for the library, and the claim that counts it. The claim also counts the second
+/// tree that the library makes and the text that it sends, for as long as the library has the request.
 ///
 /// # Errors
-/// `INVALID_INPUT` where the input is no object, or has too many values; there is no room for it.
+/// `INVALID_INPUT` if the input is no object or has too many values; `OVERLOADED` if memory is short.
 pub(super) fn counted_arguments(
     input: &CallBody,
     memory: &ImportShare,
@@ -22,6 +22,7 @@ pub(super) fn counted_arguments(
     match input.try_value()? {
         Value::Object(members) => {
             let text = input.raw();
+            // The text's length covers the strings of the tree, which the tree copies.
             let tree = tree_bytes(text)?.saturating_add(text.len());
             let sent = json_bytes(members);
             let sent = sent.map_err(|error| CallError::invalid_input(error.to_string()))?;
@@ -33,17 +34,18 @@ pub(super) fn counted_arguments(
     }
 }
 
-/// `message` as JSON text, in a buffer that did not grow: while it does it is there twice.
+/// `message` as JSON text. The buffer is allocated at its final size, because a growing buffer needs the memory of
+/// both its old and its new copy.
 ///
 /// # Errors
-/// It has no JSON form.
+/// `message` has no JSON form.
 pub(super) fn json_text(message: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut text = Vec::with_capacity(json_bytes(message)?);
     serde_json::to_writer(&mut text, message)?;
     Ok(text)
 }
 
-/// Bytes of the JSON text of `message`.
+/// The number of bytes of the JSON text of `message`.
 fn json_bytes(message: &impl Serialize) -> serde_json::Result<usize> {
     let mut counter = RequestTextCounter(0);
     serde_json::to_writer(&mut counter, message)?;

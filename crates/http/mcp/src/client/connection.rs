@@ -1,4 +1,4 @@
-//! A connection to one server, and requests on it that nothing waits for any more.
+//! A connection to one server, and the cancellation of requests that their callers have abandoned.
 
 use std::sync::Arc;
 
@@ -13,10 +13,11 @@ use tokio::sync::Mutex;
 use crate::client::permits::McpCallPermit;
 use crate::client::remote::RefusingMcpClient;
 
-/// A connection, which ends with the last of these that is dropped.
+/// A connection, which ends when the last reference to it is dropped.
 pub(super) struct McpConnection {
     running: RunningService<RoleClient, RefusingMcpClient>,
-    /// The library cancels one request after the other. Those that wait for it wait here, each requester with one.
+    /// The library sends one cancellation after the other. The cancellations of this connection wait at this lock, at
+    /// most one for each requester.
     cancelling: Mutex<()>,
 }
 
@@ -36,18 +37,19 @@ impl McpConnection {
         self.running.is_closed() || self.running.is_transport_closed()
     }
 
-    /// Whether the server may want arguments as headers: those of the newest version may.
+    /// Whether the server may require arguments as headers, as servers of the newest version may.
     pub(super) fn takes_headers(&self) -> bool {
         let info = self.peer().peer_info();
         info.is_some_and(|info| info.protocol_version >= ProtocolVersion::STANDARD_HEADERS)
     }
 
-    /// Asks the server. If this is dropped the server gets a `notifications/cancelled`, and the request keeps its
-    /// `place` until that is sent or given up: what the library has of a request it forgets with it.
+    /// Sends a request to the server and waits for the answer. If this future is dropped, the server gets a
+    /// `notifications/cancelled`, and the request keeps its `permit` until the cancellation is sent or given up; then
+    /// the library forgets all that it has of the request.
     pub(super) async fn ask(
         self: &Arc<Self>,
         request: ClientRequest,
-        place: Option<McpCallPermit>,
+        permit: Option<McpCallPermit>,
     ) -> Result<ServerResult, ServiceError> {
         let options = PeerRequestOptions::no_options();
         let handle = self
@@ -57,22 +59,24 @@ impl McpConnection {
         let mut unanswered = UnansweredRequest(Some(RequestToCancel {
             connection: Arc::clone(self),
             id: handle.id.clone(),
-            place,
+            permit,
         }));
         let answer = handle.await_response().await;
+        // An answered request needs no cancellation.
         unanswered.0 = None;
         answer
     }
 
-    /// Tells the server that nothing waits for this answer. The library gives up after
-    /// [`CANCEL_TIMEOUT`](crate::limits::CANCEL_TIMEOUT), and forgets the request either way. The connection stays where
-    /// the server does not take the cancellation: calls of other requesters are on it.
-    async fn cancel(&self, id: RequestId, place: Option<&McpCallPermit>) {
-        let requester = place.map(McpCallPermit::cancelling);
+    /// Sends the cancellation of a request that its caller has abandoned. The library gives up after
+    /// [`CANCEL_TIMEOUT`](crate::limits::CANCEL_TIMEOUT), and forgets the request either way. If the server does not
+    /// accept the cancellation, the connection stays open, because calls of other requesters use it.
+    async fn cancel(&self, id: RequestId, permit: Option<&McpCallPermit>) {
+        let requester = permit.map(McpCallPermit::cancelling);
         let _turn_of_requester = match &requester {
             Some(requester) => Some(requester.lock().await),
             None => None,
         };
+        // The requester's lock comes first, so that one requester has at most one cancellation in this queue.
         let _turn = self.cancelling.lock().await;
         if self.is_over() {
             return;
@@ -80,19 +84,20 @@ impl McpConnection {
         let why = "the caller does not wait any more".to_owned();
         let cancelled = CancelledNotificationParam::new(Some(id), Some(why));
         if let Err(error) = self.peer().notify_cancelled(cancelled).await {
-            // Below a warning: each caller of a slow server could write as many lines as it likes.
+            // This is logged below a warning, because each caller of a slow server could otherwise write any number
+            // of lines.
             tracing::debug!(%error, "a tool server does not take a cancellation");
         }
     }
 }
 
-/// A request whose answer is waited for until this is dropped.
+/// A request whose caller waits for the answer until this is dropped.
 struct UnansweredRequest(Option<RequestToCancel>);
 
 struct RequestToCancel {
     connection: Arc<McpConnection>,
     id: RequestId,
-    place: Option<McpCallPermit>,
+    permit: Option<McpCallPermit>,
 }
 
 impl Drop for UnansweredRequest {
@@ -100,15 +105,16 @@ impl Drop for UnansweredRequest {
         let Some(request) = self.0.take() else {
             return;
         };
+        // Without a runtime the process is ending, and its connections end with it.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 let RequestToCancel {
                     connection,
                     id,
-                    place,
+                    permit,
                 } = request;
-                connection.cancel(id, place.as_ref()).await;
-                drop(place);
+                connection.cancel(id, permit.as_ref()).await;
+                drop(permit);
             });
         }
     }

@@ -1,4 +1,4 @@
-//! Tools of other servers as operations of this node.
+//! The tools of other servers as operations of this node.
 
 mod answer;
 mod answer_meter;
@@ -35,32 +35,32 @@ use remote::{McpRemote, McpToolTarget};
 /// A server whose tools become operations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct McpImport {
-    /// First part of the operations' names.
+    /// The first part of the operations' names.
     pub namespace: String,
-    /// Where the server is, `https://tools.example/mcp`.
+    /// The URL of the server, such as `https://tools.example/mcp`.
     pub url: String,
-    /// What the configuration calls the credential for it. Each operation has to be granted it.
+    /// The name of the server's credential in the configuration. Each operation must have a grant for it.
     pub credential: Option<String>,
-    /// Only operations whose names, without the namespace, begin with one of these; empty for all.
+    /// The prefixes of the operations to import, without the namespace; an empty list imports all of them.
     pub only: Vec<String>,
 }
 
-/// Reads the tools of one server, and calls them. Its operations share its connection, which lasts as
-/// long as any of them.
+/// Reads the tools of one server and calls them. Its operations share one connection, which stays until the last of
+/// them is dropped.
 pub struct FromMcp {
     remote: Arc<McpRemote>,
-    /// For the list of tools, which no operation asks for; the operations get it too.
+    /// The credential for the list of tools, which is read without an operation; the operations use it too.
     capability: Option<Capability>,
     left_out: Mutex<Vec<String>>,
     listed: Mutex<Option<Instant>>,
 }
 
 impl FromMcp {
-    /// Of the server of `import`, by `client`, which decides what may be reached. `capability` is the
-    /// credential that `import` names, and what the server says counts against `memory`.
+    /// Imports the tools of the server that `import` names, through `client`, which decides what the node may reach.
+    /// `capability` is the credential that `import` names. What the server sends counts against `memory`.
     ///
     /// # Errors
-    /// The server's URL is not valid.
+    /// The URL of the server is invalid.
     pub fn new(
         client: HttpClient,
         import: McpImport,
@@ -68,8 +68,8 @@ impl FromMcp {
         memory: &ImportMemory,
     ) -> Result<Self, AdapterError> {
         let uri: Result<Uri, _> = import.url.parse();
-        let fits = uri.is_ok_and(|uri| uri.scheme().is_some() && uri.authority().is_some());
-        if !fits {
+        let is_absolute = uri.is_ok_and(|uri| uri.scheme().is_some() && uri.authority().is_some());
+        if !is_absolute {
             return Err(AdapterError::Schema {
                 path: "url".to_owned(),
                 reason: "this is no address; write https://host/path".to_owned(),
@@ -83,27 +83,30 @@ impl FromMcp {
         })
     }
 
-    /// Waits until the tools may be others than they were at the last import: the server said so, or ten
-    /// minutes passed. It does not return more often than every five seconds.
+    /// Waits until the tools may have changed since the last import: the server announced a change, or ten minutes
+    /// passed. This returns at most once every five seconds.
     pub async fn changed(&self) {
         let last = *lock(&self.listed);
+        // Before the first import, the intervals begin now.
         let last = last.unwrap_or_else(Instant::now);
         tokio::select! {
+            // A server could otherwise make the node list its tools without pause.
             () = self.remote.tools_changed() => sleep_until(last + REFRESH_MIN).await,
             () = sleep_until(last + REFRESH) => {}
         }
     }
 
-    /// Tools that were left out of the last import, each with the reason.
+    /// The tools that the last import left out, each with the reason.
     #[must_use]
     pub fn left_out(&self) -> Vec<String> {
         lock(&self.left_out).clone()
     }
 
     async fn read(&self) -> Result<Vec<Registration>, AdapterError> {
+        // The time is that of the attempt, so a failed import is repeated no more often than a successful one.
         *lock(&self.listed) = Some(Instant::now());
         self.remote.authorise(self.capability.as_ref());
-        // Counted until its schemas are taken over, which are no longer than they were.
+        // The memory counts until the import has taken over the schemas, which do not grow by that.
         let counted = self.remote.counted();
         let tools = timeout(LISTING_TIMEOUT, self.remote.list(&counted)).await;
         let tools = tools.unwrap_or_else(|_| Err(remote::McpCallError::late(LISTING_TIMEOUT)))?;
@@ -141,6 +144,7 @@ impl FromMcp {
             Some(one) => registration.with_capabilities(Capabilities::new([one.clone()])),
         };
         match typed {
+            // A server is not trusted to keep to the schema that it declared.
             true => registration.checking_output(),
             false => registration,
         }
@@ -161,7 +165,7 @@ impl fmt::Debug for FromMcp {
     }
 }
 
-/// What is behind is whole at every moment, so poison means nothing.
+/// The locked value is consistent after each statement, so a poisoned lock is usable.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,30 +1,34 @@
-//! Names of tools as names of operations.
+//! Turns the names of tools into names of operations.
 
 use std::collections::HashSet;
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
-/// Bytes of one part of an operation's name.
+/// The most bytes of one part of an operation's name.
 const PART_BYTES_MAX: usize = 63;
-/// Bytes of a hash that tells apart what would have one name.
+/// Bytes of the hash that distinguishes tools whose names would be the same.
 const HASH_BYTES: usize = 4;
 
-/// A part of a name for each tool, in their order. What fits is kept; of the others, each character that
-/// does not fit becomes `_`, and a name that is taken then gets a part of its own hash: whichever other
-/// tools there are, and in which order, a name stands for the same tool.
+/// A part of an operation's name for each tool, in their order. A valid name stays as it is. In another name, each
+/// invalid character becomes `_`, and if the result is not unique, it gets a part of the tool's hash. So a name
+/// stands for the same tool whatever other tools the server has, and in whatever order.
 pub(super) fn tool_names(tools: &[&str]) -> Vec<String> {
-    let fitting: HashSet<&str> = tools.iter().copied().filter(|name| fits(name)).collect();
+    let fitting: HashSet<&str> = tools
+        .iter()
+        .copied()
+        .filter(|name| is_valid_part(name))
+        .collect();
     let mut crowded = HashSet::new();
     let mut seen = HashSet::new();
-    for tool in tools.iter().filter(|name| !fits(name)) {
+    for tool in tools.iter().filter(|name| !is_valid_part(name)) {
         let plain = plain(tool);
         if fitting.contains(plain.as_str()) || !seen.insert(plain.clone()) {
             crowded.insert(plain);
         }
     }
     let name = |tool: &&str| {
-        if fits(tool) {
+        if is_valid_part(tool) {
             return (*tool).to_owned();
         }
         let plain = plain(tool);
@@ -36,7 +40,7 @@ pub(super) fn tool_names(tools: &[&str]) -> Vec<String> {
     tools.iter().map(name).collect()
 }
 
-fn fits(name: &str) -> bool {
+fn is_valid_part(name: &str) -> bool {
     name.len() <= PART_BYTES_MAX
         && name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.bytes().all(is_part)
@@ -47,6 +51,7 @@ fn is_part(byte: u8) -> bool {
 }
 
 fn plain(tool: &str) -> String {
+    // A part of an operation's name must begin with a letter.
     let lead = match tool.starts_with(|c: char| c.is_ascii_alphabetic()) {
         true => "",
         false => "t_",
@@ -61,7 +66,7 @@ fn plain(tool: &str) -> String {
 
 fn hashed(mut plain: String, tool: &str) -> String {
     let hash = Sha256::digest(tool.as_bytes());
-    // It is ASCII by now, and may be cut anywhere.
+    // All characters are ASCII here, so the name can be cut at any byte.
     plain.truncate(PART_BYTES_MAX - 1 - 2 * HASH_BYTES);
     plain.push('_');
     plain.push_str(&HEXLOWER.encode(&hash[..HASH_BYTES]));

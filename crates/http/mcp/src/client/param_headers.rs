@@ -1,5 +1,5 @@
-//! Arguments that a server of the newest version wants as headers of the request as well (`x-mcp-header` in a tool's
-//! schema), for what stands before it and does not read bodies.
+//! Headers that repeat arguments of a call (`x-mcp-header` in a tool's schema). A server of the newest version may
+//! require them for a proxy in front of it that does not read bodies.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -15,26 +15,26 @@ use crate::limits::PARAM_HEADER_BYTES_MAX;
 
 const ANNOTATION: &str = "x-mcp-header";
 const PREFIX: &str = "mcp-param-";
-/// What stands around a value that no header can hold as it is.
+/// The text before and after an encoded value, which a header could not hold unencoded.
 const ENCODED: (&str, &str) = ("=?base64?", "?=");
 
-/// The part of a schema that says which arguments become headers. It takes no more than the schema.
+/// The part of a schema that names the arguments which become headers. It uses no more memory than the schema.
 #[derive(Debug, Default)]
 pub(super) struct ParamHeaders {
-    /// The header of this argument itself.
+    /// The name of the header for this argument itself.
     name: Option<HeaderName>,
     members: Vec<(String, Self)>,
 }
 
-/// Headers of one request, which carries them to the transport.
+/// The headers of one request, which carries them to the transport.
 #[derive(Clone, Debug)]
 pub(super) struct ParamHeaderValues(pub(super) HeaderMap);
 
 impl ParamHeaders {
-    /// Of the input of a tool.
+    /// Reads the annotations of a tool's input schema.
     ///
     /// # Errors
-    /// The reason why the protocol does not allow such a tool.
+    /// The reason why the protocol does not allow the tool.
     pub(super) fn from_schema(schema: &JsonObject) -> Result<Self, String> {
         if schema.contains_key(ANNOTATION) || is_misplaced(schema, true) {
             return Err(format!(
@@ -68,7 +68,7 @@ impl ParamHeaders {
     /// The headers for these arguments.
     ///
     /// # Errors
-    /// `INVALID_INPUT` where they are too long.
+    /// `INVALID_INPUT` if the headers are too long.
     pub(super) fn values(&self, arguments: &JsonObject) -> Result<HeaderMap, CallError> {
         let mut headers = HeaderMap::new();
         let mut left = PARAM_HEADER_BYTES_MAX;
@@ -107,7 +107,7 @@ fn too_long() -> CallError {
     ))
 }
 
-/// Whether an annotation stands anywhere but at a property that is reached by properties alone.
+/// Whether an annotation is at another location than a property that is reached through properties alone.
 fn is_misplaced(schema: &JsonObject, reached: bool) -> bool {
     let any = |map: &Value, reached: bool| match map {
         Value::Object(map) => map.values().any(|value| holds_misplaced(value, reached)),
@@ -119,7 +119,7 @@ fn is_misplaced(schema: &JsonObject, reached: bool) -> bool {
             ANNOTATION => !reached,
             "properties" => any(value, reached),
             "$defs" | "definitions" | "dependentSchemas" | "patternProperties" => any(value, false),
-            // Values, and no schemas.
+            // These keywords hold values, not schemas.
             "default" | "const" | "enum" | "examples" => false,
             _ => holds_misplaced(value, false),
         })
@@ -139,22 +139,23 @@ fn header_name(
     schema: &Value,
     taken: &mut HashSet<HeaderName>,
 ) -> Result<HeaderName, String> {
-    let wrong = |why: &str| format!("{ANNOTATION} of its argument '{}' {why}", shown(argument));
+    let invalid = |why: &str| format!("{ANNOTATION} of its argument '{}' {why}", shown(argument));
     let header = header.as_str().filter(|header| !header.is_empty());
-    let header = header.ok_or_else(|| wrong("is no text"))?;
+    let header = header.ok_or_else(|| invalid("is no text"))?;
     let name = HeaderName::try_from(format!("{PREFIX}{header}"));
-    let name = name.map_err(|_| wrong("is no name of a header"))?;
+    let name = name.map_err(|_| invalid("is no name of a header"))?;
     let kind = schema.get("type").and_then(Value::as_str);
     if !matches!(kind, Some("string" | "integer" | "boolean")) {
-        return Err(wrong("is not at a text, an integer or a boolean"));
+        return Err(invalid("is not at a text, an integer or a boolean"));
     }
+    // Names of headers ignore case, and two arguments with one header would hide each other.
     match taken.insert(name.clone()) {
         true => Ok(name),
-        false => Err(wrong("is that of another one")),
+        false => Err(invalid("is that of another one")),
     }
 }
 
-/// As the body has it, without quotes.
+/// The text of a value as the body has it, but a string without its quotes.
 fn plain(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(Cow::Borrowed(text)),
@@ -171,7 +172,7 @@ fn encoded(text: &str) -> Cow<'_, str> {
     let is_visible = bytes.iter().all(|byte| (0x20..=0x7e).contains(byte));
     // A header loses blanks at its ends (RFC 9110 section 5.5).
     let has_blank_end = is_blank(bytes.first()) || is_blank(bytes.last());
-    // The server would decode what was never encoded.
+    // The server would decode a value that looks encoded.
     let looks_encoded = text.starts_with(before) && text.ends_with(after);
     match is_visible && !has_blank_end && !looks_encoded {
         true => Cow::Borrowed(text),

@@ -1,5 +1,5 @@
-//! Places for calls of one server, which requesters share: a tool that does not answer keeps its callers' places and not
-//! those of others.
+//! Permits for the calls of one server, which all requesters share. A tool that does not answer holds the permits of
+//! its own callers, not those of others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -11,13 +11,13 @@ use tokio::sync::Mutex as AsyncMutex;
 use crate::client::lock;
 use crate::limits::{CALLS_MAX, CALLS_OF_ONE_MAX, CALLS_SHARED, CALLS_UNKNOWN_MAX};
 
-/// Whose calls are counted together: those of the request from outside that they belong to.
+/// The requester of a call. Calls are counted for the sender of the outside request that they belong to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum McpRequester {
     Known(PeerId),
-    /// Unknown peers of one network.
+    /// The unknown peers of one network.
     NetworkPrefix(NetworkPrefix),
-    /// Unknown peers on a carriage without addresses, as through a relay.
+    /// The unknown peers on a carriage without addresses, for example through a relay.
     Nowhere,
 }
 
@@ -26,7 +26,7 @@ impl McpRequester {
         match (ctx.identity(), ctx.conn().remote_addr) {
             (Some(identity), _) => Self::Known(identity.id.clone()),
             (None, Some(from)) => Self::NetworkPrefix(NetworkPrefix::from_ip(from.ip())),
-            // The node itself asks for nothing: each call belongs to a request that came over a connection.
+            // The node itself starts no calls: each call belongs to a request that arrived over a connection.
             (None, None) => Self::Nowhere,
         }
     }
@@ -36,19 +36,19 @@ impl McpRequester {
     }
 }
 
-/// The places of one server.
+/// The permits for the calls of one server.
 #[derive(Debug, Default)]
 pub(super) struct McpCallPermits(Mutex<McpPermitCounts>);
 
 #[derive(Debug, Default)]
 struct McpPermitCounts {
     all: usize,
-    /// By all unknown peers.
+    /// The calls of all unknown peers.
     unknown: usize,
     each: HashMap<McpRequester, McpRequesterCalls>,
 }
 
-/// The calls of one requester, those whose cancellation the server has yet to take among them.
+/// The calls of one requester, including those whose cancellation the server has not accepted yet.
 #[derive(Debug, Default)]
 struct McpRequesterCalls {
     count: usize,
@@ -56,7 +56,7 @@ struct McpRequesterCalls {
 }
 
 impl McpPermitCounts {
-    /// What there is no place for.
+    /// The limit that a further call of `who` would exceed, with its scope.
     fn full(&self, who: &McpRequester) -> Option<(&'static str, usize)> {
         let own = self.each.get(who).map_or(0, |own| own.count);
         if own >= CALLS_OF_ONE_MAX {
@@ -72,44 +72,44 @@ impl McpPermitCounts {
 }
 
 impl McpCallPermits {
-    /// A place for a call, until what is returned is dropped.
+    /// Takes a permit for a call, which is held until the returned value is dropped.
     ///
     /// # Errors
-    /// `OVERLOADED` where its requester, or all, have theirs.
+    /// `OVERLOADED` if the requester, or all requesters together, hold as many permits as they may.
     pub(super) fn take(self: &Arc<Self>, ctx: &Ctx) -> Result<McpCallPermit, CallError> {
         self.take_for(McpRequester::from_ctx(ctx))
     }
 
     fn take_for(self: &Arc<Self>, who: McpRequester) -> Result<McpCallPermit, CallError> {
-        let mut taken = lock(&self.0);
-        if let Some((whose, most)) = taken.full(&who) {
+        let mut counts = lock(&self.0);
+        if let Some((whose, most)) = counts.full(&who) {
             let message = format!("{most} calls of this server by {whose} are under way");
             return Err(CallError::new(ErrorCode::Overloaded, message));
         }
-        taken.all += 1;
-        taken.unknown += usize::from(!who.is_known());
-        taken.each.entry(who.clone()).or_default().count += 1;
-        drop(taken);
+        counts.all += 1;
+        counts.unknown += usize::from(!who.is_known());
+        counts.each.entry(who.clone()).or_default().count += 1;
+        drop(counts);
         Ok(McpCallPermit {
-            places: Arc::clone(self),
+            permits: Arc::clone(self),
             who,
         })
     }
 }
 
-/// A place that is taken.
+/// A permit that a call holds.
 #[derive(Debug)]
 pub(super) struct McpCallPermit {
-    places: Arc<McpCallPermits>,
+    permits: Arc<McpCallPermits>,
     who: McpRequester,
 }
 
 impl McpCallPermit {
-    /// Held while one call of this requester is cancelled. So a requester with many does not keep those of others
-    /// waiting for more than one.
+    /// The lock that is held while one call of this requester is cancelled. So a requester with many cancellations
+    /// delays each other requester by at most one.
     pub(super) fn cancelling(&self) -> Arc<AsyncMutex<()>> {
-        let taken = lock(&self.places.0);
-        let own = taken.each.get(&self.who);
+        let counts = lock(&self.permits.0);
+        let own = counts.each.get(&self.who);
         own.map(|own| Arc::clone(&own.cancelling))
             .unwrap_or_default()
     }
@@ -117,14 +117,14 @@ impl McpCallPermit {
 
 impl Drop for McpCallPermit {
     fn drop(&mut self) {
-        let mut taken = lock(&self.places.0);
-        taken.all -= 1;
-        taken.unknown -= usize::from(!self.who.is_known());
-        if let Some(own) = taken.each.get_mut(&self.who) {
+        let mut counts = lock(&self.permits.0);
+        counts.all -= 1;
+        counts.unknown -= usize::from(!self.who.is_known());
+        if let Some(own) = counts.each.get_mut(&self.who) {
             own.count -= 1;
-            // Else every requester that there ever was would be kept.
+            // Without this removal, an entry would stay for every requester that ever called.
             if own.count == 0 {
-                taken.each.remove(&self.who);
+                counts.each.remove(&self.who);
             }
         }
     }
@@ -144,39 +144,39 @@ mod tests {
         McpRequester::NetworkPrefix(NetworkPrefix::from_ip(Ipv4Addr::new(192, 0, n, 1).into()))
     }
 
-    fn fill(places: &Arc<McpCallPermits>, who: &McpRequester) -> Vec<McpCallPermit> {
-        std::iter::from_fn(|| places.take_for(who.clone()).ok()).collect()
+    fn fill(permits: &Arc<McpCallPermits>, who: &McpRequester) -> Vec<McpCallPermit> {
+        std::iter::from_fn(|| permits.take_for(who.clone()).ok()).collect()
     }
 
     #[test]
     fn one_requester_has_half_and_two_leave_others_a_place() {
-        let places = Arc::default();
-        let eve = fill(&places, &known("eve"));
+        let permits = Arc::default();
+        let eve = fill(&permits, &known("eve"));
         assert_eq!(eve.len(), CALLS_OF_ONE_MAX);
-        let mallory = fill(&places, &known("mallory"));
+        let mallory = fill(&permits, &known("mallory"));
         assert_eq!(mallory.len(), CALLS_SHARED - CALLS_OF_ONE_MAX);
         let others: Vec<_> = (0..CALLS_MAX - CALLS_SHARED)
-            .map(|n| fill(&places, &known(&format!("other-{n}"))))
+            .map(|n| fill(&permits, &known(&format!("other-{n}"))))
             .collect();
-        assert!(others.iter().all(|places| places.len() == 1));
-        assert!(fill(&places, &known("last")).is_empty());
+        assert!(others.iter().all(|permits| permits.len() == 1));
+        assert!(fill(&permits, &known("last")).is_empty());
         drop(eve);
-        assert_eq!(fill(&places, &known("bob")).len(), CALLS_SHARED - 16);
+        assert_eq!(fill(&permits, &known("bob")).len(), CALLS_SHARED - 16);
         drop((mallory, others));
-        let taken = lock(&places.0);
-        assert!(taken.all == 0 && taken.each.is_empty(), "{taken:?}");
+        let counts = lock(&permits.0);
+        assert!(counts.all == 0 && counts.each.is_empty(), "{counts:?}");
     }
 
     #[test]
     fn unknown_peers_leave_known_ones_their_places() {
-        let places = Arc::default();
-        let nowhere = fill(&places, &McpRequester::Nowhere);
+        let permits = Arc::default();
+        let nowhere = fill(&permits, &McpRequester::Nowhere);
         assert_eq!(nowhere.len(), CALLS_UNKNOWN_MAX);
         drop(nowhere);
-        let held: Vec<_> = (0..=u8::MAX).map(|n| fill(&places, &network(n))).collect();
+        let held: Vec<_> = (0..=u8::MAX).map(|n| fill(&permits, &network(n))).collect();
         let unknown: usize = held.iter().map(Vec::len).sum();
         assert_eq!(unknown, CALLS_UNKNOWN_MAX);
-        assert!(fill(&places, &McpRequester::Nowhere).is_empty());
-        assert_eq!(fill(&places, &known("ada")).len(), CALLS_OF_ONE_MAX);
+        assert!(fill(&permits, &McpRequester::Nowhere).is_empty());
+        assert_eq!(fill(&permits, &known("ada")).len(), CALLS_OF_ONE_MAX);
     }
 }

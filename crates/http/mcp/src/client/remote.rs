@@ -1,4 +1,4 @@
-//! The connection to one server.
+//! The connection to one server and the calls on it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,22 +42,22 @@ use crate::limits::{
     RETRY_LONGEST, TOOLS_MAX,
 };
 
-/// One server.
+/// The node's end of one server.
 pub(super) struct McpRemote {
     pub(super) import: McpImport,
     http: McpHttpTransport,
     state: Mutex<McpRemoteState>,
-    places: Arc<McpCallPermits>,
+    permits: Arc<McpCallPermits>,
     memory: ImportShare,
     changed: Arc<Notify>,
 }
 
-/// What a call of a tool needs to know of it.
+/// What a call needs to know about its tool.
 #[derive(Debug)]
 pub(super) struct McpToolTarget {
-    /// What the server calls it.
+    /// The name that the server gives the tool.
     pub(super) name: String,
-    /// Whether it said what it answers with.
+    /// Whether the server declared an output schema.
     pub(super) typed: bool,
     pub(super) headers: ParamHeaders,
 }
@@ -66,7 +66,7 @@ pub(super) struct McpToolTarget {
 struct McpRemoteState {
     connection: Option<Arc<McpConnection>>,
     failures: u32,
-    /// When it is tried again at the earliest, and why it failed.
+    /// The earliest time of the next attempt, and the reason of the last failure.
     again: Option<(Instant, McpCallError)>,
 }
 
@@ -77,33 +77,33 @@ impl McpRemote {
             import,
             http: McpHttpTransport::new(client, Arc::clone(&changed), memory.clone()),
             state: Mutex::default(),
-            places: Arc::default(),
+            permits: Arc::default(),
             memory,
             changed,
         }
     }
 
-    /// Sets the credential that requests are made with from now on. It is the same for every operation that was
-    /// granted it; an operation without it does not get here.
+    /// Sets the credential for the following requests. It is the same for every operation that has a grant for it; an
+    /// operation without a grant fails before this.
     pub(super) fn authorise(&self, capability: Option<&Capability>) {
         let capability = capability.cloned().map(Arc::new);
         self.http.credential.store(capability);
     }
 
-    /// Waits until the server says that its tools changed, or may have said so before this node heard it.
+    /// Waits until the server announces that its tools changed, or may have announced it before this node listened.
     pub(super) async fn tools_changed(&self) {
         self.changed.notified().await;
     }
 
-    /// For one request, or several whose answers are kept together.
+    /// A meter for one request, or for several whose answers are kept together.
     pub(super) fn counted(&self) -> AnswerMeter {
         AnswerMeter::new(&self.memory)
     }
 
-    /// Every tool on every page, which count as long as `counted` is kept. The connection keeps nothing of them.
+    /// Reads all tools on all pages. They count as long as `counted` lives; the connection stores nothing of them.
     pub(super) async fn list(&self, counted: &AnswerMeter) -> Result<McpToolList, McpCallError> {
         tokio::select! {
-            // First: what the library says of it is less.
+            // The refusal is polled first, because the library's own error says less.
             biased;
             why = counted.refused() => Err(McpCallError::RefusingMcpClient(why)),
             tools = self.pages(counted) => tools,
@@ -145,7 +145,7 @@ impl McpRemote {
         Err(McpCallError::TooLarge("pages of tools"))
     }
 
-    /// Calls a tool. Dropping the future tells the server that the caller has given up.
+    /// Calls a tool. If the future is dropped, the node reports to the server that the caller has given up.
     pub(super) async fn call(
         &self,
         tool: &McpToolTarget,
@@ -155,12 +155,13 @@ impl McpRemote {
         if let Some(name) = &self.import.credential {
             self.authorise(Some(ctx.capabilities().get(name)?));
         }
-        // First: nothing is copied for a call that has no place.
-        let place = self.places.take(ctx)?;
+        // The permit is taken first, so nothing is copied for a call without a permit.
+        let permit = self.permits.take(ctx)?;
         let memory = self.memory.for_call(ctx);
         let (arguments, request) = counted_arguments(&input, &memory)?;
+        // The arguments are copied by now, and the input would count twice during the call.
         drop(input);
-        // Once the server has made a change, it is too late to refuse it for want of room.
+        // Once the server has made a change, it is too late to refuse the call for lack of memory.
         let reserve = || memory.reserve(ANSWER_BYTES_MAX, CHANGE_ANSWER_BYTES_MIN);
         let reserved = (!ctx.is_query()).then(reserve).transpose()?;
         let memory = reserved.as_ref().map_or(&memory, ImportReservation::share);
@@ -168,13 +169,13 @@ impl McpRemote {
         counted.add_request(request);
         let work = async {
             tokio::select! {
-                // As above: the reason comes before what the library makes of it.
+                // The refusal is polled first here too: its reason is more precise than the library's error.
                 biased;
                 why = counted.refused() => Err(McpCallError::RefusingMcpClient(why)),
-                answer = self.ask(tool, arguments, &counted, Some(place)) => answer,
+                answer = self.ask(tool, arguments, &counted, Some(permit)) => answer,
             }
         };
-        // Requests from outside have deadlines; calls between operations may have none.
+        // Requests from outside have deadlines, but calls between operations may have none.
         let response = match ctx.deadline() {
             Some(_) => work.await,
             None => timeout(CALL_TIMEOUT, work)
@@ -185,13 +186,13 @@ impl McpRemote {
         Ok(CallOutput::Raw(counted.pass_on(output)?))
     }
 
-    /// As [`Peer::call_tool_once`], with what counts the answer.
+    /// As [`Peer::call_tool_once`], but `counted` counts the memory of the answer.
     pub(super) async fn ask(
         &self,
         tool: &McpToolTarget,
         arguments: Option<JsonObject>,
         counted: &AnswerMeter,
-        place: Option<McpCallPermit>,
+        permit: Option<McpCallPermit>,
     ) -> Result<ServerResult, McpCallError> {
         let connection = self.connection().await?;
         let headers = match &arguments {
@@ -205,14 +206,14 @@ impl McpRemote {
         request.extensions.insert(counted.clone());
         request.extensions.insert(ParamHeaderValues(headers));
         let request = ClientRequest::CallToolRequest(request);
-        // The library posts it in a task of its own, also where the caller gives up before that.
+        // The library posts the request in a task of its own, even if the caller gives up before that.
         counted.set_sent(true);
-        Ok(connection.ask(request, place).await?)
+        Ok(connection.ask(request, permit).await?)
     }
 
-    /// The connection. A lost one is made again once the pause after the last failure is over.
+    /// Returns the connection. A lost connection is made again after the pause that follows a failure.
     async fn connection(&self) -> Result<Arc<McpConnection>, McpCallError> {
-        // Held across the greeting: calls that come meanwhile wait for the same connection.
+        // The lock is held during the handshake, so that calls which arrive meanwhile wait for the same connection.
         let mut state = self.state.lock().await;
         if let Some(connection) = &state.connection
             && !connection.is_over()
@@ -223,6 +224,7 @@ impl McpRemote {
         if let Some((when, why)) = &state.again
             && Instant::now() < *when
         {
+            // During the pause, calls fail at once with the last reason.
             return Err(why.clone());
         }
         match self.connect().await {
@@ -234,10 +236,11 @@ impl McpRemote {
                 };
                 Ok(connection)
             }
-            // The fault is this node's own: it did not bother the server, and may be put right at any
-            // moment.
+            // The failure is on this node's side: the attempt did not load the server, and the fault may be corrected
+            // at any moment, so there is no pause.
             Err(error @ McpCallError::Here(_)) => Err(error),
             Err(error) => {
+                // The wait grows with each failure, so that calls do not load a server that is down.
                 let wait = waiting(state.failures);
                 state.failures = state.failures.saturating_add(1);
                 state.again = Some((Instant::now() + wait, error.clone()));
@@ -266,24 +269,24 @@ impl McpRemote {
         Ok(running)
     }
 
-    /// Servers of the newest version announce changes only to clients that ask for that; older ones
-    /// announce them to every client ([`ClientHandler::on_tool_list_changed`]).
+    /// Subscribes to changes of the tool list. Servers of the newest version announce changes only to clients that
+    /// subscribe; older ones announce them to every client ([`ClientHandler::on_tool_list_changed`]).
     fn follow(&self, peer: &Peer<RoleClient>) {
         let newest = ProtocolVersion::V_2026_07_28;
-        let asks = peer.peer_info().is_some_and(|info| {
+        let subscribes = peer.peer_info().is_some_and(|info| {
             let tools = info.capabilities.tools.as_ref();
             info.protocol_version.as_str() >= newest.as_str()
                 && tools.is_some_and(|tools| tools.list_changed == Some(true))
         });
-        if !asks {
+        if !subscribes {
             return;
         }
         tokio::spawn(listen(peer.clone(), Arc::clone(&self.changed)));
     }
 }
 
-/// Listens for changes for as long as the connection is used. A server that was away may come back with other tools, so
-/// each new subscription begins with another look at the list.
+/// Listens for changes for as long as the connection is used. A server that was away may return with other tools, so
+/// the node reads the list at the start of each new subscription.
 async fn listen(peer: Peer<RoleClient>, changed: Arc<Notify>) {
     let mut failures = 0;
     while !peer.is_transport_closed() {
@@ -295,17 +298,17 @@ async fn listen(peer: Peer<RoleClient>, changed: Arc<Notify>) {
                 while let Ok(Some(_)) = events.next().await {
                     changed.notify_one();
                 }
-                // Whether it is still there is found by asking it.
+                // Reading the list also finds out whether the server is still there.
                 changed.notify_one();
                 false
             }
             Err(error) => matches!(error, ServiceError::McpError(_)),
         };
-        // A subscription that lasted was no failure: the next wait is short again.
+        // A subscription that lasted was no failure, so the next wait is short again.
         if began.elapsed() > RETRY_LONGEST {
             failures = 0;
         }
-        // A server that does not take such a request is asked for its tools as often anyway.
+        // If a server refuses the subscription, the node reads its tools at the regular interval.
         let wait = match refused {
             true => REFRESH,
             false => waiting(failures),
@@ -315,14 +318,14 @@ async fn listen(peer: Peer<RoleClient>, changed: Arc<Notify>) {
     }
 }
 
-/// How long a server is left alone after so many failures before this one.
+/// How long the node waits before it tries the server again, after this number of earlier failures.
 fn waiting(failures: u32) -> Duration {
-    // The bound keeps the shift within its type; the longest wait is reached before.
+    // The bound keeps the shift within the integer's bits; the longest wait is reached before that.
     let wait = RETRY_FIRST.saturating_mul(1 << failures.min(16));
     wait.min(RETRY_LONGEST)
 }
 
-/// Answers what a server asks for: no models, no people, no folders.
+/// Refuses the requests of a server: this node has no model, no person and no folder for them.
 #[derive(Clone, Debug)]
 pub(super) struct RefusingMcpClient(Arc<Notify>);
 
@@ -354,24 +357,24 @@ impl ClientHandler for RefusingMcpClient {
     }
 }
 
-/// Why a server did not do what it was asked for.
+/// The reason why a call of a server failed.
 #[derive(Clone, Debug)]
 pub(super) enum McpCallError {
-    /// The node's own part: a credential, a rule, an address that may not be dialled.
+    /// The cause is on this node's side: a credential, a rule, or an address that the node may not dial.
     Here(CallError),
-    /// It did not answer in time.
+    /// The server did not answer in time.
     Late(Duration),
-    /// It cannot be reached.
+    /// The node cannot reach the server.
     Lost(String),
-    /// It answers with something else than the protocol says.
+    /// The server answers with something that the protocol does not allow.
     Protocol(String),
-    /// It refuses: an error of JSON-RPC.
+    /// The server refuses with a JSON-RPC error.
     Refused(ErrorData),
-    /// What it says would take more memory than there is for it.
+    /// The server's message would take more memory than it may have.
     RefusingMcpClient(CallError),
-    /// It says more than is taken.
+    /// The server sends more than the node accepts.
     TooLarge(&'static str),
-    /// It does not believe that the node may.
+    /// The server does not authorise the node.
     Unauthorized,
 }
 
@@ -410,7 +413,7 @@ impl From<ClientInitializeError> for McpCallError {
 }
 
 impl McpCallError {
-    /// By what is at the bottom of an error of the transport.
+    /// Converts the innermost error of the transport that is known.
     fn from_source(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut next = Some(error);
         while let Some(one) = next {

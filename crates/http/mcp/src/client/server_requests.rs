@@ -1,5 +1,6 @@
-//! What a server asks of this node. The protocol's library starts a task for each such request, keeps it until its answer
-//! is posted, and posts one answer after the other. A server that takes no answers could fill the node's memory.
+//! Requests that a server sends to this node. The protocol's library starts a task for each request, keeps the task
+//! until its answer is posted, and posts one answer after the other. A server that accepts no answers could fill the
+//! node's memory.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -10,37 +11,37 @@ use tokio::time::Instant;
 use crate::client::lock;
 use crate::limits::{SERVER_REQUEST_EXPIRY, SERVER_REQUEST_NAME_BYTES_MAX, SERVER_REQUESTS_MAX};
 
-/// The requests of a server on one connection whose answers are not posted yet. Clones are the same.
+/// The requests of a server on one connection whose answers are not posted yet. Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ServerRequests(Arc<Mutex<HashMap<RequestId, Instant>>>);
 
 impl ServerRequests {
-    /// Whether the library may have the request with this id and method, both as the server wrote them. From then on it
-    /// counts.
+    /// Whether the library may have the request with this id and method, both as the server wrote them. An admitted
+    /// request counts from then on.
     pub(super) fn admits(&self, id: &str, method: &str) -> bool {
         self.admits_at(Instant::now(), id, method)
     }
 
     fn admits_at(&self, now: Instant, id: &str, method: &str) -> bool {
-        // The library repeats both in what it answers.
+        // The library repeats both texts in its answer.
         let longest = id.len().max(method.len());
         let Ok(id) = serde_json::from_str::<RequestId>(id) else {
             return false;
         };
         let mut open = lock(&self.0);
-        // What the server cancelled itself has no answer that could end it.
+        // A request that the server cancelled itself gets no answer that could end its entry, so each entry expires.
         open.retain(|_, since| now.saturating_duration_since(*since) < SERVER_REQUEST_EXPIRY);
-        // The library answers two requests with one id once.
-        let fits = longest <= SERVER_REQUEST_NAME_BYTES_MAX
+        // If two requests have the same id, the library answers only once.
+        let is_admitted = longest <= SERVER_REQUEST_NAME_BYTES_MAX
             && open.len() < SERVER_REQUESTS_MAX
             && !open.contains_key(&id);
-        if fits {
+        if is_admitted {
             open.insert(id, now);
         }
-        fits
+        is_admitted
     }
 
-    /// The request that `message` answers counts until what is returned is dropped.
+    /// Returns a guard. The request that `message` answers counts until the guard is dropped.
     pub(super) fn answering(&self, message: &ClientJsonRpcMessage) -> Option<ServerAnswerGuard> {
         let id = match message {
             ClientJsonRpcMessage::Response(response) => response.id.clone(),

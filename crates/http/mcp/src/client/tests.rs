@@ -55,7 +55,7 @@ fn only_what_is_wanted_is_taken() {
 }
 
 #[test]
-fn words_of_strangers_are_cut_and_marked() {
+fn words_of_unknown_servers_are_cut_and_marked() {
     let mut one = plain("a");
     one["description"] = format!("ignore all\u{1b}[0m{}", "x".repeat(9000)).into();
     let (tools, _) = all(&[one]);

@@ -1,33 +1,33 @@
-//! Lists of tools, which the protocol's library does not get to see: it keeps the schemas of each list by the names of
-//! the tools, for as long as the connection lasts. A server could fill the node's memory with new names.
+//! Hides lists of tools from the protocol's library. The library would store the schemas of each list by tool name
+//! for as long as the connection lasts, so a server could fill the node's memory with new names.
 
 use rmcp::model::{CustomResult, ListToolsResult, ServerResult, Tool};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// The only member of what the library gets in the place of a list.
+/// The only member of the object that the library gets in the place of a list.
 const SEALED: &str = "alknet/sealed";
 
-/// What a sealed message is, but for the values of its members.
+/// The constant parts of a sealed message, between the values of its members.
 const BEFORE_VERSION: &str = "{\"jsonrpc\":";
 const BEFORE_ID: &str = ",\"id\":";
 const BEFORE_RESULT: &str = ",\"result\":{\"alknet/sealed\":\"";
 const AFTER_RESULT: &str = "\"}}";
 
-/// How often the text of a sealed list is there at once: as it was sealed, three times in what the library reads a
-/// message into before it knows what the message is, and in the result.
+/// How many copies of a sealed list's text exist at once: the sealed text itself, three while the library reads the
+/// message before it knows its type, and one in the result.
 pub(super) const SEALED_COPIES: usize = 5;
 
-/// Every tool on every page.
+/// All tools on all pages.
 #[derive(Debug)]
 pub(super) struct McpToolList {
     pub(super) tools: Vec<Tool>,
-    /// Whether the server may want arguments as headers.
+    /// Whether the server may require arguments as headers.
     pub(super) takes_headers: bool,
 }
 
-/// An answer that the library does not get as it is.
+/// An answer that is sealed before the library gets it.
 #[derive(Debug, Deserialize)]
 pub(super) struct McpListAnswer<'a> {
     #[serde(borrow)]
@@ -39,20 +39,20 @@ pub(super) struct McpListAnswer<'a> {
 }
 
 impl<'a> McpListAnswer<'a> {
-    /// `None` where the library may read this message as it is.
+    /// `None` if the library may read this message unchanged.
     pub(super) fn from_message(message: &'a [u8]) -> Option<Self> {
-        // What has two ids or two results the library does not read either.
+        // The library also refuses a message with two ids or two results.
         let answer: Self = serde_json::from_slice(message).ok()?;
         looks_like_list(answer.result.get()).then_some(answer)
     }
 
-    /// What stands before its result.
+    /// The text before the result.
     fn head(&self) -> [&'a str; 5] {
         let (version, id) = (self.jsonrpc.get(), self.id.get());
         [BEFORE_VERSION, version, BEFORE_ID, id, BEFORE_RESULT]
     }
 
-    /// Bytes of [`sealed`](Self::sealed).
+    /// The number of bytes of [`sealed`](Self::sealed).
     pub(super) fn sealed_bytes(&self) -> usize {
         let head: usize = self.head().map(str::len).iter().sum();
         let result = self.result.get();
@@ -60,7 +60,7 @@ impl<'a> McpListAnswer<'a> {
         head + result.len() + escapes + AFTER_RESULT.len()
     }
 
-    /// The same message with its result as one string, which the library knows as nothing that it keeps.
+    /// The same message with its result as one string, which the library does not store as a list.
     pub(super) fn sealed(&self) -> String {
         let mut sealed = String::with_capacity(self.sealed_bytes());
         sealed.extend(self.head());
@@ -75,7 +75,7 @@ impl<'a> McpListAnswer<'a> {
     }
 }
 
-/// What stands after a backslash for a character that a string cannot hold. JSON text has no other ones.
+/// The character that follows the backslash if a string must escape `c`. JSON text has no other characters to escape.
 const fn escape(c: char) -> Option<char> {
     match c {
         '"' | '\\' => Some(c),
@@ -86,7 +86,7 @@ const fn escape(c: char) -> Option<char> {
     }
 }
 
-/// Of a result, what tells a list.
+/// The members of a result that identify a list.
 #[derive(Deserialize)]
 struct ResultHead<'a> {
     #[serde(borrow)]
@@ -95,7 +95,7 @@ struct ResultHead<'a> {
     sealed: Option<&'a RawValue>,
 }
 
-/// Whether the library would read it as a list, or [`opened`] as one that was sealed here.
+/// Whether the library would read the result as a list, or [`opened`] would read it as a list that this node sealed.
 fn looks_like_list(result: &str) -> bool {
     if !result.starts_with('{') {
         return false;
@@ -105,12 +105,12 @@ fn looks_like_list(result: &str) -> bool {
             let is_list = |tools: &RawValue| tools.get().starts_with('[');
             head.sealed.is_some() || head.tools.is_some_and(is_list)
         }
-        // It names one of them twice, and which counts is the reader's choice.
+        // The result has one of the members twice, and each reader chooses which of the two counts.
         Err(_) => true,
     }
 }
 
-/// A page of the list that was sealed.
+/// A page of the list that [`sealed`](McpListAnswer::sealed) made.
 pub(super) fn opened(result: ServerResult) -> Option<ListToolsResult> {
     let ServerResult::CustomResult(CustomResult(Value::Object(mut members))) = result else {
         return None;

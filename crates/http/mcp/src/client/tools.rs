@@ -1,4 +1,4 @@
-//! Tools, as a server lists them, and the operations they become.
+//! Turns the tools that a server lists into operations.
 
 use std::collections::HashSet;
 
@@ -12,24 +12,24 @@ use crate::client::tool_list::McpToolList;
 use crate::limits::{DESCRIPTION_CHARS_MAX, SCHEMA_BYTES_MAX};
 use crate::server::CONTENT_KEYWORD;
 
-/// The tool itself says that it failed.
+/// The tool itself reports that it failed.
 pub(super) const TOOL_ERROR: &str = "MCP_TOOL_ERROR";
-/// The server did not take the call, or did not answer as the protocol says.
+/// The server refused the call, or its answer breaks the protocol.
 pub(super) const SERVER_ERROR: &str = "MCP_SERVER_ERROR";
 
 /// A tool that becomes an operation.
 #[derive(Debug)]
 pub(super) struct ImportedTool {
-    /// What the server calls it.
+    /// The name that the server gives the tool.
     pub(super) name: String,
     pub(super) spec: OperationSpec,
-    /// Whether it said what it answers with.
+    /// Whether the server declared an output schema.
     pub(super) typed: bool,
-    /// What of its arguments a server of the newest version gets as headers.
+    /// The arguments that a server of the newest version gets as headers too.
     pub(super) headers: ParamHeaders,
 }
 
-/// The tools that can be operations; and why the others cannot.
+/// The tools that can become operations, and for each other tool the reason why it cannot.
 pub(super) fn taken(
     namespace: &str,
     only: &[String],
@@ -42,6 +42,7 @@ pub(super) fn taken(
     let mut left_out = Vec::new();
     let mut seen = HashSet::new();
     tools.retain(|tool| {
+        // Of two tools with one name, a call could reach either, so only the first is imported.
         let first = seen.insert(tool.name.clone());
         if !first {
             left_out.push(format!("{}: it is listed twice", shown(&tool.name)));
@@ -56,11 +57,11 @@ pub(super) fn taken(
         if !wanted(&name) {
             continue;
         }
-        let wrong = bytes(&tool) > SCHEMA_BYTES_MAX;
+        let too_long = bytes(&tool) > SCHEMA_BYTES_MAX;
         let tool_name = tool.name.to_string();
         let headers = ParamHeaders::from_schema(&tool.input_schema);
         let mut one = operation(namespace, &name, tool);
-        let wrong = match (wrong, headers) {
+        let refusal = match (too_long, headers) {
             (true, _) => Some(format!(
                 "its schemas have more than {SCHEMA_BYTES_MAX} bytes"
             )),
@@ -70,19 +71,20 @@ pub(super) fn taken(
                 compile(&one.spec)
             }
         };
-        match wrong {
+        match refusal {
             None => taken.push(one),
-            // The importer gets the list. A record for each would fill the log, as often as the server likes.
+            // The importer gets the list. With a record for each tool, a server could fill the log.
             Some(why) => left_out.push(format!("{}: {why}", shown(&tool_name))),
         }
     }
     (taken, left_out)
 }
 
-/// Bytes of what a server says of a tool.
+/// The bytes of a tool's name, description and schemas.
 pub(super) fn bytes(tool: &Tool) -> usize {
     let length = |value: &rmcp::model::JsonObject| {
-        // A part of the largest number: the sum of what a tool says must not overflow.
+        // This is a part of the largest number, because the sum of a tool's sizes must not
+        // overflow.
         serde_json::to_vec(value).map_or(usize::MAX / 4, |text| text.len())
     };
     let output = tool.output_schema.as_deref().map_or(0, length);
@@ -90,7 +92,7 @@ pub(super) fn bytes(tool: &Tool) -> usize {
     length(&tool.input_schema) + output + description + tool.name.len()
 }
 
-/// Why an operation like this could not be registered.
+/// The reason why the operation could not be registered, if there is one.
 fn compile(spec: &OperationSpec) -> Option<String> {
     let tried = FromJsonSchema::new(vec![spec.clone()]).registrations();
     tried.err().map(|error| shown(&error.to_string()))
@@ -101,7 +103,7 @@ fn operation(namespace: &str, name: &str, tool: Tool) -> ImportedTool {
     let name = format!("{namespace}/{name}");
     let reads = hints.read_only_hint == Some(true);
     let about = marked_description(namespace, tool.description.as_deref().unwrap_or_default());
-    // A tool that does not say that it only reads may change something.
+    // A tool that does not declare that it only reads may change something.
     let new = match reads {
         true => OperationSpec::query,
         false => OperationSpec::mutation,
@@ -109,7 +111,7 @@ fn operation(namespace: &str, name: &str, tool: Tool) -> ImportedTool {
     let typed = tool.output_schema.is_some();
     let output = tool.output_schema.map_or_else(content, |schema| {
         let mut schema = (*schema).clone();
-        // Only what this node says of its own operations counts.
+        // The keyword counts only in this node's own descriptions of operations.
         schema.remove(CONTENT_KEYWORD);
         Value::Object(schema)
     });
@@ -147,8 +149,8 @@ fn error(code: &str, description: &str, status: u16) -> ErrorDef {
     }
 }
 
-/// What a tool answers with that did not say what: blocks of text, images, sound and resources. Text
-/// stays text, whatever it looks like.
+/// The output schema of a tool that declares none: blocks of text, images, sound and resources. A
+/// text stays text even if it looks like something else.
 fn content() -> Value {
     json!({
         "type": "object",
@@ -169,7 +171,7 @@ fn content() -> Value {
     })
 }
 
-/// Text of an untrusted server, marked as such for the people and models that read it.
+/// The text of an untrusted server, marked as such for people and models.
 fn marked_description(namespace: &str, text: &str) -> String {
     let text = shortened(text, DESCRIPTION_CHARS_MAX);
     format!(
@@ -182,7 +184,7 @@ pub(super) fn shown(text: &str) -> String {
     shortened(text, 200)
 }
 
-/// Without what could look like something else, and not too long.
+/// `text` without control characters, and cut to this number of characters.
 pub(super) fn shortened(text: &str, chars: usize) -> String {
     let plain = |c: char| match c.is_control() && c != '\n' {
         true => ' ',

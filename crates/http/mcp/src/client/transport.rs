@@ -1,4 +1,4 @@
-//! The protocol's requests over the node's own HTTP client.
+//! Sends the protocol's requests through the node's own HTTP client.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,39 +36,40 @@ const EVENTS: &str = "text/event-stream";
 const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT: HeaderName = HeaderName::from_static("last-event-id");
 
-/// A server that answers in one piece does so when the work is done; the call that waits has a deadline of
-/// its own.
+/// The limit for the head of a response. A server that answers in one piece sends the head only when the work is
+/// done; the waiting call has its own deadline.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(600);
 
 type Refusal = StreamableHttpError<HttpError>;
 
-/// The client, and what makes its requests the node's.
+/// The HTTP client with the node's credential and memory limits.
 #[derive(Clone)]
 pub(super) struct McpHttpTransport {
     client: HttpClient,
     pub(super) credential: Arc<ArcSwapOption<Capability>>,
     changed: Arc<Notify>,
     memory: ImportShare,
-    asked: ServerRequests,
+    server_requests: ServerRequests,
 }
 
 impl McpHttpTransport {
-    /// `changed` is notified when the server begins to say what changed on a stream of its own: what changed before
-    /// that, it may have said to no client. What the server says counts against `memory`.
+    /// Makes a transport. It notifies `changed` when the server opens a stream of its own announcements, because the
+    /// server may have announced earlier changes when no client listened. What the server sends counts against
+    /// `memory`.
     pub(super) fn new(client: HttpClient, changed: Arc<Notify>, memory: ImportShare) -> Self {
         Self {
             client,
             credential: Arc::default(),
             changed,
             memory,
-            asked: ServerRequests::default(),
+            server_requests: ServerRequests::default(),
         }
     }
 
-    /// The same for another connection, on which the server has asked for nothing yet.
+    /// A copy for another connection, on which the server has no open requests yet.
     pub(super) fn for_connection(&self) -> Self {
         Self {
-            asked: ServerRequests::default(),
+            server_requests: ServerRequests::default(),
             ..self.clone()
         }
     }
@@ -82,8 +83,8 @@ impl McpHttpTransport {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let mut request = Request::new(body);
         *request.method_mut() = method;
-        let wrong = || StreamableHttpError::Client(HttpError::Uri(uri.to_owned()));
-        *request.uri_mut() = uri.parse().map_err(|_| wrong())?;
+        let invalid = || StreamableHttpError::Client(HttpError::Uri(uri.to_owned()));
+        *request.uri_mut() = uri.parse().map_err(|_| invalid())?;
         *request.headers_mut() = headers;
         let credential = self.credential.load_full();
         let credential = credential.map(|one| Capability::clone(&one));
@@ -95,16 +96,16 @@ impl McpHttpTransport {
         Ok(answer)
     }
 
-    /// The events of a body. Each is counted before the library parses it, and has no data where that is a request which
-    /// the library does not get: to end the stream would end the call of a requester who asked for nothing, and the
-    /// library would open another.
+    /// The events of a body. Each event is counted before the library parses it. A request that the library must not
+    /// get loses its data, but does not end the stream: that would end the call of a requester who did nothing wrong,
+    /// and the library would open another stream.
     fn events(
         &self,
         body: ResponseBody,
         memory: &ImportShare,
         counted: Option<AnswerMeter>,
     ) -> BoxStream<'static, Result<Sse, SseError>> {
-        let mut scale = MessageScale::new(memory, counted.clone(), &self.asked);
+        let mut scale = MessageScale::new(memory, counted.clone(), &self.server_requests);
         let bytes = bounded(body.into_data_stream(), EVENT_BYTES_MAX, memory, counted);
         let weighed = SseStream::from_bytes_stream(bytes).map(move |event| {
             let mut event = event?;
@@ -122,10 +123,10 @@ impl McpHttpTransport {
         until_error(weighed).boxed()
     }
 
-    /// The message that a body has, or why it has none.
+    /// The message of a body, or the reason why it has none.
     ///
     /// # Errors
-    /// It breaks off, or is more than is taken of a server.
+    /// The body breaks off, or is longer than the node accepts from a server.
     async fn parsed(
         &self,
         body: ResponseBody,
@@ -136,7 +137,7 @@ impl McpHttpTransport {
         let has_room = |bytes| counts(&mut claim, bytes, counted.as_ref());
         let text = body.collect_counted(ANSWER_BYTES_MAX, has_room).await;
         let text = text.map_err(StreamableHttpError::Client)?;
-        let mut scale = MessageScale::new(memory, counted, &self.asked);
+        let mut scale = MessageScale::new(memory, counted, &self.server_requests);
         let weighed = scale.weigh(&text).map_err(|why| too_heavy(&why))?;
         let parsed = match &weighed {
             WeighedMessage::Sealed(sealed) => serde_json::from_str(sealed),
@@ -152,7 +153,7 @@ impl McpHttpTransport {
         }))
     }
 
-    /// Posts a message. The call that `counted` belongs to notes that it is on its way.
+    /// Posts a message. The call of `counted` records that the message is on its way.
     async fn post(
         &self,
         uri: &str,
@@ -166,22 +167,24 @@ impl McpHttpTransport {
             }
         };
         let in_session = headers.contains_key(SESSION);
+        // This is recorded before the request is sent: if the future is dropped during the exchange, the server may
+        // already have the message.
         note(true);
         let answer = self.send(Method::POST, uri, headers, body).await;
-        let untaken = match &answer {
+        let is_unsent = match &answer {
             Err(StreamableHttpError::Client(error)) => error.is_before_sending(),
             Err(_) => false,
-            // The server has ended the session, and the library posts the message in another.
+            // The server has ended the session, and the library posts the message in a new one.
             Ok(answer) => answer.status() == StatusCode::NOT_FOUND && in_session,
         };
-        if untaken {
+        if is_unsent {
             note(false);
         }
         answer
     }
 }
 
-/// Whether the server believes that the node may.
+/// Whether the server authorises the node.
 fn authorised<B>(answer: &Response<B>) -> Result<(), Refusal> {
     let challenge = || {
         let header = answer.headers().get(WWW_AUTHENTICATE);
@@ -207,9 +210,9 @@ fn headers(
     let mut headers: HeaderMap = custom.into_iter().collect();
     headers.insert(ACCEPT, HeaderValue::from_static(accept));
     if let Some(session) = session {
-        let wrong =
+        let invalid =
             || StreamableHttpError::UnexpectedServerResponse("an invalid session id".into());
-        headers.insert(SESSION, session.parse().map_err(|_| wrong())?);
+        headers.insert(SESSION, session.parse().map_err(|_| invalid())?);
     }
     Ok(headers)
 }
@@ -244,7 +247,8 @@ impl StreamableHttpClient for McpHttpTransport {
         )?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         let counted = meter(&message);
-        let _answering = self.asked.answering(&message);
+        // The guard lives until the answer is posted, also if the post fails.
+        let _answering = self.server_requests.answering(&message);
         if let Some(values) = param_headers(&message) {
             headers.extend(values.clone());
         }
@@ -253,11 +257,11 @@ impl StreamableHttpClient for McpHttpTransport {
         let (head, body) = sent.await?.into_parts();
         let memory = counted.as_ref().map_or(&self.memory, AnswerMeter::memory);
         let memory = memory.clone();
-        // The protocol has 202 for what needs no answer; some servers say 204.
+        // The protocol has 202 for messages that need no answer; some servers send 204.
         if matches!(head.status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
             return Ok(StreamableHttpPostResponse::Accepted);
         }
-        // What the protocol has for a session that ended: another one is begun.
+        // The protocol uses 404 for a session that has ended; the library then begins a new session.
         if head.status == StatusCode::NOT_FOUND && session_id.is_some() {
             return Err(StreamableHttpError::SessionExpired);
         }
@@ -277,7 +281,7 @@ impl StreamableHttpClient for McpHttpTransport {
         let waits = matches!(message, ClientJsonRpcMessage::Request(_));
         let is_json = is(&head.headers, JSON);
         match self.parsed(body, &memory, counted).await? {
-            // Nothing waits for an answer: what came was read so that the connection can be used again.
+            // The message expects no answer: the body was read only so that the connection can be used again.
             _ if !waits => Ok(StreamableHttpPostResponse::Accepted),
             Ok(answer) if is_json => Ok(StreamableHttpPostResponse::Json(answer, session)),
             Err(error) if is_json => Err(error),
@@ -295,7 +299,7 @@ impl StreamableHttpClient for McpHttpTransport {
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<(), Refusal> {
         let headers = headers(JSON, Some(&session_id), custom_headers)?;
-        // This client no longer uses the session, whatever the server answers.
+        // The client stops using the session, whatever the server responds.
         self.send(Method::DELETE, &uri, headers, Bytes::new())
             .await?;
         Ok(())
@@ -310,7 +314,7 @@ impl StreamableHttpClient for McpHttpTransport {
         custom_headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Refusal> {
         let mut headers = headers(EVENTS, session_id.as_deref(), custom_headers)?;
-        // An id that fits into no header is left out: events then come from now on.
+        // An id that is no valid header value is left out: the stream then begins with the events from now on.
         if let Some(id) = last_event_id.and_then(|id| id.parse().ok()) {
             headers.insert(LAST_EVENT, id);
         }
@@ -322,7 +326,7 @@ impl StreamableHttpClient for McpHttpTransport {
                 Ok(self.events(body, &self.memory, None))
             }
             status if status.is_success() => Err(StreamableHttpError::UnexpectedContentType(None)),
-            // The protocol's answer of a server that has no such stream.
+            // The protocol uses this status for a server without such a stream.
             StatusCode::METHOD_NOT_ALLOWED => Err(StreamableHttpError::ServerDoesNotSupportSse),
             StatusCode::NOT_FOUND if session_id.is_some() => {
                 Err(StreamableHttpError::SessionExpired)
@@ -332,17 +336,17 @@ impl StreamableHttpClient for McpHttpTransport {
     }
 }
 
-/// What counts the answer to a message, where that is a request of this node.
+/// The meter of a request's answer; a message that is no request of this node has none.
 fn meter(message: &ClientJsonRpcMessage) -> Option<AnswerMeter> {
     carried(message).cloned()
 }
 
-/// The headers that the request's server wants some of the arguments as.
+/// The arguments that the request's server requires as headers.
 fn param_headers(message: &ClientJsonRpcMessage) -> Option<&HeaderMap> {
     carried(message).map(|ParamHeaderValues(values)| values)
 }
 
-/// What the client attached to a request for the transport.
+/// A value that the client attached to a request for the transport.
 fn carried<T: Send + Sync + 'static>(message: &ClientJsonRpcMessage) -> Option<&T> {
     match message {
         ClientJsonRpcMessage::Request(request) => request.request.extensions().get(),
@@ -350,7 +354,7 @@ fn carried<T: Send + Sync + 'static>(message: &ClientJsonRpcMessage) -> Option<&
     }
 }
 
-/// Whether there is room for so many bytes of a body. Without room, `counted` has the reason.
+/// Whether memory has room for this number of body bytes. If not, `counted` gets the reason.
 fn counts(claim: &mut ImportClaim, bytes: usize, counted: Option<&AnswerMeter>) -> bool {
     let room = claim.becomes(bytes).inspect_err(|why| {
         if let Some(counted) = counted {
@@ -360,7 +364,7 @@ fn counts(claim: &mut ImportClaim, bytes: usize, counted: Option<&AnswerMeter>) 
     room.is_ok()
 }
 
-/// Why an answer is not parsed.
+/// The error for an answer that is not parsed because of its size.
 fn too_heavy(why: &CallError) -> Refusal {
     match why.code {
         ErrorCode::Overloaded => StreamableHttpError::Client(HttpError::NoRoom),
@@ -372,16 +376,17 @@ fn unexpected(status: StatusCode) -> Refusal {
     StreamableHttpError::UnexpectedServerResponse(format!("HTTP {status}").into())
 }
 
-/// What a refused message means. Its body may say it in the protocol's own words; a server that knows
-/// nothing of `server/discover` may refuse that in any words, which then means that it is an older one.
+/// The meaning of a refused message. The response's body may give the reason as a message of the protocol. A server
+/// that does not know `server/discover` may refuse it with any body, which means that the server is an older one.
 fn refused(
     message: &ClientJsonRpcMessage,
     in_session: bool,
     status: StatusCode,
     body: &[u8],
 ) -> Result<StreamableHttpPostResponse, Refusal> {
+    // The size of the tree is checked before parsing, because parsing allocates it.
     let small = tree_bytes(body).is_ok_and(|bytes| bytes <= NOTE_TREE_BYTES_MAX);
-    let told = match small.then(|| serde_json::from_slice(body)) {
+    let reported = match small.then(|| serde_json::from_slice(body)) {
         Some(Ok(ServerJsonRpcMessage::Error(error))) => Some(error.error),
         _ => None,
     };
@@ -391,7 +396,7 @@ fn refused(
     let discovers = matches!(request.request, ClientRequest::DiscoverRequest(_))
         && !in_session
         && status.is_client_error();
-    let error = match (told, discovers) {
+    let error = match (reported, discovers) {
         (Some(error), _) => error,
         (None, true) => ErrorData::invalid_request(format!("HTTP {status}"), None),
         (None, false) => return Err(unexpected(status)),
@@ -400,7 +405,7 @@ fn refused(
     Ok(StreamableHttpPostResponse::Json(answer, None))
 }
 
-/// The items up to the first that is an error.
+/// The items up to and including the first error.
 fn until_error<T: Send + 'static, E: Send + 'static>(
     items: impl Stream<Item = Result<T, E>> + Send + 'static,
 ) -> impl Stream<Item = Result<T, E>> + Send + 'static {
@@ -412,7 +417,7 @@ fn until_error<T: Send + 'static, E: Send + 'static>(
     })
 }
 
-/// Why no more of a stream is read.
+/// The reason why reading of a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum SseLimitError {
     #[error("an event is longer than {0} bytes")]
@@ -425,8 +430,8 @@ enum SseLimitError {
     Whole(usize),
 }
 
-/// Ends a stream of events where it is too long, or one of its events, or where there is no room for one. An event ends
-/// at an empty line (WHATWG HTML, section 9.2.5); lines end with CR, LF or both.
+/// Ends a stream of events if it, or one of its events, is too long, or if memory is short. An event ends at an empty
+/// line (WHATWG HTML, section 9.2.5); a line ends with CR, LF or both.
 fn bounded(
     body: impl Stream<Item = Result<Bytes, HttpError>> + Send + 'static,
     longest: usize,
@@ -438,7 +443,7 @@ fn bounded(
     let pieces = body.map(move |chunk| {
         let chunk = chunk?;
         meter.take(&chunk)?;
-        // The line that it is read in, and the data that its lines become.
+        // The bytes count twice: as the line that is read, and as the data of the event.
         let room = claim.becomes(2 * meter.event + chunk.len());
         room.map_err(|why| {
             if let Some(counted) = &counted {
@@ -477,7 +482,7 @@ impl SseMeter {
             return Err(SseLimitError::Whole(STREAM_BYTES_MAX));
         }
         for byte in chunk {
-            // Behind a CR it ends the same line.
+            // An LF after a CR ends the same line.
             let second_half = *byte == b'\n' && self.after_cr;
             self.after_cr = *byte == b'\r';
             if second_half {

@@ -1,6 +1,6 @@
-//! Arguments of a tool as they were sent. The protocol's library makes a tree of the whole message before
-//! the node knows whose it is and which operation it is for, at up to 75 times its bytes: it is given the message
-//! without them.
+//! The arguments of a tool as the client sent them. The protocol's library makes a tree of the whole message, with up
+//! to 75 times its bytes, before the node knows the caller and the operation. So the library gets the message without
+//! the arguments.
 
 use alknet_call::{CallBody, read_object};
 use alknet_gateway::{ApiError, Code, RequestText};
@@ -11,24 +11,24 @@ use serde::de::IgnoredAny;
 
 use crate::limits::{MESSAGE_BYTES_MAX, NESTING_MAX};
 
-/// What stands in the place of the arguments.
+/// The text that replaces the arguments.
 const NOTHING: &[u8] = b"{}";
 
-/// The arguments of a call of a tool, an object.
+/// The arguments of a tool call, as the text of a JSON object.
 #[derive(Clone, Debug)]
 pub(super) struct ToolArguments(pub(super) RequestText);
 
 impl ToolArguments {
-    /// Of a message that was short enough for its arguments to stay where they were.
+    /// The arguments of a message that was short enough to keep them.
     pub(super) fn from_object(arguments: Option<JsonObject>) -> Self {
         let arguments = serde_json::Value::Object(arguments.unwrap_or_default());
         Self(Bytes::from(arguments.to_string()).into())
     }
 
-    /// All of them, for tools that take little.
+    /// Parses all arguments, for tools whose arguments are small.
     ///
     /// # Errors
-    /// There is too much.
+    /// The arguments are too long.
     pub(super) fn read(&self) -> Result<JsonObject, ApiError> {
         if self.0.text.len() > MESSAGE_BYTES_MAX {
             return Err(too_long("the arguments of this tool have"));
@@ -37,13 +37,13 @@ impl ToolArguments {
             .map_err(|error| ApiError::malformed("", error.message))
     }
 
-    /// One of them, as it was sent.
+    /// One argument as the client sent it.
     pub(super) fn one(&self, name: &str) -> Option<Bytes> {
         let all = CallBody::from_text(self.0.text.clone());
         all.member(name).map(|one| one.raw().clone())
     }
 
-    /// Holds them against the rules of every text of JSON that comes in.
+    /// Checks the arguments by the rules for all JSON text from outside.
     fn check(&self) -> Result<(), ApiError> {
         read_object::<IgnoredAny>(&self.0.text, NESTING_MAX)
             .map(|_| ())
@@ -60,10 +60,10 @@ fn too_long(what: &str) -> ApiError {
     )
 }
 
-/// A message without the arguments in it, and those.
+/// The message without its arguments, and the arguments.
 ///
 /// # Errors
-/// What is left is too long for the library to read; a member of the arguments comes twice, or they nest too deep.
+/// The rest is too long for the library, a member of the arguments occurs twice, or they are nested too deeply.
 pub(super) fn split(upload: RequestText) -> Result<(Bytes, Option<ToolArguments>), ApiError> {
     let text = &upload.text;
     let message = CallBody::from_text(text.clone());
@@ -71,7 +71,8 @@ pub(super) fn split(upload: RequestText) -> Result<(Bytes, Option<ToolArguments>
         .member("params")
         .and_then(|params| params.member("arguments"))
         .map(|arguments| arguments.raw().clone())
-        // What is no object stays in the message, and the library refuses it in the protocol's own words.
+        // Arguments that are no object stay in the message, and the library refuses them with the protocol's own
+        // error.
         .filter(|arguments| arguments.starts_with(b"{"));
     let left = text.len() - arguments.as_ref().map_or(0, Bytes::len);
     if left > MESSAGE_BYTES_MAX {
@@ -80,7 +81,7 @@ pub(super) fn split(upload: RequestText) -> Result<(Bytes, Option<ToolArguments>
     let Some(arguments) = arguments else {
         return Ok((upload.text, None));
     };
-    // They are a part of the text.
+    // `arguments` is a slice of `text`, so their addresses give its position.
     let from = arguments.as_ptr() as usize - text.as_ptr() as usize;
     let rest = &text[from + arguments.len()..];
     let short = [&text[..from], NOTHING, rest].concat();

@@ -1,4 +1,4 @@
-//! What a tool's result is made of.
+//! Builds the results of tools.
 
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use rmcp::model::{CallToolResult, ContentBlock, ProtocolVersion};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A keyword of an operation's output schema. Where it is `true`, the output is an object with the
-/// member `content`, a list of the protocol's content blocks, that becomes the result as it is: text,
-/// images, sound, resources. Members `structuredContent` and `isError` are taken too. Operations that
-/// are imported from other servers answer so.
+/// A keyword of an operation's output schema. If it is `true`, the output is an object whose member `content` is a
+/// list of the protocol's content blocks: text, images, sound and resources. The blocks become the result unchanged.
+/// The members `structuredContent` and `isError` are used too. Operations that are imported from other servers answer
+/// like this.
 pub const CONTENT_KEYWORD: &str = "x-mcp-content";
 
-/// Whether an operation answers with content.
+/// Whether the operation's output is content.
 pub(super) fn is_declared(spec: &OperationSpec) -> bool {
     spec.output_schema.get(CONTENT_KEYWORD) == Some(&Value::Bool(true))
 }
@@ -30,10 +30,10 @@ struct ToolContent {
     is_error: bool,
 }
 
-/// What an output reads as, which counts against `lease`.
+/// Parses an output; its memory counts against `lease`.
 ///
 /// # Errors
-/// 413 where it has too many values for its length, or more than there is memory for.
+/// 413 if the output has too many values for its length, or needs more memory than there is.
 pub(super) fn value(output: &CallOutput, lease: &Arc<MemoryLease>) -> Result<Value, ApiError> {
     let memory: Arc<dyn InputMemory> = Arc::clone(lease) as _;
     let body = CallBody::from(output.clone()).counted(Some(memory));
@@ -53,8 +53,8 @@ fn text(output: &CallOutput) -> String {
     String::from_utf8(text).unwrap_or_default()
 }
 
-/// A result with `output`, the value of which older versions of the protocol only carry as text where it
-/// is no object. One that is too large for a value is text alone, unless a value was promised.
+/// A result with `output`. Older versions of the protocol carry a value that is no object only as text. An output
+/// that is too large to parse becomes text alone, unless the tool promised a value.
 pub(super) fn result(
     output: &CallOutput,
     lease: MemoryLease,
@@ -74,13 +74,13 @@ pub(super) fn result(
 
 pub(super) fn structured(text: String, value: Value, version: &ProtocolVersion) -> CallToolResult {
     let mut result = CallToolResult::success(vec![ContentBlock::text(text)]);
+    // Versions are dates in ISO form, whose order is that of their text.
     let any = version.as_str() >= ProtocolVersion::V_2026_07_28.as_str();
     result.structured_content = (any || value.is_object()).then_some(value);
     result
 }
 
-/// A result with the content that an operation answered with, or with its output where it answered
-/// something else.
+/// A result with the operation's content, or with its output if that is no content.
 pub(super) fn blocks(
     output: &CallOutput,
     lease: MemoryLease,
@@ -101,8 +101,8 @@ pub(super) fn blocks(
     })
 }
 
-/// A result that tells an error. Where a tool promises another shape, only its text does: clients hold
-/// every structured content against what was promised.
+/// A result that reports an error. If the tool promised another shape, the error is only in the text, because clients
+/// check every structured content against the promised schema.
 pub(super) fn refusal(error: &ApiError, id: &RequestId, promised: bool) -> CallToolResult {
     let object = error.object(id);
     let mut result = CallToolResult::error(vec![ContentBlock::text(object.to_string())]);

@@ -1,4 +1,4 @@
-//! One request of the protocol.
+//! Handles one request of the protocol.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::server::arguments::ToolArguments;
 use crate::server::pinned::{self, PinnedTools};
 use crate::server::{content, schemas, tools};
 
-/// Answers a request; clones share everything.
+/// Handles requests; clones share all state.
 #[derive(Clone)]
 pub(super) struct McpToolHandler {
     gateway: Arc<Gateway>,
@@ -45,11 +45,13 @@ impl McpToolHandler {
             schemas::BATCH => tools::batch(gateway, caller, &arguments, version).await,
             _ => return self.pinned(caller, name, &arguments, version).await,
         };
+        // The output of `call` depends on the operation, so the tool declares no schema for it.
         let promised = name != schemas::CALL;
         Ok(outcome.unwrap_or_else(|error| refusal(&error, caller, promised)))
     }
 
-    /// Calls an operation that is a tool of its own. One that the caller may not know of is no tool.
+    /// Calls an operation that is a tool of its own. An operation that the caller may not see does not exist for it
+    /// as a tool.
     async fn pinned(
         &self,
         caller: &HttpCaller,
@@ -59,8 +61,10 @@ impl McpToolHandler {
     ) -> Result<CallToolResult, ErrorData> {
         let operation = self.pinned.operation(name);
         let found = operation.and_then(|operation| self.gateway.find(caller, operation).ok());
+        // An operation may have become a subscription since it was pinned.
         let found = found.filter(|found| pinned::tool(name, found.spec()).is_some());
         let Some(found) = found else {
+            // The client chose the name, so only a part of it is repeated.
             let shown: String = name.chars().take(128).collect();
             return Err(ErrorData::invalid_params(
                 format!("Unknown tool: {shown}"),
@@ -72,9 +76,11 @@ impl McpToolHandler {
         let work = async {
             let call = pinned::call(spec, arguments);
             let lease = self.gateway.lease(caller);
+            // The memory for the answer is reserved before the call, so that an operation does not change something
+            // whose result the node must then refuse.
             let reserve = lease.reserve()?;
             let output = self.gateway.invoke(caller, call).await?;
-            // What is made of the output counts in its place.
+            // The lease counts the result, which now takes the place of the output.
             drop(reserve);
             match content::is_declared(spec) {
                 true => content::blocks(&output, lease, version),
@@ -90,7 +96,7 @@ fn refusal(error: &ApiError, caller: &HttpCaller, promised: bool) -> CallToolRes
     content::refusal(error, &caller.request_id, promised)
 }
 
-/// The caller, as the server that carries this one identified it.
+/// The caller, as identified by the server that carries this one.
 fn caller(context: &RequestContext<RoleServer>) -> Result<HttpCaller, ErrorData> {
     let parts = context.extensions.get::<http::request::Parts>();
     let caller = parts.and_then(|parts| parts.extensions.get::<HttpCaller>());
@@ -100,7 +106,7 @@ fn caller(context: &RequestContext<RoleServer>) -> Result<HttpCaller, ErrorData>
     })
 }
 
-/// What was taken out of the message.
+/// The arguments that were taken out of the message.
 fn arguments(context: &RequestContext<RoleServer>) -> Option<ToolArguments> {
     let parts = context.extensions.get::<http::request::Parts>()?;
     parts.extensions.get::<ToolArguments>().cloned()
@@ -109,7 +115,8 @@ fn arguments(context: &RequestContext<RoleServer>) -> Option<ToolArguments> {
 fn version(context: &RequestContext<RoleServer>) -> ProtocolVersion {
     context
         .protocol_version()
-        // A client that names no version is taken to speak this one, as the protocol's chapter on transports says.
+        // The node assumes this version for a client that names none, as the protocol's chapter on transports
+        // requires.
         .unwrap_or(ProtocolVersion::V_2025_03_26)
 }
 
@@ -129,6 +136,7 @@ impl ServerHandler for McpToolHandler {
     ) -> Result<ListToolsResult, ErrorData> {
         let caller = caller(&context)?;
         let mut tools = schemas::FIXED.to_vec();
+        // The list has only the operations that the caller may see.
         tools.extend(self.pinned.iter().filter_map(|(tool, operation)| {
             let found = self.gateway.find(&caller, operation).ok()?;
             pinned::tool(tool, found.spec())
@@ -136,7 +144,7 @@ impl ServerHandler for McpToolHandler {
         Ok(ListToolsResult::with_all_items(tools))
     }
 
-    // What follows is not here at all, and an empty list would say that it could be.
+    // The node has none of the following: an empty list would tell clients that it could have them.
     async fn complete(
         &self,
         _request: CompleteRequestParams,
@@ -182,7 +190,7 @@ impl ServerHandler for McpToolHandler {
         let mut request = request;
         let arguments =
             arguments.unwrap_or_else(|| ToolArguments::from_object(request.arguments.take()));
-        // A client that went away is not worked for: dropping the call aborts it.
+        // The node does not work for a client that disconnected: dropping the future aborts the call.
         tokio::select! {
             result = self.run(&caller, (request, arguments), &version) => result.map(Into::into),
             () = context.ct.cancelled() => {

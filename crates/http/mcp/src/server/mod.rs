@@ -30,57 +30,57 @@ use pinned::PinnedTools;
 
 pub use content::CONTENT_KEYWORD;
 
-/// Where a token is asked for (RFC 6750 section 3).
+/// The challenge that asks the client for a token (RFC 6750 section 3).
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"alknet\"");
 
-/// What an administrator decides about the tools.
+/// The administrator's settings for the tools.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct McpOptions {
-    /// Operations that are tools of their own, with the leading slash or without.
+    /// Operations that are tools of their own, with or without the leading slash.
     pub tools: Vec<String>,
-    /// Names, with a port or without, that requests may be for; `None` where whatever carries this
-    /// server looks at them itself.
+    /// Host names, with or without a port, that requests may name. `None` if the server that carries this one checks
+    /// them itself.
     pub hosts: Option<Vec<String>>,
-    /// Origins of pages that may ask from a browser; a request that names any other is refused.
+    /// Origins of web pages that may send requests from a browser; the node refuses requests of any other origin.
     pub origins: Vec<String>,
 }
 
-/// Answers requests at `/mcp`.
+/// Responds to requests at `/mcp`.
 pub struct McpServer {
     gateway: Arc<Gateway>,
     now: ArcSwap<McpService>,
 }
 
-/// What the options make.
+/// The state that the options determine.
 struct McpService {
     service: StreamableHttpService<McpToolHandler, NeverSessionManager>,
     left_out: Vec<String>,
 }
 
 impl McpServer {
-    /// Of the operations behind `gateway`.
+    /// Makes a server for the operations of `gateway`.
     #[must_use]
     pub fn new(gateway: Arc<Gateway>, options: McpOptions) -> Self {
         let now = ArcSwap::from_pointee(serving(&gateway, options));
         Self { gateway, now }
     }
 
-    /// Other options from now on; requests under way end by the old ones.
+    /// Replaces the options; requests in progress finish with the old ones.
     pub fn set_options(&self, options: McpOptions) {
         self.now.store(Arc::new(serving(&self.gateway, options)));
     }
 
-    /// Operations of the options that are no tools, each with the reason: for the node's problems.
+    /// The operations of the options that cannot be tools, each with the reason, for the node's list of problems.
     #[must_use]
     pub fn left_out(&self) -> Vec<String> {
         self.now.load().left_out.clone()
     }
 
-    /// Answers one request, whose [`HttpCaller`] is among its extensions. A request without a caller,
-    /// or whose caller has no identity, is asked for a token.
+    /// Responds to one request, whose [`HttpCaller`] is among its extensions. A request without a caller, or whose
+    /// caller has no identity, gets a challenge for a token.
     ///
-    /// The server that carries this one may have read the body, and counted its bytes: then it puts a [`RequestText`]
-    /// among the extensions.
+    /// If the server that carries this one has already read the body and counted its bytes, it puts a [`RequestText`]
+    /// into the extensions.
     pub async fn respond<B>(&self, mut request: Request<B>) -> Response<MountBody>
     where
         B: Body + Send + 'static,
@@ -98,6 +98,7 @@ impl McpServer {
             Ok(request) => request,
             Err(error) => return refusal(&error, &id),
         };
+        // The whole request uses one state of the options.
         let now = self.now.load_full();
         let mut answer = now.service.handle(request).await;
         let headers = answer.headers_mut();
@@ -112,7 +113,7 @@ impl fmt::Debug for McpServer {
     }
 }
 
-/// The request as the library reads it, with the arguments among the extensions.
+/// The request for the library, with the arguments among the extensions.
 async fn without_arguments<B>(request: Request<B>) -> Result<Request<Full<Bytes>>, ApiError>
 where
     B: Body + Send + 'static,
@@ -127,7 +128,7 @@ where
     if let Some(arguments) = arguments {
         parts.extensions.insert(arguments);
     }
-    // It is as long as it is now.
+    // The header no longer matches the shortened body.
     parts.headers.remove(CONTENT_LENGTH);
     Ok(Request::from_parts(parts, Full::new(text)))
 }
@@ -152,7 +153,7 @@ where
 fn serving(gateway: &Arc<Gateway>, options: McpOptions) -> McpService {
     let (pinned, left_out) = PinnedTools::new(&options.tools);
     let tools = McpToolHandler::new(Arc::clone(gateway), Arc::new(pinned));
-    // Each version of the protocol can do without sessions, the newest has none.
+    // Older versions of the protocol can work without sessions, and the newest has none.
     let config = StreamableHttpServerConfig::default()
         .with_legacy_session_mode(false)
         .with_json_response(true)
@@ -161,7 +162,7 @@ fn serving(gateway: &Arc<Gateway>, options: McpOptions) -> McpService {
         .enforce_origin_validation();
     let config = match options.hosts {
         None => config.disable_allowed_hosts(),
-        // An empty list would let every host in.
+        // The library admits every host if the list is empty.
         Some(hosts) if hosts.is_empty() => config.with_allowed_hosts([NO_HOST]),
         Some(hosts) => config.with_allowed_hosts(hosts),
     };
@@ -172,10 +173,10 @@ fn serving(gateway: &Arc<Gateway>, options: McpOptions) -> McpService {
     }
 }
 
-/// A name that no host has (RFC 6761 section 6.4).
+/// A name that is reserved and that no host has (RFC 6761 section 6.4).
 const NO_HOST: &str = "no-host.invalid";
 
-/// An origin without a port means the one port of its scheme, and not all of them.
+/// The origin with the default port of its scheme. The library would take an origin without a port to mean all ports.
 fn exact(origin: &str) -> String {
     let port = match origin.split_once("://") {
         Some(("https", host)) if !has_port(host) => ":443",

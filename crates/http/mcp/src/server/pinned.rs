@@ -12,19 +12,19 @@ use crate::limits::{PINNED_MAX, TOOL_NAME_BYTES_MAX};
 use crate::server::arguments::ToolArguments;
 use crate::server::content;
 
-/// The operations, by the names of their tools.
+/// The names of the operations, by the names of their tools.
 #[derive(Debug, Default)]
 pub(super) struct PinnedTools(BTreeMap<String, String>);
 
 impl PinnedTools {
-    /// Those of a list that can be tools; and why the others cannot.
+    /// The operations of a list that can be tools, and for each other one the reason why it cannot.
     pub(super) fn new(operations: &[String]) -> (Self, Vec<String>) {
         let mut left_out = Vec::new();
         let mut tools = BTreeMap::new();
         for operation in operations {
             let operation = operation.strip_prefix('/').unwrap_or(operation);
             let name = tool_name(operation);
-            let wrong = if !is_operation_name(operation) {
+            let invalid = if !is_operation_name(operation) {
                 Some("this is no name of an operation".to_owned())
             } else if name.len() > TOOL_NAME_BYTES_MAX {
                 Some(format!(
@@ -39,7 +39,7 @@ impl PinnedTools {
             } else {
                 None
             };
-            match wrong {
+            match invalid {
                 None => drop(tools.insert(name, operation.to_owned())),
                 Some(why) => {
                     tracing::warn!(operation, why, "an operation is no tool of its own");
@@ -50,7 +50,7 @@ impl PinnedTools {
         (Self(tools), left_out)
     }
 
-    /// The operation behind a tool.
+    /// The name of the operation that the tool calls.
     pub(super) fn operation(&self, tool: &str) -> Option<&str> {
         self.0.get(tool).map(String::as_str)
     }
@@ -62,14 +62,16 @@ impl PinnedTools {
     }
 }
 
-/// The protocol allows letters, digits, `_`, `-` and `.`; most interfaces that describe tools to models
-/// do not allow `.`. The four fixed tools have no `_`, and every operation has a slash.
+/// The name of an operation's tool. The protocol allows letters, digits, `_`, `-` and `.`, but most interfaces that
+/// describe tools to models do not allow `.`. The name never equals one of the four fixed tools: those have no `_`,
+/// and every operation has a slash.
 fn tool_name(operation: &str) -> String {
     operation.replace('/', "_")
 }
 
-/// The tool for an operation; `None` for a subscription, which answers many times.
+/// The tool for an operation; `None` for a subscription, which has several outputs.
 pub(super) fn tool(name: &str, spec: &OperationSpec) -> Option<Tool> {
+    // A tool has one result.
     if spec.op_type == OperationType::Subscription {
         return None;
     }
@@ -77,7 +79,7 @@ pub(super) fn tool(name: &str, spec: &OperationSpec) -> Option<Tool> {
     let mut tool = Tool::new(name.to_owned(), spec.description.clone(), arguments(spec).0);
     tool.output_schema = promised(spec).map(Into::into);
     if spec.tags.iter().any(|tag| tag == IMPORTED_TAG) {
-        // What it changes, a server of another owner says, for which this node does not vouch.
+        // The server's owner describes what such a tool changes, and this node does not vouch for that.
         tool.annotations = Some(ToolAnnotations::new().open_world(true));
         return Some(tool);
     }
@@ -89,21 +91,22 @@ pub(super) fn tool(name: &str, spec: &OperationSpec) -> Option<Tool> {
     Some(tool)
 }
 
-/// What a client may count on: only objects, which clients of all versions understand.
+/// The output schema that a client may rely on. Only objects qualify, because clients of all versions understand
+/// them.
 pub(super) fn promised(spec: &OperationSpec) -> Option<JsonObject> {
     let schema = spec.output_schema.as_object()?;
     let object = schema.get("type") == Some(&json!("object"));
     (object && !content::is_declared(spec)).then(|| schema.clone())
 }
 
-/// How a tool's arguments, always an object, become an operation's input, which is anything.
+/// How a tool's arguments, which are always an object, become an operation's input, which may be any value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ArgumentForm {
-    /// They are the input.
+    /// The arguments are the input.
     Object,
-    /// There are none; the input is `null`.
+    /// The tool has no arguments, and the input is `null`.
     Null,
-    /// The input is the argument `input`.
+    /// The argument `input` is the input.
     Wrapped,
 }
 
@@ -133,7 +136,7 @@ fn arguments(spec: &OperationSpec) -> (JsonObject, ArgumentForm) {
     let mut inner = schema.clone();
     let mut outer = Map::new();
     outer.insert("type".to_owned(), "object".into());
-    // References point to definitions from the root.
+    // References in the schema point to definitions at its root.
     for key in ["$defs", "definitions", "$schema"] {
         if let Some(value) = inner.remove(key) {
             outer.insert(key.to_owned(), value);
@@ -145,7 +148,7 @@ fn arguments(spec: &OperationSpec) -> (JsonObject, ArgumentForm) {
     (outer, ArgumentForm::Wrapped)
 }
 
-/// Keywords that say nothing about a value.
+/// Keywords that do not constrain a value.
 const KEYS_OF_NOTHING: [&str; 6] = [
     "$schema",
     "title",
@@ -155,14 +158,14 @@ const KEYS_OF_NOTHING: [&str; 6] = [
     "$comment",
 ];
 
-/// Whether a schema without a type is about objects.
+/// Whether a schema without a type describes objects.
 fn describes(schema: &JsonObject) -> bool {
     ["properties", "required", "additionalProperties"]
         .iter()
         .any(|key| schema.contains_key(*key))
 }
 
-/// The call that arguments stand for.
+/// The call that the arguments describe.
 pub(super) fn call(spec: &OperationSpec, arguments: &ToolArguments) -> GatewayCall {
     GatewayCall {
         operation: spec.name.clone(),
@@ -172,7 +175,7 @@ pub(super) fn call(spec: &OperationSpec, arguments: &ToolArguments) -> GatewayCa
     }
 }
 
-/// Their text; `None` is `null`.
+/// The text of the input; `None` is `null`.
 fn input(spec: &OperationSpec, arguments: &ToolArguments) -> Option<Bytes> {
     let text = &arguments.0.text;
     let inner = text
@@ -181,7 +184,7 @@ fn input(spec: &OperationSpec, arguments: &ToolArguments) -> Option<Bytes> {
     match self::arguments(spec).1 {
         ArgumentForm::Null if inner.is_some_and(|inner| inner.trim_ascii().is_empty()) => None,
         ArgumentForm::Null | ArgumentForm::Object => Some(text.clone()),
-        // What is missing is `null`, and the operation's own schema says that it should not be.
+        // A missing input is `null`, and the operation's own schema decides whether it may be.
         ArgumentForm::Wrapped => arguments.one("input"),
     }
 }

@@ -1,4 +1,4 @@
-//! The four tools as clients see them. Their names and shapes are a contract.
+//! The four fixed tools as clients see them. Their names and shapes are a contract.
 
 use std::sync::{Arc, LazyLock};
 
@@ -14,7 +14,7 @@ pub(super) const SCHEMA: &str = "schema";
 pub(super) const CALL: &str = "call";
 pub(super) const BATCH: &str = "batch";
 
-/// What models read first.
+/// The text that a model reads first.
 pub(super) const INSTRUCTIONS: &str = "This is a node with many operations. Find one with 'search', \
     read what it takes and answers with 'schema', and use it with 'call', or several at once with \
     'batch'. Every list holds only what you may use.";
@@ -25,6 +25,7 @@ pub(super) static FIXED: LazyLock<[Tool; 4]> =
 fn object(value: Value) -> Arc<JsonObject> {
     match value {
         Value::Object(object) => Arc::new(object),
+        // All callers pass objects.
         _ => Arc::default(),
     }
 }
@@ -33,6 +34,7 @@ fn tool(name: &'static str, description: &'static str, input: Value, reads: bool
     let mut tool = Tool::new(name, description, object(input));
     let annotations = ToolAnnotations::new().read_only(reads);
     tool.annotations = Some(match reads {
+        // A tool that reads only describes operations of this node. A call may reach anything.
         true => annotations.open_world(false),
         false => annotations,
     });
@@ -144,7 +146,7 @@ fn schema() -> Tool {
     tool
 }
 
-/// Members of a call.
+/// The members of a call.
 fn members() -> Value {
     json!({
         "operation": {"type": "string", "description": "Name of the operation, such as /node/info."},
@@ -165,7 +167,8 @@ fn call() -> Tool {
         "required": ["operation"],
         "additionalProperties": false,
     });
-    // It promises no output: `{}` would say the same, and clients of older versions take only objects.
+    // The tool declares no output schema: `{}` would allow the same, and clients of older versions accept only
+    // schemas of objects.
     tool(
         CALL,
         "Calls one operation, and answers with its output.",

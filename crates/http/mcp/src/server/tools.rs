@@ -1,4 +1,4 @@
-//! What the four tools do.
+//! Implements the four fixed tools.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::server::content;
 
 type ToolCallResult = Result<CallToolResult, ApiError>;
 
-/// Whatever has a JSON form, as a result.
+/// A result with a value that has a JSON form.
 fn answer(value: Value, version: &ProtocolVersion) -> CallToolResult {
     content::structured(value.to_string(), value, version)
 }
@@ -34,7 +34,7 @@ pub(super) fn search(
     };
     for (name, value) in &arguments {
         match value {
-            // Clients that fill in every member mean nothing by it.
+            // Some clients send every member, and set the unused ones to `null`.
             Value::Null => {}
             Value::String(text) => query.set(name, text)?,
             Value::Number(number) if name == "limit" => query.set(name, &number.to_string())?,
@@ -100,7 +100,7 @@ pub(super) async fn call(
     let lease = gateway.lease(caller);
     let reserve = lease.reserve()?;
     let output = gateway.invoke(caller, request.invocation(body)?).await?;
-    // What is made of the output counts in its place.
+    // The lease counts the result, which now takes the place of the output.
     drop(reserve);
     match content {
         true => content::blocks(&output, lease, version),

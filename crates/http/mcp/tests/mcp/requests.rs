@@ -244,7 +244,7 @@ async fn pinned_operations_are_tools_for_permitted_callers() {
 }
 
 #[tokio::test]
-async fn strangers_and_wrong_names_stay_outside() {
+async fn unknown_peers_and_wrong_names_stay_outside() {
     let node = McpTestNode::start(McpTestProof::Nothing, &[]).await;
     let list = message("tools/list", &json!({}));
     for headers in [

@@ -1,4 +1,4 @@
-//! Answers of servers: what a document promises of them, and what came.
+//! Responses of servers: what a document promises of them, and how they become outputs.
 
 use std::collections::BTreeSet;
 
@@ -19,9 +19,9 @@ use super::limits::{ANSWER_BYTES_MAX, ERROR_BYTES_MAX, ERROR_TREE_BYTES_MAX, REM
 use super::refs::{OpenApiSourceDocument, escaped};
 use super::schema::{SchemaBuilder, SchemaDirection, brief};
 
-/// Longest message of an error, in characters.
+/// The most characters of an error's message.
 const MESSAGE_CHARS_MAX: usize = 300;
-/// Members that servers put the message of an error into.
+/// The members in which servers put the message of an error.
 const MESSAGES: [&str; 6] = [
     "message",
     "error_description",
@@ -31,17 +31,17 @@ const MESSAGES: [&str; 6] = [
     "msg",
 ];
 
-/// What a document says of an operation's answers.
+/// What a document declares about an operation's responses.
 pub(super) struct ResponsePlan {
     pub(super) output: Value,
     pub(super) errors: Vec<ErrorDef>,
-    /// Whether good answers are streams of events.
+    /// Whether successful responses are streams of events.
     pub(super) streams: bool,
-    /// Media types of good answers, for the header `accept`.
+    /// The media types of successful responses, for the header `accept`.
     pub(super) accept: String,
 }
 
-/// Reads the responses of an operation; schemas have `room` bytes.
+/// Reads the responses of an operation; their schemas may have `room` bytes.
 pub(super) fn read(
     document: &OpenApiSourceDocument,
     node: &Value,
@@ -63,11 +63,12 @@ pub(super) fn read(
     for (status, node) in responses {
         let at = format!("{at}/{}", escaped(status));
         let response = document.object(node, &at)?;
-        // A document that names no good status describes such answers by `default`.
+        // If a document declares no successful status, `default` describes the successful responses.
         if good(status) || (status == "default" && !has_good) {
             let content = response.get("content").and_then(Value::as_object);
             let content = content.filter(|content| !content.is_empty());
             let Some(content) = content else {
+                // A response without content becomes `null`.
                 outputs.push(json!({ "type": "null" }));
                 continue;
             };
@@ -123,6 +124,7 @@ pub(super) fn read(
 fn union(schemas: Vec<Value>) -> Value {
     let mut distinct: Vec<Value> = Vec::new();
     for schema in schemas {
+        // Several statuses often have the same schema.
         if !distinct.contains(&schema) {
             distinct.push(schema);
         }
@@ -134,17 +136,17 @@ fn union(schemas: Vec<Value>) -> Value {
     }
 }
 
-/// Longest value of the header `accept`.
+/// The most bytes of the header `accept`.
 const ACCEPT_BYTES_MAX: usize = 1_000;
 
 fn accept(media_types: &BTreeSet<String>, streams: bool) -> String {
-    // Best first: without weights, some servers take the first that they have.
+    // The preferred type is first: without weights, some servers choose the first type that they support.
     let order = |media: &&String| match kind(media) {
         "events" if streams => 0,
         "json" => 1,
         _ => 2,
     };
-    // They are a document's: what no header may have is left out.
+    // The types come from a document, so those that a header cannot hold are left out.
     let fine = |media: &&String| {
         media.contains('/') && media.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
     };
@@ -152,6 +154,7 @@ fn accept(media_types: &BTreeSet<String>, streams: bool) -> String {
     ordered.sort_by_key(order);
     let mut text = String::new();
     for media in ordered {
+        // The preferred types come first, so the rest may be cut.
         if text.len() + media.len() > ACCEPT_BYTES_MAX {
             break;
         }
@@ -166,7 +169,7 @@ fn accept(media_types: &BTreeSet<String>, streams: bool) -> String {
     }
 }
 
-/// A status that the document describes; ranges and `default` name none.
+/// The error of a status that the document describes. Ranges and `default` name no single status.
 fn error(
     document: &OpenApiSourceDocument,
     status: &str,
@@ -176,6 +179,7 @@ fn error(
     let Some(number) = status.parse::<u16>().ok() else {
         return Ok(None);
     };
+    // Statuses below 300 are no errors.
     if !(300..600).contains(&number) {
         return Ok(None);
     }
@@ -201,11 +205,11 @@ fn error(
     }))
 }
 
-/// Bytes of the schema of an error: servers describe the same one with every operation.
+/// The most bytes of an error's schema: servers repeat the same schema with every operation.
 const ERROR_SCHEMA_BYTES: usize = 512;
 
-/// The output that `answer` is, or the error. Both count against `memory` while they are read, and the output for as
-/// long as it is kept.
+/// The output of `answer`, or its error. Both count against `memory` while they are read, and the output counts as
+/// long as it exists.
 pub(super) async fn output(
     answer: Response<ResponseBody>,
     memory: &ImportShare,
@@ -230,48 +234,49 @@ async fn collect(
         room.map_err(|why| refused = Some(why)).is_ok()
     };
     let body = body.collect_counted(max, has_room).await;
-    // Whether there is room later is in the node's own words.
+    // A refusal for memory has the node's own message and says whether a retry may succeed.
     body.map_err(|error| refused.unwrap_or_else(|| of_http(error)))
 }
 
-/// The error that an answer with another status is.
+/// The error for a response with another status.
 pub(super) async fn refusal(
     status: StatusCode,
     headers: &HeaderMap,
     body: ResponseBody,
     memory: &ImportShare,
 ) -> CallError {
-    // What is too long or broken says nothing; the status still does.
+    // A body that is too long or broken gives no details, but the status still does.
     let body = collect(body, ERROR_BYTES_MAX, &mut memory.claim()).await;
     let body = body.map_or(Value::Null, |body| error_body(&body));
     let number = status.as_u16();
-    let said = message(&body).unwrap_or_default();
+    let server_message = message(&body).unwrap_or_default();
     let reason = status.canonical_reason().unwrap_or("status");
-    let text = match said.is_empty() {
+    let text = match server_message.is_empty() {
         true => format!("the server answered {number} {reason}"),
-        false => format!("the server answered {number} {reason}: {said}"),
+        false => format!("the server answered {number} {reason}: {server_message}"),
     };
     let after = headers
         .get(RETRY_AFTER)
         .and_then(|after| after.to_str().ok());
-    // RFC 9110 section 10.2.3 knows dates as well; those are not read.
+    // The header may also hold a date (RFC 9110 section 10.2.3), which the node does not read.
     let after = after.and_then(|after| after.trim().parse::<u64>().ok());
     let mut error = CallError::operation(&format!("HTTP_{number}"), text)
         .with_details(json!({ "status": number, "body": body }));
-    // They say that it may go well later (RFC 6585 section 4, RFC 9110 sections 15.6.3 to 15.6.5).
+    // These statuses mean that a retry may succeed later (RFC 6585 section 4, RFC 9110 sections 15.6.3 to 15.6.5).
     error.retryable = matches!(number, 429 | 502 | 503 | 504);
     error.retry_after_ms = after.map(|seconds| seconds.saturating_mul(1000));
     error
 }
 
-/// The body of an error: JSON, or text.
+/// The body of an error as JSON, or as text if it is not JSON or too large.
 fn error_body(body: &[u8]) -> Value {
+    // The size of the tree is checked before parsing, because parsing allocates it.
     let small = tree_bytes(body).is_ok_and(|bytes| bytes <= ERROR_TREE_BYTES_MAX);
     let parsed = small.then(|| serde_json::from_slice(body).ok()).flatten();
     parsed.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned().into())
 }
 
-/// The message for people, in whichever of the usual members the server put it.
+/// The message for people, from the first of the usual members that has one.
 fn message(body: &Value) -> Option<String> {
     let text = match body {
         Value::String(text) => Some(text.as_str()),
@@ -285,28 +290,28 @@ fn message(body: &Value) -> Option<String> {
     text.map(|text| brief(text, MESSAGE_CHARS_MAX))
 }
 
-/// How many times its bytes a body may take while it becomes a text of JSON: three where each byte is replaced as no
-/// UTF-8, and six where each is escaped, beside its own.
+/// The memory that a body may take while it becomes JSON text, as a multiple of its bytes: three where each byte is
+/// replaced because it is no UTF-8, and six where each is escaped, in addition to its own.
 const TEXT_FACTOR: usize = 8;
 
-/// The same while it becomes base64: four bytes for three, beside its own.
+/// The same for a body that becomes base64: four bytes for three, in addition to its own.
 const BASE64_FACTOR: usize = 3;
 
-/// A body as JSON has it: by its media type, never by what it looks like. Never as a tree, which takes up to 75 times
-/// the bytes of its text.
+/// The JSON form of a body. Only its media type decides how it is read, not its content. The function makes no tree,
+/// which would take up to 75 times the bytes of the text.
 fn value(
     headers: &HeaderMap,
     body: Bytes,
     mut claim: ImportClaim,
 ) -> Result<CallOutput, CallError> {
-    // As after 204 (RFC 9110 section 15.3.5), whatever its type would be.
+    // An empty body, such as that of a 204 (RFC 9110 section 15.3.5), is `null` whatever its media type.
     if body.is_empty() {
         return Ok(Value::Null.into());
     }
     let media = headers
         .get(CONTENT_TYPE)
         .and_then(|media| media.to_str().ok());
-    // RFC 9110 section 8.3: where none is said, this may be assumed.
+    // A recipient may assume this type if the response names none (RFC 9110 section 8.3).
     let kind = kind(media.unwrap_or("application/octet-stream"));
     let factor = match kind {
         "json" => 1,
@@ -326,7 +331,7 @@ fn value(
     counted(output, claim)
 }
 
-/// The text of JSON for `body`, in base64.
+/// The JSON text of `body` in base64.
 fn base64_text(body: &[u8]) -> Result<Bytes, CallError> {
     let too_long = || CallError::internal("an answer is longer than its limit");
     let length = base64::encoded_len(body.len(), true).ok_or_else(too_long)?;
@@ -337,7 +342,7 @@ fn base64_text(body: &[u8]) -> Result<Bytes, CallError> {
     Ok(text.into())
 }
 
-/// The same output, which counts until it is dropped.
+/// The same output; its bytes count until it is dropped.
 pub(super) fn counted(output: CallOutput, mut claim: ImportClaim) -> Result<CallOutput, CallError> {
     Ok(match output {
         CallOutput::Raw(text) => {
@@ -348,7 +353,7 @@ pub(super) fn counted(output: CallOutput, mut claim: ImportClaim) -> Result<Call
     })
 }
 
-/// A failed exchange as callers see it.
+/// The error of a failed exchange, as callers see it.
 pub(super) fn of_http(error: HttpError) -> CallError {
     let code = match &error {
         HttpError::Credential(error) => return (*error).into(),

@@ -16,23 +16,23 @@ use super::parameter::{
 use super::refs::{OpenApiSourceDocument, escaped};
 use super::schema::SchemaBuilder;
 
-/// A body that an operation takes.
+/// The body that an operation takes.
 #[derive(Debug)]
 pub(super) struct BodyPlan {
     pub(super) is_required: bool,
-    /// As the header says it, without parameters of its own.
+    /// The media type for the header. The form adds its own parameters.
     media: String,
     form: BodyForm,
 }
 
 #[derive(Debug)]
 enum BodyForm {
-    /// Bytes, as base64 in JSON.
+    /// Bytes, which JSON holds in base64.
     Bytes,
-    /// Pairs, with how each member is written.
+    /// Pairs of a form, with how each member is written.
     Fields(BTreeMap<String, ParameterSerialization>),
     Json,
-    /// Parts, with what is known of each member.
+    /// Parts of a form, with what the document declares about each member.
     Parts(BTreeMap<String, MultipartPart>),
     Text,
 }
@@ -43,7 +43,7 @@ struct MultipartPart {
     is_bytes: bool,
 }
 
-/// Kinds of bodies, best first.
+/// The rank of a media type; the lowest is the best.
 fn rank(media: &str) -> usize {
     match kind(media) {
         "json" => 0,
@@ -54,9 +54,9 @@ fn rank(media: &str) -> usize {
     }
 }
 
-/// What sort of media type it is.
+/// The kind of a media type.
 pub(super) fn kind(media: &str) -> &'static str {
-    // RFC 9110 section 8.3.1: parameters do not make another type, nor does case.
+    // Parameters and the case of letters do not change the type (RFC 9110 section 8.3.1).
     let media = media.split(';').next().unwrap_or_default().trim();
     let media = media.to_ascii_lowercase();
     match media.as_str() {
@@ -64,7 +64,7 @@ pub(super) fn kind(media: &str) -> &'static str {
         "application/x-www-form-urlencoded" => "form",
         "multipart/form-data" => "parts",
         "text/event-stream" => "events",
-        // RFC 6839 section 3.1: the suffix says that it is JSON as well.
+        // The suffix means that the content is JSON too (RFC 6839 section 3.1).
         _ if media.ends_with("+json") => "json",
         _ if media.starts_with("text/") => "text",
         _ => "bytes",
@@ -72,7 +72,8 @@ pub(super) fn kind(media: &str) -> &'static str {
 }
 
 impl BodyPlan {
-    /// The body that `node` describes, and its schema; of several forms the one that JSON fits best.
+    /// The body that `node` describes, and its schema. If the document offers several media types, the one closest to
+    /// JSON is chosen.
     pub(super) fn read<'a>(
         document: &'a OpenApiSourceDocument,
         node: &'a Value,
@@ -112,7 +113,8 @@ impl BodyPlan {
                 (BodyForm::Fields(fields.collect()), whole(schemas)?)
             }
             "parts" => {
-                // Not as a reference: members that are bytes are described otherwise here.
+                // The schema is copied, not referenced, because members that are bytes are described differently
+                // here.
                 let mut schema = match node {
                     Some(_) => schemas.add(own)?,
                     None => json!({}),
@@ -132,7 +134,7 @@ impl BodyPlan {
             _ => (BodyForm::Bytes, bytes_schema()),
         };
         let is_required = body.get("required").and_then(Value::as_bool) == Some(true);
-        // A range is no type that a request could have.
+        // A range of types is no type that a request could have.
         let media = match media.contains('*') {
             true => "application/octet-stream",
             false => media,
@@ -146,7 +148,7 @@ impl BodyPlan {
         Ok(Some((plan, schema)))
     }
 
-    /// What is sent for `value`: its media type, and the bytes.
+    /// The media type and the bytes of the body for `value`.
     pub(super) fn write(&self, value: &Value) -> Result<(String, Vec<u8>), CallError> {
         let media = self.media.clone();
         let object = || {
@@ -175,7 +177,7 @@ impl BodyPlan {
     }
 }
 
-/// Members of an object's schema that are named, its `allOf` not looked into.
+/// The named members of an object's schema, without those in its `allOf`.
 fn members(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
     let properties = schema.get("properties").and_then(Value::as_object);
     properties.into_iter().flatten()
@@ -185,7 +187,7 @@ fn encoding<'a>(described: &'a Map<String, Value>, name: &str) -> Option<&'a Val
     described.get("encoding")?.get(name)
 }
 
-/// A member of a form. What has no form of its own as pairs is JSON, as the specification has it.
+/// Writes a member of a form. The specification makes a value JSON if it has no form of its own as pairs.
 fn field(
     pairs: &mut PairWriter<'_>,
     name: &str,
@@ -193,7 +195,7 @@ fn field(
     writing: ParameterSerialization,
 ) -> Result<(), CallError> {
     let nested = |value: &Value| value.is_object() || value.is_array();
-    // In a form, what is reserved ends a name or a value.
+    // In a form, reserved characters would end a name or a value, so they are always escaped.
     let writing = ParameterSerialization {
         reserved: false,
         ..writing
@@ -206,7 +208,7 @@ fn field(
     }
 }
 
-/// A body that is text.
+/// The text of a body.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -223,7 +225,7 @@ impl MultipartPart {
             .and_then(|one| one.get("contentType"))
             .and_then(Value::as_str);
         let media = media.or_else(|| text("contentMediaType"));
-        // A list of types, or a range, leaves the choice to the one who sends.
+        // A list of types or a range leaves the choice to the sender.
         let media = media.filter(|media| {
             !media.contains(['*', ',']) && media.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
         });
@@ -244,7 +246,7 @@ pub(super) fn bytes_schema() -> Value {
     json!({ "type": "string", "contentEncoding": "base64" })
 }
 
-/// Says of a member that it is base64.
+/// Describes a member as base64 in the schema.
 fn set_bytes(schema: &mut Value, name: &str, node: &Value) {
     let own = match node.get("items").is_some_and(is_bytes) {
         true => json!({ "type": "array", "items": bytes_schema() }),
@@ -268,7 +270,7 @@ fn decoded(value: &Value, what: &str) -> Result<Vec<u8>, CallError> {
     }
 }
 
-/// RFC 7578.
+/// Writes a multipart form (RFC 7578).
 fn multipart(
     object: &Map<String, Value>,
     parts: &BTreeMap<String, MultipartPart>,
@@ -280,7 +282,7 @@ fn multipart(
     let mut body = Vec::new();
     for (name, value) in object {
         let part = parts.get(name).unwrap_or(&unknown);
-        // RFC 7578 section 4.3: several values are several parts of one name.
+        // Several values become several parts with one name (RFC 7578 section 4.3).
         let each = match value {
             Value::Array(list) => list.as_slice(),
             one => std::slice::from_ref(one),
@@ -304,12 +306,12 @@ fn write_part(
 ) -> Result<(), CallError> {
     room.push_bytes(body, b"content-disposition: form-data; name=")?;
     write_quoted(body, room, name)?;
-    // Servers know a file by having a filename (RFC 7578 section 4.2).
+    // Servers recognise a file by its filename (RFC 7578 section 4.2).
     if part.is_bytes {
         room.push_bytes(body, b"; filename=")?;
         write_quoted(body, room, name)?;
     }
-    // Without a type a part is plain text (RFC 7578 section 4.4).
+    // A part without a type is plain text (RFC 7578 section 4.4).
     let usual = match value {
         _ if part.is_bytes => Some("application/octet-stream"),
         Value::Object(_) => Some("application/json"),
@@ -332,7 +334,7 @@ fn write_part(
     }
 }
 
-/// A name between quotes, as browsers write it (WHATWG HTML, section 4.10.21.8).
+/// Writes a name between quotes, as browsers do (WHATWG HTML, section 4.10.21.8).
 fn write_quoted(
     body: &mut Vec<u8>,
     room: &mut RequestByteBudget,
@@ -353,11 +355,11 @@ fn write_quoted(
     room.push_bytes(body, b"\"")
 }
 
-/// Bytes of a boundary that are drawn.
+/// Random bytes of a boundary.
 const BOUNDARY_BYTES: usize = 16;
 
-/// Something that is in none of the parts. They are not searched for it: who wrote them could not know it, and by
-/// chance 128 bits are in none.
+/// A boundary that none of the parts contains. The parts are not searched for it: their author could not know it, and
+/// 128 random bits occur in none of them by chance.
 fn boundary() -> Result<String, CallError> {
     let mut bytes = [0; BOUNDARY_BYTES];
     getrandom::fill(&mut bytes).map_err(|error| CallError::internal(error.to_string()))?;

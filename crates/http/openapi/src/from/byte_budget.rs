@@ -1,5 +1,5 @@
-//! How long what is written of a request may become. RequestByteBudget is taken before each piece is written: an input names things
-//! once that a request repeats, so that a short input could make a request of gigabytes.
+//! Limits the bytes of a request that the node writes. The budget is reduced before each piece is written: an input
+//! has a name once that a request repeats, so a short input could make a request of gigabytes.
 
 use std::borrow::Cow;
 use std::io;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::limits::{BODY_BYTES_MAX, HEAD_BYTES_MAX};
 
-/// Bytes that are left.
+/// The bytes that are left.
 #[derive(Debug)]
 pub(super) struct RequestByteBudget {
     left: usize,
@@ -19,7 +19,7 @@ pub(super) struct RequestByteBudget {
 }
 
 impl RequestByteBudget {
-    /// For what values become in the address, the headers and the cookies of one request.
+    /// A budget for values in the address, the headers and the cookies of one request.
     pub(super) const fn head() -> Self {
         Self {
             left: HEAD_BYTES_MAX,
@@ -28,7 +28,7 @@ impl RequestByteBudget {
         }
     }
 
-    /// For a form, or the parts of one.
+    /// A budget for a form or the parts of one.
     pub(super) const fn body() -> Self {
         Self {
             left: BODY_BYTES_MAX,
@@ -38,7 +38,7 @@ impl RequestByteBudget {
     }
 
     /// # Errors
-    /// `INVALID_INPUT` where less is left.
+    /// `INVALID_INPUT` if fewer bytes are left.
     pub(super) fn take(&mut self, bytes: usize) -> Result<(), CallError> {
         match self.left.checked_sub(bytes) {
             Some(left) => {
@@ -67,10 +67,12 @@ impl RequestByteBudget {
         text: &str,
         set: &'static AsciiSet,
     ) -> Result<(), CallError> {
+        // The pieces are added one by one, so the budget is checked before the text grows.
         utf8_percent_encode(text, set).try_for_each(|piece| self.push(out, piece))
     }
 
-    /// Text as it is, everything else as JSON, which is never longer than what is left. It takes nothing yet.
+    /// A string as it is, and every other value as JSON, which is never longer than the remaining budget. This does
+    /// not reduce the budget.
     pub(super) fn scalar<'v>(&self, value: &'v Value) -> Result<Cow<'v, str>, CallError> {
         match value {
             Value::String(text) => Ok(Cow::Borrowed(text)),
@@ -79,12 +81,13 @@ impl RequestByteBudget {
         }
     }
 
-    /// The same of a value that is written as JSON whatever it is.
+    /// As [`scalar`](Self::scalar), but each value is written as JSON.
     pub(super) fn json(&self, value: &Value) -> Result<String, CallError> {
         let mut text = LimitedJsonWriter {
             text: Vec::new(),
             left: self.left,
         };
+        // The writer fails only when the budget is used up.
         serde_json::to_writer(&mut text, value).map_err(|_| self.full())?;
         String::from_utf8(text.text).map_err(|error| CallError::internal(error.to_string()))
     }
@@ -97,7 +100,7 @@ impl RequestByteBudget {
     }
 }
 
-/// Ends a writer of JSON where there is no room.
+/// A writer of JSON that fails when its limit is reached.
 struct LimitedJsonWriter {
     text: Vec<u8>,
     left: usize,

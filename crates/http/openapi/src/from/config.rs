@@ -1,4 +1,4 @@
-//! From a section of the configuration to what is imported.
+//! Turns a section of the configuration into the options of an import.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,39 +13,39 @@ use thiserror::Error;
 use super::limits::DOCUMENT_BYTES_MAX;
 use super::{OpenApiOptions, TokenSource};
 
-/// Why a section cannot be followed.
+/// The reason why an import cannot follow its section of the configuration.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ImportError {
-    /// The credential is not what requests need.
+    /// The credential is of another kind than the requests need.
     #[error("the credential is of the kind {is}, but the import needs {needs}")]
     Credential {
-        /// What it is.
+        /// The kind of the credential.
         is: CapabilityKind,
-        /// What it has to be.
+        /// The kind that the requests need.
         needs: CapabilityKind,
     },
-    /// The document cannot be read.
+    /// The node cannot read the document.
     #[error("the document {name} cannot be read")]
     Document {
-        /// Its name in the folder.
+        /// The document's name in the folder.
         name: String,
-        /// Error of the operating system.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A host that is not valid.
+    /// A host of the section is invalid.
     #[error(transparent)]
     Host(#[from] alknet_http_client::HostRuleError),
-    /// There is no credential to send.
+    /// The import has no credential to send.
     #[error("the import needs a credential of the kind {0}, and no credential has its name")]
     NoCredential(CapabilityKind),
 }
 
 impl OpenApiOptions {
-    /// As `config` says, with the capability that its credential names.
+    /// The options that `config` describes, with the capability that its credential names.
     ///
     /// # Errors
-    /// The credential is another one than the section needs.
+    /// The credential is not of the kind that the section needs.
     pub fn from_config(
         config: &ImportConfig,
         credential: Option<Capability>,
@@ -84,11 +84,11 @@ impl OpenApiOptions {
     }
 }
 
-/// Reads the document that `name` is below `folder`: a file there, also through links, and nothing
-/// outside of it.
+/// Reads the document `name` in `folder`. It must be a file there, possibly through links, and
+/// nothing outside the folder.
 ///
 /// # Errors
-/// There is no such file, it leads elsewhere, or it is longer than a document may be.
+/// The file does not exist, is outside the folder, or is longer than a document may be.
 pub fn read_document(folder: &Path, name: &str) -> Result<Bytes, ImportError> {
     document(folder, name).map_err(|source| ImportError::Document {
         name: name.to_owned(),
@@ -102,17 +102,18 @@ fn document(folder: &Path, name: &str) -> io::Result<Bytes> {
     if name.is_empty() || !Path::new(name).components().all(below) {
         return Err(refused("its name leads out of the folder"));
     }
+    // Both paths are canonical before the comparison, so a link cannot lead out of the folder.
     let folder = folder.canonicalize()?;
     let path = folder.join(name).canonicalize()?;
     if !path.starts_with(&folder) {
         return Err(refused("it is outside of the folder"));
     }
-    // Neither a device nor a pipe, which would never end.
+    // This excludes devices and pipes, which might never end.
     if !path.metadata()?.is_file() {
         return Err(refused("it is no file"));
     }
     let mut bytes = Vec::new();
-    // One more, by which a longer one shows.
+    // One byte more than the maximum reveals a longer file.
     let most = DOCUMENT_BYTES_MAX as u64 + 1;
     File::open(&path)?.take(most).read_to_end(&mut bytes)?;
     match bytes.len() <= DOCUMENT_BYTES_MAX {

@@ -1,18 +1,18 @@
-//! What is wrong with a document.
+//! The faults of a document.
 
 use alknet_call::AdapterError;
 use thiserror::Error;
 
 use super::limits::REFS_MAX;
 
-/// Why a document cannot be imported. Places are JSON pointers.
+/// The reason why a document cannot be imported. Locations are JSON pointers.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DocumentError {
-    /// Reference after reference.
+    /// A chain of references is too long or endless.
     #[error("at {at}: more than {REFS_MAX} references one after the other")]
     Endless {
-        /// Where it begins.
+        /// Where the chain begins.
         at: String,
     },
     /// A reference to another document.
@@ -20,37 +20,37 @@ pub enum DocumentError {
     External {
         /// The reference.
         reference: String,
-        /// Where it stands.
+        /// Where the reference is.
         at: String,
     },
-    /// A reference to nothing.
+    /// A reference to something that the document lacks.
     #[error("at {at}: {reference} is not in the document")]
     Missing {
         /// The reference.
         reference: String,
-        /// Where it stands.
+        /// Where the reference is.
         at: String,
     },
     /// A value of the wrong kind.
     #[error("at {at}: this has to be {expected}")]
     Shape {
-        /// What belongs there.
+        /// The kind of value that the document needs there.
         expected: &'static str,
-        /// Where it stands.
+        /// Where the value is.
         at: String,
     },
-    /// Neither JSON nor YAML.
+    /// The document is neither JSON nor YAML.
     #[error("the document cannot be read: {0}")]
     Syntax(String),
-    /// More than is taken.
+    /// The document exceeds a limit.
     #[error("the document has more {what} than {most}")]
     TooMuch {
-        /// Of what.
+        /// What the document has too much of.
         what: &'static str,
-        /// How much there may be.
+        /// The limit.
         most: usize,
     },
-    /// Another version of OpenAPI.
+    /// The document has another version of OpenAPI.
     #[error("this is OpenAPI {0}; 3.0 and 3.1 are read, convert it to one of them")]
     Version(String),
 }

@@ -7,11 +7,11 @@ use serde_json::value::RawValue;
 
 use super::limits::{EVENT_BYTES_MAX, EVENT_ID_BYTES_MAX};
 
-/// Takes bytes apart into events.
+/// Splits bytes into events.
 #[derive(Debug, Default)]
 pub(super) struct Events {
     line: Vec<u8>,
-    /// A line end was half of one.
+    /// The last byte was a CR, whose LF may follow.
     after_cr: bool,
     begun: bool,
     event: String,
@@ -20,7 +20,7 @@ pub(super) struct Events {
     id: String,
 }
 
-/// As an operation gives it.
+/// An event as the operation outputs it.
 #[derive(Serialize)]
 struct Event<'a, T: ?Sized> {
     event: &'a str,
@@ -30,11 +30,11 @@ struct Event<'a, T: ?Sized> {
 }
 
 impl Events {
-    /// The next event that ends within `bytes`. Takes the bytes of that event off the front of `bytes`, or all of them
-    /// if no event ends there. It returns one event at a time, because a short text may hold thousands.
+    /// The next event that ends within `bytes`. This takes the bytes of that event off the front of `bytes`, or all
+    /// of them if no event ends there. It returns one event at a time, because a short text may hold thousands.
     ///
     /// # Errors
-    /// `PAYLOAD_TOO_LARGE` where an event is longer than is taken.
+    /// `PAYLOAD_TOO_LARGE` if an event is longer than the node accepts.
     pub(super) fn take(&mut self, bytes: &mut Bytes) -> Result<Option<CallOutput>, CallError> {
         let mut taken = 0;
         let mut found = None;
@@ -52,6 +52,7 @@ impl Events {
                     self.line.push(*byte);
                 }
             }
+            // The check runs for each byte, so that the incomplete event never exceeds its limit.
             if self.bytes() > EVENT_BYTES_MAX {
                 let message = "the server sent an event that is too long";
                 return Err(CallError::new(ErrorCode::PayloadTooLarge, message));
@@ -64,19 +65,20 @@ impl Events {
         found.transpose()
     }
 
-    /// Bytes of the event in the making.
+    /// The bytes of the event that is not complete yet.
     pub(super) fn bytes(&self) -> usize {
         self.line.len() + self.data.len() + self.event.len() + self.id.len()
     }
 
     fn end_of_line(&mut self, line: &[u8]) -> Option<Result<CallOutput, CallError>> {
-        // One byte order mark may stand before the first line (WHATWG HTML, section 9.2.5).
+        // One byte order mark may precede the first line (WHATWG HTML, section 9.2.5).
         let line = match self.begun {
             true => line,
             false => line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line),
         };
         self.begun = true;
         if line.is_empty() {
+            // An empty line ends an event (WHATWG HTML, section 9.2.6).
             return self.dispatch();
         }
         let colon = line.iter().position(|byte| *byte == b':');
@@ -84,24 +86,26 @@ impl Events {
             Some(at) => (&line[..at], &line[at + 1..]),
             None => (line, &[][..]),
         };
-        // One space belongs to the colon, further ones to the value (WHATWG HTML, section 9.2.6).
+        // One space belongs to the colon, and further spaces belong to the value (WHATWG HTML, section 9.2.6).
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match field {
             b"event" => self.event = String::from_utf8_lossy(value).into_owned(),
             b"data" => {
                 if self.has_data {
+                    // Several lines of data are joined by line feeds (WHATWG HTML, section 9.2.6).
                     self.data.push(b'\n');
                 }
                 self.has_data = true;
                 self.data.extend_from_slice(value);
             }
-            // An id with a NUL is ignored (WHATWG HTML, section 9.2.6).
+            // The standard ignores an id with a NUL (WHATWG HTML, section 9.2.6).
             b"id" if !value.contains(&0) => {
-                let fits = value.len() <= EVENT_ID_BYTES_MAX;
-                let id = if fits { value } else { &[][..] };
+                let is_short = value.len() <= EVENT_ID_BYTES_MAX;
+                // Each later event repeats the id, so a long id would make every event long.
+                let id = if is_short { value } else { &[][..] };
                 self.id = String::from_utf8_lossy(id).into_owned();
             }
-            // Comments, and what is not known.
+            // Comments and unknown fields are ignored.
             _ => {}
         }
         None
@@ -110,15 +114,16 @@ impl Events {
     fn dispatch(&mut self) -> Option<Result<CallOutput, CallError>> {
         let event = std::mem::take(&mut self.event);
         let data = Bytes::from(std::mem::take(&mut self.data));
-        // Without data there is no event (WHATWG HTML, section 9.2.6).
+        // An event without data is dropped (WHATWG HTML, section 9.2.6).
         if !std::mem::take(&mut self.has_data) {
             return None;
         }
+        // An event without a name has the type `message` (WHATWG HTML, section 9.2.6).
         let event = if event.is_empty() { "message" } else { &event };
         Some(self.output(event, &data))
     }
 
-    /// Data that are JSON are passed on as they came, without a tree.
+    /// Makes the output of an event. Data that are JSON pass unchanged, without a tree.
     fn output(&self, event: &str, data: &Bytes) -> Result<CallOutput, CallError> {
         let id = self.id.as_str();
         match CallOutput::from_foreign_text(data) {

@@ -1,4 +1,4 @@
-//! Documents that are not files: they are fetched from where the configuration says.
+//! Fetches documents that are not files from the address in the configuration.
 
 use std::sync::Arc;
 
@@ -10,46 +10,47 @@ use http::{Request, StatusCode};
 use thiserror::Error;
 
 use super::limits::DOCUMENT_BYTES_MAX;
-use super::{BaseUrlError, OpenApiOptions, client, place};
+use super::{BaseUrlError, OpenApiOptions, address, client};
 
-/// Why a document was not fetched. All but the first may be otherwise at the next try.
+/// The reason why a document was not fetched. All reasons but the first may be gone at the next attempt.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// The document's address, or that of the server, is not valid.
+    /// The address of the document or of the server is invalid.
     #[error(transparent)]
     Address(#[from] BaseUrlError),
-    /// It did not come, or is longer than a document may be.
+    /// The document did not arrive, or is longer than a document may be.
     #[error("the document at {url} cannot be fetched: {why}")]
     Http {
-        /// Where it should be.
+        /// The URL of the document.
         url: String,
-        /// Error that caused this one.
+        /// The error that caused this one.
         why: HttpError,
     },
-    /// The server answers with something else.
+    /// The server responds with another status than a successful one.
     #[error("the document at {url} cannot be fetched: the server answered {status}")]
     Status {
-        /// Where it should be.
+        /// The URL of the document.
         url: String,
-        /// With what.
+        /// The status of the response.
         status: StatusCode,
     },
 }
 
-/// Fetches the document at `url` by the rules that count for the server of `options`: the same addresses are
-/// dialled, and the same keys believed. It is asked for with the import's credential where it is that server's
-/// own; access tokens are asked for by operations only.
+/// Fetches the document at `url` by the rules for the server of `options`: the same addresses may be dialled, and the
+/// same keys are trusted. The request has the import's credential only if that server has the document too. Only
+/// operations request access tokens.
 ///
 /// # Errors
-/// It cannot be had.
+/// The document cannot be fetched.
 pub async fn fetch_document(
     url: &str,
     options: &OpenApiOptions,
     dialer: Arc<dyn Dialer>,
 ) -> Result<Bytes, FetchError> {
-    let at = place(url, options.plain)?;
+    let at = address(url, options.plain)?;
     let (client, server) = client(options, dialer, Some(&at))?;
+    // The credential of a token source is for that source alone, not for the document's server.
     let is_ours = at == server && options.tokens.is_none();
     let credential = options.credential.clone().filter(|_| is_ours);
     let request = Request::get(url)

@@ -1,4 +1,4 @@
-//! Operations made of documents of others.
+//! Makes operations from the documents of other servers.
 
 mod answer;
 mod body;
@@ -56,39 +56,39 @@ pub use server::TokenSource;
 /// Reads a document as an import does, and counts the operations that it describes.
 ///
 /// # Errors
-/// It is no OpenAPI document of a version that an import reads, or a path of it is damaged.
+/// The data are no OpenAPI document of a version that an import reads, or one of its paths is invalid.
 pub fn count_operations(document: &[u8]) -> Result<usize, DocumentError> {
     Ok(found(&OpenApiSourceDocument::parse(document)?)?.len())
 }
 
-/// What is imported, under which names, and how its server is reached. Nothing of this comes from the
+/// What a node imports, under which names, and how it reaches the server. None of these settings come from the
 /// document.
 #[derive(Clone, Debug)]
 pub struct OpenApiOptions {
-    /// First segment of every name.
+    /// The first segment of every name.
     pub namespace: String,
-    /// Where the server is: `https://forge.example/api/v1`. Servers that a document names mean nothing.
+    /// The address of the server, such as `https://forge.example/api/v1`. Servers that a document names are ignored.
     pub base_url: String,
-    /// What makes requests the node's. For [`tokens`](Self::tokens) it is of the kind `basic`.
+    /// The credential of the node's requests. With [`tokens`](Self::tokens), it is of the kind `basic`.
     pub credential: Option<Capability>,
-    /// Where access tokens come from, if the credential is one for asking for them.
+    /// The source of access tokens, if the credential is one for requesting them.
     pub tokens: Option<TokenSource>,
-    /// Other hosts that redirects may lead to.
+    /// Further hosts to which redirects may lead.
     pub hosts: Vec<HostRule>,
-    /// Addresses besides those of the public Internet that the server may have.
+    /// Addresses that the server may have besides those of the public Internet.
     pub private: Vec<AddressRange>,
-    /// Keys by which the server is known, instead of a public certificate.
+    /// Keys that identify the server instead of a public certificate.
     pub pins: Vec<alknet_core::PeerKey>,
-    /// Whether the server is spoken to without TLS, which its address has to say too.
+    /// Whether the node uses HTTP without TLS; the server's address must agree.
     pub plain: bool,
-    /// Only operations whose names, without the namespace, begin with one of these; empty for all.
+    /// The prefixes of the operations to import, without the namespace; an empty list imports all of them.
     pub only: Vec<String>,
-    /// What requests and answers count against: the account of the node's imports.
+    /// The account of the node's imports, against which requests and responses count.
     pub memory: ImportMemory,
 }
 
 impl OpenApiOptions {
-    /// Everything, from a public server.
+    /// Options that import all operations of a public server.
     #[must_use]
     pub fn new(namespace: &str, base_url: &str) -> Self {
         Self {
@@ -106,14 +106,14 @@ impl OpenApiOptions {
     }
 }
 
-/// The address of a server that cannot be one.
+/// An address that no server can have.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "'{0}' is no address of a server; write https://host/path without a query, or say that it is plain"
 )]
 pub struct BaseUrlError(String);
 
-/// A document and the server that it describes, as an adapter.
+/// An adapter for a document and the server that it describes.
 #[derive(Clone, Debug)]
 pub struct FromOpenApi {
     document: Bytes,
@@ -122,11 +122,10 @@ pub struct FromOpenApi {
 }
 
 impl FromOpenApi {
-    /// Of `document`, JSON or YAML, for the server that `options` name, which is reached through
-    /// `dialer`.
+    /// Makes an adapter for `document`, which is JSON or YAML. It reaches the server of `options` through `dialer`.
     ///
     /// # Errors
-    /// The address of a server is not valid.
+    /// The address of a server is invalid.
     pub fn new(
         document: Bytes,
         options: OpenApiOptions,
@@ -139,7 +138,7 @@ impl FromOpenApi {
             credential: options.credential.as_ref().map(|one| one.name().to_owned()),
             tokens: options.tokens.clone().map(OAuthTokens::new),
             memory: options.memory.share(),
-            places: ImportCallPermits::new(CALLS_MAX),
+            permits: ImportCallPermits::new(CALLS_MAX),
         };
         Ok(Self {
             document,
@@ -148,15 +147,15 @@ impl FromOpenApi {
         })
     }
 
-    /// Reads the document and makes an operation of everything that it describes. Takes as long as the
-    /// document is long.
+    /// Reads the document and makes an operation of everything that it describes. The time grows with the length of
+    /// the document.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// The first fault of the document.
     pub fn registrations(&self) -> Result<Vec<Registration>, AdapterError> {
         let document = OpenApiSourceDocument::parse(&self.document)?;
         let found = found(&document)?;
-        // Each has a schema of its input and one of its output.
+        // Each operation has a schema of its input and one of its output.
         let room = SCHEMAS_BYTES_MAX / (2 * found.len().max(1));
         let room = room.clamp(SCHEMA_BYTES_MIN, SCHEMA_BYTES_MAX);
         let keys = keys(&document)?;
@@ -196,7 +195,7 @@ impl FromOpenApi {
         let credential = self.options.credential.iter().cloned();
         Registration::imported(spec, handler, Provenance::FromOpenApi)
             .with_capabilities(Capabilities::new(credential))
-            // Servers answer with statuses that no document of theirs tells.
+            // Servers respond with statuses that their documents do not describe.
             .passing_errors_on()
     }
 }
@@ -204,7 +203,7 @@ impl FromOpenApi {
 impl OperationAdapter for FromOpenApi {
     fn import(&self) -> BoxFuture<'_, Result<Vec<Registration>, AdapterError>> {
         Box::pin(async move {
-            // Reading takes long enough to hold up a thread of the runtime.
+            // Reading takes so long that it would block a thread of the runtime.
             let this = self.clone();
             let read = tokio::task::spawn_blocking(move || this.registrations()).await;
             read.unwrap_or_else(|error| {
@@ -216,27 +215,28 @@ impl OperationAdapter for FromOpenApi {
     }
 }
 
-/// A client for the server of `options`, and where that server is. The client also asks the server that gives it
-/// access tokens, the one that has its document and the further hosts of `options`, and no others.
+/// A client for the server of `options`, and the address of that server. The client may reach only that server, the
+/// source of its access tokens, the server of its document, and the further hosts of `options`.
 fn client(
     options: &OpenApiOptions,
     dialer: Arc<dyn Dialer>,
     document: Option<&PeerAddr>,
 ) -> Result<(HttpClient, PeerAddr), BaseUrlError> {
-    let server = place(&options.base_url, options.plain)?;
-    let mut places = vec![server.clone()];
+    let server = address(&options.base_url, options.plain)?;
+    let mut addresses = vec![server.clone()];
     if let Some(tokens) = &options.tokens {
-        places.push(place(&tokens.url, options.plain)?);
+        addresses.push(address(&tokens.url, options.plain)?);
     }
-    places.extend(document.cloned());
+    addresses.extend(document.cloned());
     let exactly = |at: &PeerAddr| HostRule::exactly(at.host.clone(), at.port);
-    let hosts = places.iter().map(exactly);
+    let hosts = addresses.iter().map(exactly);
     let hosts = hosts.chain(options.hosts.iter().cloned()).collect();
-    // Where none is named for it, no redirect leads from one of these servers to another.
+    // Unless the options name further hosts, no redirect leads from one of these servers to another.
     let redirects = match options.hosts.is_empty() {
         true => Redirects::SameOrigin,
         false => Redirects::Any,
     };
+    // The pins are the server's own, not those of its token source or of further hosts.
     let pinned = server.clone().with_pins(options.pins.iter().copied());
     let client = HttpClient::new(
         dialer,
@@ -245,7 +245,7 @@ fn client(
             reach: DialAllowList::Public {
                 also: options.private.clone(),
             },
-            plain: if options.plain { places } else { Vec::new() },
+            plain: if options.plain { addresses } else { Vec::new() },
             pinned: vec![pinned],
             redirects,
             ..ClientOptions::default()
@@ -254,29 +254,29 @@ fn client(
     Ok((client, server))
 }
 
-/// Host and port of an address.
-fn place(url: &str, plain: bool) -> Result<PeerAddr, BaseUrlError> {
-    let wrong = || BaseUrlError(url.chars().take(200).collect());
-    let uri: Uri = url.parse().map_err(|_| wrong())?;
+/// The host and the port of an address.
+fn address(url: &str, plain: bool) -> Result<PeerAddr, BaseUrlError> {
+    let invalid = || BaseUrlError(url.chars().take(200).collect());
+    let uri: Uri = url.parse().map_err(|_| invalid())?;
     let (scheme, usual) = match plain {
         true => ("http", ":80"),
         false => ("https", ":443"),
     };
-    let authority = uri.authority().ok_or_else(wrong)?;
-    // Paths are appended to it, and the credential is not a part of it.
+    let authority = uri.authority().ok_or_else(invalid)?;
+    // The client appends paths to the address, and a credential does not belong into it.
     let odd = authority.as_str().contains('@') || uri.query().is_some() || url.contains('#');
     if uri.scheme_str() != Some(scheme) || odd {
-        return Err(wrong());
+        return Err(invalid());
     }
     let host = authority.host();
-    let port = authority.as_str().strip_prefix(host).ok_or_else(wrong)?;
+    let port = authority.as_str().strip_prefix(host).ok_or_else(invalid)?;
     let port = if port.is_empty() { usual } else { port };
-    // Neither certificates nor TLS have the dot of a full name (RFC 6066 section 3).
+    // Neither certificates nor TLS use the final dot of a full name (RFC 6066 section 3).
     let host = host.trim_end_matches('.');
-    format!("{host}{port}").parse().map_err(|_| wrong())
+    format!("{host}{port}").parse().map_err(|_| invalid())
 }
 
-/// Every operation of the document, in its order.
+/// All operations of the document, in its order.
 fn found(document: &OpenApiSourceDocument) -> Result<Vec<DocumentOperation<'_>>, DocumentError> {
     let mut found = Vec::new();
     let Some(paths) = document.root().get("paths") else {
@@ -303,6 +303,7 @@ fn found(document: &OpenApiSourceDocument) -> Result<Vec<DocumentOperation<'_>>,
                 shared: item.get("parameters"),
                 at,
             });
+            // The limit is checked while the list grows, so a long document does not fill the memory first.
             if found.len() > OPERATIONS_MAX {
                 return Err(DocumentError::TooMuch {
                     what: "operations",
@@ -314,7 +315,7 @@ fn found(document: &OpenApiSourceDocument) -> Result<Vec<DocumentOperation<'_>>,
     Ok(found)
 }
 
-/// Parameters that are keys: they come from the credential, and no caller gives another.
+/// The parameters that are keys: they come from the credential, and no caller may set them.
 fn keys(
     document: &OpenApiSourceDocument,
 ) -> Result<BTreeSet<(ParameterLocation, String)>, DocumentError> {
@@ -326,15 +327,16 @@ fn keys(
     for (name, node) in document.object(schemes, AT)? {
         let scheme = document.object(node, &format!("{AT}/{}", escaped(name)))?;
         let text = |name: &str| scheme.get(name).and_then(Value::as_str);
-        let place = text("in").and_then(ParameterLocation::parse);
-        if let (Some("apiKey"), Some(place), Some(name)) = (text("type"), place, text("name")) {
-            keys.insert((place, name.to_ascii_lowercase()));
+        let location = text("in").and_then(ParameterLocation::parse);
+        if let (Some("apiKey"), Some(location), Some(name)) = (text("type"), location, text("name"))
+        {
+            keys.insert((location, name.to_ascii_lowercase()));
         }
     }
     Ok(keys)
 }
 
-/// What a subscription is doing.
+/// The progress of a subscription.
 enum SubscriptionPhase {
     Asking(Arc<ImportServer>, Arc<RequestPlan>, CallBody, Ctx),
     Events(Box<Following>),
@@ -345,14 +347,14 @@ enum SubscriptionPhase {
 struct Following {
     call: OpenApiCall,
     body: ResponseBody,
-    /// What came, and is no event yet.
+    /// Bytes that arrived and are no event yet.
     rest: Bytes,
     events: Events,
-    /// Counts it, and the event in the making.
+    /// Counts those bytes and the incomplete event.
     claim: ImportClaim,
 }
 
-/// The events of a stream. An answer of another media type is one event.
+/// The events of a stream. A response of another media type is one event.
 fn stream(
     server: Arc<ImportServer>,
     plan: Arc<RequestPlan>,
@@ -413,7 +415,7 @@ impl Following {
             let Some(frame) = self.body.frame().await else {
                 return Ok(None);
             };
-            // Trailers say nothing here.
+            // Trailers are ignored.
             if let Ok(bytes) = frame.map_err(of_http)?.into_data() {
                 self.claim.becomes(self.events.bytes() + bytes.len())?;
                 self.rest = bytes;
@@ -422,7 +424,7 @@ impl Following {
     }
 }
 
-/// An answer that is no stream as an event of one.
+/// One event that holds a response which is no stream.
 fn only_event(output: CallOutput, call: &OpenApiCall) -> Result<CallOutput, CallError> {
     #[derive(Serialize)]
     struct Only<'a> {

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 
 use alknet_call::limits::OPERATION_BYTES_MAX;
 
-/// Longest segment of a name.
+/// The longest segment of a name.
 const SEGMENT_BYTES_MAX: usize = 63;
-/// Most segments after the namespace.
+/// The most segments after the namespace.
 const SEGMENTS_MAX: usize = 3;
-/// Bytes that a name which is cut, or not alone, may need for its end: `_` and eight digits.
+/// The bytes at the end of a shortened or repeated name: `_` and eight digits.
 const END_BYTES: usize = 9;
 
-/// Makes each name once.
+/// Makes names that are unique.
 pub(super) struct UniqueNames {
     namespace: String,
     taken: HashSet<String>,
@@ -25,8 +25,8 @@ impl UniqueNames {
         }
     }
 
-    /// The name of an operation: of its id, or of its method and path where that says nothing. Of two
-    /// with one name the later gets a number.
+    /// The name of an operation: from its id, or from its method and path if it has no usable id. If two operations
+    /// would have one name, the later gets a number.
     pub(super) fn name(&mut self, id: Option<&str>, method: &str, path: &str) -> String {
         let own = id.map(of_id).unwrap_or_default();
         let own = match own.is_empty() {
@@ -47,7 +47,7 @@ impl UniqueNames {
     }
 }
 
-/// Segments of an id: what slashes part, each of letters, digits, `_` and `-`.
+/// The segments of an id, which slashes separate. Each has letters, digits, `_` and `-`.
 fn of_id(id: &str) -> String {
     let mut segments: Vec<_> = id.split('/').map(plain).filter(|s| !s.is_empty()).collect();
     if segments.len() > SEGMENTS_MAX {
@@ -68,7 +68,7 @@ fn of_path(method: &str, path: &str) -> String {
     segment_of(&name)
 }
 
-/// Runs of anything else become one `_`, none at either end.
+/// Runs of other characters become one `_`, except at the beginning and the end.
 fn plain(text: &str) -> String {
     let mut name = String::with_capacity(text.len());
     for c in text.chars() {
@@ -81,7 +81,7 @@ fn plain(text: &str) -> String {
     name.trim_matches(['_', '-']).to_owned()
 }
 
-/// A letter first, and not too long.
+/// A segment that begins with a letter and is not too long.
 fn segment_of(text: &str) -> String {
     let letter = text.starts_with(|c: char| c.is_ascii_alphabetic());
     let name = match letter {
@@ -91,25 +91,25 @@ fn segment_of(text: &str) -> String {
     cut(&name, SEGMENT_BYTES_MAX)
 }
 
-/// What is cut keeps what it was in eight digits, so that two of them stay two.
+/// A shortened name ends with eight digits of a hash of the whole name, so two long names stay distinct.
 fn cut(name: &str, most: usize) -> String {
     if name.len() <= most {
         return name.to_owned();
     }
-    let kept = shortened(name, most - END_BYTES, SEGMENT_BYTES_MAX - END_BYTES);
-    format!("{kept}_{:08x}", hash(name))
+    let start = shortened(name, most - END_BYTES, SEGMENT_BYTES_MAX - END_BYTES);
+    format!("{start}_{:08x}", hash(name))
 }
 
-/// The beginning of a name, at most so much of it, and at most so much of its last segment.
+/// The beginning of a name, with at most `most` bytes in all and at most `segment` bytes in its last segment.
 fn shortened(name: &str, most: usize, segment: usize) -> &str {
-    // Names are ASCII by now.
-    let kept = &name[..most.min(name.len())];
-    let start = kept.rfind('/').map_or(0, |at| at + 1);
-    let kept = &kept[..kept.len().min(start + segment)];
-    kept.trim_end_matches(['_', '-', '/'])
+    // Names are ASCII at this point.
+    let prefix = &name[..most.min(name.len())];
+    let start = prefix.rfind('/').map_or(0, |at| at + 1);
+    let prefix = &prefix[..prefix.len().min(start + segment)];
+    prefix.trim_end_matches(['_', '-', '/'])
 }
 
-/// FNV-1a: the same on every node and in every version.
+/// FNV-1a, which is the same on every node and in every version.
 fn hash(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)

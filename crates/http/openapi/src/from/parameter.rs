@@ -1,4 +1,4 @@
-//! Parameters: how their values are written into a request (OpenAPI 3.1 section 4.8.12, RFC 6570).
+//! Parameters: how a request holds their values (OpenAPI 3.1 section 4.8.12, RFC 6570).
 
 use alknet_call::CallError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
@@ -8,15 +8,15 @@ use super::byte_budget::RequestByteBudget;
 use super::error::DocumentError;
 use super::refs::OpenApiSourceDocument;
 
-/// Everything but the characters that mean nothing anywhere in a URI (RFC 3986 section 2.3).
+/// All characters except those without a special meaning in URIs (RFC 3986 section 2.3).
 pub(super) const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// The same with the reserved characters of a query as they are, where a document wants that. What would
-/// end the value or the query is written escaped even so.
+/// As [`ESCAPED`], but without the reserved characters of a query, for documents that allow them. Characters that
+/// would end the value or the query stay escaped.
 const RESERVED: &AsciiSet = &ESCAPED
     .remove(b':')
     .remove(b'/')
@@ -31,7 +31,7 @@ const RESERVED: &AsciiSet = &ESCAPED
     .remove(b',')
     .remove(b';');
 
-/// Where a parameter goes.
+/// The part of a request that holds a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum ParameterLocation {
     Path,
@@ -61,12 +61,12 @@ impl ParameterLocation {
     }
 }
 
-/// How a value that is no scalar is written.
+/// How an array or an object is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ParameterStyle {
     DeepObject,
     Form,
-    /// As JSON, for parameters that are described by `content`.
+    /// As JSON, for parameters that a document describes by `content`.
     Json,
     Label,
     Matrix,
@@ -93,11 +93,11 @@ impl ParameterStyle {
 /// A parameter of an operation.
 #[derive(Clone, Debug)]
 pub(super) struct Parameter<'a> {
-    /// As the server calls it.
+    /// The name that the server uses.
     pub(super) name: String,
-    /// As the member of the input is called.
+    /// The name of the input's member.
     pub(super) member: String,
-    pub(super) place: ParameterLocation,
+    pub(super) location: ParameterLocation,
     pub(super) writing: ParameterSerialization,
     pub(super) is_required: bool,
     pub(super) schema: Option<&'a Value>,
@@ -119,9 +119,9 @@ impl ParameterSerialization {
         reserved: false,
     };
 
-    /// As `node`, a parameter or an encoding, says; else as is usual for its place.
-    pub(super) fn from_node(node: &Value, place: ParameterLocation) -> Self {
-        let usual = match place {
+    /// The serialization that `node`, a parameter or an encoding, declares. The defaults depend on the location.
+    pub(super) fn from_node(node: &Value, location: ParameterLocation) -> Self {
+        let usual = match location {
             ParameterLocation::Path | ParameterLocation::Header => ParameterStyle::Simple,
             ParameterLocation::Query | ParameterLocation::Cookie => ParameterStyle::Form,
         };
@@ -133,6 +133,7 @@ impl ParameterSerialization {
         let flag = |name: &str| node.get(name).and_then(Value::as_bool);
         Self {
             style,
+            // Only the style `form` has the default `true` (OpenAPI 3.1, Parameter Object).
             explode: flag("explode").unwrap_or(style == ParameterStyle::Form),
             reserved: flag("allowReserved").unwrap_or(false),
         }
@@ -140,7 +141,7 @@ impl ParameterSerialization {
 }
 
 impl<'a> Parameter<'a> {
-    /// The parameter that `node` describes; `None` for one that is no business of a caller.
+    /// The parameter that `node` describes; `None` for one that a caller may not set.
     pub(super) fn read(
         document: &'a OpenApiSourceDocument,
         node: &'a Value,
@@ -149,16 +150,17 @@ impl<'a> Parameter<'a> {
         let node = document.resolve(node, at)?;
         let text = |name: &str| node.get(name).and_then(Value::as_str);
         let name = text("name").ok_or_else(|| DocumentError::shape(at, "a parameter"))?;
-        let place = text("in").and_then(ParameterLocation::parse);
-        let place = place
+        let location = text("in").and_then(ParameterLocation::parse);
+        let location = location
             .ok_or_else(|| DocumentError::shape(at, "in a path, a query, a header or a cookie"))?;
-        if place == ParameterLocation::Header && !is_free_header(name) {
+        if location == ParameterLocation::Header && !is_free_header(name) {
             return Ok(None);
         }
-        let mut writing = ParameterSerialization::from_node(node, place);
+        let mut writing = ParameterSerialization::from_node(node, location);
         let mut schema = node.get("schema");
         if let Some(content) = node.get("content").and_then(Value::as_object) {
             writing.style = ParameterStyle::Json;
+            // This object has exactly one member (OpenAPI 3.1, Parameter Object).
             schema = content
                 .values()
                 .next()
@@ -167,9 +169,10 @@ impl<'a> Parameter<'a> {
         Ok(Some(Self {
             name: name.to_owned(),
             member: name.to_owned(),
-            place,
+            location,
             writing,
-            is_required: place == ParameterLocation::Path
+            // A parameter in a path is always required (OpenAPI 3.1, Parameter Object).
+            is_required: location == ParameterLocation::Path
                 || node.get("required").and_then(Value::as_bool) == Some(true),
             schema,
             description: text("description"),
@@ -177,8 +180,8 @@ impl<'a> Parameter<'a> {
     }
 }
 
-/// Whether a parameter may be this header: not one that the client itself sets, or that carries a
-/// credential (OpenAPI 3.1 section 4.8.12.1).
+/// Whether a caller may set this header: the client does not set it itself, and it carries no credential (OpenAPI 3.1
+/// section 4.8.12.1).
 fn is_free_header(name: &str) -> bool {
     const OWN: [&str; 16] = [
         "accept",
@@ -202,7 +205,7 @@ fn is_free_header(name: &str) -> bool {
     http::HeaderName::from_bytes(name.as_bytes()).is_ok() && !OWN.contains(&name.as_str())
 }
 
-/// Pairs of a query, a form or cookies, as the text that is sent.
+/// Writes the pairs of a query, a form or a cookie header.
 #[derive(Debug)]
 pub(super) struct PairWriter<'r> {
     text: String,
@@ -210,8 +213,8 @@ pub(super) struct PairWriter<'r> {
     between: &'static str,
 }
 
-/// What a pair is called: a member `c` of `a[b]` is `a[b][c]`. A list of names, and not their text: an input has a name
-/// once for all that lies below it.
+/// The name of a pair: a member `c` of `a[b]` is `a[b][c]`. It is a list of names instead of their text, because an
+/// input has a name once for all values below it.
 #[derive(Clone, Copy)]
 enum Name<'a> {
     Whole(&'a str),
@@ -220,7 +223,7 @@ enum Name<'a> {
 }
 
 impl<'r> PairWriter<'r> {
-    /// None yet. `between` stands between two of them.
+    /// A writer without pairs. It writes `between` between two of them.
     pub(super) fn new(room: &'r mut RequestByteBudget, between: &'static str) -> Self {
         Self {
             text: String::new(),
@@ -233,7 +236,7 @@ impl<'r> PairWriter<'r> {
         self.text
     }
 
-    /// What a value becomes.
+    /// Adds the pairs of a value.
     pub(super) fn add(
         &mut self,
         name: &str,
@@ -243,6 +246,7 @@ impl<'r> PairWriter<'r> {
         let set = if writing.reserved { RESERVED } else { ESCAPED };
         let whole = Name::Whole(name);
         match (writing.style, value) {
+            // A parameter that is `null` counts as absent.
             (_, Value::Null) => Ok(()),
             (ParameterStyle::Json, value) => self.json(name, value, set),
             (ParameterStyle::DeepObject, Value::Object(_) | Value::Array(_)) => {
@@ -259,6 +263,7 @@ impl<'r> PairWriter<'r> {
                 each.try_for_each(|one| self.pair(&whole, one, set))
             }
             (_, Value::Array(list)) => self.joined(name, list, ",", set),
+            // The names of the members replace the parameter's name (RFC 6570 section 3.2.8).
             (_, Value::Object(members)) if writing.explode => {
                 let mut each = members.iter().filter(|(_, value)| !value.is_null());
                 each.try_for_each(|(name, value)| self.pair(&Name::Whole(name), value, set))
@@ -268,7 +273,7 @@ impl<'r> PairWriter<'r> {
         }
     }
 
-    /// A value as JSON.
+    /// Adds a value as JSON.
     pub(super) fn json(
         &mut self,
         name: &str,
@@ -280,7 +285,7 @@ impl<'r> PairWriter<'r> {
         self.room.push_escaped(&mut self.text, &text, set)
     }
 
-    /// `a[b][c]=d`, to any depth.
+    /// Adds pairs such as `a[b][c]=d`, to any depth.
     fn deep(
         &mut self,
         name: &Name<'_>,
@@ -327,7 +332,7 @@ impl<'r> PairWriter<'r> {
         Ok(())
     }
 
-    /// Names and values in turn, as one value.
+    /// Adds an object as one value, in which names and values alternate.
     fn members(
         &mut self,
         name: &str,
@@ -346,7 +351,7 @@ impl<'r> PairWriter<'r> {
         Ok(())
     }
 
-    /// Everything of a pair before its value.
+    /// Writes the part of a pair before its value.
     fn begin(&mut self, name: &Name<'_>) -> Result<(), CallError> {
         if !self.text.is_empty() {
             self.room.push(&mut self.text, self.between)?;
@@ -356,6 +361,7 @@ impl<'r> PairWriter<'r> {
     }
 
     fn name(&mut self, name: &Name<'_>) -> Result<(), CallError> {
+        // The text of the index must live longer than the match.
         let index;
         let (up, own) = match *name {
             Name::Whole(name) => return self.room.push_escaped(&mut self.text, name, ESCAPED),
@@ -377,7 +383,7 @@ impl<'r> PairWriter<'r> {
     }
 }
 
-/// A value as text, with or without escapes.
+/// The text of a value, with or without escapes.
 struct Text<'r> {
     text: String,
     room: &'r mut RequestByteBudget,
@@ -393,7 +399,7 @@ impl<'r> Text<'r> {
         }
     }
 
-    /// What stands for itself.
+    /// Adds a delimiter, which is never escaped.
     fn mark(&mut self, text: &str) -> Result<(), CallError> {
         self.room.push(&mut self.text, text)
     }
@@ -451,6 +457,7 @@ impl<'r> Text<'r> {
     fn label(&mut self, value: &Value, explode: bool) -> Result<(), CallError> {
         let by = if explode { "." } else { "," };
         let equals = if explode { "=" } else { "," };
+        // A label begins with a dot (RFC 6570 section 3.2.5).
         self.mark(".")?;
         match value {
             Value::Array(values) => self.list(values, by),
@@ -465,6 +472,7 @@ impl<'r> Text<'r> {
                 self.named(name)?;
                 self.scalar(one)
             }),
+            // The names of the members replace the parameter's name (RFC 6570 section 3.2.7).
             Value::Object(value) if explode => {
                 self.mark(";")?;
                 self.members(value, "=", ";")
@@ -490,7 +498,7 @@ impl<'r> Text<'r> {
     }
 }
 
-/// A value as part of a path, escaped; `None` where nothing would stand there.
+/// A value as an escaped part of a path; `None` if it would be empty.
 pub(super) fn segment(
     name: &str,
     value: &Value,
@@ -505,10 +513,11 @@ pub(super) fn segment(
         (ParameterStyle::Matrix, value) => text.matrix(name, value, writing.explode)?,
         (_, value) => text.simple(value, writing.explode)?,
     }
+    // With an empty segment, the request would go to another path.
     Ok(Some(text.text).filter(|text| !text.is_empty()))
 }
 
-/// A value as a header's text, as it is.
+/// A value as a header's text, without escapes.
 pub(super) fn plain(
     value: &Value,
     writing: ParameterSerialization,

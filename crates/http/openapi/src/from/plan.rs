@@ -1,4 +1,4 @@
-//! One operation: how a call of it becomes a request.
+//! Plans how a call of one operation becomes a request.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,10 +21,10 @@ use super::parameter::{
 use super::refs::{OpenApiSourceDocument, escaped};
 use super::schema::{SchemaBuilder, SchemaDirection, brief};
 
-/// Methods that a document describes, but for `trace`, which no client sends.
+/// The methods that a document may describe, except `trace`, which no client sends.
 pub(super) const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
 
-/// The member of an input that the body is.
+/// The member of the input that holds the body.
 const BODY: &str = "body";
 
 /// How a call becomes a request.
@@ -36,37 +36,37 @@ pub(super) struct RequestPlan {
     body: Option<BodyPlan>,
     accept: HeaderValue,
     pub(super) is_query: bool,
-    /// Whether the document wants to know who asks.
+    /// Whether the document requires a credential for the operation.
     pub(super) is_ours: bool,
 }
 
 #[derive(Debug)]
 enum PathTemplatePart {
     Text(String),
-    /// The value of this member, of a parameter of that name.
+    /// The value of the input at this index, which is a parameter in the path.
     Value(usize),
 }
 
-/// A member of the input.
+/// A member of the input that becomes a parameter.
 #[derive(Debug)]
 struct InputMember {
     member: String,
     name: String,
-    place: ParameterLocation,
+    location: ParameterLocation,
     writing: ParameterSerialization,
 }
 
-/// Where an operation is described.
+/// The location of an operation in the document.
 pub(super) struct DocumentOperation<'a> {
     pub(super) path: &'a str,
     pub(super) method: &'static str,
     pub(super) operation: &'a Map<String, Value>,
-    /// Parameters of every operation of the path.
+    /// The parameters of all operations of the path.
     pub(super) shared: Option<&'a Value>,
     pub(super) at: String,
 }
 
-/// The plan of an operation and what it is for others. Schemas have `room` bytes.
+/// Reads the plan and the specification of an operation. Its schemas may have `room` bytes.
 pub(super) fn read(
     document: &OpenApiSourceDocument,
     found: &DocumentOperation<'_>,
@@ -91,7 +91,7 @@ pub(super) fn read(
     let answers = answer::read(document, responses, &format!("{at}/responses"), room)?;
     let method = Method::from_bytes(found.method.to_ascii_uppercase().as_bytes())
         .map_err(|_| DocumentError::shape(at, "a method"))?;
-    // RFC 9110 section 9.2.1: of these methods GET and HEAD are safe. Another one may change something.
+    // Of these methods, only GET and HEAD are safe (RFC 9110 section 9.2.1). Another method may change something.
     let op_type = match &method {
         _ if answers.streams => OperationType::Subscription,
         &Method::GET | &Method::HEAD => OperationType::Query,
@@ -100,6 +100,7 @@ pub(super) fn read(
     let name = names.name(text("operationId"), found.method, found.path);
     let description = describe(&name, text("summary"), text("description"));
     let mut spec = OperationSpec::new(&name, op_type, &description);
+    // Only callers with the node's grant reach another server with its credential.
     spec.visibility = Visibility::Internal;
     spec.input_schema = input;
     spec.output_schema = answers.output;
@@ -114,7 +115,7 @@ pub(super) fn read(
             .map(|one| InputMember {
                 member: one.member,
                 name: one.name,
-                place: one.place,
+                location: one.location,
                 writing: one.writing,
             })
             .collect(),
@@ -126,9 +127,9 @@ pub(super) fn read(
     Ok((plan, spec))
 }
 
-/// Whether requests of an operation are made with the credential, by the requirements of the operation, or else of the
-/// document (OpenAPI 3.1, section 4.8.30). One without members is met without a credential; a list of nothing else
-/// says that none is needed, and no list says nothing.
+/// Whether the operation's requests need the credential, by the requirements of the operation or else of the document
+/// (OpenAPI 3.1, section 4.8.30). A requirement without members is met without a credential, so a list of only such
+/// requirements needs none. A document without a list does not decide, and its requests have the credential.
 fn wants_credential(document: &OpenApiSourceDocument, operation: &Map<String, Value>) -> bool {
     let security = operation.get("security");
     let security = security.or_else(|| document.root().get("security"));
@@ -136,8 +137,8 @@ fn wants_credential(document: &OpenApiSourceDocument, operation: &Map<String, Va
     requirements.is_none_or(|all| all.iter().any(|one| *one != json!({})))
 }
 
-/// Parameters of the operation and of its path; of two of one name and place the operation's counts.
-/// `keys` are those that credentials fill in.
+/// The parameters of the operation and of its path. If both declare a parameter with the same name and location, the
+/// operation's one is used. Credentials fill in the parameters of `keys`, so those are left out.
 fn parameters<'a>(
     document: &'a OpenApiSourceDocument,
     found: &DocumentOperation<'a>,
@@ -154,10 +155,11 @@ fn parameters<'a>(
             let Some(one) = Parameter::read(document, node, &at)? else {
                 continue;
             };
-            if keys.contains(&(one.place, one.name.to_ascii_lowercase())) {
+            if keys.contains(&(one.location, one.name.to_ascii_lowercase())) {
                 continue;
             }
-            all.retain(|other| (other.place, &other.name) != (one.place, &one.name));
+            // The path's parameters come first, so an operation's parameter replaces the path's one of the same name.
+            all.retain(|other| (other.location, &other.name) != (one.location, &one.name));
             all.push(one);
             if all.len() > PARAMETERS_MAX {
                 return Err(DocumentError::TooMuch {
@@ -170,19 +172,19 @@ fn parameters<'a>(
     Ok(all)
 }
 
-/// The path with its parameters found. A parameter that is not described is a text; a described one
-/// that has no place in the path is left out.
+/// The parts of the path. A parameter that the document does not describe is a string; a described parameter that the
+/// path does not contain is left out.
 fn path(
     template: &str,
     parameters: &mut Vec<Parameter<'_>>,
 ) -> Result<Vec<PathTemplatePart>, DocumentError> {
-    let wrong = || DocumentError::shape(format!("/paths/{}", escaped(template)), "a path");
-    // A query or a fragment would cut the path off, and some servers read a backslash as a slash.
+    let invalid = || DocumentError::shape(format!("/paths/{}", escaped(template)), "a path");
+    // A query or a fragment would end the path, and some servers read a backslash as a slash.
     if !template.starts_with('/') || template.contains(['?', '#', '\\']) {
-        return Err(wrong());
+        return Err(invalid());
     }
     parameters.retain(|one| {
-        one.place != ParameterLocation::Path || template.contains(&format!("{{{}}}", one.name))
+        one.location != ParameterLocation::Path || template.contains(&format!("{{{}}}", one.name))
     });
     let mut pieces = Vec::new();
     let mut rest = template;
@@ -190,15 +192,16 @@ fn path(
         let close = rest[open..]
             .find('}')
             .map(|at| open + at)
-            .ok_or_else(wrong)?;
+            .ok_or_else(invalid)?;
         let name = &rest[open + 1..close];
         pieces.push(PathTemplatePart::Text(encoded(&rest[..open])));
-        let is_it = |one: &Parameter<'_>| one.place == ParameterLocation::Path && one.name == name;
+        let is_it =
+            |one: &Parameter<'_>| one.location == ParameterLocation::Path && one.name == name;
         let at = parameters.iter().position(is_it).unwrap_or_else(|| {
             parameters.push(Parameter {
                 name: name.to_owned(),
                 member: name.to_owned(),
-                place: ParameterLocation::Path,
+                location: ParameterLocation::Path,
                 writing: ParameterSerialization {
                     style: ParameterStyle::Simple,
                     explode: false,
@@ -217,7 +220,7 @@ fn path(
     Ok(pieces)
 }
 
-/// A part of a path as the document has it, with what no URI may have escaped.
+/// A part of the path from the document, with the characters escaped that a URI cannot have.
 fn encoded(text: &str) -> String {
     use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
     const IN_PATH: &AsciiSet = &CONTROLS
@@ -233,8 +236,8 @@ fn encoded(text: &str) -> String {
     utf8_percent_encode(text, IN_PATH).to_string()
 }
 
-/// Gives each parameter a member of its own: where two are called alike, those outside of the path say
-/// where they go.
+/// Gives each parameter a unique member. If several parameters have the same name, the members of those outside the
+/// path include their location.
 fn name_members(parameters: &mut [Parameter<'_>], has_body: bool) {
     let mut count: BTreeMap<String, usize> = BTreeMap::new();
     for one in parameters.iter() {
@@ -245,7 +248,7 @@ fn name_members(parameters: &mut [Parameter<'_>], has_body: bool) {
         taken.insert(BODY.to_owned());
     }
     let plain = |one: &Parameter<'_>| {
-        let alone = count.get(&one.name) == Some(&1) || one.place == ParameterLocation::Path;
+        let alone = count.get(&one.name) == Some(&1) || one.location == ParameterLocation::Path;
         alone && !(has_body && one.name == BODY)
     };
     for one in parameters.iter() {
@@ -254,7 +257,8 @@ fn name_members(parameters: &mut [Parameter<'_>], has_body: bool) {
         }
     }
     for one in parameters.iter_mut().filter(|one| !plain(one)) {
-        let mut member = format!("{}_{}", one.name, one.place.name());
+        let mut member = format!("{}_{}", one.name, one.location.name());
+        // A server may also have a parameter with the longer name.
         while !taken.insert(member.clone()) {
             member.push('_');
         }
@@ -289,7 +293,7 @@ fn input_schema<'a>(
         }
         properties.insert(BODY.to_owned(), schema.clone());
     }
-    // A call without input has `null`.
+    // A caller may send no input, which is `null`.
     let kind = match required.is_empty() {
         true => json!(["object", "null"]),
         false => json!("object"),
@@ -302,7 +306,8 @@ fn input_schema<'a>(
     }))
 }
 
-/// The first line is what lists show. People and models read whose words they are.
+/// The description of an operation. Lists show its first line. People and models learn from it that the server wrote
+/// the words.
 fn describe(operation: &str, summary: Option<&str>, more: Option<&str>) -> String {
     let summary = summary.map(|text| brief(text, REMARK_CHARS_MAX));
     let more = more.map(|text| brief(text, DESCRIPTION_CHARS_MAX));
@@ -325,7 +330,7 @@ fn tags(operation: &Map<String, Value>) -> Vec<String> {
 }
 
 impl RequestPlan {
-    /// The request that `input` asks for, to a server at `base`, which ends without a slash.
+    /// The request that `input` describes, for a server at `base`, which has no slash at its end.
     pub(super) fn request(&self, base: &str, input: &Value) -> Result<Request<Bytes>, CallError> {
         let none = Map::new();
         let members = match input {
@@ -333,19 +338,20 @@ impl RequestPlan {
             Value::Null => &none,
             _ => return Err(CallError::invalid_input("the input has to be an object")),
         };
+        // One budget covers the address, the headers and the cookies together.
         let mut room = RequestByteBudget::head();
         let mut uri = base.to_owned();
         uri.push_str(&self.path(members, &mut room)?);
-        let asked = self.pairs(ParameterLocation::Query, members, &mut room)?;
-        if !asked.is_empty() {
+        let query = self.pairs(ParameterLocation::Query, members, &mut room)?;
+        if !query.is_empty() {
             uri.push('?');
-            uri.push_str(&asked);
+            uri.push_str(&query);
         }
         let mut request = Request::builder().method(self.method.clone());
         for (one, value) in self.given(ParameterLocation::Header, members) {
             let name = HeaderName::try_from(one.name.as_str());
             let value = HeaderValue::try_from(plain(value, one.writing, &mut room)?);
-            // A value with a line break would be a header more (RFC 9110 section 5.5).
+            // A value with a line break would begin another header (RFC 9110 section 5.5).
             let (Ok(name), Ok(value)) = (name, value) else {
                 return Err(unfit(&one.member, "a header"));
             };
@@ -363,43 +369,46 @@ impl RequestPlan {
             request = request.header(CONTENT_TYPE, media);
             body = bytes.into();
         }
-        let wrong = |error: http::Error| {
+        let invalid = |error: http::Error| {
             CallError::invalid_input(format!("this makes no request: {error}"))
         };
         request
             .uri(uri)
             .header(ACCEPT, self.accept.clone())
             .body(body)
-            .map_err(wrong)
+            .map_err(invalid)
     }
 
-    /// The values that are given for parameters of a place.
+    /// The values of the parameters at a location.
     fn given<'a>(
         &'a self,
-        place: ParameterLocation,
+        location: ParameterLocation,
         members: &'a Map<String, Value>,
     ) -> impl Iterator<Item = (&'a InputMember, &'a Value)> {
-        let inputs = self.inputs.iter().filter(move |one| one.place == place);
+        let inputs = self
+            .inputs
+            .iter()
+            .filter(move |one| one.location == location);
         inputs.filter_map(|one| {
             let value = members.get(&one.member)?;
-            // What is null is as what is absent.
+            // A parameter that is `null` counts as absent.
             (!value.is_null()).then_some((one, value))
         })
     }
 
     fn pairs(
         &self,
-        place: ParameterLocation,
+        location: ParameterLocation,
         members: &Map<String, Value>,
         room: &mut RequestByteBudget,
     ) -> Result<String, CallError> {
-        let (between, is_query) = match place {
+        let (between, is_query) = match location {
             ParameterLocation::Cookie => ("; ", false),
             _ => ("&", true),
         };
         let mut pairs = PairWriter::new(room, between);
-        for (one, value) in self.given(place, members) {
-            // Reserved characters are let through in queries only (OpenAPI 3.1, section 4.8.12.2).
+        for (one, value) in self.given(location, members) {
+            // Reserved characters stay unescaped only in queries (OpenAPI 3.1, section 4.8.12.2).
             let writing = ParameterSerialization {
                 reserved: one.writing.reserved && is_query,
                 ..one.writing
@@ -426,7 +435,7 @@ impl RequestPlan {
                 }
             }
         }
-        // A server that resolves them would go elsewhere.
+        // A server that resolves dots would serve another path.
         let dots = |part: &str| matches!(part, "." | "..");
         if path.split('/').any(dots) {
             return Err(CallError::invalid_input(

@@ -1,5 +1,5 @@
-//! From bytes to a tree, in memory that the limits bound: what the import does not use is left out
-//! while it is read.
+//! Reads bytes into a tree whose memory is limited. Members that the import does not use are
+//! skipped while the document is read.
 
 use std::cell::Cell;
 use std::fmt;
@@ -12,7 +12,7 @@ use super::limits::{
     ANCHORED_VALUES_MAX, ANCHORS_MAX, DOCUMENT_BYTES_MAX, NESTING_MAX, VALUES_MAX,
 };
 
-/// Members whose own members have names that people chose.
+/// Members whose own members have names that the author chose.
 const NAMED: [&str; 19] = [
     "$defs",
     "callbacks",
@@ -35,10 +35,10 @@ const NAMED: [&str; 19] = [
     "securitySchemes",
 ];
 
-/// Members that are data and no description.
+/// Members that hold data instead of descriptions.
 const DATA: [&str; 3] = ["const", "default", "enum"];
 
-/// Members that are left out, with everything that begins with `x-`.
+/// Members that are left out, in addition to all that begin with `x-`.
 const LEFT_OUT: [&str; 6] = [
     "callbacks",
     "example",
@@ -48,10 +48,10 @@ const LEFT_OUT: [&str; 6] = [
     "xml",
 ];
 
-/// Reads a document, JSON or YAML.
+/// Reads a document, which is JSON or YAML.
 ///
 /// # Errors
-/// It is neither, or too much.
+/// The document is neither, or exceeds a limit.
 pub fn read(bytes: &[u8]) -> Result<Value, DocumentError> {
     if bytes.len() > DOCUMENT_BYTES_MAX {
         return Err(DocumentError::TooMuch {
@@ -61,13 +61,14 @@ pub fn read(bytes: &[u8]) -> Result<Value, DocumentError> {
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|_| DocumentError::Syntax("it is not UTF-8".to_owned()))?;
-    // A byte order mark may be passed over (RFC 8259 section 8.1).
+    // A reader may ignore a byte order mark (RFC 8259 section 8.1).
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let left = Cell::new(VALUES_MAX);
     let tree = BoundedValue {
         left: &left,
         kind: MemberRole::Node,
     };
+    // JSON is read by its own parser: YAML's limits on anchors and events do not apply to it.
     let read = match text.trim_start().starts_with('{') {
         true => json(text, tree),
         false => yaml(text, tree),
@@ -105,7 +106,7 @@ fn yaml(text: &str, tree: BoundedValue<'_>) -> Result<Value, String> {
             max_total_replayed_events: ANCHORED_VALUES_MAX,
             max_replay_stack_depth: 16,
         },
-        // As of YAML 1.2: `yes` and `on` are words.
+        // YAML 1.2 reads `yes` and `on` as strings.
         strict_booleans: true,
     };
     serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
@@ -114,14 +115,14 @@ fn yaml(text: &str, tree: BoundedValue<'_>) -> Result<Value, String> {
     .map_err(|error| error.to_string())
 }
 
-/// What the members of an object are.
+/// The role of an object's members.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum MemberRole {
-    /// Data for the server, which the import does not interpret.
+    /// The members are data for the server, which the import does not interpret.
     Data,
-    /// Their names were chosen by people.
+    /// The author chose the names of the members.
     Named,
-    /// Their names are those of the format.
+    /// The format defines the names of the members.
     Node,
 }
 
@@ -210,7 +211,7 @@ impl<'de> Visitor<'de> for BoundedValue<'_> {
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
         self.one()?;
-        // YAML has infinities and what is no number, JSON has neither (RFC 8259 section 6).
+        // YAML has infinities and NaN, but JSON has neither (RFC 8259 section 6).
         Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
     }
 
@@ -222,7 +223,7 @@ impl<'de> Visitor<'de> for BoundedValue<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
         self.one()?;
         let mut values = Vec::new();
-        // `parameters` is a list in operations, and has names among the components.
+        // `parameters` is a list in an operation, but has chosen names among the components.
         let each = match self.kind {
             MemberRole::Named => self.below(""),
             _ => self,
@@ -238,6 +239,7 @@ impl<'de> Visitor<'de> for BoundedValue<'_> {
         let mut object = Map::new();
         while let Some(name) = members.next_key_seed(MemberNameSeed)? {
             if self.kind.leaves_out(&name) {
+                // Skipped values do not count against the limit.
                 members.next_value::<IgnoredAny>()?;
             } else {
                 let value = members.next_value_seed(self.below(&name))?;
@@ -248,7 +250,7 @@ impl<'de> Visitor<'de> for BoundedValue<'_> {
     }
 }
 
-/// A member's name. YAML has names that are numbers: statuses.
+/// Reads a member's name. In YAML a name may be a number, such as a status.
 struct MemberNameSeed;
 
 impl<'de> DeserializeSeed<'de> for MemberNameSeed {

@@ -1,4 +1,4 @@
-//! The document, and what its references stand for.
+//! The document and the targets of its references.
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use super::error::DocumentError;
 use super::limits::REFS_MAX;
 use super::read::read;
 
-/// A document that was read, of a version that is known.
+/// A parsed document of a known version.
 #[derive(Debug)]
 pub(super) struct OpenApiSourceDocument {
     root: Value,
@@ -18,7 +18,7 @@ impl OpenApiSourceDocument {
         let root = read(bytes)?;
         let version = match (root.get("openapi"), root.get("swagger")) {
             (Some(Value::String(version)), _) => version.clone(),
-            // YAML without quotes.
+            // YAML reads a version without quotes as a number.
             (Some(Value::Number(version)), _) => version.to_string(),
             (None, Some(Value::String(version))) => version.clone(),
             _ => return Err(DocumentError::shape("/openapi", "the version of OpenAPI")),
@@ -37,7 +37,7 @@ impl OpenApiSourceDocument {
         &self.root
     }
 
-    /// What `node`, which stands at `at`, means: itself, or what it refers to in the end.
+    /// The node that `node` at `at` stands for: itself, or the final target of its reference.
     pub(super) fn resolve<'a>(
         &'a self,
         node: &'a Value,
@@ -49,7 +49,7 @@ impl OpenApiSourceDocument {
         }
     }
 
-    /// The same as an object.
+    /// As [`resolve`](Self::resolve), for a node that must be an object.
     pub(super) fn object<'a>(
         &'a self,
         node: &'a Value,
@@ -59,7 +59,7 @@ impl OpenApiSourceDocument {
         node.ok_or_else(|| DocumentError::shape(at, "an object"))
     }
 
-    /// The last reference that `first` leads to, and what is there.
+    /// The last reference of the chain that begins with `first`, and its target.
     pub(super) fn end_of<'a>(
         &'a self,
         first: &'a str,
@@ -84,7 +84,7 @@ impl OpenApiSourceDocument {
                 at: at.to_owned(),
             });
         };
-        // In a URI a pointer is escaped as any fragment (RFC 6901 section 6).
+        // A pointer in a URI has the escapes of a fragment (RFC 6901 section 6).
         let pointer = percent_decode_str(pointer).decode_utf8_lossy();
         self.root
             .pointer(&pointer)
@@ -95,13 +95,13 @@ impl OpenApiSourceDocument {
     }
 }
 
-/// Where `node` refers to.
+/// The reference of `node`, if it is one.
 pub(super) fn reference(node: &Value) -> Option<&str> {
     node.as_object()?.get("$ref")?.as_str()
 }
 
-/// `name` as part of a pointer.
+/// `name` as a part of a JSON pointer.
 pub(super) fn escaped(name: &str) -> String {
-    // `~` first, or that of `~1` would be escaped again (RFC 6901 section 3).
+    // `~` is replaced first, or the `~` of `~1` would be escaped twice (RFC 6901 section 3).
     name.replace('~', "~0").replace('/', "~1")
 }

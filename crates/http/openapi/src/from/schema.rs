@@ -1,8 +1,8 @@
-//! Schemas: from OpenAPI's to JSON Schema 2020-12, each whole by itself.
+//! Converts the schemas of OpenAPI to JSON Schema 2020-12. Each result is complete in itself.
 //!
-//! Only keywords that are known are taken, and only in the shape they have to have, so that what comes out
-//! always compiles. `pattern` is not: engines differ in what they read and how long they take, and it is the
-//! server's word that counts. A schema that would be too long takes everything where it is cut.
+//! The conversion keeps only known keywords with a valid shape, so that the result always compiles. It drops
+//! `pattern`, because engines differ in the syntax and in the time that they need, and the server validates its input
+//! anyway. A schema that would be too long allows every value from where it is cut.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -29,16 +29,16 @@ const COUNTS: [&str; 8] = [
 const FLAGS: [&str; 4] = ["deprecated", "readOnly", "uniqueItems", "writeOnly"];
 const WORDS: [&str; 3] = ["contentEncoding", "contentMediaType", "format"];
 const REMARKS: [&str; 2] = ["description", "title"];
-/// Schemas of something within the value.
+/// Keywords with schemas of values inside the value.
 const WITHIN: [&str; 4] = ["additionalProperties", "contains", "items", "propertyNames"];
-/// Schemas of the value itself.
+/// Keywords with schemas of the value itself.
 const ITSELF: [&str; 4] = ["else", "if", "not", "then"];
 const LISTS: [&str; 3] = ["allOf", "anyOf", "oneOf"];
-/// Longest default that is kept.
+/// The longest default that is kept.
 const DEFAULT_BYTES_MAX: usize = 200;
 
-/// Each value once; nothing where their text is longer than `room`: a list that was cut would refuse what
-/// the server takes.
+/// Each value once, or `None` if their text is longer than `room`: a shortened list would refuse values that the
+/// server accepts.
 fn distinct(values: &[Value], room: usize) -> Option<Value> {
     let mut texts = HashSet::new();
     let mut bytes = 0;
@@ -56,23 +56,23 @@ fn distinct(values: &[Value], room: usize) -> Option<Value> {
     (!distinct.is_empty()).then_some(Value::Array(distinct))
 }
 
-/// Which way the value goes.
+/// The direction in which the value is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SchemaDirection {
-    /// To the server: what it only tells is not asked for.
+    /// To the server: callers need not send members that only the server sets.
     In,
-    /// From it: what it only takes is not promised.
+    /// From the server: the output does not promise members that the server only accepts.
     Out,
 }
 
-/// Makes one schema and all that it refers to.
+/// Builds one schema and the definitions that it refers to.
 pub(super) struct SchemaBuilder<'a> {
     document: &'a OpenApiSourceDocument,
     way: SchemaDirection,
     at: String,
-    /// Bytes left.
+    /// The bytes that are left.
     room: usize,
-    /// Names of definitions by the references that mean them.
+    /// The names of definitions, by the references that resolve to them.
     names: HashMap<&'a str, String>,
     taken: BTreeSet<String>,
     waiting: VecDeque<(String, &'a Value)>,
@@ -98,12 +98,12 @@ impl<'a> SchemaBuilder<'a> {
         }
     }
 
-    /// The schema that `node` is, with references to definitions that [`finish`](Self::finish) adds.
+    /// Converts `node`. References point to definitions that [`finish`](Self::finish) adds.
     pub(super) fn add(&mut self, node: &'a Value) -> Result<Value, DocumentError> {
         self.convert(node, 0)
     }
 
-    /// `schema`, with all definitions that it refers to, near ones first.
+    /// `schema` with all definitions that it refers to, the nearest first.
     pub(super) fn finish(mut self, schema: Value) -> Result<Value, DocumentError> {
         while let Some((name, node)) = self.waiting.pop_front() {
             let def = match self.room {
@@ -133,7 +133,7 @@ impl<'a> SchemaBuilder<'a> {
             _ => return Err(DocumentError::shape(&self.at, "a schema")),
         };
         if self.room == 0 || depth > SCHEMA_NESTING_MAX {
-            // Not looked at, but for what it may not be.
+            // The rest is not converted, but its reference must be valid.
             if let Some(to) = reference(node) {
                 self.document.end_of(to, &self.at)?;
             }
@@ -153,7 +153,7 @@ impl<'a> SchemaBuilder<'a> {
         Ok(Value::Object(schema))
     }
 
-    /// The name of what `to` means in the end.
+    /// The name of the definition that `to` finally refers to.
     fn definition(&mut self, to: &'a str) -> Result<String, DocumentError> {
         let (last, node) = self.document.end_of(to, &self.at)?;
         if let Some(name) = self.names.get(last) {
@@ -165,21 +165,23 @@ impl<'a> SchemaBuilder<'a> {
         let own = if own.is_empty() { "schema" } else { &own };
         let mut name = own.to_owned();
         let mut number = 2;
+        // Two references may end with the same name.
         while !self.taken.insert(name.clone()) {
             name = format!("{own}_{number}");
             number += 1;
         }
+        // The name is recorded before the definition is converted, so a recursive definition ends.
         self.names.insert(last, name.clone());
         self.waiting.push_back((name.clone(), node));
         Ok(name)
     }
 
-    /// Keywords without schemas in them.
+    /// Copies the keywords that contain no schemas.
     fn plain(&mut self, from: &Map<String, Value>, schema: &mut Map<String, Value>) {
         let is_type = |name: &Value| name.as_str().is_some_and(|name| TYPES.contains(&name));
         for (keyword, value) in from {
             let keyword = keyword.as_str();
-            let kept = match (keyword, value) {
+            let copied = match (keyword, value) {
                 ("type", Value::String(_)) => is_type(value).then(|| value.clone()),
                 ("type", Value::Array(names)) => {
                     let names: BTreeSet<_> = names.iter().filter_map(Value::as_str).collect();
@@ -211,12 +213,12 @@ impl<'a> SchemaBuilder<'a> {
                 }
                 _ => None,
             };
-            if let Some(kept) = kept {
-                self.spend(keyword.len() + kept.to_string().len());
-                schema.insert(keyword.to_owned(), kept);
+            if let Some(copied) = copied {
+                self.spend(keyword.len() + copied.to_string().len());
+                schema.insert(keyword.to_owned(), copied);
             }
         }
-        // OpenAPI 3.0 has them as flags of the other bound.
+        // In OpenAPI 3.0, these keywords are flags of the other bound.
         for (flag, bound) in [
             ("exclusiveMaximum", "maximum"),
             ("exclusiveMinimum", "minimum"),
@@ -236,14 +238,14 @@ impl<'a> SchemaBuilder<'a> {
         depth: usize,
     ) -> Result<(), DocumentError> {
         if let Some(Value::Object(properties)) = from.get("properties") {
-            let mut kept = Map::new();
+            let mut converted = Map::new();
             for (name, node) in properties {
                 self.spend(name.len());
-                kept.insert(name.clone(), self.convert(node, depth + 1)?);
+                converted.insert(name.clone(), self.convert(node, depth + 1)?);
             }
-            schema.insert("properties".to_owned(), kept.into());
+            schema.insert("properties".to_owned(), converted.into());
         }
-        // Names that only a pattern tells are neither known nor forbidden.
+        // The conversion drops patterns, so it can neither list nor forbid the names that match one.
         let by_pattern = from.contains_key("patternProperties");
         for keyword in WITHIN.into_iter().chain(ITSELF) {
             let skipped = by_pattern && keyword == "additionalProperties";
@@ -263,7 +265,7 @@ impl<'a> SchemaBuilder<'a> {
             if list.is_empty() {
                 continue;
             }
-            // Which of two fits when both do is for the server to say.
+            // If a value matches several of the schemas, the server decides which of them applies.
             let to = match keyword {
                 "oneOf" if self.way == SchemaDirection::In && !schema.contains_key("anyOf") => {
                     "anyOf"
@@ -275,7 +277,7 @@ impl<'a> SchemaBuilder<'a> {
         Ok(())
     }
 
-    /// Takes out of `required` what goes the other way only.
+    /// Removes from `required` the members that are sent only in the other direction.
     fn one_way(&self, from: &Map<String, Value>, schema: &mut Map<String, Value>) {
         let flag = match self.way {
             SchemaDirection::In => "readOnly",
@@ -296,7 +298,7 @@ fn is_schema(node: &Value) -> bool {
     node.is_object() || node.is_boolean()
 }
 
-/// `nullable` of OpenAPI 3.0: `null` is taken too.
+/// `nullable` of OpenAPI 3.0 also allows `null`.
 fn widen(from: &Map<String, Value>, schema: &mut Map<String, Value>) {
     if from.get("nullable") != Some(&Value::Bool(true)) {
         return;
@@ -326,14 +328,14 @@ fn widen(from: &Map<String, Value>, schema: &mut Map<String, Value>) {
     let applies = applied
         .into_iter()
         .any(|keyword| schema.contains_key(*keyword));
+    // These keywords would still refuse `null`, so the schema becomes one of two alternatives.
     if applies || (!bare && schema.contains_key("enum")) {
         let own = Value::Object(std::mem::take(schema));
         schema.insert("anyOf".to_owned(), json!([own, { "type": "null" }]));
     }
 }
 
-/// Breaks circles of definitions that say of a value that it is what it is: a validator would never finish one of
-/// them.
+/// Breaks cycles in which definitions describe the same value: a validator would never finish with such a cycle.
 fn unwind(defs: &mut BTreeMap<String, Value>) {
     let edges: BTreeMap<String, BTreeSet<String>> = defs
         .iter()
@@ -349,7 +351,7 @@ fn unwind(defs: &mut BTreeMap<String, Value>) {
     let mut done = BTreeSet::new();
     let mut cuts = Vec::new();
     for start in edges.keys() {
-        // Depth first, with the way here at hand.
+        // This is a depth-first search, which keeps the path to the current definition.
         let mut way: Vec<(&String, Vec<&String>)> = Vec::new();
         if !done.contains(start) {
             way.push((start, edges[start].iter().collect()));
@@ -377,8 +379,8 @@ fn unwind(defs: &mut BTreeMap<String, Value>) {
     }
 }
 
-/// Shows `cut` each definition that `schema` says its own value is, and takes the reference away where it
-/// asks for that.
+/// Calls `cut` for each definition that describes the same value as `schema`, and removes the reference if `cut`
+/// returns true.
 fn itself(schema: &mut Value, cut: &mut dyn FnMut(&str) -> bool) {
     let Value::Object(schema) = schema else {
         return;
@@ -400,7 +402,7 @@ fn itself(schema: &mut Value, cut: &mut dyn FnMut(&str) -> bool) {
     }
 }
 
-/// At most so many characters of a text, without line ends.
+/// The first `most` characters of a text, on one line.
 pub(super) fn brief(text: &str, most: usize) -> String {
     let mut brief: String = text
         .chars()

@@ -1,4 +1,4 @@
-//! The server behind an import: where it is, and how this node makes itself known to it.
+//! The server of an import: its address, and how this node authenticates to it.
 
 use std::time::Duration;
 
@@ -20,56 +20,56 @@ use super::answer::of_http;
 use super::limits::{ANSWER_BYTES_MAX, CHANGE_ANSWER_BYTES_MIN, TOKEN_BYTES_MAX};
 use super::plan::RequestPlan;
 
-/// Before its end a token is no longer used.
+/// The node stops using a token this long before it expires.
 const TOKEN_MARGIN: Duration = Duration::from_secs(30);
-/// How long a token is used that does not say how long it lasts.
+/// The lifetime of a token whose server does not state one.
 const TOKEN_TIME: Duration = Duration::from_secs(300);
-/// Longest time of one call.
+/// The longest time of one call.
 const CALL_TIME_MAX: Duration = Duration::from_secs(600);
 
-/// Where access tokens come from (RFC 6749 section 4.4).
+/// The source of access tokens (RFC 6749 section 4.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSource {
-    /// The endpoint, from the configuration and never from a document.
+    /// The endpoint, which comes from the configuration and never from a document.
     pub url: String,
-    /// What is asked for; empty for what the server gives by itself.
+    /// The scopes to request; an empty list requests the server's default.
     pub scopes: Vec<String>,
 }
 
-/// How operations of one import reach their server.
+/// The server of one import, for all of its operations.
 #[derive(Debug)]
 pub(super) struct ImportServer {
     pub(super) client: HttpClient,
-    /// Without a slash at its end.
+    /// The base URL, without a slash at its end.
     pub(super) base: String,
-    /// The name of the capability that makes requests the node's.
+    /// The name of the capability that authenticates the requests.
     pub(super) credential: Option<String>,
     pub(super) tokens: Option<OAuthTokens>,
-    /// What requests and answers count against.
+    /// The memory that requests and responses count against.
     pub(super) memory: ImportShare,
-    pub(super) places: ImportCallPermits,
+    pub(super) permits: ImportCallPermits,
 }
 
-/// What one call has of its server until it is over.
+/// What one call holds of its server's resources until it ends.
 pub(super) struct OpenApiCall {
     memory: ImportShare,
-    /// Kept free for the answer to a change.
+    /// Memory that is reserved for the response to a change.
     reservation: Option<ImportReservation>,
-    _place: ImportCallPermit,
+    _permit: ImportCallPermit,
 }
 
 impl OpenApiCall {
-    /// What the answer counts against.
+    /// The memory that the response counts against.
     pub(super) fn memory(&self) -> &ImportShare {
         let reserved = self.reservation.as_ref().map(ImportReservation::share);
         reserved.unwrap_or(&self.memory)
     }
 }
 
-/// The access token of the moment.
+/// The current access token.
 pub(super) struct OAuthTokens {
     source: TokenSource,
-    held: Mutex<Option<OAuthToken>>,
+    cached: Mutex<Option<OAuthToken>>,
 }
 
 struct OAuthToken {
@@ -81,7 +81,7 @@ impl OAuthTokens {
     pub(super) fn new(source: TokenSource) -> Self {
         Self {
             source,
-            held: Mutex::new(None),
+            cached: Mutex::new(None),
         }
     }
 }
@@ -95,20 +95,20 @@ impl std::fmt::Debug for OAuthTokens {
 }
 
 impl ImportServer {
-    /// Takes what a call needs of the server's share. For a change that includes room for the answer: a server that
-    /// has made a change and whose answer finds no room leaves the caller without a word of it.
+    /// Takes the server's resources that a call needs. A change also reserves memory for its response: without the
+    /// memory, the server would make the change and the caller would not learn its result.
     ///
     /// # Errors
-    /// `OVERLOADED` where its requester, or all, have what they may. Nothing was sent.
+    /// `OVERLOADED` if the requester, or all requesters together, hold as much as they may. Nothing was sent then.
     pub(super) fn begin(
         &self,
         plan: &RequestPlan,
         streams: bool,
         ctx: &Ctx,
     ) -> Result<OpenApiCall, CallError> {
-        let place = self.places.take(ctx)?;
+        let permit = self.permits.take(ctx)?;
         let memory = self.memory.for_call(ctx);
-        // A stream may last, and keeps no more free than its first events need.
+        // A stream may last long, so it reserves no more than its first events need.
         let most = match streams {
             true => CHANGE_ANSWER_BYTES_MIN,
             false => ANSWER_BYTES_MAX,
@@ -118,11 +118,11 @@ impl ImportServer {
         Ok(OpenApiCall {
             memory,
             reservation,
-            _place: place,
+            _permit: permit,
         })
     }
 
-    /// Sends what `plan` makes of `input`, with the credential that the operation may use.
+    /// Sends the request that `plan` makes of `input`, with the credential that the operation may use.
     pub(super) async fn ask(
         &self,
         plan: &RequestPlan,
@@ -131,7 +131,8 @@ impl ImportServer {
         (ctx, call): (&Ctx, &OpenApiCall),
     ) -> Result<Response<ResponseBody>, CallError> {
         let request = plan.request(&self.base, input)?;
-        // Names that the input has once may be in it many times. What is reserved is for the answer.
+        // A name that the input has once may occur many times in the body, so the body counts by itself. The
+        // reservation is for the response.
         let mut claim = call.memory.claim();
         claim.becomes(request.body().len())?;
         let changes = (!plan.is_query).then_some(ctx);
@@ -144,7 +145,7 @@ impl ImportServer {
             exchange.whole = Some(left.min(CALL_TIME_MAX));
             exchange.head = left.min(CALL_TIME_MAX);
         }
-        // RFC 9110 section 9.2.2: without harm it may be sent twice.
+        // A query is idempotent, so it may be sent twice (RFC 9110 section 9.2.2).
         exchange.retry = plan.is_query;
         let Some(name) = self.credential.as_ref().filter(|_| plan.is_ours) else {
             return self.send(request, &exchange, changes).await;
@@ -161,11 +162,11 @@ impl ImportServer {
             request
         };
         let answer = self.send(with(&token), &exchange, changes).await?;
-        // One that was got just now would be refused again.
+        // A new token would be refused again, so only an older one is replaced.
         if answer.status() != StatusCode::UNAUTHORIZED || fresh {
             return Ok(answer);
         }
-        // Taken back before its time, so that the server has done nothing.
+        // The server revoked the token before it expired. It refused the request, so it has changed nothing.
         if let Some(ctx) = changes {
             ctx.set_sent(false);
         }
@@ -173,7 +174,7 @@ impl ImportServer {
         self.send(with(&token), &exchange, changes).await
     }
 
-    /// Sends a request, which is a change where `changes` is the call that makes it.
+    /// Sends a request. For a change, `changes` is the call that makes it.
     async fn send(
         &self,
         request: Request<Bytes>,
@@ -184,38 +185,39 @@ impl ImportServer {
             ctx.set_sent(true);
         }
         let answer = self.client.send_with(request, exchange).await;
-        let unsent = answer.as_ref().is_err_and(HttpError::is_before_sending);
-        if let Some(ctx) = changes.filter(|_| unsent) {
+        let is_unsent = answer.as_ref().is_err_and(HttpError::is_before_sending);
+        if let Some(ctx) = changes.filter(|_| is_unsent) {
             ctx.set_sent(false);
         }
         answer.map_err(of_http)
     }
 
-    /// The header with a valid token, and whether it was got just now. An operation that may no longer
-    /// use the credential gets no header, whatever token is held.
+    /// The header with a valid token, and whether the token is new. An operation that may no longer use the
+    /// credential gets no header, even if a token is cached.
     async fn token(
         &self,
         tokens: &OAuthTokens,
         credential: &Capability,
         refresh: bool,
     ) -> Result<(HeaderValue, bool), CallError> {
-        // Held while a token is fetched: who needs one meanwhile waits for the same.
-        let mut held = tokens.held.lock().await;
+        // The lock is held while a token is fetched, so that other calls wait for the same token.
+        let mut cached = tokens.cached.lock().await;
+        // The credential may have been revoked since the token was fetched.
         if let Err(error) = credential.authorize(&mut |_, _, _| ()) {
-            *held = None;
+            *cached = None;
             return Err(error.into());
         }
-        let good = held
+        let good = cached
             .as_ref()
             .filter(|token| !refresh && Instant::now() < token.until);
         if let Some(token) = good {
             return Ok((header(&token.text)?, false));
         }
-        // If the next one cannot be got, the old one is not used again.
-        *held = None;
+        // If the node cannot get a new token, it does not use the old one again.
+        *cached = None;
         let token = self.fetch(&tokens.source, credential).await?;
         let header = header(&token.text)?;
-        *held = Some(token);
+        *cached = Some(token);
         Ok((header, true))
     }
 
@@ -227,7 +229,7 @@ impl ImportServer {
         let mut form = "grant_type=client_credentials".to_owned();
         if !source.scopes.is_empty() {
             form.push_str("&scope=");
-            // RFC 6749 section 3.3: scopes are parted by spaces.
+            // Spaces separate the scopes (RFC 6749 section 3.3).
             form.extend(byte_serialize(source.scopes.join(" ").as_bytes()));
         }
         let request = Request::post(&source.url)
@@ -246,13 +248,14 @@ impl ImportServer {
         }
         let body = answer.into_body().collect_bounded(TOKEN_BYTES_MAX).await;
         let body = Zeroizing::new(body.map_err(of_http)?.to_vec());
-        let wrong = "the authorization server's answer holds no bearer token";
+        let no_token = "the authorization server's answer holds no bearer token";
         let granted: OAuthTokenResponse = serde_json::from_slice(&body)
-            .map_err(|_| CallError::new(ErrorCode::Unavailable, wrong))?;
-        // RFC 6749 section 7.1: what is of another type is not to be used.
+            .map_err(|_| CallError::new(ErrorCode::Unavailable, no_token))?;
+        // A client must not use a token of a type that it does not know (RFC 6749 section 7.1).
         if !granted.token_type.eq_ignore_ascii_case("bearer") {
-            return Err(CallError::unavailable(wrong));
+            return Err(CallError::unavailable(no_token));
         }
+        // The lifetime is only recommended in the response (RFC 6749 section 5.1).
         let lasts = granted.expires_in.map_or(TOKEN_TIME, capped);
         Ok(OAuthToken {
             text: Secret::new(granted.access_token.into_bytes()),
@@ -269,10 +272,10 @@ struct OAuthTokenResponse {
     expires_in: Option<f64>,
 }
 
-/// Longest time that any token is believed to last.
+/// The longest lifetime, in seconds, that the node accepts from a server.
 const TOKEN_TIME_MAX: f64 = 86_400.0;
 
-/// No number of a server makes a time that cannot be reckoned with.
+/// Limits a lifetime from a server, so that it is always a valid duration.
 fn capped(seconds: f64) -> Duration {
     match seconds.is_nan() {
         true => Duration::ZERO,
@@ -284,7 +287,7 @@ fn header(token: &Secret) -> Result<HeaderValue, CallError> {
     let text = Zeroizing::new([b"Bearer ", token.expose()].concat());
     let mut header =
         HeaderValue::from_bytes(&text).map_err(|_| CallError::from(CapabilityError::Unusable))?;
-    // Left out of logs, and of the tables of HPACK (RFC 7541 section 7.1.3).
+    // Logs omit a sensitive header, and HPACK keeps it out of its tables (RFC 7541 section 7.1.3).
     header.set_sensitive(true);
     Ok(header)
 }

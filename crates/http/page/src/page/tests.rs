@@ -207,7 +207,7 @@ async fn a_link_lets_in_once_and_the_cookie_from_then_on() {
         status == StatusCode::OK && text.contains("name=\"token\""),
         "the form"
     );
-    assert!(!text.contains("edge-1"), "a stranger reads nothing");
+    assert!(!text.contains("edge-1"), "an unknown peer reads nothing");
     let ticket = node.ticket(LinkPurpose::Enter);
     let link = format!("{ENTER}{ticket}");
     let (status, headers, _) = node.ask(get(&link)).await;
@@ -446,7 +446,7 @@ async fn paths_and_methods_that_are_none() {
     assert_eq!(
         status(get("/status/events")).await,
         204,
-        "strangers hear nothing"
+        "unknown peers hear nothing"
     );
 }
 

@@ -1,4 +1,4 @@
-//! What each section of the page shows of the answers of operations.
+//! Fills each section of the page from the outputs of operations.
 
 use std::time::Duration;
 
@@ -10,12 +10,13 @@ use crate::history::{MetricsHistory, MetricsRates, MetricsSample};
 use crate::plot::{Plot, PlotQuantity, PlotSeries, plot};
 use crate::text;
 
-/// The colours and dashes of the first line of a plot, of a second one, and of failures when they are many.
+/// The CSS classes of the first line of a plot, of a second line, and of failures when there are many.
 const LINE: &str = "line";
 const SECOND_LINE: &str = "line second";
 const BAD_LINE: &str = "line bad";
 
 pub(super) fn problems(section: &mut PageSection, info: &Value) {
+    // An absent member of a `Value` is null, so a missing list counts as an empty one.
     let all = info["problems"].as_array().into_iter().flatten();
     section.problems = all
         .map(|one| PageProblem {
@@ -55,7 +56,7 @@ pub(super) fn node(section: &mut PageSection, info: &Value) {
     );
 }
 
-/// Whether the clock is set, and by what.
+/// Whether the clock is set, and by which source.
 fn clock(info: &Value) -> String {
     let source = text::member_text(&info["clock"]);
     let source = match source.as_str() {
@@ -123,6 +124,7 @@ pub(super) fn calls(section: &mut PageSection, metrics: &Value, history: &Metric
 fn plots(rates: &[MetricsRates], span: Duration, many_failures: bool) -> Vec<Plot> {
     let line = |label, class, of: fn(&MetricsRates) -> Option<f64>| {
         let position = |at: Duration| match span.is_zero() {
+            // Without a span there is only one point. It lies at the right end.
             true => 1.0,
             false => at.as_secs_f64() / span.as_secs_f64(),
         };
@@ -174,12 +176,12 @@ fn plots(rates: &[MetricsRates], span: Duration, many_failures: bool) -> Vec<Plo
     ]
 }
 
-/// What the page knows of the node's clock.
+/// What the page knows about the node's clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum NodeTime<'a> {
-    /// The time as [`text::utc`] writes it.
+    /// The time in the form of [`text::utc`].
     At(&'a str),
-    /// The clock is not set: the node refuses each entry that ends.
+    /// The clock is not set, so the node refuses each peer whose entry expires.
     Unset,
     /// The viewer may not call `node/info`, or the node did not answer.
     Unknown,
@@ -187,7 +189,7 @@ pub(super) enum NodeTime<'a> {
 
 pub(super) fn peers(section: &mut PageSection, answer: &Value, now: NodeTime<'_>, target: &str) {
     let peers = answer["peers"].as_array().map_or(&[][..], Vec::as_slice);
-    // Connected peers first, those with the most connections before the others.
+    // Connected peers are first, sorted by their number of connections.
     let mut sorted: Vec<_> = peers.iter().collect();
     sorted.sort_by_key(|peer| std::cmp::Reverse(connections(peer)));
     let rows = sorted.into_iter().map(|peer| {
@@ -220,8 +222,8 @@ pub(super) fn peers(section: &mut PageSection, answer: &Value, now: NodeTime<'_>
         "Scopes: what it may call",
     ];
     section.rows("Peers and tokens that this node knows", &columns, rows);
-    if let Some(strangers) = answer["strangers"].as_u64().filter(|n| *n > 0) {
-        section.note = Some(format!("Connections of unknown peers: {strangers}"));
+    if let Some(unknown_peers) = answer["strangers"].as_u64().filter(|n| *n > 0) {
+        section.note = Some(format!("Connections of unknown peers: {unknown_peers}"));
     }
     section.how(
         "Change the peers of the configuration",
@@ -248,7 +250,7 @@ fn peer_state(peer: &Value, now: NodeTime<'_>) -> String {
     match connections(peer) {
         _ if peer["enabled"] == false => "disabled".to_owned(),
         _ if is_expired => "expired".to_owned(),
-        // Tokens come with requests, and have no connection of their own.
+        // Tokens come with requests and have no connections of their own.
         0 if peer["kind"] == "api_key" => "valid".to_owned(),
         0 => "not connected".to_owned(),
         1 => "1 connection".to_owned(),
@@ -287,12 +289,13 @@ pub(super) fn vault(section: &mut PageSection, vault: &Value) {
     }
     section.fact("Can be unlocked by", text::list(&vault["slots"]));
     section.fact("Was unlocked by", text::member_text(&vault["opened_by"]));
-    let kept = match vault["words_kept"].as_bool() {
+    let written_down = match vault["words_kept"].as_bool() {
         Some(true) => "yes",
         Some(false) => "not confirmed: write them down, and confirm it at the console",
+        // The page leaves out a fact without a text.
         None => "",
     };
-    section.fact("Recovery words written down", kept.to_owned());
+    section.fact("Recovery words written down", written_down.to_owned());
     section.fact(
         "Encryption of the data",
         text::member_text(&vault["data_cipher"]),
@@ -390,6 +393,7 @@ pub(super) fn software(section: &mut PageSection, info: &Value, target: &str) {
         "Last message before the restart",
         text::member_text(&info["last_words"]),
     );
+    // Only an appliance may restart its machine. Otherwise alknet is one program among others.
     if info["role"] == "appliance" {
         let what = if waiting {
             "Restart the machine: changed settings need it"
@@ -416,7 +420,7 @@ pub(super) fn log(section: &mut PageSection, log: &Value, target: &str) {
             message: text::member_text(&one["message"]),
         }
     });
-    // The newest first: a reader of the log looks for it.
+    // The newest record is first, because readers of the log look for it.
     let mut records: Vec<_> = records.collect();
     records.reverse();
     let count = |level: &str| records.iter().filter(|one| one.level == level).count();
@@ -433,12 +437,13 @@ pub(super) fn log(section: &mut PageSection, log: &Value, target: &str) {
     );
 }
 
-/// When a record was written: in RFC 3339 if the clock was set, and as text.
+/// The time of a record: in RFC 3339 if the clock was set, and as text.
 fn log_time(record: &Value) -> (String, String) {
     let time = text::member_text(&record["time"]);
     if let Some(shown) = text::utc(&time) {
         return (time, shown);
     }
+    // A record from before the clock was set has only the time since boot.
     let since_boot = record["boot_ms"].as_f64().unwrap_or_default() / 1000.0;
     let when = match time.is_empty() {
         true => format!("{} after boot", text::seconds(since_boot)),

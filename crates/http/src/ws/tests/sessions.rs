@@ -67,7 +67,7 @@ async fn a_token_gives_an_identity_without_a_peer() {
 }
 
 #[tokio::test]
-async fn strangers_have_shorter_messages_until_they_say_who_they_are() {
+async fn unknown_peers_have_shorter_messages_until_they_authenticate() {
     let tokens = OneToken::new(None);
     let long = FRAME_BYTES_UNAUTHENTICATED as u64 + 1;
     let mut client = WsTestClient::start(&tokens, None);

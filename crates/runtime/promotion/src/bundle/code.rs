@@ -1,4 +1,4 @@
-//! A bundle as it is run.
+//! A bundle in the form in which it runs.
 
 use std::sync::Arc;
 
@@ -13,20 +13,20 @@ use crate::limits::IMPORT_DEPTH_MAX;
 /// The code of an operation and where it begins.
 #[derive(Clone, Debug)]
 pub struct OperationCode {
-    /// The bundle's.
+    /// The id of the bundle.
     pub id: Blake3Hash,
-    /// What it is.
+    /// What the operation is.
     pub spec: ScriptRegistration,
-    /// Every module that it can import.
+    /// All modules that the code can import.
     pub modules: Arc<ModuleSet>,
-    /// Whether the engine has to freeze its built-in objects first: the modules have several authors.
+    /// Whether the engine must freeze its built-in objects first, because the modules have several authors.
     pub frozen: bool,
     entry: String,
     export: Option<String>,
     service: bool,
 }
 
-/// Export of a service that is called first, with what the code before it left.
+/// The export of a service that is called first, with the state of the earlier code.
 const INIT: &str = "init";
 
 impl OperationCode {
@@ -43,20 +43,20 @@ impl OperationCode {
         }
     }
 
-    /// What its bundle was proposed by, and its author calls it: without `js/`.
+    /// The name that the author gives the operation, without `js/`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.spec.name
     }
 
-    /// The module of a service, and the function of it that answers.
+    /// The module of a service, and its function that answers calls.
     #[must_use]
     pub fn service(&self) -> Option<(&str, &str)> {
         let export = self.export.as_deref().filter(|_| self.service)?;
         Some((&self.entry, export))
     }
 
-    /// What to do in a fresh engine, in this order; the last one's answer is the operation's.
+    /// The steps to run in a fresh engine, in order. The result of the last step is the operation's output.
     #[must_use]
     pub fn steps(&self, input: Value) -> Vec<IsolateWork> {
         let call = |export: &str, input| IsolateWork::Export {
@@ -80,10 +80,10 @@ impl OperationCode {
     }
 }
 
-/// A bundle with the promoted code that it imports, by `op:<path>@<version>`.
+/// A bundle, with the promoted code that it imports, as `op:<path>@<version>`.
 pub(crate) type Imported = (Arc<PromotionBundle>, Vec<String>);
 
-/// Puts the modules of `bundle` into the set, and the promoted code that is named in `imports`.
+/// Adds the modules of `bundle` to the set, and the promoted code that `imports` names.
 pub(super) fn fill(
     set: &mut ModuleSet,
     bundle: &PromotionBundle,
@@ -103,7 +103,7 @@ fn fill_imports(
     depth: usize,
 ) -> Result<(), ScriptFailure> {
     for specifier in imports {
-        // Several modules may import the same.
+        // Several modules may have the same import.
         if set.resolve("", specifier).is_ok() {
             continue;
         }
@@ -113,13 +113,14 @@ fn fill_imports(
                 format!("the import {specifier:?} {why}"),
             )
         };
+        // The limit also ends a cycle of imports.
         if depth >= IMPORT_DEPTH_MAX {
             return Err(refuse("is that of code that is imported itself too often"));
         }
         let found = of_operation(specifier).and_then(|(path, version)| find(path, version));
         let (bundle, further) = found.ok_or_else(|| refuse("was never promoted"))?;
         let modules = &bundle.content().modules;
-        // Names of files mean nothing outside of their own bundle.
+        // File names have a meaning only within their own bundle.
         let (1, Some((name, text))) = (modules.len(), modules.iter().next()) else {
             return Err(refuse("has several modules; only one can be imported so"));
         };
@@ -129,7 +130,7 @@ fn fill_imports(
     Ok(())
 }
 
-/// Path and version of `op:<path>@<version>`.
+/// The path and the version of `op:<path>@<version>`.
 fn of_operation(specifier: &str) -> Option<(&str, u64)> {
     let (path, version) = specifier.strip_prefix("op:")?.rsplit_once('@')?;
     Some((path, version.parse().ok()?))

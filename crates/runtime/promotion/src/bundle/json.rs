@@ -1,4 +1,4 @@
-//! JSON as it is signed: read without leniency, written in one way only.
+//! JSON for signatures: the reader is strict, and the writer has one form for each value.
 
 use std::fmt;
 
@@ -8,17 +8,17 @@ use serde_json::{Map, Number, Value};
 use super::BundleError;
 use crate::limits::{BUNDLE_BYTES_MAX, NESTING_MAX};
 
-/// The one text of a value: no blanks, the members of every object in the order of their names'
-/// bytes, strings with no more escapes than JSON asks for, numbers as they are shortest.
+/// The canonical text of a value: no blanks, the members of each object in the byte order of their
+/// names, strings with only the escapes that JSON requires, and numbers in their shortest form.
 #[must_use]
 pub fn canonical(value: &Value) -> String {
     alknet_runtime::canonical(value).to_string()
 }
 
-/// Reads one JSON value that an author sent, and nothing after it.
+/// Parses one JSON value from an author, with nothing after it.
 ///
 /// # Errors
-/// It is too long, nests too deeply, names a member twice in one object, or is not JSON.
+/// The text is too long, nests too deeply, has a member twice in one object, or is not JSON.
 pub fn read(text: &[u8]) -> Result<Value, BundleError> {
     if text.len() > BUNDLE_BYTES_MAX {
         return Err(BundleError::TooLarge(text.len()));
@@ -36,10 +36,10 @@ pub fn read(text: &[u8]) -> Result<Value, BundleError> {
     value.map_err(|error| flaw.unwrap_or_else(|| BundleError::Json(error.to_string())))
 }
 
-/// A value of any kind with so many levels left.
+/// Reads a value of any kind with at most this many more levels.
 struct StrictValue<'f> {
     left: usize,
-    /// What is wrong, where it is more than a text can say.
+    /// The error, if it is more precise than a text.
     flaw: &'f mut Option<BundleError>,
 }
 
@@ -112,6 +112,8 @@ impl<'de> Visitor<'de> for StrictValue<'_> {
         let left = self.deeper()?;
         let mut all = Map::new();
         while let Some(name) = members.next_key::<String>()? {
+            // Readers differ in which of two members they use, so a signature could cover another
+            // meaning than a reviewer saw.
             if all.contains_key(&name) {
                 let error = A::Error::custom("a member is named twice");
                 *self.flaw = Some(BundleError::Duplicate(name));

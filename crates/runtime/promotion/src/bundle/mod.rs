@@ -1,4 +1,4 @@
-//! What an author signs: an operation with everything that it takes to judge and to run it.
+//! What an author signs: an operation with all that a reviewer and a node need to judge and to run it.
 
 mod code;
 mod json;
@@ -23,9 +23,9 @@ pub(crate) use code::Imported;
 pub use code::OperationCode;
 pub use json::{canonical, read as read_json};
 
-/// The form of the document.
+/// The version of the document's form.
 pub(crate) const FORMAT: u32 = 1;
-/// What a signature begins with, so that it stands for nothing else.
+/// The prefix of the signed text, so that the signature is valid for nothing else.
 const PURPOSE: &[u8] = b"alknet bundle 1\n";
 
 /// A BLAKE3 hash, written as 64 hexadecimal digits.
@@ -71,54 +71,54 @@ impl From<Blake3Hash> for String {
     }
 }
 
-/// What is in a bundle, beside its signature.
+/// The content of a bundle, without its signature.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BundleContent {
-    /// Version of the format, 1.
+    /// The version of the form, 1.
     pub format: u32,
-    /// The engine that the author tested with, [`alknet_runtime::ENGINE`]: it decides what a source
-    /// means.
+    /// The engine with which the author tested, [`alknet_runtime::ENGINE`]: it decides what a source means.
     pub engine: String,
-    /// What the operation is; its name is the one that a session registers, without `js/`.
+    /// What the operation is. Its name is the one that a session registers, without `js/`.
     pub spec: ScriptRegistration,
-    /// The module to begin with.
+    /// The module that runs first.
     pub entry: String,
-    /// The function of that module which answers; without it, the module registers `spec.name` as it
-    /// is evaluated.
+    /// The function of that module that answers calls. Without it, the module registers `spec.name` when it is
+    /// evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<String>,
-    /// Whether the module stays: one session answers every call, until other code takes its place.
+    /// Whether the module stays loaded: one session answers all calls until other code replaces it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub service: bool,
-    /// Sources by specifier.
+    /// The sources, by specifier.
     pub modules: BTreeMap<String, String>,
-    /// What it has to answer, and to which calls.
+    /// The test cases: what the operation must answer, and to which calls.
     pub tests: Vec<ScriptTestCase>,
-    /// The most that its tests take.
+    /// The most fuel that the tests may take.
     pub fuel: FuelPercentiles,
-    /// Who wrote it, and whose authority it calls others by.
+    /// The author, with whose authority the operation calls others.
     pub author: PeerId,
-    /// The key that signed it, one of the author's.
+    /// The key of the author that signed the bundle.
     pub key: PeerKey,
 }
 
-/// Fuel of the cases of a test, in ticks.
+/// The fuel of the cases of a test, in ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FuelPercentiles {
-    /// Half of them take at most this.
+    /// Half of the cases take at most this.
     pub p50: u64,
-    /// 99 of 100 take at most this.
+    /// 99 of 100 cases take at most this.
     pub p99: u64,
 }
 
 impl FuelPercentiles {
-    /// Of these figures, one for each case.
+    /// The percentiles of these figures, one for each case.
     #[must_use]
     pub fn from_ticks(mut ticks: Vec<u64>) -> Self {
         ticks.sort_unstable();
         let at = |percent: usize| {
+            // This is the nearest-rank percentile.
             let index = (ticks.len() * percent).div_ceil(100).saturating_sub(1);
             ticks.get(index).copied().unwrap_or(0)
         };
@@ -135,39 +135,39 @@ impl FuelPercentiles {
     }
 }
 
-/// A bundle that was read whole and whose signature is its author's key's.
+/// A complete bundle with a valid signature of its author's key.
 #[derive(Clone, PartialEq)]
 pub struct PromotionBundle {
     content: BundleContent,
-    /// Its canonical text, with the signature.
+    /// The canonical text, with the signature.
     document: String,
     id: Blake3Hash,
     digest: Blake3Hash,
 }
 
 impl PromotionBundle {
-    /// Signs `content`; `sign` is Ed25519 (RFC 8032) with the key that the content names. It is called last: a key signs
-    /// nothing that [`read`](Self::read) would refuse.
+    /// Signs `content`; `sign` is Ed25519 (RFC 8032) with the key that the content names. It runs last, so that a key
+    /// signs nothing that [`read`](Self::read) would refuse.
     ///
     /// # Errors
-    /// As [`read`](Self::read): a bundle that it refuses is not made.
+    /// The errors of [`read`](Self::read): this function makes no bundle that it refuses.
     pub fn sign(
         content: &BundleContent,
         sign: impl FnOnce(&[u8]) -> [u8; 64],
     ) -> Result<Self, BundleError> {
         let value = serde_json::to_value(content)
             .map_err(|error| BundleError::Json(format!("the content has no JSON form: {error}")))?;
-        // As long as the signature will be.
+        // The placeholder is as long as the signature.
         let unsigned = with_signature(value.clone(), &HEXLOWER.encode(&[0; 64]));
         UncheckedBundle::read(canonical(&unsigned).as_bytes())?;
         let signature = HEXLOWER.encode(&sign(&signed_text(&value)));
         Self::read(canonical(&with_signature(value, &signature)).as_bytes())
     }
 
-    /// Reads a document as an author sends it.
+    /// Reads a document in the form that an author sends.
     ///
     /// # Errors
-    /// What is wrong with it, at which place: its size, its JSON (a member named twice included), a
+    /// The fault of the document and its location: its size, its JSON (including a member that occurs twice), a
     /// member that is missing, unknown or out of its bounds, or its signature.
     pub fn read(document: &[u8]) -> Result<Self, BundleError> {
         let read = UncheckedBundle::read(document)?;
@@ -186,20 +186,20 @@ impl PromotionBundle {
         })
     }
 
-    /// What is in it.
+    /// The content of the bundle.
     #[must_use]
     pub fn content(&self) -> &BundleContent {
         &self.content
     }
 
-    /// Its canonical text: JSON without blanks, the members of every object in order of their names.
+    /// The canonical text: JSON without blanks, the members of each object in the order of their names.
     #[must_use]
     pub fn document(&self) -> &str {
         &self.document
     }
 
-    /// The id of its specification, source and engine. Two bundles that do the same have the same id, also where their
-    /// signers and their tests differ.
+    /// The id of the specification, the source and the engine. Two bundles that do the same have the same id, even if
+    /// their signers and tests differ.
     #[must_use]
     pub fn id(&self) -> Blake3Hash {
         self.id
@@ -211,11 +211,11 @@ impl PromotionBundle {
         self.digest
     }
 
-    /// The code, ready to be run, with the promoted code that it imports: `imports` are the names of
-    /// that, and `find` has each with the imports of its own.
+    /// The code, ready to run, with the promoted code that it imports. `imports` names that code, and `find` returns
+    /// each with its own imports.
     ///
     /// # Errors
-    /// A module is not to be had, or there are too many.
+    /// A module cannot be found, or there are too many.
     pub(crate) fn code(
         &self,
         imports: &[String],
@@ -237,18 +237,18 @@ impl fmt::Debug for PromotionBundle {
     }
 }
 
-/// A document that has the form of a bundle, whose signature was not checked.
+/// A document in the form of a bundle whose signature is not checked yet.
 struct UncheckedBundle {
     content: BundleContent,
-    /// Without the signature.
+    /// The document without the signature.
     value: Value,
     signature: String,
-    /// Its canonical text, with the signature.
+    /// The canonical text, with the signature.
     document: String,
 }
 
 impl UncheckedBundle {
-    /// Everything that [`PromotionBundle::read`] checks but the signature.
+    /// Makes all checks of [`PromotionBundle::read`] except that of the signature.
     fn read(document: &[u8]) -> Result<Self, BundleError> {
         let mut value = read_json(document)?;
         shape::check(&value)?;
@@ -262,10 +262,11 @@ impl UncheckedBundle {
         let signature = signature.unwrap_or_default().to_owned();
         let mut value = with_signature(value, &signature);
         let document = canonical(&value);
-        // What is kept is the canonical text, which may be longer than what was sent.
+        // The store keeps the canonical text, which may be longer than the text that the author sent.
         if document.len() > BUNDLE_BYTES_MAX {
             return Err(BundleError::TooLarge(document.len()));
         }
+        // The signed text is the document without its signature.
         if let Value::Object(members) = &mut value {
             members.remove("signature");
         }
@@ -286,12 +287,13 @@ fn with_signature(mut value: Value, signature: &str) -> Value {
     value
 }
 
-/// What is signed: the purpose, then the document without its signature.
+/// The signed text: the purpose, then the document without its signature.
 fn signed_text(value: &Value) -> Vec<u8> {
     [PURPOSE, canonical(value).as_bytes()].concat()
 }
 
 fn is_signed(key: &PeerKey, message: &[u8], signature: &str) -> bool {
+    // Signatures of other keys are not supported.
     let PeerKey::Ed25519(public) = key else {
         return false;
     };
@@ -302,14 +304,15 @@ fn is_signed(key: &PeerKey, message: &[u8], signature: &str) -> bool {
     key.verify(message, &signature).is_ok()
 }
 
-/// BLAKE3 of the specification, a zero byte, the source and the engine, as
-/// [`alknet_runtime::ops::script_id`] has it. The specification is `spec` with `entry`, `export` and,
-/// where it is true, `service` as further members. The source of one module is its text; that of several is, for each in order
-/// of its specifier, the specifier, a zero byte, the text and a zero byte. No source has a zero byte,
-/// so that no two bundles share a text.
+/// The BLAKE3 hash of the specification, a zero byte, the source and the engine, in the form of
+/// [`alknet_runtime::ops::script_id`]. The specification is `spec` with the further members `entry`, `export` and, if
+/// it is true, `service`. The source of one module is its text. The source of several modules is, for each in the
+/// order of the specifiers, the specifier, a zero byte, the text and a zero byte. No source contains a zero byte, so
+/// two different bundles never have the same hashed text.
 fn id_of(value: &Value, content: &BundleContent) -> Blake3Hash {
     let mut spec = value.get("spec").cloned().unwrap_or_default();
     if let Value::Object(members) = &mut spec {
+        // These members decide which function of the source answers, so they are a part of the id.
         for name in ["entry", "export"] {
             if let Some(member) = value.get(name) {
                 members.insert(name.to_owned(), member.clone());
@@ -337,31 +340,31 @@ fn id_of(value: &Value, content: &BundleContent) -> Blake3Hash {
     Blake3Hash(*hash.finalize().as_bytes())
 }
 
-/// What is wrong with a bundle.
+/// The fault of a bundle.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BundleError {
-    /// An object names a member twice.
+    /// An object has a member twice.
     #[error("the bundle names the member '{0}' twice in one object")]
     Duplicate(String),
-    /// It is not JSON, or not what a bundle is.
+    /// The text is not JSON, or not the JSON of a bundle.
     #[error("the bundle cannot be read: {0}")]
     Json(String),
-    /// It nests too deeply.
+    /// The document nests too deeply.
     #[error("the bundle nests more than {NESTING_MAX} levels")]
     Nesting,
-    /// A member is not what it has to be.
+    /// A member has an invalid value.
     #[error("the bundle's {place}: {what}")]
     Shape {
-        /// Which one, as a path with dots.
+        /// The member, as a path with dots.
         place: String,
-        /// What it has to be.
+        /// What the member must be.
         what: String,
     },
-    /// The signature is not that of the key over this content.
+    /// The signature is not one of the key over this content.
     #[error("the signature is not that of the bundle's key over its content")]
     Signature,
-    /// It is too long.
+    /// The document is too long.
     #[error("the bundle has {0} bytes; at most {BUNDLE_BYTES_MAX} are taken")]
     TooLarge(usize),
 }

@@ -1,4 +1,4 @@
-//! What the members of a bundle have to be, beyond their types.
+//! Checks of a bundle's members that go beyond their types.
 
 use std::collections::BTreeSet;
 
@@ -12,11 +12,11 @@ use crate::limits::{
     ACTS, CASES_MAX, DESCRIPTION_BYTES_MAX, ERRORS_MAX, MODULES_MAX, NAME_BYTES_MAX, USES_MAX,
 };
 
-/// Bytes of the names of an engine and of an export.
+/// The most bytes of the names of an engine and of an export.
 const WORD_BYTES_MAX: usize = 128;
 
-/// Checks what types cannot: the library would take an array for an object as well, its items for
-/// the members in the order in which they happen to be declared.
+/// Checks what the types cannot: serde would also accept an array for an object, and assign its
+/// items to the members in the order of their declaration.
 pub(super) fn check(document: &Value) -> Result<(), BundleError> {
     object(document, "document")?;
     for name in ["spec", "modules", "fuel"] {
@@ -25,6 +25,7 @@ pub(super) fn check(document: &Value) -> Result<(), BundleError> {
     if let Some(errors) = document["spec"].get("errors") {
         object(errors, "spec.errors")?;
     }
+    // serde reports a missing list later.
     let none = Vec::new();
     for (n, case) in document["tests"]
         .as_array()
@@ -52,7 +53,7 @@ fn object(value: &Value, place: &str) -> Result<(), BundleError> {
     }
 }
 
-/// Checks the bounds of every member.
+/// Checks the bounds of all members.
 pub(super) fn check_content(content: &BundleContent) -> Result<(), BundleError> {
     let refuse = |place: &str, what: &str| Err(BundleError::shape(place, what));
     if content.format != FORMAT {
@@ -61,6 +62,7 @@ pub(super) fn check_content(content: &BundleContent) -> Result<(), BundleError> 
     if content.engine.is_empty() || content.engine.len() > WORD_BYTES_MAX {
         return refuse("engine", "1 to 128 bytes");
     }
+    // `is_signed` verifies signatures of no other keys.
     if !matches!(content.key, PeerKey::Ed25519(_)) {
         return refuse("key", "only Ed25519 keys sign: ed25519:<64 hex>");
     }
@@ -82,9 +84,10 @@ pub(super) fn check_content(content: &BundleContent) -> Result<(), BundleError> 
     }
     let reach: alknet_call::NameSet = content.spec.uses.iter().collect();
     for (n, case) in content.tests.iter().enumerate() {
-        // Acts by a capability are no operations: the configuration says which ones it has.
-        let fits = |path: &str| reach.contains(path) || path.starts_with(ACTS);
-        let beyond = case.calls.iter().find(|call| !fits(&call.path));
+        // Capability actions are no operations: the configuration decides which ones an operation
+        // has.
+        let is_declared = |path: &str| reach.contains(path) || path.starts_with(ACTS);
+        let beyond = case.calls.iter().find(|call| !is_declared(&call.path));
         if let Some(call) = beyond {
             let what = format!("'{}' is not among what the operation uses", call.path);
             return Err(BundleError::shape(format!("tests.{n}.calls"), what));
@@ -137,6 +140,8 @@ fn check_modules(content: &BundleContent) -> Result<(), BundleError> {
         if !name.starts_with("./") && !name.starts_with("blob:") {
             return refuse(format!("'{name}': a bundle brings ./ and blob: modules"));
         }
+        // A session loads the modules into such a set, so a module that it refuses would fail
+        // later.
         if let Err(failure) = set.insert(name, text.as_str()) {
             return refuse(failure.message);
         }
@@ -147,7 +152,7 @@ fn check_modules(content: &BundleContent) -> Result<(), BundleError> {
     Ok(())
 }
 
-/// The names that sessions register by.
+/// Whether sessions can register this name.
 fn is_name(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     let part = |part: &str| !part.is_empty() && part.bytes().all(plain);
@@ -163,16 +168,16 @@ fn is_identifier(name: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$'))
 }
 
-/// An operation, or everything below a prefix.
+/// Whether this is an operation, or all operations below a prefix.
 fn is_reach(name: &str) -> bool {
     match name.strip_suffix("/*") {
-        // With a further segment it is a name exactly where the prefix may stand before one.
+        // With a further segment, the text is a valid name exactly if the prefix is valid.
         Some(prefix) => is_operation_name(&format!("{prefix}/x")),
         None => is_operation_name(name),
     }
 }
 
-/// Codes that every promoted operation has, because its runtime does.
+/// Whether the runtime gives this code to all promoted operations.
 fn is_runtime_code(code: &str) -> bool {
     RuntimeCode::ALL.iter().any(|it| it.on_the_wire().0 == code)
 }

@@ -1,14 +1,14 @@
-//! The unified format of POSIX `diff -u`, with the mark for a last line that does not end.
+//! The unified format of POSIX `diff -u`, with a mark for a last line without a line end.
 
 use std::ops::Range;
 
 use imara_diff::{Algorithm, Diff, Hunk, InternedInput};
 
-/// Lines around a change.
+/// The context lines around a change.
 const AROUND: u32 = 3;
 
-/// What changes from `old` to `new`, or nothing. Where the shortest answer would take long it is a
-/// longer one.
+/// The changes from `old` to `new`; empty if there are no changes. If finding the shortest result
+/// would take long, the result is longer.
 pub(super) fn unified(name: &str, old: &str, new: &str) -> String {
     let lines = InternedInput::new(old, new);
     let mut difference = Diff::compute(Algorithm::Histogram, &lines);
@@ -18,17 +18,19 @@ pub(super) fn unified(name: &str, old: &str, new: &str) -> String {
         return String::new();
     }
     let mut text = format!("--- {name}\n+++ {name}\n");
+    // The context of close changes overlaps, so they share a header.
     for group in hunks.chunk_by(|one, next| next.before.start - one.before.end <= 2 * AROUND) {
         write(&mut text, group, &lines);
     }
     text
 }
 
-/// Changes whose surroundings touch, under one head.
+/// Writes changes with overlapping context under one header.
 fn write(text: &mut String, group: &[Hunk], lines: &InternedInput<&str>) {
     let (Some(first), Some(last)) = (group.first(), group.last()) else {
         return;
     };
+    // A file has less context at its beginning and at its end.
     let lead = first.before.start.min(AROUND);
     let tail = (lines.before.len() as u32 - last.before.end).min(AROUND);
     let before = first.before.start - lead..last.before.end + tail;
@@ -36,21 +38,22 @@ fn write(text: &mut String, group: &[Hunk], lines: &InternedInput<&str>) {
     text.push_str(&format!("@@ -{} +{} @@\n", head(&before), head(&after)));
     let mut at = before.start;
     for change in group {
-        say(
+        write_lines(
             text,
             ' ',
             &(at..change.before.start),
             lines,
             DiffSide::Before,
         );
-        say(text, '-', &change.before, lines, DiffSide::Before);
-        say(text, '+', &change.after, lines, DiffSide::After);
+        write_lines(text, '-', &change.before, lines, DiffSide::Before);
+        write_lines(text, '+', &change.after, lines, DiffSide::After);
         at = change.before.end;
     }
-    say(text, ' ', &(at..before.end), lines, DiffSide::Before);
+    write_lines(text, ' ', &(at..before.end), lines, DiffSide::Before);
 }
 
-/// First line, counted from 1, and number of lines; of no lines the one before them.
+/// The first line, counted from 1, and the number of lines. An empty range has the number of the
+/// line before it.
 fn head(range: &Range<u32>) -> String {
     let first = range.start + u32::from(!range.is_empty());
     match range.len() {
@@ -65,7 +68,7 @@ enum DiffSide {
     Before,
 }
 
-fn say(
+fn write_lines(
     text: &mut String,
     mark: char,
     at: &Range<u32>,
@@ -81,6 +84,7 @@ fn say(
         text.push(mark);
         text.push_str(line);
         if !line.ends_with('\n') {
+            // `diff -u` marks a last line without a line end like this.
             text.push_str("\n\\ No newline at end of file\n");
         }
     }

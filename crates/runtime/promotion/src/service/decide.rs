@@ -1,4 +1,4 @@
-//! Proposing, promoting, rejecting, taking back.
+//! Proposes, promotes and rejects bundles, and rolls versions back.
 
 use std::sync::Arc;
 
@@ -22,21 +22,21 @@ use crate::store::{
 use crate::tally::{CallTally, TallyVerdict};
 use crate::trial;
 
-/// The name in the record of what the node did by itself.
+/// The name of the node itself in the record.
 const NODE: &str = "node";
 
-/// What a reviewer agrees to; what is left out has its usual value.
+/// The terms that a reviewer agrees to. Each absent term has its default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReviewTerms {
-    /// What it is called by; `js/<name>` unless said.
+    /// The path of the operation; the default is `js/<name>`.
     pub path: Option<String>,
-    /// Whether peers may call it.
+    /// Whether peers may call the operation.
     pub external: bool,
-    /// Scopes that peers need: `call:` and the path with `:` for `/`, unless said.
+    /// The scopes that peers need. The default is `call:` and the path with `:` for `/`.
     pub scopes: Option<Vec<String>>,
 }
 
-/// What the tests of a bundle and a look at it came to.
+/// The result of scanning a bundle and running its tests.
 struct BundleTrial {
     code: OperationCode,
     imports: Vec<String>,
@@ -44,14 +44,15 @@ struct BundleTrial {
 }
 
 impl Promotion {
-    /// Takes a bundle, as its author sends it, for review.
+    /// Accepts a bundle for review, in the form that its author sends.
     ///
     /// # Errors
-    /// The document is not a valid bundle, it is not the caller's, its checks or its tests fail, or the store does not
-    /// keep it.
+    /// The document is no valid bundle, the caller is not its author, its checks or its tests fail, or the store
+    /// refuses it.
     pub async fn propose(&self, document: &[u8], who: &Identity) -> Result<Value, PromotionError> {
         let bundle = Arc::new(PromotionBundle::read(document)?);
         let content = bundle.content();
+        // The operation will call others with the author's authority, so only the author may propose it.
         if content.author != who.id {
             let text = format!(
                 "the bundle's author is '{}', and you are '{}'",
@@ -65,7 +66,7 @@ impl Promotion {
         };
         let judged = self.judge(&bundle).await?;
         let found = BundleFindings {
-            // The caller may have proved less than the author's key, such as a token with fewer rights.
+            // The caller may have proved less than the author's key, for example by a token with fewer rights.
             authority: AuthoritySnapshot::from_identity(who)
                 .and(&AuthoritySnapshot::from_identity(&author)),
             imports: judged.imports,
@@ -95,13 +96,13 @@ impl Promotion {
         }))
     }
 
-    /// A reviewer's yes. The bundle is looked at and tested once more; with enough reviewers that
-    /// agree to the same it is promoted. A yes to one that is promoted changes who may call it. `read` is the digest of
-    /// the document that the reviewer read, if it says which.
+    /// Records that a reviewer accepts a proposal. The node scans and tests the bundle again. Once enough reviewers
+    /// have agreed to the same terms, the node promotes the bundle. If the proposal is already promoted, the vote is
+    /// about who may call the operation. `read` is the digest of the document that the reviewer read, if it is known.
     ///
     /// # Errors
-    /// There is no such proposal, its digest is not `read`, it waits for no review, it is the reviewer's own, it does not
-    /// pass, or what is wanted cannot be.
+    /// There is no such proposal, its digest is not `read`, it waits for no review, the reviewer is its author, its
+    /// checks or its tests fail, or the terms are invalid.
     pub async fn accept(
         &self,
         id: Blake3Hash,
@@ -115,6 +116,7 @@ impl Promotion {
         if state != ProposalState::Promoted {
             check_waits(state)?;
         }
+        // The author's key may have been removed from the node since the proposal.
         if self.author(bundle.content()).is_none() {
             let text = format!("'{}' has the bundle's key no more", proposal.author);
             return Err(PromotionError::Conflict(text));
@@ -160,10 +162,10 @@ impl Promotion {
         .await
     }
 
-    /// A reviewer's no. `read` is as for [`accept`](Self::accept).
+    /// Records that a reviewer rejects a proposal. `read` is as in [`accept`](Self::accept).
     ///
     /// # Errors
-    /// There is no such proposal, its digest is not `read`, it waits for no review, or it is the reviewer's own.
+    /// There is no such proposal, its digest is not `read`, it waits for no review, or the reviewer is its author.
     pub async fn reject(
         &self,
         id: Blake3Hash,
@@ -227,7 +229,7 @@ impl Promotion {
         .await
     }
 
-    /// A version's first calls said something about it.
+    /// Handles the verdict about a version's first calls.
     pub(super) async fn judged(&self, path: &str, version: u64, verdict: TallyVerdict) {
         let (TallyVerdict::Failing(tallied) | TallyVerdict::Over(tallied)) = verdict;
         let TallyCounts { calls, errors } = tallied;
@@ -238,6 +240,7 @@ impl Promotion {
         {
             tracing::warn!(%error, path, "the errors of a promoted operation are not kept");
         }
+        // Few enough of the first calls failed, so the version stays.
         if matches!(verdict, TallyVerdict::Over(_)) {
             return;
         }
@@ -266,7 +269,7 @@ impl Promotion {
         self.parts.config.activate == ActivationTime::Live
     }
 
-    /// A proposal that this peer may review, and its bundle. Its digest is `read` if that is given.
+    /// Returns a proposal that this peer may review, and its bundle. If `read` is set, it must be its digest.
     async fn reviewed(
         &self,
         id: Blake3Hash,
@@ -278,11 +281,12 @@ impl Promotion {
             let text = format!("there is no proposal {id}");
             return Err(crate::store::PromotionStoreError::Unknown(text).into());
         };
+        // The review is a check by a second peer, so the author cannot make it.
         if proposal.author == who.id {
             let text = "a proposal is reviewed by another peer than its author".to_owned();
             return Err(PromotionError::Forbidden(text));
         }
-        // The proposal may also have been replaced between the two looks at the store.
+        // Another proposal may also have replaced this one between the two queries of the store.
         let is_read = read.is_none_or(|read| read == proposal.digest);
         if !is_read || bundle.digest() != proposal.digest {
             return Err(PromotionError::Conflict(REPLACED.to_owned()));
@@ -290,9 +294,10 @@ impl Promotion {
         Ok((proposal, bundle))
     }
 
-    /// Looks at a bundle and runs its tests.
+    /// Scans a bundle and runs its tests.
     async fn judge(&self, bundle: &Arc<PromotionBundle>) -> Result<BundleTrial, PromotionError> {
         let content = bundle.content();
+        // Another engine may give the same source another meaning, so the author's tests would not count.
         if content.engine != alknet_runtime::ENGINE {
             let text = format!(
                 "the bundle was tested with {}, and this node has {}",
@@ -338,7 +343,7 @@ impl Promotion {
         })
     }
 
-    /// Recorded calls that tell what the called operation marks as secret.
+    /// Finds recorded calls that contain what the called operation marks as secret.
     fn secrets(&self, bundle: &PromotionBundle) -> Result<Vec<Finding>, PromotionError> {
         let dispatcher = self.dispatcher()?;
         let registry = dispatcher.registry();
@@ -347,6 +352,7 @@ impl Promotion {
         for (n, case) in bundle.content().tests.iter().enumerate() {
             for (m, call) in case.calls.iter().enumerate() {
                 let path = call.path.as_str();
+                // An operation that this node does not have has no schema that could mark a secret.
                 let Some(spec) = registry.spec(path).or_else(|| promoted.spec(path)) else {
                     continue;
                 };
@@ -363,7 +369,7 @@ impl Promotion {
         Ok(found)
     }
 
-    /// What is promoted by the name of what, and whether it can be.
+    /// The terms of a promotion, if they are valid.
     fn terms(
         &self,
         wanted: ReviewTerms,
@@ -399,7 +405,7 @@ impl Promotion {
         Ok(terms)
     }
 
-    /// Whether the registry would take it.
+    /// Checks whether the registry would accept the operation.
     fn probe(
         &self,
         terms: &PromotionTerms,
@@ -407,6 +413,7 @@ impl Promotion {
         code: OperationCode,
     ) -> Result<(), PromotionError> {
         let dispatcher = self.dispatcher()?;
+        // The registry below has only this operation, so it cannot find a conflict with the program's own names.
         if dispatcher.registry().spec(&terms.path).is_some() {
             let text = format!(
                 "'{}' is an operation of this program; say another path",
@@ -430,6 +437,7 @@ impl Promotion {
             invoker: Arc::clone(&self.parts.invoker),
             judge: Arc::new(self.me.clone()),
         };
+        // A registry with only this operation shows its faults without touching the node's own registry.
         let mut alone = Registry::builder();
         alone.promote(making.registration());
         let refused = |error: &RegistryError| PromotionError::Input(error.to_string());
@@ -458,7 +466,7 @@ fn check_waits(state: ProposalState) -> Result<(), PromotionError> {
     }
 }
 
-/// The scope that peers need for an operation, unless the reviewer says another.
+/// The scope that peers need for an operation if the reviewer names none.
 fn call_scope(path: &str) -> String {
     format!("call:{}", path.replace('/', ":").to_ascii_lowercase())
 }

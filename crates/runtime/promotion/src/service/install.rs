@@ -1,4 +1,4 @@
-//! Putting versions in place.
+//! Installs versions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::store::{
 };
 use crate::tally::CallTally;
 
-/// The generation that is in place.
+/// The installed generation.
 #[derive(Debug, Default)]
 pub(super) struct ActiveGeneration {
     pub(super) number: u64,
@@ -25,18 +25,18 @@ pub(super) struct ActiveGeneration {
     pub(super) left_out: Vec<OmittedVersion>,
 }
 
-/// A promoted operation that is not in place.
+/// A promoted operation that is not installed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct OmittedVersion {
-    /// What it would be called by.
+    /// The path of the operation.
     pub path: String,
-    /// Its version.
+    /// The version of the operation.
     pub version: u64,
-    /// Why it is not in place.
+    /// The reason why it is not installed.
     pub reason: String,
 }
 
-/// A version with everything that it takes to run it.
+/// A version with all parts that are needed to run it.
 #[derive(Clone, Debug)]
 struct LoadedVersion {
     version: OperationVersion,
@@ -44,12 +44,12 @@ struct LoadedVersion {
     found: BundleFindings,
     code: Arc<OperationCode>,
     tally: Arc<CallTally>,
-    /// What it may do at present.
+    /// The authority that it has at present.
     authority: AuthoritySnapshot,
 }
 
 impl ActiveGeneration {
-    /// The version of an operation that is in place.
+    /// The installed version of an operation.
     pub(super) fn version_of(&self, path: &str) -> Option<u64> {
         let found = self.versions.iter().find(|it| it.version.path == path);
         found.map(|it| it.version.version)
@@ -57,12 +57,12 @@ impl ActiveGeneration {
 }
 
 impl Promotion {
-    /// Puts in place what the store says. The caller holds `deciding`, so that no other decision is made meanwhile.
+    /// Installs what the store says. The caller holds `deciding`, so that no other decision is made meanwhile.
     pub(super) async fn install(&self) -> Result<Arc<Generation>, PromotionError> {
         let dispatcher = self.dispatcher()?;
         let before = lock(&self.active).versions.clone();
         let loaded = self.stored(move |store| {
-            // Before the versions are read: their counts come from there.
+            // The counts are stored before the versions are read, because they are part of the versions.
             for known in &before {
                 let OperationVersion { path, version, .. } = &known.version;
                 store.tally(path, *version, known.tally.tallied())?;
@@ -87,6 +87,7 @@ impl Promotion {
                     registrations.push(self.registration(&loaded));
                     active.versions.push(loaded);
                 }
+                // One version that cannot be loaded must not keep the others from being installed.
                 Err(left_out) => active.left_out.push(left_out),
             }
         }
@@ -94,8 +95,8 @@ impl Promotion {
         let generation = dispatcher
             .promote(number, registrations)
             .map_err(|error| PromotionError::Conflict(error.to_string()))?;
-        // What the registry refuses was checked before it was promoted; a newer program may have
-        // taken the name since.
+        // A promotion checks beforehand that the registry accepts it, but a newer program may use the name since
+        // then.
         for LoadedVersion { version, .. } in &active.versions {
             if generation.spec(&version.path).is_none() {
                 active.left_out.push(OmittedVersion {
@@ -119,7 +120,7 @@ impl Promotion {
         Ok(generation)
     }
 
-    /// Lets what is in place do what its authors may do now.
+    /// Gives the installed versions the authority that their authors have now.
     async fn authorise(&self) -> Result<(), PromotionError> {
         let _one_at_a_time = self.deciding.lock().await;
         let dispatcher = self.dispatcher()?;
@@ -130,6 +131,7 @@ impl Promotion {
             changed |= now != loaded.authority;
             loaded.authority = now;
         }
+        // Promoting again would end the sessions of all services.
         if !changed {
             return Ok(());
         }
@@ -143,12 +145,13 @@ impl Promotion {
         Ok(())
     }
 
-    /// Follows what authors may do, as long as there is a promotion.
+    /// Follows changes of the authors' authority, as long as the promotion exists.
     pub(super) fn follow(&self) {
         let mut changes = self.parts.identities.watch();
         let me = self.me.clone();
         let task = tokio::spawn(async move {
             while changed(&mut changes).await {
+                // The task must not keep the promotion alive.
                 let Some(me) = me.upgrade() else { return };
                 if let Err(error) = me.authorise().await {
                     tracing::warn!(%error, "promoted operations keep the rights they had");
@@ -158,8 +161,8 @@ impl Promotion {
         let _ = self.following.set(task.abort_handle());
     }
 
-    /// What the author might do when the bundle was proposed, and still may; nothing once the key
-    /// that signed it is not the author's any more.
+    /// The authority that the author had when the bundle was proposed and still has. It is empty once the bundle's
+    /// key is not the author's any more.
     fn authority(&self, loaded: &LoadedVersion) -> AuthoritySnapshot {
         let author = self.author(loaded.bundle.content());
         let now = author
@@ -189,7 +192,7 @@ impl Promotion {
     }
 }
 
-/// The services among these.
+/// The services among the versions.
 fn services(versions: &[LoadedVersion]) -> BTreeMap<String, InstalledService> {
     let services = versions.iter().filter(|it| it.code.service().is_some());
     let services = services.map(|it| {
@@ -215,6 +218,7 @@ fn load(
     let known = before
         .iter()
         .find(|it| (&it.version.path, it.version.version) == (&version.path, version.version));
+    // A version never changes, so its loaded code is used again and its tally continues.
     if let Some(known) = known {
         return Ok(LoadedVersion {
             version,
@@ -232,6 +236,7 @@ fn load(
         .bundle(version.id)
         .map_err(damaged)?
         .ok_or_else(gone)?;
+    // The tests say nothing about another engine, which may give the source another meaning.
     if bundle.content().engine != alknet_runtime::ENGINE {
         let reason = format!("it was tested with {}", bundle.content().engine);
         return Err(out(reason));
@@ -259,9 +264,9 @@ fn load(
     })
 }
 
-/// The code of a bundle with the promoted code that it imports. An imported version never changes, so neither does what
-/// this gives. Code that the store cannot read is an error of the store; code that was never promoted is a failure of
-/// the script.
+/// The code of a bundle with the promoted code that it imports. An imported version never changes, so the result
+/// never changes either. Code that the store cannot read is an error of the store; code that was never promoted is a
+/// failure of the script.
 pub(super) fn code(
     store: &PromotionStore,
     bundle: &PromotionBundle,

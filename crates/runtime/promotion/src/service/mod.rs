@@ -1,4 +1,4 @@
-//! The whole of promotion for one node: what it decides, and what is in place.
+//! Promotion for one node: its decisions and the installed versions.
 
 mod decide;
 mod install;
@@ -26,26 +26,26 @@ pub use decide::ReviewTerms;
 pub use install::OmittedVersion;
 pub use show::{ProposalQuery, ProposalRequest};
 
-/// When what was decided takes its place.
+/// When a decision takes effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ActivationTime {
-    /// When the node starts next: while it runs, nothing changes.
+    /// When the node starts next; nothing changes while it runs.
     #[default]
     Boot,
-    /// At once.
+    /// Immediately.
     Live,
 }
 
-/// What an administrator decides about promotion.
+/// The administrator's settings for promotion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromotionConfig {
-    /// When promotions take their place.
+    /// When promotions take effect.
     pub activate: ActivationTime,
-    /// Reviewers that have to agree.
+    /// The number of reviewers that must agree.
     pub reviews: u32,
-    /// Whether the node takes a version back whose first calls fail too often, without an administrator's word.
+    /// Whether the node itself rolls back a version whose first calls fail too often.
     pub rollback_on_errors: bool,
 }
 
@@ -59,22 +59,22 @@ impl Default for PromotionConfig {
     }
 }
 
-/// What promotion needs of its node.
+/// The parts of the node that promotion needs.
 #[derive(Clone)]
 pub struct PromotionParts {
-    /// Where everything is kept.
+    /// Stores proposals and versions.
     pub store: PromotionStore,
     /// Runs tests.
     pub runner: Arc<dyn TestRunner>,
-    /// Runs what was promoted.
+    /// Runs promoted code.
     pub invoker: Arc<dyn Invoker>,
-    /// Knows whose a key is, and what they may do.
+    /// Knows the owners of keys, and their authority.
     pub identities: Arc<dyn IdentityProvider>,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
-    /// What operations are given, by the name that they are called by.
+    /// The capabilities of operations, by path.
     pub capabilities: BTreeMap<String, Capabilities>,
-    /// What an administrator decided.
+    /// The administrator's settings.
     pub config: PromotionConfig,
 }
 
@@ -89,7 +89,7 @@ impl fmt::Debug for PromotionParts {
 /// Promotion for one node.
 pub struct Promotion {
     parts: PromotionParts,
-    /// One decision at a time: what is stored last is also what is put in place last.
+    /// Only one decision is made at a time, so the last stored version is also the last installed one.
     deciding: tokio::sync::Mutex<()>,
     dispatcher: OnceLock<Weak<Dispatcher>>,
     active: Mutex<install::ActiveGeneration>,
@@ -100,10 +100,10 @@ pub struct Promotion {
 }
 
 impl Promotion {
-    /// Of these parts. Nothing is in place before [`attach`](Self::attach).
+    /// Makes the promotion of these parts. It installs nothing before [`attach`](Self::attach).
     ///
     /// # Errors
-    /// The configuration asks for no review, or for more than [`REVIEWS_MAX`].
+    /// The configuration requires no review, or more than [`REVIEWS_MAX`].
     pub fn new(parts: PromotionParts) -> Result<Arc<Self>, PromotionError> {
         if !(1..=REVIEWS_MAX).contains(&parts.config.reviews) {
             let text = format!("promotion.reviews is 1 to {REVIEWS_MAX}");
@@ -121,23 +121,23 @@ impl Promotion {
         }))
     }
 
-    /// `ops/*`, for the registry that the dispatcher will serve.
+    /// The operations `ops/*`, for the registry of the dispatcher.
     #[must_use]
     pub fn operations(self: &Arc<Self>) -> Vec<Registration> {
         operations::registrations(self)
     }
 
-    /// Puts in place what was promoted, and follows from now on what authors may do. To be called
-    /// once, when the dispatcher is made and before it serves, from within the runtime.
+    /// Installs the promoted versions, and follows changes of the authors' authority from then on. The node calls
+    /// this once within the runtime, after it has made the dispatcher and before the dispatcher serves.
     ///
     /// # Errors
-    /// The store cannot be read; nothing is in place.
+    /// The store cannot be read; nothing is installed.
     pub async fn attach(
         &self,
         dispatcher: &Arc<Dispatcher>,
     ) -> Result<Arc<Generation>, PromotionError> {
         let _one_at_a_time = self.deciding.lock().await;
-        // A second one would serve the generation of the first.
+        // A second dispatcher would serve the generation of the first.
         if self.dispatcher.set(Arc::downgrade(dispatcher)).is_err() {
             let text = "promotion is attached already".to_owned();
             return Err(PromotionError::Conflict(text));
@@ -147,7 +147,7 @@ impl Promotion {
         Ok(generation)
     }
 
-    /// What is promoted and could not be put in place, and why.
+    /// The promoted versions that could not be installed, and why.
     #[must_use]
     pub fn left_out(&self) -> Vec<OmittedVersion> {
         lock(&self.active).left_out.clone()
@@ -168,7 +168,7 @@ impl Promotion {
         self.parts.clock.now_s()
     }
 
-    /// On a thread of its own: it waits for a disk.
+    /// Runs the work on a thread of its own, because it waits for a disk.
     async fn stored<T: Send + 'static>(
         &self,
         work: impl FnOnce(&PromotionStore) -> Result<T, PromotionStoreError> + Send + 'static,
@@ -179,7 +179,7 @@ impl Promotion {
         Ok(done?)
     }
 
-    /// Runs `work` to its end, also where the caller has gone: what is stored is put in place.
+    /// Runs `work` to its end, even if the caller has gone: a stored decision must also be installed.
     async fn to_its_end<T: Send + 'static, F>(
         &self,
         work: impl FnOnce(Arc<Self>) -> F,
@@ -189,12 +189,12 @@ impl Promotion {
     {
         let me = self.me.upgrade();
         let me = me.ok_or_else(|| PromotionError::Unavailable("the node stops".to_owned()))?;
+        // A task of its own goes on when the caller's future is dropped.
         let done = tokio::spawn(work(me)).await;
         done.map_err(|error| PromotionError::Unavailable(error.to_string()))?
     }
 
-    /// The identity that the node has for the bundle's key, where it is the author that the bundle
-    /// names.
+    /// The identity that the node has for the bundle's key, if it is the author that the bundle names.
     fn author(&self, content: &crate::bundle::BundleContent) -> Option<Arc<Identity>> {
         let known = self.parts.identities.by_key(&content.key);
         known.filter(|known| known.id == content.author)
@@ -203,6 +203,7 @@ impl Promotion {
 
 impl VerdictSink for Weak<Promotion> {
     fn take_verdict(&self, path: &str, version: u64, verdict: TallyVerdict) {
+        // A node that stops has no use for the verdict.
         let Some(promotion) = self.upgrade() else {
             return;
         };

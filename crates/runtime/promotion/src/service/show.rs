@@ -1,4 +1,4 @@
-//! What reviewers and authors are shown.
+//! The answers for reviewers and authors.
 
 use std::sync::Arc;
 
@@ -15,44 +15,45 @@ use crate::store::{
     OperationVersion, PromotionStoreError, Proposal, ProposalFilter, ProposalState,
 };
 
-/// What is asked about proposals.
+/// A query about proposals.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProposalQuery {
-    /// Everything about this one.
+    /// All details of this proposal.
     pub id: Option<Blake3Hash>,
-    /// The versions of this operation; with `id`, what the proposal is compared with.
+    /// The versions of this operation; with `id`, the operation to compare the proposal with.
     pub path: Option<String>,
-    /// With `id`: the bundle itself, too.
+    /// Whether the answer to `id` contains the bundle itself.
     pub bundle: bool,
     /// Only proposals of this state.
     pub state: Option<ProposalState>,
-    /// `next` of the page before.
+    /// `next` of the previous page.
     pub cursor: Option<i64>,
-    /// Proposals on one page, at most [`PAGE_MAX`].
+    /// The number of proposals on one page, at most [`PAGE_MAX`].
     pub limit: Option<usize>,
 }
 
-/// Which of the three questions it is.
+/// The three kinds of queries.
 #[derive(Clone, Debug)]
 pub enum ProposalRequest {
-    /// Which proposals there are.
+    /// The list of proposals.
     List(ProposalFilter, usize),
-    /// Everything about one.
+    /// All details of one proposal.
     One(Blake3Hash, Option<String>, bool),
-    /// Which versions an operation has.
+    /// The versions of an operation.
     Versions(String),
 }
 
 impl ProposalQuery {
-    /// The question.
+    /// The kind of the query.
     ///
     /// # Errors
-    /// The fields do not make one of the three questions.
+    /// The fields do not match one of the three kinds.
     pub fn asked(self) -> Result<ProposalRequest, PromotionError> {
         let refuse = |text: &str| Err(PromotionError::Input(text.to_owned()));
         let listing = self.state.is_some() || self.cursor.is_some() || self.limit.is_some();
         match (self.id, self.path) {
+            // A condition that the query ignores would suggest to the caller that it had an effect.
             (Some(_), _) | (_, Some(_)) if listing => {
                 refuse("state, cursor and limit go with neither id nor path")
             }
@@ -74,21 +75,21 @@ impl ProposalQuery {
     }
 }
 
-/// Everything that the store has about one proposal.
+/// All that the store has about one proposal.
 struct ProposalDetails {
     proposal: Proposal,
     bundle: Arc<PromotionBundle>,
     reviews: Value,
     audit: Value,
-    /// What it would take the place of.
+    /// The version that it would replace.
     present: Option<(OperationVersion, Arc<PromotionBundle>)>,
 }
 
 impl Promotion {
-    /// Answers a question about proposals.
+    /// Answers a query about proposals.
     ///
     /// # Errors
-    /// There is no such proposal or operation, or the store cannot be read.
+    /// The proposal or operation does not exist, or the store cannot be read.
     pub async fn show(&self, asked: ProposalRequest) -> Result<Value, PromotionError> {
         match asked {
             ProposalRequest::List(filter, most) => self.list(filter, most).await,
@@ -100,7 +101,7 @@ impl Promotion {
     async fn list(&self, filter: ProposalFilter, most: usize) -> Result<Value, PromotionError> {
         let found = self.stored(move |store| {
             let (generation, _) = store.heads()?;
-            // One more tells whether there is another page.
+            // One proposal more reveals whether there is another page.
             Ok((store.proposals(&filter, most + 1)?, generation))
         });
         let (mut proposals, stored) = found.await?;
@@ -118,8 +119,8 @@ impl Promotion {
     }
 
     async fn versions(&self, path: String) -> Result<Value, PromotionError> {
-        let asked = path.clone();
-        let versions = self.stored(move |store| store.versions(&asked)).await?;
+        let queried = path.clone();
+        let versions = self.stored(move |store| store.versions(&queried)).await?;
         if versions.is_empty() {
             let text = format!("'{path}' was never promoted");
             return Err(PromotionStoreError::Unknown(text).into());
@@ -145,6 +146,7 @@ impl Promotion {
             };
             let path = path.unwrap_or_else(|| format!("js/{}", proposal.name));
             let versions = store.versions(&path)?;
+            // A proposal is not compared with itself.
             let present = versions.into_iter().find(|it| it.current && it.id != id);
             let present = match present {
                 Some(version) => store.bundle(version.id)?.map(|bundle| (version, bundle)),
@@ -175,7 +177,7 @@ impl Promotion {
             ),
             None => (Value::Null, None),
         };
-        let mut told = json!({
+        let mut answer = json!({
             "proposal": whole.proposal,
             "description": whole.bundle.content().spec.description,
             "grants": grants,
@@ -187,9 +189,10 @@ impl Promotion {
             "record": whole.audit,
         });
         if with_bundle {
+            // The document of a bundle is canonical JSON, so it can always be parsed.
             let document = serde_json::from_str(whole.bundle.document());
-            told["bundle"] = document.unwrap_or_default();
+            answer["bundle"] = document.unwrap_or_default();
         }
-        Ok(told)
+        Ok(answer)
     }
 }

@@ -1,4 +1,4 @@
-//! The file: made, checked and opened.
+//! Creates, checks and opens the file.
 
 use std::fs::File;
 use std::io;
@@ -10,14 +10,14 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::PromotionStoreError;
 
-/// `application_id` of the file: "alkp".
+/// The `application_id` of the file: "alkp".
 const APPLICATION_ID: i64 = 0x616c_6b70;
-/// `user_version` of the file. A program that finds a higher one leaves the file alone.
+/// The `user_version` of the file. A program that finds a higher version does not touch the file.
 pub(super) const SCHEMA_VERSION: i64 = 1;
-/// How long to wait for a process before this one that still ends.
+/// How long to wait for an earlier process that has not ended yet.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// What is looked up stands in columns, the rest is JSON. The record is only ever added to.
+/// The tables. Values for lookups are columns, and the rest is JSON. Entries of the record are only ever added.
 const TABLES: &str = "
 CREATE TABLE generation (
     one INTEGER NOT NULL PRIMARY KEY CHECK (one = 1),
@@ -77,21 +77,22 @@ CREATE TRIGGER audit_as_it_was BEFORE UPDATE ON audit
     BEGIN SELECT RAISE(ABORT, 'the record is only added to'); END;
 ";
 
-/// Opens the file, and makes it where it is missing.
+/// Opens the file, and creates it if it is missing.
 pub(super) fn open(path: &Path) -> Result<Connection, PromotionStoreError> {
-    // SQLite would ask the umask; it gives its log the same mode.
+    // SQLite would use the umask for the mode, and gives its log the same mode as the file.
     alknet_durable::private(path)
         .map_err(|error| PromotionStoreError::Unusable(error.to_string()))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY)?;
-    // Until the file is known to be whole nothing is written to it, nor its log deleted.
+    // SQLite writes nothing to the file and does not delete its log until the file's integrity is checked.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    // One process holds the file: another would promote beside it, unseen.
+    // One process holds the file: a second one would promote without the first one's knowledge.
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-    // The file may be damaged or foreign: what its schema names must not run (SQLite: PRAGMA
+    // The file may be damaged or foreign, so functions that its schema names must not run (SQLite: PRAGMA
     // trusted_schema).
     connection.pragma_update(None, "trusted_schema", false)?;
+    // This detects damaged pages before their content is used (SQLite: PRAGMA cell_size_check).
     connection.pragma_update(None, "cell_size_check", true)?;
     let check: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     if check != "ok" {
@@ -100,7 +101,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, PromotionStoreError> {
     let empty = is_empty(&connection)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // In WAL mode NORMAL would lose the last decisions at a power cut (SQLite: PRAGMA synchronous).
+    // In WAL mode, NORMAL would lose the last decisions at a power cut (SQLite: PRAGMA synchronous).
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     if empty {
@@ -109,13 +110,13 @@ pub(super) fn open(path: &Path) -> Result<Connection, PromotionStoreError> {
     Ok(connection)
 }
 
-/// Moves what the log has into the file, and empties the log. Returns when both are on the disk.
+/// Moves the content of the log into the file, and empties the log. Returns when the disk has both.
 ///
-/// SQLite ends a log at the first frame whose checksum is wrong, and reports no error: an attacker who damages one block of
-/// it after a power cut would undo every decision from there on, and a version that was taken back would run again.
+/// SQLite ends a log at the first frame with a wrong checksum and reports no error. An attacker who damages one block
+/// of it after a power cut would undo all later decisions, and a version that was rolled back would run again.
 ///
 /// # Errors
-/// Why the log has something still. All of it is in force nevertheless.
+/// The reason why the log is not empty. All of its content is still in force.
 pub(super) fn empty_log(connection: &Connection) -> Result<(), String> {
     let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
     let is_busy: bool = connection
@@ -134,7 +135,7 @@ pub(super) fn empty_log(connection: &Connection) -> Result<(), String> {
     }
 }
 
-/// Whether there is nothing yet; an error for what is not ours.
+/// Whether the file is empty; an error if it belongs to another program.
 fn is_empty(connection: &Connection) -> Result<bool, PromotionStoreError> {
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);

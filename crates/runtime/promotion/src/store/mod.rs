@@ -1,8 +1,7 @@
-//! What a node keeps of proposals: every bundle, every version that was promoted, and a record of who
-//! did what, in one SQLite file.
+//! The node's proposals in one SQLite file: all bundles, all promoted versions, and a record of all decisions.
 //!
-//! A change is one transaction, written ahead and synced: a power cut during it leaves what was there
-//! before. What is promoted is read from here at start, so that a boot gives the same operations.
+//! Each change is one transaction, written ahead and synced: after a power cut, the file has the state from before
+//! it. The node reads the promoted versions from the file at start, so each boot gives the same operations.
 
 mod file;
 mod read;
@@ -26,7 +25,7 @@ use file::SCHEMA_VERSION;
 pub(crate) use write::REPLACED;
 pub use write::{NewProposal, ReviewResult, RollbackResult, TallyCounts};
 
-/// Where a proposal stands.
+/// The state of a proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProposalState {
@@ -34,14 +33,14 @@ pub enum ProposalState {
     Promoted,
     /// It waits for its review.
     Proposed,
-    /// A reviewer said no.
+    /// A reviewer rejected it.
     Rejected,
-    /// It was an operation of the node: another took its place, or it was taken back.
+    /// It was an operation of the node, and was replaced or rolled back.
     Retired,
 }
 
 impl ProposalState {
-    /// The word for it.
+    /// The name of the state.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -53,57 +52,57 @@ impl ProposalState {
     }
 }
 
-/// What was found out when a bundle was proposed, beside what is in it.
+/// The findings at the time of a proposal that its bundle does not contain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BundleFindings {
-    /// What its author might do then. A promotion grants no more, whatever the author is given later.
+    /// The authority of the author at that time. A promotion grants no more, whatever the author gets later.
     pub authority: AuthoritySnapshot,
-    /// The promoted code that it imports, as `op:<path>@<version>`.
+    /// The promoted code that the bundle imports, as `op:<path>@<version>`.
     pub imports: Vec<String>,
-    /// How its tests went.
+    /// The report of its tests.
     pub report: ScriptTestReport,
 }
 
-/// What an identity may do.
+/// The authority of an identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AuthoritySnapshot {
-    /// Scopes, sorted.
+    /// The scopes, sorted.
     pub scopes: Vec<String>,
-    /// Resources by type.
+    /// The resources by type.
     pub resources: BTreeMap<String, Vec<String>>,
 }
 
-/// What a reviewer agreed to.
+/// The terms that a reviewer agreed to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromotionTerms {
-    /// What it is called by.
+    /// The path of the operation.
     pub path: String,
-    /// Whether peers may call it; else only operations of this node.
+    /// Whether peers may call it; otherwise only operations of this node may.
     pub external: bool,
-    /// Scopes that peers need for it. None: every known identity may call it.
+    /// The scopes that peers need for it. If the list is empty, every known identity may call it.
     pub scopes: Vec<String>,
 }
 
 /// One proposal.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Proposal {
-    /// Its place in the order of proposals.
+    /// Its number in the order of proposals.
     #[serde(skip)]
     pub seq: i64,
-    /// The bundle's.
+    /// The id of the bundle.
     pub id: Blake3Hash,
-    /// Of the whole document.
+    /// The hash of the whole document.
     pub digest: Blake3Hash,
-    /// The operation's, without `js/`.
+    /// The name of the operation, without `js/`.
     pub name: String,
-    /// Who wrote it.
+    /// The author.
     pub author: PeerId,
-    /// Where it stands.
+    /// The state.
     pub state: ProposalState,
-    /// When it was proposed, in seconds since 1970, where the clock was sane.
+    /// When it was proposed, in seconds since 1970, if the clock was set.
     pub at_s: Option<u64>,
-    /// What was found out then.
+    /// The findings at that time.
     #[serde(skip)]
     pub found: BundleFindings,
 }
@@ -111,67 +110,67 @@ pub struct Proposal {
 /// One version of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct OperationVersion {
-    /// What it is called by.
+    /// The path of the operation.
     pub path: String,
-    /// From 1.
+    /// The number of the version, from 1.
     pub version: u64,
-    /// The bundle's.
+    /// The id of the bundle.
     pub id: Blake3Hash,
-    /// What was agreed to.
+    /// The terms of the promotion.
     #[serde(skip)]
     pub terms: PromotionTerms,
-    /// The version whose place it took.
+    /// The version that it replaced.
     pub replaced: Option<u64>,
-    /// The generation it first was part of.
+    /// The first generation that contained it.
     pub generation: u64,
-    /// When, in seconds since 1970.
+    /// When it was promoted, in seconds since 1970.
     pub at_s: Option<u64>,
-    /// Of its first calls, so many were counted.
+    /// How many of its first calls were counted.
     pub calls: u32,
-    /// And so many failed.
+    /// How many of these failed.
     pub errors: u32,
-    /// Whether it is the one in place.
+    /// Whether it is the current version.
     pub current: bool,
 }
 
 /// One entry of the record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditEntry {
-    /// When, in seconds since 1970.
+    /// The time, in seconds since 1970.
     pub at_s: Option<u64>,
-    /// Who: a peer id, or `node` for what it did by itself.
+    /// The peer id of the actor, or `node` for the node itself.
     pub who: String,
     /// `propose`, `accept`, `promote`, `reject`, `rollback` or `forget`.
     pub did: String,
-    /// The bundle's.
+    /// The id of the bundle.
     pub id: String,
-    /// The operation.
+    /// The path of the operation.
     pub path: Option<String>,
-    /// Its version; with `rollback` the one that is in place now.
+    /// Its version; for `rollback`, the version that is current afterwards.
     pub version: Option<u64>,
-    /// The generation that this began.
+    /// The generation that began with this.
     pub generation: Option<u64>,
-    /// Why, in the words of the peer that did it.
+    /// The actor's reason.
     pub note: String,
 }
 
-/// Who does something, when, and why.
+/// The actor, the time and the reason of a change.
 #[derive(Clone, Copy, Debug)]
 pub struct AuditAct<'a> {
     /// A peer id, or `node`.
     pub who: &'a str,
     /// Seconds since 1970.
     pub at_s: Option<u64>,
-    /// For the record.
+    /// The reason for the record.
     pub note: &'a str,
 }
 
-/// Which proposals a listing shows, newest first.
+/// The filter of a listing, which shows the newest proposals first.
 #[derive(Clone, Debug, Default)]
 pub struct ProposalFilter {
-    /// Only of this state.
+    /// Only proposals of this state.
     pub state: Option<ProposalState>,
-    /// Only those before this place.
+    /// Only proposals before this number.
     pub before: Option<i64>,
 }
 
@@ -179,68 +178,71 @@ fn commit<T>(
     connection: &mut Connection,
     write: impl FnOnce(&Connection) -> Result<T, PromotionStoreError>,
 ) -> Result<T, PromotionStoreError> {
+    // An immediate transaction takes the write lock at its beginning, so a later write cannot fail for it.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let done = write(&transaction)?;
     transaction.commit()?;
     Ok(done)
 }
 
-/// The open file. Clones share it. Everything but [`unemptied_log`](Self::unemptied_log) blocks on the disk.
+/// The open file. Clones share it. All methods except [`unemptied_log`](Self::unemptied_log) wait for the disk.
 #[derive(Clone)]
 pub struct PromotionStore(Arc<PromotionFile>);
 
 struct PromotionFile {
     connection: Mutex<Connection>,
-    /// Why the log has something still. A lock of its own: the node's problems are asked for while the disk is waited for.
+    /// The reason why the log is not empty. It has a lock of its own, because the node reads it while other methods
+    /// wait for the disk.
     log: Mutex<Option<String>>,
 }
 
 impl PromotionStore {
-    /// Opens the file, and makes it where it is missing. A log that cannot be emptied, as on a full disk, is no reason not
-    /// to open it: [`unemptied_log`](Self::unemptied_log) says that.
+    /// Opens the file, and creates it if it is missing. If the log cannot be emptied, for example on a full disk, the
+    /// file opens nevertheless and [`unemptied_log`](Self::unemptied_log) reports it.
     ///
     /// # Errors
-    /// It cannot be used: damaged, newer than this program, another's, held by another process.
+    /// The file cannot be used: it is damaged, newer than this program, another program's, or held by another
+    /// process.
     pub fn open(path: &Path) -> Result<Self, PromotionStoreError> {
         let connection = file::open(path)?;
         let store = Self(Arc::new(PromotionFile {
             connection: Mutex::new(connection),
             log: Mutex::default(),
         }));
-        // What a power cut left in the log is in force from now on.
+        // Decisions that a power cut left in the log are in force from now on.
         store.empty_log(&store.lock());
         Ok(store)
     }
 
-    /// Why decisions are in the log still, where damage to the disk could undo them; nothing while the log is empty, as it
-    /// should be. The next write tries again to empty it.
+    /// The reason why decisions are still in the log, where damage to the disk could undo them; `None` while the log
+    /// is empty, as it normally is. The next write tries to empty it again.
     #[must_use]
     pub fn unemptied_log(&self) -> Option<String> {
         self.log().clone()
     }
 
-    /// Does all of `write` or nothing, durably.
+    /// Performs all of `write` or nothing, durably.
     fn write<T>(
         &self,
         write: impl FnOnce(&Connection) -> Result<T, PromotionStoreError>,
     ) -> Result<T, PromotionStoreError> {
         let mut connection = self.lock();
         let done = commit(&mut connection, write)?;
-        // A decision may be in it still.
+        // The log may still have a decision.
         if self.unemptied_log().is_some() {
             self.empty_log(&connection);
         }
         Ok(done)
     }
 
-    /// The same for a decision: no damage to the log undoes it once it is answered.
+    /// As [`write`](Self::write), for a decision: once this has returned, no damage to the log can undo it.
     fn decide<T>(
         &self,
         write: impl FnOnce(&Connection) -> Result<T, PromotionStoreError>,
     ) -> Result<T, PromotionStoreError> {
         let mut connection = self.lock();
         let done = commit(&mut connection, write)?;
-        // The decision is made and durable all the same.
+        // The decision is durable even if the log is not emptied.
         self.empty_log(&connection);
         Ok(done)
     }
@@ -269,7 +271,7 @@ impl PromotionStore {
         self.0.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of the generation that the next start has, and its versions in order of path.
+    /// The number of the generation at the next start, and its versions in the order of their paths.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -285,7 +287,7 @@ impl PromotionStore {
         self.read(|connection| read::proposal(connection, id))
     }
 
-    /// Proposals, newest first, at most `most`.
+    /// At most `most` proposals, the newest first.
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
@@ -297,10 +299,10 @@ impl PromotionStore {
         self.read(|connection| read::proposals(connection, filter, most))
     }
 
-    /// A bundle; its signature is looked at again.
+    /// A bundle, whose signature is checked again.
     ///
     /// # Errors
-    /// As [`heads`](Self::heads), and for a document that is no longer what was signed.
+    /// As [`heads`](Self::heads), or the document differs from the signed one.
     pub fn bundle(
         &self,
         id: Blake3Hash,
@@ -311,6 +313,7 @@ impl PromotionStore {
         };
         let bundle = PromotionBundle::read(document.as_bytes())
             .map_err(|error| PromotionStoreError::Damaged(format!("bundle {id}: {error}")))?;
+        // The signature covers the document but not its row, so the row could refer to another bundle.
         match bundle.id() == id {
             true => Ok(Some(Arc::new(bundle))),
             false => Err(PromotionStoreError::Damaged(format!(
@@ -332,7 +335,7 @@ impl PromotionStore {
         Ok(versions.into_iter().find(|it| it.version == version))
     }
 
-    /// Every version of an operation, newest first.
+    /// All versions of an operation, the newest first.
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
@@ -340,7 +343,7 @@ impl PromotionStore {
         self.read(|connection| read::versions(connection, path))
     }
 
-    /// Who agreed to what about a proposal.
+    /// The reviewers that agreed to a proposal, and their terms.
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
@@ -351,7 +354,7 @@ impl PromotionStore {
         self.read(|connection| read::reviews(connection, id))
     }
 
-    /// The newest entries of the record about a proposal, oldest first.
+    /// The newest entries of the record about a proposal, the oldest of them first.
     ///
     /// # Errors
     /// As [`heads`](Self::heads).
@@ -366,26 +369,26 @@ impl fmt::Debug for PromotionStore {
     }
 }
 
-/// Why a store does not do what it is asked to.
+/// The reason why the store failed or refused.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PromotionStoreError {
-    /// It is in no state for that.
+    /// The state does not allow it.
     #[error("{0}")]
     Conflict(String),
-    /// What it holds is not whole.
+    /// The content of the file is damaged.
     #[error("the file of proposals is damaged: {0}")]
     Damaged(String),
-    /// There is no room.
+    /// The store is full.
     #[error("{0}")]
     Full(String),
-    /// A newer program wrote it.
+    /// A newer program wrote the file.
     #[error("the file of proposals has version {0}, and this program knows {SCHEMA_VERSION}")]
     Newer(i64),
-    /// There is no such proposal, operation or version.
+    /// The proposal, operation or version does not exist.
     #[error("{0}")]
     Unknown(String),
-    /// It cannot be used.
+    /// The file cannot be used.
     #[error("the file of proposals cannot be used: {0}")]
     Unusable(String),
 }

@@ -1,4 +1,4 @@
-//! Rows as values.
+//! Reads rows as values.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -55,7 +55,9 @@ pub(super) fn proposals(
         "{PROPOSAL} WHERE (?1 IS NULL OR state = ?1) AND seq < ?2 ORDER BY seq DESC LIMIT ?3"
     );
     let state = filter.state.map(ProposalState::as_str);
+    // Without a cursor, the page begins with the newest proposal.
     let before = filter.before.unwrap_or(i64::MAX);
+    // SQLite has signed integers only; a larger limit is no limit.
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     all(
         connection,
@@ -103,6 +105,7 @@ pub(super) fn audit(
             note: row.get(7)?,
         })
     })?;
+    // The query selects the newest entries, and the list begins with the oldest of them.
     found.reverse();
     Ok(found)
 }
@@ -116,6 +119,7 @@ fn all<T>(
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query(params)?;
     let mut found = Vec::new();
+    // A damaged row fails the whole query, so that no list has a gap.
     while let Some(row) = rows.next()? {
         found.push(read(row)?);
     }

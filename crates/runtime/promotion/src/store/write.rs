@@ -1,4 +1,4 @@
-//! What changes a store. Each of these is one transaction.
+//! Changes the store. Each function is one transaction.
 
 use alknet_core::PeerId;
 use rusqlite::{Connection, params};
@@ -11,57 +11,57 @@ use super::{
 use crate::bundle::{Blake3Hash, PromotionBundle};
 use crate::limits::{BUNDLES_MAX, PATHS_MAX, STORE_BYTES_MAX, WAITING_PER_AUTHOR_MAX};
 
-/// What a reviewer reads whose decision is about a proposal that is not the one that was read.
+/// The error for a reviewer who decides about a proposal other than the one that the reviewer read.
 pub(crate) const REPLACED: &str =
     "another proposal of the same code took the place of the one that was read: read this one";
 
-/// A bundle on its way in.
+/// A new bundle for the store.
 #[derive(Clone, Copy, Debug)]
 pub struct NewProposal<'a> {
-    /// The bundle to write.
+    /// The bundle.
     pub bundle: &'a PromotionBundle,
-    /// What was found out about it.
+    /// The findings about it.
     pub found: &'a BundleFindings,
 }
 
-/// What became of a reviewer's yes.
+/// The result of a reviewer's agreement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReviewResult {
     /// It is an operation now.
     Promoted(OperationVersion),
-    /// So many agree, and more are needed.
+    /// This number of reviewers agree, and more are needed.
     Waiting(u32),
 }
 
-/// What a rollback came to.
+/// The result of a rollback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RollbackResult {
-    /// The version that is in place now; none when the operation is gone.
+    /// The version that is current now; `None` if the operation was removed.
     pub version: Option<u64>,
-    /// What was agreed to about that version.
+    /// The terms on which the reviewers agreed for that version.
     pub terms: Option<PromotionTerms>,
-    /// The version that was in place before.
+    /// The version that was active before.
     pub replaced: Option<u64>,
-    /// The generation that this began.
+    /// The generation that began with this.
     pub generation: u64,
 }
 
-/// How the first calls of a version went.
+/// The results of a version's first calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TallyCounts {
-    /// Number of calls.
+    /// The number of calls.
     pub calls: u32,
-    /// Of which so many failed.
+    /// The number of failed calls.
     pub errors: u32,
 }
 
 impl PromotionStore {
-    /// Keeps a bundle for review. The same document again changes nothing, and neither does it while
-    /// it is promoted or was.
+    /// Stores a bundle for review. The same document again changes nothing, also while it is promoted or after it
+    /// was.
     ///
     /// # Errors
-    /// Code of the same id was proposed by another document, its author has too many that wait, or
-    /// there is no room.
+    /// Another document proposed code with the same id, the author has too many waiting proposals, or there is no
+    /// room.
     pub fn propose(
         &self,
         new: NewProposal<'_>,
@@ -73,7 +73,7 @@ impl PromotionStore {
                 if known.state != ProposalState::Rejected {
                     return same(known, new.bundle);
                 }
-                // An author whose bundle was rejected may propose it again, with better tests say.
+                // An author whose bundle was rejected may propose it again, for example with better tests.
                 connection.execute("DELETE FROM proposals WHERE id = ?1", [id.to_string()])?;
             }
             make_room(connection, new.bundle, act)?;
@@ -85,14 +85,14 @@ impl PromotionStore {
         })
     }
 
-    /// A reviewer says yes. With as many as are `needed` that agree to the same, it is promoted. One that is promoted
-    /// already becomes another version of its operation, for other callers.
+    /// Stores that a reviewer accepts a proposal. Once `needed` reviewers have agreed to the same terms, the store
+    /// promotes it. A proposal that is already promoted becomes another version of its operation, for other callers.
     ///
-    /// The vote of the reviewer that decides now counts, and each other one if `counts` says so of its reviewer.
+    /// The vote of the present reviewer counts. The vote of another reviewer counts if `counts` returns true for it.
     ///
     /// # Errors
-    /// There is no such proposal, another one took its place since it was `judged`, it waits for no review, it is in place
-    /// with these terms, the reviewer wrote it, or the node has as many operations as it may.
+    /// There is no such proposal, another one replaced the `judged` one, it waits for no review, it is already active
+    /// with these terms, the reviewer is its author, or the node has its maximum number of operations.
     pub fn accept(
         &self,
         judged: &Proposal,
@@ -104,7 +104,7 @@ impl PromotionStore {
         let id = judged.id;
         self.decide(|connection| {
             let known = acceptable(connection, id, terms)?;
-            // After a rejection the same code may be proposed again, by another author or with other rights.
+            // After a rejection, an author may propose the same code again, also another author or with other rights.
             if known.digest != judged.digest || known.found.authority != judged.found.authority {
                 return Err(PromotionStoreError::Conflict(REPLACED.to_owned()));
             }
@@ -113,11 +113,12 @@ impl PromotionStore {
                     "a proposal is reviewed by another peer than its author".to_owned(),
                 ));
             }
-            // A reviewer's second yes takes the place of the first: each counts once.
+            // A reviewer's second agreement replaces the first, so each reviewer counts once.
             let sql = "INSERT OR REPLACE INTO reviews (id, reviewer, terms) VALUES (?1, ?2, ?3)";
             connection.execute(sql, params![id.to_string(), act.who, json(terms)?])?;
             let reviews = read::reviews(connection, id)?;
-            // A reviewer may have been put out, or have lost the scope, since its vote.
+            // Reviewers count together only if they agreed to the same terms. A reviewer may have been removed, or may
+            // have lost the scope, since its vote.
             let agrees = |(who, theirs): &&(PeerId, PromotionTerms)| {
                 theirs == terms && (who.as_str() == act.who || counts(who))
             };
@@ -138,25 +139,25 @@ impl PromotionStore {
         })
     }
 
-    /// A reviewer says no.
+    /// Rejects a proposal.
     ///
     /// # Errors
-    /// There is no such proposal, or it waits for no review.
+    /// The proposal does not exist, or it does not wait for a review.
     pub fn reject(&self, id: Blake3Hash, act: AuditAct<'_>) -> Result<(), PromotionStoreError> {
         self.decide(|connection| {
             waiting(connection, id)?;
-            // The same code may be proposed again, and begins without them.
+            // The same code may be proposed again, and then has no reviews.
             connection.execute("DELETE FROM reviews WHERE id = ?1", [id.to_string()])?;
             set_state(connection, id, ProposalState::Rejected)?;
             record(connection, act, "reject", id, None, None)
         })
     }
 
-    /// Puts another version in place: the one named, or the one whose place the present one took. The
-    /// operation is gone where there was none.
+    /// Makes another version current: the named one, or the one that the current version replaced. If it replaced
+    /// none, the operation is removed.
     ///
     /// # Errors
-    /// There is no such operation or version, or it is in place already.
+    /// The operation or version does not exist, or the version is already current.
     pub fn rollback(
         &self,
         path: &str,
@@ -198,7 +199,7 @@ impl PromotionStore {
                 }
             }
             let version = back.map(|it| it.version);
-            // The code of either may be in place under another path as well.
+            // The code of either version may also be current under another path.
             for id in [now.map(|it| it.id), back.map(|it| it.id)]
                 .into_iter()
                 .flatten()
@@ -216,7 +217,7 @@ impl PromotionStore {
         })
     }
 
-    /// Keeps how the first calls of a version went.
+    /// Stores the results of a version's first calls.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -246,7 +247,7 @@ fn same(known: Proposal, bundle: &PromotionBundle) -> Result<Proposal, Promotion
     }
 }
 
-/// Forgets what was rejected longest ago, as long as there is no room otherwise.
+/// Removes the oldest rejected proposals, as long as there is no room otherwise.
 fn make_room(
     connection: &Connection,
     bundle: &PromotionBundle,
@@ -255,7 +256,7 @@ fn make_room(
     let author = bundle.content().author.as_str();
     let sql = "SELECT count(*) FROM proposals WHERE author = ?1 AND state = 'proposed'";
     let waiting: u64 = connection.query_row(sql, [author], |row| row.get(0))?;
-    // What waits is never forgotten to make room: one author must not fill the store with it.
+    // Waiting proposals are never removed to make room, so one author must not fill the store with them.
     if waiting >= WAITING_PER_AUTHOR_MAX {
         let text =
             format!("{waiting} proposals of '{author}' wait for a review; no more are taken");
@@ -322,7 +323,7 @@ fn waiting(connection: &Connection, id: Blake3Hash) -> Result<Proposal, Promotio
     }
 }
 
-/// A proposal that waits, or that is in place at the path of `terms` with other terms.
+/// A proposal that waits for review, or that is active at the path of `terms` with other terms.
 fn acceptable(
     connection: &Connection,
     id: Blake3Hash,
@@ -355,7 +356,7 @@ fn promote(
     let versions = read::versions(connection, path)?;
     let now = versions.iter().find(|it| it.current);
     let paths: u64 = connection.query_row("SELECT count(*) FROM heads", [], |row| row.get(0))?;
-    // A new version of one that is in place takes no place of its own.
+    // A new version of an installed operation needs no further path.
     if now.is_none() && paths >= PATHS_MAX {
         let text = format!("the node has {paths} promoted operations; no more are taken");
         return Err(PromotionStoreError::Full(text));
@@ -363,7 +364,7 @@ fn promote(
     let generation = next_generation(connection)?;
     let version = OperationVersion {
         path: path.to_owned(),
-        // After every version that there was: a rollback frees no number.
+        // The number follows those of all versions that ever existed: a rollback frees no number.
         version: versions.first().map_or(1, |newest| newest.version + 1),
         id,
         terms: terms.clone(),
@@ -390,7 +391,7 @@ fn promote(
     )?;
     set_head(connection, path, version.version)?;
     set_state(connection, id, ProposalState::Promoted)?;
-    // What it ran may be in place under another path as well.
+    // The replaced code may also be current under another path.
     if let Some(now) = now {
         settle(connection, now.id)?;
     }
@@ -420,7 +421,7 @@ fn set_state(
     Ok(())
 }
 
-/// Promoted where a path has it in place, else retired.
+/// Sets the state to promoted if a path has the code as its current version, or else to retired.
 fn settle(connection: &Connection, id: Blake3Hash) -> Result<(), PromotionStoreError> {
     let sql = "SELECT count(*) FROM versions v JOIN heads h \
          ON h.path = v.path AND h.version = v.version WHERE v.id = ?1";

@@ -1,13 +1,13 @@
-//! What a worker of role `js` runs: frames on one side, isolates on the other.
+//! Runs a worker of the role `js`: it exchanges frames with its host and runs isolates.
 //!
-//! Each isolate has a thread of its own, of as many as a worker may have sessions. A script that
-//! computes holds its thread, and a native loop of the engine cannot be left before it ends: with
-//! fewer threads the siblings of such a script would wait with it. The threads are started before
-//! the walls close, because role `js` may start none afterwards; what an idle one costs is the pages
-//! of its stack that it has touched.
+//! Each isolate has a thread of its own, and there are as many threads as a worker may have
+//! sessions. A script that computes occupies its thread, and the engine cannot leave a native loop
+//! before it ends, so with fewer threads other sessions would wait for such a script. The threads
+//! start before the sandbox closes, because the role `js` may start none afterwards. An idle thread
+//! costs only the pages of its stack that it has used.
 //!
-//! The first thread hands frames out and never runs a script, so that an answer or an abort arrives
-//! whatever the scripts do. One more looks at the running calls every few milliseconds.
+//! The first thread distributes frames and never runs a script, so an answer or an abort arrives
+//! whatever the scripts do. One more thread checks the running calls every few milliseconds.
 
 mod bridge;
 mod session;
@@ -32,18 +32,18 @@ use crate::wire::{self, SessionOpening};
 use bridge::{Bridge, BridgeHost};
 use watchdog::CallWatchdog;
 
-/// What the process of a worker ends with when it could not become one.
+/// The exit status of a process that could not become a worker.
 const NO_WORKER: u8 = 70;
 
-/// Runs a worker of this role until its host is gone. For `alknet worker`, after
+/// Runs a worker of this role until its host is gone. `alknet worker` calls it after
 /// [`alknet_worker::started_as_worker`] and before anything else.
 #[must_use]
 pub fn run(role: WorkerRole) -> ExitCode {
     run_after(role, || Ok::<_, String>(()))
 }
 
-/// The same with work of the caller's own before the walls close: role `js+gpu` opens its device
-/// there.
+/// As [`run`], with the caller's own work before the sandbox closes: the role `js+gpu` opens its
+/// device there.
 #[must_use]
 pub fn run_after<E: fmt::Display>(
     role: WorkerRole,
@@ -52,14 +52,14 @@ pub fn run_after<E: fmt::Display>(
     match work(role, warm_up) {
         Ok(never) => match never {},
         Err(error) => {
-            // The host keeps what a worker writes last.
+            // The host keeps the last text that a worker writes.
             eprintln!("{error}");
             ExitCode::from(NO_WORKER)
         }
     }
 }
 
-/// No value: a worker does not return.
+/// A type without values: a worker does not return.
 enum Never {}
 
 fn work<E: fmt::Display>(
@@ -96,23 +96,23 @@ impl SessionQueue {
             if let Some(start) = sessions.pop_front() {
                 return start;
             }
-            // It may wake up without a reason (std, `Condvar`): the queue is looked at again.
+            // The wait may end without a reason (std, `Condvar`), so the queue is checked again.
             let slept = self.grown.wait(sessions);
             sessions = slept.unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
-/// What another thread needs of a session.
+/// The parts of a session that other threads need.
 #[derive(Clone, Debug)]
 struct SessionSlot {
     bridge: Arc<Bridge>,
     jobs: mpsc::UnboundedSender<session::SessionJob>,
-    /// Set once the isolate is there.
+    /// Set once the isolate exists.
     remote: Arc<OnceLock<IsolateHandle>>,
 }
 
-/// Hands frames out.
+/// Distributes frames to the sessions.
 struct FrameDispatcher {
     guest: Guest,
     waiting: Arc<SessionQueue>,
@@ -133,7 +133,7 @@ impl FrameDispatcher {
             .spawn(move || beating.run())?;
         for _ in 0..limits::SESSIONS_MAX {
             let (waiting, pulse, guest) = (Arc::clone(&waiting), Arc::clone(&pulse), guest.clone());
-            // Timers only: without input and output of its own it needs no descriptor.
+            // The runtime has only timers: without I/O it needs no file descriptor.
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_time()
                 .build()?;
@@ -147,7 +147,8 @@ impl FrameDispatcher {
                             runtime.block_on(session::serve(start, &guest, &pulse));
                         });
                         if std::panic::catch_unwind(served).is_err() {
-                            // The engine's state is unknown after a panic. The host sees a crash.
+                            // The engine's state is unknown after a panic, so the worker ends, and
+                            // the host sees a crash.
                             std::process::abort();
                         }
                         give_back_memory();
@@ -202,7 +203,7 @@ impl FrameDispatcher {
                 self.start(sid, call, work);
             }
             ToWorkerMessage::Reply { sid, id, reply } => {
-                // It may have been closed meanwhile.
+                // The session may have been closed meanwhile.
                 if let Some(slot) = self.sessions.get(&sid) {
                     slot.bridge.replied(id, reply, fds);
                 }
@@ -213,8 +214,8 @@ impl FrameDispatcher {
                 }
             }
             ToWorkerMessage::Tell { sid, body } => {
-                if let (Some(slot), Ok(told)) = (self.sessions.get(&sid), wire::read(&body)) {
-                    slot.bridge.handle_message(told);
+                if let (Some(slot), Ok(message)) = (self.sessions.get(&sid), wire::read(&body)) {
+                    slot.bridge.handle_message(message);
                 }
             }
             ToWorkerMessage::Abort { id } => self.abort(id),
@@ -224,7 +225,7 @@ impl FrameDispatcher {
                 }
             }
             ToWorkerMessage::Close { sid, id: None } => self.close(sid),
-            // What a later host may say.
+            // Messages that only a later host sends are ignored.
             _ => {}
         }
         // No frame says that a call has ended.
@@ -274,7 +275,8 @@ impl FrameDispatcher {
         match work {
             Ok(work) => {
                 self.calls.insert(call.id(), sid);
-                // Before the thread has it: a call that is not expected counts as given up.
+                // The watchdog must know the call before the thread gets it, because an unknown
+                // call counts as given up.
                 self.pulse.expect(&call);
                 // The thread takes jobs as long as the session is open.
                 let _ = slot.jobs.send(session::SessionJob::Start(call, work));
@@ -283,7 +285,7 @@ impl FrameDispatcher {
         }
     }
 
-    /// Its `AbortSignal` fires. A script that computes is stopped by the pulse a little later.
+    /// Fires the `AbortSignal` of a call. The watchdog stops a script that computes a little later.
     fn abort(&mut self, id: u64) {
         let slot = self.calls.get(&id).and_then(|sid| self.sessions.get(sid));
         if let Some(remote) = slot.and_then(|slot| slot.remote.get()) {
@@ -306,7 +308,8 @@ impl FrameDispatcher {
         }
     }
 
-    /// Dropping the slot ends the thread's queue; a script that computes is stopped.
+    /// Closes a session. Dropping the slot ends the thread's queue, and a script that computes is
+    /// stopped.
     fn close(&mut self, sid: u64) {
         if let Some(slot) = self.sessions.remove(&sid) {
             slot.bridge.close();
@@ -331,15 +334,16 @@ fn unreadable(error: &alknet_worker::WorkerFrameError) -> ScriptFailure {
     )
 }
 
-/// A module of the graph by its name, or lines of a REPL.
+/// The work of evaluating a module of the graph by its name, or lines of a REPL.
 fn evaluation(module: String, source: &[u8], hash: [u8; 32]) -> Result<IsolateWork, ScriptFailure> {
+    // The hash identifies the code in records and limits, so it must be that of the source.
     if blake3::hash(source).as_bytes() != &hash {
         return Err(ScriptFailure::new(
             RuntimeCode::Limit,
             "the source has another hash",
         ));
     }
-    // The text of a module of the graph came when the session was opened.
+    // The text of a module of the graph arrived when the session was opened.
     if source.is_empty() {
         return Ok(IsolateWork::Module { module });
     }
@@ -379,9 +383,9 @@ fn opening(
     Ok((spec, opening))
 }
 
-/// Answers a call that goes nowhere.
+/// Answers a call that cannot run.
 fn refuse(guest: &Guest, call: &GuestCall, failure: &ScriptFailure) {
-    // A host that is gone ends this process.
+    // A lost host ends this process.
     let _ = guest.finish(call, WorkerReply::Err(fault(failure)), Vec::new(), 0, 0);
 }
 

@@ -16,7 +16,7 @@ use super::watchdog::CallWatchdog;
 use super::{SessionSlot, fault};
 use crate::wire::{self, CallResult, Json};
 
-/// A session on its way to a thread.
+/// A session that waits for a thread.
 #[derive(Debug)]
 pub(super) struct SessionStart {
     pub(super) spec: Result<GuestSessionSpec, ScriptFailure>,
@@ -28,9 +28,9 @@ pub(super) struct SessionStart {
 #[derive(Debug)]
 pub(super) struct GuestSessionSpec {
     pub(super) spec: IsolateSpec,
-    /// The module that a service says goodbye with.
+    /// The module that a service's goodbye calls.
     pub(super) main: Option<String>,
-    /// What its calls are answered with, instead of by the host.
+    /// The recorded answers to its calls, which replace the host's.
     pub(super) record: Option<Vec<RecordedCall>>,
 }
 
@@ -50,7 +50,7 @@ impl GuestSessionSpec {
 pub(super) enum SessionJob {
     /// Begin a call.
     Start(GuestCall, IsolateWork),
-    /// Say goodbye: hand over what a successor needs.
+    /// Say goodbye: return what a successor needs.
     Dispose(GuestCall),
 }
 
@@ -64,7 +64,7 @@ impl SessionJob {
 
 struct ActiveCall {
     call: GuestCall,
-    /// Its thread's time is the call's as long as this lives.
+    /// While this lives, the thread's time counts as the call's.
     _here: ThreadCallGuard,
     farewell: bool,
 }
@@ -72,7 +72,7 @@ struct ActiveCall {
 /// Runs a session until its host closes it.
 pub(super) async fn serve(start: SessionStart, guest: &Guest, pulse: &CallWatchdog) {
     let SessionStart { spec, slot, queue } = start;
-    // The office holds the other end of the queue; this one must not keep it open.
+    // The dispatcher holds the other end of the queue, and this end must not keep it open.
     let SessionSlot {
         bridge,
         jobs,
@@ -81,7 +81,7 @@ pub(super) async fn serve(start: SessionStart, guest: &Guest, pulse: &CallWatchd
     drop(jobs);
     match spec.and_then(|begin| begin.isolate(&bridge)) {
         Ok((isolate, main)) => {
-            // It is set here only.
+            // No other code sets it.
             let _ = remote.set(isolate.remote());
             let mut session = GuestSession {
                 isolate,
@@ -92,7 +92,7 @@ pub(super) async fn serve(start: SessionStart, guest: &Guest, pulse: &CallWatchd
                 active: HashMap::new(),
             };
             session.run(queue).await;
-            // The isolate calls nothing more while it is taken apart.
+            // The isolate makes no more calls while it is dropped.
             session.bridge.close();
             session.leave();
         }
@@ -100,7 +100,7 @@ pub(super) async fn serve(start: SessionStart, guest: &Guest, pulse: &CallWatchd
     }
 }
 
-/// A session that could not be opened answers each call with why.
+/// Answers each call of a session that could not be opened with the reason.
 async fn refuse_all(
     mut queue: mpsc::UnboundedReceiver<SessionJob>,
     guest: &Guest,
@@ -127,8 +127,7 @@ impl GuestSession<'_> {
     async fn run(&mut self, mut queue: mpsc::UnboundedReceiver<SessionJob>) {
         loop {
             tokio::select! {
-                // In this order: outcomes that come one after another must not hold up the end of
-                // the session.
+                // The order matters: many outcomes must not delay the end of the session.
                 biased;
                 job = queue.recv() => match job {
                     Some(job) => self.begin(job),
@@ -142,7 +141,7 @@ impl GuestSession<'_> {
         }
     }
 
-    /// The host closed the session: whatever still runs is over, and the host counts it until then.
+    /// Ends the running calls of a closed session; the host counts them until then.
     fn leave(&mut self) {
         let left: Vec<u64> = self.active.keys().copied().collect();
         for id in left {
@@ -165,7 +164,7 @@ impl GuestSession<'_> {
         };
         let id = call.id();
         if !self.pulse.begin(id, &self.isolate.remote()) {
-            // It was given up before it began.
+            // The call was given up before it began.
             return;
         }
         let active = ActiveCall {
@@ -193,7 +192,7 @@ impl GuestSession<'_> {
             .active
             .get(&outcome.entry)
             .is_some_and(|active| active.farewell);
-        // A service without `dispose` leaves nothing.
+        // A service without `dispose` leaves no state.
         if farewell && matches!(&result, Err(failure) if failure.code == RuntimeCode::NotFound) {
             result = Ok((Value::Null, None));
         }
@@ -230,11 +229,11 @@ impl GuestSession<'_> {
             Err(failure) => WorkerReply::Err(fault(&failure)),
         };
         if !self.pulse.end(id) {
-            // It was answered from outside, because it did not listen.
+            // The watchdog has answered the call, because the script did not react to the abort.
             return;
         }
         active.call.progress(ticks, external);
-        // Calls share a heap: while others run its size says nothing about this one.
+        // Calls share a heap, so its size says nothing about this call while others run.
         let heap = match self.active.is_empty() {
             true => self.isolate.heap_bytes(),
             false => 0,

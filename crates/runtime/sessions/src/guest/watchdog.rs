@@ -1,5 +1,5 @@
-//! A look at the running calls every few milliseconds: the heartbeats learn how far they are, what
-//! did not listen to an abort is stopped, and lines of the console go out.
+//! Checks the running calls every few milliseconds: it reports their progress for the heartbeats, stops calls that
+//! ignored an abort, and sends lines of the console.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -12,7 +12,7 @@ use super::bridge::Bridge;
 use super::{lock, refuse};
 use crate::limits::{ABORT_LISTEN, PULSE};
 
-/// The thread and what it looks at.
+/// The watchdog and the calls that it checks.
 #[derive(Debug)]
 pub(super) struct CallWatchdog {
     guest: Guest,
@@ -23,18 +23,18 @@ pub(super) struct CallWatchdog {
 #[derive(Debug, Default)]
 struct WatchdogState {
     calls: HashMap<u64, WatchedCall>,
-    /// Weak: a session that is over takes its bridge with it.
+    /// The reference is weak, so that a session that has ended drops its bridge.
     sessions: HashMap<u64, Weak<Bridge>>,
-    /// Whether some session has lines to send.
+    /// Whether a session has lines to send.
     lines: bool,
 }
 
 #[derive(Debug)]
 struct WatchedCall {
     call: GuestCall,
-    /// Once the isolate has it: by which to stop it, and its fuel when it began.
+    /// Set once the isolate has the call: its handle, and its fuel when the call began.
     running: Option<(IsolateHandle, u64)>,
-    /// Since when it is aborted, and the isolate's fuel then.
+    /// When the call was aborted, and the isolate's fuel at that time.
     aborted: Option<(Instant, u64)>,
 }
 
@@ -56,19 +56,19 @@ impl CallWatchdog {
             }
             let slept = self.changed.wait_timeout(state, PULSE);
             let (mut state, _) = slept.unwrap_or_else(PoisonError::into_inner);
-            self.look(&mut state);
+            self.check(&mut state);
             state.lines = false;
             state.sessions.retain(|_, bridge| bridge.strong_count() > 0);
             let sessions = state.sessions.values();
             let bridges: Vec<Arc<Bridge>> = sessions.filter_map(Weak::upgrade).collect();
-            // Each bridge has a lock of its own, and writes to the host take their time.
+            // Each bridge has its own lock, and writing to the host takes time.
             drop(state);
-            // Also of scripts that write and then compute: their own threads do not come back.
+            // This includes scripts that write and then compute, whose own threads do not return.
             bridges.iter().for_each(|bridge| bridge.flush());
         }
     }
 
-    fn look(&self, state: &mut WatchdogState) {
+    fn check(&self, state: &mut WatchdogState) {
         let now = Instant::now();
         let mut silent = Vec::new();
         for (id, watched) in &mut state.calls {
@@ -93,10 +93,10 @@ impl CallWatchdog {
         }
     }
 
-    /// It did not listen. Alone in its isolate it is stopped, and calls that wait for it to end are
-    /// stopped with it; beside others that have begun it is answered from here, so that they go on:
-    /// what it burns is theirs, until their budget is gone. An isolate that has not `computed` since is
-    /// not stopped: it waits for a processor that others have, and hears of the abort before anything else.
+    /// Ends a call that ignored its abort. If it is the only call in its isolate, the isolate is stopped, with the
+    /// calls that wait for its end. If other calls have begun there, the call is answered from here, so that they go
+    /// on; what it still consumes counts as theirs until their budget is used up. An isolate that has not `computed`
+    /// since the abort is not stopped: it waits for a processor, and handles the abort before anything else.
     fn stop(&self, state: &mut WatchdogState, id: u64, computed: bool) {
         let Some(watched) = state.calls.get(&id) else {
             return;
@@ -128,7 +128,7 @@ impl CallWatchdog {
             .insert(sid, Arc::downgrade(&bridge));
     }
 
-    /// A call that its isolate has not begun.
+    /// Adds a call that its isolate has not begun.
     pub(super) fn expect(&self, call: &GuestCall) {
         let watched = WatchedCall {
             call: call.clone(),
@@ -139,7 +139,7 @@ impl CallWatchdog {
         self.changed.notify_one();
     }
 
-    /// Its isolate begins it. Returns whether it is still wanted.
+    /// Records that the isolate begins a call. Returns whether the call is still wanted.
     pub(super) fn begin(&self, id: u64, remote: &IsolateHandle) -> bool {
         let mut state = lock(&self.state);
         let Some(watched) = state.calls.get_mut(&id) else {
@@ -149,7 +149,7 @@ impl CallWatchdog {
         true
     }
 
-    /// It is over. Returns whether it has no answer yet.
+    /// Records that a call has ended. Returns whether it has no answer yet.
     pub(super) fn end(&self, id: u64) -> bool {
         lock(&self.state).calls.remove(&id).is_some()
     }
@@ -158,7 +158,7 @@ impl CallWatchdog {
         lock(&self.state).calls.contains_key(&id)
     }
 
-    /// Some session has lines to send.
+    /// Records that a session has lines to send.
     pub(super) fn has_lines(&self) {
         let mut state = lock(&self.state);
         if !state.lines {

@@ -1,4 +1,4 @@
-//! What a session may call, checked for each of its calls.
+//! The grants of a session, which are checked for each of its calls.
 
 use std::sync::Arc;
 
@@ -10,18 +10,19 @@ use serde_json::{Value, json};
 use super::failure::overloaded;
 use super::spec::{PeerSelector, SessionGrants};
 
-/// The grants of a session, with what they need to be checked.
+/// The grants of a session, prepared for the checks.
 pub(super) struct CallAllowList {
     grants: SessionGrants,
-    /// By grant: its constraint, and how often it may still be used.
+    /// For each grant: its constraint, and how many more calls it allows.
     rules: Vec<(Option<ValueSchema>, Option<u32>)>,
 }
 
 impl CallAllowList {
-    /// Constraints are compiled, and inputs checked against them, within the share of `identity`, whose session it is.
+    /// Compiles the constraints. Compiling them and checking inputs counts in the share of `identity`, which owns the
+    /// session.
     ///
     /// # Errors
-    /// [`RuntimeCode::Limit`] for a constraint that is no schema, [`RuntimeCode::Quota`] where that share is used up.
+    /// [`RuntimeCode::Limit`] for a constraint that is no schema, [`RuntimeCode::Quota`] if that share is used up.
     pub(super) fn new(
         grants: &SessionGrants,
         identity: Option<&Arc<Identity>>,
@@ -45,12 +46,12 @@ impl CallAllowList {
         })
     }
 
-    /// Whether this call is granted; takes one of the grant's budget.
+    /// Checks whether a call is granted, and takes one call of the grant's budget.
     ///
     /// # Errors
-    /// `NOT_FOUND` for what is not granted, as if it did not exist; `FORBIDDEN` for an input that
-    /// the grant does not allow; `OVERLOADED` where too many inputs are being checked; `QUOTA_EXCEEDED`
-    /// where the grant is used up.
+    /// `NOT_FOUND` for a call that is not granted, as if the operation did not exist. `FORBIDDEN` for an input that
+    /// the grant does not allow. `OVERLOADED` if too many inputs are being checked. `QUOTA_EXCEEDED` if the grant is
+    /// used up.
     pub(super) fn check(
         &mut self,
         env: &Env,
@@ -61,7 +62,7 @@ impl CallAllowList {
         let Some((at, grant)) = self.grants.find(name, peer) else {
             return Err(CallError::not_found(name));
         };
-        // Without a peer's name a call goes wherever the operation is.
+        // A call that names no peer goes to wherever the operation is.
         let here = || {
             env.reachable()
                 .iter()
@@ -76,7 +77,7 @@ impl CallAllowList {
         if let Some(Err(error)) = constraint.as_ref().map(|rule| rule.validate(input)) {
             return Err(refused(name, &error));
         }
-        // Last: an input that is refused takes nothing of it.
+        // The budget is last, so that a refused input uses up nothing.
         if let Some(left) = budget {
             let Some(less) = left.checked_sub(1) else {
                 let text = format!("the session may not call '{name}' any more");
@@ -89,7 +90,7 @@ impl CallAllowList {
     }
 }
 
-/// What a caller sees of an input that does not fit, or was not looked at.
+/// The error for an input that does not match, or that was not checked.
 fn refused(name: &str, error: &SchemaCheckError) -> CallError {
     let why = match error {
         SchemaCheckError::Busy => return overloaded(&error.to_string()),

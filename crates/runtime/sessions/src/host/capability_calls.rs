@@ -1,6 +1,6 @@
-//! What a script does by a capability: calls of the namespace `capability`, which are no operations. The
-//! host of the session answers them, with what the operation was given that opened the session, so that
-//! neither another operation nor a caller outside can make them in its place.
+//! Capability actions of scripts: calls in the namespace `capability`, which are no operations. The session's host
+//! performs them with the capabilities of the operation that opened the session, so neither another operation nor an
+//! outside caller can do it in its place.
 
 use alknet_call::CallError;
 use alknet_core::{Capabilities, Capability, CapabilityError, CapabilityKind};
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 
 use crate::limits::ACT_BYTES_MAX;
 
-/// What their names begin with. No operation may be called so.
+/// The prefix of their names. No operation may have such a name.
 const NAMESPACE: &str = "capability/";
 
-/// Whether the name is that of an act.
+/// Whether the name is that of a capability action.
 pub(super) fn is_act(name: &str) -> bool {
     name.starts_with(NAMESPACE)
 }
@@ -49,36 +49,36 @@ struct CapabilityOpenInput {
     sealed: String,
 }
 
-/// Does it.
+/// Performs a capability action.
 ///
 /// # Errors
-/// `FORBIDDEN` for what was not given, `UNAVAILABLE` while the vault is locked or has nothing for it,
-/// `INVALID_INPUT` for what it does not do, each with a `reason` in the details; `NOT_FOUND` for what is
-/// no act.
+/// `FORBIDDEN` for a capability that was not granted. `UNAVAILABLE` while the vault is locked or lacks the secret.
+/// `INVALID_INPUT` for an action that the capability does not support. Each has a `reason` in the details.
+/// `NOT_FOUND` for an unknown action.
 pub(super) fn act(given: &Capabilities, name: &str, input: &Value) -> Result<Value, CallError> {
     let of = |name: &str| given.get(name).map_err(CallError::from);
     match name.strip_prefix(NAMESPACE) {
         Some("get") => get(of(&read::<CapabilityGetInput>(input)?.name)?),
         Some("sign") => {
-            let asked: CapabilitySignInput = read(input)?;
-            let signature = of(&asked.name)?.sign(&bytes(&asked.data)?)?;
+            let input: CapabilitySignInput = read(input)?;
+            let signature = of(&input.name)?.sign(&bytes(&input.data)?)?;
             Ok(json!({ "signature": BASE64.encode(&signature) }))
         }
         Some("seal") => {
-            let asked: CapabilitySealInput = read(input)?;
-            let sealed = of(&asked.name)?.seal(&asked.label, &bytes(&asked.data)?)?;
+            let input: CapabilitySealInput = read(input)?;
+            let sealed = of(&input.name)?.seal(&input.label, &bytes(&input.data)?)?;
             Ok(json!({ "sealed": BASE64.encode(&sealed) }))
         }
         Some("open") => {
-            let asked: CapabilityOpenInput = read(input)?;
-            let opened = of(&asked.name)?.open(&asked.label, &bytes(&asked.sealed)?)?;
+            let input: CapabilityOpenInput = read(input)?;
+            let opened = of(&input.name)?.open(&input.label, &bytes(&input.sealed)?)?;
             Ok(json!({ "data": BASE64.encode(opened.expose()) }))
         }
         _ => Err(CallError::not_found(name)),
     }
 }
 
-/// What a record of calls must not hold.
+/// The parts of an action that a record of calls must not contain.
 pub(super) fn marks(name: &str) -> Option<SecretMarks> {
     let secret = json!({ "properties": { "data": { "x-secret": true } } });
     let plain = json!({});
@@ -92,21 +92,21 @@ pub(super) fn marks(name: &str) -> Option<SecretMarks> {
 }
 
 fn get(one: &Capability) -> Result<Value, CallError> {
-    let mut told = json!({ "name": one.name(), "kind": one.kind().name() });
+    let mut answer = json!({ "name": one.name(), "kind": one.kind().name() });
     if one.kind() == CapabilityKind::Signer {
-        told["public_key"] = BASE64.encode(&one.public()?).into();
+        answer["public_key"] = BASE64.encode(&one.public()?).into();
     }
-    Ok(told)
+    Ok(answer)
 }
 
 fn read<T: DeserializeOwned>(input: &Value) -> Result<T, CallError> {
-    // The error does not quote the input, which may be a secret of the script.
+    // The error does not quote the input, which may contain a secret of the script.
     T::deserialize(input).map_err(|_| CallError::invalid_input("the act takes another input"))
 }
 
 fn bytes(text: &str) -> Result<Vec<u8>, CallError> {
-    let wrong = |_| CallError::invalid_input("the bytes are no base64");
-    let bytes = BASE64.decode(text.as_bytes()).map_err(wrong)?;
+    let invalid = |_| CallError::invalid_input("the bytes are no base64");
+    let bytes = BASE64.decode(text.as_bytes()).map_err(invalid)?;
     match bytes.len() <= ACT_BYTES_MAX {
         true => Ok(bytes),
         false => Err(CapabilityError::TooLarge { max: ACT_BYTES_MAX }.into()),

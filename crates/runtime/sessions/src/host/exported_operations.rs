@@ -1,4 +1,4 @@
-//! Operations that a session registered, as the registry sees them.
+//! Operations that a session registered, in the form for the registry.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub(super) fn registration(
         .iter()
         .map(|def| def.code.clone())
         .collect();
-    // No code of the script's: only a server of an import that failed brings it about.
+    // The script itself cannot cause this code, only a failed server of an import can.
     if declares.iter().all(|own| own != BAD_GATEWAY) {
         spec.error_schemas.push(bad_gateway_def());
     }
@@ -63,16 +63,16 @@ pub(super) fn registration(
             })
         }
     };
-    // The script's worker checks the input: the node compiles and evaluates no schema of a script's, which
-    // may take any memory and time.
+    // The script's worker checks the input: the node neither compiles nor evaluates a schema of a script, which may
+    // use any amount of memory and time.
     Ok(Registration::new(spec, handler).schema_is_type())
 }
 
-/// The script's own errors, and those of every script.
+/// The script's own errors, and those of all scripts.
 fn errors(own: serde_json::Map<String, Value>) -> Vec<ErrorDef> {
     let mut all = declared_errors();
     for (code, schema) in own {
-        // Those of every script stay as they are.
+        // A script cannot redefine the errors of all scripts.
         if all.iter().all(|known| known.code != code) {
             all.push(ErrorDef {
                 code,
@@ -85,7 +85,7 @@ fn errors(own: serde_json::Map<String, Value>) -> Vec<ErrorDef> {
     all
 }
 
-/// What the registry says against an operation.
+/// The script's error for an operation that the registry refuses.
 pub(super) fn refused(error: SessionError) -> OpError {
     match error {
         SessionError::TooMany => OpError {
@@ -107,7 +107,7 @@ struct ScriptOperation {
     weak_session: WeakSession,
     name: String,
     declares: Arc<[String]>,
-    /// For as long as the operation is registered.
+    /// The reservation lasts as long as the operation is registered.
     _held: MemoryReservation,
 }
 
@@ -130,16 +130,16 @@ impl ScriptOperation {
         let declares = |code: &str| self.declares.iter().any(|own| own == code);
         let passed = failure.operation.as_deref();
         let passed = passed.filter(|error| !declares(&error.code));
-        // How a server of an import failed.
+        // The error may come from a failed server of an import.
         let upstream = passed.and_then(|error| {
-            let told = ctx.upstream_error(&error.code, &error.message)?;
-            Some(told.with_details(json!({ "code": error.code, "path": error.path })))
+            let upstream_error = ctx.upstream_error(&error.code, &error.message)?;
+            Some(upstream_error.with_details(json!({ "code": error.code, "path": error.path })))
         });
         upstream.unwrap_or_else(|| to_call_error(failure, ctx.is_hindered(), declares))
     }
 }
 
-/// What a script yields.
+/// The items that a script yields.
 fn follow(
     script: &Arc<ScriptOperation>,
     input: CallBody,

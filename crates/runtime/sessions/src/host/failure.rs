@@ -1,5 +1,4 @@
-//! Codes at the boundary (`runtime.md` §6.1): from what workers and isolates say to what a caller
-//! sees.
+//! Converts failures of workers and isolates to the codes that a caller sees (`runtime.md` §6.1).
 
 use alknet_call::{CallError, ErrorCode, ErrorDef};
 use alknet_runtime::{OpError, RuntimeCode, ScriptFailure};
@@ -9,13 +8,13 @@ use serde_json::{Value, json};
 use crate::limits::FAULT_BYTES_MAX;
 use crate::wire;
 
-/// The code of what found no room.
+/// The code for a lack of room.
 const OVERLOADED: &str = "OVERLOADED";
 
-/// How long a caller waits before it tries again where there are too many.
+/// How long a caller waits before it retries if there are too many calls or sessions.
 const RETRY_MS: u64 = 1000;
 
-/// The errors that every operation written in a script may end with.
+/// The errors that each operation of a script may end with.
 #[must_use]
 pub fn declared_errors() -> Vec<ErrorDef> {
     let declared = [
@@ -44,9 +43,9 @@ pub fn declared_errors() -> Vec<ErrorDef> {
     declared.into()
 }
 
-/// What a caller sees of a failure. `declares` knows the operation's own codes: an error of another
-/// operation that a script let pass goes on unchanged where its code is among them. Where the node noted that something
-/// was refused for want of room, `hindered`, such an error is `OVERLOADED` as it was.
+/// The error that a caller sees for a failure. `declares` knows the operation's own codes: an error of another
+/// operation that the script passed on stays unchanged if its code is among them. If the node recorded that something
+/// was refused for lack of room (`hindered`), such an error stays `OVERLOADED`.
 #[must_use]
 pub fn to_call_error(
     failure: &ScriptFailure,
@@ -88,14 +87,14 @@ pub fn to_call_error(
     }
 }
 
-/// Too many of something: the caller may try again.
+/// The error for too many of something: the caller may retry.
 pub(crate) fn overloaded(what: &str) -> CallError {
     CallError::new(ErrorCode::Overloaded, what)
         .with_details(json!({ "code": RuntimeCode::Quota.name() }))
         .with_retry_after_ms(RETRY_MS)
 }
 
-/// Why a session could not be opened; where there are too many, later is better.
+/// The error for a session that could not be opened; if there are too many, a retry may succeed.
 pub(crate) fn of_open(failure: &ScriptFailure) -> CallError {
     match failure.code {
         RuntimeCode::Quota => overloaded(&failure.message),
@@ -103,13 +102,13 @@ pub(crate) fn of_open(failure: &ScriptFailure) -> CallError {
     }
 }
 
-/// The isolate's own account of a failure; its code and text where that is all there is.
+/// The failure in the isolate's own form, or only its code and text if the form is invalid.
 pub(crate) fn of_fault(fault: &WorkerFault) -> ScriptFailure {
     let details = fault.details.as_bytes();
-    // It is weighed before it is read: the worker wrote it.
-    let fits = wire::weigh(details).is_ok_and(|weight| weight <= FAULT_BYTES_MAX);
-    let told: Option<ScriptFailure> = fits.then(|| wire::unpack(details).ok()).flatten();
-    let mut told = told.unwrap_or_else(|| {
+    // The details are weighed before they are parsed, because the worker wrote them.
+    let is_small = wire::weigh(details).is_ok_and(|weight| weight <= FAULT_BYTES_MAX);
+    let reported: Option<ScriptFailure> = is_small.then(|| wire::unpack(details).ok()).flatten();
+    let mut reported = reported.unwrap_or_else(|| {
         let known = RuntimeCode::ALL
             .into_iter()
             .find(|code| code.name() == fault.code);
@@ -118,14 +117,14 @@ pub(crate) fn of_fault(fault: &WorkerFault) -> ScriptFailure {
             fault.message.clone(),
         )
     });
-    // Whether there was room for it is not for the worker to say: it runs.
-    if told.is_no_room() {
-        told.operation = None;
+    // A worker must not claim a lack of room, because it is running.
+    if reported.is_no_room() {
+        reported.operation = None;
     }
-    told
+    reported
 }
 
-/// No worker to be had.
+/// The failure if there is no worker.
 pub(crate) fn of_worker(error: &WorkerError) -> ScriptFailure {
     let code = match error {
         WorkerError::Policy { .. } => RuntimeCode::Policy,
@@ -137,7 +136,7 @@ pub(crate) fn of_worker(error: &WorkerError) -> ScriptFailure {
     ScriptFailure::new(code, error.to_string())
 }
 
-/// A call without an answer of the worker's.
+/// The failure of a call that the worker did not answer.
 pub(crate) fn of_call(error: &alknet_worker::WorkerCallError) -> ScriptFailure {
     if is_relieved(error) {
         return ScriptFailure::no_room("memory ran short: the worker was ended for it");
@@ -156,8 +155,8 @@ pub(crate) fn of_call(error: &alknet_worker::WorkerCallError) -> ScriptFailure {
     ScriptFailure::new(known.unwrap_or(RuntimeCode::WorkerLost), text)
 }
 
-/// Whether the worker ended because the machine had too little memory left. That is no fault of what ran in it: others
-/// may have brought it about.
+/// Whether the worker ended because the machine ran short of memory. That is no fault of its code: others may have
+/// caused it.
 pub(crate) fn is_relieved(error: &alknet_worker::WorkerCallError) -> bool {
     matches!(
         error,
@@ -168,7 +167,7 @@ pub(crate) fn is_relieved(error: &alknet_worker::WorkerCallError) -> bool {
     )
 }
 
-/// A script's form of an error of the registry's.
+/// A script's form of an error of the registry.
 pub(crate) fn op_error(error: &CallError, path: &str) -> OpError {
     OpError {
         code: error.code.name().to_owned(),
@@ -179,7 +178,7 @@ pub(crate) fn op_error(error: &CallError, path: &str) -> OpError {
     }
 }
 
-/// The same, on its way through the frames.
+/// The same in the form for frames.
 pub(crate) fn op_fault(error: &OpError) -> WorkerFault {
     WorkerFault {
         code: error.code.clone(),

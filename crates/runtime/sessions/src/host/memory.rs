@@ -1,9 +1,9 @@
-//! The node's memory that scripts' values take.
+//! Counts the node's memory that scripts' values use.
 //!
-//! What comes from a worker is weighed before it is read ([`wire::weigh`]), and its weight is taken from
-//! the session's share, its tenant's and that of all sessions, until the node is done with it. What finds
-//! no room is refused and never made. A tenant has at most half of it, and of the last quarter the less the less
-//! is left: so two do not take all.
+//! The node weighs a worker's value before it parses it ([`wire::weigh`]). The weight counts against the session's
+//! share, its tenant's and that of all sessions, until the node has finished with the value. A value without room is
+//! refused and never parsed. A tenant has at most half of the memory, and less of the last quarter the less is left,
+//! so two tenants cannot use all of it.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -23,7 +23,7 @@ use crate::limits::{
 };
 use crate::wire;
 
-/// What all sessions of a node may take. Clones are the same.
+/// The memory for all sessions of a node. Clones share their state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SessionMemoryPool(Arc<Mutex<MemoryAccounts>>);
 
@@ -37,24 +37,24 @@ impl SessionMemoryPool {
         }))
     }
 
-    /// Bytes that are taken.
+    /// The bytes in use.
     pub(super) fn used(&self) -> usize {
         lock(&self.0).all.bytes
     }
 }
 
-/// What is taken of a node's memory.
+/// The accounts of the node's memory.
 #[derive(Debug, Default)]
 struct MemoryAccounts {
     all: AccountBytes,
     tenants: HashMap<Arc<str>, AccountBytes>,
 }
 
-/// Bytes that are taken.
+/// Bytes in use.
 #[derive(Clone, Copy, Debug, Default)]
 struct AccountBytes {
     bytes: usize,
-    /// Of these, those of registered operations, which stay for as long as their session.
+    /// The bytes of registered operations among them, which stay as long as their session.
     registered: usize,
 }
 
@@ -82,37 +82,37 @@ impl AccountBytes {
     }
 }
 
-/// For how long bytes are taken.
+/// How long bytes stay in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReservationKind {
-    /// Until a call ends, or an item is taken.
+    /// Until a call ends or an item is taken.
     Passing,
     /// As long as an operation is registered.
     Registered,
 }
 
 impl MemoryAccounts {
-    /// Whether there was room.
+    /// Takes bytes. Returns whether there was room.
     fn take(&mut self, tenant: &Arc<str>, more: AccountBytes) -> bool {
         let own = self.tenants.get(tenant).copied().unwrap_or_default();
         let (own, all) = (own.plus(more), self.all.plus(more));
-        let fits = own.bytes <= MEMORY_OF_TENANT_MAX
+        let has_room = own.bytes <= MEMORY_OF_TENANT_MAX
             && leaves_room(own.bytes, all.bytes, MEMORY_MAX)
             && (more.registered == 0
                 || own.registered <= REGISTERED_OF_TENANT_MAX
                     && leaves_room(own.registered, all.registered, REGISTERED_MAX));
-        if fits {
+        if has_room {
             self.tenants.insert(Arc::clone(tenant), own);
             self.all = all;
         }
-        fits
+        has_room
     }
 
     fn give(&mut self, tenant: &Arc<str>, less: AccountBytes) {
         self.all = self.all.minus(less);
         if let Some(own) = self.tenants.get_mut(tenant) {
             *own = own.minus(less);
-            // Tenants come and go, and empty accounts would pile up.
+            // Tenants come and go, and empty accounts would accumulate.
             if own.bytes == 0 {
                 self.tenants.remove(tenant);
             }
@@ -120,7 +120,7 @@ impl MemoryAccounts {
     }
 }
 
-/// What one session has taken.
+/// The bytes of one session.
 #[derive(Debug)]
 struct SessionAccount {
     memory: SessionMemoryPool,
@@ -137,7 +137,7 @@ impl SessionAccount {
             own.checked_add(bytes)
                 .filter(|own| *own <= MEMORY_OF_SESSION_MAX)
         };
-        // A sum, by which nothing else is ordered.
+        // The counter is a sum that orders no other memory access.
         let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
         let taken = self.bytes.fetch_update(set, get, more);
         taken.map_err(|_| ReadRefusal::TooMuch)?;
@@ -154,12 +154,12 @@ impl SessionAccount {
     }
 }
 
-/// What one session may take. Clones are the same.
+/// The share of one session. Clones share their state.
 #[derive(Clone, Debug)]
 pub(super) struct MemoryShare(Arc<SessionAccount>);
 
 impl MemoryShare {
-    /// Takes so many bytes until what is returned is dropped.
+    /// Takes bytes until the returned reservation is dropped.
     fn take(&self, bytes: usize, kind: ReservationKind) -> Result<MemoryReservation, ReadRefusal> {
         self.0.take(bytes, kind)?;
         Ok(MemoryReservation {
@@ -169,7 +169,7 @@ impl MemoryShare {
         })
     }
 
-    /// Takes what a record of calls grows by.
+    /// The capacity for a record of calls, which grows.
     pub(super) fn recording(&self) -> Arc<dyn RecorderCapacity> {
         let none = MemoryReservation {
             own: Arc::clone(&self.0),
@@ -179,23 +179,24 @@ impl MemoryShare {
         Arc::new(GrowingReservation(Mutex::new(none)))
     }
 
-    /// Reads a value of a worker's that may lie beside its frame.
+    /// Reads a worker's value, which may be stored beside its frame.
     pub(super) fn open<T: DeserializeOwned>(
         &self,
         blob: FrameBlob,
         fds: &[OwnedFd],
     ) -> Result<(T, MemoryReservation), ReadRefusal> {
-        // The bytes themselves are taken before they are read.
+        // The bytes themselves are counted before they are read.
         let mut held = self.take(len(&blob)?, ReservationKind::Passing)?;
         let bytes = blob
             .read(fds, VALUE_BYTES_MAX)
             .map_err(|_| ReadRefusal::Wrong)?;
+        // A short text may become a large value, so its weight counts before it is parsed.
         let weight = wire::weigh(&bytes).map_err(|_| ReadRefusal::Wrong)?;
         held.becomes(weight.max(bytes.len()))?;
         Ok((wire::unpack(&bytes).map_err(|_| ReadRefusal::Wrong)?, held))
     }
 
-    /// Reads what lies in a frame.
+    /// Reads a value in a frame.
     pub(super) fn read<T: DeserializeOwned>(
         &self,
         bytes: &[u8],
@@ -236,7 +237,7 @@ impl MemoryShare {
     }
 }
 
-/// What grows piece by piece, as a record of calls does.
+/// A reservation that grows step by step, such as that of a record of calls.
 #[derive(Debug)]
 struct GrowingReservation(Mutex<MemoryReservation>);
 
@@ -252,7 +253,7 @@ fn len(blob: &FrameBlob) -> Result<usize, ReadRefusal> {
     usize::try_from(blob.len()).map_err(|_| ReadRefusal::TooMuch)
 }
 
-/// Bytes that are given back when this is dropped.
+/// Bytes that are returned when this is dropped.
 #[derive(Debug)]
 pub(super) struct MemoryReservation {
     own: Arc<SessionAccount>,
@@ -261,7 +262,7 @@ pub(super) struct MemoryReservation {
 }
 
 impl MemoryReservation {
-    /// Takes the difference, or gives it back.
+    /// Takes the difference, or returns it.
     fn becomes(&mut self, bytes: usize) -> Result<(), ReadRefusal> {
         match bytes.checked_sub(self.bytes) {
             Some(more) => self.own.take(more, self.kind)?,
@@ -271,7 +272,7 @@ impl MemoryReservation {
         Ok(())
     }
 
-    /// Takes as much again, for the text that the value is passed on as.
+    /// Takes the same amount again, for the text in which the value is passed on.
     pub(super) fn twice(&mut self) -> Result<(), ReadRefusal> {
         self.becomes(self.bytes.saturating_mul(2))
     }
@@ -283,23 +284,23 @@ impl Drop for MemoryReservation {
     }
 }
 
-/// Why something of a worker's was not read.
+/// The reason why something of a worker was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadRefusal {
-    /// There is no room for it, as others have theirs.
+    /// Others use too much memory.
     Full,
-    /// There is no room for it beside what the session itself has.
+    /// The session itself uses too much memory.
     TooMuch,
-    /// It is no value of its kind, or larger than one may be.
+    /// It is no value of its kind, or too large.
     Wrong,
 }
 
 impl ReadRefusal {
-    /// The error that the script gets.
+    /// The error for the script.
     pub(super) fn error(self, what: &str) -> OpError {
         match self {
             Self::Full | Self::TooMuch => OpError {
-                // What the session itself keeps under way does not leave by asking again.
+                // Waiting does not free what the session itself uses.
                 retryable: self == Self::Full,
                 details: Box::new(json!({ "code": RuntimeCode::Quota.name() })),
                 ..OpError::new(

@@ -1,4 +1,4 @@
-//! What sessions count since the node started.
+//! Counters of sessions since the node started.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -8,7 +8,7 @@ use alknet_core::Metrics;
 
 use super::{ScriptSessions, SessionEndReason, lock};
 
-/// What happened since the node started.
+/// The counters since the node started.
 #[derive(Debug, Default)]
 pub(super) struct SessionCounters {
     pub(super) opened: AtomicU64,
@@ -19,7 +19,7 @@ pub(super) struct SessionCounters {
 }
 
 impl ScriptSessions {
-    /// Adds what was counted to the node's numbers.
+    /// Adds the counters to the node's metrics.
     pub fn collect(&self, into: &mut Metrics) {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let plain = [
@@ -90,13 +90,13 @@ impl ScriptSessions {
         self.counters.calls_out.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many sessions were opened, and how many refused, since the node started.
+    /// The number of opened and of refused sessions since the node started.
     pub(crate) fn opened(&self) -> (u64, u64) {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         (read(&self.counters.opened), read(&self.counters.refused))
     }
 
-    /// How sessions ended since the node started.
+    /// The reasons of ended sessions since the node started.
     pub(crate) fn closed(&self) -> BTreeMap<SessionEndReason, u64> {
         lock(&self.counters.closed).clone()
     }

@@ -1,10 +1,10 @@
 //! The node's side of script sessions.
 //!
-//! `spec` is what a session is made of, `opening` how it begins, `place` where it stands among the
-//! others, `session` the handle that the rest of the node holds, `actor` the task that listens to its
-//! worker and answers it, `acts` what the script does by a capability, `memory` what values of scripts take, `reach` what the script may call, `outgoing` a call of the script's on its
-//! way through the registry, `offered` an operation that it registered, `service` what lives on
-//! through a change of its code, `counted` what all of them come to in numbers.
+//! The modules: `spec` describes a session, `opening` begins it, `session_table` counts it among the others,
+//! `session` is the handle for the rest of the node, `actor` is the task that exchanges messages with its worker,
+//! `capability_calls` has the capability actions, `memory` counts the memory of scripts' values, `allow_list` has the
+//! grants, `outgoing` is a call of the script through the registry, `exported_operations` has the operations that the
+//! script registered, `service` keeps a session across changes of its code, and `metrics` has the counters.
 
 mod actor;
 mod allow_list;
@@ -53,15 +53,15 @@ pub use spec::{
     SessionSpec,
 };
 
-/// Where the bytes of this node's stored tensors come from. Asked after the session was allowed to call
-/// `tensor/open`, and this node's own operation of that name has answered.
+/// The source of this node's stored tensors. It is used after the session was allowed to call `tensor/open` and this
+/// node's own operation of that name has answered.
 pub trait TensorFiles: Send + Sync + 'static {
-    /// The file of stored content, open for reading: sealed memory, or a file that is never changed
-    /// (it may be deleted). Its bytes are the container as a whole. The caller from outside and the session, which
-    /// `env` has, both need to be allowed to read it.
+    /// The file of stored content, open for reading: sealed memory, or a file that never changes but may be deleted.
+    /// It holds the whole container. Both the outside caller and the session, which `env` has, must be allowed to
+    /// read it.
     ///
     /// # Errors
-    /// As `tensor/open`.
+    /// The errors of `tensor/open`.
     fn open(
         &self,
         env: &Env,
@@ -69,15 +69,15 @@ pub trait TensorFiles: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<File, alknet_call::CallError>>;
 }
 
-/// How sessions run on this node.
+/// The settings of sessions on this node.
 pub struct SessionsConfig {
     /// The role of their workers.
     pub role: WorkerRole,
-    /// Sessions at once, over all tenants.
+    /// The most sessions at once, of all tenants.
     pub sessions_max: usize,
-    /// Sessions of one tenant at once.
+    /// The most sessions of one tenant at once.
     pub of_tenant_max: usize,
-    /// Where the bytes of stored tensors come from; without it `tensor.open` is refused.
+    /// The source of stored tensors; without it the node refuses `tensor.open`.
     pub files: Option<Arc<dyn TensorFiles>>,
 }
 
@@ -100,7 +100,7 @@ impl fmt::Debug for SessionsConfig {
     }
 }
 
-/// Every script session of a node.
+/// All script sessions of a node.
 #[derive(Debug)]
 pub struct ScriptSessions {
     workers: Workers,
@@ -112,7 +112,7 @@ pub struct ScriptSessions {
 }
 
 impl ScriptSessions {
-    /// Sessions in these workers.
+    /// Makes the sessions of these workers.
     #[must_use]
     pub fn new(workers: Workers, config: SessionsConfig) -> Arc<Self> {
         Arc::new(Self {
@@ -125,19 +125,19 @@ impl ScriptSessions {
         })
     }
 
-    /// The workers that sessions run in.
+    /// The workers of the sessions.
     #[must_use]
     pub fn workers(&self) -> &Workers {
         &self.workers
     }
 
-    /// Opens a session in the course of a request whose operation has `env`: it reaches at most what
-    /// that operation does, and may at most what both the operation and the identity may.
+    /// Opens a session for a request whose operation has `env`. The session reaches at most what that operation
+    /// reaches, and has at most the authority that both the operation and the identity have.
     ///
     /// # Errors
-    /// [`RuntimeCode::Limit`] for what no session may have, [`RuntimeCode::Denied`] where the operation calls
-    /// nothing itself, [`RuntimeCode::Quota`] where there are too many sessions, [`RuntimeCode::Policy`] and
-    /// [`RuntimeCode::WorkerLost`] where there is no worker.
+    /// [`RuntimeCode::Limit`] for settings that no session may have, [`RuntimeCode::Denied`] if the operation itself
+    /// may call nothing, [`RuntimeCode::Quota`] if there are too many sessions, [`RuntimeCode::Policy`] and
+    /// [`RuntimeCode::WorkerLost`] if there is no worker.
     pub async fn open(
         self: &Arc<Self>,
         env: &Env,
@@ -161,8 +161,7 @@ impl ScriptSessions {
         let tenant = tenant(spec.identity.as_deref());
         let reach = CallAllowList::new(&spec.grants, spec.identity.as_ref())?;
         let layer = layer(env, &spec)?;
-        // Before a worker is asked for, which may take a while: those that wait for one count as
-        // well.
+        // The session counts before a worker is requested, which may take a while: waiting sessions count too.
         let place = self.admit(&tenant, &spec)?;
         let mut lease = WorkerLease::new(self.config.role, tenant).granted(spec.memory());
         if spec.alone {
@@ -175,13 +174,13 @@ impl ScriptSessions {
         let worker = opened.map_err(|error| failure::of_worker(&error))?;
         let operations = listed(&layer.env(env), &spec.grants);
         let bundle = Bytes32(spec.bundle());
-        let (told, fds) = first_frame(&mut spec, operations, None, bundle).map_err(|error| {
+        let (opening, fds) = first_frame(&mut spec, operations, None, bundle).map_err(|error| {
             ScriptFailure::new(
                 RuntimeCode::Limit,
                 format!("the session cannot be sent: {error}"),
             )
         })?;
-        let sent = worker.tell(told, fds);
+        let sent = worker.tell(opening, fds);
         sent.map_err(|error| failure::of_call(&error))?;
         let shared = place.keep();
         shared.set_worker(worker.pid());
@@ -199,26 +198,26 @@ impl ScriptSessions {
         Ok(session)
     }
 
-    /// Ends a session and every call in it. Returns whether it was there.
+    /// Ends a session and all calls in it. Returns whether it existed.
     pub fn kill(&self, id: u64) -> bool {
         let table = self.lock();
         let Some(known) = table.get(&id) else {
             return false;
         };
         let commands = known.commands.upgrade();
-        let told = commands.is_some_and(|commands| {
+        let is_sent = commands.is_some_and(|commands| {
             commands
                 .send(SessionCommand::Close(SessionEndReason::Abort))
                 .is_ok()
         });
-        if told {
-            // At once: the actor hears of it later.
+        if is_sent {
+            // The state changes at once, because the actor handles the command later.
             known.shared.close(SessionEndReason::Abort);
         }
-        told
+        is_sent
     }
 
-    /// Every session that is open, in the order in which they were opened.
+    /// The open sessions, in the order in which they were opened.
     #[must_use]
     pub fn list(&self) -> Vec<SessionInfo> {
         let table = self.lock();

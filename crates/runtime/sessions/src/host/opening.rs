@@ -1,4 +1,5 @@
-//! What a session is opened with: its rights, the list of what it may call, and its first frame.
+//! What a session gets when it is opened: its authority, the list of its operations, and its first
+//! frame.
 
 use alknet_call::{CompositionAuthority, Env};
 use alknet_core::Identity;
@@ -11,12 +12,12 @@ use super::{SessionGrants, SessionSpec};
 use crate::limits::{LISTED_BYTES_MAX, LISTED_IMPORTED_BYTES_MAX, LISTED_MAX};
 use crate::wire::{self, SessionOpening};
 
-/// Whose workers a session may be in.
+/// The tenant whose workers a session may use.
 pub(super) fn tenant(identity: Option<&Identity>) -> String {
     identity.map_or_else(String::new, |identity| identity.id.to_string())
 }
 
-/// Layer 1 of the session, with what it may and what it reaches.
+/// Layer 1 of the session, with its authority and its reach.
 pub(super) fn layer(
     env: &Env,
     spec: &SessionSpec,
@@ -32,15 +33,16 @@ pub(super) fn layer(
         .map_err(|error| denied(error.to_string()))
 }
 
-/// What both the operation and the identity may.
+/// The authority that both the operation and the identity have.
 fn authority(own: &CompositionAuthority, identity: Option<&Identity>) -> CompositionAuthority {
+    // An unknown peer has no scopes, and neither has its script.
     let Some(identity) = identity else {
         return CompositionAuthority::new("an unknown peer's script", [""; 0]);
     };
     let texts = |set: &alknet_core::ScopeSet| Vec::<String>::from(set.clone());
     let mut scopes: Vec<String> = texts(&identity.scopes);
     scopes.retain(|scope| own.scopes.allows(scope));
-    // Of two patterns that overlap the narrower one is what both allow.
+    // Of two overlapping patterns, both sides allow the narrower one.
     let narrower = texts(&own.scopes);
     scopes.extend(
         narrower
@@ -57,7 +59,7 @@ fn authority(own: &CompositionAuthority, identity: Option<&Identity>) -> Composi
     authority
 }
 
-/// The list of what a session may call, as the session gets it.
+/// The list of operations that a session may call, in the form for the session.
 pub(super) fn listed(env: &Env, grants: &SessionGrants) -> Vec<EnvOperation> {
     let mut bytes = 0;
     let mut operations = Vec::new();
@@ -82,7 +84,7 @@ pub(super) fn listed(env: &Env, grants: &SessionGrants) -> Vec<EnvOperation> {
             description: spec.description.clone(),
         };
         bytes += serde_json::to_string(&operation).map_or(0, |text| text.len());
-        // Imported ones come last.
+        // Imported operations come last.
         let most = match found.provenance().is_server() {
             true => LISTED_IMPORTED_BYTES_MAX,
             false => LISTED_BYTES_MAX,
@@ -119,16 +121,16 @@ pub(super) fn first_frame(
         operations,
         record,
     };
-    // The node needs the texts no longer.
+    // The node does not need the texts any more.
     spec.modules = alknet_runtime::ModuleSet::new();
     let mut fds = Vec::new();
     let caps: CborBody = wire::body(&wire::blob(&opening, &mut fds)?)?;
-    let told = SessionNotice::Open {
+    let notice = SessionNotice::Open {
         caps,
         limits: wire::body(&spec.limits.runtime)?,
         bundle_hash: Some(bundle),
         seed: spec.seed.map(Bytes32),
         clock: wire::body(&spec.clock)?,
     };
-    Ok((told, fds))
+    Ok((notice, fds))
 }

@@ -1,7 +1,7 @@
-//! Calls of a script's on their way through the registry.
+//! Calls of a script through the registry.
 //!
-//! Each runs in a task of its own, so that a slow operation holds up nothing; what it comes to goes
-//! back to the session's own task, which alone speaks with the worker.
+//! Each call runs in a task of its own, so that a slow operation delays nothing else. Its result returns to the
+//! session's task, which alone exchanges messages with the worker.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -27,38 +27,38 @@ use super::memory::MemoryReservation;
 use crate::limits::UNACKNOWLEDGED;
 use crate::wire::{self, JsonText, WireCallOptions, WireReply};
 
-/// The operation whose answer may come as a file.
+/// The operation whose answer may be a file.
 const MAPPED: &str = "tensor/open";
 
-/// What the operations begin with whose answers say how long they took on the GPU.
+/// The prefix of operations whose answers state their time on the GPU.
 const COMPUTE: &str = "compute/";
 
-/// What an answer that took a shader says as its `variant`.
+/// The `variant` of an answer that a shader computed.
 const WGSL: &[u8] = br#""wgsl""#;
 
-/// What a script wants.
+/// A request of a script.
 pub(super) struct OutgoingCall {
     pub(super) id: u64,
     /// The call into the session that it belongs to.
     pub(super) call: u64,
-    /// Without a leading slash.
+    /// The name without a leading slash.
     pub(super) name: String,
     pub(super) input: Value,
     pub(super) opts: WireCallOptions,
-    /// What `{"$bin": …}` in the input points into.
+    /// The bytes that `{"$bin": …}` in the input refers to.
     pub(super) tail: Option<Vec<u8>>,
-    /// For as long as the call runs.
+    /// The reservations last as long as the call runs.
     pub(super) held: Vec<MemoryReservation>,
     pub(super) env: Env,
-    /// By what it acts, if it is no call of an operation.
+    /// The capabilities for a capability action; `None` for a call of an operation.
     pub(super) capabilities: Option<Capabilities>,
-    /// Where it is written down what comes of it.
+    /// The recorder's ticket for the result.
     pub(super) noted: Option<RecorderTicket>,
 }
 
-/// What came of it, or a part of that.
+/// A result, or a part of one.
 pub(super) enum OutgoingReply {
-    /// With the time that it took on the GPU.
+    /// An answer with its time on the GPU.
     Reply(u64, WorkerReply, Vec<OwnedFd>, Duration),
     Item(u64, FrameBlob, Vec<OwnedFd>),
     End(u64),
@@ -71,7 +71,7 @@ impl OutgoingReply {
         }
     }
 
-    /// How long it took on the GPU.
+    /// The time on the GPU.
     pub(super) const fn gpu(&self) -> Duration {
         match self {
             Self::Reply(.., gpu) => *gpu,
@@ -79,7 +79,7 @@ impl OutgoingReply {
         }
     }
 
-    /// As the worker hears it.
+    /// The form for the worker.
     pub(super) fn into_notice(self) -> (SessionNotice, Vec<OwnedFd>) {
         match self {
             Self::Reply(id, reply, fds, _) => (SessionNotice::Reply { id, reply }, fds),
@@ -95,7 +95,7 @@ impl OutgoingReply {
     }
 }
 
-/// Everything that a session has under way.
+/// All requests of a session that are in progress.
 pub(super) struct OutgoingCalls {
     said: mpsc::UnboundedSender<OutgoingReply>,
     files: Files,
@@ -104,11 +104,11 @@ pub(super) struct OutgoingCalls {
 
 struct OpenOutgoingCall {
     task: AbortHandle,
-    /// The call into the session that it belongs to.
+    /// The call into the session that the request belongs to.
     call: u64,
-    /// Items that may be sent.
+    /// Permits for the items that may be sent.
     room: Arc<Semaphore>,
-    /// Of a subscription, which may be left at any item.
+    /// The ticket of a subscription, which may end at any item.
     noted: Option<RecorderTicket>,
 }
 
@@ -125,7 +125,7 @@ impl OutgoingCalls {
         self.open.contains_key(&id)
     }
 
-    /// The call into the session that this belongs to, until the script has given it up or got its last answer.
+    /// The call into the session that a request belongs to, until the script has given it up or got its last answer.
     pub(super) fn call_of(&self, id: u64) -> Option<u64> {
         self.open.get(&id).map(|open| open.call)
     }
@@ -144,7 +144,7 @@ impl OutgoingCalls {
                     .filter(|_| wish.opts.map && wish.name == MAPPED);
                 tokio::spawn(async move {
                     let (reply, fds, gpu) = call(wish, files).await;
-                    // A session that is over listens no more.
+                    // A session that has ended receives nothing.
                     let _ = said.send(OutgoingReply::Reply(id, reply, fds, gpu));
                 })
             }
@@ -167,7 +167,7 @@ impl OutgoingCalls {
         }
     }
 
-    /// The script took items. It cannot take more than there were.
+    /// Handles the script's report that it took items, which cannot be more than were sent.
     pub(super) fn allow(&self, id: u64, items: usize) {
         if let Some(open) = self.open.get(&id) {
             let most = UNACKNOWLEDGED.saturating_sub(open.room.available_permits());
@@ -175,7 +175,7 @@ impl OutgoingCalls {
         }
     }
 
-    /// Returns whether it was under way.
+    /// Gives a request up. Returns whether it was in progress.
     pub(super) fn give_up(&mut self, id: u64) -> bool {
         let Some(open) = self.open.remove(&id) else {
             return false;
@@ -219,7 +219,7 @@ async fn call(wish: OutgoingCall, files: Files) -> (WorkerReply, Vec<OwnedFd>, D
     }
 }
 
-/// Whether the answer may say how long it took on this node's GPU.
+/// Whether the answer may state a time on this node's GPU.
 fn computes_here(wish: &OutgoingCall) -> bool {
     wish.name.starts_with(COMPUTE)
         && options(&wish.name, &wish.opts)
@@ -228,14 +228,14 @@ fn computes_here(wish: &OutgoingCall) -> bool {
             .is_some_and(|found| is_here(&found))
 }
 
-/// Whether a call reaches an operation of this node's own. One without a peer reaches a peer all the same where this
-/// node has no such operation: what peers and imported servers say is theirs.
+/// Whether a call reaches an operation of this node itself. Even a call without a peer reaches a peer if this node
+/// lacks the operation, and the statements of peers and imported servers do not count.
 fn is_here(found: &ResolvedOperation) -> bool {
     found.peer().is_none() && found.provenance() == Provenance::Local
 }
 
-/// Where the file of a tensor may come from that a script wants mapped: from nowhere unless this node's own operation
-/// decides who reads it. A peer says yes to whomever it likes, and the file would be one of this node's.
+/// The source of the file for a tensor that a script wants to map. There is one only if this node's own operation
+/// decides who reads the tensor: a peer may allow anything, and the file would be this node's.
 fn mappable(
     env: &Env,
     name: &str,
@@ -247,19 +247,19 @@ fn mappable(
         Some(_) => Err(CallError::invalid_input(
             "only tensors of this node can be mapped; the call reaches another node or a server",
         )),
-        // The call itself fails. If a peer serves the operation by then, nothing is mapped.
+        // The call itself will fail. If a peer serves the operation by then, nothing is mapped.
         None => Ok(None),
     }
 }
 
-/// How long an answer says that it took on the GPU. No tree is made of it: it may be longer than a script may take,
-/// which is seen later.
+/// The time on the GPU that an answer states. The function makes no tree of the answer, which may be longer than a
+/// script may take; that is checked later.
 fn on_gpu(answer: &CallBody) -> Duration {
     let variant = answer.member("variant");
     let by_shader = variant.is_some_and(|variant| variant.raw() == WGSL);
-    let told = answer.member(if by_shader { "ms" } else { "gpu_ms" });
-    let millis = told.and_then(|told| told.parse::<f64>().ok());
-    // What is no duration counts as no time: the answer is only what it says.
+    let time = answer.member(if by_shader { "ms" } else { "gpu_ms" });
+    let millis = time.and_then(|time| time.parse::<f64>().ok());
+    // An invalid duration counts as no time, because nothing else depends on this value.
     Duration::try_from_secs_f64(millis.unwrap_or_default() / 1e3).unwrap_or_default()
 }
 
@@ -292,7 +292,7 @@ async fn try_call(
         false => None,
     };
     let source = files.as_ref().and_then(|_| input.get("src").cloned());
-    // Value and text are both held: the operation wants one, and its schema the other.
+    // Both the value and the text stay in memory: the operation needs one, and its schema the other.
     let input = CallBody::from(match tail {
         Some(tail) => CallOutput::Mixed(input, tail.into()),
         None => CallOutput::Value(input),
@@ -302,7 +302,7 @@ async fn try_call(
     if let Some(gpu) = gpu {
         *gpu = match &answer {
             Ok(answer) => on_gpu(answer),
-            // It was stopped there, after all of the time that it may have.
+            // The operation stopped there after it had used all of its time.
             Err(error) if is_gpu_timeout(error) => began.elapsed(),
             Err(_) => Duration::ZERO,
         };
@@ -328,7 +328,10 @@ async fn try_call(
 }
 
 fn is_gpu_timeout(error: &CallError) -> bool {
-    let code = error.details.as_ref().and_then(|told| told.get("code"));
+    let code = error
+        .details
+        .as_ref()
+        .and_then(|details| details.get("code"));
     code.and_then(Value::as_str) == Some(RuntimeCode::GpuTimeout.name())
 }
 
@@ -348,7 +351,7 @@ fn pack(answer: &CallBody) -> Result<(FrameBlob, Vec<OwnedFd>), CallError> {
     Ok((blob, fds))
 }
 
-/// Writes an answer down, unless no record could hold it: a value is made of it for that.
+/// Records an answer, unless it is too long for a record: recording makes a value of it.
 fn note(noted: &RecorderTicket, answer: &CallBody) {
     if answer.raw().len() > RECORDED_BYTES_MAX {
         return noted.leave_out();
@@ -357,7 +360,7 @@ fn note(noted: &RecorderTicket, answer: &CallBody) {
     noted.answered(answer.value(), (!tail.is_empty()).then_some(tail));
 }
 
-/// An answer as it goes to the script: no value is made of it here.
+/// The answer for the script, of which the node makes no value.
 fn value(answer: &CallBody) -> Result<JsonText<'_>, CallError> {
     match answer.raw().len() <= JSON_BYTES {
         true => Ok(JsonText(answer.raw())),
@@ -385,14 +388,14 @@ fn options(name: &str, opts: &WireCallOptions) -> Result<InvokeOptions, CallErro
     })
 }
 
-/// What the operation that a call reaches marks as secret; `None` where it reaches none.
+/// What the operation that a call reaches marks as secret; `None` if the call reaches none.
 pub(super) fn marks(env: &Env, name: &str, opts: &WireCallOptions) -> Option<SecretMarks> {
     let found = env.find(name, &options(name, opts).ok()?)?;
     Some(SecretMarks::within(Arc::new(ResolvedSchemas(found))))
 }
 
-/// The schemas of an operation that a call reaches: those of a script's own take the session's memory as long as
-/// this is there.
+/// The schemas of an operation that a call reaches. Those of a script's operation use the session's memory as long as
+/// this exists.
 #[derive(Debug)]
 struct ResolvedSchemas(ResolvedOperation);
 
@@ -439,7 +442,7 @@ async fn follow(
             )
         }
     };
-    // A session that is over listens no more.
+    // A session that has ended receives nothing.
     let _ = said.send(last);
 }
 
@@ -452,14 +455,14 @@ async fn try_follow(
     let input = CallBody::from(CallOutput::Value(wish.input));
     let mut items = wish.env.follow(&wish.name, input, &options)?;
     loop {
-        // Nothing closes it.
+        // No code closes the semaphore.
         let Ok(permit) = room.acquire().await else {
             return Ok(());
         };
         let Some(item) = items.next().await else {
             return Ok(());
         };
-        // Given back when the script has taken an item.
+        // The permit returns when the script has taken an item.
         permit.forget();
         let item = item?;
         let (blob, fds) = pack(&item)?;
@@ -467,7 +470,7 @@ async fn try_follow(
             Some(noted) if item.tail().is_empty() && item.raw().len() <= RECORDED_BYTES_MAX => {
                 noted.yielded(item.value());
             }
-            // A record has items as plain values.
+            // A record has items only as plain values.
             Some(noted) => noted.leave_out(),
             None => {}
         }

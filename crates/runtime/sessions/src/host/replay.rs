@@ -1,4 +1,4 @@
-//! Sessions that reach nothing: their calls are answered from a record, in the worker.
+//! Sessions whose calls are answered in the worker from a record, so that they reach nothing.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,19 +14,19 @@ use super::session::request;
 use super::{ScriptSessions, SessionSpec};
 use crate::wire::CallResult;
 
-/// What a replay came to.
+/// The result of a replay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplayOutcome {
     /// The value of the last step; a step that fails is the last one.
     pub result: Result<Value, ScriptFailure>,
-    /// Fuel of that step, in ticks.
+    /// The fuel of that step, in ticks.
     pub ticks: u64,
 }
 
 impl ScriptSessions {
-    /// Does every step in one fresh session that can call nothing: what it calls is answered from
-    /// `record`, and with `NOT_FOUND` where that has no such call. The session has no identity; its
-    /// worker sees no other modules than those of `spec`.
+    /// Performs all steps in one fresh session that can call nothing: `record` has the answers to
+    /// its calls, and any other call fails with `NOT_FOUND`. The session has no identity, and its
+    /// worker gets no modules except those of `spec`.
     pub async fn replay(
         self: &Arc<Self>,
         spec: SessionSpec,
@@ -50,7 +50,8 @@ impl ScriptSessions {
     ) -> Result<Value, ScriptFailure> {
         spec.check()?;
         let bundle = Bytes32(spec.bundle());
-        // By what runs: no worker holds the code of two.
+        // The tenant is named by the code that runs, so that no worker holds the code of two
+        // replays.
         let tenant = format!("replay {}", blake3::Hash::from(bundle.0).to_hex());
         let place = self.admit(&tenant, &spec)?;
         let worker = self
@@ -58,14 +59,14 @@ impl ScriptSessions {
             .open(WorkerLease::new(self.config.role, tenant).granted(spec.memory()))
             .await;
         let mut worker = worker.map_err(|error| of_worker(&error))?;
-        let (told, fds) =
+        let (opening, fds) =
             first_frame(&mut spec, Vec::new(), Some(record), bundle).map_err(|error| {
                 ScriptFailure::new(
                     RuntimeCode::Limit,
                     format!("the session cannot be sent: {error}"),
                 )
             })?;
-        worker.tell(told, fds).map_err(|error| of_call(&error))?;
+        worker.tell(opening, fds).map_err(|error| of_call(&error))?;
         place.shared.set_worker(worker.pid());
         let limits = CallLimits {
             wall: spec.limits.wall,
@@ -79,7 +80,7 @@ impl ScriptSessions {
             let answer = loop {
                 tokio::select! {
                     answer = &mut call => break answer,
-                    // No task needs what the worker says, and unread it would pile up.
+                    // No task needs the worker's other messages, and they would accumulate unread.
                     Some(_) = worker.next() => {}
                 }
             };
@@ -94,7 +95,7 @@ impl ScriptSessions {
                     let (done, _held) = read.map_err(|refused| {
                         let text = refused.error("result").message;
                         match refused {
-                            // Others have theirs: it says nothing about what ran.
+                            // Others use the memory, so this says nothing about the code.
                             ReadRefusal::Full => ScriptFailure::no_room(text),
                             ReadRefusal::TooMuch => ScriptFailure::new(RuntimeCode::Quota, text),
                             ReadRefusal::Wrong => ScriptFailure::new(RuntimeCode::WorkerLost, text),

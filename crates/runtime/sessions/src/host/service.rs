@@ -1,4 +1,4 @@
-//! Services: sessions that live on through changes of their code.
+//! Services: sessions that stay open across changes of their code.
 
 use std::sync::Arc;
 
@@ -11,23 +11,23 @@ use super::session::{ScriptSession, SessionOutput};
 use super::shared::SessionState;
 use super::{ScriptSessions, SessionSpec};
 
-/// Takes what the code before it left.
+/// The export that takes the state of the earlier code.
 const INIT: &str = "init";
 
-/// A module whose exports are called for as long as the node runs. It may export `init(prev)`, called
-/// before anything else, and `dispose()`, called when its code is replaced: what that answers is all
-/// that its successor gets.
+/// A module whose exports are called for as long as the node runs. It may export `init(prev)`, which is called before
+/// anything else, and `dispose()`, which is called when its code is replaced. The successor gets only the result of
+/// `dispose`.
 #[derive(Debug)]
 pub struct ScriptService {
     sessions: Arc<ScriptSessions>,
-    /// Held for reading by every call, so that a change of code waits for those that run.
+    /// Each call holds a read lock, so a change of the code waits for running calls.
     current: RwLock<CurrentSession>,
 }
 
 #[derive(Debug)]
 struct CurrentSession {
     session: ScriptSession,
-    /// How to open it again.
+    /// The settings for opening the session again.
     spec: SessionSpec,
 }
 
@@ -35,7 +35,8 @@ impl ScriptService {
     /// Opens the session of `spec` as a service, evaluates its `main` and calls its `init`.
     ///
     /// # Errors
-    /// [`RuntimeCode::Limit`] without a `main`; as [`ScriptSessions::open`]; what the module or `init` ends with.
+    /// [`RuntimeCode::Limit`] without a `main`; the errors of [`ScriptSessions::open`]; the failures of the module or
+    /// of `init`.
     pub async fn start(
         sessions: &Arc<ScriptSessions>,
         env: &Env,
@@ -50,11 +51,11 @@ impl ScriptService {
         })
     }
 
-    /// Calls an export of the module, in the course of the request that `env` belongs to. One that
-    /// was ended by a limit or a crash is opened again first, without what it knew.
+    /// Calls an export of the module for the request that `env` belongs to. If a limit or a crash has ended the
+    /// session, it is opened again first, without its state.
     ///
     /// # Errors
-    /// What the script ends with.
+    /// The script's failure.
     pub async fn call(
         &self,
         env: &Env,
@@ -65,16 +66,16 @@ impl ScriptService {
             |session: &ScriptSession| matches!(session.info().state, SessionState::Closed(_));
         let mut current = self.current.read().await;
         if is_over(&current.session) {
-            // The lock for writing waits for every reader, this one too.
+            // The write lock waits for all readers, including this one.
             drop(current);
             let mut changing = self.current.write().await;
-            // Another call may have opened it while this one waited.
+            // Another call may have opened the session while this one waited.
             if is_over(&changing.session) {
                 let session = open(&self.sessions, env, &changing.spec).await?;
                 init(&session, env, main(&changing.spec)?, Value::Null).await?;
                 changing.session = session;
             }
-            // Without a gap: a change of code cannot come between.
+            // The downgrade leaves no gap, so a change of the code cannot come between.
             current = changing.downgrade();
         }
         let work = IsolateWork::Export {
@@ -85,13 +86,12 @@ impl ScriptService {
         current.session.run(env, work).await
     }
 
-    /// Replaces the code. The new one is compiled and `test`ed while the old one still serves; then
-    /// calls wait until those that run have ended, the old one's `dispose` has answered (at most
-    /// 500 ms) and the new one's `init` has taken that. Where `init` fails, the old code is opened
-    /// again with the same state.
+    /// Replaces the code. The new code is compiled and `test`ed while the old code still serves. Then new calls wait
+    /// until the running ones have ended, the old code's `dispose` has returned (within 500 ms) and the new code's
+    /// `init` has taken the result. If `init` fails, the old code is opened again with the same state.
     ///
     /// # Errors
-    /// What the new code, its test or its `init` ends with; the old code serves on.
+    /// The failure of the new code, its test or its `init`; the old code continues to serve.
     pub async fn reload<T, F>(
         &self,
         env: &Env,
@@ -104,25 +104,25 @@ impl ScriptService {
     {
         let mut spec = self.current.read().await.spec.clone();
         spec.modules = modules;
-        // Tests leave something behind: what serves is opened afresh.
+        // Tests leave state behind, so the session that serves is opened separately.
         let trial = open(&self.sessions, env, &spec).await?;
         test(trial).await?;
         self.replace(env, spec).await
     }
 
-    /// The same for code that was tested, with everything else that a session is made of.
+    /// The same for tested code, with all other settings of the session.
     ///
     /// # Errors
-    /// What the new code or its `init` ends with; the old code serves on.
+    /// The failure of the new code or its `init`; the old code continues to serve.
     pub async fn replace(&self, env: &Env, mut spec: SessionSpec) -> Result<(), ScriptFailure> {
         spec.mode = SessionMode::Service;
         let main = main(&spec)?.to_owned();
-        // Before the lock is taken: the old code serves meanwhile.
+        // The session is opened before the lock is taken, so the old code serves meanwhile.
         let fresh = open(&self.sessions, env, &spec).await?;
         let mut current = self.current.write().await;
         let prev = match current.session.dispose(env).await {
             Ok(ran) => ran.value,
-            // What does not leave in time leaves nothing; that must not keep a better one out.
+            // Code that does not return in time passes no state on, and must not prevent its replacement.
             Err(failure) => {
                 tracing::warn!(session = current.session.id(), %failure, "a service left nothing");
                 Value::Null
@@ -143,7 +143,7 @@ impl ScriptService {
         }
     }
 
-    /// Opens the old code with what it left. Where that fails, too, the next call begins with a fresh session.
+    /// Opens the old code with its state. If that fails too, the next call begins with a fresh session.
     async fn again(
         &self,
         env: &Env,
@@ -158,25 +158,25 @@ impl ScriptService {
         opened.await.inspect_err(|_| old.session.kill())
     }
 
-    /// Lets it leave: waits for the calls that run, then for its `dispose`.
+    /// Ends the service: waits for running calls, then for its `dispose`.
     ///
     /// # Errors
-    /// What `dispose` ends with.
+    /// The failure of `dispose`.
     pub async fn stop(self, env: &Env) -> Result<Value, ScriptFailure> {
         let current = self.current.into_inner();
         current.session.dispose(env).await.map(|ran| ran.value)
     }
 
-    /// The same in the course of no request, as when the node ends: `dispose` can call nothing.
+    /// The same without a request, for example when the node stops: `dispose` can call nothing.
     ///
     /// # Errors
-    /// What `dispose` ends with.
+    /// The failure of `dispose`.
     pub async fn dispose(self) -> Result<Value, ScriptFailure> {
         let current = self.current.into_inner();
         current.session.farewell().await.map(|ran| ran.value)
     }
 
-    /// Its session at this moment.
+    /// The service's current session.
     pub async fn session(&self) -> ScriptSession {
         self.current.read().await.session.clone()
     }
@@ -189,7 +189,7 @@ fn main(spec: &SessionSpec) -> Result<&str, ScriptFailure> {
         .ok_or_else(|| ScriptFailure::new(RuntimeCode::Limit, text))
 }
 
-/// Opens it and evaluates its module.
+/// Opens the session and evaluates its module.
 async fn open(
     sessions: &Arc<ScriptSessions>,
     env: &Env,
@@ -213,7 +213,7 @@ async fn init(
         input: prev,
     };
     match session.run(env, work).await {
-        // A service need not export it.
+        // A service need not export `init`.
         Err(failure) if failure.code == RuntimeCode::NotFound => Ok(()),
         outcome => outcome.map(drop),
     }

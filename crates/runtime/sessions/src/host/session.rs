@@ -1,4 +1,4 @@
-//! What the rest of the node holds of a session.
+//! The handle of a session for the rest of the node.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,16 +18,16 @@ use super::{SessionInfo, SessionLimits};
 use crate::limits::UNACKNOWLEDGED;
 use crate::wire::{self, CallResult};
 
-/// An open session. Clones are the same; when the last one is gone, so is the session.
+/// An open session. Clones are the same session, which ends when the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct ScriptSession {
     pub(super) weak_session: WeakSession,
     layer: Arc<alknet_call::SandboxSession>,
-    /// What keeps the session open.
+    /// This sender keeps the session open.
     _commands: mpsc::UnboundedSender<SessionCommand>,
 }
 
-/// The way into a session, which does not keep it open.
+/// A handle that does not keep the session open.
 #[derive(Clone, Debug)]
 pub(super) struct WeakSession {
     pub(super) shared: Arc<SessionShared>,
@@ -36,18 +36,18 @@ pub(super) struct WeakSession {
     bundle: Bytes32,
 }
 
-/// What a call into a session came to.
+/// The result of a call into a session.
 #[derive(Clone, Debug)]
 pub struct SessionOutput {
-    /// Its value.
+    /// The value.
     pub value: Value,
-    /// The same as a REPL shows it.
+    /// The value in the form that a REPL shows.
     pub shown: Option<String>,
-    /// Calls that the session has made so far, by the worker's own account.
+    /// The number of calls that the session has made so far, as the worker reports it.
     pub calls: u64,
-    /// What it took, by the worker's own account.
+    /// The resources that the call used, as the worker reports them.
     pub stats: CallStats,
-    /// The value counts as the session's until this is gone.
+    /// The value counts against the session's memory until this is dropped.
     _held: Arc<MemoryReservation>,
 }
 
@@ -80,23 +80,23 @@ impl ScriptSession {
         Arc::clone(&self.layer)
     }
 
-    /// Its number on this node.
+    /// The session's number on this node.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.weak_session.shared.id()
     }
 
-    /// What is known of it now.
+    /// The current state of the session.
     #[must_use]
     pub fn info(&self) -> SessionInfo {
         self.weak_session.shared.info()
     }
 
-    /// Runs something in it, in the course of the request that `env` belongs to. Dropping the future
-    /// aborts it: its `AbortSignal` fires, and what it called is aborted.
+    /// Runs work in the session for the request that `env` belongs to. Dropping the future aborts it: its
+    /// `AbortSignal` fires, and its calls are aborted.
     ///
     /// # Errors
-    /// What the script ends with.
+    /// The script's failure.
     pub async fn run(&self, env: &Env, work: IsolateWork) -> Result<SessionOutput, ScriptFailure> {
         let env = self.layer.env(env);
         self.weak_session
@@ -104,10 +104,10 @@ impl ScriptSession {
             .await
     }
 
-    /// The same for what yields items, which are taken one by one.
+    /// As [`run`](Self::run), for work that yields items, which the caller takes one by one.
     ///
     /// # Errors
-    /// The input cannot travel.
+    /// The input cannot be sent.
     pub fn follow(&self, env: &Env, work: IsolateWork) -> Result<YieldedItems, ScriptFailure> {
         let env = self.layer.env(env);
         Ok(self
@@ -115,11 +115,10 @@ impl ScriptSession {
             .follow(SessionRequest::Call(request(work)?), env))
     }
 
-    /// Lets a service say goodbye: its `dispose` is called, at most 500 ms; what that answers is for
-    /// its successor.
+    /// Calls the `dispose` of a service, for at most 500 ms. The result is for its successor.
     ///
     /// # Errors
-    /// What the script ends with.
+    /// The script's failure.
     pub async fn dispose(&self, env: &Env) -> Result<SessionOutput, ScriptFailure> {
         let env = self.layer.env(env);
         self.weak_session
@@ -127,28 +126,28 @@ impl ScriptSession {
             .await
     }
 
-    /// The same in the course of no request: its `dispose` can call nothing.
+    /// The same without a request: `dispose` can call nothing.
     ///
     /// # Errors
-    /// What the script ends with.
+    /// The script's failure.
     pub async fn farewell(&self) -> Result<SessionOutput, ScriptFailure> {
         self.weak_session
             .enter(SessionRequest::Farewell, None, None)
             .await
     }
 
-    /// Ends it and every call in it.
+    /// Ends the session and all calls in it.
     pub fn kill(&self) {
         self.weak_session.close(SessionEndReason::Abort);
     }
 
-    /// Who follows its console from now on, beside the log.
+    /// Sets the listener of the session's console, in addition to the log.
     pub fn set_console(&self, console: Option<super::Console>) {
         self.weak_session.send(SessionCommand::Console(console));
     }
 
-    /// Where the calls that it makes are written down from now on: all of them, with their answers,
-    /// but for what the schemas of the called operations mark as secret.
+    /// Sets the recorder of the session's calls. It records all calls with their answers, except what the schemas of
+    /// the called operations mark as secret.
     pub fn set_record(&self, record: Option<CallRecorder>) {
         self.weak_session.send(SessionCommand::Record(record));
     }
@@ -162,11 +161,11 @@ impl WeakSession {
         input: &Value,
         env: Env,
     ) -> Result<SessionOutput, ScriptFailure> {
-        let asked = SessionRequest::Call(handler(name, input)?);
-        self.enter(asked, Some(env), None).await
+        let request = SessionRequest::Call(handler(name, input)?);
+        self.enter(request, Some(env), None).await
     }
 
-    /// The same for one that yields items, which the receiver takes one by one.
+    /// The same for an operation that yields items, which the receiver takes one by one.
     pub(super) fn follow_operation(
         &self,
         name: &str,
@@ -176,11 +175,11 @@ impl WeakSession {
         Ok(self.follow(SessionRequest::Call(handler(name, input)?), env))
     }
 
-    fn follow(&self, asked: SessionRequest, env: Env) -> YieldedItems {
+    fn follow(&self, request: SessionRequest, env: Env) -> YieldedItems {
         let (items, taken) = mpsc::channel(UNACKNOWLEDGED);
         let weak_session = self.clone();
         let ended =
-            Box::pin(async move { weak_session.enter(asked, Some(env), Some(items)).await });
+            Box::pin(async move { weak_session.enter(request, Some(env), Some(items)).await });
         YieldedItems {
             weak_session: self.clone(),
             ended: Some(ended),
@@ -190,7 +189,7 @@ impl WeakSession {
 
     async fn enter(
         &self,
-        asked: SessionRequest,
+        request: SessionRequest,
         env: Option<Env>,
         items: Option<mpsc::Sender<YieldedItem>>,
     ) -> Result<SessionOutput, ScriptFailure> {
@@ -200,7 +199,7 @@ impl WeakSession {
         let (stop, stopped) = oneshot::channel();
         let began = Instant::now();
         let start = CallStart {
-            asked,
+            request,
             limits: self.limits,
             bundle: self.bundle,
             env,
@@ -218,18 +217,18 @@ impl WeakSession {
         };
         let outcome = tokio::select! {
             biased;
-            // Leaving gives the call up.
+            // Dropping the guard on this path gives the call up.
             Ok(failure) = stopped => {
                 self.shared.count_ended(None, began.elapsed());
                 return Err(self.judged(failure, false));
             }
             outcome = call => outcome,
         };
-        // What the script said before it ended comes first.
+        // Messages that the script sent before the end are handled first.
         if let Some(id) = guard.id.take() {
             let (heard, everything) = oneshot::channel();
             if self.send(SessionCommand::Ended(id, Some(heard))) {
-                // Without an answer the session is over, and nothing more comes.
+                // Without a reply, the session has ended, and no more messages come.
                 let _ = self.answered(everything).await;
             }
         }
@@ -267,7 +266,7 @@ impl WeakSession {
                             )
                         }
                         Err(ReadRefusal::Wrong) => {
-                            // No honest worker says that.
+                            // An honest worker never sends this.
                             self.close(SessionEndReason::WorkerLost);
                             let text = "the worker's answer is malformed";
                             (ScriptFailure::new(RuntimeCode::WorkerLost, text), None)
@@ -277,7 +276,7 @@ impl WeakSession {
                 WorkerReply::Err(fault) => (of_fault(&fault), Some(answer.stats)),
             },
             Err(error) => {
-                // Its code says that there was no room, which alone would leave the session open.
+                // The code of this failure says that there was no room, which alone would leave the session open.
                 if is_relieved(&error) {
                     self.close(SessionEndReason::WorkerLost);
                 }
@@ -288,9 +287,9 @@ impl WeakSession {
         Err(self.judged(failure, stats.is_some()))
     }
 
-    /// After a limit nothing of the session is used again.
+    /// Closes the session after a failure that ends it: after a limit, no part of it is used again.
     fn judged(&self, failure: ScriptFailure, answered: bool) -> ScriptFailure {
-        // A worker that answers with an abort that the host did not ask for was stopped for another call.
+        // A worker that answers with an abort that the host did not request was stopped for another call.
         let failure = match (failure.code, answered) {
             (RuntimeCode::Abort, true) => {
                 let text = "the session ended with another of its calls";
@@ -309,9 +308,9 @@ impl WeakSession {
         self.send(SessionCommand::Close(reason));
     }
 
-    /// What the actor answers to a command; `None` where it ended without. The channel drops what lies in it
-    /// once, when the actor goes: a command that is put in at that moment stays there, and the way back with
-    /// it, for as long as the session has a holder.
+    /// The actor's reply to a command; `None` if the actor ended without one. A channel drops its content only once,
+    /// when the actor ends: a command that is sent at that moment stays in it, and so does the sender of its reply,
+    /// for as long as the session has a holder. So this also waits for the channel to close.
     async fn answered<T>(&self, answer: oneshot::Receiver<T>) -> Option<T> {
         let Some(commands) = self.commands.upgrade() else {
             return answer.await.ok();
@@ -329,7 +328,7 @@ impl WeakSession {
     }
 }
 
-/// A call that runs; one that is dropped before its end is over as well.
+/// A running call. If it is dropped before its end, the call ends too.
 struct EnteredCall<'a> {
     weak_session: &'a WeakSession,
     id: Option<u64>,
@@ -343,7 +342,7 @@ impl Drop for EnteredCall<'_> {
     }
 }
 
-/// Items that a script yields.
+/// The items that a script yields.
 pub struct YieldedItems {
     weak_session: WeakSession,
     ended: Option<BoxFuture<'static, Result<SessionOutput, ScriptFailure>>>,
@@ -359,15 +358,15 @@ impl std::fmt::Debug for YieldedItems {
 }
 
 impl YieldedItems {
-    /// The next item; `None` once the script has ended well.
+    /// The next item; `None` once the script has ended without a failure.
     pub async fn next(&mut self) -> Option<Result<Value, ScriptFailure>> {
         loop {
             let Some(ended) = &mut self.ended else {
-                // What was said before the end is all there is.
+                // Only the items from before the end are left.
                 return self.items.recv().await.map(|item| Ok(item.value));
             };
             tokio::select! {
-                // What was yielded comes before the end.
+                // Items come before the end.
                 biased;
                 item = self.items.recv() => match item {
                     Some(item) => {
@@ -398,9 +397,9 @@ pub(super) fn request(work: IsolateWork) -> Result<WorkerRequest, ScriptFailure>
         source,
     };
     Ok(match work {
-        // The text of a module came when the session was opened.
+        // The text of a module arrived when the session was opened.
         IsolateWork::Module { module } => evaluate(module, Vec::new()),
-        // An empty text would be taken for a module by its name.
+        // The worker would treat an empty text as the name of a module.
         IsolateWork::Script { source } if !source.is_empty() => {
             evaluate("./repl".to_owned(), source.into_bytes())
         }

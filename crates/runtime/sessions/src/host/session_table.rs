@@ -1,4 +1,4 @@
-//! The table of sessions, and a session's place in it.
+//! The table of sessions, and a session's entry in it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,7 +40,7 @@ impl ScriptSessions {
         let mut shared = SessionShared::new(id, tenant, spec.mode, memory);
         shared.set_lent(spec.lent);
         let shared = Arc::new(shared);
-        // It leads nowhere until there is an actor.
+        // The sender is already closed, and the actor's one replaces it.
         let (closed, _) = mpsc::unbounded_channel();
         let known = SessionEntry {
             shared: Arc::clone(&shared),
@@ -50,7 +50,7 @@ impl ScriptSessions {
         Ok(SessionPermit {
             sessions: Arc::clone(self),
             shared,
-            kept: false,
+            is_open: false,
         })
     }
 
@@ -64,30 +64,30 @@ impl ScriptSessions {
         }
     }
 
-    /// A session is over.
+    /// Removes a session that has ended.
     pub(super) fn forget(&self, shared: &SessionShared, reason: SessionEndReason) {
         shared.close(reason);
         if self.lock().remove(&shared.id()).is_some() {
             *lock(&self.counters.closed)
                 .entry(shared.reason())
                 .or_default() += 1;
-            tell(&shared.info(), shared.reason());
+            log_end(&shared.info(), shared.reason());
         }
     }
 }
 
-/// Whose share of the node's memory the values of a session take.
+/// The account whose share of the node's memory the session's values use.
 fn account(tenant: &str, spec: &SessionSpec) -> String {
     match (&spec.payer, spec.lent) {
         (Some(payer), _) => opening::tenant(Some(payer)),
-        // Callers of a service do not take what is the author's.
+        // Callers of a service must not use up the author's own share.
         (None, true) => format!("lent {tenant}"),
         (None, false) => tenant.to_owned(),
     }
 }
 
-/// What a session came to, for the log: plainly where it ended before its work was done.
-fn tell(info: &SessionInfo, outcome: SessionEndReason) {
+/// Logs how a session ended, at a higher level if it ended before its work was done.
+fn log_end(info: &SessionInfo, outcome: SessionEndReason) {
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     macro_rules! line {
         ($level:ident) => {
@@ -113,25 +113,25 @@ fn tell(info: &SessionInfo, outcome: SessionEndReason) {
     }
 }
 
-/// A session's place in the table while it is opened. The caller who opens it may give up at any
-/// moment.
+/// A session's entry while it is being opened. The caller may give up at any moment, which removes
+/// the entry.
 pub(super) struct SessionPermit {
     sessions: Arc<ScriptSessions>,
     pub(super) shared: Arc<SessionShared>,
-    kept: bool,
+    is_open: bool,
 }
 
 impl SessionPermit {
-    /// It is open: from now on its task keeps the place.
+    /// Keeps the entry of an opened session, which its task removes later.
     pub(super) fn keep(mut self) -> Arc<SessionShared> {
-        self.kept = true;
+        self.is_open = true;
         Arc::clone(&self.shared)
     }
 }
 
 impl Drop for SessionPermit {
     fn drop(&mut self) {
-        if !self.kept {
+        if !self.is_open {
             self.sessions.lock().remove(&self.shared.id());
         }
     }

@@ -1,4 +1,4 @@
-//! What is known of a session while it runs, for those who ask.
+//! The state of a running session, for other parts of the node.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,31 +12,31 @@ use alknet_worker::CallStats;
 use super::lock;
 use super::memory::MemoryShare;
 
-/// Operations whose calls are counted by name; more are counted together.
+/// The operations whose calls are counted by name; calls of further ones are counted together.
 const PATHS_MAX: usize = 64;
-/// What the rest is counted as.
+/// The name for the calls of further operations.
 const OTHERS: &str = "…";
 
-/// Where a session is in its life.
+/// The state of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionState {
     /// It waits for a worker.
     Opening,
     /// No call runs in it.
     Idle,
-    /// Calls run in it since then.
+    /// Calls run in it.
     Running {
-        /// The oldest of them.
+        /// The start of the oldest running call.
         since: Instant,
     },
-    /// It says goodbye.
+    /// It runs its goodbye.
     Draining,
-    /// It is over.
+    /// It has ended.
     Closed(SessionEndReason),
 }
 
 impl SessionState {
-    /// As `runtime/sessions` shows it.
+    /// The name that `runtime/sessions` shows.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl SessionState {
     }
 }
 
-/// Why a session is over.
+/// The reason why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum SessionEndReason {
@@ -57,24 +57,24 @@ pub enum SessionEndReason {
     Abort,
     /// Its work was done.
     Done,
-    /// Its fuel was used up.
+    /// It used up its fuel.
     Fuel,
-    /// Its memory was used up.
+    /// It used up its memory.
     Memory,
     /// The node's policy does not run it.
     Policy,
-    /// It asked for more than it may.
+    /// It exceeded a quota.
     Quota,
-    /// Its stack was used up.
+    /// It used up its stack.
     Stack,
-    /// Its time was used up.
+    /// It used up its time.
     Timeout,
     /// Its worker is gone.
     WorkerLost,
 }
 
 impl SessionEndReason {
-    /// As `runtime/stats` and the metrics show it.
+    /// The name that `runtime/stats` and the metrics show.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -90,7 +90,8 @@ impl SessionEndReason {
         }
     }
 
-    /// What a call's end means for its session, where it means its end.
+    /// The reason for ending the session after a call with this code; `None` if the session
+    /// continues.
     pub(super) const fn from_code(code: RuntimeCode) -> Option<Self> {
         match code {
             RuntimeCode::Fuel => Some(Self::Fuel),
@@ -109,42 +110,42 @@ impl fmt::Display for SessionEndReason {
     }
 }
 
-/// One session, as it was at one moment.
+/// The state of one session at one moment.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {
-    /// Its number on this node.
+    /// The session's number on this node.
     pub id: u64,
     /// The identity that runs it; empty for an unknown peer.
     pub tenant: String,
-    /// How long it lives.
+    /// How long it stays open.
     pub mode: SessionMode,
-    /// Where it is.
+    /// Its state.
     pub state: SessionState,
     /// When it was opened.
     pub opened: SystemTime,
-    /// Number of its worker's process; 0 while it has none.
+    /// The process id of its worker; 0 while it has none.
     pub pid: i32,
-    /// Calls into it that ended.
+    /// The number of calls into it that ended.
     pub ended: u64,
-    /// Fuel of these.
+    /// The fuel of these calls.
     pub ticks: u64,
-    /// Their time in the processor, as the worker says.
+    /// Their processor time, as the worker reports it.
     pub cpu: Duration,
-    /// Their time by the clock on the wall; those that run at once count each.
+    /// Their wall-clock time; calls that run at once count separately.
     pub wall: Duration,
-    /// Time on the GPU of what it called, as the answers say.
+    /// The GPU time of the operations that it called, as their answers report it.
     pub gpu: Duration,
-    /// Most bytes of its heap that were seen.
+    /// The most observed bytes of its heap.
     pub heap_peak: u64,
-    /// Most bytes outside its heap.
+    /// The most observed bytes outside its heap.
     pub external_peak: u64,
-    /// Calls and subscriptions that it began, by operation.
+    /// The calls and subscriptions that it began, by operation.
     pub calls: BTreeMap<String, u64>,
-    /// Bytes of its console that were dropped.
+    /// The bytes of its console that were dropped.
     pub log_dropped: u64,
 }
 
-/// What the actor, the handles and the table share.
+/// The state that the actor, the handles and the table share.
 #[derive(Debug)]
 pub(super) struct SessionShared {
     info: Mutex<SessionInfo>,
@@ -178,7 +179,7 @@ impl SessionShared {
         }
     }
 
-    /// Whether it runs for others than its tenant.
+    /// Sets whether the session runs for others than its tenant.
     pub(super) const fn set_lent(&mut self, lent: bool) {
         self.lent = lent;
     }
@@ -187,7 +188,7 @@ impl SessionShared {
         self.lent
     }
 
-    /// What its values may take of the node's memory.
+    /// The share of the node's memory for its values.
     pub(super) fn memory(&self) -> &MemoryShare {
         &self.memory
     }
@@ -210,14 +211,16 @@ impl SessionShared {
         info.state = SessionState::Idle;
     }
 
-    /// So many calls run in it now.
+    /// Sets the number of running calls.
     pub(super) fn set_running(&self, calls: usize, draining: bool) {
         let mut info = lock(&self.info);
         info.state = match (info.state, calls) {
-            // It is over, whatever still ends in it.
+            // The session has ended, whatever call still ends in it.
             (closed @ SessionState::Closed(_), _) => closed,
             (_, 0) => SessionState::Idle,
             _ if draining => SessionState::Draining,
+            // `since` is the start of the oldest running call, so a further call does not change
+            // it.
             (running @ SessionState::Running { .. }, _) => running,
             _ => SessionState::Running {
                 since: Instant::now(),
@@ -225,12 +228,12 @@ impl SessionShared {
         };
     }
 
-    /// A call that the script began. Returns how many there were.
+    /// Counts a call that the script began. Returns the total number.
     pub(super) fn count_out(&self, path: &str) -> u64 {
         let mut info = lock(&self.info);
-        // What is no name of an operation may be as long as a frame.
-        let fits = path.len() <= OPERATION_BYTES_MAX && info.calls.len() < PATHS_MAX;
-        let known = info.calls.contains_key(path) || fits;
+        // A text that is no operation's name may be as long as a frame.
+        let is_countable = path.len() <= OPERATION_BYTES_MAX && info.calls.len() < PATHS_MAX;
+        let known = info.calls.contains_key(path) || is_countable;
         let path = if known { path } else { OTHERS };
         *info.calls.entry(path.to_owned()).or_default() += 1;
         info.calls.values().sum()
@@ -240,13 +243,13 @@ impl SessionShared {
         lock(&self.info).log_dropped += bytes;
     }
 
-    /// Something that the script called took so long on the GPU.
+    /// Adds GPU time of an operation that the script called.
     pub(super) fn count_gpu(&self, time: Duration) {
         let mut info = lock(&self.info);
         info.gpu = info.gpu.saturating_add(time);
     }
 
-    /// A call into it ended, so long after it began.
+    /// Counts a call into the session that ended after this time.
     pub(super) fn count_ended(&self, stats: Option<CallStats>, wall: Duration) {
         let mut info = lock(&self.info);
         info.ended += 1;
@@ -254,12 +257,13 @@ impl SessionShared {
         if let Some(stats) = stats {
             info.ticks = info.ticks.saturating_add(stats.ticks);
             info.cpu = info.cpu.saturating_add(Duration::from_micros(stats.cpu_us));
+            // A peak is the most of all calls, and not their sum.
             info.heap_peak = info.heap_peak.max(stats.heap_peak);
             info.external_peak = info.external_peak.max(stats.external_peak);
         }
     }
 
-    /// It is over; the first reason stays.
+    /// Sets that the session has ended; the first reason stays.
     pub(super) fn close(&self, reason: SessionEndReason) {
         let mut info = lock(&self.info);
         if !matches!(info.state, SessionState::Closed(_)) {

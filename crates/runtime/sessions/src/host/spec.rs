@@ -1,4 +1,4 @@
-//! What a session is made of, on the node's side.
+//! The settings of a session on the node's side.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,42 +15,42 @@ use crate::limits::{
     CALLS_MAX, EXTERNAL_BYTES_MAX, FUEL_MAX, GPU_MAX, WALL_MAX, WALL_MAX_ONE_SHOT,
 };
 
-/// Everything that decides what a session may do.
+/// The settings that decide what a session may do.
 #[derive(Clone, Debug)]
 pub struct SessionSpec {
-    /// Who runs it. Its scopes are the most that the session's calls may need.
+    /// The identity that runs the session. Its scopes are the most that the session's calls may use.
     pub identity: Option<Arc<Identity>>,
-    /// What it may call. Cut to what the operation that opens the session reaches.
+    /// The grants of the session, limited to what the operation that opens it reaches.
     pub grants: SessionGrants,
-    /// What it may do by secrets that it does not see: those of the operation that opens it, as a rule.
+    /// The capabilities, with secrets that the session does not see; normally those of the operation that opens it.
     pub capabilities: Capabilities,
-    /// What it may use.
+    /// The limits of the session.
     pub limits: SessionLimits,
-    /// Its time.
+    /// The source of its time.
     pub clock: SessionTimeSource,
-    /// Where its randomness comes from; with one, `crypto.getRandomValues` follows it, too.
+    /// The seed of its randomness; with a seed, `crypto.getRandomValues` follows it too.
     pub seed: Option<[u8; 32]>,
     /// Its modules.
     pub modules: ModuleSet,
-    /// The module that a service is: it may export `init` and `dispose`.
+    /// The module of a service, which may export `init` and `dispose`.
     pub main: Option<String>,
-    /// How long it lives.
+    /// How long it stays open.
     pub mode: SessionMode,
     /// Whether the built-in objects are frozen before any module runs.
     pub frozen: bool,
-    /// Whether it shares its worker with no other session, so that nothing they do ends it.
+    /// Whether it has a worker of its own, so that no other session can end it.
     pub alone: bool,
-    /// Whether it runs for others than `identity`, whose code it is: all such sessions have half of what that one may
-    /// have, and workers of their own.
+    /// Whether it runs for others than `identity`, the owner of its code. All such sessions together have half of the
+    /// owner's sessions, and workers of their own.
     pub lent: bool,
-    /// Whose share of the node's memory its values take, where that is another's: who calls.
+    /// The caller, if another identity's share of the node's memory pays for the session's values.
     pub payer: Option<Arc<Identity>>,
-    /// Who follows its console, beside the log.
+    /// The listener of its console, in addition to the log.
     pub console: Option<Console>,
 }
 
 impl SessionSpec {
-    /// A session over `modules` that may call nothing, with default limits and real time.
+    /// A session with `modules` that may call nothing, with default limits and real time.
     #[must_use]
     pub fn new(identity: Option<Arc<Identity>>, modules: ModuleSet) -> Self {
         Self {
@@ -71,7 +71,7 @@ impl SessionSpec {
         }
     }
 
-    /// Refuses what no session may have.
+    /// Refuses settings that no session may have.
     pub(crate) fn check(&self) -> Result<(), ScriptFailure> {
         self.limits.runtime.clone().checked()?;
         let wall_max = match self.mode {
@@ -79,7 +79,7 @@ impl SessionSpec {
             _ => WALL_MAX,
         };
         let limits = &self.limits;
-        let wrong = [
+        let checks = [
             (limits.runtime.fuel_ticks <= FUEL_MAX, "fuel_ticks"),
             (
                 limits.runtime.external_bytes <= EXTERNAL_BYTES_MAX,
@@ -93,7 +93,7 @@ impl SessionSpec {
             (!limits.wall.is_zero() && limits.wall <= wall_max, "wall"),
             (!limits.gpu.is_zero() && limits.gpu <= GPU_MAX, "gpu"),
         ];
-        match wrong.into_iter().find(|(fits, _)| !fits) {
+        match checks.into_iter().find(|(is_valid, _)| !is_valid) {
             Some((_, field)) => {
                 let text = format!("the limit {field} is out of its range");
                 Err(ScriptFailure::new(RuntimeCode::Limit, text))
@@ -102,17 +102,17 @@ impl SessionSpec {
         }
     }
 
-    /// Bytes that it may make its worker hold.
+    /// The bytes that the session may make its worker use.
     pub(crate) fn memory(&self) -> u64 {
         let limits = &self.limits.runtime;
         limits.heap_bytes.saturating_add(limits.external_bytes) as u64
     }
 
-    /// Identifies what runs, so that what crashes its workers is known by it.
+    /// The hash of the code, by which the node recognises code that crashes its workers.
     pub(crate) fn bundle(&self) -> [u8; 32] {
         let mut hash = blake3::Hasher::new();
         for (name, text, _) in self.modules.entries() {
-            // With its length: otherwise parts could be cut in another place and give the same.
+            // The length separates the parts: otherwise a different division into parts could have the same hash.
             for part in [name, text] {
                 hash.update(&(part.len() as u64).to_le_bytes());
                 hash.update(part.as_bytes());
@@ -122,14 +122,14 @@ impl SessionSpec {
     }
 }
 
-/// What a session may use: what its isolate enforces, and what the host does.
+/// The limits of a session: those that its isolate enforces, and those of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionLimits {
-    /// Of the isolate.
+    /// The limits of the isolate.
     pub runtime: IsolateLimits,
-    /// Of a call, by the clock on the wall, waiting included.
+    /// The wall-clock time of a call, including waiting.
     pub wall: Duration,
-    /// Of a call, on the GPU.
+    /// The GPU time of a call.
     pub gpu: Duration,
 }
 
@@ -143,17 +143,17 @@ impl Default for SessionLimits {
     }
 }
 
-/// What a session may call: nothing, unless something is allowed.
+/// The operations that a session may call: by default, it may call nothing.
 #[derive(Clone, Debug, Default)]
 pub struct SessionGrants {
-    /// What it may call.
+    /// The allowed operations.
     pub allow: Vec<SessionGrant>,
-    /// What it may not, whatever is allowed: names, or `fs/*` for everything below.
+    /// The denied operations, which take precedence: names, or `fs/*` for all operations below.
     pub deny: NameSet,
 }
 
 impl SessionGrants {
-    /// May call these, without further conditions: names, or `fs/*` for everything below.
+    /// Allows these operations without further conditions: names, or `fs/*` for all operations below.
     pub fn to<S: AsRef<str>>(patterns: impl IntoIterator<Item = S>) -> Self {
         let allow = patterns.into_iter().map(|p| SessionGrant::to(p.as_ref()));
         Self {
@@ -162,50 +162,55 @@ impl SessionGrants {
         }
     }
 
-    /// The names that `within` reaches as well: everywhere, or on a peer that a call names.
+    /// The part of these names that `within` also reaches: everywhere, or on a peer that a call names.
     pub(crate) fn scope(&self, within: &ScopedPeerEnv) -> ScopedPeerEnv {
         let patterns = || self.allow.iter().map(|grant| grant.pattern.as_str());
-        let kept = patterns().filter(|pattern| within.covers(&ScopedPeerEnv::new([*pattern])));
-        // Also those: what is imported here from a server is reached on a peer by the scope for the way alone.
+        let covered = patterns().filter(|pattern| within.covers(&ScopedPeerEnv::new([*pattern])));
+        // These are included because an operation that is imported here from a server can be reached on a peer only
+        // through the scope for routing.
         let routed = patterns().filter(|pattern| {
             let there = ScopedPeerEnv::default().with_routing_to([*pattern]);
             within.covers(&there)
         });
-        ScopedPeerEnv::new(kept).with_routing_to(routed)
+        ScopedPeerEnv::new(covered).with_routing_to(routed)
     }
 
-    /// The first grant for an operation at this place.
+    /// The first grant for an operation on this peer.
     pub(crate) fn find(
         &self,
         operation: &str,
         peer: Option<&str>,
     ) -> Option<(usize, &SessionGrant)> {
+        // A denied operation stays denied, whatever grant matches it.
         if self.deny.contains(operation) {
             return None;
         }
-        let fits = |grant: &SessionGrant| {
+        let matches = |grant: &SessionGrant| {
             let names: NameSet = [&grant.pattern].into_iter().collect();
             names.contains(operation) && grant.peer.takes(peer)
         };
-        self.allow.iter().enumerate().find(|(_, grant)| fits(grant))
+        self.allow
+            .iter()
+            .enumerate()
+            .find(|(_, grant)| matches(grant))
     }
 }
 
-/// One thing that a session may call.
+/// A grant for one operation or namespace.
 #[derive(Clone, Debug)]
 pub struct SessionGrant {
-    /// A name, or `fs/*` for everything below.
+    /// A name, or `fs/*` for all operations below.
     pub pattern: String,
-    /// Peer that runs it.
+    /// The peers that may run it.
     pub peer: PeerSelector,
-    /// JSON Schema that the input has to fit.
+    /// The JSON Schema that the input must match.
     pub constraint: Option<Value>,
-    /// How often, in the whole session.
+    /// The most calls in the whole session.
     pub budget: Option<u32>,
 }
 
 impl SessionGrant {
-    /// Without further conditions.
+    /// A grant without further conditions.
     #[must_use]
     pub fn to(pattern: &str) -> Self {
         Self {
@@ -217,15 +222,15 @@ impl SessionGrant {
     }
 }
 
-/// Where an operation may be called.
+/// The peers on which an operation may be called.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PeerSelector {
-    /// Wherever it is served.
+    /// Any peer that serves it.
     #[default]
     Any,
-    /// On this peer only.
+    /// Only this peer.
     Id(String),
-    /// On this node only: the call names no peer.
+    /// Only this node: the call names no peer.
     Local,
 }
 
@@ -239,15 +244,15 @@ impl PeerSelector {
     }
 }
 
-/// Who follows a session's console. What it does not take in time is in the log only.
+/// The listener of a session's console. Lines that it does not take in time are only in the log.
 pub type Console = mpsc::Sender<SessionConsoleLine>;
 
 /// A line of a session's console.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionConsoleLine {
-    /// How bad.
+    /// The level of the line.
     pub level: alknet_runtime::ConsoleLevel,
-    /// Without the end of the line.
+    /// The text without the end of the line.
     pub text: String,
 }
 

@@ -1,7 +1,7 @@
-//! A JSON value of a worker's out of CBOR, within bounds.
+//! Reads a worker's JSON value from CBOR, within limits.
 //!
-//! The worker is not believed: an array of a million nothings takes a byte each on the way and 72 in
-//! memory. What an isolate counts before it sends is counted again here, in the same unit.
+//! The node does not trust the worker: an array of a million nulls has a byte each in the frame and 72 bytes each in
+//! memory. The isolate counts a value before it sends it, and the node counts it again here in the same unit.
 
 use std::cell::Cell;
 use std::fmt;
@@ -28,9 +28,9 @@ impl<'de> Deserialize<'de> for Json {
 struct JsonAllowance<'a>(&'a Cell<usize>);
 
 impl JsonAllowance<'_> {
-    /// How many of `said` values there is room for.
-    fn room(self, said: Option<usize>) -> usize {
-        said.unwrap_or(0).min(self.0.get() / VALUE)
+    /// How many of the `declared` values there is room for.
+    fn room(self, declared: Option<usize>) -> usize {
+        declared.unwrap_or(0).min(self.0.get() / VALUE)
     }
 
     fn take<E: Error>(self, bytes: usize) -> Result<(), E> {
@@ -101,8 +101,8 @@ impl<'de> Visitor<'de> for JsonAllowance<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         self.take(VALUE)?;
-        // As many as are said, so that no more is asked for than is counted; more than is left is not
-        // believed.
+        // The capacity is the declared number, so that no more is allocated than counts; a number beyond the
+        // remaining room is ignored.
         let mut items = Vec::with_capacity(self.room(seq.size_hint()));
         while let Some(item) = seq.next_element_seed(self)? {
             items.push(item);
@@ -112,7 +112,7 @@ impl<'de> Visitor<'de> for JsonAllowance<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         self.take(VALUE)?;
-        // A member counts as two: its name is a value as well.
+        // A member counts as two values, because its name is one too.
         let mut members = Map::with_capacity(self.room(map.size_hint()) / 2);
         while let Some(name) = map.next_key::<String>()? {
             self.take(VALUE + weight::text(name.as_bytes()))?;

@@ -1,4 +1,4 @@
-//! JSON text on its way to a worker as CBOR, without a tree of it in the node.
+//! Writes JSON text as CBOR for a worker, without a tree of it in the node.
 
 use std::cell::Cell;
 use std::fmt;
@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Error as _, SerializeMap, SerializeSeq};
 use serde::{Deserializer, Serialize, Serializer};
 
-/// JSON text that is written as the value that it says.
+/// JSON text that is written as its value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct JsonText<'a>(pub(crate) &'a [u8]);
 
@@ -16,6 +16,7 @@ impl Serialize for JsonText<'_> {
         let mut text = serde_json::Deserializer::from_slice(self.0);
         let written = TextValue(serializer).deserialize(&mut text);
         let written = written.map_err(S::Error::custom)?;
+        // Text after the value makes the whole text invalid.
         text.end().map_err(S::Error::custom)?;
         Ok(written)
     }
@@ -32,7 +33,7 @@ impl<'de, S: Serializer> DeserializeSeed<'de> for TextValue<S> {
     }
 }
 
-/// The writer's error as the reader's.
+/// Converts the writer's error to the reader's.
 fn failed<E: serde::de::Error>(error: impl fmt::Display) -> E {
     E::custom(error)
 }
@@ -69,13 +70,15 @@ impl<'de, S: Serializer> Visitor<'de> for TextValue<S> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<S::Ok, A::Error> {
-        // The text does not say how many follow: RFC 8949, section 3.2.2.
+        // JSON text does not state the number of items, so the array has an indefinite length (RFC
+        // 8949 section 3.2.2).
         let mut writer = self.0.serialize_seq(None).map_err(failed)?;
         while seq.next_element_seed(TextElement(&mut writer))?.is_some() {}
         writer.end().map_err(failed)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<S::Ok, A::Error> {
+        // The number of members is not known either.
         let mut writer = self.0.serialize_map(None).map_err(failed)?;
         while let Some(name) = map.next_key::<String>()? {
             writer.serialize_key(&name).map_err(failed)?;
@@ -109,10 +112,10 @@ impl<'de, W: SerializeMap> DeserializeSeed<'de> for TextMember<'_, W> {
     }
 }
 
-/// The next value of the text as something to be written, which it can be once.
+/// The next value of the text, which can be written once.
 struct SingleSerialize<'de, D: Deserializer<'de>> {
     from: Cell<Option<D>>,
-    /// What the text itself failed with: more than the writer says of it.
+    /// The error of the text itself, which is more precise than the writer's.
     error: Cell<Option<D::Error>>,
 }
 

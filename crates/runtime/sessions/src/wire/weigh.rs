@@ -1,19 +1,18 @@
-//! What CBOR of a worker's takes in memory once it is read, known before it is.
+//! The memory that a worker's CBOR will take once it is parsed.
 //!
-//! The bytes are walked once, without making anything of them. What the node never has to read is
-//! refused here: values of no stated length, tags, and lengths that nothing follows.
+//! The bytes are scanned once, without allocating values. The scan refuses what the node never needs: values of
+//! indefinite length, tags, and lengths beyond the data.
 
 use alknet_runtime::weight::{self, VALUE};
 use alknet_worker::WorkerFrameError;
 
 use crate::limits::NESTING_MAX;
 
-/// Bytes that the values in `bytes` take, each as [`weight`] says. Every name of a member counts as a
-/// value.
+/// The bytes of memory for the values in `bytes`, in the unit of [`weight`]. Each member's name counts as a value.
 pub(crate) fn weigh(bytes: &[u8]) -> Result<usize, WorkerFrameError> {
     let mut rest = bytes;
     let mut weight = 0_usize;
-    // Values that are still to come, innermost last.
+    // The numbers of values that are still to come, the innermost last.
     let mut open = vec![1_u64];
     while let Some(left) = open.last_mut() {
         let Some(less) = left.checked_sub(1) else {
@@ -31,7 +30,7 @@ pub(crate) fn weigh(bytes: &[u8]) -> Result<usize, WorkerFrameError> {
                 weight = weight.saturating_add(text);
             }
             CborHead::Values(values) => {
-                // Each takes a byte at least.
+                // Each value takes at least one byte.
                 if values > rest.len() as u64 {
                     return Err(cut());
                 }
@@ -48,21 +47,21 @@ pub(crate) fn weigh(bytes: &[u8]) -> Result<usize, WorkerFrameError> {
     }
 }
 
-/// What a value begins with (RFC 8949, section 3).
+/// The head of a value (RFC 8949 section 3).
 enum CborHead {
     Bytes(u64),
-    /// A number, or one of the simple values.
+    /// A number or a simple value.
     Plain,
     Text(u64),
-    /// An array of so many, or a map with half as many members.
+    /// An array with this many values, or a map with half as many members.
     Values(u64),
 }
 
 impl CborHead {
     fn read(rest: &mut &[u8]) -> Result<Self, WorkerFrameError> {
         let initial = take(rest, 1)?[0];
-        // RFC 8949, section 3: the argument itself, or how many bytes it follows in, in network
-        // byte order.
+        // The argument is in the initial byte, or in this many following bytes in network byte order (RFC 8949
+        // section 3).
         let argument = match initial & 0x1f {
             small @ 0..=23 => u64::from(small),
             size @ 24..=27 => {
@@ -71,10 +70,10 @@ impl CborHead {
                     .iter()
                     .fold(0, |all, byte| all << 8 | u64::from(*byte))
             }
-            // RFC 8949, section 3: 31 leaves the length open, and 28 to 30 are reserved.
+            // 31 means an indefinite length, and 28 to 30 are reserved (RFC 8949 section 3).
             _ => return Err(refused("a value of no stated length")),
         };
-        // RFC 8949, section 3.1: the major types.
+        // The major types (RFC 8949 section 3.1).
         Ok(match initial >> 5 {
             2 => Self::Bytes(argument),
             3 => Self::Text(argument),

@@ -1,4 +1,4 @@
-//! The isolate's form of what the host answers.
+//! Converts the host's answers for the isolate.
 
 use std::os::fd::OwnedFd;
 
@@ -42,21 +42,21 @@ pub(super) fn answered(blob: FrameBlob, fds: &[OwnedFd]) -> Result<OpReply, OpEr
     })
 }
 
-/// A value in this worker's own memory. The host wrote it into memory that counts as the host's for as long as
-/// it is open here, and a script that computes would leave it there.
+/// Moves a value into this worker's own memory. The host wrote it into memory that counts against the host for as
+/// long as it is open here, and a script that computes for long would keep it open.
 pub(super) fn taken(value: FrameBlob, fds: &mut Vec<OwnedFd>) -> FrameBlob {
     let FrameBlob::Sealed { at, .. } = value else {
         return value;
     };
     match value.clone().read(fds, VALUE_BYTES_MAX) {
         Ok(bytes) => {
-            // The host puts it last, so that no other place among them changes.
+            // The host puts the descriptor last, so removing it changes no other index.
             if at + 1 == fds.len() {
                 fds.pop();
             }
             FrameBlob::Inline(CborBody::from_cbor(bytes))
         }
-        // What is wrong with it is said when it is opened.
+        // The error is reported when the value is opened.
         Err(_) => value,
     }
 }

@@ -1,4 +1,4 @@
-//! What an isolate holds: its host, over the bridge.
+//! The isolate's host, which uses the bridge.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::guest::lock;
 use crate::limits::{ITEM_BYTES, LINES_BYTES, OWN_BYTES_MAX, UNACKNOWLEDGED};
 use crate::wire::{self, GuestMessage, Json, SessionOffer, WireCallOptions};
 
-/// What the isolate holds is the bridge itself.
+/// A call of the isolate, which holds the bridge itself.
 #[derive(Debug)]
 pub(super) struct GuestOutgoingCall {
     pub(super) bridge: Arc<Bridge>,
@@ -35,7 +35,7 @@ impl Drop for GuestOutgoingCall {
     }
 }
 
-/// What an isolate holds.
+/// The host of an isolate.
 #[derive(Debug)]
 pub(in crate::guest) struct BridgeHost(pub(in crate::guest) Arc<Bridge>);
 
@@ -85,8 +85,13 @@ impl IsolateHost for BridgeHost {
     }
 
     fn list(&self, prefix: &str) -> Vec<EnvOperation> {
-        let fits = |operation: &&EnvOperation| operation.path.starts_with(prefix);
-        self.0.operations.iter().filter(fits).cloned().collect()
+        let has_prefix = |operation: &&EnvOperation| operation.path.starts_with(prefix);
+        self.0
+            .operations
+            .iter()
+            .filter(has_prefix)
+            .cloned()
+            .collect()
     }
 
     fn register(
@@ -95,7 +100,7 @@ impl IsolateHost for BridgeHost {
         script: [u8; 32],
     ) -> HostFuture<Result<(), OpError>> {
         let offer: SessionOffer = registration;
-        // Before the lock is taken: compiling may take a while.
+        // The schemas are compiled before the lock is taken, because that may take a while.
         let ready = compiled(&offer).and_then(|input| Ok((frameable(&offer)?, input)));
         let (spec, input) = match ready {
             Ok(ready) => ready,
@@ -126,7 +131,7 @@ impl IsolateHost for BridgeHost {
         let serving =
             |state: &super::BridgeState| Some(Arc::clone(&state.serving.get(&entry)?.room));
         let room = serving(&lock(&self.0.state));
-        // An item that weighs more than all permits would wait for ever.
+        // An item that weighs more than all permits would otherwise wait forever.
         let permits = (weight::estimate(&item) / ITEM_BYTES).clamp(1, UNACKNOWLEDGED);
         let permits = u32::try_from(permits).unwrap_or(1);
         Box::pin(async move {
@@ -134,7 +139,7 @@ impl IsolateHost for BridgeHost {
             let Ok(permit) = room.acquire_many(permits).await else {
                 return Err(gone());
             };
-            // Given back when the host says that an item was taken.
+            // The permits return when the host reports that it took the item.
             permit.forget();
             let item = frameable(&Json(item))?;
             let mut state = lock(&bridge.state);
@@ -162,9 +167,8 @@ impl IsolateHost for BridgeHost {
     }
 }
 
-/// The schema of an operation's inputs, and that of its outputs looked at. They are compiled and evaluated here
-/// and never in the node: a schema is a program of the script's, and so takes the memory and the time of the
-/// script's own worker, which has a limit for both.
+/// Compiles the schemas of an operation's inputs and outputs. That happens here and never in the node: a schema is a
+/// program of the script, so it uses the memory and time of the script's own worker, which limits both.
 fn compiled(offer: &SessionOffer) -> Result<ValueSchema, OpError> {
     let schema = |what: &str, schema: &Value| {
         ValueSchema::new(schema).map_err(|error| OpError {
@@ -179,7 +183,7 @@ fn compiled(offer: &SessionOffer) -> Result<ValueSchema, OpError> {
     schema("input", &offer.input)
 }
 
-/// What goes within a frame.
+/// The CBOR form of a value, if it fits into a frame.
 fn frameable<T: serde::Serialize>(value: &T) -> Result<CborBody, OpError> {
     let body = wire::body(value).map_err(|error| unsendable(&error))?;
     match body.as_bytes().len() {
@@ -202,7 +206,7 @@ fn await_reply(
         done: false,
     };
     Box::pin(async move {
-        // As a whole: a block that took only the flag would drop the wish here and now.
+        // The block moves the whole wish: if it used only the flag, the wish would be dropped here.
         let mut wish = wish;
         let answer = answer.await;
         wish.done = true;

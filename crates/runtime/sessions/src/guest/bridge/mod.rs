@@ -1,10 +1,11 @@
-//! An isolate's host, over the worker's frames.
+//! The host of an isolate, over the worker's frames.
 //!
-//! Each wish of the script has a number; the answer comes under the same one. What the host has not
-//! taken yet is bounded: beyond that, frames wait here, in their order.
+//! Each request of the script has a number, which the answer repeats. The number of frames that the
+//! host has not taken yet is limited: beyond it, frames wait here in their order.
 //!
-//! Here is who waits for what; `queue` is what goes to the host, `side` what an isolate holds,
-//! `following` a subscription, `answer` what the isolate makes of the host's answers.
+//! This module has the waiting requests, `queue` the frames to the host, `bridge_host` the
+//! isolate's host, `subscription` a subscription, and `answer` the isolate's form of the host's
+//! answers.
 
 mod answer;
 mod bridge_host;
@@ -33,7 +34,7 @@ pub(super) use bridge_host::BridgeHost;
 pub(super) use queue::FinalReply;
 use queue::QueuedFrame;
 
-/// One session's way to the host.
+/// The connection of one session to the host.
 #[derive(Debug)]
 pub(super) struct Bridge {
     guest: Guest,
@@ -48,20 +49,20 @@ struct BridgeState {
     next: u64,
     open: HashMap<u64, ReplyWaiter>,
     registering: VecDeque<PendingRegistration>,
-    /// What the inputs of the operations that the script registered are checked with, by name.
+    /// The schemas of inputs of the operations that the script registered, by name.
     inputs: HashMap<String, Arc<ValueSchema>>,
-    /// Items that may be sent, by the host's call that asked for them.
+    /// The items that may be sent, by the host's call that requested them.
     serving: HashMap<u64, ServedItems>,
     lines: Vec<(ConsoleLevel, String)>,
     lines_bytes: usize,
-    /// Bytes of each frame that the host has not taken.
+    /// The bytes of each frame that the host has not taken.
     unheard: VecDeque<usize>,
     unheard_bytes: usize,
     queue: VecDeque<QueuedFrame>,
     closed: bool,
 }
 
-/// An operation that the host has not answered for.
+/// An operation whose registration the host has not answered.
 #[derive(Debug)]
 struct PendingRegistration {
     name: String,
@@ -69,26 +70,26 @@ struct PendingRegistration {
     waits: oneshot::Sender<Result<(), OpError>>,
 }
 
-/// Items of a call of the host's.
+/// The items of a call of the host.
 #[derive(Debug)]
 struct ServedItems {
-    /// What may still be sent before the host has taken something.
+    /// The permits for what may still be sent before the host takes an item.
     room: Arc<Semaphore>,
-    /// What each item took of it that the host has not taken.
+    /// The permits of each item that the host has not taken.
     sent: VecDeque<u32>,
 }
 
-/// The host's answer, with its descriptors.
+/// An answer of the host, with its descriptors.
 type Replied = (alknet_worker::WorkerReply, Vec<OwnedFd>);
 /// A part of a subscription, with its descriptors.
 type Happened = (WorkerEvent, Vec<OwnedFd>);
 
-/// Who waits for an answer of the host's.
+/// The waiter for an answer of the host.
 #[derive(Debug)]
 enum ReplyWaiter {
     Call(oneshot::Sender<Replied>),
     Subscription(mpsc::UnboundedSender<Happened>),
-    /// The waiter has given up; the host's last word is still to come.
+    /// The waiter has given up; the host's last message is still to come.
     GivenUp,
 }
 
@@ -103,12 +104,12 @@ impl Bridge {
         })
     }
 
-    /// Calls that the session has made.
+    /// The number of calls that the session has made.
     pub(super) fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// The host answered a call, or ended one with it.
+    /// Handles the host's answer to a call, or the end of a subscription.
     pub(super) fn replied(
         &self,
         id: u64,
@@ -137,7 +138,7 @@ impl Bridge {
         }
     }
 
-    /// Something of a subscription came.
+    /// Handles an event of a subscription.
     pub(super) fn happened(&self, id: u64, event: WorkerEvent, mut fds: Vec<OwnedFd>) {
         let event = match event {
             WorkerEvent::Item(value) => WorkerEvent::Item(taken(value, &mut fds)),
@@ -153,9 +154,9 @@ impl Bridge {
         }
     }
 
-    pub(super) fn handle_message(&self, told: HostMessage) {
+    pub(super) fn handle_message(&self, message: HostMessage) {
         let mut state = lock(&self.state);
-        match told {
+        match message {
             HostMessage::Heard(frames) => {
                 let heard = frames.min(state.unheard.len());
                 let bytes: usize = state.unheard.drain(..heard).sum();
@@ -163,12 +164,12 @@ impl Bridge {
                 self.send_waiting(&mut state);
             }
             HostMessage::Registered(outcome) => {
-                if let Some(asked) = state.registering.pop_front() {
+                if let Some(registration) = state.registering.pop_front() {
                     if outcome.is_ok() {
-                        state.inputs.insert(asked.name, asked.input);
+                        state.inputs.insert(registration.name, registration.input);
                     }
                     // The script may have ended.
-                    let _ = asked.waits.send(outcome);
+                    let _ = registration.waits.send(outcome);
                 }
             }
             HostMessage::Taken(entry) => {
@@ -181,10 +182,10 @@ impl Bridge {
         }
     }
 
-    /// Refuses an input that the operation's own schema does not take.
+    /// Refuses an input that does not match the operation's own schema.
     pub(super) fn check_input(&self, name: &str, input: &Value) -> Result<(), ScriptFailure> {
         let schema = lock(&self.state).inputs.get(name).map(Arc::clone);
-        // The host calls operations that it has taken only; others are not found later.
+        // The host calls only operations that it has accepted, and another one is not found later.
         let checked = schema.map_or(Ok(()), |schema| schema.validate(input));
         checked.map_err(|misfit| {
             let text = format!("the input does not match the schema: {misfit}");
@@ -192,7 +193,7 @@ impl Bridge {
         })
     }
 
-    /// A call of the host's may yield items from now on.
+    /// From now on, a call of the host may yield items.
     pub(super) fn serves(&self, entry: u64) {
         let serving = ServedItems {
             room: Arc::new(Semaphore::new(UNACKNOWLEDGED)),
@@ -201,21 +202,21 @@ impl Bridge {
         lock(&self.state).serving.insert(entry, serving);
     }
 
-    /// It is over.
+    /// Ends the items of a call.
     pub(super) fn served(&self, entry: u64) {
         if let Some(serving) = lock(&self.state).serving.remove(&entry) {
             serving.room.close();
         }
     }
 
-    /// Closes the bridge: the session's script is about to end, and takes no more answers.
+    /// Closes the bridge: the session's script is about to end, and needs no more answers.
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
         state.open.clear();
         state.registering.clear();
         state.lines.clear();
-        // Calls that have an answer get it: the host still counts them.
+        // Finished calls still get their answers, because the host still counts them.
         for waiting in std::mem::take(&mut state.queue) {
             if let QueuedFrame::Result(result) = waiting {
                 result.send();
@@ -223,7 +224,7 @@ impl Bridge {
         }
     }
 
-    /// Takes a number for a wish, if there is room for one.
+    /// Takes a number for a request, if there is room for one.
     fn open(&self, state: &mut BridgeState, open: ReplyWaiter) -> Result<u64, OpError> {
         if state.closed {
             return Err(gone());
@@ -239,11 +240,12 @@ impl Bridge {
         Ok(id)
     }
 
-    /// The script does not wait any more.
+    /// Cancels a request that the script does not wait for any more.
     fn give_up(&self, id: u64) {
         let mut state = lock(&self.state);
-        // Without an entry the last word has come, and there is nothing to end.
+        // Without an entry, the host's last message has arrived, and nothing is left to cancel.
         if let Some(open) = state.open.get_mut(&id) {
+            // The entry stays, so that its number is not used again before the host's last message.
             *open = ReplyWaiter::GivenUp;
             let sid = self.sid;
             self.send(
@@ -308,7 +310,7 @@ impl Bridge {
         Ok((id, events))
     }
 
-    /// Sends what begins something that is answered; returns the number that it is answered by.
+    /// Sends a request, and returns its number.
     fn begin(
         &self,
         input: &Value,
@@ -320,7 +322,7 @@ impl Bridge {
         let input = wire::blob(input, &mut fds).map_err(|error| unsendable(&error))?;
         let opts = wire::body(opts).map_err(|error| unsendable(&error))?;
         let mut state = lock(&self.state);
-        // What the script wrote before this comes first.
+        // The lines that the script wrote before this come first.
         self.flush_locked(&mut state);
         let id = self.open(&mut state, waits)?;
         self.send(&mut state, message(id, input, opts), fds);

@@ -1,4 +1,4 @@
-//! Frames on their way to the host, in their order.
+//! The frames to the host, in their order.
 
 use std::os::fd::OwnedFd;
 
@@ -9,14 +9,14 @@ use crate::guest::lock;
 use crate::limits::{UNHEARD_BYTES_MAX, UNHEARD_MAX};
 use crate::wire::{self, GuestMessage};
 
-/// What waits until the host has taken what came before.
+/// A frame or result that waits until the host has taken earlier ones.
 #[derive(Debug)]
 pub(super) enum QueuedFrame {
     Frame(FromWorkerMessage, Vec<OwnedFd>),
     Result(FinalReply),
 }
 
-/// The answer to a call of the host's, when everything before it has been sent.
+/// The answer to a call of the host, which is sent after everything before it.
 #[derive(Debug)]
 pub(in crate::guest) struct FinalReply {
     pub(in crate::guest) guest: Guest,
@@ -33,7 +33,7 @@ impl FinalReply {
             .guest
             .finish(&self.call, self.reply, self.fds, self.heap, self.external);
         if let Err(error) = sent {
-            // Too large for a frame, or the host is gone, which ends this process.
+            // The answer is too large for a frame, or the host is gone, which ends this process.
             let fault = WorkerFault {
                 code: "E_ENCODE".to_owned(),
                 message: format!("the answer cannot be sent: {error}"),
@@ -46,7 +46,7 @@ impl FinalReply {
 }
 
 impl Bridge {
-    /// Answers a call of the host's, behind everything that was said before.
+    /// Answers a call of the host, after all earlier messages.
     pub(in crate::guest) fn finish(&self, result: FinalReply) {
         let mut state = lock(&self.state);
         self.flush_locked(&mut state);
@@ -60,7 +60,7 @@ impl Bridge {
         !lock(&self.state).lines.is_empty()
     }
 
-    /// Sends the lines of the console that were collected.
+    /// Sends the collected lines of the console.
     pub(in crate::guest) fn flush(&self) {
         self.flush_locked(&mut lock(&self.state));
     }
@@ -75,7 +75,7 @@ impl Bridge {
     }
 
     pub(super) fn tell(&self, state: &mut BridgeState, up: &GuestMessage) {
-        // What a script's own value made too deep was refused before it came here.
+        // A value of a script that nests too deeply was refused before it came here.
         if let Ok(body) = wire::body(up) {
             let sid = self.sid;
             self.send(state, FromWorkerMessage::Tell { sid, body }, Vec::new());
@@ -103,15 +103,15 @@ impl Bridge {
                 QueuedFrame::Frame(message, fds) => {
                     let full = state.unheard_bytes >= UNHEARD_BYTES_MAX;
                     if state.unheard.len() >= UNHEARD_MAX || full {
-                        // Back to its place: the order stays.
+                        // The frame returns to the front, so the order stays.
                         state.queue.push_front(QueuedFrame::Frame(message, fds));
                         return;
                     }
                     let bytes = message.bytes();
                     state.unheard.push_back(bytes);
                     state.unheard_bytes += bytes;
-                    // A host that is gone ends this process; that the message makes a frame was
-                    // checked before.
+                    // A lost host ends this process, and the message was checked to fit into a
+                    // frame before.
                     let _ = self.guest.send(&message, fds);
                 }
             }

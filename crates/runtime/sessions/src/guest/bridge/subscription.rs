@@ -1,4 +1,4 @@
-//! A subscription of the script's.
+//! A subscription of the script.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,8 +15,8 @@ use crate::guest::lock;
 use crate::limits::UNACKNOWLEDGED;
 use crate::wire::GuestMessage;
 
-/// The script's side of a subscription. An item counts as taken when the isolate, which keeps as many
-/// as may wait, asks for the one that many later.
+/// The script's end of a subscription. The isolate buffers items, so one counts as taken when the isolate has asked
+/// for as many later items as its buffer holds.
 pub(super) struct ScriptSubscription {
     wish: GuestOutgoingCall,
     events: mpsc::UnboundedReceiver<Happened>,
@@ -35,8 +35,8 @@ impl ScriptSubscription {
     }
 
     fn acknowledge(&mut self) {
-        let kept = u32::try_from(UNACKNOWLEDGED - 1).unwrap_or(u32::MAX);
-        let taken = self.yielded.saturating_sub(kept);
+        let buffered = u32::try_from(UNACKNOWLEDGED - 1).unwrap_or(u32::MAX);
+        let taken = self.yielded.saturating_sub(buffered);
         let more = taken.saturating_sub(self.acknowledged);
         if more > 0 {
             self.acknowledged = taken;

@@ -1,4 +1,4 @@
-//! The console of a session, on its way to the log and to its listener.
+//! The console of a session, which goes to the log and to its listener.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ impl SessionActor {
             return;
         }
         let session = self.shared.id();
-        // A script's error is no error of the node's.
+        // An error of a script is no error of the node.
         match level {
             ConsoleLevel::Error | ConsoleLevel::Warn => {
                 tracing::info!(session, ?level, "script: {text}")
@@ -23,13 +23,13 @@ impl SessionActor {
             _ => tracing::debug!(session, ?level, "script: {text}"),
         }
         if let Some(console) = &self.console {
-            // What it does not take in time is in the log.
+            // The log has the lines that the listener does not take in time.
             let _ = console.try_send(SessionConsoleLine { level, text });
         }
     }
 }
 
-/// Bytes of console in a second.
+/// The bytes of console output per second.
 pub(super) struct LogBudget {
     since: Instant,
     left: u64,
@@ -48,7 +48,7 @@ impl LogBudget {
             *self = Self::new();
         }
         let left = self.left.checked_sub(bytes);
-        // A line that does not fit takes nothing: a shorter one may fit.
+        // A line that is too long uses up nothing, because a shorter one may still fit.
         self.left = left.unwrap_or(self.left);
         left.is_some()
     }

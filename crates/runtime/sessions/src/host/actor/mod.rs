@@ -1,6 +1,6 @@
-//! The task behind a session: it alone speaks with the worker, and it lives as long as the session.
+//! The task of a session: it alone exchanges messages with the worker, and it lives as long as the session.
 //!
-//! `wishes` is what the script asks of the node, `console` what it says.
+//! `outgoing_calls` handles the script's requests to the node, and `console` its output.
 
 mod console;
 mod outgoing_calls;
@@ -30,39 +30,39 @@ use crate::limits::{HEARD_BYTES, HEARD_EVERY};
 use crate::wire::{self, GuestMessage, HostMessage};
 use console::LogBudget;
 
-/// What the holders of a session ask for.
+/// Commands from the holders of a session.
 pub(super) enum SessionCommand {
-    /// The session is over.
+    /// Ends the session.
     Close(SessionEndReason),
-    /// Who follows the console from now on.
+    /// Sets the listener of the console.
     Console(Option<Console>),
-    /// A call into the session ended. Told back once everything was heard that came before.
+    /// A call into the session has ended. The actor replies once it has handled all earlier messages.
     Ended(u64, Option<oneshot::Sender<()>>),
-    /// Where calls of the script's are written down from now on.
+    /// Sets the recorder of the script's calls.
     Record(Option<CallRecorder>),
-    /// A call into the session begins.
+    /// Begins a call into the session.
     Start(Box<CallStart>),
-    /// An item that the script yielded in a call was taken.
+    /// The consumer took an item that the script yielded in a call.
     Taken(u64),
 }
 
 /// A call into the session.
 pub(super) struct CallStart {
-    pub(super) asked: SessionRequest,
+    pub(super) request: SessionRequest,
     pub(super) limits: CallLimits,
     pub(super) bundle: Bytes32,
-    /// In the course of what, and what can be called: nothing without.
+    /// The environment of the request that the call belongs to; without it, the script can call nothing.
     pub(super) env: Option<Env>,
-    /// Who takes what the script yields.
+    /// The consumer of the items that the script yields.
     pub(super) items: Option<mpsc::Sender<YieldedItem>>,
     pub(super) begun: oneshot::Sender<WorkerCall>,
-    /// Ends the call with what the node itself saw.
+    /// Ends the call with a failure that the node itself found.
     pub(super) stop: oneshot::Sender<ScriptFailure>,
 }
 
-/// An item of what a script yields.
+/// An item that a script yields.
 pub(super) struct YieldedItem {
-    /// In which call.
+    /// The call that yielded it.
     pub(super) call: u64,
     pub(super) value: Value,
     pub(super) _held: MemoryReservation,
@@ -81,15 +81,15 @@ impl std::fmt::Debug for SessionCommand {
     }
 }
 
-/// What a session is asked.
+/// The kind of a call into a session.
 pub(super) enum SessionRequest {
-    /// To work.
+    /// To do work.
     Call(WorkerRequest),
-    /// To leave.
+    /// To say goodbye.
     Farewell,
 }
 
-/// A call into the session that runs.
+/// A running call into the session.
 struct RunningScriptCall {
     id: u64,
     env: Option<Env>,
@@ -108,9 +108,9 @@ pub(super) struct SessionActor {
     queue: mpsc::UnboundedReceiver<SessionCommand>,
     outgoing: OutgoingCalls,
     said: mpsc::UnboundedReceiver<OutgoingReply>,
-    /// In the order in which they began.
+    /// The running calls, in the order in which they began.
     running: Vec<RunningScriptCall>,
-    /// Names of its own operations.
+    /// The names of the session's own operations.
     offered: HashSet<String>,
     reach: CallAllowList,
     capabilities: Capabilities,
@@ -122,11 +122,11 @@ pub(super) struct SessionActor {
     heard_bytes: usize,
 }
 
-/// Whether the session goes on.
+/// Whether the session continues.
 type Next = ControlFlow<SessionEndReason>;
 
 const CONTINUE: Next = ControlFlow::Continue(());
-/// No honest worker does that.
+/// An honest worker never causes this.
 const PROTOCOL_VIOLATION: Next = ControlFlow::Break(SessionEndReason::WorkerLost);
 
 impl SessionActor {
@@ -166,7 +166,7 @@ impl SessionActor {
     pub(super) async fn run(mut self) {
         let reason = loop {
             let next = tokio::select! {
-                // Commands first: a session whose worker never stops talking can still be closed.
+                // Commands come first, so that a session whose worker sends without end can still be closed.
                 biased;
                 command = self.queue.recv() => match command {
                     Some(command) => self.take(command),
@@ -185,6 +185,7 @@ impl SessionActor {
                 break reason;
             }
         };
+        // The calls of a session that has ended must not go on.
         self.outgoing.give_up_all();
         self.sessions.forget(&self.shared, reason);
     }
@@ -214,7 +215,7 @@ impl SessionActor {
             }
             SessionCommand::Start(start) => self.start(*start),
             SessionCommand::Taken(id) => {
-                // A worker that cannot be told is about to be lost.
+                // If the worker cannot receive this, it is about to be lost.
                 let _ = self.tell(&HostMessage::Taken(id));
             }
         }
@@ -222,8 +223,8 @@ impl SessionActor {
     }
 
     fn start(&mut self, start: CallStart) {
-        let farewell = matches!(start.asked, SessionRequest::Farewell);
-        let call = match start.asked {
+        let farewell = matches!(start.request, SessionRequest::Farewell);
+        let call = match start.request {
             SessionRequest::Call(request) => {
                 self.worker.call(request, start.limits, Some(start.bundle))
             }
@@ -231,7 +232,7 @@ impl SessionActor {
         };
         let id = call.id();
         if start.begun.send(call).is_err() {
-            // The caller is gone, and the call was given up with its handle.
+            // The caller is gone, and dropping its handle has given up the call.
             return;
         }
         self.sessions.count_call();
@@ -251,9 +252,9 @@ impl SessionActor {
         self.shared.set_running(self.running.len(), draining);
     }
 
-    /// In the course of which call the script calls now. The engine cannot tell which of several it
-    /// is, so it is the newest of those that are nearest to a request: calls that the session makes
-    /// into itself end before it, and what they began must not end with them.
+    /// The call that the script's request belongs to. The engine cannot tell which of several calls it is, so this is
+    /// the newest of those that are nearest to a request. Calls that the session makes into itself end before that
+    /// call, and the requests that they began must not end with them.
     fn course(&self) -> Option<(u64, &Env)> {
         let newest_first = self.running.iter().rev();
         newest_first
@@ -261,10 +262,11 @@ impl SessionActor {
             .min_by_key(|(_, env)| env.depth())
     }
 
-    /// One message of the worker's.
+    /// Handles one message of the worker.
     fn hear(&mut self, message: FromWorkerMessage, fds: Vec<OwnedFd>) -> Next {
         self.heard += 1;
         self.heard_bytes += message.bytes();
+        // The worker sends only a limited number of frames before it gets this message.
         if self.heard >= HEARD_EVERY || self.heard_bytes >= HEARD_BYTES {
             self.heard_bytes = 0;
             let heard = std::mem::take(&mut self.heard);
@@ -288,7 +290,7 @@ impl SessionActor {
                 ..
             } => self.wish(id, &op, true, (input, opts), fds),
             FromWorkerMessage::Cancel { id, .. } => {
-                // Otherwise its last answer is on the way, and another would be one too many.
+                // Otherwise the last answer is on its way, and another one would be too many.
                 if self.outgoing.give_up(id) {
                     let error = OpError::new("ABORTED", "the script gave it up");
                     return self.refuse(id, &error, None);
@@ -298,7 +300,7 @@ impl SessionActor {
             FromWorkerMessage::Register {
                 spec, source_hash, ..
             } => self.register(&spec, source_hash),
-            // Texts and bytes, which take no more in memory than in their frame.
+            // The message has texts and bytes, which take no more memory than their frame.
             FromWorkerMessage::Tell { body, .. } => match wire::read(&body) {
                 Ok(up) => self.handle_message(up),
                 Err(_) => PROTOCOL_VIOLATION,
@@ -324,12 +326,12 @@ impl SessionActor {
         CONTINUE
     }
 
-    /// An item of what the script yields in a call.
+    /// Handles an item that the script yields in a call.
     fn item(&mut self, id: u64, item: &CborBody) -> Next {
         let running = self.running.iter_mut().find(|running| running.id == id);
         let Some((items, stop)) = running.and_then(|it| Some((it.items.as_ref()?, &mut it.stop)))
         else {
-            // The caller asked for no items, or does no more.
+            // The caller wanted no items, or wants no more.
             return CONTINUE;
         };
         let item = match self.shared.memory().read::<wire::Json>(item.as_bytes()) {
@@ -343,7 +345,7 @@ impl SessionActor {
                 let stop = stop.take();
                 self.excuse(full);
                 if let Some(stop) = stop {
-                    // It may have ended at this moment.
+                    // The call may have ended at this moment.
                     let _ = stop.send(ScriptFailure::new(
                         RuntimeCode::Quota,
                         full.error("item").message,
@@ -352,14 +354,15 @@ impl SessionActor {
                 return CONTINUE;
             }
         };
-        // There is room for as many as an honest worker sends before one is taken.
+        // The channel has room for as many items as an honest worker sends before one is taken.
         match items.try_send(item) {
             Err(mpsc::error::TrySendError::Full(_)) => PROTOCOL_VIOLATION,
             _ => CONTINUE,
         }
     }
 
-    /// Notes with every call that runs here that others left no room: which of them is refused the engine cannot tell.
+    /// Marks all running calls as excused, because others left no room: the engine cannot tell which call was
+    /// refused.
     fn excuse(&self, refused: ReadRefusal) {
         if refused == ReadRefusal::Full {
             let courses = self.running.iter().filter_map(|it| it.env.as_ref());

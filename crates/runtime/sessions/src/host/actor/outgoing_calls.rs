@@ -1,4 +1,4 @@
-//! What the script wants: calls, subscriptions, and operations of its own to be called by.
+//! Handles the script's requests: calls, subscriptions, and registrations of its own operations.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::host::memory::{MemoryReservation, ReadRefusal};
 use crate::host::outgoing::{self, OutgoingCall, OutgoingReply};
 use crate::wire::{self, HostMessage, SessionOffer, WireCallOptions};
 
-/// An input with the bytes beside it, and what they take of the node's memory.
+/// An input with its bytes, and the reservation of the node's memory for it.
 struct ScriptCallInput {
     value: Value,
     tail: Option<Vec<u8>>,
@@ -25,7 +25,7 @@ struct ScriptCallInput {
 }
 
 impl SessionActor {
-    /// A call or subscription of the script's.
+    /// Begins a call or a subscription of the script.
     pub(super) fn wish(
         &mut self,
         id: u64,
@@ -34,7 +34,7 @@ impl SessionActor {
         (input, opts): (FrameBlob, CborBody),
         fds: Vec<OwnedFd>,
     ) -> Next {
-        // Two answers under one number could not be told apart.
+        // The script could not distinguish two answers with the same number.
         if self.outgoing.has(id) {
             return PROTOCOL_VIOLATION;
         }
@@ -43,9 +43,10 @@ impl SessionActor {
         };
         let name = op.trim_start_matches('/');
         self.sessions.count_call_out();
+        // Refused requests count too, because they cost the node work.
         let calls = self.shared.count_out(name);
         if name.len() > OPERATION_BYTES_MAX {
-            // It would not fit twice into the frame of the answer.
+            // The frame of the answer could not hold such a name twice.
             let error = OpError::new("NOT_FOUND", "no operation has a name of that length");
             return self.refuse(id, &error, None);
         }
@@ -79,7 +80,7 @@ impl SessionActor {
             let error = OpError::new("INVALID_INPUT", "an act is called here, with JSON alone");
             return self.refuse(id, &error, noted.as_ref());
         }
-        // Its own operations need no grant.
+        // The session's own operations need no grant.
         let is_own = is_act || peer.is_none() && self.offered.contains(name);
         if !is_own && let Err(error) = self.reach.check(&env, name, peer, &value) {
             if error.code == ErrorCode::Overloaded {
@@ -103,8 +104,8 @@ impl SessionActor {
         CONTINUE
     }
 
-    /// Reads an input, with the bytes beside it. It is held as the value that grants are checked with, and
-    /// as the text that it is passed on as.
+    /// Reads an input and its bytes. The memory counts twice: for the value that the grants are checked with, and for
+    /// the text that is passed on.
     fn input(
         &self,
         input: FrameBlob,
@@ -130,8 +131,7 @@ impl SessionActor {
         })
     }
 
-    /// Writes a wish down where the session is recorded, without what the operation's schemas mark as
-    /// secret.
+    /// Records a request if the session is recorded, without what the operation's schemas mark as secret.
     fn note(
         &self,
         env: Option<&Env>,
@@ -141,7 +141,7 @@ impl SessionActor {
         has_bytes: bool,
     ) -> Option<RecorderTicket> {
         let record = self.record.as_ref()?;
-        // A record has plain values only.
+        // A record has only plain values.
         if has_bytes {
             record.leave_out();
             return None;
@@ -153,7 +153,7 @@ impl SessionActor {
         Some(record.begin(name, input, marks))
     }
 
-    /// The answer to a wish that goes nowhere.
+    /// Answers a request that is refused.
     pub(super) fn refuse(
         &mut self,
         id: u64,
@@ -173,12 +173,12 @@ impl SessionActor {
         }
     }
 
-    /// What an operation answered goes to the script.
+    /// Passes an operation's answer to the script.
     pub(super) fn pass_on(&mut self, said: OutgoingReply) -> Next {
-        // Asked first: with its last answer it is forgotten.
+        // The call is looked up first, because the last answer removes the entry.
         let of = self.outgoing.call_of(said.id());
         if !self.outgoing.ends(&said) {
-            // It was given up meanwhile.
+            // The script gave the request up meanwhile.
             return CONTINUE;
         }
         if let Some(call) = of {
@@ -190,29 +190,29 @@ impl SessionActor {
         if self.worker.tell(told, fds).is_ok() {
             return CONTINUE;
         }
-        // Too much for a frame, or for a worker that does not read.
+        // The answer is too large for a frame, or the worker does not read.
         let error = OpError::new("INVALID_OUTPUT", "the answer cannot be sent to the script");
-        // The script waits for an item that is lost: its subscription ends with it.
+        // The script would wait for the lost item, so its subscription ends.
         if !last {
             self.outgoing.give_up(id);
         }
         self.refuse(id, &error, None)
     }
 
-    /// Counts time on the GPU against a call into the session, and ends it where that is too much.
+    /// Counts GPU time against a call into the session, and ends the call if it used too much.
     fn spend(&mut self, call: u64, time: Duration) {
         if time.is_zero() {
             return;
         }
         self.shared.count_gpu(time);
-        // The call may have ended: the time counts for the session all the same.
+        // If the call has ended, the time still counts for the session.
         let Some(running) = self.running.iter_mut().find(|running| running.id == call) else {
             return;
         };
         let Some(left) = running.gpu_left.checked_sub(time) else {
             if let Some(stop) = running.stop.take() {
                 let text = "the call took more time on the GPU than it may";
-                // It may have ended at this moment.
+                // The call may have ended at this moment.
                 let _ = stop.send(ScriptFailure::new(RuntimeCode::GpuTimeout, text));
             }
             return;

@@ -1,4 +1,4 @@
-//! `runtime/eval`: a script that its caller brings along, once or line by line.
+//! `runtime/eval`: runs a script that its caller sends, at once or line by line.
 
 mod request;
 
@@ -23,31 +23,31 @@ use crate::limits::{CONSOLE_LINES, REPL_IDLE, REPL_NAME_BYTES_MAX, REPLS_OF_TENA
 use request::seed_of;
 pub(super) use request::{EvalRequest, output_schema, schema};
 
-/// Code of an exception that is not an operation's error.
+/// The code of an exception that is no operation's error.
 pub(super) const SCRIPT_FAILED: &str = "SCRIPT_FAILED";
 
-/// Whose REPL, and its name.
+/// The owner of a REPL, and its name.
 type Name = (String, String);
 
 /// A session that waits for further lines.
 #[derive(Debug)]
 struct Repl {
     session: ScriptSession,
-    /// One line at a time.
+    /// Only one line runs at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
     used: Instant,
-    /// Whose rights it was opened with.
+    /// The identity whose rights it was opened with.
     owner: Option<Arc<Identity>>,
 }
 
-/// A session that waits for further lines, its turn, and its owner as it was opened.
+/// A session that waits for further lines, its turn, and its owner at the time of opening.
 type Known = (
     ScriptSession,
     Arc<tokio::sync::Mutex<()>>,
     Option<Arc<Identity>>,
 );
 
-/// Whether the caller `now` has all the rights that the owner had `before`.
+/// Whether the caller `now` has all rights that the owner had `before`.
 fn has_rights_of(now: Option<&Identity>, before: Option<&Identity>) -> bool {
     let (Some(now), Some(before)) = (now, before) else {
         // A REPL that an unknown peer opened has no rights that could be lost.
@@ -59,7 +59,7 @@ fn has_rights_of(now: Option<&Identity>, before: Option<&Identity>) -> bool {
         && resources.all(|(kind, ids)| ids.iter().all(|id| held(kind).contains(id)))
 }
 
-/// Who hears what a script says, and what it calls.
+/// The listeners of a script's console and calls.
 struct EvalListeners {
     console: mpsc::Sender<SessionConsoleLine>,
     record: Option<CallRecorder>,
@@ -84,42 +84,42 @@ impl EvalService {
 
     pub(super) async fn run(
         self: &Arc<Self>,
-        asked: EvalRequest,
+        request: EvalRequest,
         ctx: &Ctx,
     ) -> Result<Value, CallError> {
         let (console, mut lines) = mpsc::channel(CONSOLE_LINES);
-        let record = asked.record.then(CallRecorder::default);
+        let record = request.record.then(CallRecorder::default);
         let heard = EvalListeners {
             console,
             record: record.clone(),
         };
-        let ran = match asked.repl.clone() {
-            Some(name) => self.line(name, asked, ctx, heard).await,
-            None => self.once(asked, ctx, heard).await,
+        let ran = match request.repl.clone() {
+            Some(name) => self.line(name, request, ctx, heard).await,
+            None => self.once(request, ctx, heard).await,
         };
         let recorded = record.map(|record| record.end());
-        let mut said = Vec::new();
+        let mut output = Vec::new();
         while let Ok(SessionConsoleLine { level, text }) = lines.try_recv() {
-            said.push(json!({ "level": level, "text": text }));
+            output.push(json!({ "level": level, "text": text }));
         }
         match ran {
             Ok(ran) => {
-                let mut answer = answer(ran, said);
+                let mut answer = answer(ran, output);
                 if let (Some(answer), Some(recorded)) = (answer.as_object_mut(), recorded) {
-                    tell_calls(answer, &recorded);
+                    add_calls(answer, &recorded);
                 }
                 Ok(answer)
             }
             Err(mut error) => {
                 let details = error.details.get_or_insert_with(|| Box::new(json!({})));
                 if let Some(details) = details.as_object_mut() {
-                    if !said.is_empty() {
-                        details.insert("console".to_owned(), Value::Array(said));
+                    if !output.is_empty() {
+                        details.insert("console".to_owned(), Value::Array(output));
                     }
-                    // What failed before it called anything has nothing to tell.
+                    // A script that failed before its first call has no calls to report.
                     let some = |it: &RecordedCalls| it.left_out > 0 || !it.calls.is_empty();
                     if let Some(recorded) = recorded.filter(some) {
-                        tell_calls(details, &recorded);
+                        add_calls(details, &recorded);
                     }
                 }
                 Err(error)
@@ -127,16 +127,19 @@ impl EvalService {
         }
     }
 
-    /// A script with its modules.
+    /// Runs a script with its modules.
     async fn once(
         &self,
-        asked: EvalRequest,
+        request: EvalRequest,
         ctx: &Ctx,
         heard: EvalListeners,
     ) -> Result<SessionOutput, CallError> {
-        let main = asked.main.clone().unwrap_or_else(|| "./main.ts".to_owned());
-        let mut spec = self.spec(&asked, ctx, SessionMode::OneShot)?;
-        if let Some(source) = asked.source {
+        let main = request
+            .main
+            .clone()
+            .unwrap_or_else(|| "./main.ts".to_owned());
+        let mut spec = self.spec(&request, ctx, SessionMode::OneShot)?;
+        if let Some(source) = request.source {
             spec.modules
                 .insert(&main, source)
                 .map_err(|f| request_error(&f))?;
@@ -151,11 +154,11 @@ impl EvalService {
         ran.map_err(|failure| ended(&failure, ctx))
     }
 
-    /// Lines of a REPL, which is opened by the first of them.
+    /// Runs lines of a REPL, which the first of them opens.
     async fn line(
         self: &Arc<Self>,
         name: String,
-        asked: EvalRequest,
+        request: EvalRequest,
         ctx: &Ctx,
         heard: EvalListeners,
     ) -> Result<SessionOutput, CallError> {
@@ -167,7 +170,7 @@ impl EvalService {
             .identity()
             .map_or_else(String::new, |who| who.id.to_string());
         let name = (tenant, name);
-        let source = asked.source.clone().unwrap_or_default();
+        let source = request.source.clone().unwrap_or_default();
         let known = self.known(&name);
         if let Some((.., owner)) = &known
             && !has_rights_of(ctx.identity().map(AsRef::as_ref), owner.as_deref())
@@ -176,25 +179,26 @@ impl EvalService {
             let text = "the REPL was opened with rights that its owner has no more; it is closed";
             return Err(CallError::new(ErrorCode::Forbidden, text));
         }
-        if asked.end {
-            // What was begun before runs to its end; later requests do not find the REPL.
+        if request.end {
+            // Earlier lines run to their end, but later requests do not find the REPL.
             self.lock().remove(&name);
         }
         let (session, turn) = match known {
             Some((session, turn, _)) => (session, turn),
-            None if asked.end => return Err(CallError::invalid_input("no such REPL is open")),
-            None => self.begin(&name, &asked, ctx).await?,
+            None if request.end => return Err(CallError::invalid_input("no such REPL is open")),
+            None => self.begin(&name, &request, ctx).await?,
         };
+        // The session has only one console and one record.
         let _one_at_a_time = turn.lock().await;
         session.set_console(Some(heard.console));
         session.set_record(heard.record);
         let ran = session
             .run(&ctx.env(), IsolateWork::Script { source })
             .await;
-        // What it says between two lines is in the log alone.
+        // Output between two lines is only in the log.
         session.set_console(None);
         session.set_record(None);
-        // It is unused from the end of the line on.
+        // The idle time counts from the end of the line.
         if let Some(repl) = self.lock().get_mut(&name) {
             repl.used = Instant::now();
         }
@@ -203,6 +207,7 @@ impl EvalService {
 
     fn known(&self, name: &Name) -> Option<Known> {
         let mut repls = self.lock();
+        // A REPL that a limit ended must not answer further lines.
         repls.retain(|_, repl| !matches!(repl.session.info().state, SessionState::Closed(_)));
         let repl = repls.get_mut(name)?;
         repl.used = Instant::now();
@@ -213,7 +218,7 @@ impl EvalService {
     async fn begin(
         self: &Arc<Self>,
         name: &Name,
-        asked: &EvalRequest,
+        request: &EvalRequest,
         ctx: &Ctx,
     ) -> Result<(ScriptSession, Arc<tokio::sync::Mutex<()>>), CallError> {
         let own = self
@@ -224,7 +229,7 @@ impl EvalService {
         if own >= REPLS_OF_TENANT_MAX {
             return Err(overloaded("as many REPLs as one caller may have are open"));
         }
-        let spec = self.spec(asked, ctx, SessionMode::Repl)?;
+        let spec = self.spec(request, ctx, SessionMode::Repl)?;
         let opened = self.sessions.open(&ctx.env(), spec).await;
         let session = opened.map_err(|failure| unopened(&failure, ctx))?;
         let turn = Arc::default();
@@ -234,7 +239,7 @@ impl EvalService {
             used: Instant::now(),
             owner: ctx.identity().cloned(),
         };
-        // Two that began at once: the later one is the one.
+        // If two requests open it at once, the later one is kept.
         self.lock().insert(name.clone(), repl);
         self.forget_when_idle(name.clone(), session.id());
         Ok((session, turn))
@@ -242,7 +247,7 @@ impl EvalService {
 
     /// Closes a REPL that has not been used for [`REPL_IDLE`].
     fn forget_when_idle(self: &Arc<Self>, name: Name, session: u64) {
-        // Weak: what only waits keeps nothing alive.
+        // The reference is weak, so that the waiting task keeps nothing alive.
         let evals = Arc::downgrade(self);
         tokio::spawn(async move {
             let mut wait = REPL_IDLE;
@@ -250,7 +255,7 @@ impl EvalService {
                 tokio::time::sleep(wait).await;
                 let Some(evals) = evals.upgrade() else { return };
                 let mut repls = evals.lock();
-                // Another REPL may have the name by now, and has a wait of its own.
+                // Another REPL may have the name by now, and has a waiting task of its own.
                 let Some(repl) = repls.get(&name).filter(|repl| repl.session.id() == session)
                 else {
                     return;
@@ -266,12 +271,12 @@ impl EvalService {
 
     fn spec(
         &self,
-        asked: &EvalRequest,
+        request: &EvalRequest,
         ctx: &Ctx,
         mode: SessionMode,
     ) -> Result<SessionSpec, CallError> {
         let mut modules = ModuleSet::new();
-        for (name, text) in &asked.modules {
+        for (name, text) in &request.modules {
             modules
                 .insert(name, text.clone())
                 .map_err(|f| request_error(&f))?;
@@ -279,10 +284,12 @@ impl EvalService {
         let mut spec = SessionSpec::new(ctx.identity().cloned(), modules);
         spec.capabilities = ctx.capabilities().clone();
         spec.mode = mode;
-        spec.grants = SessionGrants::to(asked.uses.as_ref().unwrap_or(&self.reach));
-        spec.limits = asked.limits.limits();
-        if let Some(seed) = &asked.seed {
+        spec.grants = SessionGrants::to(request.uses.as_ref().unwrap_or(&self.reach));
+        spec.limits = request.limits.limits();
+        if let Some(seed) = &request.seed {
             spec.seed = Some(seed_of(seed)?);
+            // A script with a seed gives the same result each time, so it must not depend on the
+            // time of day.
             spec.clock = SessionTimeSource::Virtual { start_ms: 0 };
         }
         Ok(spec)
@@ -293,12 +300,12 @@ impl EvalService {
     }
 }
 
-/// What is wrong with what was asked for, before anything ran.
+/// The error of an invalid request, before anything ran.
 fn request_error(failure: &ScriptFailure) -> CallError {
     to_call_error(failure, false, |_| false)
 }
 
-/// Why there is no session for it. That others have taken the room is noted with the request.
+/// The error for a session that could not be opened. A lack of room is recorded with the request.
 fn unopened(failure: &ScriptFailure, ctx: &Ctx) -> CallError {
     if failure.is_no_room() {
         ctx.env().excuse();
@@ -306,11 +313,12 @@ fn unopened(failure: &ScriptFailure, ctx: &Ctx) -> CallError {
     of_open(failure)
 }
 
-/// The caller wrote the script: an exception is theirs to see, and no fault of the node's.
+/// The error of a script. Its caller wrote it, so an exception is for the caller to see, and no
+/// fault of the node.
 fn ended(failure: &ScriptFailure, ctx: &Ctx) -> CallError {
     let mut error = to_call_error(failure, ctx.is_hindered(), |_| false);
     if failure.code == RuntimeCode::Exception {
-        // Where something found no room, that is what the caller has to know.
+        // A lack of room is more important for the caller than the exception.
         if error.code != ErrorCode::Overloaded {
             error.code = CallError::operation(SCRIPT_FAILED, "").code;
         }
@@ -321,7 +329,7 @@ fn ended(failure: &ScriptFailure, ctx: &Ctx) -> CallError {
     error
 }
 
-/// The value is moved: the macro would copy it.
+/// The value is moved, because the macro would copy it.
 fn answer(mut ran: SessionOutput, console: Vec<Value>) -> Value {
     let mut answer = json!({
         "value": null,
@@ -340,8 +348,8 @@ fn answer(mut ran: SessionOutput, console: Vec<Value>) -> Value {
     answer
 }
 
-/// What was called, beside what it came to.
-fn tell_calls(into: &mut Map<String, Value>, recorded: &RecordedCalls) {
+/// Adds the recorded calls to the answer.
+fn add_calls(into: &mut Map<String, Value>, recorded: &RecordedCalls) {
     into.insert("calls".to_owned(), json!(recorded.calls));
     into.insert("calls_left_out".to_owned(), json!(recorded.left_out));
 }

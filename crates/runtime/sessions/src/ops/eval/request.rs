@@ -1,4 +1,4 @@
-//! What `runtime/eval` takes and answers, as its callers write it.
+//! The input and the output of `runtime/eval`, in the form of the wire.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,34 +10,35 @@ use serde_json::{Value, json};
 use crate::host::SessionLimits;
 use crate::limits::REPL_NAME_BYTES_MAX;
 
-/// What `runtime/eval` takes.
+/// The input of `runtime/eval`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::ops) struct EvalRequest {
-    /// Lines of a REPL, or the one module of a script.
+    /// Lines of a REPL, or the only module of a script.
     pub(super) source: Option<String>,
-    /// Modules by specifier.
+    /// The modules by specifier.
     #[serde(default)]
     pub(super) modules: BTreeMap<String, String>,
-    /// The module that is evaluated.
+    /// The module to evaluate.
     pub(super) main: Option<String>,
     /// The REPL that the lines belong to.
     pub(super) repl: Option<String>,
-    /// The REPL ends with this.
+    /// Whether the REPL ends with this.
     #[serde(default)]
     pub(super) end: bool,
-    /// What it may call; everything that may be, if nothing is said.
+    /// The operations that the script may call; without it, all that the node allows.
     pub(super) uses: Option<Vec<String>>,
     #[serde(default)]
     pub(super) limits: EvalLimits,
     /// Whether the answer lists the calls that the script made, with their answers.
     #[serde(default)]
     pub(super) record: bool,
-    /// 64 hexadecimal digits: it then gives the same answer each time, and begins in 1970.
+    /// A seed of 64 hexadecimal digits. With it, the script gives the same answer each time, and
+    /// its time begins in 1970.
     pub(super) seed: Option<String>,
 }
 
-/// What it may use; absent is the default.
+/// The limits of the script; an absent one has its default.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EvalLimits {
@@ -95,7 +96,7 @@ pub(in crate::ops) fn schema() -> Value {
     })
 }
 
-/// What `runtime/eval` answers.
+/// The output of `runtime/eval`.
 pub(in crate::ops) fn output_schema() -> Value {
     let call = json!({
         "type": "object",
