@@ -1,5 +1,5 @@
-//! Where the configuration of a running node is kept for its next start: a file of this host, or
-//! PID 1, which alone writes the appliance's.
+//! Stores the configuration of a running node for its next start: in a file of this host, or
+//! through PID 1, which alone writes the appliance's.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -15,10 +15,10 @@ use alknet_init::control::InitMessage;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-/// How long PID 1 may take to write a document.
+/// Maximum time for PID 1 to write a document.
 const INIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Keeps documents.
+/// Stores configuration documents.
 pub(crate) struct ConfigStore(ConfigLocation);
 
 enum ConfigLocation {
@@ -28,12 +28,12 @@ enum ConfigLocation {
 }
 
 impl ConfigStore {
-    /// In this file, with the last good document beside it.
+    /// Stores in this file, with the last good document beside it.
     pub(crate) const fn file_at(path: PathBuf) -> Self {
         Self(ConfigLocation::File(path))
     }
 
-    /// By PID 1.
+    /// Stores through PID 1.
     pub(crate) fn init(to_init: mpsc::Sender<InitMessage>) -> Self {
         Self(ConfigLocation::Init(InitConfigStore {
             to_init,
@@ -42,12 +42,12 @@ impl ConfigStore {
         }))
     }
 
-    /// Not at all.
+    /// Stores nothing: every attempt fails.
     pub(crate) const fn nowhere() -> Self {
         Self(ConfigLocation::Nowhere)
     }
 
-    /// Keeps a document for the next start. The error says why it is not.
+    /// Stores a document for the next start. The error says why it was not stored.
     pub(crate) async fn keep(&self, document: &[u8]) -> Result<(), String> {
         match &self.0 {
             ConfigLocation::File(path) => replace(path, document)
@@ -61,21 +61,22 @@ impl ConfigStore {
         }
     }
 
-    /// Keeps a copy of the document in force, for a start that finds the file damaged. PID 1 keeps
-    /// its own.
+    /// Stores a copy of the document in force, for a start that finds the file damaged. PID 1 keeps
+    /// a copy of its own, so that this does nothing there.
     pub(crate) fn keep_last_good(&self, document: &[u8]) -> Result<(), String> {
         let ConfigLocation::File(path) = &self.0 else {
             return Ok(());
         };
         let path = last_good_of(path);
-        if fs::read(&path).is_ok_and(|kept| kept == document) {
+        // Most calls find the same content, and a write would wear the disk.
+        if fs::read(&path).is_ok_and(|stored| stored == document) {
             return Ok(());
         }
         replace(&path, document)
             .map_err(|error| format!("{} cannot be written: {error}", path.display()))
     }
 
-    /// What the file says now; `None` where the node has no file of its own to read.
+    /// Reads the file. Returns `None` if the node has no file of its own.
     pub(crate) fn read(&self) -> Option<Result<Vec<u8>, ConfigError>> {
         match &self.0 {
             ConfigLocation::File(path) => Some(read(path)),
@@ -83,7 +84,7 @@ impl ConfigStore {
         }
     }
 
-    /// The file.
+    /// The path of the file, if the node has one.
     pub(crate) fn file(&self) -> Option<PathBuf> {
         match &self.0 {
             ConfigLocation::File(path) => Some(path.clone()),
@@ -91,31 +92,32 @@ impl ConfigStore {
         }
     }
 
-    /// PID 1's answer.
+    /// Passes PID 1's answer to the call that waits for it.
     pub(crate) fn answered(&self, n: u64, error: Option<String>) {
         if let ConfigLocation::Init(init) = &self.0
             && let Some(waiting) = init.waiting().remove(&n)
         {
-            // The requester may have given up.
+            // The caller may have given up after [`INIT_TIMEOUT`], and its receiver is gone.
             waiting.send(error).ok();
         }
     }
 }
 
-/// The copy beside `path`: `node.last-good.toml` of `node.toml`.
+/// Path of the copy beside `path`: `node.last-good.toml` for `node.toml`.
 pub(crate) fn last_good_of(path: &Path) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{stem}.last-good.toml"))
 }
 
-/// The folder that a file is in. The parent of a bare name is empty, and no folder has that name: it is the folder that
-/// the process is in.
+/// The folder that a file is in. The parent of a bare name is empty, and no folder has an empty
+/// name: such a file is in the process's current folder.
 pub(crate) fn folder_of(file: &Path) -> &Path {
     let parent = file.parent().filter(|it| !it.as_os_str().is_empty());
     parent.unwrap_or_else(|| Path::new("."))
 }
 
-/// A document, of which no more is read than a document can have.
+/// Reads a document. It reads no more bytes than a document may have, and one more to see that it
+/// is too long.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let mut document = Vec::new();
     let limit = CONFIG_BYTES_MAX as u64 + 1;
@@ -130,9 +132,9 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
         })
 }
 
-/// Puts a file in place whole, with the rights of the one before it.
+/// Replaces a file as a whole. The new file has the permission bits of the old one.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    // A link stays one: what it points to is replaced.
+    // A symbolic link stays a link: the file that it points to is replaced.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mode = fs::metadata(&path).map_or(0o600, |found| found.permissions().mode() & 0o777);
     alknet_durable::replace(&path, content, mode)
@@ -148,7 +150,7 @@ impl InitConfigStore {
     async fn keep(&self, document: &[u8]) -> Result<(), String> {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        // Before the request is sent: PID 1 may answer at once.
+        // The entry is there before the request is sent, because PID 1 may answer at once.
         self.waiting().insert(n, answer);
         let document = String::from_utf8_lossy(document).into_owned();
         let sent = self.to_init.send(InitMessage::KeepConfig { n, document });
@@ -157,6 +159,7 @@ impl InitConfigStore {
             answered.await.ok()
         };
         let answer = timeout(INIT_TIMEOUT, answered).await;
+        // After a timeout the entry would otherwise stay for as long as the node runs.
         self.waiting().remove(&n);
         match answer {
             Ok(Some(None)) => Ok(()),
@@ -192,7 +195,7 @@ mod tests {
         assert_eq!(folder_of(Path::new("node.toml")), Path::new("."));
         assert_eq!(folder_of(Path::new("./node.toml")), Path::new("."));
         assert_eq!(folder_of(Path::new("/etc/node.toml")), Path::new("/etc"));
-        // Documents are read relative to it.
+        // The node reads documents relative to this folder.
         assert!(folder_of(Path::new("node.toml")).canonicalize().is_ok());
     }
 
@@ -217,22 +220,22 @@ mod tests {
     #[tokio::test]
     async fn pid_1_keeps_and_says_so_or_why_not() {
         let (to_init, mut asked) = mpsc::channel(4);
-        let keeper = ConfigStore::init(to_init);
+        let store = ConfigStore::init(to_init);
         for error in [None, Some("the disk is full".to_owned())] {
             let answer = async {
                 match asked.recv().await {
                     Some(InitMessage::KeepConfig { n, document }) => {
                         assert_eq!(document, "# mine");
-                        keeper.answered(n, error.clone());
-                        keeper.answered(n, None);
+                        store.answered(n, error.clone());
+                        store.answered(n, None);
                     }
                     other => panic!("{other:?}"),
                 }
             };
-            let (kept, ()) = tokio::join!(keeper.keep(b"# mine"), answer);
+            let (kept, ()) = tokio::join!(store.keep(b"# mine"), answer);
             assert_eq!(kept.err(), error);
         }
         drop(asked);
-        assert!(keeper.keep(b"").await.is_err());
+        assert!(store.keep(b"").await.is_err());
     }
 }
