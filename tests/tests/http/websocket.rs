@@ -34,7 +34,7 @@ const BY_THEMSELVES: [&str; 11] = [
     "pings_are_answered_and_asked_for",
     "http2_carries_it_too",
     "a_client_that_answers_no_ping_is_closed",
-    "a_stranger_who_asks_nothing_is_let_go",
+    "an_unknown_client_that_asks_nothing_is_disconnected",
 ];
 
 fn file(name: &str) -> PathBuf {

@@ -65,7 +65,7 @@ fn scripts_and_shaders_run_behind_every_wall() {
     assert_eq!(product(node, variant), SQUARE, "{variant}");
     let pem = PemKeyFiles::from_cli(bench.admin());
     for client in ["call_tls.py", "call_quic.py"] {
-        strangers_get_the_product(client, node, &pem, variant);
+        unknown_clients_get_the_product(client, node, &pem, variant);
     }
     let hash = json!({
         "data": { "inline": "YWJj", "dtype": "U8", "shape": [3] }, "variant": variant
@@ -386,7 +386,12 @@ fn runs(node: &MachineNode) {
 }
 
 /// A client of the documentation asks for the same product.
-fn strangers_get_the_product(client: &str, node: &MachineNode, pem: &PemKeyFiles, variant: &str) {
+fn unknown_clients_get_the_product(
+    client: &str,
+    node: &MachineNode,
+    pem: &PemKeyFiles,
+    variant: &str,
+) {
     let matrix = json!({ "inline": MATRIX, "dtype": "F32", "shape": [2, 2] });
     let input = json!({ "a": matrix, "b": matrix, "variant": variant });
     let program = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -68,14 +68,14 @@ async fn iroh_itself_calls_an_operation_of_a_node() {
         .expect("a target");
     assert_eq!(info["listen"]["iroh"], json!([place]));
 
-    let stranger = stock(&bench.user("stranger")).await;
-    let refused = call(&connect(&stranger, &host).await, "node/info").await;
+    let unknown_peer = stock(&bench.user("stranger")).await;
+    let refused = call(&connect(&unknown_peer, &host).await, "node/info").await;
     assert_eq!(
         refused.pointer("/payload/code").and_then(Value::as_str),
         Some("UNAUTHENTICATED"),
         "{refused}"
     );
-    for client in [admin, stranger] {
+    for client in [admin, unknown_peer] {
         client.close().await;
     }
 }

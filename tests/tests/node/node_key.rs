@@ -115,8 +115,8 @@ fn a_hub_with_workers_keeps_its_key_and_only_administrators_rotate_it() {
     let admin = pair.bench.admin();
     let refused = admin.call(pair.hub.target(), "node/rotate-key", &Value::Null, &[]);
     assert_eq!(refused.code(), "CONFLICT", "{refused:?}");
-    let stranger = pair.bench.user("stranger");
-    let refused = stranger.call(worker.target(), "node/rotate-key", &Value::Null, &[]);
+    let unknown_peer = pair.bench.user("stranger");
+    let refused = unknown_peer.call(worker.target(), "node/rotate-key", &Value::Null, &[]);
     assert_eq!(refused.code(), "UNAUTHENTICATED", "{refused:?}");
     let odd = json!({ "drop": ["kitchen"] });
     let refused = admin.call(worker.target(), "node/rotate-key", &odd, &[]);

@@ -165,8 +165,8 @@ async fn a_new_key_is_the_same_peer_and_the_old_one_ends() {
         matches!(ended, Ok(CloseReason::Peer(Some(1), _))),
         "{ended:?}"
     );
-    let (_dialer, _connection, stranger) = dial(&old, served.target()).await;
-    assert!(!may_list(&stranger).await);
+    let (_dialer, _connection, unknown_peer) = dial(&old, served.target()).await;
+    assert!(!may_list(&unknown_peer).await);
     assert_eq!(list(&edge, served.target()).status, 0);
 }
 
@@ -258,9 +258,9 @@ async fn what_is_refused_says_what_to_do() {
     let target = served.target();
 
     // The key of an unknown peer, and a key of the configuration.
-    let stranger = rotate(&edge, &[target]);
+    let unknown_peer = rotate(&edge, &[target]);
     assert_eq!(
-        (stranger.status, stranger.code().as_str()),
+        (unknown_peer.status, unknown_peer.code().as_str()),
         (4, "UNAUTHENTICATED")
     );
     let admin = rotate(bench.admin(), &[target]);

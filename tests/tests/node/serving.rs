@@ -92,7 +92,7 @@ fn serves(admin: &CliRunner, target: &str) {
     knows_itself(admin, target);
     lists_operations(admin, target);
     streams_its_log(admin, target);
-    refuses_strangers(admin, target);
+    refuses_unknown_peers(admin, target);
     counts(admin, target);
 }
 
@@ -184,20 +184,20 @@ fn said(record: &Value, what: &str) -> bool {
         .is_some_and(|text| text.contains(what))
 }
 
-fn refuses_strangers(admin: &CliRunner, target: &str) {
-    let stranger = CliRunner::new(admin.state().with_file_name("stranger"));
+fn refuses_unknown_peers(admin: &CliRunner, target: &str) {
+    let unknown_peer = CliRunner::new(admin.state().with_file_name("stranger"));
     for operation in ["node/info", "node/log", "node/poweroff"] {
-        let answer = stranger.call(target, operation, &null(), &[]);
+        let answer = unknown_peer.call(target, operation, &null(), &[]);
         assert_eq!(
             (answer.status, answer.code().as_str()),
             (4, "UNAUTHENTICATED"),
             "{answer:?}"
         );
         // What an administrator has to add.
-        let key = stranger.identity();
+        let key = unknown_peer.identity();
         assert!(answer.errors.contains(&key), "{answer:?}");
     }
-    let seen = json_of(&stranger, &["ops", target]);
+    let seen = json_of(&unknown_peer, &["ops", target]);
     let seen: Vec<_> = seen.as_array().expect("a list").iter().map(name).collect();
     assert_eq!(seen, OPEN);
 }

@@ -29,7 +29,7 @@ fn made(who: &CliRunner, node: &HostNode, more: &[&str]) -> (String, String) {
 }
 
 /// Connects over TCP without a key, as a program without a key does.
-async fn stranger(node: &HostNode) -> (EndpointDialer, Connection, CallConnection) {
+async fn unknown_peer(node: &HostNode) -> (EndpointDialer, Connection, CallConnection) {
     let dialer = EndpointDialer::new(None);
     let target: Target = node.target().parse().expect("a target");
     let connection = dialer.dial_over(Carriage::Tcp, &target, ALPN).await;
@@ -63,7 +63,7 @@ async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
     ];
     let (text, key_id) = made(admin, &node, &scopes);
     assert!(text.starts_with(&format!("alk_{key_id}_")), "{key_id}");
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     for (operation, expected) in [("peer/list", "ok"), ("node/metrics", "FORBIDDEN")] {
         assert_eq!(
             code(&client, &text, operation, &Value::Null).await,
@@ -94,7 +94,7 @@ async fn a_token_works_from_when_it_is_made_until_it_is_taken_back() {
     assert!(one["last_used"].is_string(), "it was used: {one}");
 
     // A connection that lives by it ends with it.
-    let (_other, live, session) = stranger(&node).await;
+    let (_other, live, session) = unknown_peer(&node).await;
     session
         .authenticate(&AuthToken::new(text.clone()))
         .await
@@ -117,7 +117,7 @@ async fn no_caller_makes_a_token_with_more_rights_than_its_own() {
     let bench = TestBench::new();
     let (node, admin) = (bench.host(), bench.admin());
     let (text, _) = made(admin, &node, &["--scope", "admin", "--scope", "fs:*"]);
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     for (scopes, expected) in [
         (json!(["admin", "fs:read"]), "ok"),
         (json!(["*"]), "FORBIDDEN"),
@@ -149,7 +149,7 @@ async fn no_caller_makes_a_token_with_more_rights_than_its_own() {
     assert!(child.expect("less than an hour").value()["expires"].is_string());
     let unknown = client.call("token/list", &Value::Null).await;
     assert_eq!(
-        unknown.expect_err("a stranger").code,
+        unknown.expect_err("an unknown peer").code,
         ErrorCode::Unauthenticated
     );
 }
@@ -174,7 +174,7 @@ async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
     let admin = admin.identity();
     let grant = |scopes: &[&str]| node.call("config/apply", &with_token(&admin, &token, scopes));
     grant(&["runtime:debug", "peer:list"]);
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     client.authenticate(&token).await.expect("a good token");
     let line = json!({ "repl": "kept", "source": "(await ops.call('peer/list', {})).generation" });
     let line = async || client.call("runtime/eval", &line).await;
@@ -212,7 +212,7 @@ async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
         applied.expect("an administrator may");
     };
     grant("peer:list").await;
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     client.authenticate(&token).await.expect("a good token");
     let list = async |client: CallConnection| client.call("peer/list", &Value::Null).await;
     for round in 0..ROUNDS {
@@ -251,7 +251,7 @@ async fn a_token_ends_with_who_made_it() {
         let node = bench.host_with(&config);
         let (of_second, _) = made(&second, &node, &list);
         let (maker, maker_id) = made(admin, &node, &["--scope", "admin", "--scope", "peer:list"]);
-        let (_dialer, _connection, client) = stranger(&node).await;
+        let (_dialer, _connection, client) = unknown_peer(&node).await;
         let options = CallOptions {
             auth_token: Some(maker),
             ..CallOptions::default()
@@ -274,7 +274,7 @@ async fn a_token_ends_with_who_made_it() {
     };
     // Another document, without the second one.
     let node = bench.host_with("");
-    let (_dialer, _connection, client) = stranger(&node).await;
+    let (_dialer, _connection, client) = unknown_peer(&node).await;
     let asked = code(&client, &of_second, "peer/list", &Value::Null).await;
     assert_eq!(asked, "UNAUTHENTICATED");
     let left = token(admin, "list", &node, &[]).json();
@@ -353,6 +353,6 @@ fn tokens_outlive_the_node_and_those_of_the_configuration_are_its_own() {
             status
         );
     }
-    let stranger = bench.user("stranger");
-    assert_eq!(token(&stranger, "list", &node, &[]).status, 4);
+    let unknown_peer = bench.user("stranger");
+    assert_eq!(token(&unknown_peer, "list", &node, &[]).status, 4);
 }

@@ -166,14 +166,17 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
     let said = (health.status, health.text());
     assert_eq!(said, (503, "degraded: tls-cert-reload-failed\n".to_owned()));
 
-    let stranger = served.bench.user("stranger");
-    let refused = stranger.call(&served.target, "node/metrics", &Value::Null, &[]);
+    let unknown_peer = served.bench.user("stranger");
+    let refused = unknown_peer.call(&served.target, "node/metrics", &Value::Null, &[]);
     assert_eq!(refused.code(), "UNAUTHENTICATED");
     let wrong = AuthToken::generate().expect("randomness");
-    let refused = served.metrics(&stranger, &wrong).await;
+    let refused = served.metrics(&unknown_peer, &wrong).await;
     let refused = refused.expect_err("a wrong token");
     assert_eq!(refused.code.name(), "UNAUTHENTICATED");
-    let told = served.metrics(&stranger, &token).await.expect("allowed");
+    let told = served
+        .metrics(&unknown_peer, &token)
+        .await
+        .expect("allowed");
     let told = told.value();
     let values = &told["values"];
     let end = values["alknet_cert_expiry_seconds{name=\"good.test\"}"].as_f64();

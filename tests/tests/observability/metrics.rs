@@ -46,7 +46,7 @@ const PEER: &str = "b6d1-peer-marker";
 /// Seeds of the keys in use.
 const NODE_SEED: [u8; 32] = [0xd7; 32];
 const PEER_SEED: [u8; 32] = [0xe9; 32];
-const STRANGER_SEED: [u8; 32] = [0xf3; 32];
+const UNKNOWN_PEER_SEED: [u8; 32] = [0xf3; 32];
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 
@@ -298,19 +298,19 @@ async fn known(lab: &MetricsLab, token: &AuthToken) {
 
 /// The requests of an unknown peer, until the node refuses its guesses.
 async fn unknown(lab: &MetricsLab, token: &AuthToken) -> AuthToken {
-    let stranger = EndpointDialer::new(Some(NodeKey::from_seed(&STRANGER_SEED)));
+    let unknown_peer = EndpointDialer::new(Some(NodeKey::from_seed(&UNKNOWN_PEER_SEED)));
     let wrong = AuthToken::generate().expect("randomness");
-    let (_connection, client) = lab.client(&stranger, Carriage::Tcp).await;
+    let (_connection, client) = lab.client(&unknown_peer, Carriage::Tcp).await;
     assert_eq!(code(&client, "demo/echo", None).await, "UNAUTHENTICATED");
     assert_eq!(code(&client, "demo/echo", Some(token)).await, "ok");
-    let (_connection, client) = lab.client(&stranger, Carriage::Quic).await;
+    let (_connection, client) = lab.client(&unknown_peer, Carriage::Quic).await;
     for _ in 0..limits().failures_per_minute_max {
         assert_eq!(
             code(&client, "demo/echo", Some(&wrong)).await,
             "UNAUTHENTICATED"
         );
     }
-    let (_connection, client) = lab.client(&stranger, Carriage::Quic).await;
+    let (_connection, client) = lab.client(&unknown_peer, Carriage::Quic).await;
     assert_eq!(code(&client, "demo/echo", Some(&wrong)).await, "OVERLOADED");
     // And a client that speaks another protocol.
     let failed = || lab.server.counters().handshakes_failed;
@@ -327,7 +327,7 @@ async fn unknown(lab: &MetricsLab, token: &AuthToken) -> AuthToken {
     timeout(hung(), counted)
         .await
         .expect("noise is no handshake");
-    stranger.close().await;
+    unknown_peer.close().await;
     wrong
 }
 
@@ -450,7 +450,7 @@ async fn everything_is_counted_and_no_secret_appears() {
         secret_part(&wrong),
         hex(NODE_SEED),
         hex(PEER_SEED),
-        hex(STRANGER_SEED),
+        hex(UNKNOWN_PEER_SEED),
         PAYLOAD.to_owned(),
         SCOPE.to_owned(),
     ];

@@ -396,7 +396,7 @@ fn a_document_is_tried_applied_and_kept() {
 fn what_is_refused_says_why_and_with_which_code() {
     let served = FileNode::start("");
     let edge = served.bench.user("edge");
-    let stranger = served.bench.user("stranger");
+    let unknown_peer = served.bench.user("stranger");
     served.write(&peer("edge", &edge, ""));
     served.wait_for("the peer is in", |info| info["config"]["generation"] == 2);
     let new = served.bench.path().join("new.toml");
@@ -422,7 +422,7 @@ fn what_is_refused_says_why_and_with_which_code() {
         (2, "INVALID_INPUT")
     );
     assert!(lockout.errors.contains("node.admin_keys"), "{lockout:?}");
-    for (who, code) in [(&edge, "FORBIDDEN"), (&stranger, "UNAUTHENTICATED")] {
+    for (who, code) in [(&edge, "FORBIDDEN"), (&unknown_peer, "UNAUTHENTICATED")] {
         let denied = apply(who, "");
         assert_eq!((denied.status, denied.code().as_str()), (4, code));
         let peers = who.run(who.command(&["peers", &served.target]));
@@ -442,8 +442,8 @@ async fn a_made_token_works_once_its_hash_is_in_the_file() {
         .expect("the binary can be started");
     let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");
     let text = |key: &str| made[key].as_str().unwrap_or_default().to_owned();
-    let stranger = served.bench.user("stranger");
-    let (_dialer, _connection, client) = served.dial(&stranger, Carriage::Quic).await;
+    let unknown_peer = served.bench.user("stranger");
+    let (_dialer, _connection, client) = served.dial(&unknown_peer, Carriage::Quic).await;
     let options = CallOptions {
         auth_token: Some(text("token")),
         ..CallOptions::default()

@@ -34,11 +34,13 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
         + &entry(&useless, "\"other\"");
     let lab = IdentityLab::start(&text, EndpointLimits::default());
 
-    let stranger = NodeKey::generate().expect("a key");
-    let stranger = lab.connect(&stranger, Carriage::Quic).await;
-    let refused = stranger.work().await.expect_err("a stranger");
+    let unknown_peer = NodeKey::generate().expect("a key");
+    let unknown_peer = lab.connect(&unknown_peer, Carriage::Quic).await;
+    let refused = unknown_peer.work().await.expect_err("an unknown peer");
     assert_eq!(refused.code.name(), "UNAUTHENTICATED");
-    let answer = with_token(&stranger, &right).await.expect("a right token");
+    let answer = with_token(&unknown_peer, &right)
+        .await
+        .expect("a right token");
     let name = format!("key:{}", right.hash().expect("a token").key_id);
     assert_eq!(answer.value(), name.as_str());
 
@@ -53,7 +55,9 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
 
     // Revoked with the next document.
     lab.apply(&document(&[edge]));
-    let refused = with_token(&stranger, &right).await.expect_err("revoked");
+    let refused = with_token(&unknown_peer, &right)
+        .await
+        .expect_err("revoked");
     assert_eq!(refused.code.name(), "UNAUTHENTICATED");
 }
 

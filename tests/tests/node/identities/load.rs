@@ -24,7 +24,7 @@ const MANY_EACH: usize = 250;
 const GUEST_CALLS: usize = 4;
 /// In one of so many rounds a removed guest calls as an unknown peer: the limits count handshakes of unknown
 /// peers.
-const STRANGERS_EVERY: usize = 10;
+const UNKNOWN_EVERY: usize = 10;
 
 fn roomy() -> EndpointLimits {
     EndpointLimits {
@@ -109,9 +109,9 @@ async fn no_allowed_call_is_lost_and_none_that_is_not_allowed_is_answered() {
         for call in running {
             call.await.expect("no panic");
         }
-        if round % STRANGERS_EVERY == 0 {
+        if round % UNKNOWN_EVERY == 0 {
             let late = lab.connect(&guests[0].key, Carriage::Quic).await;
-            let refused = late.work().await.expect_err("a stranger");
+            let refused = late.work().await.expect_err("an unknown peer");
             assert_eq!(refused.code.name(), "UNAUTHENTICATED");
         }
     }

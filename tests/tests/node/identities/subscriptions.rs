@@ -99,10 +99,10 @@ async fn a_token_that_is_revoked_ends_what_it_started() {
     let with = |scope: &str| peers.clone() + &api_key(&token, scope);
     for carriage in CARRIAGES {
         let lab = IdentityLab::start(&with("work"), EndpointLimits::default());
-        let stranger = NodeKey::generate().expect("a key");
-        let stranger = lab.connect(&stranger, carriage).await;
+        let unknown_peer = NodeKey::generate().expect("a key");
+        let unknown_peer = lab.connect(&unknown_peer, carriage).await;
         let peer = lab.connect(&edge.key, carriage).await;
-        let mut narrowed = follow(&stranger, Some(&token)).await;
+        let mut narrowed = follow(&unknown_peer, Some(&token)).await;
         let mut own = follow(&peer, None).await;
         lab.apply(&with("less"));
         assert_eq!(end(&mut narrowed).await.code.name(), "FORBIDDEN");
@@ -129,8 +129,8 @@ async fn a_narrower_token_of_a_connection_ends_what_runs_on_it() {
     let token = AuthToken::generate().expect("randomness");
     for carriage in CARRIAGES {
         let lab = IdentityLab::start(&api_key(&token, "work"), EndpointLimits::default());
-        let stranger = NodeKey::generate().expect("a key");
-        let client = lab.connect(&stranger, carriage).await;
+        let unknown_peer = NodeKey::generate().expect("a key");
+        let client = lab.connect(&unknown_peer, carriage).await;
         client.client.authenticate(&token).await.expect("known");
         let mut narrowed = follow(&client, None).await;
         let began = Instant::now();
@@ -157,8 +157,8 @@ async fn a_call_that_comes_after_a_change_has_no_right_of_before() {
     let token = AuthToken::generate().expect("randomness");
     for carriage in CARRIAGES {
         let lab = IdentityLab::start(&api_key(&token, "work"), EndpointLimits::default());
-        let stranger = NodeKey::generate().expect("a key");
-        let client = Arc::new(lab.connect(&stranger, carriage).await);
+        let unknown_peer = NodeKey::generate().expect("a key");
+        let client = Arc::new(lab.connect(&unknown_peer, carriage).await);
         client.client.authenticate(&token).await.expect("known");
         for round in 0..ROUNDS {
             client.work().await.expect("allowed, at once again");
@@ -198,10 +198,14 @@ async fn a_query_is_not_answered_after_the_right_to_it() {
     for carriage in CARRIAGES {
         let lab = IdentityLab::start(&wide, EndpointLimits::default());
         let peer = lab.connect(&edge.key, carriage).await;
-        let stranger = NodeKey::generate().expect("a key");
-        let stranger = lab.connect(&stranger, carriage).await;
-        stranger.client.authenticate(&token).await.expect("known");
-        let waiting: Vec<_> = [&peer, &stranger]
+        let unknown_peer = NodeKey::generate().expect("a key");
+        let unknown_peer = lab.connect(&unknown_peer, carriage).await;
+        unknown_peer
+            .client
+            .authenticate(&token)
+            .await
+            .expect("known");
+        let waiting: Vec<_> = [&peer, &unknown_peer]
             .map(|client| Arc::clone(&client.client))
             .map(|client| tokio::spawn(async move { client.call(WAIT, &Value::Null).await }))
             .into();
