@@ -1,4 +1,4 @@
-//! Tokens: right ones, wrong ones, and too many wrong ones.
+//! Tokens: correct ones, wrong ones, and too many wrong ones.
 
 use alknet_call::{CallBody, CallError, CallOptions};
 use alknet_core::{AuthToken, Carriage};
@@ -44,7 +44,7 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
     let name = format!("key:{}", right.hash().expect("a token").key_id);
     assert_eq!(answer.value(), name.as_str());
 
-    // The connection's rights do not help a token that lacks them, or an unknown token.
+    // The connection's rights do not extend those of a token, or help an unknown token.
     let peer = lab.connect(&edge.key, Carriage::Quic).await;
     peer.work().await.expect("allowed");
     let refused = with_token(&peer, &useless).await.expect_err("other scopes");
@@ -96,7 +96,7 @@ async fn guesses_are_refused_and_no_other_client_of_the_network_notices() {
         let refused = with_token(guesser, &token()).await.expect_err("a guess");
         assert_eq!(refused.code.name(), "OVERLOADED");
         assert!(refused.retry_after_ms.is_some_and(|ms| ms > 0));
-        // The right token is accepted even after the guesses.
+        // The correct token is accepted even after the guesses.
         with_token(guesser, &right).await.expect("a right token");
     }
     session.work().await.expect("a session stays");
